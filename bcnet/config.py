@@ -1,0 +1,262 @@
+"""bcnet.toml and the flags, checked, as one configuration. Unknown keys and wrong types are errors.
+
+In: a TOML file (or nothing) and values from flags. Out: `Config`. Each field's description is also the
+comment that `bcnet init` writes, so the documentation cannot drift from what is read.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from bcnet.errors import ConfigError, UsageError
+
+CONFIG_FILE = Path("bcnet.toml")
+
+
+class Section(BaseModel):
+    """A table of bcnet.toml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = Field(
+        "digits", description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, or package.module:function"
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
+
+
+class DataConfig(Section):
+    """The images."""
+
+    name: str = Field(
+        "digits", description="digits, cifar10 or imagefolder:PATH, or package.module:function"
+    )
+    image_size: int | None = Field(None, ge=8, description="side in pixels; the dataset's own if not given")
+    train_limit: int | None = Field(None, ge=2, description="use only so many training images, of all classes")
+    test_limit: int | None = Field(None, ge=1, description="use only so many test images, of all classes")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
+    )
+    flip: bool = Field(False, description="mirror training images at random")
+    shift: int = Field(2, ge=0, description="shift training images by up to so many pixels")
+
+
+class SpaceConfig(Section):
+    """The widths to choose from."""
+
+    bins: int = Field(8, ge=2, description="width choices a group")
+    channel_multiple: int | None = Field(
+        None, ge=1, description="widths are multiples of this; the device profile's if not given"
+    )
+    min_width: float = Field(
+        0.125, gt=0, le=1, description="narrowest choice, as a part of a group's channels"
+    )
+
+
+class Optimisation(Section):
+    """How weights are trained."""
+
+    epochs: int = Field(ge=0, description="passes over the training images")
+    learning_rate: float = Field(gt=0, description="highest learning rate (cosine schedule after warm-up)")
+
+
+class TrainConfig(Optimisation):
+    """The supernet, and the settings that fine-tuning shares with it."""
+
+    epochs: int = Field(12, ge=1, description="passes over the training images")
+    learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
+    method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
+        "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
+    )
+    complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
+    batch_size: int = Field(64, ge=1, description="images a step")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay, not on biases and normalisation")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
+    amp: bool = Field(True, description="mixed precision on CUDA")
+    train_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train: auto, cpu, cuda")
+
+
+class SearchConfig(Section):
+    """The budget and the evolution."""
+
+    latency_ms: float | None = Field(None, description="budget in milliseconds")
+    latency: str | None = Field(None, description='budget as a part of the full network, as "60%"')
+    min_accuracy: float | None = Field(
+        None, description="instead of a budget: the fastest network with at least this accuracy (0 to 1)"
+    )
+    population: int = Field(24, ge=2, description="candidates a generation")
+    generations: int = Field(8, ge=0, description="generations after the first")
+    mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
+    measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
+    recalibration_images: int = Field(512, ge=1, description="training images for batch-norm statistics")
+
+    @model_validator(mode="after")
+    def _check(self) -> "SearchConfig":
+        if sum(value is not None for value in (self.latency_ms, self.latency, self.min_accuracy)) > 1:
+            raise ValueError("give only one of latency_ms, latency and min_accuracy")
+        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
+            raise ValueError(f"latency_ms must be a number above zero, not {self.latency_ms}")
+        if self.latency is not None:
+            latency_share(self.latency)
+        if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
+            raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
+        return self
+
+
+class SliceConfig(Optimisation):
+    """Fine-tuning of the winner."""
+
+    epochs: int = Field(6, ge=0, description="passes over the training images")
+    learning_rate: float = Field(0.03, gt=0, description="highest learning rate")
+    from_scratch: bool = Field(
+        False, description="train the winner anew, for as many epochs as train and slice have together"
+    )
+
+
+class ExportConfig(Section):
+    """What the exported file is held to."""
+
+    output_tolerance: float = Field(
+        1e-3, gt=0, description="largest allowed output error, relative to the largest output"
+    )
+    accuracy_tolerance: float = Field(
+        0.005, ge=0, description="largest allowed drop of accuracy against PyTorch"
+    )
+    latency_tolerance: float = Field(
+        0.05, ge=0, description="how far the measured latency may exceed the budget (machines are noisy)"
+    )
+
+
+class Config(Section):
+    """Everything that a run is made from."""
+
+    seed: int = Field(0, ge=0, description="one seed for splits, training and search")
+    device: str = Field("cpu", description="target device: a hardware profile, see `bcnet devices`")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
+    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    slice: SliceConfig = Field(default_factory=lambda: SliceConfig())
+    export: ExportConfig = Field(default_factory=ExportConfig)
+
+
+def latency_share(text: str) -> float:
+    """`"60%"` as 0.6."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = math.nan
+    if not text.strip().endswith("%") or not (math.isfinite(share) and share > 0):
+        raise ValueError(f"a latency share is written as 60%, above zero, not '{text}'")
+    return share
+
+
+def load_config(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """The configuration from `file` (default: bcnet.toml if it is there), overridden by `flags`.
+
+    `flags` maps a section's name ("" for the top level) to `{key: value}`; values of None are left out.
+    Raises ConfigError for the file, UsageError for flags.
+    """
+    if file is not None and not file.exists():
+        raise ConfigError(f"{file} does not exist; write one with `bcnet init`")
+    path = file if file is not None else CONFIG_FILE
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+            raise ConfigError(f"{path} is not TOML: {cause}") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path} is a folder, not a file") from None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as cause:
+        raise ConfigError(f"{path}: {_explain(cause)}") from None
+    given = {name: {k: v for k, v in keys.items() if v is not None} for name, keys in (flags or {}).items()}
+    if "search" in given and {"latency_ms", "latency", "min_accuracy"} & given["search"].keys():
+        # A budget from a flag takes the place of the file's, whichever kind that was.
+        values["search"] = {
+            key: value
+            for key, value in values.get("search", {}).items()
+            if key not in ("latency_ms", "latency", "min_accuracy")
+        }
+    for name, keys in given.items():
+        if name:
+            values[name] = {**values.get(name, {}), **keys}
+        else:
+            values |= keys
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as cause:
+        raise UsageError(_explain(cause)) from None
+    return config
+
+
+def _explain(cause: ValidationError) -> str:
+    """One line for the first of pydantic's errors, with the nearest known key for an unknown one."""
+    error = cause.errors()[0]
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys_of(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key '{where}'; {hint}"
+    if error["type"] == "value_error":
+        return f"{where}: {error['ctx']['error']}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+
+
+def _keys_of(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Config
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return list(section.model_fields)
+
+
+def template() -> str:
+    """A commented bcnet.toml that holds every key with its default."""
+    lines = ["# bcnet.toml: every key with its default. Delete what you do not change.", ""]
+    sections = []
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            sections.append((name, field.annotation))
+        else:
+            lines += _lines(name, field)
+    for name, section in sections:
+        title = (section.__doc__ or "").splitlines()[0]
+        lines += ["", f"# {title}", f"[{name}]"]
+        for key, field in section.model_fields.items():
+            lines += _lines(key, field)
+    return "\n".join(lines) + "\n"
+
+
+def _lines(key: str, field: FieldInfo) -> list[str]:
+    default = field.get_default(call_default_factory=True)
+    if default is None:
+        example = {"latency_ms": "5.0", "latency": '"60%"', "min_accuracy": "0.9"}.get(key, "32")
+        return [f"# {field.description}", f"# {key} = {example}"]
+    if isinstance(default, bool):
+        value = str(default).lower()
+    elif isinstance(default, str):
+        value = f'"{default}"'
+    elif isinstance(default, dict):
+        value = "{}"
+    else:
+        value = repr(default)
+    return [f"# {field.description}", f"{key} = {value}"]

@@ -1,0 +1,64 @@
+"""Every error that bcnet raises on purpose. Each message is one line: what is wrong and how to mend it.
+
+BcnetError (exit 1)
+├── ConfigError        bcnet.toml: unknown key, wrong type, missing file
+├── DataError          dataset unknown, empty or unreadable
+├── ModelError         model unknown or not loadable
+├── SpaceError         widths or a space that do not fit a network
+├── ArtifactError      a file of a run is missing, stale, cut short or edited
+├── TableError         a latency table is unreadable or lacks rows
+├── DeviceError        a hardware profile is unknown or its runtime is not here
+├── BudgetError        no network can meet the budget
+├── UsageError (exit 2)    a flag has a value that cannot be meant
+└── CheckFailed (exit 3)   what was built did not pass its verification
+"""
+
+
+class BcnetError(Exception):
+    """Base of all errors that a message explains; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(BcnetError):
+    """The configuration file or one of its values cannot be used."""
+
+
+class DataError(BcnetError):
+    """The dataset is unknown, empty or unreadable."""
+
+
+class ModelError(BcnetError):
+    """The network is unknown or cannot be built."""
+
+
+class SpaceError(BcnetError):
+    """Widths do not belong to a space, or no space can be discovered in a network."""
+
+
+class ArtifactError(BcnetError):
+    """A file of a run is missing, stale, cut short or edited."""
+
+
+class TableError(BcnetError):
+    """A latency table is unreadable, or lacks what was asked of it."""
+
+
+class DeviceError(BcnetError):
+    """A hardware profile is unknown, or its runtime is not installed."""
+
+
+class BudgetError(BcnetError):
+    """No network of the space meets the budget."""
+
+
+class UsageError(BcnetError):
+    """A flag has a value that cannot be meant."""
+
+    exit_code = 2
+
+
+class CheckFailed(BcnetError):
+    """What was built did not pass its verification."""
+
+    exit_code = 3

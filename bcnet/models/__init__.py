@@ -1,0 +1,57 @@
+"""Reference networks by name, torchvision's, or a user's own function."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from bcnet.config import ModelConfig
+from bcnet.errors import ModelError
+from bcnet.imports import import_function
+from bcnet.models.channel_bench_macro import mobilenet, resnet
+from bcnet.models.digits import digits
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "digits": digits,
+    "cbm-mobilenet": mobilenet,
+    "cbm-resnet": resnet,
+}
+
+
+def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.Module:
+    """A freshly initialised network for images of `in_channels` and `num_classes` classes.
+
+    Raises ModelError: unknown name, wrong arguments.
+    """
+    name, _, argument = config.name.partition(":")
+    if config.name in NETWORKS:
+        function = NETWORKS[config.name]
+        given = {"in_channels": in_channels, "num_classes": num_classes}
+    elif name == "torchvision":
+        from torchvision import models
+
+        known = [known for known in models.list_models() if "/" not in known]
+        if argument not in models.list_models():
+            import difflib
+
+            near = difflib.get_close_matches(argument, known, n=3)
+            raise ModelError(f"torchvision has no model '{argument}'; near it: {', '.join(near) or 'nothing'}")
+        if in_channels != 3:
+            raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
+
+        def function(**args: object) -> nn.Module:
+            return models.get_model(argument, **args)  # type: ignore[no-any-return]
+
+        given = {"num_classes": num_classes, "weights": None}
+    elif argument:
+        function = import_function(config.name, ModelError)
+        given = {}
+    else:
+        there = ", ".join((*NETWORKS, "torchvision:NAME", "package.module:function"))
+        raise ModelError(f"unknown model '{config.name}'; there is: {there}")
+    try:
+        model = function(**{**given, **config.args})
+    except (TypeError, ValueError) as cause:
+        raise ModelError(f"model '{config.name}' with args {config.args}: {cause}") from None
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module")
+    return model

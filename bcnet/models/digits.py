@@ -1,0 +1,37 @@
+"""The embedded default: a small residual network for 32x32 images."""
+
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected where the shape changes (He et al., CVPR 2016)."""
+
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+def digits(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
+    """Stem and three residual blocks: 48, 96 and 192 channels at 16, 8 and 4 pixels."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(in_channels, 48, 3, 2, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU()),
+        ResidualBlock(48, 48, 48, 1),
+        ResidualBlock(48, 96, 96, 2),
+        ResidualBlock(96, 192, 192, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(192, num_classes),
+    )

@@ -1,0 +1,39 @@
+"""Progress bars and messages for people, always on stderr: stdout is for results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+stderr = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Print one line for the person who waits."""
+    stderr.print(message, markup=False)
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of `total` steps; the value is a function that advances it by one and may show a note."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(note: str = "") -> None:
+            bar.update(task, advance=1, note=note)
+
+        yield advance
+
+
+def announce(what: str, seconds: float) -> None:
+    """Say how long a step will take, when that is over a minute."""
+    if seconds > 60:
+        say(f"{what}: about {seconds / 60:.0f} min" if seconds >= 120 else f"{what}: about {seconds:.0f} s")

@@ -1,0 +1,231 @@
+"""The training loop that supernets and plain networks share: batches, optimiser, schedule, snapshots.
+
+In: parameters, and a step that fills their gradients for one batch. Out: trained parameters and the curve.
+Everything random depends on the seed and the epoch alone, so a loop that continues from a snapshot gives
+what an uninterrupted one gives.
+"""
+
+import ctypes
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.config import Config
+from bcnet.data import ImageData
+from bcnet.errors import ConfigError
+from bcnet.progress import progress_bar
+
+# (images, labels, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
+Step = Callable[[Tensor, Tensor, int], float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained; `bcnet.toml` documents each field."""
+
+    epochs: int
+    learning_rate: float
+    optimizer: str = "sgd"
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    flip: bool = False
+    shift: int = 0
+    amp: bool = False
+    device: str = "cpu"
+    seed: int = 0
+
+    @classmethod
+    def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
+        """The recipe of a configuration, for so many epochs at that learning rate."""
+        device = training_device(config)
+        return cls(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=config.train.optimizer,
+            batch_size=config.train.batch_size,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+            warmup_epochs=config.train.warmup_epochs,
+            label_smoothing=config.train.label_smoothing,
+            flip=config.data.flip,
+            shift=config.data.shift,
+            amp=config.train.amp and device == "cuda" and torch.cuda.is_bf16_supported(),
+            device=device,
+            seed=config.seed,
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy with label smoothing, the mean over the batch."""
+        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 on CUDA where `amp` is set: needs no loss scaling."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after `progress` epochs: linear warm-up, then a cosine to zero."""
+        warmup = min(self.warmup_epochs, self.epochs / 2)
+        if progress < warmup:
+            return self.learning_rate * (progress + 1e-3) / warmup
+        done = (progress - warmup) / max(self.epochs - warmup, 1e-9)
+        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state between two epochs: parameters and optimiser, all that a continued loop needs."""
+
+    epoch: int
+    tensors: dict[str, Tensor]
+
+
+def training_device(config: Config) -> str:
+    """cpu or cuda, as `train_device` says; auto takes CUDA where there is one."""
+    wanted = config.train.train_device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train_device is cuda, but PyTorch finds no CUDA device; use cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of augmented, normalised batches on the training device, in shuffled order."""
+    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+    order = torch.randperm(len(data.train), generator=generator)
+    for index in order.split(recipe.batch_size):
+        if len(index) < min(recipe.batch_size, len(order)):
+            return  # a small last batch would disturb the batch statistics
+        part = data.train.take(index)
+        images = augment(part.images, recipe, generator)
+        yield data.normalise(images.to(recipe.device)), part.labels.to(recipe.device)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with zeros."""
+    count, _, height, width = images.shape
+    if recipe.flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if recipe.shift:
+        pad = recipe.shift
+        padded = nn.functional.pad(images, (pad, pad, pad, pad))
+        top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
+        rows = (top + torch.arange(height))[:, :, None]
+        columns = (left + torch.arange(width))[:, None, :]
+        # Indexing around the channel axis moves it to the end.
+        images = padded[torch.arange(count)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+    return images
+
+
+def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
+    """Full batches in one pass over the training images."""
+    return max(1, len(data.train) // recipe.batch_size)
+
+
+def fit(
+    parameters: Mapping[str, nn.Parameter],
+    step: Step,
+    data: ImageData,
+    recipe: Recipe,
+    description: str,
+    *,
+    resume: Snapshot | None = None,
+    on_epoch: Callable[[Snapshot, float], None] | None = None,
+) -> list[float]:
+    """Train `parameters` in place; returns the mean loss of each epoch that was run.
+
+    `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
+    """
+    _keep_freed_memory()
+    optimizer = _optimizer(parameters, recipe)
+    first = 0
+    if resume is not None:
+        first = resume.epoch
+        _restore(parameters, optimizer, resume.tensors)
+    per_epoch = steps_an_epoch(data, recipe)
+    curve = []
+    with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
+        for epoch in range(first, recipe.epochs):
+            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout
+            losses = []
+            for number, (images, labels) in enumerate(batches(data, recipe, epoch)):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(epoch + number / per_epoch)
+                losses.append(step(images, labels, epoch * per_epoch + number))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+                advance(f"loss {losses[-1]:.3f}")
+            curve.append(sum(losses) / len(losses))
+            if on_epoch is not None:
+                on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])
+    return curve
+
+
+def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: str) -> list[float]:
+    """Train a plain network in place with `fit`; it is in eval mode, on the CPU, afterwards."""
+    model.to(recipe.device, memory_format=torch.channels_last).train()
+
+    def step(images: Tensor, labels: Tensor, _: int) -> float:
+        with recipe.autocast():
+            loss = recipe.loss(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    curve = fit(dict(model.named_parameters()), step, data, recipe, description)
+    model.requires_grad_(True).cpu().to(memory_format=torch.contiguous_format).eval()
+    return curve
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+
+
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer:{key}:{name}"] = value.cpu()
+    return tensors
+
+
+def _restore(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer:"):
+            _, slot, name = key.split(":", 2)
+            parameter = parameters[name]
+            # AdamW keeps its step counter on the CPU unless fused; `to` follows the parameter either way.
+            optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks: a small network's step spends half its time in mmap otherwise."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

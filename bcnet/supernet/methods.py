@@ -1,0 +1,171 @@
+"""Which channels a width takes, which widths a group offers, and how widths are drawn in training.
+
+One class a method. `l` is a group's channels, `b` its narrowest choice, `c` a width.
+- Unilateral (AutoSlim, arXiv 1903.11728): channels [0, c).
+- BCNet (arXiv 2105.10533, section 3.1): left [0, c) and right [l - c, l); complement l - c (section 3.2).
+- BCNetV2 (arXiv 2203.13714, section 4): l + b channels; left [0, c), right [l + b - c, l + b);
+  complement l + b - c, which is again in [b, l].
+Choices are closed under the complement (the widest of BCNet has none), so that with evenly drawn widths every
+channel is trained equally often.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import ClassVar, Literal, final
+
+import numpy as np
+
+from bcnet.errors import SpaceError
+
+Side = Literal["left", "right"]
+
+
+class Method(ABC):
+    """The rule that assigns channels to widths."""
+
+    name: ClassVar[str]
+    sides: ClassVar[tuple[Side, ...]]
+
+    @abstractmethod
+    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+        """Ascending widths a group of `channels` offers: about `bins`, the last is `channels`."""
+
+    @abstractmethod
+    def extra(self, choices: tuple[int, ...]) -> int:
+        """Channels that the supernet has beyond the network's own."""
+
+    @abstractmethod
+    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
+        """The width that together with `width` covers every channel once; None where there is none."""
+
+
+@final
+class Unilateral(Method):
+    """AutoSlim's rule: a width is always the leftmost channels."""
+
+    name = "unilateral"
+    sides = ("left",)
+
+    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+        return _symmetric_choices(channels, bins, multiple, minimum)
+
+    def extra(self, choices: tuple[int, ...]) -> int:
+        return 0
+
+    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
+        return None
+
+
+@final
+class BCNet(Method):
+    """Both ends: every channel serves the same number of (width, side) pairs."""
+
+    name = "bcnet"
+    sides = ("left", "right")
+
+    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+        return _symmetric_choices(channels, bins, multiple, minimum)
+
+    def extra(self, choices: tuple[int, ...]) -> int:
+        return 0
+
+    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
+        return choices[-1] - width if width < choices[-1] else None
+
+
+@final
+class BCNetV2(Method):
+    """Both ends of a group that is wider by its narrowest choice."""
+
+    name = "bcnetv2"
+    sides = ("left", "right")
+
+    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+        step = _step(channels, multiple)
+        narrowest = min(channels, max(step, math.ceil(minimum / step) * step))
+        return _spread(narrowest, channels, bins, step)
+
+    def extra(self, choices: tuple[int, ...]) -> int:
+        return choices[0]
+
+    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
+        return choices[0] + choices[-1] - width
+
+
+METHODS: dict[str, Method] = {method.name: method for method in (Unilateral(), BCNet(), BCNetV2())}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name. Raises SpaceError with what there is."""
+    if name not in METHODS:
+        raise SpaceError(f"unknown method '{name}'; there is: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _step(channels: int, multiple: int) -> int:
+    """The largest step that divides both `channels` and `multiple`: keeps complements aligned too."""
+    return math.gcd(channels, multiple)
+
+
+def _symmetric_choices(channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+    """Widths closed under c -> l - c, and the widest: l/bins, 2 l/bins, ... l, rounded in pairs."""
+    step = _step(channels, multiple)
+    lower = {
+        max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)
+    }
+    if bins % 2 == 0:
+        lower.add(channels // 2 // step * step)
+    kept = {width for width in lower if max(step, minimum) <= width <= channels / 2}
+    return tuple(sorted(kept | {channels - width for width in kept} | {channels}))
+
+
+def _spread(low: int, high: int, bins: int, step: int) -> tuple[int, ...]:
+    """At most `bins` multiples of `step` from `low` to `high`, closed under c -> low + high - c."""
+    count = max(1, min(bins - 1, (high - low) // step))
+    lower = {low + round((high - low) * index / count / step) * step for index in range(count // 2 + 1)}
+    return tuple(sorted(lower | {low + high - width for width in lower}))
+
+
+class WidthSampler:
+    """Draws training widths evenly: each group goes through a shuffled deck of its choices, over and over.
+
+    `at(step)` depends on nothing but the seed and the step, so a continued training draws what an
+    uninterrupted one would have drawn. With `complementary`, odd steps take the complements of the step
+    before; a width without a complement is drawn anew, from a deck of its own.
+    """
+
+    def __init__(
+        self, method: Method, choices: tuple[tuple[int, ...], ...], seed: int, complementary: bool
+    ) -> None:
+        self.method = method
+        self.choices = choices
+        self.seed = seed
+        self.paired = complementary and any(
+            method.complement(own, width) is not None for own in choices for width in own
+        )
+
+    def at(self, step: int) -> tuple[int, ...]:
+        """The widths of training step `step`, one a group."""
+        if not self.paired:
+            return tuple(self._draw(group, 0, step) for group in range(len(self.choices)))
+        drawn = tuple(self._draw(group, 0, step // 2) for group in range(len(self.choices)))
+        if step % 2 == 0:
+            return drawn
+        widths = []
+        for group, width in enumerate(drawn):
+            complement = self.method.complement(self.choices[group], width)
+            if complement is None:
+                # The widest comes once in each deck, so the deck's number counts how often it came.
+                complement = self._draw(group, 1, step // 2 // len(self.choices[group]))
+            widths.append(complement)
+        return tuple(widths)
+
+    def _draw(self, group: int, kind: int, index: int) -> int:
+        own = self.choices[group]
+        return own[_deck(len(own), self.seed, group, kind, index // len(own))[index % len(own)]]
+
+
+@lru_cache(maxsize=4096)
+def _deck(size: int, seed: int, group: int, kind: int, number: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng((seed, group, kind, number)).permutation(size).tolist())

@@ -1,0 +1,185 @@
+"""A path through the supernet: for each group a range of channels. Its tensors, its forward, its cut.
+
+In: a network, its space, widths and a side. Out: the path's parameters (`path_state`), the user's own module
+run with them (`forward_path`), or an ordinary small network (`cut`). All three share one arithmetic, so a
+cut network gives the path's outputs to the last bit.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bcnet.errors import SpaceError
+from bcnet.supernet.methods import Side
+from bcnet.supernet.space import Dimension, Widths, WidthSpace
+
+Path = tuple[tuple[int, int], ...]
+State = dict[str, Tensor]
+
+
+def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
+    """The channels [low, high) that each group's width takes on that side of the supernet."""
+    widths = space.check(widths)
+    if side == "left":
+        return tuple((0, width) for width in widths)
+    if side != "right":
+        raise SpaceError(f"a path's side is left or right, not '{side}'")
+    return tuple(
+        (group.supernet_channels - width, group.supernet_channels)
+        for group, width in zip(space.groups, widths, strict=True)
+    )
+
+
+def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[int, int]]:
+    """The ranges [low, high) of a supernet tensor's dimension that the path takes, one a segment."""
+    taken, start = [], 0
+    for segment in dimension:
+        if segment.group is None:
+            taken.append((start, start + segment.size))
+            start += segment.size
+        else:
+            low, high = path[segment.group]
+            taken.append((start + low * segment.size, start + high * segment.size))
+            start += space.groups[segment.group].supernet_channels * segment.size
+    return taken
+
+
+def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> State:
+    """The path's part of every tensor of a supernet's state: views, or copies behind a concatenation."""
+    taken = {}
+    for name, tensor in state.items():
+        for axis, dimension in space.dimensions.get(name, {}).items():
+            parts = [
+                tensor.narrow(axis, low, high - low) for low, high in ranges(space, dimension, path)
+            ]
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
+        taken[name] = tensor
+    return taken
+
+
+def supernet_state(model: nn.Module, space: WidthSpace, seed: int = 0) -> State:
+    """A supernet's tensors, copied from the network; groups with extra channels are widened.
+
+    Extra channels are drawn from the values that the tensor already has, so that they begin with the same
+    distribution as the others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    for name, axes in space.dimensions.items():
+        for axis, dimension in axes.items():
+            parts, start = [], 0
+            for segment in dimension:
+                count = segment.size * (1 if segment.group is None else space.groups[segment.group].channels)
+                own = state[name].narrow(axis, start, count)
+                parts.append(own)
+                start += count
+                extra = 0 if segment.group is None else space.groups[segment.group].extra * segment.size
+                if extra:
+                    shape = list(own.shape)
+                    shape[axis] = extra
+                    size = int(torch.tensor(shape).prod())
+                    values = own.flatten()[torch.randint(own.numel(), (size,), generator=generator)]
+                    parts.append(values.reshape(shape))
+            state[name] = torch.cat(parts, axis)
+    return state
+
+
+@contextmanager
+def _depthwise_groups(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give depthwise convolutions the group count of the path's weights, for the length of a call."""
+    modules = [model.get_submodule(name) for name in space.depthwise]
+    before = [module.groups for module in modules]
+    try:
+        for name, module in zip(space.depthwise, modules, strict=True):
+            module.groups = state[f"{name}.weight"].shape[0]  # type: ignore[assignment]
+        yield
+    finally:
+        for module, groups in zip(modules, before, strict=True):
+            module.groups = groups
+
+
+def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """The network's own forward on `x` (N, C, H, W), with a path's tensors in place of its own."""
+    with _depthwise_groups(model, space, state):
+        output: Tensor = functional_call(model, dict(state), (x,))
+    return output
+
+
+def forward_path(
+    model: nn.Module,
+    space: WidthSpace,
+    widths: Widths,
+    x: Tensor,
+    side: Side = "left",
+    state: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """The output of one path for a batch `x` (N, C, H, W).
+
+    `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used.
+    Raises SpaceError where widths do not fit, or where the method's supernet is wider than the network.
+    """
+    taken = path_state(_state_of(model, space, state), space, path_of(space, widths, side))
+    # A strided slice sums in another order than the contiguous weight of the cut network.
+    return run_with(model, space, {name: tensor.contiguous() for name, tensor in taken.items()}, x)
+
+
+def cut(
+    model: nn.Module,
+    space: WidthSpace,
+    widths: Widths,
+    side: Side = "left",
+    state: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """The path as an ordinary network of its own: a copy whose tensors are the path's, cloned."""
+    taken = path_state(_state_of(model, space, state), space, path_of(space, widths, side))
+    return with_state(model, space, taken)
+
+
+def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the network that holds clones of these tensors, its modules' attributes set to match."""
+    small = _copy_without_tensors(model)
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        holder, _, attribute = name.rpartition(".")
+        clone = state[name].detach().clone(memory_format=torch.contiguous_format)
+        requires_grad = trainable.get(name, parameter.requires_grad)
+        setattr(small.get_submodule(holder), attribute, nn.Parameter(clone, requires_grad=requires_grad))
+    for name, _ in list(model.named_buffers(remove_duplicate=False)):
+        holder, _, attribute = name.rpartition(".")
+        if name in state:
+            small.get_submodule(holder)._buffers[attribute] = state[name].detach().clone()
+    for name in space.depthwise:
+        small.get_submodule(name).groups = state[f"{name}.weight"].shape[0]  # type: ignore[assignment]
+    for module in small.modules():
+        if isinstance(module, nn.Conv2d):
+            module.out_channels = module.weight.shape[0]
+            module.in_channels = module.weight.shape[1] * module.groups
+        elif isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.num_features = len(module.running_mean)
+        elif isinstance(module, nn.PReLU):
+            module.num_parameters = len(module.weight)
+    return small
+
+
+def _copy_without_tensors(model: nn.Module) -> nn.Module:
+    """A deep copy of the modules that shares every tensor: each is replaced right after."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _state_of(
+    model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor] | None
+) -> Mapping[str, Tensor]:
+    if state is not None:
+        return state
+    if any(group.extra for group in space.groups):
+        raise SpaceError(
+            f"the supernet of '{space.method}' is wider than the network; pass state=supernet_state(...)"
+        )
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

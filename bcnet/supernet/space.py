@@ -1,0 +1,177 @@
+"""The width space of a network: which channels belong together, and what any choice of widths costs.
+
+In: groups and, for every parameter and buffer, which of its dimensions belongs to which group.
+Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` makes spaces from networks.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from bcnet.errors import SpaceError
+from bcnet.supernet.methods import Method, method_named
+
+
+class Widths(tuple[int, ...]):
+    """One channel count a group, in the order of the space's groups; prints as 16-32-64."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self))
+
+    def __repr__(self) -> str:
+        return f"Widths({self})"
+
+
+@dataclass(frozen=True)
+class WidthGroup:
+    """Channels that must be kept or dropped together.
+
+    `layers` are the modules that produce them; `choices` ascend to `channels`; `extra` channels exist in
+    the supernet only (BCNetV2).
+    """
+
+    name: str
+    channels: int
+    choices: tuple[int, ...]
+    layers: tuple[str, ...]
+    extra: int = 0
+
+    @property
+    def supernet_channels(self) -> int:
+        """Channels of this group in the supernet."""
+        return self.channels + self.extra
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of one dimension: `size` entries for each channel of `group`, or `size` fixed ones (None)."""
+
+    group: int | None
+    size: int
+
+
+Dimension = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer: its weight's name and its output positions an image."""
+
+    weight: str
+    positions: int
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that keep their width, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class WidthSpace:
+    """The groups of a network and how its tensors follow them.
+
+    `dimensions` maps a parameter's or buffer's name to its searchable dimensions {axis: segments};
+    `shapes` holds every tensor's full shape; `layers` are in execution order, as are `groups`.
+    """
+
+    method: str
+    groups: tuple[WidthGroup, ...]
+    dimensions: dict[str, dict[int, Dimension]]
+    shapes: dict[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    depthwise: tuple[str, ...]
+    frozen: tuple[Frozen, ...]
+
+    @cached_property
+    def rule(self) -> Method:
+        """The method that says which channels a width takes."""
+        return method_named(self.method)
+
+    def largest(self) -> Widths:
+        """Every group at full width: the original network."""
+        return Widths(group.channels for group in self.groups)
+
+    def smallest(self) -> Widths:
+        """Every group at its narrowest choice."""
+        return Widths(group.choices[0] for group in self.groups)
+
+    def random(self, rng: np.random.Generator) -> Widths:
+        """Every group at one of its choices, drawn evenly and independently."""
+        return Widths(group.choices[rng.integers(len(group.choices))] for group in self.groups)
+
+    def uniform(self, ratio: float, multiple: int = 1) -> Widths:
+        """Every group at `ratio` of its channels, rounded to `multiple` (at least one of it)."""
+        return Widths(
+            min(group.channels, max(multiple, round(group.channels * ratio / multiple) * multiple))
+            for group in self.groups
+        )
+
+    def check(self, widths: Iterable[int]) -> Widths:
+        """`widths` as Widths, if they fit: one a group, between 1 and the group's channels."""
+        checked = Widths(widths)
+        if len(checked) != len(self.groups):
+            raise SpaceError(f"{len(checked)} widths given, the space has {len(self.groups)} groups")
+        for group, width in zip(self.groups, checked, strict=True):
+            if not 1 <= width <= group.channels:
+                raise SpaceError(f"width {width} of group '{group.name}' is not within 1..{group.channels}")
+        return checked
+
+    def shape(self, name: str, widths: Widths) -> tuple[int, ...]:
+        """The shape of a tensor in the network of these widths."""
+        shape = list(self.shapes[name])
+        for axis, dimension in self.dimensions.get(name, {}).items():
+            shape[axis] = sum(
+                segment.size if segment.group is None else segment.size * widths[segment.group]
+                for segment in dimension
+            )
+        return tuple(shape)
+
+    def params(self, widths: Widths) -> int:
+        """Parameters of the network of these widths (buffers not counted)."""
+        return sum(int(np.prod(self.shape(name, widths))) for name in self.parameters)
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates an image, of convolutions and linear layers."""
+        return sum(
+            int(np.prod(self.shape(layer.weight, widths))) * layer.positions for layer in self.layers
+        )
+
+    def to_json(self) -> str:
+        """The space as JSON text."""
+        return _ADAPTER.dump_json(self, indent=1).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "WidthSpace":
+        """The space that `to_json` wrote. Raises SpaceError where the text is something else."""
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as cause:
+            raise SpaceError(f"not a width space of this version: {cause.errors()[0]['msg']}") from None
+
+
+_ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)
+
+
+def shares(space: WidthSpace) -> Mapping[int, set[int]]:
+    """Groups that meet in a layer: for each group, the others that index the same weight."""
+    meets: dict[int, set[int]] = {index: set() for index in range(len(space.groups))}
+    for layer in space.layers:
+        present = {
+            segment.group
+            for dimension in space.dimensions.get(layer.weight, {}).values()
+            for segment in dimension
+            if segment.group is not None
+        }
+        for group in present:
+            meets[group] |= present - {group}
+    return meets

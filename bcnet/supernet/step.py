@@ -1,0 +1,77 @@
+"""One training step of a supernet: the paths of drawn widths, each with a backward pass of its own.
+
+In: the supernet's parameters, widths, a batch. Out: the mean loss; gradients added to the parameters.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.paths import Path, path_of, path_state, ranges, run_with
+from bcnet.supernet.space import Widths, WidthSpace
+
+
+def supernet_step(
+    model: nn.Module,
+    space: WidthSpace,
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    widths: Widths,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+) -> float:
+    """Run every side's path on the batch and add its gradients, at equal weight; the mean loss.
+
+    Left and right run one after the other, so only one path's activations are held (BCNetV2). The path's
+    slices are the leaves: the gradient of a narrow slice costs what the slice costs, not what the supernet
+    costs.
+    """
+    total = 0.0
+    sides = space.rule.sides
+    for side in sides:
+        path = path_of(space, widths, side)
+        with torch.no_grad():
+            taken = path_state(parameters, space, path)
+        leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
+        for name, leaf in leaves.items():
+            # Adding each gradient as soon as it is there frees it before the next one is made.
+            leaf.register_post_accumulate_grad_hook(
+                lambda leaf, name=name, path=path: _add(parameters[name], space, name, path, leaf)
+            )
+        state = {**leaves, **path_state(buffers, space, path)}
+        with recipe.autocast():
+            loss = recipe.loss(run_with(model, space, state, images), labels) / len(sides)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:
+    """Add a slice's gradient into the gradient of the supernet's tensor, and free it."""
+    assert leaf.grad is not None
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    for part, gradient in _stretches(parameter.grad, leaf.grad, space, name, path):
+        part.add_(gradient)
+    leaf.grad = None
+
+
+def _stretches(
+    full: Tensor, part: Tensor, space: WidthSpace, name: str, path: Path
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of a supernet tensor and of its path's slice that correspond, one pair a stretch of channels."""
+    pairs = [(full, part)]
+    for axis, dimension in space.dimensions.get(name, {}).items():
+        split = []
+        for large, small in pairs:
+            start = 0
+            for low, high in ranges(space, dimension, path):
+                split.append(
+                    (large.narrow(axis, low, high - low), small.narrow(axis, start, high - low))
+                )
+                start += high - low
+        pairs = split
+    yield from pairs
