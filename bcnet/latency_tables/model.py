@@ -1,0 +1,141 @@
+"""A latency table bound to a space: widths in, milliseconds out, by array indexing.
+
+In: the network's layers as functions of its widths, and a table. Out: prices of single widths and of
+thousands at once.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bcnet.errors import TableError
+from bcnet.latency_tables.table import Calibration, LatencyTable, LayerSpec, Setting
+
+# (group or None, entries a channel or fixed entries): a sum of such terms is a channel count.
+Terms = tuple[tuple[int | None, int], ...]
+ENUMERABLE = 4096
+
+
+@dataclass(frozen=True)
+class LayerSlot:
+    """A fused layer of a network, its channels as functions of the widths.
+
+    `template` has the full channel counts; `nodes` are the names of its ONNX nodes.
+    """
+
+    name: str
+    template: LayerSpec
+    in_terms: Terms
+    out_terms: Terms
+    depthwise: bool
+    nodes: tuple[str, ...]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups that its latency depends on, ascending."""
+        return tuple(sorted({g for g, _ in self.in_terms + self.out_terms if g is not None}))
+
+    def at(self, widths: Sequence[int]) -> LayerSpec:
+        """The layer at these widths."""
+        in_channels = _count(self.in_terms, widths)
+        return replace(
+            self.template,
+            in_channels=in_channels,
+            out_channels=_count(self.out_terms, widths),
+            groups=in_channels if self.depthwise else self.template.groups,
+        )
+
+
+def _count(terms: Terms, widths: Sequence[int]) -> int:
+    return sum(size if group is None else size * widths[group] for group, size in terms)
+
+
+def specs_of(slot: LayerSlot, choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], LayerSpec] | None:
+    """The layer at every combination of its groups' choices {indices: layer}; None where that is too many."""
+    groups = slot.groups
+    sizes = [len(choices[group]) for group in groups]
+    if int(np.prod(sizes)) > ENUMERABLE:
+        return None
+    specs = {}
+    widths = [own[-1] for own in choices]
+    for index in itertools.product(*map(range, sizes)):
+        for group, i in zip(groups, index, strict=True):
+            widths[group] = choices[group][i]
+        specs[index] = slot.at(widths)
+    return specs
+
+
+class LatencyModel:
+    """Widths -> milliseconds: `offset + scale * sum of layers`, with the calibration's measured error."""
+
+    def __init__(
+        self,
+        table: LatencyTable,
+        setting: Setting,
+        slots: Sequence[LayerSlot],
+        choices: Sequence[tuple[int, ...]],
+        calibration: Calibration | None,
+    ) -> None:
+        """Raises TableError where the table lacks a layer of the space."""
+        self.table = table
+        self.setting = setting
+        self.slots = tuple(slots)
+        self.choices = tuple(choices)
+        self.calibration = calibration
+        self._arrays: list[tuple[tuple[int, ...], np.ndarray]] = []
+        self._others: list[LayerSlot] = []
+        summed: dict[tuple[int, ...], np.ndarray] = {}
+        known: dict[LayerSpec, float] = {}
+        for slot in self.slots:
+            specs = specs_of(slot, self.choices)
+            if specs is None:
+                self._others.append(slot)
+                continue
+            array = np.zeros([len(self.choices[group]) for group in slot.groups])
+            for index, spec in specs.items():
+                if spec not in known:
+                    known[spec] = table.latency_ms(spec, setting)
+                array[index] = known[spec]
+            # Layers that follow the same groups share one array: fewer look-ups a candidate.
+            summed[slot.groups] = summed[slot.groups] + array if slot.groups in summed else array
+        self._arrays = list(summed.items())
+
+    def layers_ms(self, indices: np.ndarray) -> np.ndarray:
+        """Sums of layers in ms, not calibrated, for choice indices (N, groups)."""
+        total = np.zeros(len(indices))
+        for groups, array in self._arrays:
+            total += array[tuple(indices[:, group] for group in groups)]
+        for slot in self._others:
+            for row, index in enumerate(indices):
+                widths = [own[i] for own, i in zip(self.choices, index, strict=True)]
+                total[row] += self.table.latency_ms(slot.at(widths), self.setting)
+        return total
+
+    def price_many(self, indices: np.ndarray) -> np.ndarray:
+        """Latencies in ms for choice indices (N, groups)."""
+        if self.calibration is None:
+            raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
+        return self.calibration.offset_ms + self.calibration.scale * self.layers_ms(indices)
+
+    def __call__(self, widths: Sequence[int]) -> float:
+        """The latency in ms of one network; widths between the choices are interpolated."""
+        if all(width in own for width, own in zip(widths, self.choices, strict=True)):
+            index = [own.index(width) for width, own in zip(widths, self.choices, strict=True)]
+            return float(self.price_many(np.array([index]))[0])
+        if self.calibration is None:
+            raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
+        layers = sum(self.table.latency_ms(slot.at(widths), self.setting) for slot in self.slots)
+        return self.calibration.offset_ms + self.calibration.scale * layers
+
+    def pairwise(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled."""
+        scale = self.calibration.scale if self.calibration else 1.0
+        return [(groups, array * scale) for groups, array in self._arrays]
+
+    def used(self) -> list[LayerSpec]:
+        """Every layer that the model may look up, where these can be listed."""
+        return [
+            spec for slot in self.slots for spec in (specs_of(slot, self.choices) or {}).values()
+        ]

@@ -1,0 +1,374 @@
+"""Stage 2, the latency table. In: a network's space and a device. Out: measured layers, calibrated.
+
+Layers are timed inside whole networks, with the runtime's own profile, so that each row holds what the layer
+costs where it stands: fused with its neighbours, in their memory layout. The sums are then calibrated on
+whole subnets, and the error on other subnets is measured and kept.
+"""
+
+import datetime
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from bcnet.artifacts import Run, digest, write_json
+from bcnet.config import Config
+from bcnet.errors import TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.model import LatencyModel, LayerSlot, specs_of
+from bcnet.latency_tables.probe import probe
+from bcnet.latency_tables.table import (
+    Calibration,
+    LatencyStat,
+    LatencyTable,
+    LayerSpec,
+    Row,
+    Session,
+    Setting,
+)
+from bcnet.progress import announce, progress_bar, say
+from bcnet.runtimes import runtime_named
+from bcnet.supernet.measure import measure_network, setting_of
+from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.project import load_project, model_key
+from bcnet.supernet.space import Widths, WidthSpace, shares
+
+NOISY = 0.025  # a row with a larger spread is measured again
+PASSES = 2
+EXTRA_PASSES = 2
+SUBNETS = 12  # whole subnets fitted, and as many held out
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build measured: rows that were missing, networks they were seen in, seconds."""
+
+    measured: int
+    rows: int
+    networks: int
+    seconds: float
+    calibration: Calibration
+
+
+def build_lut(
+    graph: OnnxSupernet,
+    profile: HwProfile,
+    table: LatencyTable,
+    *,
+    seed: int = 0,
+    save: Callable[[LatencyTable], None] = lambda table: None,
+) -> BuildReport:
+    """Add to `table` what it lacks for every width of `graph`'s space, measured on this machine.
+
+    `save` is called with the table after each pass over the networks. Nothing is measured when no row and
+    no calibration is missing.
+    """
+    start = time.perf_counter()
+    space, setting = graph.space, setting_of(profile)
+    choices = tuple(group.choices for group in space.groups)
+    networks, missing = _plan(graph, table, setting)
+    if missing:
+        number = len(table.sessions)
+        table.sessions.append(_session(profile))
+        _measure_rows(graph, profile, table, networks, missing, number, seed, save)
+    key = model_key(graph.slots, choices)
+    model = LatencyModel(table, setting, graph.slots, choices, None)
+    rows = table.digest_of(model.used(), setting)
+    calibration = table.calibrations.get((key, setting))
+    if calibration is None or calibration.rows != rows:
+        calibration = _calibrate(graph, profile, model, key, rows, seed)
+        table.calibrations[key, setting] = calibration
+        save(table)
+    return BuildReport(
+        measured=len(missing),
+        rows=len(set(model.used())),
+        networks=len(networks),
+        seconds=round(time.perf_counter() - start, 1),
+        calibration=calibration,
+    )
+
+
+def design(space: WidthSpace) -> list[Widths]:
+    """Networks that together show every pair of choices of every two groups that meet in a layer.
+
+    Network (i, j) gives a group of colour a the symbol (i + a * j) mod K. Groups that meet have colours
+    whose difference is coprime to K, so each pair of symbols occurs exactly once in K * K networks. Symbols
+    are folded onto a group's own choices, evenly.
+    """
+    colours = _colours(shares(space))
+    most = max(len(group.choices) for group in space.groups)
+    size = _smallest_modulus(max(most, 2), max(colours) + 1)
+    networks = []
+    for i, j in product(range(size), repeat=2):
+        symbols = [(i + colour * j) % size for colour in colours]
+        networks.append(
+            Widths(
+                group.choices[symbol * len(group.choices) // size]
+                for group, symbol in zip(space.groups, symbols, strict=True)
+            )
+        )
+    return list(dict.fromkeys(networks))
+
+
+def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Milliseconds of each layer in each run (layers, runs), from a runtime's per-node profile.
+
+    Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
+    layout) is charged to the layer that runs next, which asked for it.
+    """
+    owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
+    runs = len(profile[0][1])
+    total = np.zeros((len(slots), runs))
+    pending = np.zeros(runs)
+    last = 0
+    for name, durations in profile:
+        index = owner.get(re.sub(r"(_nchwc|/.*)$", "", name))
+        pending = pending + durations
+        if index is not None:
+            total[index] += pending
+            pending = np.zeros(runs)
+            last = index
+    total[last] += pending
+    return total
+
+
+def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> list[Widths]:
+    """Subnets from narrow to wide: independent draws would all land in the middle."""
+    subnets = []
+    for number in range(count):
+        centre = (number + 0.5) / count
+        subnets.append(
+            Widths(
+                group.choices[
+                    int(np.clip(round((centre + rng.normal(0, 0.25)) * (len(group.choices) - 1)), 0,
+                                len(group.choices) - 1))
+                ]
+                for group in space.groups
+            )
+        )
+    return subnets
+
+
+def _colours(meets: dict[int, set[int]]) -> list[int]:
+    """A greedy colouring: groups that meet in a layer get different colours; most neighbours first."""
+    colours: dict[int, int] = {}
+    for group in sorted(meets, key=lambda group: -len(meets[group])):
+        taken = {colours[other] for other in meets[group] if other in colours}
+        colours[group] = next(colour for colour in range(len(meets)) if colour not in taken)
+    return [colours[group] for group in range(len(meets))]
+
+
+def _smallest_modulus(at_least: int, colours: int) -> int:
+    """The smallest K whose every prime factor is at least the number of colours: differences are coprime."""
+    size = at_least
+    while any(size % factor == 0 for factor in range(2, colours)):
+        size += 1
+    return size
+
+
+def _plan(
+    graph: OnnxSupernet, table: LatencyTable, setting: Setting
+) -> tuple[list[Widths], set[LayerSpec]]:
+    """The layers that the table lacks, and networks that show them all."""
+    choices = [group.choices for group in graph.space.groups]
+    networks = design(graph.space)
+    needed: set[LayerSpec] = set()
+    for slot in graph.slots:
+        specs = specs_of(slot, choices)
+        needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
+    missing = {spec for spec in needed if (spec, setting) not in table.rows}
+    chosen, unseen = [], set(missing)
+    for widths in networks:
+        shown = {slot.at(widths) for slot in graph.slots} & unseen
+        if shown:
+            chosen.append(widths)
+            unseen -= shown
+    if unseen:
+        raise TableError(f"no network of the design shows {len(unseen)} layers, such as {min(unseen)}")
+    return chosen, missing
+
+
+def _measure_rows(
+    graph: OnnxSupernet,
+    profile: HwProfile,
+    table: LatencyTable,
+    networks: list[Widths],
+    missing: set[LayerSpec],
+    session: int,
+    seed: int,
+    save: Callable[[LatencyTable], None],
+) -> None:
+    """Profile the networks in passes, each in another order, and noisy ones again; fill in the rows."""
+    runtime = runtime_named(profile.runtime)
+    setting = setting_of(profile)
+    rng = np.random.default_rng(seed)
+    seen: dict[LayerSpec, list[np.ndarray]] = {spec: [] for spec in missing}
+
+    def profile_network(widths: Widths, runs: int) -> float:
+        times = charge(graph.slots, runtime.profile_nodes(graph.variant(widths), profile.threads, runs))
+        for slot, durations in zip(graph.slots, times, strict=True):
+            spec = slot.at(widths)
+            if spec in seen:
+                seen[spec].append(durations)
+        return float(np.median(times.sum(0)))
+
+    first = time.perf_counter()
+    full_ms = profile_network(networks[-1], 5)
+    seen = {spec: [] for spec in missing}  # the very first network also loads the runtime
+    runs = int(np.clip(round(60 / full_ms), 6, 30))
+    each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
+    announce(f"measuring {len(networks)} networks", each * len(networks) * PASSES)
+
+    def noisy() -> set[LayerSpec]:
+        """Rows that disagree between networks or runs, among those large enough to matter."""
+        return {
+            spec
+            for spec, observed in seen.items()
+            if (stat := _row_stat(observed)).spread > NOISY and stat.median_ms > 0.01 * full_ms
+        }
+
+    again = networks
+    for number in range(PASSES + EXTRA_PASSES):
+        with progress_bar(f"measuring layers, pass {number + 1}", len(again)) as advance:
+            for index in rng.permutation(len(again)):
+                profile_network(again[index], runs)
+                advance("")
+        for spec, observed in seen.items():
+            table.rows[spec, setting] = Row(spec, setting, _row_stat(observed), session)
+        save(table)
+        if number + 1 >= PASSES:
+            wanted = noisy()
+            again = [w for w in networks if any(slot.at(w) in wanted for slot in graph.slots)]
+            # A machine that stays noisy is not measured without end: at most as many again.
+            again = again[: len(networks) // 2]
+            if not again:
+                break
+
+
+def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
+    """Pool a layer's runs. Profiles count whole microseconds, so each network gives a mean, not a median."""
+    pooled = LatencyStat.of(np.concatenate(observed))
+    means = []
+    for durations in observed:
+        low, high = np.percentile(durations, [25, 75])
+        means.append(float(durations[(durations >= low) & (durations <= high)].mean()))
+    return replace(pooled, median_ms=round(float(np.median(means)), 5))
+
+
+def _session(profile: HwProfile) -> Session:
+    """Provenance of what is measured now."""
+    return Session(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        provenance={"runtime": profile.runtime, **runtime_named(profile.runtime).fingerprint()},
+        probe=probe(),
+    )
+
+
+def _calibrate(
+    graph: OnnxSupernet, profile: HwProfile, model: LatencyModel, key: str, rows: str, seed: int
+) -> Calibration:
+    """Fit `offset + scale * sum` on some whole subnets, and measure the error on others.
+
+    The fit minimises relative errors, so that small networks count as much as large ones. Every subnet is
+    measured twice, far apart in time; the difference is the noise.
+    """
+    rng = np.random.default_rng(seed + 1)
+    subnets = spread_widths(graph.space, rng, 2 * SUBNETS)
+    sums = model.layers_ms(
+        np.array(
+            [
+                [own.index(width) for own, width in zip(model.choices, widths, strict=True)]
+                for widths in subnets
+            ]
+        )
+    )
+    rounds: list[np.ndarray] = []
+    with progress_bar("calibrating on whole networks", 2 * len(subnets)) as advance:
+        for _ in range(2):
+            measured = np.zeros(len(subnets))
+            for index in rng.permutation(len(subnets)):
+                stat = measure_network(graph.variant(subnets[index]), profile, share=0.1)
+                measured[index] = stat.median_ms
+                advance("")
+            rounds.append(measured)
+    latencies = np.minimum(*rounds)
+    noise = float(np.mean(np.abs(rounds[0] - rounds[1]) / latencies))
+    fitted, held_out = np.arange(0, len(subnets), 2), np.arange(1, len(subnets), 2)
+    offset, scale = fit_calibration(sums[fitted], latencies[fitted])
+    predicted = offset + scale * sums[held_out]
+    errors = np.abs(predicted - latencies[held_out]) / latencies[held_out]
+    return Calibration(
+        model=key,
+        setting=model.setting,
+        rows=rows,
+        offset_ms=round(offset, 6),
+        scale=round(scale, 6),
+        fitted=len(fitted),
+        held_out=len(held_out),
+        mean_error=round(float(errors.mean()), 5),
+        within_5=round(float((errors <= 0.05).mean()), 4),
+        within_10=round(float((errors <= 0.10).mean()), 4),
+        spearman=round(rank_correlation(predicted, latencies[held_out]), 4),
+        noise=round(noise, 5),
+    )
+
+
+def fit_calibration(sums: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
+    """Offset (ms) and scale with the least squared relative errors of `offset + scale * sums`."""
+    matrix = np.stack([1 / measured, sums / measured], axis=1)
+    offset, scale = np.linalg.lstsq(matrix, np.ones(len(sums)), rcond=None)[0]
+    if scale <= 0:  # all subnets cost the same: only the ratio can be told
+        return 0.0, float(np.median(measured / sums))
+    return float(offset), float(scale)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def stage_inputs(config: Config) -> dict[str, str]:
+    """What this stage's manifest records."""
+    project = load_project(config)
+    inputs = {
+        "model": project.model_key,
+        "device": digest([project.profile.name, project.profile.setting]),
+    }
+    try:
+        model = project.latency_model()
+    except TableError:
+        return {**inputs, "table": "none"}
+    return {**inputs, "table": digest(asdict(model.calibration) if model.calibration else None)}
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Add what is missing to `latency_tables/<device>.json`; write the error report. Returns a summary."""
+    project = load_project(config)
+    stage, path = run.stage("build-lut"), project.table_path
+    table = LatencyTable.load(path) if path.exists() else LatencyTable(project.profile.name)
+    if table.device != project.profile.name:
+        raise TableError(f"{path} was measured on '{table.device}'; keep that file under another name")
+    report = build_lut(
+        project.graph, project.profile, table, seed=config.seed, save=lambda table: table.save(path)
+    )
+    if report.measured == 0:
+        say(f"{path} has all {report.rows} layers of this network; nothing measured")
+    stage.reopen()
+    summary = {
+        "stage": "build-lut",
+        "table": str(path),
+        "device": project.profile.name,
+        "rows_measured": report.measured,
+        "rows_used": report.rows,
+        "networks": report.networks,
+        "seconds": report.seconds,
+        "calibration": asdict(report.calibration),
+    }
+    write_json(stage.path("report.json"), summary)
+    stage.finish(stage_inputs(config), ("report.json",))
+    return summary

@@ -1,0 +1,213 @@
+"""Stage 1, supernet training. In: images and a width space. Out: supernet weights, and each step's loss.
+
+`train/`: supernet.safetensors, space.json, records.json (widths and loss of each step), curve.csv, and while
+training checkpoint.safetensors, from which a killed training continues.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run, digest, write_atomically, write_json
+from bcnet.config import Config
+from bcnet.data import ImageData
+from bcnet.errors import ArtifactError
+from bcnet.progress import announce, say
+from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch
+from bcnet.supernet.methods import WidthSampler
+from bcnet.supernet.paths import supernet_state
+from bcnet.supernet.project import load_project
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.step import supernet_step
+
+Record = tuple[Widths, float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained supernet: its tensors, widths and loss of every step, the mean loss of every epoch."""
+
+    state: dict[str, Tensor]
+    records: tuple[Record, ...]
+    curve: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands after an epoch."""
+
+    snapshot: Snapshot
+    records: tuple[Record, ...]
+    curve: tuple[float, ...]
+
+
+def train(
+    model: nn.Module,
+    space: WidthSpace,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    complementary: bool = True,
+    resume: Checkpoint | None = None,
+    on_epoch: Callable[[Checkpoint], None] | None = None,
+) -> TrainResult:
+    """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3)."""
+    state = supernet_state(model, space, recipe.seed)
+    names = set(space.parameters)
+    parameters = {
+        name: nn.Parameter(tensor.to(recipe.device)) for name, tensor in state.items() if name in names
+    }
+    buffers = {name: tensor.to(recipe.device) for name, tensor in state.items() if name not in names}
+    sampler = WidthSampler(
+        space.rule, tuple(group.choices for group in space.groups), recipe.seed, complementary
+    )
+    model = model.to(recipe.device).train()
+    records = list(resume.records) if resume else []
+    curve = list(resume.curve) if resume else []
+
+    def step(images: Tensor, labels: Tensor, number: int) -> float:
+        widths = Widths(sampler.at(number))
+        loss = supernet_step(model, space, parameters, buffers, widths, images, labels, recipe)
+        records.append((widths, round(loss, 5)))
+        return loss
+
+    def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
+        curve.append(round(mean_loss, 5))
+        if on_epoch is not None:
+            on_epoch(Checkpoint(snapshot, tuple(records), tuple(curve)))
+
+    fit(
+        parameters,
+        step,
+        data,
+        recipe,
+        "training the supernet",
+        resume=resume.snapshot if resume else None,
+        on_epoch=after_epoch,
+    )
+    model.cpu().eval()
+    trained = {**{name: p.detach() for name, p in parameters.items()}, **buffers}
+    return TrainResult(
+        {name: trained[name].cpu().contiguous() for name in state}, tuple(records), tuple(curve)
+    )
+
+
+def stage_inputs(config: Config) -> dict[str, str]:
+    """What this stage's manifest records: a change of any of these makes the supernet stale."""
+    recipe = config.train.model_dump(exclude={"train_device", "amp"})
+    augmentation = [config.data.flip, config.data.shift, config.seed]
+    return {**load_project(config).inputs(), "training settings": digest([recipe, augmentation])}
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Train and save; continue a killed training of the same settings. Returns a summary."""
+    from safetensors.torch import save_file
+
+    project = load_project(config)
+    recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
+    stage, inputs = run.stage("train"), stage_inputs(config)
+    checkpoint_path = stage.path("checkpoint.safetensors")
+    resume = _load_checkpoint(checkpoint_path, inputs)
+    if resume is not None:
+        say(f"continuing after epoch {resume.snapshot.epoch} of {recipe.epochs}")
+    done = resume.snapshot.epoch if resume else 0
+    announce("training the supernet", (recipe.epochs - done) * _seconds_an_epoch(config, recipe))
+    start = time.perf_counter()
+    result = train(
+        project.model,
+        project.space,
+        project.data,
+        recipe,
+        complementary=config.train.complementary,
+        resume=resume,
+        on_epoch=lambda checkpoint: _save_checkpoint(checkpoint_path, checkpoint, inputs),
+    )
+    seconds = time.perf_counter() - start
+    stage.reopen()
+    write_atomically(stage.path("supernet.safetensors"), lambda path: save_file(result.state, path))
+    space_text = project.space.to_json()
+    write_atomically(stage.path("space.json"), lambda path: _write(path, space_text))
+    write_json(stage.path("records.json"), [[list(widths), loss] for widths, loss in result.records])
+    lines = ["epoch,loss", *(f"{epoch},{loss}" for epoch, loss in enumerate(result.curve, 1))]
+    write_atomically(stage.path("curve.csv"), lambda path: _write(path, "\n".join(lines) + "\n"))
+    stage.finish(inputs, ("supernet.safetensors", "space.json", "records.json", "curve.csv"))
+    checkpoint_path.unlink(missing_ok=True)
+    return {
+        "stage": "train",
+        "folder": str(stage.folder),
+        "method": project.space.method,
+        "groups": len(project.space.groups),
+        "epochs": recipe.epochs,
+        "final_loss": result.curve[-1],
+        "seconds": round(seconds, 1),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
+    """Time one epoch's cost from two steps on a copy of the supernet."""
+    project = load_project(config)
+    state = supernet_state(project.model, project.space)
+    names = set(project.space.parameters)
+    parameters = {name: nn.Parameter(t.to(recipe.device)) for name, t in state.items() if name in names}
+    buffers = {name: t.to(recipe.device) for name, t in state.items() if name not in names}
+    widths = project.space.uniform(0.55)
+    model = project.model.to(recipe.device).train()
+    seconds = []
+    for _, (images, labels) in zip(range(3), batches(project.data, recipe, 0), strict=False):
+        start = time.perf_counter()
+        supernet_step(model, project.space, parameters, buffers, widths, images, labels, recipe)
+        seconds.append(time.perf_counter() - start)
+    model.cpu().eval()
+    return min(seconds) * steps_an_epoch(project.data, recipe)
+
+
+def _save_checkpoint(path: Path, checkpoint: Checkpoint, inputs: Mapping[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {
+        "inputs": json.dumps(dict(inputs)),
+        "epoch": str(checkpoint.snapshot.epoch),
+        "records": json.dumps([[list(widths), loss] for widths, loss in checkpoint.records]),
+        "curve": json.dumps(list(checkpoint.curve)),
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.snapshot.tensors.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:
+    """The checkpoint of a killed training of the same settings; None where there is none."""
+    if not path.exists():
+        return None
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if json.loads(metadata["inputs"]) != dict(inputs):
+                return None  # of other settings: begin anew
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            records = tuple((Widths(w), float(loss)) for w, loss in json.loads(metadata["records"]))
+            curve = tuple(json.loads(metadata["curve"]))
+            return Checkpoint(Snapshot(int(metadata["epoch"]), tensors), records, curve)
+    except Exception as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); delete it to train from the start") from None
+
+
+def load_records(run: Run) -> tuple[Record, ...]:
+    """Widths and loss of every step of a finished training."""
+    from bcnet.artifacts import read_json
+
+    stage = run.stage("train")
+    return tuple(
+        (Widths(widths), float(loss)) for widths, loss in read_json(stage.path("records.json"), stage.command)
+    )

@@ -1,0 +1,106 @@
+"""ONNX Runtime on the CPU: whole-network times, per-node times from its own profile, and outputs."""
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from bcnet.errors import DeviceError
+
+
+def fingerprint() -> dict[str, str]:
+    """Runtime version and processor."""
+    return {"runtime_version": onnxruntime.__version__, "processor": _processor()}
+
+
+def time_network(
+    model: bytes, threads: int, warmup_ms: float, seconds: float, iterations: int
+) -> np.ndarray:
+    """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""
+    session = _session(model, threads)
+    feed = _constant_input(session)
+    end = time.perf_counter() + warmup_ms / 1000
+    session.run(None, feed)
+    while time.perf_counter() < end:
+        session.run(None, feed)
+    samples = []
+    end = time.perf_counter() + seconds
+    while len(samples) < iterations or time.perf_counter() < end:
+        start = time.perf_counter()
+        session.run(None, feed)
+        samples.append((time.perf_counter() - start) * 1000)
+    return np.array(samples)
+
+
+def profile_nodes(model: bytes, threads: int, runs: int) -> list[tuple[str, np.ndarray]]:
+    """Node names of the optimised graph in order of execution, with their milliseconds in each run.
+
+    The first runs, which still allocate, are left out of the result.
+    """
+    warmup = 3
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(model, threads, profile=Path(folder) / "profile")
+        feed = _constant_input(session)
+        for _ in range(warmup + runs):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [event for event in events if event.get("cat") == "Node"]
+    names = [event["name"].removesuffix("_kernel_time") for event in nodes]
+    per_run, rest = divmod(len(nodes), warmup + runs)
+    if rest or per_run == 0 or names[:per_run] != names[-per_run:]:
+        raise DeviceError("ONNX Runtime's profile does not repeat from run to run; it cannot be read")
+    durations = np.array([event["dur"] for event in nodes], dtype=np.float64).reshape(-1, per_run) / 1000
+    return [(name, durations[warmup:, index]) for index, name in enumerate(names[:per_run])]
+
+
+def predictor(model: bytes, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Run the network on any number of images, in batches of the size that the file fixes."""
+    session = _session(model, threads)
+    (node,) = session.get_inputs()
+    batch = node.shape[0]
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        outputs = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            padding = np.zeros((batch - len(part), *part.shape[1:]), np.float32)
+            full = np.ascontiguousarray(np.concatenate([part, padding]) if len(padding) else part)
+            outputs.append(session.run(None, {node.name: full})[0][: len(part)])
+        return np.concatenate(outputs)
+
+    return predict
+
+
+def _session(model: bytes, threads: int, profile: Path | None = None) -> "onnxruntime.InferenceSession":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as cause:
+        reason = str(cause).splitlines()[0]
+        raise DeviceError(f"ONNX Runtime cannot load the network: {reason}") from None
+
+
+def _constant_input(session: "onnxruntime.InferenceSession") -> dict[str, np.ndarray]:
+    (node,) = session.get_inputs()
+    rng = np.random.default_rng(0)
+    return {node.name: rng.standard_normal(node.shape, dtype=np.float32)}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

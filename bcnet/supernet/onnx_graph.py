@@ -1,0 +1,265 @@
+"""The supernet as an ONNX graph: exported once, any widths' network by slicing its initialisers.
+
+In: a network and its space. Out: ONNX files of any widths in milliseconds, with stable node names, and the
+fused layers that a latency table prices.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
+from torch import nn
+
+from bcnet.errors import ModelError, SpaceError
+from bcnet.latency_tables.model import LayerSlot, Terms
+from bcnet.latency_tables.table import LayerSpec
+from bcnet.supernet.paths import path_of, ranges
+from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
+
+OPSET = 18
+# Operators that begin a fused layer; all others join the layer whose result they change.
+ANCHORS = frozenset(
+    "Conv ConvTranspose Gemm MatMul MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Concat "
+    "Resize LayerNormalization InstanceNormalization GroupNormalization Softmax".split()
+)
+SHAPE_ONLY = frozenset("Reshape Flatten Squeeze Unsqueeze Identity".split())
+
+
+def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
+    """Export a network in eval mode with PyTorch's current exporter, for inputs of exactly `input_shape`.
+
+    Nodes are named after their first output, so that names survive the runtime's fusions.
+    Raises ModelError with the exporter's reason.
+    """
+    model = model.eval()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (torch.zeros(input_shape),),
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as cause:
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise ModelError(f"PyTorch cannot export {type(model).__name__} to ONNX: {reason}") from cause
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    proto: ModelProto = program.model_proto
+    for node in proto.graph.node:
+        node.name = node.output[0]
+        del node.metadata_props[:]  # stack traces, with paths of this machine
+    del proto.graph.value_info[:]
+    return proto
+
+
+class OnnxSupernet:
+    """A network's ONNX graph with the space's dimensions attached to its initialisers."""
+
+    def __init__(self, model: nn.Module, space: WidthSpace, input_shape: tuple[int, ...]) -> None:
+        """`input_shape` is (batch, channels, height, width). Weights are the network's own."""
+        # The file holds the network's own tensors: a supernet's extra channels are not in it.
+        self.space = replace(space, groups=tuple(replace(group, extra=0) for group in space.groups))
+        self.proto = to_onnx(_with_statistics(model), input_shape)
+        graph = self.proto.graph
+        self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+        self.dimensions = self._attach()
+        inferred = shape_inference.infer_shapes(self.proto, strict_mode=True, data_prop=True)
+        self.shapes = {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+        }
+        self.slots = self._slots()
+
+    def variant(self, widths: Widths) -> bytes:
+        """The ONNX file of the network with these widths (left path of the network's own weights)."""
+        path = path_of(self.space, widths)
+        proto = ModelProto()
+        proto.CopyFrom(self._skeleton)
+        sliced = {}
+        for name, array in self.arrays.items():
+            for axis, dimension in self.dimensions.get(name, {}).items():
+                parts = [
+                    array[(slice(None),) * axis + (slice(low, high),)]
+                    for low, high in ranges(self.space, dimension, path)
+                ]
+                array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+            sliced[name] = array
+            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        for node in proto.graph.node:
+            if node.op_type == "Conv" and node.input[1] in self._depthwise_weights:
+                _set_attribute(node, "group", sliced[node.input[1]].shape[0])
+        return proto.SerializeToString()
+
+    def _attach(self) -> dict[str, dict[int, Dimension]]:
+        """Which axes of which initialiser follow which groups; prepares the graph for slicing."""
+        dimensions = {}
+        for name, axes in self.space.dimensions.items():
+            if name in self.arrays:
+                if self.arrays[name].shape != self.space.shapes[name]:
+                    raise SpaceError(
+                        f"the exporter changed the shape of '{name}'; its network cannot be sliced"
+                    )
+                dimensions[name] = axes
+        for node in self.proto.graph.node:
+            if node.op_type in ("Conv", "Gemm") and len(node.input) > 2:
+                weight, bias = node.input[1], node.input[2]
+                if 0 in dimensions.get(weight, {}) and bias not in dimensions:
+                    dimensions[bias] = {0: dimensions[weight][0]}
+            if node.op_type == "Reshape" and node.input[1] in self.arrays:
+                shape = self.arrays[node.input[1]]
+                if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
+                    self.arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
+        self._depthwise_weights = {f"{name}.weight" for name in self.space.depthwise}
+        self._skeleton = ModelProto()
+        self._skeleton.CopyFrom(self.proto)
+        del self._skeleton.graph.initializer[:]
+        return dimensions
+
+    def _slots(self) -> tuple[LayerSlot, ...]:
+        """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""
+        graph = self.proto.graph
+        batch_input = graph.input[0].name
+        channels: dict[str, Dimension] = {
+            batch_input: (Segment(None, self.shapes[batch_input][1]),),
+        }
+        layer_of: dict[str, int] = {}  # value -> its layer
+        order: dict[str, int] = {}  # value -> when it was made
+        layers: list[LayerSlot] = []
+        for number, node in enumerate(graph.node):
+            output = node.output[0]
+            shape = self.shapes.get(output, ())
+            inputs = [name for name in node.input if name in channels]
+            if not inputs:
+                continue  # made of constants: folded by the runtime
+            channels[output] = self._channels(node, inputs, channels, shape)
+            order[output] = number
+            latest = max(inputs, key=lambda name: order.get(name, -1))
+            owner = layer_of.get(latest)
+            joins = node.op_type not in ANCHORS and owner is not None
+            if joins and owner is not None and node.op_type not in SHAPE_ONLY:
+                joins = shape == self.shapes[layers[owner].name]
+            if joins and owner is not None:
+                layers[owner] = _joined(layers[owner], node, inputs, layer_of)
+            else:
+                owner = len(layers)
+                layers.append(self._layer(node, latest, channels))
+            for name in node.output:
+                layer_of[name] = owner
+                channels[name] = channels[output]
+                order[name] = number
+        return tuple(layers)
+
+    def _channels(
+        self,
+        node: NodeProto,
+        inputs: list[str],
+        channels: dict[str, Dimension],
+        shape: tuple[int, ...],
+    ) -> Dimension:
+        """The output's channel axis (1) as segments."""
+        if node.op_type in ("Conv", "Gemm"):
+            weight = node.input[1]
+            return self.dimensions.get(weight, {}).get(0, (Segment(None, self.arrays[weight].shape[0]),))
+        if node.op_type == "Concat":
+            return tuple(segment for name in inputs for segment in channels[name])
+        full = shape[1] if len(shape) > 1 else 1
+        for name in inputs:
+            dimension = channels[name]
+            size = self._size(dimension)
+            if size == full:
+                return dimension
+            if node.op_type in SHAPE_ONLY and size and full % size == 0:
+                return tuple(replace(segment, size=segment.size * (full // size)) for segment in dimension)
+        return (Segment(None, full),)
+
+    def _size(self, dimension: Dimension) -> int:
+        return sum(
+            segment.size * (1 if segment.group is None else self.space.groups[segment.group].channels)
+            for segment in dimension
+        )
+
+    def _layer(self, node: NodeProto, source: str, channels: dict[str, Dimension]) -> LayerSlot:
+        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        shape = self.shapes[source] if node.op_type in ANCHORS else self.shapes[node.output[0]]
+        spatial = (*shape[2:4], 1, 1)[:2]
+        depthwise = node.op_type == "Conv" and node.input[1] in self._depthwise_weights
+        kernel = attributes.get("kernel_shape", ())
+        if node.op_type == "Conv":
+            kernel = self.arrays[node.input[1]].shape[2:]
+        # A concatenation is keyed by the sum of its inputs, which is its output.
+        incoming = channels[node.output[0]] if node.op_type == "Concat" else channels[source]
+        outgoing = channels[node.output[0]]
+        return LayerSlot(
+            name=node.output[0],
+            template=LayerSpec(
+                op=node.op_type,
+                in_channels=self._size(incoming),
+                out_channels=self._size(outgoing),
+                kernel=tuple(kernel),
+                stride=tuple(attributes.get("strides", ())),
+                padding=tuple(attributes.get("pads", ())),
+                dilation=tuple(attributes.get("dilations", ())),
+                groups=int(attributes.get("group", 1)),
+                in_height=spatial[0],
+                in_width=spatial[1],
+            ),
+            in_terms=_terms(incoming),
+            out_terms=_terms(outgoing),
+            depthwise=depthwise,
+            nodes=(node.output[0],),
+        )
+
+
+def _with_statistics(model: nn.Module) -> nn.Module:
+    """A copy with batch-norm statistics that leave a bias behind when folded, as trained ones do."""
+    copied = copy.deepcopy(model).cpu()
+    generator = torch.Generator().manual_seed(0)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean.uniform_(0.1, 1.0, generator=generator)
+    return copied
+
+
+def _joined(
+    layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict[str, int]
+) -> LayerSlot:
+    """The layer with one more operator: a residual sum, an activation, or a mere change of shape."""
+    template = layer.template
+    if node.op_type not in SHAPE_ONLY:
+        sources = {layer_of.get(name) for name in inputs}
+        if node.op_type == "Add" and len(sources) > 1:
+            template = replace(template, add=True)
+        else:
+            followed = f"{template.activation}+{node.op_type}" if template.activation else node.op_type
+            template = replace(template, activation=followed)
+    return replace(layer, template=template, nodes=(*layer.nodes, *node.output))
+
+
+def _terms(dimension: Dimension) -> Terms:
+    return tuple((segment.group, segment.size) for segment in dimension)
+
+
+def _set_attribute(node: NodeProto, name: str, value: int) -> None:
+    for attribute in node.attribute:
+        if attribute.name == name:
+            attribute.i = value
+
