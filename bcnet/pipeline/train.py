@@ -202,12 +202,3 @@ def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None
     except Exception as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); delete it to train from the start") from None
 
-
-def load_records(run: Run) -> tuple[Record, ...]:
-    """Widths and loss of every step of a finished training."""
-    from bcnet.artifacts import read_json
-
-    stage = run.stage("train")
-    return tuple(
-        (Widths(widths), float(loss)) for widths, loss in read_json(stage.path("records.json"), stage.command)
-    )

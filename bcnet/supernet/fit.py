@@ -5,9 +5,11 @@ Everything random depends on the seed and the epoch alone, so a loop that contin
 what an uninterrupted one gives.
 """
 
+import copy
 import ctypes
 import math
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -182,6 +184,17 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
     curve = fit(dict(model.named_parameters()), step, data, recipe, description)
     model.requires_grad_(True).cpu().to(memory_format=torch.contiguous_format).eval()
     return curve
+
+
+def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
+    """How long `fit_network` would take, from three of its steps on a copy."""
+    probe = copy.deepcopy(model).to(recipe.device, memory_format=torch.channels_last).train()
+    seconds = []
+    for _, (images, labels) in zip(range(3), batches(data, recipe, 0), strict=False):
+        start = time.perf_counter()
+        recipe.loss(probe(images), labels).backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

@@ -77,7 +77,7 @@ class OnnxSupernet:
     def __init__(self, model: nn.Module, space: WidthSpace, input_shape: tuple[int, ...]) -> None:
         """`input_shape` is (batch, channels, height, width). Weights are the network's own."""
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
-        self.space = replace(space, groups=tuple(replace(group, extra=0) for group in space.groups))
+        self.space = space.without_extra()
         self.proto = to_onnx(_with_statistics(model), input_shape)
         graph = self.proto.graph
         self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}

@@ -119,10 +119,11 @@ def forward_path(
 ) -> Tensor:
     """The output of one path for a batch `x` (N, C, H, W).
 
-    `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used.
-    Raises SpaceError where widths do not fit, or where the method's supernet is wider than the network.
+    `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used, which
+    have no extra channels. Raises SpaceError where widths do not fit.
     """
-    taken = path_state(_state_of(model, space, state), space, path_of(space, widths, side))
+    full, space = _supernet_of(model, space, state)
+    taken = path_state(full, space, path_of(space, widths, side))
     # A strided slice sums in another order than the contiguous weight of the cut network.
     return run_with(model, space, {name: tensor.contiguous() for name, tensor in taken.items()}, x)
 
@@ -135,8 +136,8 @@ def cut(
     state: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """The path as an ordinary network of its own: a copy whose tensors are the path's, cloned."""
-    taken = path_state(_state_of(model, space, state), space, path_of(space, widths, side))
-    return with_state(model, space, taken)
+    full, space = _supernet_of(model, space, state)
+    return with_state(model, space, path_state(full, space, path_of(space, widths, side)))
 
 
 def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
@@ -173,13 +174,10 @@ def _copy_without_tensors(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def _state_of(
+def _supernet_of(
     model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor] | None
-) -> Mapping[str, Tensor]:
+) -> tuple[Mapping[str, Tensor], WidthSpace]:
     if state is not None:
-        return state
-    if any(group.extra for group in space.groups):
-        raise SpaceError(
-            f"the supernet of '{space.method}' is wider than the network; pass state=supernet_state(...)"
-        )
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return state, space
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return own, space.without_extra()

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, digest
+from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData, load_data
-from bcnet.errors import ArtifactError, ModelError, SpaceError, TableError
+from bcnet.errors import ModelError, TableError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
@@ -53,6 +53,12 @@ class Project:
     def model_key(self) -> str:
         """Names this network's layers and choices in a latency table's calibrations."""
         return model_key(self.graph.slots, self.choices)
+
+    @property
+    def total_epochs(self) -> int:
+        """Passes over the training images that a winner has had in all: each side of the supernet counts."""
+        config = self.config
+        return config.train.epochs * len(self.space.rule.sides) + config.slice.epochs
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""
@@ -128,31 +134,6 @@ def fresh_model(config: Config, data: ImageData) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return build_model(config.model, data.input_shape[0], len(data.classes))
-
-
-def supernet_tensors(run: Run, project: Project) -> tuple[dict[str, Tensor], str]:
-    """The trained supernet of a run and its stage's digest.
-
-    Raises ArtifactError where it is missing, or was trained with another model, data or space.
-    """
-    stage = run.stage("train")
-    key = stage.require(project.inputs())
-    try:
-        space = WidthSpace.from_json(stage.path("space.json").read_text(encoding="utf-8"))
-    except SpaceError as cause:
-        raise ArtifactError(f"{stage.path('space.json')}: {cause}; run `{stage.command}` again") from None
-    assert space == project.space
-    return load_tensors(stage.path("supernet.safetensors"), stage.command), key
-
-
-def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `mend` is the command that makes it anew."""
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except Exception as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}); run `{mend}` again") from None
 
 
 def _data_digest(data: ImageData) -> str:

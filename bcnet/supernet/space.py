@@ -5,7 +5,7 @@ Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` mak
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -96,6 +96,10 @@ class WidthSpace:
     def rule(self) -> Method:
         """The method that says which channels a width takes."""
         return method_named(self.method)
+
+    def without_extra(self) -> "WidthSpace":
+        """The space of the network's own tensors, which lack a supernet's extra channels."""
+        return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
     def largest(self) -> Widths:
         """Every group at full width: the original network."""

@@ -1,0 +1,65 @@
+"""bcnet: put a CNN onto a device inside a latency budget. Names are loaded on first use."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bcnet.latency_tables.model import LatencyModel as LatencyModel
+    from bcnet.latency_tables.table import LatencyTable as LatencyTable
+    from bcnet.pipeline.build_lut import build_lut as build_lut
+    from bcnet.pipeline.export import export as export
+    from bcnet.pipeline.search import SearchResult as SearchResult
+    from bcnet.pipeline.search import SearchSettings as SearchSettings
+    from bcnet.pipeline.search import search as search
+    from bcnet.pipeline.slice import slice as slice
+    from bcnet.pipeline.train import train as train
+    from bcnet.pipeline.verify import verify as verify
+    from bcnet.supernet.discover import discover_space as discover_space
+    from bcnet.supernet.onnx_graph import OnnxSupernet as OnnxSupernet
+    from bcnet.supernet.paths import cut as cut
+    from bcnet.supernet.paths import forward_path as forward_path
+    from bcnet.supernet.score import Score as Score
+    from bcnet.supernet.score import score as score
+    from bcnet.supernet.space import Widths as Widths
+    from bcnet.supernet.space import WidthSpace as WidthSpace
+
+_HOME = {
+    "LatencyModel": "bcnet.latency_tables.model",
+    "LatencyTable": "bcnet.latency_tables.table",
+    "OnnxSupernet": "bcnet.supernet.onnx_graph",
+    "Recipe": "bcnet.supernet.fit",
+    "Score": "bcnet.supernet.score",
+    "SearchResult": "bcnet.pipeline.search",
+    "SearchSettings": "bcnet.pipeline.search",
+    "WidthSpace": "bcnet.supernet.space",
+    "Widths": "bcnet.supernet.space",
+    "build_lut": "bcnet.pipeline.build_lut",
+    "cut": "bcnet.supernet.paths",
+    "discover_space": "bcnet.supernet.discover",
+    "export": "bcnet.pipeline.export",
+    "fit_network": "bcnet.supernet.fit",
+    "forward_path": "bcnet.supernet.paths",
+    "load_data": "bcnet.data",
+    "load_profile": "bcnet.hw_profiles",
+    "measure_network": "bcnet.supernet.measure",
+    "score": "bcnet.supernet.score",
+    "search": "bcnet.pipeline.search",
+    "slice": "bcnet.pipeline.slice",
+    "train": "bcnet.pipeline.train",
+    "verify": "bcnet.pipeline.verify",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'bcnet' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

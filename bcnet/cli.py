@@ -1,0 +1,415 @@
+"""The command line: parse, call, print. Help imports neither torch nor a runtime.
+
+Results go to stdout (one JSON object with --json), progress and messages to stderr. Exit codes: 0 done,
+1 an error that the message explains, 2 wrong usage, 3 a check failed, 130 interrupted.
+"""
+
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcnet.errors import BcnetError, UsageError
+
+if TYPE_CHECKING:
+    from bcnet.artifacts import Run
+    from bcnet.config import Config
+
+app = typer.Typer(
+    name="bcnet",
+    help="Put a CNN onto a device inside a latency budget: train a supernet, measure the device, search the "
+    "channel widths, slice and export the winner. `bcnet run` does all of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunName = Annotated[str, typer.Option("--run", help="Name of the run: its files are in runs/NAME/.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
+Device = Annotated[
+    str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")
+]
+LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
+Latency = Annotated[
+    str | None, typer.Option(help='Latency budget as a part of the full network, as "60%" (the default).')
+]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(help="No budget: the fastest network with at least this supernet accuracy, 0 to 1."),
+]
+TrainDevice = Annotated[
+    str | None, typer.Option(help="Where to train: auto, cpu or cuda. Not the target --device.")
+]
+
+
+@app.command()
+def init() -> None:
+    """Write a commented bcnet.toml with every setting and its default; never overwrites."""
+    from bcnet.config import CONFIG_FILE, template
+    from bcnet.errors import ConfigError
+
+    try:
+        with CONFIG_FILE.open("x", encoding="utf-8") as file:
+            file.write(template())
+    except FileExistsError:
+        raise ConfigError(f"{CONFIG_FILE} is already here; delete it first to start anew") from None
+    print(f"wrote {CONFIG_FILE}")
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str | None, typer.Option(help="Look at this model, as torchvision:resnet18, without any data.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=8, help="Image side for --model, in pixels.")] = 224,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show what can be searched in the model: groups, their layers and choices, what is frozen and why."""
+    from bcnet.config import load_config
+
+    settings = load_config(config, {"model": {"name": model}})
+    if model is None:
+        from bcnet.supernet.project import load_project
+
+        space = load_project(settings).space
+    else:
+        import torch
+
+        from bcnet.hw_profiles import load_profile
+        from bcnet.models import build_model
+        from bcnet.supernet.discover import discover_space
+
+        multiple = settings.space.channel_multiple or load_profile(settings.device).channel_multiple
+        space = discover_space(
+            build_model(settings.model, 3, 1000),
+            torch.zeros(1, 3, image_size, image_size),
+            bins=settings.space.bins,
+            channel_multiple=multiple,
+            min_width=settings.space.min_width,
+            method=settings.train.method,
+        )
+    full, small = space.largest(), space.smallest()
+    summary = {
+        "model": settings.model.name,
+        "groups": [
+            {"name": g.name, "channels": g.channels, "choices": list(g.choices), "layers": list(g.layers)}
+            for g in space.groups
+        ],
+        "frozen": [{"name": f.name, "channels": f.channels, "reason": f.reason} for f in space.frozen],
+        "params": space.params(full),
+        "macs": space.macs(full),
+        "smallest_params": space.params(small),
+        "smallest_macs": space.macs(small),
+    }
+    if as_json:
+        print(json.dumps(summary))
+        return
+    rows = [
+        [g.name, str(g.channels), " ".join(map(str, g.choices)), ", ".join(g.layers)] for g in space.groups
+    ]
+    _print_table(["group", "channels", "choices", "layers that make these channels"], rows)
+    _print_table(
+        ["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen]
+    )
+    print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
+    print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
+
+
+@app.command()
+def train(
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    train_device: TrainDevice = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 1: train the supernet. A killed training continues where it was."""
+    from bcnet.pipeline import train as stage
+
+    flags = {"": {"seed": seed}, "train": {"epochs": epochs, "train_device": train_device}}
+    _stage(stage.run, flags, run, config, as_json)
+
+
+@app.command("build-lut")
+def build_lut(
+    device: Device = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: measure what latency_tables/DEVICE.json lacks for this model, and how far its sums are off."""
+    from bcnet.pipeline import build_lut as stage
+
+    _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
+
+
+@app.command()
+def search(
+    latency_ms: LatencyMs = None,
+    latency: Latency = None,
+    min_accuracy: MinAccuracy = None,
+    device: Device = None,
+    population: Annotated[int | None, typer.Option(help="Candidates a generation.")] = None,
+    generations: Annotated[int | None, typer.Option(help="Generations after the first.")] = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 3: search the most accurate widths inside the budget. A killed search continues."""
+    from bcnet.pipeline import search as stage
+
+    flags = {
+        "": {"seed": seed, "device": device},
+        "search": {
+            **_budget(latency_ms, latency, min_accuracy),
+            "population": population,
+            "generations": generations,
+        },
+    }
+    _stage(stage.run, flags, run, config, as_json)
+
+
+@app.command("slice")
+def slice_(
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train the winner anew instead of fine-tuning it.")
+    ] = False,
+    train_device: TrainDevice = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 4: cut the winner out of the supernet as a plain network, and fine-tune it."""
+    from bcnet.pipeline import slice as stage
+
+    flags = {
+        "": {"seed": seed},
+        "train": {"train_device": train_device},
+        "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
+    }
+    _stage(stage.run, flags, run, config, as_json)
+
+
+@app.command()
+def export(
+    device: Device = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Stage 5: write the ONNX file and verify it: shapes, outputs, accuracy, latency. Exit 3 if it fails."""
+    from bcnet.pipeline import export as stage
+
+    _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
+
+
+@app.command("run")
+def run_all(
+    latency_ms: LatencyMs = None,
+    latency: Latency = None,
+    min_accuracy: MinAccuracy = None,
+    device: Device = None,
+    train_device: TrainDevice = None,
+    seed: Seed = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """All stages, skipping those whose results still match, and a comparison with a uniform network."""
+    from bcnet.artifacts import Run
+    from bcnet.config import load_config
+    from bcnet.pipeline import build_lut, compare, export, search, slice, train
+    from bcnet.progress import say
+
+    settings = load_config(
+        config,
+        {
+            "": {"seed": seed, "device": device},
+            "train": {"train_device": train_device},
+            "search": _budget(latency_ms, latency, min_accuracy),
+        },
+    )
+    target = Run.named(_checked_name(run))
+    stages: list[tuple[str, Callable[[], Mapping[str, str]], Callable[[Run, Config], dict[str, Any]]]] = [
+        ("train", lambda: train.stage_inputs(settings), train.run),
+        ("build-lut", lambda: build_lut.stage_inputs(settings), build_lut.run),
+        ("search", lambda: search.stage_inputs(target, settings), search.run),
+        ("slice", lambda: slice.stage_inputs(target, settings), slice.run),
+        ("export", lambda: export.stage_inputs(target, settings), export.run),
+        ("compare", lambda: compare.stage_inputs(target, settings), compare.run),
+    ]
+    for number, (name, inputs, stage) in enumerate(stages, 1):
+        if target.stage(name).matches(inputs()):
+            say(f"[{number}/{len(stages)}] {name}: already done")
+            continue
+        say(f"[{number}/{len(stages)}] {name}")
+        stage(target, settings)
+    summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _print_comparison(summary)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List the hardware profiles: those shipped, and your own in hw_profiles/."""
+    from bcnet.hw_profiles import load_profiles
+
+    profiles = load_profiles()
+    if as_json:
+        print(json.dumps({name: profile.model_dump() for name, profile in profiles.items()}))
+        return
+    rows = [
+        [name, p.runtime, p.precision, str(p.batch), str(p.threads), str(p.channel_multiple), p.description]
+        for name, p in profiles.items()
+    ]
+    _print_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
+
+
+def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:
+    return {"latency_ms": latency_ms, "latency": latency, "min_accuracy": min_accuracy}
+
+
+def _checked_name(run: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+        raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{run}'")
+    return run
+
+
+def _stage(
+    stage: "Callable[[Run, Config], dict[str, Any]]",
+    flags: Mapping[str, Mapping[str, Any]],
+    run: str,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Run one stage and print its summary."""
+    from bcnet.artifacts import Run
+    from bcnet.config import load_config
+
+    settings = load_config(config, flags)
+    summary = stage(Run.named(_checked_name(run)), settings)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for key, value in summary.items():
+        print(f"{key:<22} {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " ".join(map(str, value)) if value and not isinstance(value[0], dict) else f"{len(value)} entries"
+    return str(value)
+
+
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width of its own: do not fold what a script reads.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_comparison(summary: Mapping[str, Any]) -> None:
+    """The table that a run ends with."""
+    rows = []
+    for entry in summary["networks"]:
+        latency = entry["latency"]
+        rows.append(
+            [
+                entry["name"],
+                f"{entry['accuracy']:.2%} ({entry['accuracy_low']:.1%} to {entry['accuracy_high']:.1%})",
+                f"{latency['median_ms']:.3f}",
+                f"{latency['p90_ms']:.3f}",
+                f"{entry['params']:,}",
+                f"{entry['macs']:,}",
+                f"{entry['size_bytes']:,}",
+                str(entry["passes"]),
+            ]
+        )
+    _print_table(
+        [
+            "network",
+            "accuracy (95 % interval)",
+            "median ms",
+            "p90 ms",
+            "parameters",
+            "MACs",
+            "file bytes",
+            "passes",
+        ],
+        rows,
+    )
+    budget = f"budget {summary['budget_ms']:.3f} ms, " if summary["budget_ms"] is not None else ""
+    print(
+        f"on {summary['device']}: {budget}predicted {summary['predicted_ms']:.3f} ms; "
+        f"accuracy on {summary['test_images']} test images, through ONNX Runtime"
+    )
+    print(f"verified network: {summary['file']}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Errors are one line on stderr, without a traceback."""
+    import click
+
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(
+            args=list(arguments) if arguments is not None else None, prog_name="bcnet", standalone_mode=False
+        )
+        return result if isinstance(result, int) else 0
+    except BcnetError as error:
+        print(f"bcnet: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        print(f"bcnet: {error.format_message()} (see bcnet --help)", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("bcnet: interrupted; what was complete stays, the same command continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        hint = "; free some space" if error.errno == errno.ENOSPC else ""
+        print(f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; "
+              "what was complete stays", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""The last word of `bcnet run`: is the searched network better than doing nothing clever?
+
+In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, and the
+searched one. Full and uniform get as many passes over the training images as the searched one had in all
+(both sides of the supernet counted), with the same settings. All three are exported and timed alternately.
+
+`compare/`: result.json.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from bcnet.artifacts import Run, digest, read_json, write_json
+from bcnet.config import Config
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.table import LatencyStat
+from bcnet.pipeline.verify import check_file, file_accuracy
+from bcnet.progress import announce, progress_bar
+from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit
+from bcnet.supernet.measure import measure_network
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import cut
+from bcnet.supernet.project import Project, fresh_model, load_project
+from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.space import Widths
+
+ROUNDS = 3
+STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size."""
+
+    name: str
+    widths: Widths
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    latency: LatencyStat
+    params: int
+    macs: int
+    size_bytes: int
+    passes: int
+
+
+def compare(project: Project, searched: nn.Module, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
+    """Train, export and time the full and the uniform network beside the searched one."""
+    space, profile = project.space, project.profile
+    uniform = uniform_as_fast(project, widths)
+    wanted = {"full": space.largest(), "uniform": uniform}
+    networks = {name: cut(fresh_model(project.config, project.data), space, w) for name, w in wanted.items()}
+    announce(
+        "training the full and the uniform network",
+        sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
+    )
+    for name, network in networks.items():
+        fit_network(network, project.data, recipe, f"training the {name} network")
+    networks["searched"], wanted["searched"] = searched, widths
+    shape = (profile.batch, *project.data.input_shape)
+    files = {}
+    for name, network in networks.items():
+        proto = to_onnx(network, shape)
+        check_file(proto)
+        files[name] = proto.SerializeToString()
+    latencies: dict[str, list[LatencyStat]] = {name: [] for name in files}
+    with progress_bar("timing the three networks", ROUNDS * len(files)) as advance:
+        for _ in range(ROUNDS):
+            for name, content in files.items():
+                latencies[name].append(measure_network(content, profile))
+                advance("")
+    entries = []
+    for name, content in files.items():
+        accuracy = file_accuracy(content, project.data, profile)
+        low, high = wilson(accuracy, len(project.data.test))
+        entries.append(
+            Entry(
+                name=name,
+                widths=wanted[name],
+                accuracy=round(accuracy, 6),
+                accuracy_low=round(low, 6),
+                accuracy_high=round(high, 6),
+                latency=min(latencies[name], key=lambda stat: stat.median_ms),
+                params=space.params(wanted[name]),
+                macs=space.macs(wanted[name]),
+                size_bytes=len(content),
+                passes=project.total_epochs if name == "searched" else recipe.epochs,
+            )
+        )
+    return tuple(entries)
+
+
+def uniform_as_fast(project: Project, widths: Widths) -> Widths:
+    """The largest uniform narrowing whose measured latency is at most that of `widths`, measured beside it.
+
+    Bisection over the ratio. Raises BudgetError where even the narrowest is slower.
+    """
+    space, graph, profile = project.space, project.graph, project.profile
+    multiple = project.config.space.channel_multiple or profile.channel_multiple
+    options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
+    target = measure_network(graph.variant(widths), profile).median_ms
+
+    def fits(option: Widths) -> bool:
+        return measure_network(graph.variant(option), profile, share=0.5).median_ms <= target
+
+    if not fits(options[0]):
+        raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
+    low, high = 0, len(options)  # options[low] fits; options[high] does not, or is past the end
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(options[middle]) else (low, middle)
+    return options[low]
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of `count` trials (Wilson, 1927)."""
+    z = 1.959964
+    centre = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+    """What this stage's manifest records."""
+    project = load_project(config)
+    export = run.stage("export").require({"device": digest([project.profile.name, project.profile.setting])})
+    return {
+        "export": export,
+        "training settings": digest(
+            [config.train.model_dump(exclude={"train_device", "amp"}), config.slice.model_dump(), config.seed]
+        ),
+    }
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Compare and save. Returns a summary with one entry a network."""
+    project = load_project(config)
+    stage, inputs = run.stage("compare"), stage_inputs(run, config)
+    recipe = Recipe.of(config, project.total_epochs, config.train.learning_rate)
+    widths = searched_widths(run, project)
+    entries = compare(project, sliced_model(run, project), widths, recipe)
+    export = run.stage("export")
+    verified = read_json(export.path("verify.json"), export.command)
+    stage.reopen()
+    summary = {
+        "stage": "compare",
+        "device": project.profile.name,
+        "budget_ms": verified["budget_ms"],
+        "predicted_ms": verified["predicted_ms"],
+        "test_images": len(project.data.test),
+        "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
+        "file": verified["file"],
+    }
+    write_json(stage.path("result.json"), summary)
+    stage.finish(inputs, ("result.json",))
+    return summary
+

@@ -1,0 +1,107 @@
+"""Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
+
+`export/`: model.onnx, verify.json. A failed check leaves what stood there before.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+from torch import nn
+
+import bcnet
+from bcnet.artifacts import Run, digest, read_json, write_atomically, write_json
+from bcnet.config import Config
+from bcnet.errors import CheckFailed
+from bcnet.pipeline.verify import VerifyReport, verify
+from bcnet.progress import say
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import searched_widths, sliced_model
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The file and what verifying it found."""
+
+    proto: ModelProto
+    report: VerifyReport
+
+
+def export(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[str, str]) -> ModelProto:
+    """The network as ONNX for inputs of `input_shape`, with what a deployer needs to know as metadata."""
+    proto = to_onnx(model, input_shape)
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    return proto
+
+
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+    """What this stage's manifest records."""
+    project = load_project(config)
+    supernet = run.stage("train").require(project.inputs())
+    search = run.stage("search").require({"supernet": supernet, "device": project.profile.name})
+    return {
+        "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
+        "search": search,
+        "limits": digest(config.export.model_dump()),
+        "device": digest([project.profile.name, project.profile.setting]),
+    }
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Export, verify, save. Raises CheckFailed (exit 3) where a check did not pass."""
+    project = load_project(config)
+    stage, inputs = run.stage("export"), stage_inputs(run, config)
+    search = run.stage("search")
+    found = read_json(search.path("result.json"), search.command)
+    widths = searched_widths(run, project)
+    model = sliced_model(run, project)
+    data = project.data
+    metadata = {
+        "bcnet_version": bcnet.__version__,
+        "widths": str(widths),
+        "input": json.dumps({"layout": "NCHW", "shape": [project.profile.batch, *data.input_shape]}),
+        "preprocessing": json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std}),
+        "classes": json.dumps(data.classes),
+    }
+    proto = export(model, (project.profile.batch, *data.input_shape), metadata)
+    report = verify(
+        model,
+        proto,
+        project.space,
+        widths,
+        data,
+        project.profile,
+        config.export,
+        predicted_ms=float(found["best"]["predicted_ms"]),
+        budget_ms=found["budget_ms"],
+        full=project.graph.variant(project.space.largest()),
+    )
+    summary = {
+        "stage": "export",
+        "folder": str(stage.folder),
+        "file": str(stage.path("model.onnx")),
+        "device": project.profile.name,
+        **report.to_json(),
+    }
+    if not report.passed:
+        failed = stage.path("failed.json")
+        write_json(failed, summary)
+        raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
+    content = proto.SerializeToString()
+    stage.reopen()
+    write_atomically(stage.path("model.onnx"), lambda path: _write(path, content))
+    write_json(stage.path("verify.json"), summary)
+    stage.finish(inputs, ("model.onnx", "verify.json"))
+    stage.path("failed.json").unlink(missing_ok=True)
+    say(f"verified: {stage.path('model.onnx')}")
+    return summary
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)

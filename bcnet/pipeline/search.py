@@ -1,0 +1,450 @@
+"""Stage 3, evolutionary search. In: a supernet's scores, a latency model, a budget. Out: the best widths.
+
+Only networks that fit the budget are ever scored, none twice, and every loop ends. The best few are measured
+as whole networks on the device before one of them wins.
+
+`search/`: result.json, history.json (every scored candidate), pareto.json, and while searching state.json,
+from which a killed search continues.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bcnet.artifacts import Run, digest, read_json, write_json
+from bcnet.config import Config, latency_share
+from bcnet.errors import ArtifactError, BudgetError
+from bcnet.latency_tables.table import LatencyStat
+from bcnet.progress import announce, progress_bar, say
+from bcnet.supernet.measure import measure_network
+from bcnet.supernet.prior import prior as prior_population
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.saved import supernet_tensors, training_records
+from bcnet.supernet.score import Score, score
+from bcnet.supernet.space import Widths, WidthSpace
+
+LatencyOf = Callable[[Widths], float]
+ScoreOf = Callable[[Widths], Score | float]
+MeasureOf = Callable[[Widths], LatencyStat]
+ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
+ROUNDS = 3  # times the measured candidates may all miss the budget
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to look for, and how long. Exactly one of `budget_ms` and `min_accuracy` is given."""
+
+    budget_ms: float | None = None
+    min_accuracy: float | None = None
+    population: int = 24
+    generations: int = 8
+    mutation: float = 0.15
+    measured: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Scored widths: predicted latency in ms, accuracy and loss in the supernet, when they were found."""
+
+    widths: Widths
+    predicted_ms: float
+    score: Score
+    generation: int
+    measured: LatencyStat | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The winner and what it was chosen from. `note` says what a user should know."""
+
+    best: Candidate
+    top: tuple[Candidate, ...]
+    pareto: tuple[Candidate, ...]
+    history: tuple[Candidate, ...]
+    budget_ms: float | None
+    min_accuracy: float | None
+    seed: int
+    note: str = ""
+
+
+def search(
+    space: WidthSpace,
+    latency_of: LatencyOf,
+    score_of: ScoreOf,
+    settings: SearchSettings,
+    *,
+    prior: Sequence[np.ndarray] | None = None,
+    measure_of: MeasureOf | None = None,
+    resume: Sequence[Candidate] = (),
+    on_generation: Callable[[Sequence[Candidate]], None] | None = None,
+) -> SearchResult:
+    """The most accurate widths within a latency budget, or the fastest that are accurate enough.
+
+    `latency_of` gives ms, `score_of` an accuracy or a Score; `prior` holds each group's probabilities for
+    the first generation; `measure_of` times whole networks. `on_generation` gets all candidates so far,
+    and `resume` takes them: a continued search reaches the same candidates as one that was not killed.
+    Raises BudgetError: the budget is below the fastest network, or no candidate meets the demand.
+    """
+    if (settings.budget_ms is None) == (settings.min_accuracy is None):
+        raise BudgetError("a search needs a latency budget or a minimum accuracy, and not both")
+    evolution = _Evolution(space, latency_of, score_of, settings)
+    full = space.largest()
+    note = ""
+    if settings.budget_ms is not None:
+        fastest = _fastest(space, latency_of)
+        lowest = latency_of(fastest)
+        if lowest > settings.budget_ms:
+            raise BudgetError(
+                f"no network of this space meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
+                "raise the budget, or widen the choices (space.min_width, space.bins)"
+            )
+        if latency_of(full) <= settings.budget_ms:
+            # Nothing needs to be searched: the full network fits.
+            best = evolution.scored(full, 0)
+            best = replace(best, measured=measure_of(full) if measure_of else None)
+            note = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
+            return _result(settings, best, (best,), (best,), note)
+        evolution.anchor = fastest
+    candidates = evolution.run(prior, resume, on_generation)
+    ranked = evolution.ranked(candidates)
+    if settings.min_accuracy is not None and ranked[0].score.accuracy < settings.min_accuracy:
+        best_accuracy = max(candidate.score.accuracy for candidate in candidates)
+        raise BudgetError(
+            f"no candidate reaches an accuracy of {settings.min_accuracy:.4g} in the supernet: the best has "
+            f"{best_accuracy:.4g}; lower it, or train the supernet longer"
+        )
+    if measure_of is None:
+        note = "not measured: the latency is the table's prediction"
+        return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, note)
+    best, top = _measured_best(ranked, settings, measure_of)
+    return _result(settings, best, top, candidates, note)
+
+
+class _Evolution:
+    """Generations of candidates that all fit the budget."""
+
+    def __init__(
+        self, space: WidthSpace, latency_of: LatencyOf, score_of: ScoreOf, settings: SearchSettings
+    ) -> None:
+        self.space = space
+        self.latency_of = latency_of
+        self.score_of = score_of
+        self.settings = settings
+        self.anchor: Widths | None = None  # the fastest widths: repair can always end there
+
+    def run(
+        self,
+        prior: Sequence[np.ndarray] | None,
+        resume: Sequence[Candidate],
+        on_generation: Callable[[Sequence[Candidate]], None] | None,
+    ) -> tuple[Candidate, ...]:
+        found = {candidate.widths: candidate for candidate in resume}
+        first = 1 + max((candidate.generation for candidate in resume), default=-1)
+        total = (self.settings.generations + 1 - first) * self.settings.population
+        with progress_bar("searching", max(total, 0)) as advance:
+            for generation in range(first, self.settings.generations + 1):
+                # A generator of its own for each generation: a continued search draws the same.
+                rng = np.random.default_rng((self.settings.seed, generation))
+                parents = self.ranked(tuple(found.values()))[: max(2, self.settings.population // 2)]
+                fresh = self._propose(generation, rng, parents, prior, set(found))
+                if not fresh:
+                    break  # the space is exhausted
+                for widths in fresh:
+                    found[widths] = self.scored(widths, generation)
+                    best = self.ranked(tuple(found.values()))[0]
+                    advance(f"best {best.score.accuracy:.4f} at {best.predicted_ms:.3g} ms")
+                if on_generation is not None:
+                    on_generation(tuple(found.values()))
+        return tuple(found.values())
+
+    def scored(self, widths: Widths, generation: int) -> Candidate:
+        value = self.score_of(widths)
+        result = value if isinstance(value, Score) else Score(float(value))
+        return Candidate(widths, float(self.latency_of(widths)), result, generation)
+
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Best first: most accurate, or the fastest of those that are accurate enough."""
+        wanted = self.settings.min_accuracy
+        if wanted is None:
+            return sorted(candidates, key=lambda c: (c.score, -c.predicted_ms), reverse=True)
+        good = [c for c in candidates if c.score.accuracy >= wanted]
+        rest = [c for c in candidates if c.score.accuracy < wanted]
+        return sorted(good, key=lambda c: c.predicted_ms) + sorted(
+            rest, key=lambda c: c.score, reverse=True
+        )
+
+    def _propose(
+        self,
+        generation: int,
+        rng: np.random.Generator,
+        parents: Sequence[Candidate],
+        prior: Sequence[np.ndarray] | None,
+        seen: set[Widths],
+    ) -> list[Widths]:
+        fresh: list[Widths] = []
+        for _ in range(self.settings.population * ATTEMPTS):
+            if len(fresh) == self.settings.population:
+                break
+            if generation == 0 or len(parents) < 2:
+                widths = self._sample(rng, prior)
+            elif rng.random() < 0.5:
+                widths = self._mutate(parents[rng.integers(len(parents))].widths, rng)
+            else:
+                a, b = rng.choice(len(parents), 2, replace=False)
+                widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
+            widths = self._repaired(widths, rng)
+            if widths not in seen:
+                seen.add(widths)
+                fresh.append(widths)
+        return fresh
+
+    def _sample(self, rng: np.random.Generator, prior: Sequence[np.ndarray] | None) -> Widths:
+        if prior is None:
+            return self.space.random(rng)
+        return Widths(
+            group.choices[rng.choice(len(group.choices), p=p)]
+            for group, p in zip(self.space.groups, prior, strict=True)
+        )
+
+    def _mutate(self, widths: Widths, rng: np.random.Generator) -> Widths:
+        redrawn = rng.random(len(widths)) < self.settings.mutation
+        redrawn[rng.integers(len(widths))] = True
+        drawn = self.space.random(rng)
+        return Widths(
+            new if again else old for old, new, again in zip(widths, drawn, redrawn, strict=True)
+        )
+
+    def _cross(self, a: Widths, b: Widths, rng: np.random.Generator) -> Widths:
+        return Widths(
+            x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True)
+        )
+
+    def _repaired(self, widths: Widths, rng: np.random.Generator) -> Widths:
+        """Within the budget: groups step towards the fastest network, then one pass of steps up that fit.
+
+        Ends after as many steps as there are choices in all.
+        """
+        budget = self.settings.budget_ms
+        if budget is None or self.anchor is None:
+            return widths
+        index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
+        goal = [g.choices.index(width) for g, width in zip(self.space.groups, self.anchor, strict=True)]
+        while self.latency_of(self._at(index)) > budget:
+            movable = [group for group in range(len(index)) if index[group] != goal[group]]
+            group = movable[rng.integers(len(movable))]
+            index[group] += 1 if index[group] < goal[group] else -1
+        for group in rng.permutation(len(index)):
+            if index[group] + 1 < len(self.space.groups[group].choices):
+                index[group] += 1
+                if self.latency_of(self._at(index)) > budget:
+                    index[group] -= 1
+        return self._at(index)
+
+    def _at(self, index: Sequence[int]) -> Widths:
+        return Widths(g.choices[i] for g, i in zip(self.space.groups, index, strict=True))
+
+
+def _fastest(space: WidthSpace, latency_of: LatencyOf) -> Widths:
+    """The lowest latency: the narrowest widths, then each group in turn at its fastest choice.
+
+    Narrower is not always faster: an unaligned layer can cost more than a wider one.
+    """
+    best = space.smallest()
+    for _ in range(3):
+        before = best
+        for group, entry in enumerate(space.groups):
+            options = [Widths((*best[:group], width, *best[group + 1 :])) for width in entry.choices]
+            best = min(options, key=lambda widths: (latency_of(widths), widths))
+        if best == before:
+            break
+    return best
+
+
+def _measured_best(
+    ranked: Sequence[Candidate], settings: SearchSettings, measure_of: MeasureOf
+) -> tuple[Candidate, tuple[Candidate, ...]]:
+    """Measure the best few; the best that really is inside the budget wins."""
+    waiting = list(ranked)
+    if settings.min_accuracy is not None:
+        waiting = [c for c in waiting if c.score.accuracy >= settings.min_accuracy]
+    measured: list[Candidate] = []
+    tighter = settings.budget_ms
+    for _ in range(ROUNDS):
+        batch = [c for c in waiting if tighter is None or c.predicted_ms <= tighter][: settings.measured]
+        waiting = [c for c in waiting if c not in batch]
+        fresh = [replace(c, measured=measure_of(c.widths)) for c in batch]
+        measured += fresh
+        if settings.budget_ms is None:
+            # The fastest as measured.
+            return min(fresh, key=lambda c: c.measured.median_ms if c.measured else 0.0), tuple(measured)
+        for candidate in measured:  # in the order of their scores
+            if candidate.measured and candidate.measured.median_ms <= settings.budget_ms:
+                return candidate, tuple(measured)
+        ratios = [c.measured.median_ms / c.predicted_ms for c in fresh if c.measured]
+        tighter = settings.budget_ms / max(1.0, float(np.median(ratios))) if ratios else tighter
+    closest = min(c.measured.median_ms for c in measured if c.measured)
+    raise BudgetError(
+        f"none of the {len(measured)} best candidates, measured as whole networks, is within "
+        f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g} ms. The machine may be busy: search again, "
+        "or build the latency table anew"
+    )
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates that no other beats in both latency and score, fastest first."""
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (c.predicted_ms, _reversed(c.score))):
+        if not front or candidate.score > front[-1].score:
+            front.append(candidate)
+    return tuple(front)
+
+
+def _reversed(value: Score) -> tuple[float, float]:
+    return -value.accuracy, -value.negative_loss
+
+
+def _result(
+    settings: SearchSettings,
+    best: Candidate,
+    top: Sequence[Candidate],
+    candidates: Sequence[Candidate],
+    note: str,
+) -> SearchResult:
+    return SearchResult(
+        best=best,
+        top=tuple(top),
+        pareto=pareto_front(candidates),
+        history=tuple(candidates),
+        budget_ms=settings.budget_ms,
+        min_accuracy=settings.min_accuracy,
+        seed=settings.seed,
+        note=note,
+    )
+
+
+def settings_of(project: Project) -> SearchSettings:
+    """The configured search, its budget in ms (60 % of the full network where none is given)."""
+    config = project.config.search
+    budget = config.latency_ms
+    if budget is None and config.min_accuracy is None:
+        full = project.latency_model()(project.space.largest())
+        budget = latency_share(config.latency or "60%") * full
+    return SearchSettings(
+        budget_ms=budget,
+        min_accuracy=config.min_accuracy,
+        population=config.population,
+        generations=config.generations,
+        mutation=config.mutation,
+        measured=config.measured,
+        seed=project.config.seed,
+    )
+
+
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+    """What this stage's manifest records: the supernet, the rows of the table that were used, the settings."""
+    project = load_project(config)
+    calibration = project.latency_model().calibration
+    return {
+        "supernet": run.stage("train").require(project.inputs()),
+        "latency table": digest(asdict(calibration) if calibration else None),
+        "device": project.profile.name,
+        "search settings": digest([config.search.model_dump(), config.seed]),
+    }
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Search and save; continue a killed search of the same settings. Returns a summary."""
+    project = load_project(config)
+    state, _ = supernet_tensors(run, project)
+    latency = project.latency_model()
+    settings = settings_of(project)
+    stage, inputs = run.stage("search"), stage_inputs(run, config)
+    state_path = stage.path("state.json")
+    resume: tuple[Candidate, ...] = ()
+    if state_path.exists():
+        saved = read_json(state_path, f"rm {state_path}; {stage.command}")
+        if isinstance(saved, dict) and saved.get("inputs") == inputs:
+            resume = tuple(candidate_from_json(value) for value in saved["candidates"])
+            say(f"continuing a search with {len(resume)} candidates scored")
+
+    def score_of(widths: Widths) -> Score:
+        images = config.search.recalibration_images
+        return score(project.model, project.space, state, widths, project.data, images)
+
+    def save_state(candidates: Sequence[Candidate]) -> None:
+        write_json(state_path, {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]})
+
+    starting = None
+    if settings.budget_ms is not None:
+        starting = prior_population(training_records(run), latency, settings.budget_ms)
+        announce("searching", _seconds(project, score_of, settings))
+    result = search(
+        project.space,
+        latency,
+        score_of,
+        settings,
+        prior=starting,
+        measure_of=lambda widths: measure_network(project.graph.variant(widths), project.profile),
+        resume=resume,
+        on_generation=save_state,
+    )
+    if result.note:
+        say(result.note)
+    stage.reopen()
+    summary = {
+        "stage": "search",
+        "folder": str(stage.folder),
+        "device": project.profile.name,
+        "budget_ms": result.budget_ms,
+        "min_accuracy": result.min_accuracy,
+        "best": _to_json(result.best),
+        "measured": [_to_json(c) for c in result.top],
+        "candidates": len(result.history),
+        "full_predicted_ms": round(latency(project.space.largest()), 5),
+        "table_error": latency.calibration.mean_error if latency.calibration else None,
+        "groups": [group.name for group in project.space.groups],
+        "seed": result.seed,
+        "note": result.note,
+    }
+    write_json(stage.path("result.json"), summary)
+    write_json(stage.path("history.json"), [_to_json(c) for c in result.history])
+    write_json(stage.path("pareto.json"), [_to_json(c) for c in result.pareto])
+    stage.finish(inputs, ("result.json", "history.json", "pareto.json"))
+    state_path.unlink(missing_ok=True)
+    return summary
+
+
+def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:
+    import time
+
+    start = time.perf_counter()
+    score_of(project.space.uniform(0.6))
+    return (time.perf_counter() - start) * settings.population * (settings.generations + 1)
+
+
+def _to_json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "widths": list(candidate.widths),
+        "predicted_ms": round(candidate.predicted_ms, 5),
+        "accuracy": round(candidate.score.accuracy, 6),
+        "loss": round(candidate.score.loss, 6),
+        "generation": candidate.generation,
+        "measured": asdict(candidate.measured) if candidate.measured else None,
+    }
+
+
+def candidate_from_json(value: dict[str, Any]) -> Candidate:
+    """A candidate as `search/` keeps it."""
+    try:
+        return Candidate(
+            Widths(int(width) for width in value["widths"]),
+            float(value["predicted_ms"]),
+            Score(float(value["accuracy"]), -float(value["loss"])),
+            int(value["generation"]),
+            LatencyStat(**value["measured"]) if value["measured"] else None,
+        )
+    except (KeyError, TypeError, ValueError) as cause:
+        raise ArtifactError(f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again") from None

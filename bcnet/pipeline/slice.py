@@ -1,0 +1,137 @@
+"""Stage 4, the winner as a plain network. In: a supernet and widths. Out: an ordinary small network, fine-tuned.
+
+`slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run, digest, write_atomically, write_json
+from bcnet.config import Config
+from bcnet.data import ImageData
+from bcnet.progress import announce
+from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit
+from bcnet.supernet.methods import Side
+from bcnet.supernet.paths import cut, with_state
+from bcnet.supernet.project import fresh_model, load_project
+from bcnet.supernet.saved import searched_widths, supernet_tensors
+from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
+from bcnet.supernet.space import Widths, WidthSpace
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """The small network, the side it was cut from, and its accuracies on the test images."""
+
+    model: nn.Module
+    side: Side
+    accuracy_before: float
+    accuracy_after: float
+
+
+def slice(
+    model: nn.Module,
+    space: WidthSpace,
+    state: dict[str, Tensor],
+    widths: Widths,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    images: int = 512,
+    scratch: nn.Module | None = None,
+) -> SliceResult:
+    """Cut the side that scores better on the validation images, and fine-tune it.
+
+    `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
+    is trained from there instead.
+    """
+    widths = space.check(widths)
+    sides = score_sides(model, space, state, widths, data, images)
+    side = max(sides, key=lambda name: sides[name])
+    small = with_state(model, space, recalibrated(model, space, state, widths, side, data, images))
+    before = evaluate_network(small, data, data.test).accuracy
+    if scratch is not None:
+        small = cut(scratch, space, widths)
+    if recipe.epochs:
+        fit_network(small, data, recipe, "training from scratch" if scratch else "fine-tuning")
+    return SliceResult(small, side, before, evaluate_network(small, data, data.test).accuracy)
+
+
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+    """What this stage's manifest records."""
+    project = load_project(config)
+    supernet = run.stage("train").require(project.inputs())
+    return {
+        "supernet": supernet,
+        "search": run.stage("search").require({"supernet": supernet}),
+        "fine-tuning settings": digest(
+            [config.slice.model_dump(), config.train.model_dump(exclude={"train_device", "amp"})]
+        ),
+    }
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Cut, fine-tune, save. Returns a summary."""
+    from safetensors.torch import save_file
+
+    project = load_project(config)
+    stage, inputs = run.stage("slice"), stage_inputs(run, config)
+    state, _ = supernet_tensors(run, project)
+    widths = searched_widths(run, project)
+    epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
+    if config.slice.from_scratch:
+        epochs, rate = project.total_epochs, config.train.learning_rate
+        scratch = fresh_model(config, project.data)
+    recipe = Recipe.of(config, epochs, rate)
+    images = config.search.recalibration_images
+    announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
+    result = slice(
+        project.model,
+        project.space,
+        state,
+        widths,
+        project.data,
+        recipe,
+        images=images,
+        scratch=scratch,
+    )
+    stage.reopen()
+    tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
+    write_atomically(stage.path("model.safetensors"), lambda path: save_file(tensors, path))
+    groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
+    write_json(stage.path("widths.json"), {"widths": groups, "side": result.side})
+    write_atomically(
+        stage.path("model.pt2"),
+        lambda path: save_program(result.model, project.data.input_shape, path),
+    )
+    summary = {
+        "stage": "slice",
+        "folder": str(stage.folder),
+        "widths": list(widths),
+        "side": result.side,
+        "epochs": epochs,
+        "from_scratch": config.slice.from_scratch,
+        "test_accuracy_before": round(result.accuracy_before, 6),
+        "test_accuracy_after": round(result.accuracy_after, 6),
+        "params": project.space.params(widths),
+        "macs": project.space.macs(widths),
+    }
+    write_json(stage.path("result.json"), summary)
+    stage.finish(inputs, ("model.safetensors", "widths.json", "model.pt2", "result.json"))
+    return summary
+
+
+def save_program(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
+    """Write torch.export's own file: `torch.export.load(path).module()(x)`, any batch size."""
+    example = torch.zeros(2, *input_shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(
+            model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+        )
+        torch.export.save(program, path)

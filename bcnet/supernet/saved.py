@@ -1,0 +1,60 @@
+"""What finished stages left behind: each reader checks it first and names the command that makes it anew."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run, read_json
+from bcnet.errors import ArtifactError, SpaceError
+from bcnet.supernet.paths import with_state
+from bcnet.supernet.project import Project
+from bcnet.supernet.space import Widths, WidthSpace
+
+
+def supernet_tensors(run: Run, project: Project) -> tuple[dict[str, Tensor], str]:
+    """The trained supernet of a run and its stage's digest.
+
+    Raises ArtifactError where it is missing, or was trained with another model, data or space.
+    """
+    stage = run.stage("train")
+    key = stage.require(project.inputs())
+    try:
+        space = WidthSpace.from_json(stage.path("space.json").read_text(encoding="utf-8"))
+    except SpaceError as cause:
+        raise ArtifactError(f"{stage.path('space.json')}: {cause}; run `{stage.command}` again") from None
+    assert space == project.space
+    return load_tensors(stage.path("supernet.safetensors"), stage.command), key
+
+
+def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `mend` is the command that makes it anew."""
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); run `{mend}` again") from None
+
+
+def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
+    """Widths and loss of every step of a finished training."""
+    stage = run.stage("train")
+    records = read_json(stage.path("records.json"), stage.command)
+    return tuple((Widths(widths), float(loss)) for widths, loss in records)
+
+
+def searched_widths(run: Run, project: Project) -> Widths:
+    """The winner's widths of a finished search."""
+    stage = run.stage("search")
+    result = read_json(stage.path("result.json"), stage.command)
+    try:
+        return project.space.check(Widths(result["best"]["widths"]))
+    except (KeyError, TypeError, SpaceError) as cause:
+        raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
+
+
+def sliced_model(run: Run, project: Project) -> nn.Module:
+    """The small network of a finished slice stage, in eval mode."""
+    stage = run.stage("slice")
+    tensors = load_tensors(stage.path("model.safetensors"), stage.command)
+    return with_state(project.model, project.space, tensors).eval()
