@@ -66,7 +66,9 @@ def read_json(path: Path, mend: str) -> Any:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run `{mend}`") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-        raise ArtifactError(f"{path} is cut short or edited ({cause}); run `{mend}` to make it anew") from None
+        raise ArtifactError(
+            f"{path} is cut short or edited ({cause}); run `{mend}` to make it anew"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,15 +33,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Flags = Mapping[str, Mapping[str, Any]]
 RunName = Annotated[str, typer.Option("--run", help="Name of the run: its files are in runs/NAME/.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
-Device = Annotated[
-    str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")
-]
+Device = Annotated[str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")]
 LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
 Latency = Annotated[
     str | None, typer.Option(help='Latency budget as a part of the full network, as "60%" (the default).')
@@ -140,7 +140,7 @@ def train(
     """Stage 1: train the supernet. A killed training continues where it was."""
     from bcnet.pipeline import train as stage
 
-    flags = {"": {"seed": seed}, "train": {"epochs": epochs, "train_device": train_device}}
+    flags: Flags = {"": {"seed": seed}, "train": {"epochs": epochs, "train_device": train_device}}
     _stage(stage.run, flags, run, config, as_json)
 
 
@@ -174,7 +174,7 @@ def search(
     """Stage 3: search the most accurate widths inside the budget. A killed search continues."""
     from bcnet.pipeline import search as stage
 
-    flags = {
+    flags: Flags = {
         "": {"seed": seed, "device": device},
         "search": {
             **_budget(latency_ms, latency, min_accuracy),
@@ -200,7 +200,7 @@ def slice_(
     """Stage 4: cut the winner out of the supernet as a plain network, and fine-tune it."""
     from bcnet.pipeline import slice as stage
 
-    flags = {
+    flags: Flags = {
         "": {"seed": seed},
         "train": {"train_device": train_device},
         "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
@@ -261,8 +261,10 @@ def run_all(
         if target.stage(name).matches(inputs()):
             say(f"[{number}/{len(stages)}] {name}: already done")
             continue
+        start = time.perf_counter()
         say(f"[{number}/{len(stages)}] {name}")
         stage(target, settings)
+        say(f"[{number}/{len(stages)}] {name}: {time.perf_counter() - start:.0f} s")
     summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(summary))
@@ -298,7 +300,7 @@ def _checked_name(run: str) -> str:
 
 def _stage(
     stage: "Callable[[Run, Config], dict[str, Any]]",
-    flags: Mapping[str, Mapping[str, Any]],
+    flags: Flags,
     run: str,
     config: Path | None,
     as_json: bool,
@@ -322,7 +324,9 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return " ".join(map(str, value)) if value and not isinstance(value[0], dict) else f"{len(value)} entries"
+        if value and isinstance(value[0], dict):
+            return f"{len(value)} entries"
+        return " ".join(map(str, value))
     return str(value)
 
 
@@ -406,8 +410,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         hint = "; free some space" if error.errno == errno.ENOSPC else ""
-        print(f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; "
-              "what was complete stays", file=sys.stderr)
+        print(
+            f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; what was complete stays",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -29,7 +29,8 @@ class ModelConfig(Section):
     """The network."""
 
     name: str = Field(
-        "digits", description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, or package.module:function"
+        "digits",
+        description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, package.module:function",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
 
@@ -37,12 +38,10 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The images."""
 
-    name: str = Field(
-        "digits", description="digits, cifar10 or imagefolder:PATH, or package.module:function"
-    )
+    name: str = Field("digits", description="digits, cifar10 or imagefolder:PATH, or package.module:function")
     image_size: int | None = Field(None, ge=8, description="side in pixels; the dataset's own if not given")
-    train_limit: int | None = Field(None, ge=2, description="use only so many training images, of all classes")
-    test_limit: int | None = Field(None, ge=1, description="use only so many test images, of all classes")
+    train_limit: int | None = Field(None, ge=2, description="at most so many training images, of all classes")
+    test_limit: int | None = Field(None, ge=1, description="at most so many test images, of all classes")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
     )
@@ -72,7 +71,7 @@ class Optimisation(Section):
 class TrainConfig(Optimisation):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(12, ge=1, description="passes over the training images")
+    epochs: int = Field(8, ge=1, description="passes over the training images")
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
@@ -84,8 +83,10 @@ class TrainConfig(Optimisation):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, not on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
-    amp: bool = Field(True, description="mixed precision on CUDA")
-    train_device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train: auto, cpu, cuda")
+    amp: bool = Field(True, description="bfloat16 where the training device computes in it")
+    train_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto, cpu or cuda: where to train"
+    )
 
 
 class SearchConfig(Section):
@@ -96,11 +97,11 @@ class SearchConfig(Section):
     min_accuracy: float | None = Field(
         None, description="instead of a budget: the fastest network with at least this accuracy (0 to 1)"
     )
-    population: int = Field(24, ge=2, description="candidates a generation")
-    generations: int = Field(8, ge=0, description="generations after the first")
+    population: int = Field(16, ge=2, description="candidates a generation")
+    generations: int = Field(5, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
-    recalibration_images: int = Field(512, ge=1, description="training images for batch-norm statistics")
+    recalibration_images: int = Field(256, ge=1, description="training images for batch-norm statistics")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
@@ -118,7 +119,7 @@ class SearchConfig(Section):
 class SliceConfig(Optimisation):
     """Fine-tuning of the winner."""
 
-    epochs: int = Field(6, ge=0, description="passes over the training images")
+    epochs: int = Field(4, ge=0, description="passes over the training images")
     learning_rate: float = Field(0.03, gt=0, description="highest learning rate")
     from_scratch: bool = Field(
         False, description="train the winner anew, for as many epochs as train and slice have together"
@@ -147,9 +148,9 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
-    train: TrainConfig = Field(default_factory=lambda: TrainConfig())
+    train: TrainConfig = Field(default_factory=TrainConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
-    slice: SliceConfig = Field(default_factory=lambda: SliceConfig())
+    slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
 
 

@@ -87,7 +87,7 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
             train, test, classes = Split(*train), Split(*test), tuple(classes)
         except (TypeError, ValueError):
             raise DataError(
-                f"'{config.name}' must return ((images, labels), (images, labels), class names) for train and test"
+                f"'{config.name}' must return (train, test, class names), train and test as (images, labels)"
             ) from None
         _check_split(config.name, train)
         _check_split(config.name, test)
@@ -120,7 +120,7 @@ def _stratified(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     # The position of each image within its class, as a part of the class: taking the lowest of these takes
     # the same share of every class.
     rank = torch.empty(len(split), dtype=torch.float64)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         where = (labels == label).nonzero().flatten()
         rank[where] = (torch.arange(len(where), dtype=torch.float64) + 0.5) / len(where)
     order = shuffled[rank.argsort(stable=True)]
@@ -232,9 +232,9 @@ def _decode(samples: list[tuple[str, int]], size: int | None) -> Split:
         return functional.pil_to_tensor(rgb)  # type: ignore[no-any-return]
 
     reader: Callable[[tuple[str, int]], Tensor] = lambda sample: read(sample[0], size)  # noqa: E731
+    pixels: list[Tensor] = []
     with ThreadPoolExecutor() as pool, progress_bar("reading images", len(samples)) as advance:
-        images = []
-        for image in pool.map(reader, samples):
-            images.append(image)
+        for decoded in pool.map(reader, samples):
+            pixels.append(decoded)
             advance("")
-    return Split(torch.stack(images), torch.tensor([label for _, label in samples]))
+    return Split(torch.stack(pixels), torch.tensor([label for _, label in samples]))

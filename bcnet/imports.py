@@ -19,7 +19,7 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
     try:
         module = importlib.import_module(module_name)
     except ImportError as cause:
-        raise error(f"'{reference}': {cause}; install it, or run bcnet in the folder that holds it") from cause
+        raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
     finally:
         sys.path.remove(folder)
     function = getattr(module, function_name, None)

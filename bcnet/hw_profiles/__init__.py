@@ -1,4 +1,4 @@
-"""Target devices, one TOML file each: shipped here, or `hw_profiles/NAME.toml` in the working folder (first)."""
+"""Target devices, one TOML file each: `hw_profiles/NAME.toml` in the working folder, else shipped here."""
 
 import difflib
 import tomllib

@@ -1,1 +1,1 @@
-"""Latency tables: rows of measured layers (`table.py`), bound to a space (`model.py`), and the machine's probe."""
+"""Latency tables: measured layers (`table.py`), bound to a space (`model.py`), and a probe of the machine."""

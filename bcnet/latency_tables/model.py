@@ -136,6 +136,4 @@ class LatencyModel:
 
     def used(self) -> list[LayerSpec]:
         """Every layer that the model may look up, where these can be listed."""
-        return [
-            spec for slot in self.slots for spec in (specs_of(slot, self.choices) or {}).values()
-        ]
+        return [spec for slot in self.slots for spec in (specs_of(slot, self.choices) or {}).values()]

@@ -165,7 +165,7 @@ class LatencyTable:
             raise TableError(f"{path} is missing; {mend}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as cause:
             raise TableError(
-                f"{path} is cut short or edited ({cause}); restore it from version control, or delete it and {mend}"
+                f"{path} is cut short or edited ({cause}); restore the file, or delete it and {mend}"
             ) from None
         if isinstance(raw, dict) and raw.get("schema") != SCHEMA:
             raise TableError(f"{path} has schema {raw.get('schema')}, this bcnet reads {SCHEMA}; {mend} anew")
@@ -264,5 +264,3 @@ def _interpolate(points: list[tuple[int, int, float]], x: int, y: int) -> float 
                 far = known[x1, y0] * (1 - v) + known[x1, y1] * v
                 return near * (1 - u) + far * u
     return None
-
-

@@ -1,6 +1,8 @@
 """Reference networks by name, torchvision's, or a user's own function."""
 
+import difflib
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -25,16 +27,16 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
     name, _, argument = config.name.partition(":")
     if config.name in NETWORKS:
         function = NETWORKS[config.name]
-        given = {"in_channels": in_channels, "num_classes": num_classes}
+        given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
     elif name == "torchvision":
         from torchvision import models
 
-        known = [known for known in models.list_models() if "/" not in known]
-        if argument not in models.list_models():
-            import difflib
-
+        known = models.list_models()
+        if argument not in known:
             near = difflib.get_close_matches(argument, known, n=3)
-            raise ModelError(f"torchvision has no model '{argument}'; near it: {', '.join(near) or 'nothing'}")
+            raise ModelError(
+                f"torchvision has no model '{argument}'; near it: {', '.join(near) or 'nothing'}"
+            )
         if in_channels != 3:
             raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
 

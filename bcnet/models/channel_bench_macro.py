@@ -14,9 +14,7 @@ RESNET_WIDTHS = (256, 256, 256, 512, 512, 512, 512)
 class InvertedResidual(nn.Module):
     """1x1, depthwise 3x3, 1x1; an identity shortcut where `shortcut` (MobileNetV2, CVPR 2018)."""
 
-    def __init__(
-        self, in_channels: int, hidden: int, out_channels: int, stride: int, shortcut: bool
-    ) -> None:
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int, shortcut: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 1, bias=False),
@@ -38,9 +36,7 @@ class InvertedResidual(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; an identity shortcut where `shortcut` (ResNet, CVPR 2016)."""
 
-    def __init__(
-        self, in_channels: int, hidden: int, out_channels: int, stride: int, shortcut: bool
-    ) -> None:
+    def __init__(self, in_channels: int, hidden: int, out_channels: int, stride: int, shortcut: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, hidden, 3, stride, 1, bias=False),
@@ -54,7 +50,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.body(x)
-        return self.relu(x + y if self.shortcut else y)
+        z: Tensor = self.relu(x + y if self.shortcut else y)
+        return z
 
 
 def mobilenet(

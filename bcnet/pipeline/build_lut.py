@@ -144,8 +144,13 @@ def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> li
         subnets.append(
             Widths(
                 group.choices[
-                    int(np.clip(round((centre + rng.normal(0, 0.25)) * (len(group.choices) - 1)), 0,
-                                len(group.choices) - 1))
+                    int(
+                        np.clip(
+                            round((centre + rng.normal(0, 0.25)) * (len(group.choices) - 1)),
+                            0,
+                            len(group.choices) - 1,
+                        )
+                    )
                 ]
                 for group in space.groups
             )
@@ -170,9 +175,7 @@ def _smallest_modulus(at_least: int, colours: int) -> int:
     return size
 
 
-def _plan(
-    graph: OnnxSupernet, table: LatencyTable, setting: Setting
-) -> tuple[list[Widths], set[LayerSpec]]:
+def _plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[list[Widths], set[LayerSpec]]:
     """The layers that the table lacks, and networks that show them all."""
     choices = [group.choices for group in graph.space.groups]
     networks = design(graph.space)

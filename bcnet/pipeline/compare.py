@@ -70,7 +70,7 @@ def compare(project: Project, searched: nn.Module, widths: Widths, recipe: Recip
     with progress_bar("timing the three networks", ROUNDS * len(files)) as advance:
         for _ in range(ROUNDS):
             for name, content in files.items():
-                latencies[name].append(measure_network(content, profile))
+                latencies[name].append(measure_network(content, profile, share=0.5))
                 advance("")
     entries = []
     for name, content in files.items():
@@ -107,7 +107,9 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
         return measure_network(graph.variant(option), profile, share=0.5).median_ms <= target
 
     if not fits(options[0]):
-        raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
+        raise BudgetError(
+            "no uniform narrowing is as fast as the searched network; there is nothing to compare"
+        )
     low, high = 0, len(options)  # options[low] fits; options[high] does not, or is past the end
     while high - low > 1:
         middle = (low + high) // 2
@@ -158,4 +160,3 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     write_json(stage.path("result.json"), summary)
     stage.finish(inputs, ("result.json",))
     return summary
-

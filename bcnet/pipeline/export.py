@@ -5,30 +5,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 from torch import nn
 
-import bcnet
 from bcnet.artifacts import Run, digest, read_json, write_atomically, write_json
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
-from bcnet.pipeline.verify import VerifyReport, verify
+from bcnet.pipeline.verify import verify
 from bcnet.progress import say
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """The file and what verifying it found."""
-
-    proto: ModelProto
-    report: VerifyReport
 
 
 def export(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[str, str]) -> ModelProto:
@@ -63,7 +54,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     model = sliced_model(run, project)
     data = project.data
     metadata = {
-        "bcnet_version": bcnet.__version__,
+        "bcnet_version": version("bcnet"),
         "widths": str(widths),
         "input": json.dumps({"layout": "NCHW", "shape": [project.profile.batch, *data.input_shape]}),
         "preprocessing": json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std}),

@@ -38,8 +38,8 @@ class SearchSettings:
 
     budget_ms: float | None = None
     min_accuracy: float | None = None
-    population: int = 24
-    generations: int = 8
+    population: int = 16
+    generations: int = 6
     mutation: float = 0.15
     measured: int = 5
     seed: int = 0
@@ -98,14 +98,16 @@ def search(
         lowest = latency_of(fastest)
         if lowest > settings.budget_ms:
             raise BudgetError(
-                f"no network of this space meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
+                f"no network meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
                 "raise the budget, or widen the choices (space.min_width, space.bins)"
             )
         if latency_of(full) <= settings.budget_ms:
             # Nothing needs to be searched: the full network fits.
             best = evolution.scored(full, 0)
             best = replace(best, measured=measure_of(full) if measure_of else None)
-            note = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
+            note = (
+                f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
+            )
             return _result(settings, best, (best,), (best,), note)
         evolution.anchor = fastest
     candidates = evolution.run(prior, resume, on_generation)
@@ -172,9 +174,7 @@ class _Evolution:
             return sorted(candidates, key=lambda c: (c.score, -c.predicted_ms), reverse=True)
         good = [c for c in candidates if c.score.accuracy >= wanted]
         rest = [c for c in candidates if c.score.accuracy < wanted]
-        return sorted(good, key=lambda c: c.predicted_ms) + sorted(
-            rest, key=lambda c: c.score, reverse=True
-        )
+        return sorted(good, key=lambda c: c.predicted_ms) + sorted(rest, key=lambda c: c.score, reverse=True)
 
     def _propose(
         self,
@@ -191,9 +191,9 @@ class _Evolution:
             if generation == 0 or len(parents) < 2:
                 widths = self._sample(rng, prior)
             elif rng.random() < 0.5:
-                widths = self._mutate(parents[rng.integers(len(parents))].widths, rng)
+                widths = self._mutate(parents[int(rng.integers(len(parents)))].widths, rng)
             else:
-                a, b = rng.choice(len(parents), 2, replace=False)
+                a, b = rng.choice(len(parents), 2, replace=False).tolist()
                 widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
             widths = self._repaired(widths, rng)
             if widths not in seen:
@@ -213,14 +213,10 @@ class _Evolution:
         redrawn = rng.random(len(widths)) < self.settings.mutation
         redrawn[rng.integers(len(widths))] = True
         drawn = self.space.random(rng)
-        return Widths(
-            new if again else old for old, new, again in zip(widths, drawn, redrawn, strict=True)
-        )
+        return Widths(new if again else old for old, new, again in zip(widths, drawn, redrawn, strict=True))
 
     def _cross(self, a: Widths, b: Widths, rng: np.random.Generator) -> Widths:
-        return Widths(
-            x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True)
-        )
+        return Widths(x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True))
 
     def _repaired(self, widths: Widths, rng: np.random.Generator) -> Widths:
         """Within the budget: groups step towards the fastest network, then one pass of steps up that fit.
@@ -288,8 +284,8 @@ def _measured_best(
     closest = min(c.measured.median_ms for c in measured if c.measured)
     raise BudgetError(
         f"none of the {len(measured)} best candidates, measured as whole networks, is within "
-        f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g} ms. The machine may be busy: search again, "
-        "or build the latency table anew"
+        f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g}. The machine may be busy: "
+        "search again, or build the latency table anew"
     )
 
 
@@ -344,7 +340,7 @@ def settings_of(project: Project) -> SearchSettings:
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
-    """What this stage's manifest records: the supernet, the rows of the table that were used, the settings."""
+    """What this stage's manifest records: the supernet, the table's rows that were used, the settings."""
     project = load_project(config)
     calibration = project.latency_model().calibration
     return {
@@ -447,4 +443,6 @@ def candidate_from_json(value: dict[str, Any]) -> Candidate:
             LatencyStat(**value["measured"]) if value["measured"] else None,
         )
     except (KeyError, TypeError, ValueError) as cause:
-        raise ArtifactError(f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again") from None
+        raise ArtifactError(
+            f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again"
+        ) from None

@@ -1,4 +1,4 @@
-"""Stage 4, the winner as a plain network. In: a supernet and widths. Out: an ordinary small network, fine-tuned.
+"""Stage 4, the winner as a plain network. In: a supernet, widths. Out: an ordinary network, fine-tuned.
 
 `slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json.
 """

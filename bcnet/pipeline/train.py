@@ -201,4 +201,3 @@ def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None
             return Checkpoint(Snapshot(int(metadata["epoch"]), tensors), records, curve)
     except Exception as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); delete it to train from the start") from None
-

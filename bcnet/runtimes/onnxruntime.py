@@ -18,9 +18,7 @@ def fingerprint() -> dict[str, str]:
     return {"runtime_version": onnxruntime.__version__, "processor": _processor()}
 
 
-def time_network(
-    model: bytes, threads: int, warmup_ms: float, seconds: float, iterations: int
-) -> np.ndarray:
+def time_network(model: bytes, threads: int, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
     """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""
     session = _session(model, threads)
     feed = _constant_input(session)
@@ -28,7 +26,7 @@ def time_network(
     session.run(None, feed)
     while time.perf_counter() < end:
         session.run(None, feed)
-    samples = []
+    samples: list[float] = []
     end = time.perf_counter() + seconds
     while len(samples) < iterations or time.perf_counter() < end:
         start = time.perf_counter()

@@ -165,13 +165,11 @@ def _coupled_channels(probe: nn.Module, x: Tensor, order: dict[nn.Module, int]) 
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(probe, example_inputs=x, verbose=False)
-            groups = list(
-                graph.get_all_groups(root_module_types=[nn.Conv2d, nn.ConvTranspose2d, nn.Linear])
-            )
+            groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]))
         except Exception as cause:
             reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise SpaceError(f"the layers of {type(probe).__name__} cannot be traced: {reason}") from cause
-    found = []
+    found: list[_Coupled] = []
     for group in groups:
         coupled = _Coupled(channels=len(group[0].idxs))
         producers = []
@@ -183,8 +181,8 @@ def _coupled_channels(probe: nn.Module, x: Tensor, order: dict[nn.Module, int]) 
             if module not in names:
                 continue  # an operator of the graph, without tensors
             outgoing = bool(graph.is_out_channel_pruning_fn(item.dep.handler))
-            places, reason = _places(names[module], module, outgoing)
-            coupled.reason = coupled.reason or reason
+            places, why = _places(names[module], module, outgoing)
+            coupled.reason = coupled.reason or why
             if not places:
                 continue
             stretches = _stretches(list(item.idxs), list(item.root_idxs), coupled.channels)
@@ -290,4 +288,3 @@ def _trouble(probe: nn.Module, space: WidthSpace, x: Tensor, full: torch.Size) -
         if not isinstance(output, Tensor) or output.shape != full:
             return "it is part of the network's output"
     return None
-

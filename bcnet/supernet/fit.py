@@ -58,7 +58,7 @@ class Recipe:
             label_smoothing=config.train.label_smoothing,
             flip=config.data.flip,
             shift=config.data.shift,
-            amp=config.train.amp and device == "cuda" and torch.cuda.is_bf16_supported(),
+            amp=config.train.amp and _computes_in_bfloat16(device),
             device=device,
             seed=config.seed,
         )
@@ -68,7 +68,7 @@ class Recipe:
         return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 on CUDA where `amp` is set: needs no loss scaling."""
+        """bfloat16 where `amp` is set: unlike float16 it needs no loss scaling."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
 
     def rate(self, progress: float) -> float:
@@ -98,11 +98,18 @@ def training_device(config: Config) -> str:
     return wanted
 
 
+def _computes_in_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is faster there, not merely emulated."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of augmented, normalised batches on the training device, in shuffled order."""
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(data.train), generator=generator)
-    for index in order.split(recipe.batch_size):
+    for index in torch.split(order, recipe.batch_size):
         if len(index) < min(recipe.batch_size, len(order)):
             return  # a small last batch would disturb the batch statistics
         part = data.train.take(index)
@@ -146,7 +153,7 @@ def fit(
 
     `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     optimizer = _optimizer(parameters, recipe)
     first = 0
     if resume is not None:
@@ -173,7 +180,7 @@ def fit(
 
 def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: str) -> list[float]:
     """Train a plain network in place with `fit`; it is in eval mode, on the CPU, afterwards."""
-    model.to(recipe.device, memory_format=torch.channels_last).train()
+    model.to(recipe.device).to(memory_format=torch.channels_last).train()
 
     def step(images: Tensor, labels: Tensor, _: int) -> float:
         with recipe.autocast():
@@ -188,11 +195,13 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
 
 def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
-    probe = copy.deepcopy(model).to(recipe.device, memory_format=torch.channels_last).train()
+    probe = copy.deepcopy(model).to(recipe.device).train()
     seconds = []
     for _, (images, labels) in zip(range(3), batches(data, recipe, 0), strict=False):
         start = time.perf_counter()
-        recipe.loss(probe(images), labels).backward()  # type: ignore[no-untyped-call]
+        with recipe.autocast():
+            loss = recipe.loss(probe(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
     return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs
 
@@ -200,7 +209,10 @@ def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
 def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
     others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     return torch.optim.SGD(
@@ -235,7 +247,7 @@ def _restore(
             optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: a small network's step spends half its time in mmap otherwise."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -111,9 +111,7 @@ def _step(channels: int, multiple: int) -> int:
 def _symmetric_choices(channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
     """Widths closed under c -> l - c, and the widest: l/bins, 2 l/bins, ... l, rounded in pairs."""
     step = _step(channels, multiple)
-    lower = {
-        max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)
-    }
+    lower = {max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)}
     if bins % 2 == 0:
         lower.add(channels // 2 // step * step)
     kept = {width for width in lower if max(step, minimum) <= width <= channels / 2}

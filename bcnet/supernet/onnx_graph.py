@@ -25,10 +25,13 @@ from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
 OPSET = 18
 # Operators that begin a fused layer; all others join the layer whose result they change.
 ANCHORS = frozenset(
-    "Conv ConvTranspose Gemm MatMul MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean Concat "
-    "Resize LayerNormalization InstanceNormalization GroupNormalization Softmax".split()
+    (
+        *("Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Resize", "Softmax"),
+        *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
+    )
 )
-SHAPE_ONLY = frozenset("Reshape Flatten Squeeze Unsqueeze Identity".split())
+SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
 def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
@@ -107,7 +110,7 @@ class OnnxSupernet:
         for node in proto.graph.node:
             if node.op_type == "Conv" and node.input[1] in self._depthwise_weights:
                 _set_attribute(node, "group", sliced[node.input[1]].shape[0])
-        return proto.SerializeToString()
+        return bytes(proto.SerializeToString())
 
     def _attach(self) -> dict[str, dict[int, Dimension]]:
         """Which axes of which initialiser follow which groups; prepares the graph for slicing."""
@@ -239,9 +242,7 @@ def _with_statistics(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _joined(
-    layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict[str, int]
-) -> LayerSlot:
+def _joined(layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict[str, int]) -> LayerSlot:
     """The layer with one more operator: a residual sum, an activation, or a mere change of shape."""
     template = layer.template
     if node.op_type not in SHAPE_ONLY:
@@ -262,4 +263,3 @@ def _set_attribute(node: NodeProto, name: str, value: int) -> None:
     for attribute in node.attribute:
         if attribute.name == name:
             attribute.i = value
-

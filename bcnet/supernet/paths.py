@@ -53,9 +53,7 @@ def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> St
     taken = {}
     for name, tensor in state.items():
         for axis, dimension in space.dimensions.get(name, {}).items():
-            parts = [
-                tensor.narrow(axis, low, high - low) for low, high in ranges(space, dimension, path)
-            ]
+            parts = [tensor.narrow(axis, low, high - low) for low, high in ranges(space, dimension, path)]
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
         taken[name] = tensor
     return taken

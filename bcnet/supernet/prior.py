@@ -55,7 +55,9 @@ def prior(
         p = [np.full(len(row), 1 / len(row)) for row in losses]
         for _ in range(ITERATIONS):
             marginal = _marginals(arrays, p)
-            fresh = [_softmax(-(row + price * m) / temperature) for row, m in zip(losses, marginal, strict=True)]
+            fresh = [
+                _softmax(-(row + price * m) / temperature) for row, m in zip(losses, marginal, strict=True)
+            ]
             p = [(old + new) / 2 for old, new in zip(p, fresh, strict=True)]
         return p
 
@@ -81,7 +83,9 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _average(array: np.ndarray, p: Sequence[np.ndarray], groups: Sequence[int], keep: int | None) -> np.ndarray:
+def _average(
+    array: np.ndarray, p: Sequence[np.ndarray], groups: Sequence[int], keep: int | None
+) -> np.ndarray:
     """The array averaged over every group but `keep`."""
     for axis in reversed(range(len(groups))):
         if groups[axis] != keep:

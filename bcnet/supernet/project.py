@@ -17,6 +17,7 @@ from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import WidthSpace
@@ -70,7 +71,7 @@ class Project:
         }
 
     def latency_model(self) -> LatencyModel:
-        """The device's table bound to this space. Raises TableError naming `build-lut` where it is lacking."""
+        """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`."""
         table = LatencyTable.load(self.table_path)
         if table.device != self.profile.name:
             raise TableError(
@@ -100,6 +101,7 @@ def load_project(config: Config) -> Project:
 
 @lru_cache(maxsize=1)
 def _load(text: str) -> Project:
+    keep_freed_memory()
     config = Config.model_validate_json(text)
     profile = load_profile(config.device)
     data = load_data(config.data, config.seed)

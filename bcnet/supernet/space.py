@@ -4,7 +4,7 @@ In: groups and, for every parameter and buffer, which of its dimensions belongs 
 Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` makes spaces from networks.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -146,9 +146,7 @@ class WidthSpace:
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates an image, of convolutions and linear layers."""
-        return sum(
-            int(np.prod(self.shape(layer.weight, widths))) * layer.positions for layer in self.layers
-        )
+        return sum(int(np.prod(self.shape(layer.weight, widths))) * layer.positions for layer in self.layers)
 
     def to_json(self) -> str:
         """The space as JSON text."""
@@ -166,7 +164,7 @@ class WidthSpace:
 _ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)
 
 
-def shares(space: WidthSpace) -> Mapping[int, set[int]]:
+def shares(space: WidthSpace) -> dict[int, set[int]]:
     """Groups that meet in a layer: for each group, the others that index the same weight."""
     meets: dict[int, set[int]] = {index: set() for index in range(len(space.groups))}
     for layer in space.layers:

@@ -38,7 +38,7 @@ def supernet_step(
         leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
         for name, leaf in leaves.items():
             # Adding each gradient as soon as it is there frees it before the next one is made.
-            leaf.register_post_accumulate_grad_hook(
+            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda leaf, name=name, path=path: _add(parameters[name], space, name, path, leaf)
             )
         state = {**leaves, **path_state(buffers, space, path)}
@@ -69,9 +69,7 @@ def _stretches(
         for large, small in pairs:
             start = 0
             for low, high in ranges(space, dimension, path):
-                split.append(
-                    (large.narrow(axis, low, high - low), small.narrow(axis, start, high - low))
-                )
+                split.append((large.narrow(axis, low, high - low), small.narrow(axis, start, high - low)))
                 start += high - low
         pairs = split
     yield from pairs
