@@ -98,10 +98,10 @@ class SearchConfig(Section):
         None, description="instead of a budget: the fastest network with at least this accuracy (0 to 1)"
     )
     population: int = Field(16, ge=2, description="candidates a generation")
-    generations: int = Field(5, ge=0, description="generations after the first")
+    generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
-    recalibration_images: int = Field(256, ge=1, description="training images for batch-norm statistics")
+    recalibration_images: int = Field(128, ge=1, description="training images for batch-norm statistics")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":

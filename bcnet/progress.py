@@ -24,7 +24,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=True) as bar:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(note: str = "") -> None:

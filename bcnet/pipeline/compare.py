@@ -11,8 +11,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from bcnet.artifacts import Run, digest, read_json, write_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
@@ -24,7 +22,7 @@ from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import Project, fresh_model, load_project
-from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.saved import searched_widths
 from bcnet.supernet.space import Widths
 
 ROUNDS = 3
@@ -47,8 +45,8 @@ class Entry:
     passes: int
 
 
-def compare(project: Project, searched: nn.Module, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
-    """Train, export and time the full and the uniform network beside the searched one."""
+def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
+    """Train, export and time the full and the uniform network beside the searched one's ONNX file."""
     space, profile = project.space, project.profile
     uniform = uniform_as_fast(project, widths)
     wanted = {"full": space.largest(), "uniform": uniform}
@@ -59,13 +57,14 @@ def compare(project: Project, searched: nn.Module, widths: Widths, recipe: Recip
     )
     for name, network in networks.items():
         fit_network(network, project.data, recipe, f"training the {name} network")
-    networks["searched"], wanted["searched"] = searched, widths
+    wanted["searched"] = widths
     shape = (profile.batch, *project.data.input_shape)
     files = {}
     for name, network in networks.items():
         proto = to_onnx(network, shape)
         check_file(proto)
         files[name] = proto.SerializeToString()
+    files["searched"] = searched
     latencies: dict[str, list[LatencyStat]] = {name: [] for name in files}
     with progress_bar("timing the three networks", ROUNDS * len(files)) as advance:
         for _ in range(ROUNDS):
@@ -103,8 +102,8 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
     target = measure_network(graph.variant(widths), profile).median_ms
 
-    def fits(option: Widths) -> bool:
-        return measure_network(graph.variant(option), profile, share=0.5).median_ms <= target
+    def fits(option: Widths, share: float = 0.25) -> bool:
+        return measure_network(graph.variant(option), profile, share).median_ms <= target
 
     if not fits(options[0]):
         raise BudgetError(
@@ -114,6 +113,8 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(options[middle]) else (low, middle)
+    while low > 0 and not fits(options[low], share=1.0):
+        low -= 1  # the short measurement flattered it
     return options[low]
 
 
@@ -144,8 +145,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
     recipe = Recipe.of(config, project.total_epochs, config.train.learning_rate)
     widths = searched_widths(run, project)
-    entries = compare(project, sliced_model(run, project), widths, recipe)
     export = run.stage("export")
+    entries = compare(project, export.path("model.onnx").read_bytes(), widths, recipe)
     verified = read_json(export.path("verify.json"), export.command)
     stage.reopen()
     summary = {

@@ -39,7 +39,7 @@ class SearchSettings:
     budget_ms: float | None = None
     min_accuracy: float | None = None
     population: int = 16
-    generations: int = 6
+    generations: int = 4
     mutation: float = 0.15
     measured: int = 5
     seed: int = 0
@@ -383,7 +383,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         score_of,
         settings,
         prior=starting,
-        measure_of=lambda widths: measure_network(project.graph.variant(widths), project.profile),
+        measure_of=lambda widths: measure_network(project.graph.variant(widths), project.profile, 0.5),
         resume=resume,
         on_generation=save_state,
     )
