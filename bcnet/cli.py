@@ -382,10 +382,14 @@ def _print_comparison(summary: Mapping[str, Any]) -> None:
     print(f"verified network: {summary['file']}")
 
 
+# Typer brings its own copy of click since 0.26, and used the real one before.
+_ClickException: type[Exception] = next(
+    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr, without a traceback."""
-    import click
-
     command = typer.main.get_command(app)
     try:
         result = command.main(
@@ -395,13 +399,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BcnetError as error:
         print(f"bcnet: {error}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
+    except _ClickException as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+        is_help = type(error).__name__ == "NoArgsIsHelpError"
+        print(message if is_help else f"bcnet: {message} (see bcnet --help)", file=sys.stderr)
         return 2
-    except click.ClickException as error:
-        print(f"bcnet: {error.format_message()} (see bcnet --help)", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("bcnet: interrupted; what was complete stays, the same command continues", file=sys.stderr)
         return 130
     except BrokenPipeError:

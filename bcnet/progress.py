@@ -33,6 +33,16 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]
         yield advance
 
 
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """A spinner for a step of some seconds whose end cannot be foreseen."""
+    if stderr.is_terminal:
+        with stderr.status(description):
+            yield
+    else:
+        yield
+
+
 def announce(what: str, seconds: float) -> None:
     """Say how long a step will take, when that is over a minute."""
     if seconds > 60:

@@ -16,7 +16,7 @@ from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
 from bcnet.pipeline.verify import check_file, file_accuracy
-from bcnet.progress import announce, progress_bar
+from bcnet.progress import announce, progress_bar, working
 from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
@@ -48,7 +48,8 @@ class Entry:
 def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
     """Train, export and time the full and the uniform network beside the searched one's ONNX file."""
     space, profile = project.space, project.profile
-    uniform = uniform_as_fast(project, widths)
+    with working("looking for the uniform network that is as fast"):
+        uniform = uniform_as_fast(project, widths)
     wanted = {"full": space.largest(), "uniform": uniform}
     networks = {name: cut(fresh_model(project.config, project.data), space, w) for name, w in wanted.items()}
     announce(

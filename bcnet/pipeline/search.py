@@ -17,7 +17,7 @@ from bcnet.artifacts import Run, digest, read_json, write_json
 from bcnet.config import Config, latency_share
 from bcnet.errors import ArtifactError, BudgetError
 from bcnet.latency_tables.table import LatencyStat
-from bcnet.progress import announce, progress_bar, say
+from bcnet.progress import announce, progress_bar, say, working
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project, load_project
@@ -271,7 +271,8 @@ def _measured_best(
     for _ in range(ROUNDS):
         batch = [c for c in waiting if tighter is None or c.predicted_ms <= tighter][: settings.measured]
         waiting = [c for c in waiting if c not in batch]
-        fresh = [replace(c, measured=measure_of(c.widths)) for c in batch]
+        with working("measuring the best candidates as whole networks"):
+            fresh = [replace(c, measured=measure_of(c.widths)) for c in batch]
         measured += fresh
         if settings.budget_ms is None:
             # The fastest as measured.

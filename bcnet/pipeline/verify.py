@@ -3,7 +3,8 @@
 In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` only when every check passed.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.config import ExportConfig
 from bcnet.data import ImageData
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.table import LatencyStat
+from bcnet.progress import progress_bar, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.space import Widths, WidthSpace
@@ -93,13 +95,14 @@ def verify(
     content = proto.SerializeToString()
     runtime = runtime_named(profile.runtime)
     expected = torch_outputs(model, data)
-    outputs = runtime.predictor(content, profile.threads)(_pixels(data))
+    outputs = file_outputs(content, data, profile)
     labels = data.test.labels.numpy()
     accuracy_torch = float((expected.argmax(1) == labels).mean())
     accuracy = float((outputs.argmax(1) == labels).mean())
     error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-    measured = measure_network(content, profile)
-    full_stat = measure_network(full, profile)
+    with working("timing the exported and the full network"):
+        measured = measure_network(content, profile)
+        full_stat = measure_network(full, profile)
     match = shapes_match(proto, space, widths)
     failures = []
     if not match:
@@ -133,15 +136,30 @@ def torch_outputs(model: nn.Module, data: ImageData) -> np.ndarray:
     """The network's outputs on the test images, in PyTorch."""
     model.eval()
     with torch.no_grad():
-        return np.concatenate([model(images).numpy() for images, _ in data.batches(data.test, 256)])
+        return _over_test_set("test images in PyTorch", data, lambda images: model(images).numpy())
 
 
 def file_accuracy(content: bytes, data: ImageData, profile: HwProfile) -> float:
     """The accuracy of an ONNX file on the whole test set, through the profile's runtime."""
-    outputs = runtime_named(profile.runtime).predictor(content, profile.threads)(_pixels(data))
+    outputs = file_outputs(content, data, profile)
     return float((outputs.argmax(1) == data.test.labels.numpy()).mean())
 
 
-def _pixels(data: ImageData) -> np.ndarray:
-    parts: Sequence[np.ndarray] = [images.contiguous().numpy() for images, _ in data.batches(data.test, 256)]
-    return np.concatenate(parts)
+def file_outputs(content: bytes, data: ImageData, profile: HwProfile) -> np.ndarray:
+    """The outputs of an ONNX file on the test images, through the profile's runtime."""
+    predict = runtime_named(profile.runtime).predictor(content, profile.threads)
+    return _over_test_set(
+        f"test images in {profile.runtime}", data, lambda images: predict(images.contiguous().numpy())
+    )
+
+
+def _over_test_set(
+    description: str, data: ImageData, outputs_of: Callable[[Tensor], np.ndarray]
+) -> np.ndarray:
+    size = 256
+    outputs = []
+    with progress_bar(description, math.ceil(len(data.test) / size)) as advance:
+        for images, _ in data.batches(data.test, size):
+            outputs.append(outputs_of(images))
+            advance("")
+    return np.concatenate(outputs)

@@ -16,6 +16,7 @@ from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
+from bcnet.progress import working
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
@@ -38,7 +39,8 @@ class Project:
     @cached_property
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
-        return OnnxSupernet(self.model, self.space, (self.profile.batch, *self.data.input_shape))
+        with working("exporting the network to ONNX"):
+            return OnnxSupernet(self.model, self.space, (self.profile.batch, *self.data.input_shape))
 
     @property
     def table_path(self) -> Path:
