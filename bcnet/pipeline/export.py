@@ -16,7 +16,7 @@ from bcnet.artifacts import Run, digest, read_json, write_atomically, write_json
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.verify import verify
-from bcnet.progress import say
+from bcnet.progress import announce, say
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
@@ -61,6 +61,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "classes": json.dumps(data.classes),
     }
     proto = export(model, (project.profile.batch, *data.input_shape), metadata)
+    predicted_ms = float(found["best"]["predicted_ms"])
+    announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
     report = verify(
         model,
         proto,
@@ -69,7 +71,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         data,
         project.profile,
         config.export,
-        predicted_ms=float(found["best"]["predicted_ms"]),
+        predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
         full=project.graph.variant(project.space.largest()),
     )

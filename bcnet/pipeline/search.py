@@ -7,6 +7,7 @@ as whole networks on the device before one of them wins.
 from which a killed search continues.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -377,7 +378,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     starting = None
     if settings.budget_ms is not None:
         starting = prior_population(training_records(run), latency, settings.budget_ms)
-        announce("searching", _seconds(project, score_of, settings))
+    announce("searching", _seconds(project, score_of, settings))
     result = search(
         project.space,
         latency,
@@ -415,8 +416,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
 
 def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:
-    import time
-
     start = time.perf_counter()
     score_of(project.space.uniform(0.6))
     return (time.perf_counter() - start) * settings.population * (settings.generations + 1)

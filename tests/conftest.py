@@ -1,0 +1,116 @@
+"""A tiny project whose whole pipeline is run once, for all tests that need a finished run."""
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcnet.cli import main
+
+CONFIG = """
+[data]
+image_size = 16
+train_limit = 200
+test_limit = 60
+[space]
+bins = 3
+min_width = 0.3
+[train]
+epochs = 1
+batch_size = 32
+[search]
+latency = "75%"
+population = 4
+generations = 1
+measured = 2
+recalibration_images = 64
+[slice]
+epochs = 1
+[export]
+latency_tolerance = 5.0
+"""
+# The shipped profile times each network for a second; tests of behaviour need no such precision.
+PROFILE = """
+description = "this machine, timed briefly"
+runtime = "onnxruntime"
+warmup_ms = 2.0
+seconds = 0.05
+iterations = 10
+"""
+
+
+def clear_projects() -> None:
+    """Forget the project that the process has loaded: it is kept by its configuration, not by its folder."""
+    from bcnet.supernet import project
+
+    project._load.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    clear_projects()
+    yield tmp_path
+    clear_projects()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder in which `bcnet run --json` ended well, and what it printed. Never write here: see `project`."""
+    path = tmp_path_factory.mktemp("finished")
+    (path / "bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    (path / "hw_profiles").mkdir()
+    (path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
+    clear_projects()
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["run", "--json"])
+    assert code == 0, err.getvalue()
+    return path, json.loads(out.getvalue())
+
+
+@pytest.fixture
+def project(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a copy of the finished run, to do with as a test likes."""
+    copy = tmp_path / "project"
+    shutil.copytree(finished[0], copy)
+    monkeypatch.chdir(copy)
+    return copy
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
+    """`refused(code, *arguments)`: the one line with which a command refuses; every file stays as it was."""
+
+    def run(code: int, *arguments: str) -> str:
+        before = contents(Path.cwd())
+        capfd.readouterr()
+        assert main(arguments) == code
+        out, err = capfd.readouterr()
+        lines = err.strip().splitlines()
+        assert out == ""
+        assert len(lines) == 1, err
+        assert lines[0].startswith("bcnet: ")
+        assert "Traceback" not in err
+        assert contents(Path.cwd()) == before
+        return lines[0]
+
+    return run
+
+
+def contents(path: Path) -> dict[str, bytes | None]:
+    """Every file under `path` with its bytes, every folder with None. Python's caches do not count."""
+    return {
+        str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() else None
+        for entry in sorted(path.rglob("*"))
+        if "__pycache__" not in entry.parts
+    }

@@ -1,0 +1,183 @@
+"""One validated configuration from a file and flags."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from bcnet.config import CONFIG_FILE, Config, Section, latency_share, load_config, template
+from bcnet.errors import ConfigError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str, name: str = "bcnet.toml") -> Path:
+    path = Path(name)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def keys() -> list[tuple[str, str, str]]:
+    """(section, key, description) of every setting; the top level is ""."""
+    found = []
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += [(name, key, f.description or "") for key, f in field.annotation.model_fields.items()]
+        else:
+            found.append(("", name, field.description or ""))
+    return found
+
+
+def test_without_a_file_everything_has_its_default() -> None:
+    assert load_config(None) == Config()
+    assert load_config(None).train.method == "bcnet"
+
+
+def test_the_file_in_the_working_folder_is_read() -> None:
+    write("seed = 7\n[train]\nepochs = 3\n")
+    config = load_config(None)
+    assert (config.seed, config.train.epochs) == (7, 3)
+
+
+def test_a_named_file_takes_the_place_of_the_default_one() -> None:
+    write("seed = 7\n")
+    assert load_config(write("seed = 8\n", "other.toml")).seed == 8
+
+
+def test_flags_override_the_file_and_none_leaves_it() -> None:
+    write("seed = 7\n[train]\nepochs = 3\nbatch_size = 16\n")
+    config = load_config(None, {"": {"seed": 9}, "train": {"epochs": 5, "train_device": None}})
+    assert (config.seed, config.train.epochs, config.train.batch_size) == (9, 5, 16)
+
+
+@pytest.mark.parametrize("budget", ["latency_ms = 5.0", 'latency = "60%"', "min_accuracy = 0.9"])
+def test_a_budget_flag_replaces_the_files_budget_of_any_kind(budget: str) -> None:
+    write(f"[search]\n{budget}\npopulation = 5\n")
+    search = load_config(None, {"search": {"latency_ms": 2.0}}).search
+    assert (search.latency_ms, search.latency, search.min_accuracy, search.population) == (2.0, None, None, 5)
+
+
+def test_a_configuration_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 1  # type: ignore[misc]
+
+
+def test_the_template_loads_to_the_defaults() -> None:
+    assert load_config(write(template())) == Config()
+
+
+@pytest.mark.parametrize(("section", "key", "description"), keys())
+def test_the_template_documents_every_key_in_its_section(section: str, key: str, description: str) -> None:
+    parts = re.split(r"^\[(\w+)\]$", template(), flags=re.MULTILINE)
+    texts = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+    assert description
+    assert re.search(rf"^# {re.escape(description)}\n(# )?{key} = ", texts[section], flags=re.MULTILINE)
+
+
+def test_the_template_has_a_title_for_every_section() -> None:
+    sections = re.findall(r"^\[(\w+)\]$", template(), flags=re.MULTILINE)
+    assert sections == ["model", "data", "space", "train", "search", "slice", "export"]
+    assert len(re.findall(r"^# .+\n\[\w+\]$", template(), flags=re.MULTILINE)) == len(sections)
+
+
+def test_every_example_in_the_templates_comments_is_valid() -> None:
+    lines = template().splitlines()
+    examples = [number for number, line in enumerate(lines) if re.match(r"# \w+ = ", line)]
+    assert len(examples) == 7
+    for number in examples:
+        text = "\n".join([*lines[:number], lines[number].removeprefix("# "), *lines[number + 1 :]])
+        assert load_config(write(text)) != Config()
+        assert tomllib.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
+        ("[trian]\nepochs = 3", "unknown key 'trian'; did you mean 'train'?"),
+        ("sead = 3", "unknown key 'sead'; did you mean 'seed'?"),
+        ("[space]\nxyz = 3", "unknown key 'space.xyz'; known here: bins, channel_multiple, min_width"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest_known_one(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[train]\nepochs = "three"', "train.epochs: input should be a valid integer, not 'three'"),
+        ("[train]\nepochs = 1.5", "train.epochs: input should be a valid integer"),
+        ("[train]\nepochs = true", "train.epochs: input should be a valid integer, not True"),
+        ("[train]\nepochs = 0", "train.epochs: input should be greater than or equal to 1, not 0"),
+        ("[train]\nlearning_rate = nan", "train.learning_rate: input should be greater than 0, not nan"),
+        ("train = 3", "train: input should be a"),
+        ("device = 3", "device: input should be a valid string, not 3"),
+        ("[data]\nval_fraction = 1.0", "data.val_fraction: input should be less than 1, not 1.0"),
+        ('[train]\nmethod = "bcnet3"', "train.method: input should be 'unilateral', 'bcnet' or 'bcnetv2'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("latency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
+        ("latency_ms = -1.0", "latency_ms must be a number above zero, not -1.0"),
+        ("latency_ms = nan", "latency_ms must be a number above zero, not nan"),
+        ("latency_ms = inf", "latency_ms must be a number above zero, not inf"),
+        ('latency_ms = "5"', "search.latency_ms: input should be a valid number, not '5'"),
+        ('latency = "60"', "a latency share is written as 60%, above zero, not '60'"),
+        ("min_accuracy = 1.5", "min_accuracy must be above 0 and at most 1, not 1.5"),
+        ("min_accuracy = nan", "min_accuracy must be above 0 and at most 1, not nan"),
+        ("latency_ms = 5.0\nmin_accuracy = 0.9", "give only one of latency_ms, latency and min_accuracy"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_refused(budget: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(f"[search]\n{budget}"))
+
+
+def test_a_wrong_flag_is_wrong_usage_and_does_not_blame_the_file() -> None:
+    write("seed = 7\n")
+    with pytest.raises(
+        UsageError, match=r"^train\.epochs: input should be greater than or equal to 1, not 0$"
+    ):
+        load_config(None, {"train": {"epochs": 0}})
+
+
+def test_a_named_file_that_is_missing_names_the_command_that_writes_one() -> None:
+    with pytest.raises(ConfigError, match="nope.toml does not exist; write one with `bcnet init`"):
+        load_config(Path("nope.toml"))
+
+
+@pytest.mark.parametrize("content", [b"seed = ", b"\xff\xfe\x00", b"[train\n"])
+def test_a_file_that_is_not_toml_says_so_in_one_line(content: bytes) -> None:
+    CONFIG_FILE.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^bcnet\.toml is not TOML: .+$"):
+        load_config(None)
+
+
+def test_a_folder_is_not_a_configuration() -> None:
+    Path("conf").mkdir()
+    with pytest.raises(ConfigError, match="conf is a folder, not a file"):
+        load_config(Path("conf"))
+
+
+@pytest.mark.parametrize(("text", "share"), [("60%", 0.6), (" 12.5 %", 0.125), ("250%", 2.5)])
+def test_a_latency_share_is_a_percentage(text: str, share: float) -> None:
+    assert latency_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["60", "0%", "-5%", "nan%", "inf%", "%", "sixty%", ""])
+def test_other_texts_are_no_latency_share(text: str) -> None:
+    with pytest.raises(ValueError, match="a latency share is written as 60%"):
+        latency_share(text)

@@ -1,0 +1,82 @@
+"""What the README tells people to type does what it says."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bcnet.cli import main
+from bcnet.supernet import project
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = """
+[data]
+image_size = 16
+train_limit = 200
+test_limit = 60
+[space]
+bins = 3
+min_width = 0.3
+[train]
+epochs = 1
+batch_size = 32
+[search]
+population = 4
+generations = 1
+measured = 2
+[slice]
+epochs = 1
+[export]
+latency_tolerance = 1.0
+"""
+# The shipped profile times each network for a second; a test of the commands needs no such precision.
+QUICK = """
+description = "this machine, timed briefly"
+runtime = "onnxruntime"
+warmup_ms = 5.0
+seconds = 0.05
+iterations = 10
+"""
+
+
+def commands() -> list[list[str]]:
+    """Every `bcnet` command of the README's blocks, in order, as arguments."""
+    lines = re.findall(r"^\.venv/bin/bcnet ([^#\n]+)", README, flags=re.MULTILINE)
+    return [line.split() for line in lines]
+
+
+def test_the_readme_names_every_stage_in_order() -> None:
+    stages = ["init", "inspect", "train", "build-lut", "search", "slice", "export", "run"]
+    assert [words[0] for words in commands()] == stages
+
+
+def test_the_readmes_commands_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project._load.cache_clear()
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/cpu.toml").write_text(QUICK, encoding="utf-8")
+    for words in commands():
+        assert main(words) == 0, capfd.readouterr().err
+        if words == ["init"]:
+            # The same keys as the file that init wrote, small enough for a test.
+            Path("bcnet.toml").write_text(TINY, encoding="utf-8")
+    shown = capfd.readouterr().out
+    assert all(name in shown for name in ("full", "uniform", "searched"))
+    assert Path("runs/default/export/model.onnx").stat().st_size > 0
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test"])
+def test_the_readmes_make_targets_exist(target: str) -> None:
+    assert f"make {target}" in README
+    dry = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("bcnet run" if target == "quickstart" else "pytest") in dry.stdout
+
+
+def test_the_readmes_links_to_files_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,113 @@
+"""The search on spaces small enough to know the answer."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.table import LatencyStat
+from bcnet.pipeline.search import Candidate, SearchSettings, search
+from bcnet.supernet.score import Score
+from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+
+CHOICES = (8, 16, 24, 32)
+SPACE = WidthSpace(
+    "bcnet", tuple(WidthGroup(f"g{i}", 32, CHOICES, (f"g{i}",)) for i in range(4)), {}, {}, (), (), (), ()
+)
+ALL = [Widths(widths) for widths in itertools.product(CHOICES, repeat=4)]
+GAIN = (0.05, 0.02, 0.09, 0.04)
+
+
+def latency_ms(widths: Widths) -> float:
+    return 0.1 + sum(a * b for a, b in itertools.pairwise(widths)) / 1000
+
+
+def accuracy(widths: Widths) -> float:
+    return 0.4 + sum(gain * math.log(width) for gain, width in zip(GAIN, widths, strict=True)) / 2
+
+
+@pytest.mark.parametrize("budget_ms", [0.5, 0.9, 1.7, 2.5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_the_true_optimum_of_a_small_space(budget_ms: float, seed: int) -> None:
+    settings = SearchSettings(budget_ms=budget_ms, population=16, generations=8, seed=seed)
+    scored: list[Widths] = []
+
+    def score_of(widths: Widths) -> float:
+        scored.append(widths)
+        return accuracy(widths)
+
+    result = search(SPACE, latency_ms, score_of, settings)
+    best = max((widths for widths in ALL if latency_ms(widths) <= budget_ms), key=accuracy)
+    assert accuracy(result.best.widths) == pytest.approx(accuracy(best))
+    assert len(scored) == len(set(scored)) <= 16 * 9
+    assert all(latency_ms(widths) <= budget_ms for widths in scored)
+
+
+def test_finds_the_fastest_network_that_is_accurate_enough() -> None:
+    settings = SearchSettings(min_accuracy=0.65, population=16, generations=12)
+    result = search(SPACE, latency_ms, accuracy, settings)
+    fastest = min((widths for widths in ALL if accuracy(widths) >= 0.65), key=latency_ms)
+    assert result.best.predicted_ms == pytest.approx(latency_ms(fastest))
+
+
+def test_a_killed_search_reaches_the_same_candidates() -> None:
+    settings = SearchSettings(budget_ms=1.2, population=6, generations=5, seed=4)
+    whole = search(SPACE, latency_ms, accuracy, settings)
+    kept: list[Candidate] = []
+
+    def kill_after_the_third(candidates: object) -> None:
+        kept[:] = candidates  # type: ignore[call-overload]
+        if max(candidate.generation for candidate in kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(SPACE, latency_ms, accuracy, settings, on_generation=kill_after_the_third)
+    assert search(SPACE, latency_ms, accuracy, settings, resume=kept) == whole
+
+
+def test_a_budget_that_cannot_be_met_is_answered_at_once_with_the_lowest_possible() -> None:
+    def slow_when_narrowest(widths: Widths) -> float:
+        return latency_ms(widths) + (1.0 if widths[0] == 8 else 0.0)
+
+    def never(widths: Widths) -> float:
+        raise AssertionError("nothing may be scored")
+
+    lowest = min(map(slow_when_narrowest, ALL))
+    with pytest.raises(BudgetError, match=f"the fastest takes {lowest:.4g} ms"):
+        search(SPACE, slow_when_narrowest, never, SearchSettings(budget_ms=lowest * 0.99))
+
+
+def test_a_budget_above_the_full_network_returns_it_and_says_so() -> None:
+    result = search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=100))
+    assert result.best.widths == SPACE.largest()
+    assert len(result.history) == 1
+    assert "above the full network" in result.note
+
+
+def test_the_winner_is_within_the_budget_as_measured() -> None:
+    def slower_than_predicted(widths: Widths) -> LatencyStat:
+        return LatencyStat.of(np.array([latency_ms(widths) * 1.04]))
+
+    settings = SearchSettings(budget_ms=1.2, population=16, generations=6)
+    best = search(SPACE, latency_ms, accuracy, settings, measure_of=slower_than_predicted).best
+    assert best.measured is not None
+    assert best.measured.median_ms <= 1.2
+
+
+def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> None:
+    def always_over(widths: Widths) -> LatencyStat:
+        return LatencyStat.of(np.array([5.0]))
+
+    with pytest.raises(BudgetError, match=r"none of the \d+ best candidates.*closest takes 5"):
+        search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=1.2), measure_of=always_over)
+
+
+def test_ties_in_accuracy_are_broken_by_loss() -> None:
+    def score_of(widths: Widths) -> Score:
+        return Score(0.5, -1.0 / sum(widths))
+
+    result = search(SPACE, latency_ms, score_of, SearchSettings(budget_ms=1.0, generations=8))
+    best = max((widths for widths in ALL if latency_ms(widths) <= 1.0), key=sum)
+    assert sum(result.best.widths) == sum(best)
