@@ -70,7 +70,9 @@ def main() -> None:
     )
     print(f"{machine}\nmethod {options.method}, batch {options.batch}, {options.size} px, fp32, sgd")
     print(f"{options.rounds} rounds after {options.warmups}; seconds are medians\n")
-    print(f"{'model':<26}{'plain s':>9}{'supernet s':>12}{'ratio':>8}{'  quartiles':<16}{'noise'}", flush=True)
+    print(
+        f"{'model':<26}{'plain s':>9}{'supernet s':>12}{'ratio':>8}{'  quartiles':<16}{'noise'}", flush=True
+    )
     results = []
     for name in options.models:
         rounds = measure(name, options)[options.warmups :]
@@ -184,7 +186,9 @@ def _processor() -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("models", nargs="*", default=list(MODELS), metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     add("--method", default="bcnet", choices=list(METHODS), help="which paths a width takes (default: bcnet)")

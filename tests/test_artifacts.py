@@ -1,0 +1,227 @@
+"""Files are whole or absent, and a manifest tells whether they are still what was written."""
+
+import json
+import re
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bcnet.artifacts import MANIFEST, Run, Stage, digest, file_digest, read_json, write_atomically, write_json
+from bcnet.errors import ArtifactError
+
+INPUTS = {"model": "m1", "data": "d1"}
+
+
+@contextmanager
+def largest_file(size_bytes: int) -> Iterator[None]:
+    """No file can grow beyond this, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """A finished stage of two files."""
+    stage = Stage(tmp_path / "train", "train", "bcnet train")
+    write_json(stage.path("a.json"), {"a": 1})
+    write_atomically(stage.path("b.bin"), lambda path: _write(path, b"0123456789"))
+    stage.finish(INPUTS, ("a.json", "b.bin"))
+    return stage
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def test_a_file_is_written_with_the_folders_that_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.json"
+    write_json(path, {"b": [1, 2.5, None]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"b": [1, 2.5, None]}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_writer_gets_a_file_of_the_same_suffix_beside_the_target(tmp_path: Path) -> None:
+    seen = []
+    write_atomically(tmp_path / "model.pt2", seen.append)
+    assert (seen[0].parent, seen[0].suffix) == (tmp_path, ".pt2")
+    assert seen[0].name != "model.pt2"
+
+
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"ne")
+        assert path.read_bytes() == b"old"
+        temporary.write_bytes(b"new")
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, failure: BaseException
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(b"half")
+        raise failure
+
+    with pytest.raises(type(failure)):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left on device"):
+        write_atomically(path, lambda _: Path("/dev/full").write_bytes(b"new"))  # the kernel's own ENOSPC
+    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+        write_atomically(path, lambda temporary: _write(temporary, b"x" * 5000))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_the_way_leaves_no_litter(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_json(tmp_path / "file", {})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_digest_depends_on_the_value_and_not_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+    assert re.fullmatch(r"[0-9a-f]{16}", digest(None))
+
+
+def test_a_files_digest_depends_on_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"same")
+    (tmp_path / "b").write_bytes(b"same")
+    (tmp_path / "c").write_bytes(b"other")
+    assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b") != file_digest(tmp_path / "c")
+
+
+def test_reading_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"result\.json is missing; run `bcnet search`"):
+        read_json(tmp_path / "result.json", "bcnet search")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": [1, 2', b"\xff\xfe"])
+def test_reading_a_damaged_file_names_the_command_that_makes_it_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(
+        ArtifactError, match=r"is cut short or edited \(.+\); run `bcnet search` to make it anew"
+    ):
+        read_json(tmp_path / "result.json", "bcnet search")
+
+
+def test_a_finished_stage_matches_what_it_was_made_from_and_nothing_else(stage: Stage) -> None:
+    assert stage.matches(INPUTS)
+    assert not stage.matches({"model": "m1", "data": "d2"})
+    assert not stage.matches({"model": "m1"})
+    assert not stage.matches({**INPUTS, "space": "s1"})
+
+
+def test_a_stage_without_its_manifest_is_not_finished(stage: Stage) -> None:
+    stage.reopen()
+    assert not stage.matches(INPUTS)
+    with pytest.raises(ArtifactError, match="train holds no finished train; run `bcnet train` first"):
+        stage.manifest()
+    stage.reopen()  # again: nothing to take away
+
+
+def test_the_manifest_records_inputs_and_the_digest_of_every_file(stage: Stage) -> None:
+    manifest = stage.manifest()
+    assert manifest["inputs"] == INPUTS
+    assert manifest["outputs"] == {name: file_digest(stage.path(name)) for name in ("a.json", "b.bin")}
+
+
+def test_a_stage_whose_file_is_missing_cannot_be_finished(stage: Stage) -> None:
+    stage.reopen()
+    with pytest.raises(FileNotFoundError):
+        stage.finish(INPUTS, ("a.json", "c.json"))
+    assert not stage.path(MANIFEST).exists()
+
+
+@pytest.mark.parametrize("content", [b"012345678", b"0123456780", b""])
+def test_a_truncated_or_edited_file_is_refused(stage: Stage, content: bytes) -> None:
+    stage.path("b.bin").write_bytes(content)
+    assert not stage.matches(INPUTS)
+    with pytest.raises(ArtifactError, match=r"b\.bin is not what train wrote .+; run `bcnet train` again"):
+        stage.require({})
+
+
+def test_a_missing_file_is_named(stage: Stage) -> None:
+    stage.path("a.json").unlink()
+    assert not stage.matches(INPUTS)
+    with pytest.raises(ArtifactError, match=r"a\.json is missing; run `bcnet train` again"):
+        stage.require({})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b'{"schema": 1, "inputs": {',
+        b'{"schema": 1, "inputs": {}}',
+        b'{"schema": 99, "inputs": {}, "outputs": {}}',
+        b'{"schema": 1, "inputs": [], "outputs": {}}',
+        b'{"schema": 1, "inputs": {}, "outputs": "a.json"}',
+    ],
+)
+def test_a_damaged_manifest_is_refused_with_the_command_that_mends(stage: Stage, content: bytes) -> None:
+    stage.path(MANIFEST).write_bytes(content)
+    assert not stage.matches({})
+    with pytest.raises(ArtifactError, match=r"manifest\.json is .+; run `bcnet train` "):
+        stage.require({})
+
+
+def test_a_stage_made_from_something_else_is_refused(stage: Stage) -> None:
+    with pytest.raises(
+        ArtifactError, match="was made with another data; run `bcnet train` again, or keep both"
+    ):
+        stage.require({"model": "m1", "data": "d2"})
+
+
+def test_the_digest_of_a_stage_changes_with_what_it_wrote(stage: Stage) -> None:
+    before = stage.require({"model": "m1"})
+    assert stage.require({}) == before
+    write_json(stage.path("a.json"), {"a": 2})
+    stage.finish(INPUTS, ("a.json", "b.bin"))
+    assert stage.require({}) != before
+
+
+def test_a_finished_stage_can_be_moved(stage: Stage, tmp_path: Path) -> None:
+    shutil.move(stage.folder, tmp_path / "elsewhere")
+    assert Stage(tmp_path / "elsewhere", "train", "bcnet train").matches(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "command"),
+    [
+        ("default", "train", "bcnet train"),
+        ("default", "build-lut", "bcnet build-lut"),
+        ("night", "search", "bcnet search --run night"),
+        ("night", "compare", "bcnet run --run night"),
+    ],
+)
+def test_a_stage_knows_its_folder_and_its_command(run: str, stage: str, command: str) -> None:
+    found = Run.named(run).stage(stage)
+    assert found.folder == Path("runs") / run / stage
+    assert found.command == command

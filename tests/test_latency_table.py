@@ -1,0 +1,230 @@
+"""Latency tables: arithmetic by hand, files that were damaged, and a real build on a small network."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bcnet.errors import TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.model import LatencyModel, LayerSlot
+from bcnet.latency_tables.table import (
+    Calibration,
+    LatencyStat,
+    LatencyTable,
+    LayerSpec,
+    Row,
+    Session,
+    Setting,
+)
+from bcnet.models.digits import digits
+from bcnet.pipeline.build_lut import build_lut, charge, design, fit_calibration, rank_correlation
+from bcnet.runtimes import runtime_named
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.space import Layer, Segment, WidthGroup, Widths, WidthSpace
+
+SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
+CONV = LayerSpec("Conv", 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 16, 16)
+QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
+
+
+def stat(ms: float) -> LatencyStat:
+    return LatencyStat(ms, ms * 1.1, 0.01, 10)
+
+
+def table_of(rows: dict[LayerSpec, float]) -> LatencyTable:
+    table = LatencyTable("cpu", [Session("2026-01-01", {"runtime": "onnxruntime"}, {"matmul_ms": 0.2})])
+    table.rows = {(spec, SETTING): Row(spec, SETTING, stat(ms), 0) for spec, ms in rows.items()}
+    return table
+
+
+def pair(a: int, b: int) -> LayerSpec:
+    return replace(CONV, in_channels=a, out_channels=b)
+
+
+GRID = {pair(8, 8): 1.0, pair(8, 16): 2.0, pair(16, 8): 3.0, pair(16, 16): 5.0}
+
+
+def test_a_saved_table_loads_as_it_was_and_saves_the_same_bytes(tmp_path: Path) -> None:
+    table = table_of(GRID)
+    table.calibrations["m", SETTING] = Calibration(
+        "m", SETTING, "r", 0.1, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01
+    )
+    table.save(tmp_path / "cpu.json")
+    loaded = LatencyTable.load(tmp_path / "cpu.json")
+    assert loaded == table
+    loaded.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "cpu.json").read_bytes()
+
+
+def test_the_model_sums_rows_as_arithmetic_by_hand_does() -> None:
+    slots = [
+        LayerSlot("a", pair(16, 16), ((0, 1),), ((1, 1),), False, ("a",)),
+        LayerSlot("b", pair(16, 16), ((1, 1),), ((0, 1),), False, ("b",)),
+    ]
+    calibration = Calibration("m", SETTING, "r", 0.5, 2.0, 12, 12, 0.0, 1.0, 1.0, 1.0, 0.0)
+    model = LatencyModel(table_of(GRID), SETTING, slots, [(8, 16), (8, 16)], calibration)
+    assert model(Widths((8, 16))) == pytest.approx(0.5 + 2.0 * (2.0 + 3.0))
+    assert model(Widths((16, 16))) == pytest.approx(0.5 + 2.0 * 10.0)
+    assert model.price_many(np.array([[0, 0], [1, 0]])).tolist() == pytest.approx([4.5, 10.5])
+    # Between the choices: bilinear, (1 + 2 + 3 + 5) / 4 for each of the two layers.
+    assert model(Widths((12, 12))) == pytest.approx(0.5 + 2.0 * 5.5)
+
+
+def test_depthwise_layers_are_interpolated_along_one_channel_count() -> None:
+    rows = {replace(CONV, in_channels=c, out_channels=c, groups=c): c / 10 for c in (8, 16, 32)}
+    wanted = replace(CONV, in_channels=24, out_channels=24, groups=24)
+    assert table_of(rows).latency_ms(wanted, SETTING) == pytest.approx(2.4)
+
+
+def test_a_layer_outside_the_measured_range_is_refused_with_what_there_is() -> None:
+    with pytest.raises(TableError, match=r"no row for Conv 64->8 at .*batch 1.*bcnet build-lut --device cpu"):
+        table_of(GRID).latency_ms(pair(64, 8), SETTING)
+
+
+def test_a_row_is_never_used_for_another_setting() -> None:
+    with pytest.raises(TableError, match="batch 4"):
+        table_of(GRID).latency_ms(pair(8, 8), replace(SETTING, batch=4))
+
+
+def test_the_digest_follows_its_own_rows_only() -> None:
+    table = table_of(GRID)
+    own = [pair(8, 8), pair(8, 16)]
+    before = table.digest_of(own, SETTING)
+    table.rows[pair(16, 16), SETTING] = Row(pair(16, 16), SETTING, stat(9.0), 0)
+    assert table.digest_of(own, SETTING) == before
+    table.rows[pair(8, 8), SETTING] = Row(pair(8, 8), SETTING, stat(9.0), 0)
+    assert table.digest_of(own, SETTING) != before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[: len(text) // 2], "cut short or edited"),
+        (lambda text: text.replace('"schema": 1', '"schema": 7'), "schema 7, this bcnet reads 1"),
+        (lambda text: text.replace('"median_ms": 1.0', '"median_ms": -1.0'), "greater than or equal to 0"),
+        (lambda text: text.replace('"median_ms": 1.0', '"median_ms": NaN'), "median_ms"),
+        (lambda text: text.replace('"out_channels": 16', '"out_channels": 8'), "two rows"),
+        (lambda text: text.replace('"session": 0', '"session": 5'), "session 5"),
+        (lambda text: text.replace('"device"', '"devise"'), "device"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path: Path, damage: object, message: str) -> None:
+    path = tmp_path / "cpu.json"
+    table_of(GRID).save(path)
+    assert callable(damage)
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(TableError, match=message):
+        LatencyTable.load(path)
+
+
+def space_of(choices: tuple[tuple[int, ...], ...], meets: list[tuple[int, int]]) -> WidthSpace:
+    """Groups that meet in layers as the pairs say."""
+    groups = tuple(WidthGroup(f"g{i}", own[-1], own, (f"g{i}",)) for i, own in enumerate(choices))
+    dimensions = {f"w{i}": {0: (Segment(b, 1),), 1: (Segment(a, 1),)} for i, (a, b) in enumerate(meets)}
+    layers = tuple(Layer(f"w{i}", 1) for i in range(len(meets)))
+    return WidthSpace("bcnet", groups, dimensions, {}, (), layers, (), ())
+
+
+@pytest.mark.parametrize("meets", [[(0, 1), (1, 2), (2, 3)], [(0, 1), (1, 2), (0, 2), (2, 3)]])
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_design_shows_every_pair_of_choices_of_groups_that_meet(
+    meets: list[tuple[int, int]], size: int
+) -> None:
+    own = tuple(range(8, 8 * size + 1, 8))
+    choices = (own, own[: max(2, size // 2)], own, own)
+    networks = design(space_of(choices, meets))
+    for a, b in meets:
+        shown = {(widths[a], widths[b]) for widths in networks}
+        assert shown == set(itertools.product(choices[a], choices[b]))
+
+
+def test_calibration_recovers_a_known_offset_and_scale() -> None:
+    sums = np.array([1.0, 2.0, 5.0, 9.0])
+    assert fit_calibration(sums, 0.3 + 1.2 * sums) == pytest.approx((0.3, 1.2))
+
+
+def test_rank_correlation_of_reversed_values_is_minus_one() -> None:
+    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([9.0, 5.0, 1.0])) == pytest.approx(-1.0)
+
+
+def small_graph(bins: int = 2, width: int = 10) -> OnnxSupernet:
+    torch.manual_seed(0)
+    model = digits(num_classes=width).eval()
+    space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=bins, min_width=0.4)
+    return OnnxSupernet(model, space, (1, 1, 16, 16))
+
+
+def test_a_build_measures_every_layer_and_a_second_build_measures_nothing(tmp_path: Path) -> None:
+    graph, table = small_graph(), LatencyTable("cpu")
+    saved: list[int] = []
+    report = build_lut(graph, QUICK, table, save=lambda table: saved.append(len(table.rows)))
+    assert report.measured == report.rows == len(table.rows) == saved[-1]
+    assert all(row.stat.median_ms > 0 and row.session == 0 for row in table.rows.values())
+    table.save(tmp_path / "cpu.json")
+    again = LatencyTable.load(tmp_path / "cpu.json")
+    second = build_lut(graph, QUICK, again)
+    assert (second.measured, second.networks) == (0, 0)
+    assert second.calibration == report.calibration
+    # Another head: only the classifier's rows are new.
+    third = build_lut(small_graph(width=7), QUICK, again)
+    assert third.measured == len(graph.space.groups[-1].choices)
+    assert len(again.sessions) == 2
+
+
+def test_every_profiled_millisecond_is_charged_to_a_layer() -> None:
+    graph = small_graph()
+    widths = graph.space.smallest()
+    profile = runtime_named("onnxruntime").profile_nodes(graph.variant(widths), 1, 5)
+    charged = charge(graph.slots, profile)
+    assert charged.shape == (len(graph.slots), 5)
+    assert charged.sum(0) == pytest.approx(sum(durations for _, durations in profile))
+
+
+def test_what_has_no_layer_is_charged_to_the_layer_that_runs_next() -> None:
+    slots = [LayerSlot(n, CONV, (), (), False, (n, f"{n}_relu")) for n in ("a", "b")]
+    one = np.ones(1)
+    profile = [
+        ("a_relu_nchwc", one),
+        ("ReorderOutput_token_3", 2 * one),
+        ("b/Fusion/", 4 * one),
+        ("x", 8 * one),
+    ]
+    assert charge(slots, profile).ravel().tolist() == [1.0, 14.0]
+
+
+def test_slots_know_their_channels_at_any_widths() -> None:
+    graph = small_graph()
+    widths = graph.space.smallest()
+    stem, head = graph.slots[0].at(widths), graph.slots[-1].at(widths)
+    assert (stem.op, stem.in_channels, stem.out_channels) == ("Conv", 1, widths[0])
+    assert (head.op, head.in_channels, head.out_channels) == ("Gemm", widths[-1], 10)
+    assert [slot.template.add for slot in graph.slots].count(True) == 3
+
+
+def test_a_variant_runs_in_the_runtime_and_has_the_widths_shapes() -> None:
+    import onnx
+
+    graph = small_graph()
+    widths = graph.space.random(np.random.default_rng(1))
+    content = graph.variant(widths)
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    images = np.zeros((3, 1, 16, 16), np.float32)
+    assert runtime_named("onnxruntime").predictor(content, 1)(images).shape == (3, 10)
+    shapes = {entry.name: tuple(entry.dims) for entry in onnx.load_from_string(content).graph.initializer}
+    assert all(
+        shapes[layer.weight] == graph.space.shape(layer.weight, widths) for layer in graph.space.layers
+    )
+
+
+def test_the_file_holds_one_row_a_line(tmp_path: Path) -> None:
+    table_of(GRID).save(tmp_path / "cpu.json")
+    lines = (tmp_path / "cpu.json").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if '"layer"' in line]
+    assert len(rows) == len(GRID)
+    assert all(isinstance(json.loads(line.strip().rstrip(",")), dict) for line in rows)

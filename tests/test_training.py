@@ -1,0 +1,278 @@
+"""Supernet steps, training loops that continue, scores, and the discovery of spaces."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcnet.data import ImageData, Split
+from bcnet.errors import SpaceError
+from bcnet.pipeline.train import Checkpoint, train
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import Recipe, augment, fit_network
+from bcnet.supernet.paths import cut, forward_path, path_of, path_state, run_with
+from bcnet.supernet.score import Score, evaluate_network, recalibrated, score, score_sides
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.step import supernet_step
+
+
+class Concatenating(nn.Module):
+    """Two branches, concatenated, then flattened: segments and repeats on one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 8, 3, padding=1)
+        self.b = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.mix = nn.Conv2d(24, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(8 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(torch.cat([self.a(x), self.b(x)], 1))
+        z: Tensor = self.head(self.pool(y).flatten(1))
+        return z
+
+
+def images(count: int = 48) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 80, (count, 1, 8, 8), generator=generator)
+    pixels[torch.arange(count), 0, labels * 2] = 255  # a bright row tells the class
+    split = Split(pixels.to(torch.uint8), labels)
+    part = split.take(torch.arange(24))
+    return ImageData(split, part, part, ("a", "b", "c"), (0.3,), (0.2,))
+
+
+def setup(method: str = "bcnet") -> tuple[nn.Module, WidthSpace]:
+    torch.manual_seed(0)
+    model = Concatenating()
+    space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=4, channel_multiple=2, method=method)
+    return model, space
+
+
+def test_concatenated_branches_and_a_flattened_head_are_searched_exactly() -> None:
+    model, space = setup()
+    assert [group.name for group in space.groups] == ["a", "b.0", "mix"]
+    x = torch.randn(2, 1, 8, 8)
+    widths = Widths((4, 12, 6))
+    small = cut(model.eval(), space, widths, "right")
+    assert isinstance(small, Concatenating)
+    assert small.mix.weight.shape == (6, 16, 1, 1)
+    assert small.head.weight.shape == (3, 24)
+    assert torch.equal(small(x), forward_path(model, space, widths, x, "right"))
+
+
+@pytest.mark.parametrize("widths", [(4, 12, 6), (8, 16, 8), (2, 4, 2)])
+def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int]) -> None:
+    model, space = setup()
+    model.train()
+    x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    recipe = Recipe(epochs=1, learning_rate=0.1)
+    own = dict(model.named_parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    parameters = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
+    loss = supernet_step(model, space, parameters, buffers, Widths(widths), x, labels, recipe)
+    reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
+    total = torch.zeros(())
+    for side in space.rule.sides:
+        path = path_of(space, Widths(widths), side)
+        state = {**path_state(reference, space, path), **path_state(buffers, space, path)}
+        total = total + recipe.loss(run_with(model, space, state, x), labels) / 2
+    total.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, reference[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_channels_outside_both_paths_get_no_gradient() -> None:
+    model, space = setup()
+    parameters = {name: nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    recipe = Recipe(epochs=1, learning_rate=0.1)
+    labels = torch.tensor([0, 1])
+    supernet_step(
+        model.train(), space, parameters, buffers, Widths((2, 4, 2)), torch.randn(2, 1, 8, 8), labels, recipe
+    )
+    gradient = parameters["a.weight"].grad
+    assert gradient is not None
+    touched = gradient.flatten(1).abs().sum(1) > 0
+    assert touched.tolist() == [True, True, False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
+def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method: str) -> None:
+    model, space = setup(method)
+    recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16, shift=1, flip=True)
+    kept: list[Checkpoint] = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        tensors = {name: tensor.clone() for name, tensor in checkpoint.snapshot.tensors.items()}
+        kept.append(
+            Checkpoint(
+                type(checkpoint.snapshot)(checkpoint.snapshot.epoch, tensors),
+                checkpoint.records,
+                checkpoint.curve,
+            )
+        )
+
+    whole = train(model, space, images(), recipe, on_epoch=keep)
+    continued = train(model, space, images(), recipe, resume=kept[0])
+    assert continued.records == whole.records
+    assert continued.curve == whole.curve
+    for name in space.parameters:
+        assert torch.equal(continued.state[name], whole.state[name])
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
+    model, space = setup()
+    recipes = [Recipe(epochs=1, learning_rate=0.05, batch_size=16, seed=seed) for seed in (1, 1, 2)]
+    first, second, other = (train(model, space, images(), recipe).records for recipe in recipes)
+    assert first == second
+    assert first != other
+
+
+def test_training_learns_what_a_bright_row_tells() -> None:
+    model, space = setup()
+    data = images()
+    result = train(model, space, data, Recipe(epochs=30, learning_rate=0.05, batch_size=16))
+    assert score(model, space, result.state, space.largest(), data, 48).accuracy > 0.9
+
+
+def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -> None:
+    model, space = setup()
+    data = images()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    widths = Widths((4, 8, 4))
+    sides = score_sides(model, space, state, widths, data, 32)
+    mean = score(model, space, state, widths, data, 32)
+    assert set(sides) == {"left", "right"}
+    assert mean.accuracy == pytest.approx((sides["left"].accuracy + sides["right"].accuracy) / 2)
+    assert mean.loss == pytest.approx((sides["left"].loss + sides["right"].loss) / 2)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
+    model, space = setup()
+    data = images()
+    state = dict(model.state_dict())
+    fresh = recalibrated(model, space, state, space.largest(), "left", data, 48)
+    assert isinstance(model, Concatenating)
+    with torch.no_grad():
+        outputs = model.b[0](data.normalise(data.train.images))
+    torch.testing.assert_close(fresh["b.1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fresh["b.1.running_var"], outputs.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_scores_order_by_accuracy_and_then_by_lower_loss() -> None:
+    assert Score(0.9, -0.5) < Score(0.9, -0.4) < Score(0.91, -9.0)
+    assert Score(0.9, -0.5).loss == 0.5
+
+
+def test_accuracy_of_a_constant_answer_is_the_share_of_its_class() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bias.expand(len(x), 3)
+
+    result = evaluate_network(Constant(), images(), images().val)
+    assert result.accuracy == pytest.approx(1 / 3)
+    logits = torch.tensor([0.0, 1.0, 0.0]).log_softmax(0)
+    assert result.loss == pytest.approx(-float(logits.mean()), rel=1e-5)
+
+
+def test_augmented_images_are_shifted_and_mirrored_copies() -> None:
+    batch = torch.zeros(256, 1, 5, 5, dtype=torch.uint8)
+    batch[:, :, 2, 1] = 9
+    recipe = Recipe(epochs=1, learning_rate=1, flip=True, shift=1)
+    out = augment(batch, recipe, torch.Generator().manual_seed(0))
+    assert out.dtype == torch.uint8
+    assert out.shape == batch.shape
+    assert (out == 9).flatten(1).sum(1).tolist() == [1] * 256
+    places = {tuple(place) for place in (out[:, 0] == 9).nonzero()[:, 1:].tolist()}
+    assert places == {(row, column) for row in (1, 2, 3) for column in range(5)}
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    recipe = Recipe(epochs=10, learning_rate=0.2, warmup_epochs=2)
+    assert recipe.rate(1.0) == pytest.approx(0.1, rel=0.01)
+    assert recipe.rate(2.0) == pytest.approx(0.2)
+    assert recipe.rate(6.0) == pytest.approx(0.1)
+    assert recipe.rate(10.0) == pytest.approx(0.0)
+
+
+def test_a_fitted_network_is_in_eval_mode_and_has_learned() -> None:
+    torch.manual_seed(0)
+    model = Concatenating()
+    fit_network(model, images(), Recipe(epochs=30, learning_rate=0.05, batch_size=16), "training")
+    assert not model.training
+    assert evaluate_network(model, images(), images().val).accuracy > 0.9
+
+
+def test_a_space_survives_json(tmp_path: Path) -> None:
+    _, space = setup("bcnetv2")
+    assert WidthSpace.from_json(space.to_json()) == space
+    with pytest.raises(SpaceError, match="not a width space"):
+        WidthSpace.from_json(space.to_json()[:50])
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((4, 12), "2 widths given, the space has 3 groups"),
+        ((4, 0, 6), "width 0 of group 'b.0'"),
+        ((4, 17, 6), "1..16"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], message: str) -> None:
+    model, space = setup()
+    with pytest.raises(SpaceError, match=message):
+        cut(model, space, Widths(widths))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv2d(16, 16, 3, padding=1, groups=4), "grouped convolution"),
+        (nn.GroupNorm(4, 16), "GroupNorm"),
+    ],
+)
+def test_what_cannot_be_searched_is_frozen_with_the_module_named(layer: nn.Module, reason: str) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        layer,
+        nn.Conv2d(16, 16, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    space = discover_space(model, torch.zeros(1, 1, 8, 8))
+    frozen = {entry.name: entry.reason for entry in space.frozen}
+    assert reason in frozen["0"]
+    assert "'1'" in frozen["0"]
+    assert frozen["5"] == "it is the network's output"
+    assert "2" in {group.name for group in space.groups}
+
+
+def test_a_network_that_does_not_run_on_the_example_is_refused() -> None:
+    with pytest.raises(SpaceError, match=r"does not run on an input of shape \(1, 3, 8, 8\)"):
+        discover_space(Concatenating(), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_with_nothing_to_search_is_refused() -> None:
+    with pytest.raises(SpaceError, match="nothing in Sequential can be searched"):
+        discover_space(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.zeros(1, 1, 2, 2))
+
+
+def test_random_widths_are_choices_and_repeat_with_the_seed() -> None:
+    _, space = setup()
+    drawn = [space.random(np.random.default_rng(5)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert all(width in group.choices for group, width in zip(space.groups, drawn[0], strict=True))
+    assert str(Widths((16, 32))) == "16-32"
