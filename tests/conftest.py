@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from bcnet.cli import main
 CONFIG = """
 [data]
 image_size = 16
-train_limit = 200
+train_limit = 120
 test_limit = 60
 [space]
 bins = 3
@@ -62,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder in which `bcnet run --json` ended well, and what it printed. Never write here: see `project`."""
+    """A folder in which `bcnet run --json` ended well, and what it printed. To change it, see `project`."""
     path = tmp_path_factory.mktemp("finished")
     (path / "bcnet.toml").write_text(CONFIG, encoding="utf-8")
     (path / "hw_profiles").mkdir()
@@ -82,6 +84,25 @@ def project(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: 
     shutil.copytree(finished[0], copy)
     monkeypatch.chdir(copy)
     return copy
+
+
+LargestFile = Callable[[int], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def largest_file() -> LargestFile:
+    """`with largest_file(size_bytes)`: no file can grow beyond this, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def limit(size_bytes: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit
 
 
 Refused = Callable[..., str]

@@ -2,29 +2,16 @@
 
 import json
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import LargestFile
 
 from bcnet.artifacts import MANIFEST, Run, Stage, digest, file_digest, read_json, write_atomically, write_json
 from bcnet.errors import ArtifactError
 
 INPUTS = {"model": "m1", "data": "d1"}
-
-
-@contextmanager
-def largest_file(size_bytes: int) -> Iterator[None]:
-    """No file can grow beyond this, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture
@@ -85,7 +72,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, largest_file: LargestFile) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="No space left on device"):

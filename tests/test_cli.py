@@ -1,0 +1,309 @@
+"""The command line without a finished run: help, wrong input, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import CONFIG, PROFILE, LargestFile, Refused
+
+from bcnet.cli import app, main
+from bcnet.config import Config, load_config
+
+COMMANDS: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands"))  # noqa: B009
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "sklearn", "rich.progress")
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def tiny(classes=10):
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
+    )
+
+def not_a_network(): return [1, 2]
+def needs_colour(): return nn.Conv2d(3, 10, 1)
+"""
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def configure(text: str = CONFIG) -> None:
+    """A project of the embedded digits whose networks are timed briefly."""
+    Path("bcnet.toml").write_text(text, encoding="utf-8")
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+    Path("cli_networks.py").write_text(NETWORKS, encoding="utf-8")
+
+
+def test_the_commands_are_those_of_the_readme() -> None:
+    stages = ["train", "build-lut", "search", "slice", "export"]
+    assert list(COMMANDS) == ["init", "inspect", *stages, "run", "devices"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_for_itself_and_all_its_options(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert f"Usage: bcnet {command}" in out
+    assert len(COMMANDS[command].help) > 20
+    for option in COMMANDS[command].params:
+        assert option.opts[0] in out
+        assert len(option.help) > 10, f"{command} {option.opts[0]} has no help"
+
+
+@pytest.mark.parametrize("command", ["train", "build-lut", "search", "slice", "export", "run"])
+def test_every_stage_takes_a_run_a_configuration_and_json(command: str) -> None:
+    options = {name for option in COMMANDS[command].params for name in option.opts}
+    assert {"--run", "--config", "--json"} <= options
+
+
+def test_help_imports_no_heavy_package() -> None:
+    code = (
+        "import sys\nfrom bcnet.cli import main\n"
+        f"for words in [[], *([name] for name in {list(COMMANDS)})]: main([*words, '--help'])\n"
+        f"print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Usage: bcnet [OPTIONS] COMMAND" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "trian"),
+        (["train", "--epoch", "3"], "--epoch"),
+        (["train", "--epochs", "three"], "Invalid value for '--epochs'"),
+        (["train", "--epochs", "0"], "train.epochs: input should be greater than or equal to 1, not 0"),
+        (["train", "--train-device", "tpu"], "train.train_device: input should be 'auto', 'cpu' or 'cuda'"),
+        (["train", "--run", "../else"], "--run takes letters, digits, '.', '_' and '-', not '../else'"),
+        (["train", "--run", ""], "--run takes letters"),
+        (["search", "--latency-ms", "5", "--latency", "60%"], "give only one of latency_ms, latency and"),
+        (["search", "--population", "1"], "search.population: input should be greater than or equal to 2"),
+        (["slice", "--epochs", "-1"], "slice.epochs: input should be greater than or equal to 0"),
+        (["build-lut", "--seed", "-1"], "seed: input should be greater than or equal to 0"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    refused: Refused, arguments: list[str], message: str
+) -> None:
+    assert message in refused(2, *arguments)
+
+
+@pytest.mark.parametrize("command", ["search", "run"])
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--latency-ms", "0", "latency_ms must be a number above zero, not 0.0"),
+        ("--latency-ms", "-3", "latency_ms must be a number above zero, not -3.0"),
+        ("--latency-ms", "nan", "latency_ms must be a number above zero, not nan"),
+        ("--latency-ms", "inf", "latency_ms must be a number above zero, not inf"),
+        ("--latency-ms", "fast", "Invalid value for '--latency-ms'"),
+        ("--latency", "0%", "a latency share is written as 60%, above zero, not '0%'"),
+        ("--latency", "-60%", "a latency share is written as 60%, above zero, not '-60%'"),
+        ("--latency", "nan%", "a latency share is written as 60%"),
+        ("--latency", "60", "a latency share is written as 60%, above zero, not '60'"),
+        ("--latency", "fast", "a latency share is written as 60%"),
+        ("--min-accuracy", "0", "min_accuracy must be above 0 and at most 1, not 0.0"),
+        ("--min-accuracy", "90", "min_accuracy must be above 0 and at most 1, not 90.0"),
+        ("--min-accuracy", "nan", "min_accuracy must be above 0 and at most 1, not nan"),
+    ],
+)
+def test_a_budget_that_cannot_be_meant_is_wrong_usage(
+    refused: Refused, command: str, flag: str, value: str, message: str
+) -> None:
+    assert message in refused(2, command, flag, value)
+
+
+def test_init_writes_a_configuration_of_defaults_and_never_overwrites(
+    refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init"]) == 0
+    assert capfd.readouterr().out == "wrote bcnet.toml\n"
+    assert load_config(None) == Config()
+    Path("bcnet.toml").write_text("seed = 5\n", encoding="utf-8")
+    assert "bcnet.toml is already here; delete it first" in refused(1, "init")
+    assert Path("bcnet.toml").read_text(encoding="utf-8") == "seed = 5\n"
+
+
+def test_init_on_a_full_disk_leaves_no_half_file(refused: Refused, largest_file: LargestFile) -> None:
+    with largest_file(200):
+        assert "File too large" in refused(1, "init")
+
+
+def test_init_can_answer_in_json(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--json"]) == 0
+    assert isinstance(json.loads(capfd.readouterr().out), dict)
+
+
+def test_devices_lists_shipped_and_own_profiles(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/bench.toml").write_text(PROFILE, encoding="utf-8")
+    assert main(["devices", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["bench"]["description"] == "this machine, timed briefly"
+    assert found["cpu"]["runtime"] == "onnxruntime"
+    assert main(["devices"]) == 0
+    assert "bench" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runtime = ", "bad.toml is not TOML"),
+        ('description = ""\nruntime = "magic"', "bad.toml: runtime: Input should be 'onnxruntime'"),
+        (f"{PROFILE}\nthread = 3", "bad.toml: thread"),
+    ],
+)
+def test_a_broken_profile_is_named(refused: Refused, text: str, message: str) -> None:
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/bad.toml").write_text(text, encoding="utf-8")
+    assert message in refused(1, "devices")
+
+
+def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str]) -> None:
+    configure()
+    assert main(["inspect"]) == 0
+    out = capfd.readouterr().out
+    assert "layers that make these channels" in out
+    assert "multiply-accumulates" in out
+    assert main(["inspect", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["model"] == "digits"
+    assert found["params"] == 939_634
+    assert found["smallest_params"] < found["params"]
+    assert found["smallest_macs"] < found["macs"]
+    assert {"name", "channels", "choices", "layers"} == set(found["groups"][0])
+    assert all(group["choices"][-1] == group["channels"] for group in found["groups"])
+    assert {"name", "channels", "reason"} == set(found["frozen"][0])
+
+
+def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("bcnet.toml").write_text('[data]\nname = "imagefolder:nowhere"\n', encoding="utf-8")
+    assert main(["inspect", "--model", "digits", "--image-size", "16", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["model"] == "digits"
+
+
+CONFIGURATIONS = [
+    ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
+    ('[train]\nepochs = "three"', "bcnet.toml: train.epochs: input should be a valid integer, not 'three'"),
+    ("[train\nepochs = 3", "bcnet.toml is not TOML"),
+    ('[train]\nmethod = "slim"', "input should be 'unilateral', 'bcnet' or 'bcnetv2', not 'slim'"),
+    ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
+    ('[data]\nname = "digit"', "unknown dataset 'digit'; there is: digits, cifar10, imagefolder:PATH"),
+    ('[data]\nname = "imagefolder:gone"', "imagefolder:gone: there is no folder gone"),
+    ('[data]\nname = "imagefolder:hw_profiles"', "no images in hw_profiles"),
+    ('[data]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
+    ('[data]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
+    (
+        '[model]\nname = "digit"',
+        "unknown model 'digit'; there is: digits, cbm-mobilenet, cbm-resnet",
+    ),
+    ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; near it: resnet1"),
+    ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),
+    ('[model]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
+    ('[model]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
+    ('[model]\nname = "cli_networks:not_a_network"', "returned list, not a torch.nn.Module"),
+    ('[model]\nname = "cli_networks:needs_colour"', "does not run on images of (1, 32, 32)"),
+    ('[model]\nname = "cli_networks:tiny"\nargs = {depth = 3}', "unexpected keyword argument 'depth'"),
+    ('[model]\nname = "cli_networks:tiny"\nargs = {classes = 7}', "(1, 7), the data has 10 classes"),
+    ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); there is: cpu."),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), CONFIGURATIONS)
+def test_a_configuration_that_cannot_be_used_is_explained_in_one_line(
+    refused: Refused, text: str, message: str
+) -> None:
+    configure(text)
+    assert message in refused(1, "train")
+
+
+@pytest.mark.parametrize("command", ["train", "build-lut", "search", "slice", "export", "run", "inspect"])
+def test_a_named_configuration_that_is_missing_is_an_error(refused: Refused, command: str) -> None:
+    line = refused(1, command, "--config", "nope.toml")
+    assert "nope.toml does not exist; write one with `bcnet init`" in line
+
+
+def test_an_unknown_device_is_answered_with_what_there_is(refused: Refused) -> None:
+    configure()
+    assert "unknown device 'jetson'; there is: cpu" in refused(1, "build-lut", "--device", "jetson")
+
+
+@pytest.mark.parametrize(
+    ("command", "run", "message"),
+    [
+        ("search", None, "runs/default/train holds no finished train; run `bcnet train` first"),
+        ("slice", None, "runs/default/train holds no finished train; run `bcnet train` first"),
+        ("export", None, "runs/default/train holds no finished train; run `bcnet train` first"),
+        ("search", "night", "runs/night/train holds no finished train; run `bcnet train --run night` first"),
+    ],
+)
+def test_a_stage_before_the_one_it_needs_names_the_command(
+    refused: Refused, command: str, run: str | None, message: str
+) -> None:
+    configure()
+    assert message in refused(1, command, *(["--run", run] if run else []))
+
+
+@pytest.mark.parametrize(("command", "blocked"), [("train", "runs"), ("build-lut", "latency_tables")])
+def test_a_file_where_a_folder_is_needed_is_explained(refused: Refused, command: str, blocked: str) -> None:
+    configure()
+    Path(blocked).write_text("in the way", encoding="utf-8")
+    assert f"cannot write or read {blocked}" in refused(1, command)
+
+
+@pytest.fixture
+def training() -> Iterator["subprocess.Popen[str]"]:
+    """`bcnet train` in a process of its own, with epochs enough to be interrupted."""
+    configure(
+        '[model]\nname = "cli_networks:tiny"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
+        "[space]\nbins = 2\n[train]\nepochs = 120\nbatch_size = 32\nmethod = 'unilateral'\n"
+    )
+    command = [sys.executable, "-m", "bcnet.cli", "train", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
+    training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = Path("runs/default/train/checkpoint.safetensors")
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and training.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(training.pid, signal.SIGINT)
+    out, err = training.communicate(timeout=30)
+    assert training.returncode == 130, err
+    assert out == ""
+    assert err.strip() == "bcnet: interrupted; what was complete stays, the same command continues"
+    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+    capfd.readouterr()
+    assert main(["train", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "continuing after epoch " in err
+    assert json.loads(out)["epochs"] == 120
+    curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 121))]
+    assert not checkpoint.exists()

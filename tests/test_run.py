@@ -1,0 +1,430 @@
+"""`bcnet run` end to end on a tiny project, and what stages do with damaged or foreign results."""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import CONFIG, LargestFile, Refused, clear_projects, contents
+from safetensors.torch import load_file
+
+from bcnet import LatencyTable
+from bcnet.cli import main
+
+STAGES = ["train", "build-lut", "search", "slice", "export", "compare"]
+FILES = {
+    "train": {"supernet.safetensors", "space.json", "records.json", "curve.csv"},
+    "build-lut": {"report.json"},
+    "search": {"result.json", "history.json", "pareto.json"},
+    "slice": {"model.safetensors", "widths.json", "model.pt2", "result.json"},
+    "export": {"model.onnx", "verify.json"},
+    "compare": {"result.json"},
+}
+RUN = Path("runs/default")
+TABLE = Path("latency_tables/cpu.json")
+Finished = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _projects_of_this_module() -> Iterator[None]:
+    """Copies of one finished run may share the loaded project: it is the same in all of them."""
+    clear_projects()
+    yield
+    clear_projects()
+
+
+def configure(old: str, new: str) -> None:
+    assert old in CONFIG
+    Path("bcnet.toml").write_text(CONFIG.replace(old, new), encoding="utf-8")
+
+
+def read(path: str) -> Any:
+    return json.loads((RUN / path).read_text(encoding="utf-8"))
+
+
+def only_object(out: str) -> dict[str, Any]:
+    """Standard output as the one JSON object that it must be; NaN and Infinity are not JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    value = json.loads(out, parse_constant=refuse)
+    assert isinstance(value, dict)
+    assert out.count("\n") == 1
+    return value
+
+
+def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) -> None:
+    folder = finished[0] / RUN
+    assert sorted(path.name for path in folder.iterdir()) == sorted(STAGES)
+    for stage, files in FILES.items():
+        assert {path.name for path in (folder / stage).iterdir()} == {*files, "manifest.json"}
+    assert (finished[0] / TABLE).stat().st_size > 0
+
+
+def test_a_run_compares_three_networks(finished: Finished) -> None:
+    full, uniform, searched = finished[1]["networks"]
+    assert [full["name"], uniform["name"], searched["name"]] == ["full", "uniform", "searched"]
+    assert full["params"] == 939_634
+    for narrowed in (uniform, searched):
+        assert all(narrow <= wide for narrow, wide in zip(narrowed["widths"], full["widths"], strict=True))
+        assert narrowed["params"] < full["params"]
+        assert narrowed["macs"] < full["macs"]
+        assert narrowed["size_bytes"] < full["size_bytes"]
+    for entry in (full, uniform, searched):
+        assert 0 <= entry["accuracy_low"] < entry["accuracy"] < entry["accuracy_high"] <= 1
+        assert 0 < entry["latency"]["median_ms"] <= entry["latency"]["p90_ms"]
+        assert entry["passes"] == 3  # one epoch of both sides, one of fine-tuning
+    assert finished[1]["test_images"] == 60
+    assert finished[1]["predicted_ms"] <= finished[1]["budget_ms"]
+
+
+def test_the_winner_is_the_same_network_in_every_stage(project: Path) -> None:
+    best = read("search/result.json")["best"]
+    assert best["measured"]["median_ms"] <= read("search/result.json")["budget_ms"]
+    assert list(read("slice/widths.json")["widths"].values()) == best["widths"]
+    assert read("compare/result.json")["networks"][2]["widths"] == best["widths"]
+    verified = read("export/verify.json")
+    assert verified["passed"] is True
+    assert verified["shapes_match"] is True
+    assert verified["failures"] == []
+    assert verified["predicted_ms"] == best["predicted_ms"]
+    assert verified["output_error"] < 1e-3
+    assert verified["accuracy"] == pytest.approx(read("slice/result.json")["test_accuracy_after"], abs=0.02)
+
+
+def test_the_exported_files_agree_without_bcnet(project: Path) -> None:
+    session = onnxruntime.InferenceSession(RUN / "export/model.onnx", providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    (entry,) = session.get_inputs()
+    assert entry.shape == [1, 1, 16, 16]
+    assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
+    assert json.loads(metadata["preprocessing"])["scale"] == pytest.approx(1 / 255)
+    assert metadata["widths"] == "-".join(map(str, read("search/result.json")["best"]["widths"]))
+    image = np.random.default_rng(0).standard_normal((1, 1, 16, 16), dtype=np.float32)
+    outputs = session.run(None, {entry.name: image})[0]
+    program = torch.export.load(RUN / "slice/model.pt2").module()
+    expected = program(torch.from_numpy(image)).detach().numpy()
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-3)
+    assert load_file(RUN / "slice/model.safetensors")["6.weight"].shape[0] == 10
+
+
+def test_a_second_run_skips_every_stage_and_prints_the_table(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.is_file()}
+    assert main(["run"]) == 0
+    out, err = capfd.readouterr()
+    assert err.splitlines() == [f"[{i}/6] {stage}: already done" for i, stage in enumerate(STAGES, 1)]
+    assert {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.is_file()} == before
+    assert [line.split()[0] for line in out.splitlines() if "%" in line and "(" in line][1:] == [
+        "full",
+        "uniform",
+        "searched",
+    ]
+    for heading in ("accuracy (95 % interval)", "median ms", "p90 ms", "parameters", "MACs", "file bytes"):
+        assert heading in out
+    assert "verified network: runs/default/export/model.onnx" in out
+
+
+def test_a_table_that_has_grown_makes_nothing_stale(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    table = LatencyTable.load(TABLE)
+    row = next(iter(table.rows.values()))
+    layer = replace(row.layer, in_channels=999)
+    table.rows[layer, row.setting] = replace(row, layer=layer)
+    table.save(TABLE)
+    assert main(["run", "--json"]) == 0
+    assert capfd.readouterr().err.count("already done") == 6
+
+
+def test_every_stage_prints_one_json_object_and_nothing_else(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ["train", "build-lut", "search", "slice", "export"]:
+        assert main([stage, "--json"]) == 0
+        assert only_object(capfd.readouterr().out)["stage"] == stage
+    for command in ["inspect", "devices"]:
+        assert main([command, "--json"]) == 0
+        assert only_object(capfd.readouterr().out)
+
+
+def test_a_stage_prints_its_summary_for_people(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["build-lut"]) == 0
+    out, err = capfd.readouterr()
+    assert "nothing measured" in err
+    assert "rows_measured          0\n" in out
+
+
+def test_training_again_gives_the_same_supernet(finished: Finished, project: Path) -> None:
+    assert main(["train"]) == 0
+    for file in ("supernet.safetensors", "records.json"):
+        assert (RUN / "train" / file).read_bytes() == (finished[0] / RUN / "train" / file).read_bytes()
+
+
+def test_a_run_makes_an_edited_export_anew(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (RUN / "export/model.onnx").write_bytes(b"edited")
+    capfd.readouterr()
+    assert main(["run", "--json"]) == 0
+    err = capfd.readouterr().err
+    assert err.count("already done") == 4
+    assert "[5/6] export: already done" not in err
+    assert (RUN / "export/model.onnx").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", ["search", "run"])
+def test_a_budget_that_cannot_be_met_names_the_lowest_latency(project: Path, command: str) -> None:
+    before = contents(project)
+    done = run_quietly(command, "--latency-ms", "0.000001")
+    assert done.code == 1
+    assert "bcnet: no network meets 1e-06 ms: the fastest takes 0." in done.lines[-1]
+    assert "raise the budget" in done.lines[-1]
+    assert contents(project) == before
+
+
+def test_an_accuracy_that_cannot_be_reached_names_the_best(project: Path) -> None:
+    done = run_quietly("search", "--min-accuracy", "1.0")
+    assert done.code == 1
+    assert "no candidate reaches an accuracy of 1 in the supernet: the best has 0." in done.lines[-1]
+    assert read("search/manifest.json")["stage"] == "search"
+
+
+def test_a_budget_above_the_full_network_keeps_it_whole_and_says_so(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "--latency", "500%", "--json"]) == 0
+    out, err = capfd.readouterr()
+    found = only_object(out)
+    assert "is above the full network's latency: kept whole" in found["note"]
+    assert "kept whole" in err
+    assert found["best"]["widths"] == read("compare/result.json")["networks"][0]["widths"]
+    assert found["best"]["measured"]["median_ms"] > 0
+
+
+class Done:
+    """What a command left: its exit code, its lines on stderr."""
+
+    def __init__(self, code: int, err: str) -> None:
+        self.code = code
+        self.lines = err.strip().splitlines()
+
+
+def run_quietly(*arguments: str) -> Done:
+    import io
+
+    err = io.StringIO()
+    with contextlib.redirect_stderr(err):
+        code = main(arguments)
+    assert "Traceback" not in err.getvalue()
+    return Done(code, err.getvalue())
+
+
+FOREIGN = [
+    ("[data]\nimage_size", '[model]\nname = "run_networks:other"\n[data]\nimage_size', "model"),
+    ("bins = 3", "bins = 2", "space"),
+    ("[train]", '[train]\nmethod = "unilateral"', "space"),
+    ("train_limit = 120", "train_limit = 110", "data"),
+]
+
+
+@pytest.mark.parametrize("command", ["search", "slice", "export"])
+@pytest.mark.parametrize(("old", "new", "what"), FOREIGN)
+def test_a_supernet_made_from_something_else_is_refused(
+    project: Path, refused: Refused, command: str, old: str, new: str, what: str
+) -> None:
+    Path("run_networks.py").write_text(
+        "from torch import nn\n"
+        "def other(): return nn.Sequential(nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))\n",
+        encoding="utf-8",
+    )
+    configure(old, new)
+    line = refused(1, command)
+    assert f"runs/default/train was made with another {what}; run `bcnet train` again" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "message"),
+    [
+        ("search", TABLE, "latency_tables/cpu.json is missing; run `bcnet build-lut --device cpu`"),
+        ("slice", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
+        ("export", RUN / "slice/manifest.json", "holds no finished slice; run `bcnet slice` first"),
+        ("export", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
+        ("search", RUN / "train/records.json", "records.json is missing; run `bcnet train` again"),
+    ],
+)
+def test_a_stage_without_what_it_needs_names_the_command(
+    project: Path, refused: Refused, command: str, missing: Path, message: str
+) -> None:
+    missing.unlink()
+    assert message in refused(1, command)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -10])
+@pytest.mark.parametrize(
+    ("command", "path", "message"),
+    [
+        ("search", TABLE, "is cut short or edited"),
+        ("build-lut", TABLE, "is cut short or edited"),
+        ("search", RUN / "train/manifest.json", "is cut short or edited"),
+        (
+            "search",
+            RUN / "train/supernet.safetensors",
+            "is not what train wrote (cut short or edited)",
+        ),
+        (
+            "slice",
+            RUN / "train/space.json",
+            "is not what train wrote (cut short or edited)",
+        ),
+        (
+            "slice",
+            RUN / "search/result.json",
+            "is not what search wrote (cut short or edited)",
+        ),
+        (
+            "export",
+            RUN / "slice/model.safetensors",
+            "is not what slice wrote (cut short or edited)",
+        ),
+    ],
+)
+def test_a_file_that_was_cut_short_is_refused(
+    project: Path, refused: Refused, command: str, path: Path, message: str, keep: int
+) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+    line = refused(1, command)
+    assert str(path) in line
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "old", "new", "message"),
+    [
+        ("search", TABLE, '"median_ms": 0', '"median_ms": -0.1, "was": 0', "cpu.json: rows.0.stat.median_ms"),
+        ("search", TABLE, '"device": "cpu"', '"device": "jetson"', "was measured on 'jetson', not on 'cpu'"),
+        (
+            "build-lut",
+            TABLE,
+            '"device": "cpu"',
+            '"device": "jetson"',
+            "was measured on 'jetson'; keep",
+        ),
+        ("search", TABLE, '"schema": 1', '"schema": 7', "has schema 7, this bcnet reads 1"),
+        ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "is not calibrated for this network"),
+        (
+            "search",
+            RUN / "train/manifest.json",
+            '"schema": 1',
+            '"schema": 2',
+            "is not a manifest of this",
+        ),
+        ("search", RUN / "train/manifest.json", '"data": "', '"data": "x', "was made with another data"),
+        ("slice", RUN / "search/manifest.json", '"supernet": "', '"supernet": "x', "with another supernet"),
+        ("slice", RUN / "search/result.json", '"seed": 0', '"seed": 1', "is not what search wrote"),
+        ("export", RUN / "slice/manifest.json", '"search": "', '"search": "x', "made with another search"),
+    ],
+)
+def test_a_file_that_was_edited_is_refused(
+    project: Path, refused: Refused, command: str, path: Path, old: str, new: str, message: str
+) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert message in refused(1, command)
+
+
+def test_a_manifest_that_was_made_to_fit_does_not_hide_a_broken_weights_file(
+    project: Path, refused: Refused
+) -> None:
+    manifest = read("train/manifest.json")
+    del manifest["outputs"]["supernet.safetensors"]
+    (RUN / "train/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (RUN / "train/supernet.safetensors").write_bytes(b"broken")
+    line = refused(1, "search")
+    assert "supernet.safetensors cannot be read" in line
+    assert "run `bcnet train` again" in line
+
+
+def test_a_broken_checkpoint_is_named(project: Path, refused: Refused) -> None:
+    (RUN / "train/checkpoint.safetensors").write_bytes(b"broken")
+    assert "checkpoint.safetensors cannot be read" in refused(1, "train")
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"),
+    [
+        (["train", "--seed", "1"], 64_000),
+        (["slice", "--epochs", "0"], 64_000),
+        (["export"], 64_000),
+        (["search", "--generations", "0"], 600),
+        (["build-lut"], 100),
+    ],
+)
+def test_a_full_disk_leaves_every_finished_stage_as_it_was(
+    project: Path, largest_file: LargestFile, command: list[str], limit: int
+) -> None:
+    before = contents(project)
+    with largest_file(limit):
+        done = run_quietly(*command)
+    assert done.code == 1
+    assert "File too large" in done.lines[-1]
+    assert all(line.startswith("bcnet: ") for line in done.lines[-1:])
+    assert contents(project) == before
+
+
+def test_a_disk_that_is_full_for_torchs_own_file_does_not_abort(project: Path) -> None:
+    weights, program = (RUN / "slice" / name for name in ("model.safetensors", "model.pt2"))
+    limit = (weights.stat().st_size + program.stat().st_size) // 2
+    assert weights.stat().st_size < limit < program.stat().st_size
+    before = contents(project)
+    done = subprocess.run(
+        [sys.executable, "-m", "bcnet.cli", "slice"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert contents(project) == before
+
+
+@pytest.mark.parametrize("command", ["slice", "export"])
+def test_a_file_where_a_stages_folder_is_needed_is_explained(
+    project: Path, refused: Refused, command: str
+) -> None:
+    folder = RUN / command
+    folder.rename(f"{command}-aside")
+    folder.write_text("in the way", encoding="utf-8")
+    assert f"cannot write or read {folder}" in refused(1, command)
+
+
+def test_a_failed_check_is_exit_code_3_and_keeps_the_verified_file(project: Path) -> None:
+    configure("[export]", "[export]\noutput_tolerance = 1e-12")
+    before = contents(project / RUN)
+    done = run_quietly("export")
+    assert done.code == 3
+    assert done.lines[-1].startswith("bcnet: verification failed: outputs differ from PyTorch by ")
+    assert "details in runs/default/export/failed.json" in done.lines[-1]
+    after = contents(project / RUN)
+    assert json.loads(after.pop("export/failed.json") or b"")["passed"] is False
+    assert after == before
+
+
+def test_runs_of_other_names_stand_side_by_side(project: Path, refused: Refused) -> None:
+    os.rename(RUN, "runs/night")
+    assert "runs/default/train holds no finished train" in refused(1, "search")
+    done = run_quietly("run", "--run", "night", "--json")
+    assert done.code == 0
+    assert len(done.lines) == 6
