@@ -89,9 +89,9 @@ def main() -> None:
         "noise: the same subnet again": errors(rounds[0], rounds[1]),
     }
     print(
-        f"{arguments.model} at {arguments.image_size} px, {len(space.groups)} groups: {report.rows} rows from "
-        f"{report.networks} networks in {seconds:.0f} s; {len(subnets)} subnets of {best.min():.3f} to "
-        f"{best.max():.3f} ms"
+        f"{arguments.model} at {arguments.image_size} px, {len(space.groups)} groups: {report.rows} rows "
+        f"from {report.networks} networks in {seconds:.0f} s; {len(subnets)} subnets of {best.min():.3f} "
+        f"to {best.max():.3f} ms"
     )
     print(f"{'':<50}{'error':>8}{'<= 5 %':>8}{'<= 10 %':>9}{'Spearman':>10}")
     for name, row in figures.items():

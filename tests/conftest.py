@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 
 from bcnet.cli import main
+
+# Read when torch is first imported, here and in child processes: on busy cores, threads that wait for each
+# other make these tests several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CONFIG = """
 [data]

@@ -228,23 +228,24 @@ def run_quietly(*arguments: str) -> Done:
     return Done(code, err.getvalue())
 
 
-FOREIGN = [
-    ("[data]\nimage_size", '[model]\nname = "run_networks:other"\n[data]\nimage_size', "model"),
-    ("bins = 3", "bins = 2", "space"),
-    ("[train]", '[train]\nmethod = "unilateral"', "space"),
-    ("train_limit = 120", "train_limit = 110", "data"),
-]
-
-
-@pytest.mark.parametrize("command", ["search", "slice", "export"])
-@pytest.mark.parametrize(("old", "new", "what"), FOREIGN)
+@pytest.mark.parametrize(
+    ("command", "old", "new", "what"),
+    [
+        ("search", "[data]", '[model]\nname = "run_networks:other"\n[data]', "model"),
+        ("search", "train_limit = 120", "train_limit = 110", "data"),
+        ("search", "bins = 3", "bins = 2", "space"),
+        ("search", "[train]", '[train]\nmethod = "unilateral"', "space"),
+        ("slice", "bins = 3", "bins = 2", "space"),
+        ("export", "bins = 3", "bins = 2", "space"),
+    ],
+)
 def test_a_supernet_made_from_something_else_is_refused(
     project: Path, refused: Refused, command: str, old: str, new: str, what: str
 ) -> None:
     Path("run_networks.py").write_text(
         "from torch import nn\n"
-        "def other(): return nn.Sequential(nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),"
-        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))\n",
+        "def other(): return nn.Sequential(nn.Conv2d(1, 64, 3), nn.BatchNorm2d(64), nn.ReLU(),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))\n",
         encoding="utf-8",
     )
     configure(old, new)
@@ -269,7 +270,7 @@ def test_a_stage_without_what_it_needs_names_the_command(
     assert message in refused(1, command)
 
 
-@pytest.mark.parametrize("keep", [0, 100, -10])
+@pytest.mark.parametrize("keep", [0, -10])
 @pytest.mark.parametrize(
     ("command", "path", "message"),
     [
