@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bcnet.data import load_data as load_data
+    from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
     from bcnet.pipeline.build_lut import build_lut as build_lut
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from bcnet.pipeline.train import train as train
     from bcnet.pipeline.verify import verify as verify
     from bcnet.supernet.discover import discover_space as discover_space
+    from bcnet.supernet.fit import Recipe as Recipe
+    from bcnet.supernet.fit import fit_network as fit_network
+    from bcnet.supernet.measure import measure_network as measure_network
     from bcnet.supernet.onnx_graph import OnnxSupernet as OnnxSupernet
     from bcnet.supernet.paths import cut as cut
     from bcnet.supernet.paths import forward_path as forward_path

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,39 +24,52 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def bytes_digest(content: bytes) -> str:
+    """The hash of a file's content."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def file_digest(path: Path) -> str:
-    """The hash of a file's bytes."""
+    """The same of a file on disk."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+def json_bytes(value: object) -> bytes:
+    """`value` as an indented JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
-    Whatever stood at `path` stays until the new file is complete; a failed write leaves no litter.
+
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write all files, or none: each is complete beside its target before the first is put in place.
+
+    They are put in place in the order given. What stood there stays until then; a failed write leaves no
+    litter. Raises OSError that names the target.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    for target in files:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    pending: list[tuple[Path, Path]] = []
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        for target, content in files.items():
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            pending.append((Path(name), target))
+            with open(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+        for temporary, target in pending:
+            temporary.replace(target)
+    except OSError as cause:
+        raise OSError(cause.errno, cause.strerror, str(target)) from cause
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary, _ in pending:
+            temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file, whole or not at all."""
+    write_files({path: content})
 
 
 def read_json(path: Path, mend: str) -> Any:
@@ -83,15 +96,17 @@ class Stage:
         """Where this stage keeps `file`."""
         return self.folder / file
 
-    def finish(self, inputs: Mapping[str, str], files: tuple[str, ...]) -> None:
-        """Close the stage: record what it read and what it wrote. Nothing counts before this."""
-        outputs = {file: file_digest(self.path(file)) for file in files}
-        manifest = {"schema": SCHEMA, "stage": self.name, "inputs": dict(inputs), "outputs": outputs}
-        write_json(self.path(MANIFEST), manifest)
+    def finish(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
+        """Write what the stage made from `inputs`, and last the manifest that vouches for it.
 
-    def reopen(self) -> None:
-        """Take the manifest away before the files that it vouches for are replaced."""
-        self.path(MANIFEST).unlink(missing_ok=True)
+        On a full disk the files of an earlier time stay, with their manifest. A process that dies while they
+        are put in place leaves a manifest that does not fit them, so they are refused.
+        """
+        outputs = {file: bytes_digest(content) for file, content in files.items()}
+        manifest = {"schema": SCHEMA, "stage": self.name, "inputs": dict(inputs), "outputs": outputs}
+        write_files(
+            {self.path(f): content for f, content in {**files, MANIFEST: json_bytes(manifest)}.items()}
+        )
 
     def manifest(self) -> dict[str, Any]:
         """The stage's manifest, its files checked against it. Errors name the command that mends."""

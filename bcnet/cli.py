@@ -55,17 +55,16 @@ TrainDevice = Annotated[
 
 
 @app.command()
-def init() -> None:
+def init(as_json: Json = False) -> None:
     """Write a commented bcnet.toml with every setting and its default; never overwrites."""
+    from bcnet.artifacts import write_file
     from bcnet.config import CONFIG_FILE, template
     from bcnet.errors import ConfigError
 
-    try:
-        with CONFIG_FILE.open("x", encoding="utf-8") as file:
-            file.write(template())
-    except FileExistsError:
-        raise ConfigError(f"{CONFIG_FILE} is already here; delete it first to start anew") from None
-    print(f"wrote {CONFIG_FILE}")
+    if CONFIG_FILE.exists():
+        raise ConfigError(f"{CONFIG_FILE} is already here; delete it first to start anew")
+    write_file(CONFIG_FILE, template().encode())
+    print(json.dumps({"file": str(CONFIG_FILE)}) if as_json else f"wrote {CONFIG_FILE}")
 
 
 @app.command()
@@ -382,6 +381,8 @@ def _print_comparison(summary: Mapping[str, Any]) -> None:
     print(f"verified network: {summary['file']}")
 
 
+INTERRUPTED = 130
+
 # Typer brings its own copy of click since 0.26, and used the real one before.
 _ClickException: type[Exception] = next(
     base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
@@ -395,6 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = command.main(
             args=list(arguments) if arguments is not None else None, prog_name="bcnet", standalone_mode=False
         )
+        if result == INTERRUPTED:  # typer has caught Ctrl-C
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
         print(f"bcnet: {error}", file=sys.stderr)
@@ -406,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, typer.Abort):
         print("bcnet: interrupted; what was complete stays, the same command continues", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

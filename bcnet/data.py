@@ -5,19 +5,23 @@ the training images (it scores candidates); the test images are never used for a
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bcnet.config import DataConfig
-from bcnet.errors import DataError
+from bcnet.errors import DataError, one_line
 from bcnet.imports import import_function
 from bcnet.progress import progress_bar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
 
@@ -81,7 +85,11 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     elif name == "imagefolder":
         train, test, classes = _image_folder(Path(argument), config, seed)
     elif argument:
-        result = import_function(config.name, DataError)()
+        function = import_function(config.name, DataError)
+        try:
+            result = function()
+        except Exception as cause:
+            raise DataError(f"'{config.name}' failed: {one_line(cause)}") from cause
         try:
             train, test, classes = result
             train, test, classes = Split(*train), Split(*test), tuple(classes)
@@ -89,8 +97,10 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
             raise DataError(
                 f"'{config.name}' must return (train, test, class names), train and test as (images, labels)"
             ) from None
-        _check_split(config.name, train)
-        _check_split(config.name, test)
+        _check_split(config.name, train, len(classes))
+        _check_split(config.name, test, len(classes))
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise DataError(f"'{config.name}' must return training and test images of the same shape")
     else:
         raise DataError(f"unknown dataset '{config.name}'; there is: {', '.join(NAMES)}")
     test = _limit(test, config.test_limit, seed)
@@ -104,12 +114,17 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     return ImageData(rest, val, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def _check_split(name: str, split: Split) -> None:
+def _check_split(name: str, split: Split, classes: int) -> None:
     images, labels = split.images, split.labels
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         raise DataError(f"'{name}' must return images as a uint8 tensor (N, C, H, W), not empty")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise DataError(f"'{name}' must return labels as an int64 tensor (N,)")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"'{name}' must return labels from 0 to {classes - 1}, one a class name, "
+            f"not {labels.min()} to {labels.max()}"
+        )
 
 
 def _stratified(split: Split, count: int, seed: int) -> tuple[Split, Split]:
@@ -155,7 +170,7 @@ def _cifar10(config: DataConfig) -> tuple[Split, Split, tuple[str, ...]]:
             parts = [CIFAR10(str(root), train=train, download=True) for train in (True, False)]
     except Exception as cause:
         raise DataError(
-            f"CIFAR-10 is not under {root} and could not be fetched ({cause}); "
+            f"CIFAR-10 is not under {root} and could not be fetched ({one_line(cause)}); "
             "use imagefolder:PATH for a copy of your own"
         ) from None
     splits = []
@@ -173,7 +188,7 @@ def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Spl
     """PATH/train/<class>/* and PATH/test/<class>/*, or PATH/<class>/* of which a fifth is the test set."""
     from torchvision.datasets import ImageFolder
 
-    def listing(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    def listing(folder: Path) -> tuple[list[_Sample], tuple[str, ...]]:
         try:
             found = ImageFolder(str(folder))
         except FileNotFoundError as cause:
@@ -181,60 +196,69 @@ def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Spl
             raise DataError(
                 f"no images in {folder}: {reason}; it needs one folder of images a class"
             ) from None
-        return found.samples, tuple(found.classes)
+        return [_Sample(*sample) for sample in found.samples], tuple(found.classes)
 
     if not path.is_dir():
         raise DataError(f"imagefolder:{path}: there is no folder {path}")
     if not (path / "train").is_dir():
         samples, classes = listing(path)
-        everything = _decode(_limit_samples(samples, config.train_limit, seed), config.image_size)
-        test, train = _stratified(everything, max(1, round(len(everything) * 0.2)), seed=0)
-        return train, test, classes
-    if not (path / "test").is_dir():
+        test, train = _divided(samples, max(1, round(len(samples) * 0.2)), seed=0)
+    elif not (path / "test").is_dir():
         raise DataError(f"{path} has train/ but no test/; bcnet needs both, or classes directly in {path}")
-    samples, classes = listing(path / "train")
-    test_samples, test_classes = listing(path / "test")
-    if classes != test_classes:
-        raise DataError(f"{path}/train and {path}/test hold different classes")
-    train = _decode(_limit_samples(samples, config.train_limit, seed), config.image_size)
-    size = train.images.shape[-1]
-    return train, _decode(_limit_samples(test_samples, config.test_limit, seed), size), classes
+    else:
+        train, classes = listing(path / "train")
+        test, test_classes = listing(path / "test")
+        if classes != test_classes:
+            raise DataError(f"{path}/train and {path}/test hold different classes")
+    # Chosen before they are decoded: a part of a large folder costs only that part.
+    train = _divided(train, config.train_limit or len(train), seed)[0]
+    test = _divided(test, config.test_limit or len(test), seed)[0]
+    if not train:
+        raise DataError(f"{path} holds one image; there is nothing to train on")
+    size = config.image_size or min(_picture(train[0].path).size)
+    return _decode(train, size), _decode(test, size), classes
 
 
-def _limit_samples(samples: list[tuple[str, int]], limit: int | None, seed: int) -> list[tuple[str, int]]:
-    """Choose before decoding, so that a part of a large folder costs only that part."""
-    labels = torch.tensor([label for _, label in samples])
-    index = _limit(Split(torch.arange(len(samples)), labels), limit, seed).images
-    return [samples[i] for i in index.tolist()]
+class _Sample(NamedTuple):
+    path: str
+    label: int
 
 
-def _decode(samples: list[tuple[str, int]], size: int | None) -> Split:
-    """Read images into one tensor: shorter side to `size` (the first image's if None), centre cropped."""
-    from PIL import Image
+def _divided(samples: list[_Sample], count: int, seed: int) -> tuple[list[_Sample], list[_Sample]]:
+    """Two parts, the first of at most `count` samples, with the classes in proportion."""
+    if count >= len(samples):
+        return samples, []
+    labels = torch.tensor([sample.label for sample in samples])
+    parts = _stratified(Split(torch.arange(len(samples)), labels), count, seed)
+    first, rest = ([samples[i] for i in part.images.tolist()] for part in parts)
+    return first, rest
 
-    if size is None:
-        try:
-            with Image.open(samples[0][0]) as image:
-                size = min(image.size)
-        except OSError as cause:
-            raise DataError(f"{samples[0][0]} cannot be read as an image ({cause}); remove it") from None
 
-    def read(path: str, side: int) -> Tensor:
+def _decode(samples: list[_Sample], size: int) -> Split:
+    """Read images into one tensor: shorter side to `size`, centre cropped."""
+
+    def read(sample: _Sample) -> Tensor:
         from torchvision.transforms import functional
 
-        try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        except OSError as cause:
-            raise DataError(f"{path} cannot be read as an image ({cause}); remove it") from None
-        if rgb.size != (side, side):
-            rgb = functional.center_crop(functional.resize(rgb, side), [side, side])
-        return functional.pil_to_tensor(rgb)  # type: ignore[no-any-return]
+        picture = _picture(sample.path)
+        if picture.size != (size, size):
+            picture = functional.center_crop(functional.resize(picture, size), [size, size])
+        return functional.pil_to_tensor(picture)  # type: ignore[no-any-return]
 
-    reader: Callable[[tuple[str, int]], Tensor] = lambda sample: read(sample[0], size)  # noqa: E731
     pixels: list[Tensor] = []
     with ThreadPoolExecutor() as pool, progress_bar("reading images", len(samples)) as advance:
-        for decoded in pool.map(reader, samples):
+        for decoded in pool.map(read, samples):
             pixels.append(decoded)
             advance("")
-    return Split(torch.stack(pixels), torch.tensor([label for _, label in samples]))
+    return Split(torch.stack(pixels), torch.tensor([sample.label for sample in samples]))
+
+
+def _picture(path: str) -> "Image":
+    """An image file in RGB. Pillow raises SyntaxError, among others, for damaged files."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as cause:
+        raise DataError(f"{path} cannot be read as an image ({one_line(cause)}); remove it") from None

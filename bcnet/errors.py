@@ -62,3 +62,9 @@ class CheckFailed(BcnetError):
     """What was built did not pass its verification."""
 
     exit_code = 3
+
+
+def one_line(cause: BaseException) -> str:
+    """A foreign exception as one line: its type and the first line of its text."""
+    text = str(cause).strip()
+    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__

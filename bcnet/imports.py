@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bcnet.errors import BcnetError
+from bcnet.errors import BcnetError, one_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
@@ -20,6 +20,8 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
         module = importlib.import_module(module_name)
     except ImportError as cause:
         raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
+    except Exception as cause:
+        raise error(f"'{reference}': importing '{module_name}' failed: {one_line(cause)}") from cause
     finally:
         sys.path.remove(folder)
     function = getattr(module, function_name, None)

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from conftest import LargestFile
 
-from bcnet.artifacts import MANIFEST, Run, Stage, digest, file_digest, read_json, write_atomically, write_json
+from bcnet.artifacts import (
+    MANIFEST,
+    Run,
+    Stage,
+    digest,
+    file_digest,
+    json_bytes,
+    read_json,
+    write_file,
+    write_files,
+)
 from bcnet.errors import ArtifactError
 
 INPUTS = {"model": "m1", "data": "d1"}
@@ -18,67 +28,39 @@ INPUTS = {"model": "m1", "data": "d1"}
 def stage(tmp_path: Path) -> Stage:
     """A finished stage of two files."""
     stage = Stage(tmp_path / "train", "train", "bcnet train")
-    write_json(stage.path("a.json"), {"a": 1})
-    write_atomically(stage.path("b.bin"), lambda path: _write(path, b"0123456789"))
-    stage.finish(INPUTS, ("a.json", "b.bin"))
+    stage.finish(INPUTS, {"a.json": json_bytes({"a": 1}), "b.bin": b"0123456789"})
     return stage
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def test_a_file_is_written_with_the_folders_that_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.json"
-    write_json(path, {"b": [1, 2.5, None]})
+    write_file(path, json_bytes({"b": [1, 2.5, None]}))
     assert json.loads(path.read_text(encoding="utf-8")) == {"b": [1, 2.5, None]}
     assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_writer_gets_a_file_of_the_same_suffix_beside_the_target(tmp_path: Path) -> None:
-    seen = []
-    write_atomically(tmp_path / "model.pt2", seen.append)
-    assert (seen[0].parent, seen[0].suffix) == (tmp_path, ".pt2")
-    assert seen[0].name != "model.pt2"
+def test_a_full_disk_leaves_the_old_files_and_no_litter(tmp_path: Path, largest_file: LargestFile) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    write_files({small: b"old", large: b"old"})
+    with largest_file(1000), pytest.raises(OSError, match=r"File too large: '.*/large'"):
+        write_files({small: b"new", large: b"x" * 5000})
+    assert small.read_bytes() == large.read_bytes() == b"old"
+    assert set(tmp_path.iterdir()) == {small, large}
 
 
-def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(b"ne")
-        assert path.read_bytes() == b"old"
-        temporary.write_bytes(b"new")
-
-    write_atomically(path, write)
-    assert path.read_bytes() == b"new"
-
-
-@pytest.mark.parametrize("failure", [RuntimeError("broken"), KeyboardInterrupt()])
-def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(
-    tmp_path: Path, failure: BaseException
+def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"old")
+    write_file(path, b"old")
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(b"half")
-        raise failure
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
 
-    with pytest.raises(type(failure)):
-        write_atomically(path, write)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, largest_file: LargestFile) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left on device"):
-        write_atomically(path, lambda _: Path("/dev/full").write_bytes(b"new"))  # the kernel's own ENOSPC
-    with largest_file(1000), pytest.raises(OSError, match="File too large"):
-        write_atomically(path, lambda temporary: _write(temporary, b"x" * 5000))
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -86,8 +68,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_litter(tmp_path: Path, largest_f
 def test_a_folder_in_the_way_leaves_no_litter(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_json(tmp_path / "file", {})
+        write_file(tmp_path / "file", b"")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"a file")
+    with pytest.raises(OSError, match=r"'.*/taken'"):
+        write_file(tmp_path / "taken" / "file", b"")
 
 
 def test_a_digest_depends_on_the_value_and_not_on_the_order_of_keys() -> None:
@@ -125,11 +113,10 @@ def test_a_finished_stage_matches_what_it_was_made_from_and_nothing_else(stage: 
 
 
 def test_a_stage_without_its_manifest_is_not_finished(stage: Stage) -> None:
-    stage.reopen()
+    stage.path(MANIFEST).unlink()
     assert not stage.matches(INPUTS)
     with pytest.raises(ArtifactError, match="train holds no finished train; run `bcnet train` first"):
         stage.manifest()
-    stage.reopen()  # again: nothing to take away
 
 
 def test_the_manifest_records_inputs_and_the_digest_of_every_file(stage: Stage) -> None:
@@ -138,11 +125,17 @@ def test_the_manifest_records_inputs_and_the_digest_of_every_file(stage: Stage) 
     assert manifest["outputs"] == {name: file_digest(stage.path(name)) for name in ("a.json", "b.bin")}
 
 
-def test_a_stage_whose_file_is_missing_cannot_be_finished(stage: Stage) -> None:
-    stage.reopen()
-    with pytest.raises(FileNotFoundError):
-        stage.finish(INPUTS, ("a.json", "c.json"))
-    assert not stage.path(MANIFEST).exists()
+def test_a_stage_that_cannot_be_written_again_stays_finished(stage: Stage, largest_file: LargestFile) -> None:
+    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+        stage.finish({"model": "m2"}, {"a.json": b"{}", "b.bin": b"x" * 5000})
+    assert stage.matches(INPUTS)
+    assert stage.path("a.json").read_bytes() == json_bytes({"a": 1})
+
+
+def test_a_stage_that_is_written_again_vouches_for_the_new_files(stage: Stage) -> None:
+    stage.finish({"model": "m2"}, {"a.json": b"{}"})
+    assert stage.matches({"model": "m2"})
+    assert set(stage.manifest()["outputs"]) == {"a.json"}
 
 
 @pytest.mark.parametrize("content", [b"012345678", b"0123456780", b""])
@@ -189,8 +182,7 @@ def test_a_stage_made_from_something_else_is_refused(stage: Stage) -> None:
 def test_the_digest_of_a_stage_changes_with_what_it_wrote(stage: Stage) -> None:
     before = stage.require({"model": "m1"})
     assert stage.require({}) == before
-    write_json(stage.path("a.json"), {"a": 2})
-    stage.finish(INPUTS, ("a.json", "b.bin"))
+    stage.finish(INPUTS, {"a.json": json_bytes({"a": 2}), "b.bin": b"0123456789"})
     assert stage.require({}) != before
 
 

@@ -86,14 +86,32 @@ def test_a_budget_above_the_full_network_returns_it_and_says_so() -> None:
     assert "above the full network" in result.note
 
 
-def test_the_winner_is_within_the_budget_as_measured() -> None:
+@pytest.mark.parametrize("factor", [1.0, 1.04, 1.4])
+def test_the_winner_is_within_the_budget_as_measured(factor: float) -> None:
     def slower_than_predicted(widths: Widths) -> LatencyStat:
-        return LatencyStat.of(np.array([latency_ms(widths) * 1.04]))
+        return LatencyStat.of(np.array([latency_ms(widths) * factor]))
 
     settings = SearchSettings(budget_ms=1.2, population=16, generations=6)
-    best = search(SPACE, latency_ms, accuracy, settings, measure_of=slower_than_predicted).best
-    assert best.measured is not None
-    assert best.measured.median_ms <= 1.2
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=slower_than_predicted)
+    assert result.best.measured is not None
+    assert result.best.measured.median_ms <= 1.2
+    assert ("slower than predicted" in result.note) == (factor > 1)
+    assert len({candidate.widths for candidate in result.history}) == len(result.history)
+    inside = [widths for widths in ALL if latency_ms(widths) * factor <= 1.2]
+    assert accuracy(result.best.widths) >= max(map(accuracy, inside)) - 0.02
+
+
+def test_a_full_network_that_fits_as_predicted_but_not_as_measured_is_searched() -> None:
+    full_ms = latency_ms(SPACE.largest())
+
+    def slower(widths: Widths) -> LatencyStat:
+        return LatencyStat.of(np.array([latency_ms(widths) * 1.1]))
+
+    settings = SearchSettings(budget_ms=full_ms * 1.02, population=16, generations=6)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=slower)
+    assert result.best.measured is not None
+    assert result.best.measured.median_ms <= full_ms * 1.02
+    assert result.best.widths != SPACE.largest()
 
 
 def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from bcnet.artifacts import digest, write_atomically
+from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 
 SCHEMA = 1
@@ -202,11 +202,7 @@ class LatencyTable:
             f' "rows": [\n{lines(rows)}\n ],\n'
             f' "calibrations": [\n{lines(calibrations)}\n ]\n}}\n'
         )
-
-        def write(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(path, write)
+        write_file(path, text.encode())
 
     def latency_ms(self, layer: LayerSpec, setting: Setting) -> float:
         """The layer's median; interpolated between the nearest measured channel counts where it has no row.

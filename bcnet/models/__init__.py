@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bcnet.config import ModelConfig
-from bcnet.errors import ModelError
+from bcnet.errors import ModelError, one_line
 from bcnet.imports import import_function
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digits
@@ -52,8 +52,8 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
         raise ModelError(f"unknown model '{config.name}'; there is: {there}")
     try:
         model = function(**{**given, **config.args})
-    except (TypeError, ValueError) as cause:
-        raise ModelError(f"model '{config.name}' with args {config.args}: {cause}") from None
+    except Exception as cause:
+        raise ModelError(f"model '{config.name}' with args {config.args}: {one_line(cause)}") from cause
     if not isinstance(model, nn.Module):
         raise ModelError(f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest, write_json
+from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
 from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
@@ -361,7 +361,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     )
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")
-    stage.reopen()
     summary = {
         "stage": "build-lut",
         "table": str(path),
@@ -372,6 +371,5 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "seconds": report.seconds,
         "calibration": asdict(report.calibration),
     }
-    write_json(stage.path("report.json"), summary)
-    stage.finish(stage_inputs(config), ("report.json",))
+    stage.finish(stage_inputs(config), {"report.json": json_bytes(summary)})
     return summary

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bcnet.artifacts import Run, digest, read_json, write_json
+from bcnet.artifacts import Run, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
@@ -149,7 +149,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     export = run.stage("export")
     entries = compare(project, export.path("model.onnx").read_bytes(), widths, recipe)
     verified = read_json(export.path("verify.json"), export.command)
-    stage.reopen()
     summary = {
         "stage": "compare",
         "device": project.profile.name,
@@ -159,6 +158,5 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
         "file": verified["file"],
     }
-    write_json(stage.path("result.json"), summary)
-    stage.finish(inputs, ("result.json",))
+    stage.finish(inputs, {"result.json": json_bytes(summary)})
     return summary

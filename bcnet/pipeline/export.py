@@ -6,13 +6,12 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 from torch import nn
 
-from bcnet.artifacts import Run, digest, read_json, write_atomically, write_json
+from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.verify import verify
@@ -84,17 +83,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
     if not report.passed:
         failed = stage.path("failed.json")
-        write_json(failed, summary)
+        write_file(failed, json_bytes(summary))
         raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
-    content = proto.SerializeToString()
-    stage.reopen()
-    write_atomically(stage.path("model.onnx"), lambda path: _write(path, content))
-    write_json(stage.path("verify.json"), summary)
-    stage.finish(inputs, ("model.onnx", "verify.json"))
+    stage.finish(inputs, {"model.onnx": proto.SerializeToString(), "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
     say(f"verified: {stage.path('model.onnx')}")
     return summary
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)

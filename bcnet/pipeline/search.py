@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest, read_json, write_json
+from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config, latency_share
 from bcnet.errors import ArtifactError, BudgetError
 from bcnet.latency_tables.table import LatencyStat
@@ -30,7 +30,7 @@ LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
 MeasureOf = Callable[[Widths], LatencyStat]
 ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
-ROUNDS = 3  # times the measured candidates may all miss the budget
+ROUNDS = 4  # batches of candidates that are measured, before the search gives up
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,6 @@ def search(
         raise BudgetError("a search needs a latency budget or a minimum accuracy, and not both")
     evolution = _Evolution(space, latency_of, score_of, settings)
     full = space.largest()
-    note = ""
     if settings.budget_ms is not None:
         fastest = _fastest(space, latency_of)
         lowest = latency_of(fastest)
@@ -103,13 +102,11 @@ def search(
                 "raise the budget, or widen the choices (space.min_width, space.bins)"
             )
         if latency_of(full) <= settings.budget_ms:
-            # Nothing needs to be searched: the full network fits.
-            best = evolution.scored(full, 0)
-            best = replace(best, measured=measure_of(full) if measure_of else None)
-            note = (
-                f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
-            )
-            return _result(settings, best, (best,), (best,), note)
+            measured = measure_of(full) if measure_of else None
+            if measured is None or measured.median_ms <= settings.budget_ms:
+                best = replace(evolution.scored(full, 0), measured=measured)
+                note = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
+                return _result(settings, best, (best,), (best,), note)
         evolution.anchor = fastest
     candidates = evolution.run(prior, resume, on_generation)
     ranked = evolution.ranked(candidates)
@@ -122,8 +119,7 @@ def search(
     if measure_of is None:
         note = "not measured: the latency is the table's prediction"
         return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, note)
-    best, top = _measured_best(ranked, settings, measure_of)
-    return _result(settings, best, top, candidates, note)
+    return _measured_best(evolution, candidates, measure_of)
 
 
 class _Evolution:
@@ -196,7 +192,7 @@ class _Evolution:
             else:
                 a, b = rng.choice(len(parents), 2, replace=False).tolist()
                 widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
-            widths = self._repaired(widths, rng)
+            widths = self.repaired(widths, rng, self.settings.budget_ms)
             if widths not in seen:
                 seen.add(widths)
                 fresh.append(widths)
@@ -219,12 +215,11 @@ class _Evolution:
     def _cross(self, a: Widths, b: Widths, rng: np.random.Generator) -> Widths:
         return Widths(x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True))
 
-    def _repaired(self, widths: Widths, rng: np.random.Generator) -> Widths:
-        """Within the budget: groups step towards the fastest network, then one pass of steps up that fit.
+    def repaired(self, widths: Widths, rng: np.random.Generator, budget: float | None) -> Widths:
+        """Within a budget in ms: groups step towards the fastest network, then one pass of steps up that fit.
 
-        Ends after as many steps as there are choices in all.
+        Ends after as many steps as there are choices in all. The budget is at least the fastest's latency.
         """
-        budget = self.settings.budget_ms
         if budget is None or self.anchor is None:
             return widths
         index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
@@ -261,34 +256,54 @@ def _fastest(space: WidthSpace, latency_of: LatencyOf) -> Widths:
 
 
 def _measured_best(
-    ranked: Sequence[Candidate], settings: SearchSettings, measure_of: MeasureOf
-) -> tuple[Candidate, tuple[Candidate, ...]]:
-    """Measure the best few; the best that really is inside the budget wins."""
-    waiting = list(ranked)
+    evolution: "_Evolution", candidates: Sequence[Candidate], measure_of: MeasureOf
+) -> SearchResult:
+    """Measure the best few; the best that really is inside the budget wins.
+
+    Where all of them miss it, the table is off by some factor here: the next ones are made to fit a budget
+    that is tighter by as much.
+    """
+    settings = evolution.settings
+    found = {candidate.widths: candidate for candidate in candidates}
     if settings.min_accuracy is not None:
-        waiting = [c for c in waiting if c.score.accuracy >= settings.min_accuracy]
-    measured: list[Candidate] = []
-    tighter = settings.budget_ms
-    for _ in range(ROUNDS):
-        batch = [c for c in waiting if tighter is None or c.predicted_ms <= tighter][: settings.measured]
-        waiting = [c for c in waiting if c not in batch]
-        with working("measuring the best candidates as whole networks"):
-            fresh = [replace(c, measured=measure_of(c.widths)) for c in batch]
-        measured += fresh
-        if settings.budget_ms is None:
-            # The fastest as measured.
-            return min(fresh, key=lambda c: c.measured.median_ms if c.measured else 0.0), tuple(measured)
-        for candidate in measured:  # in the order of their scores
+        wanted = evolution.ranked([c for c in candidates if c.score.accuracy >= settings.min_accuracy])
+        top = _measured(wanted[: settings.measured], measure_of)
+        best = min(top, key=lambda c: c.measured.median_ms if c.measured else 0.0)
+        return _result(settings, best, top, candidates, "")
+    assert settings.budget_ms is not None
+    assert evolution.anchor is not None
+    lowest = evolution.latency_of(evolution.anchor)
+    limit, measured, note = settings.budget_ms, dict[Widths, Candidate](), ""
+    for number in range(ROUNDS):
+        waiting = [c for c in evolution.ranked(tuple(found.values())) if c.widths not in measured]
+        if number:
+            rng = np.random.default_rng((settings.seed, settings.generations + number))
+            for candidate in waiting[: settings.measured]:
+                widths = evolution.repaired(candidate.widths, rng, limit)
+                if widths not in found:
+                    found[widths] = evolution.scored(widths, settings.generations + number)
+            waiting = [c for c in evolution.ranked(tuple(found.values())) if c.widths not in measured]
+            note = f"candidates were slower than predicted: narrowed to a predicted {limit:.4g} ms"
+        batch = _measured([c for c in waiting if c.predicted_ms <= limit][: settings.measured], measure_of)
+        measured |= {c.widths: c for c in batch}
+        for candidate in evolution.ranked(tuple(measured.values())):
             if candidate.measured and candidate.measured.median_ms <= settings.budget_ms:
-                return candidate, tuple(measured)
-        ratios = [c.measured.median_ms / c.predicted_ms for c in fresh if c.measured]
-        tighter = settings.budget_ms / max(1.0, float(np.median(ratios))) if ratios else tighter
-    closest = min(c.measured.median_ms for c in measured if c.measured)
+                return _result(settings, candidate, tuple(measured.values()), tuple(found.values()), note)
+        if not batch:
+            break
+        ratios = [c.measured.median_ms / c.predicted_ms for c in batch if c.measured]
+        limit = max(lowest, min(limit, settings.budget_ms / float(np.median(ratios))))
+    closest = min(c.measured.median_ms for c in measured.values() if c.measured)
     raise BudgetError(
         f"none of the {len(measured)} best candidates, measured as whole networks, is within "
         f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g}. The machine may be busy: "
         "search again, or build the latency table anew"
     )
+
+
+def _measured(candidates: Sequence[Candidate], measure_of: MeasureOf) -> tuple[Candidate, ...]:
+    with working("measuring the best candidates as whole networks"):
+        return tuple(replace(c, measured=measure_of(c.widths)) for c in candidates)
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -373,7 +388,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         return score(project.model, project.space, state, widths, project.data, images)
 
     def save_state(candidates: Sequence[Candidate]) -> None:
-        write_json(state_path, {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]})
+        state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}
+        write_file(state_path, json_bytes(state))
 
     starting = None
     if settings.budget_ms is not None:
@@ -391,7 +407,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     )
     if result.note:
         say(result.note)
-    stage.reopen()
     summary = {
         "stage": "search",
         "folder": str(stage.folder),
@@ -407,10 +422,12 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "seed": result.seed,
         "note": result.note,
     }
-    write_json(stage.path("result.json"), summary)
-    write_json(stage.path("history.json"), [_to_json(c) for c in result.history])
-    write_json(stage.path("pareto.json"), [_to_json(c) for c in result.pareto])
-    stage.finish(inputs, ("result.json", "history.json", "pareto.json"))
+    files = {
+        "result.json": summary,
+        "history.json": [_to_json(c) for c in result.history],
+        "pareto.json": [_to_json(c) for c in result.pareto],
+    }
+    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()})
     state_path.unlink(missing_ok=True)
     return summary
 

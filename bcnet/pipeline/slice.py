@@ -3,15 +3,15 @@
 `slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json.
 """
 
+import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, digest, write_atomically, write_json
+from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.progress import announce
@@ -77,7 +77,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Cut, fine-tune, save. Returns a summary."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     project = load_project(config)
     stage, inputs = run.stage("slice"), stage_inputs(run, config)
@@ -100,15 +100,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         images=images,
         scratch=scratch,
     )
-    stage.reopen()
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
-    write_atomically(stage.path("model.safetensors"), lambda path: save_file(tensors, path))
     groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
-    write_json(stage.path("widths.json"), {"widths": groups, "side": result.side})
-    write_atomically(
-        stage.path("model.pt2"),
-        lambda path: save_program(result.model, project.data.input_shape, path),
-    )
     summary = {
         "stage": "slice",
         "folder": str(stage.folder),
@@ -121,17 +114,25 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "params": project.space.params(widths),
         "macs": project.space.macs(widths),
     }
-    write_json(stage.path("result.json"), summary)
-    stage.finish(inputs, ("model.safetensors", "widths.json", "model.pt2", "result.json"))
+    files = {
+        "model.safetensors": save(tensors),
+        "model.pt2": program_bytes(result.model, project.data.input_shape),
+        "widths.json": json_bytes({"widths": groups, "side": result.side}),
+        "result.json": json_bytes(summary),
+    }
+    stage.finish(inputs, files)
     return summary
 
 
-def save_program(model: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
-    """Write torch.export's own file: `torch.export.load(path).module()(x)`, any batch size."""
+def program_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """torch.export's own file: `torch.export.load(path).module()(x)`, any batch size."""
     example = torch.zeros(2, *input_shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(
             model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
         )
-        torch.export.save(program, path)
+        # Into memory first: PyTorch's own writer aborts the process when the disk is full.
+        content = io.BytesIO()
+        torch.export.save(program, content)
+    return content.getvalue()

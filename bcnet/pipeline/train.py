@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, digest, write_atomically, write_json
+from bcnet.artifacts import Run, digest, write_file
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
@@ -107,7 +107,7 @@ def stage_inputs(config: Config) -> dict[str, str]:
 
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Train and save; continue a killed training of the same settings. Returns a summary."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     project = load_project(config)
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
@@ -129,14 +129,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         on_epoch=lambda checkpoint: _save_checkpoint(checkpoint_path, checkpoint, inputs),
     )
     seconds = time.perf_counter() - start
-    stage.reopen()
-    write_atomically(stage.path("supernet.safetensors"), lambda path: save_file(result.state, path))
-    space_text = project.space.to_json()
-    write_atomically(stage.path("space.json"), lambda path: _write(path, space_text))
-    write_json(stage.path("records.json"), [[list(widths), loss] for widths, loss in result.records])
-    lines = ["epoch,loss", *(f"{epoch},{loss}" for epoch, loss in enumerate(result.curve, 1))]
-    write_atomically(stage.path("curve.csv"), lambda path: _write(path, "\n".join(lines) + "\n"))
-    stage.finish(inputs, ("supernet.safetensors", "space.json", "records.json", "curve.csv"))
+    curve = ["epoch,loss", *(f"{epoch},{loss}" for epoch, loss in enumerate(result.curve, 1)), ""]
+    files = {
+        "supernet.safetensors": save(result.state),
+        "space.json": project.space.to_json().encode(),
+        "records.json": json.dumps([[list(widths), loss] for widths, loss in result.records]).encode(),
+        "curve.csv": "\n".join(curve).encode(),
+    }
+    stage.finish(inputs, files)
     checkpoint_path.unlink(missing_ok=True)
     return {
         "stage": "train",
@@ -147,10 +147,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "final_loss": result.curve[-1],
         "seconds": round(seconds, 1),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
@@ -172,7 +168,7 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
 
 
 def _save_checkpoint(path: Path, checkpoint: Checkpoint, inputs: Mapping[str, str]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "inputs": json.dumps(dict(inputs)),
@@ -181,7 +177,7 @@ def _save_checkpoint(path: Path, checkpoint: Checkpoint, inputs: Mapping[str, st
         "curve": json.dumps(list(checkpoint.curve)),
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.snapshot.tensors.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    write_file(path, save(tensors, metadata))
 
 
 def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:

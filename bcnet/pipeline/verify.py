@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bcnet.config import ExportConfig
 from bcnet.data import ImageData
-from bcnet.errors import CheckFailed
+from bcnet.errors import CheckFailed, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.table import LatencyStat
 from bcnet.progress import progress_bar, working
@@ -62,8 +62,7 @@ def check_file(proto: ModelProto) -> None:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as cause:
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise CheckFailed(f"onnx.checker refuses the exported file: {reason}") from None
+        raise CheckFailed(f"onnx.checker refuses the exported file: {one_line(cause)}") from None
 
 
 def shapes_match(proto: ModelProto, space: WidthSpace, widths: Widths) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from bcnet.errors import DeviceError
+from bcnet.errors import DeviceError, one_line
 
 
 def fingerprint() -> dict[str, str]:
@@ -85,8 +85,7 @@ def _session(model: bytes, threads: int, profile: Path | None = None) -> "onnxru
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as cause:
-        reason = str(cause).splitlines()[0]
-        raise DeviceError(f"ONNX Runtime cannot load the network: {reason}") from None
+        raise DeviceError(f"ONNX Runtime cannot load the network: {one_line(cause)}") from None
 
 
 def _constant_input(session: "onnxruntime.InferenceSession") -> dict[str, np.ndarray]:

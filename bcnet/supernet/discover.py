@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.errors import SpaceError
+from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.paths import cut, supernet_state
 from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, WidthGroup, WidthSpace
@@ -142,9 +142,8 @@ def _record(probe: nn.Module, x: Tensor) -> tuple[tuple[Layer, ...], dict[nn.Mod
         with torch.no_grad():
             output = probe(x)
     except Exception as cause:
-        reason = str(cause).splitlines()[0]
         raise SpaceError(
-            f"{type(probe).__name__} does not run on an input of shape {tuple(x.shape)}: {reason}"
+            f"{type(probe).__name__} does not run on an input of shape {tuple(x.shape)}: {one_line(cause)}"
         ) from cause
     finally:
         for handle in handles:
@@ -167,8 +166,9 @@ def _coupled_channels(probe: nn.Module, x: Tensor, order: dict[nn.Module, int]) 
             graph = torch_pruning.DependencyGraph().build_dependency(probe, example_inputs=x, verbose=False)
             groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]))
         except Exception as cause:
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-            raise SpaceError(f"the layers of {type(probe).__name__} cannot be traced: {reason}") from cause
+            raise SpaceError(
+                f"the layers of {type(probe).__name__} cannot be traced: {one_line(cause)}"
+            ) from cause
     found: list[_Coupled] = []
     for group in groups:
         coupled = _Coupled(channels=len(group[0].idxs))
@@ -284,7 +284,7 @@ def _trouble(probe: nn.Module, space: WidthSpace, x: Tensor, full: torch.Size) -
             with torch.no_grad():
                 output = cut(probe, space, widths, "right", state)(x)
         except Exception as cause:
-            return f"narrowing it breaks the network: {str(cause).splitlines()[0]}"
+            return f"narrowing it breaks the network: {one_line(cause)}"
         if not isinstance(output, Tensor) or output.shape != full:
             return "it is part of the network's output"
     return None

@@ -16,7 +16,7 @@ import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import nn
 
-from bcnet.errors import ModelError, SpaceError
+from bcnet.errors import ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.table import LayerSpec
 from bcnet.supernet.paths import path_of, ranges
@@ -61,8 +61,9 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
                 verbose=False,
             )
     except Exception as cause:
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise ModelError(f"PyTorch cannot export {type(model).__name__} to ONNX: {reason}") from cause
+        raise ModelError(
+            f"PyTorch cannot export {type(model).__name__} to ONNX: {one_line(cause)}"
+        ) from cause
     finally:
         logger.setLevel(level)
     assert program is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData, load_data
-from bcnet.errors import ModelError, TableError
+from bcnet.errors import ModelError, TableError, one_line
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
@@ -113,9 +113,9 @@ def _load(text: str) -> Project:
         with torch.no_grad():
             output = model.eval()(example)
     except Exception as cause:
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise ModelError(
-            f"model '{config.model.name}' does not run on images of {tuple(data.input_shape)}: {reason}"
+            f"model '{config.model.name}' does not run on images of {tuple(data.input_shape)}: "
+            f"{one_line(cause)}"
         ) from None
     if isinstance(output, Tensor) and output.shape != (1, len(data.classes)):
         raise ModelError(
