@@ -105,8 +105,8 @@ def search(
             measured = measure_of(full) if measure_of else None
             if measured is None or measured.median_ms <= settings.budget_ms:
                 best = replace(evolution.scored(full, 0), measured=measured)
-                note = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency: kept whole"
-                return _result(settings, best, (best,), (best,), note)
+                above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
+                return _result(settings, best, (best,), (best,), f"{above}: kept whole")
         evolution.anchor = fastest
     candidates = evolution.run(prior, resume, on_generation)
     ranked = evolution.ranked(candidates)
