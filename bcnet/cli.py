@@ -54,9 +54,27 @@ TrainDevice = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bcnet import __version__
+
+        print(f"bcnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def init(as_json: Json = False) -> None:
-    """Write a commented bcnet.toml with every setting and its default; never overwrites."""
+    """Write a commented bcnet.toml. It holds every setting with its default; nothing is overwritten."""
     from bcnet.artifacts import write_file
     from bcnet.config import CONFIG_FILE, template
     from bcnet.errors import ConfigError
@@ -76,7 +94,8 @@ def inspect(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what can be searched in the model: groups, their layers and choices, what is frozen and why."""
+    """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
+    and why, parameters and multiply-accumulates. Without --model: the configured model and data."""
     from bcnet.config import load_config
 
     settings = load_config(config, {"model": {"name": model}})
@@ -136,7 +155,8 @@ def train(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 1: train the supernet. A killed training continues where it was."""
+    """Stage 1: train the supernet. One network whose narrower versions are all trained; a killed training
+    continues where it was."""
     from bcnet.pipeline import train as stage
 
     flags: Flags = {"": {"seed": seed}, "train": {"epochs": epochs, "train_device": train_device}}
@@ -151,7 +171,8 @@ def build_lut(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 2: measure what latency_tables/DEVICE.json lacks for this model, and how far its sums are off."""
+    """Stage 2: measure the latency table. Only what latency_tables/DEVICE.json lacks for this model is
+    measured, then how far its predictions are off."""
     from bcnet.pipeline import build_lut as stage
 
     _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
@@ -170,7 +191,8 @@ def search(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 3: search the most accurate widths inside the budget. A killed search continues."""
+    """Stage 3: search the best widths in the budget. The most accurate few are measured on the device
+    before one of them wins; a killed search continues where it was."""
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
@@ -196,7 +218,7 @@ def slice_(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 4: cut the winner out of the supernet as a plain network, and fine-tune it."""
+    """Stage 4: cut out the winner and fine-tune it. The result is a plain network that needs no bcnet."""
     from bcnet.pipeline import slice as stage
 
     flags: Flags = {
@@ -215,7 +237,8 @@ def export(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 5: write the ONNX file and verify it: shapes, outputs, accuracy, latency. Exit 3 if it fails."""
+    """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; the
+    exit code is 3 when one of them fails."""
     from bcnet.pipeline import export as stage
 
     _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
@@ -233,7 +256,8 @@ def run_all(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """All stages, skipping those whose results still match, and a comparison with a uniform network."""
+    """All stages and a comparison. Stages whose results still match are skipped; at the end, the full, a
+    uniformly narrowed and the searched network stand side by side."""
     from bcnet.artifacts import Run
     from bcnet.config import load_config
     from bcnet.pipeline import build_lut, compare, export, search, slice, train
@@ -273,7 +297,7 @@ def run_all(
 
 @app.command()
 def devices(as_json: Json = False) -> None:
-    """List the hardware profiles: those shipped, and your own in hw_profiles/."""
+    """List the hardware profiles. Those shipped, and your own in hw_profiles/."""
     from bcnet.hw_profiles import load_profiles
 
     profiles = load_profiles()

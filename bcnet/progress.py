@@ -11,7 +11,7 @@ stderr = Console(stderr=True, highlight=False)
 
 def say(message: str) -> None:
     """Print one line for the person who waits."""
-    stderr.print(message, markup=False)
+    stderr.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command line without a finished run: help, wrong input, interruption."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -78,6 +79,11 @@ def test_help_imports_no_heavy_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out == f"bcnet {importlib.metadata.version('bcnet')}\n"
 
 
 def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
@@ -189,7 +195,7 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     assert main(["inspect", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["model"] == "digits"
-    assert found["params"] == 939_634
+    assert found["params"] == 1_914_490
     assert found["smallest_params"] < found["params"]
     assert found["smallest_macs"] < found["macs"]
     assert {"name", "channels", "choices", "layers"} == set(found["groups"][0])

@@ -26,13 +26,13 @@ class ResidualBlock(nn.Module):
 
 
 def digits(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
-    """Stem and three residual blocks: 56, 112 and 224 channels at 16, 8 and 4 pixels."""
+    """Stem and three residual blocks: 80, 160 and 320 channels at 16, 8 and 4 pixels."""
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(in_channels, 56, 3, 2, 1, bias=False), nn.BatchNorm2d(56), nn.ReLU()),
-        ResidualBlock(56, 56, 56, 1),
-        ResidualBlock(56, 112, 112, 2),
-        ResidualBlock(112, 224, 224, 2),
+        nn.Sequential(nn.Conv2d(in_channels, 80, 3, 2, 1, bias=False), nn.BatchNorm2d(80), nn.ReLU()),
+        ResidualBlock(80, 80, 80, 1),
+        ResidualBlock(80, 160, 160, 2),
+        ResidualBlock(160, 320, 320, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(224, num_classes),
+        nn.Linear(320, num_classes),
     )

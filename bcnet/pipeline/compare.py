@@ -17,7 +17,7 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
 from bcnet.pipeline.verify import check_file, file_accuracy
 from bcnet.progress import announce, progress_bar, working
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit
+from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
@@ -62,7 +62,8 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     shape = (profile.batch, *project.data.input_shape)
     files = {}
     for name, network in networks.items():
-        proto = to_onnx(network, shape)
+        with working(f"exporting the {name} network to ONNX"):
+            proto = to_onnx(network, shape)
         check_file(proto)
         files[name] = proto.SerializeToString()
     files["searched"] = searched
@@ -134,9 +135,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     export = run.stage("export").require({"device": digest([project.profile.name, project.profile.setting])})
     return {
         "export": export,
-        "training settings": digest(
-            [config.train.model_dump(exclude={"train_device", "amp"}), config.slice.model_dump(), config.seed]
-        ),
+        "training settings": digest([config.slice.model_dump(), training_digest(config)]),
     }
 
 

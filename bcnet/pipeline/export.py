@@ -15,7 +15,7 @@ from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.verify import verify
-from bcnet.progress import announce, say
+from bcnet.progress import announce, say, working
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
@@ -59,7 +59,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "preprocessing": json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std}),
         "classes": json.dumps(data.classes),
     }
-    proto = export(model, (project.profile.batch, *data.input_shape), metadata)
+    with working("exporting to ONNX"):
+        proto = export(model, (project.profile.batch, *data.input_shape), metadata)
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
     report = verify(

@@ -15,7 +15,7 @@ from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.progress import announce
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit
+from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import cut, with_state
 from bcnet.supernet.project import fresh_model, load_project
@@ -69,9 +69,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
-        "fine-tuning settings": digest(
-            [config.slice.model_dump(), config.train.model_dump(exclude={"train_device", "amp"})]
-        ),
+        "fine-tuning settings": digest([config.slice.model_dump(), training_digest(config)]),
     }
 
 

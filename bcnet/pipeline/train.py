@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, digest, write_file
+from bcnet.artifacts import Run, write_file
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
 from bcnet.progress import announce, say
-from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch
+from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch, training_digest
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import supernet_state
 from bcnet.supernet.project import load_project
@@ -100,9 +100,7 @@ def train(
 
 def stage_inputs(config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
-    recipe = config.train.model_dump(exclude={"train_device", "amp"})
-    augmentation = [config.data.flip, config.data.shift, config.seed]
-    return {**load_project(config).inputs(), "training settings": digest([recipe, augmentation])}
+    return {**load_project(config).inputs(), "training settings": training_digest(config)}
 
 
 def run(run: Run, config: Config) -> dict[str, Any]:

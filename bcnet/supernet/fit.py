@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError
@@ -86,6 +87,12 @@ class Snapshot:
 
     epoch: int
     tensors: dict[str, Tensor]
+
+
+def training_digest(config: Config) -> str:
+    """A hash of every setting that training depends on, but for the machine that it runs on."""
+    train = config.train.model_dump(exclude={"train_device", "amp"})
+    return digest([train, config.data.flip, config.data.shift, config.seed])
 
 
 def training_device(config: Config) -> str:

@@ -51,14 +51,15 @@ def masked(model: nn.Module, space: WidthSpace, widths: Widths, side: Side, x: T
 def test_path_cut_and_masked_network_agree(name: str, side: Side) -> None:
     model, x = network(name)
     space = discover_space(model, x)
-    widths = space.random(np.random.default_rng(len(name)))
-    with torch.no_grad():
-        path = forward_path(model, space, widths, x, side)
-        small = cut(model, space, widths, side)
-        assert torch.equal(path, small(x))
-        reference = masked(model, space, widths, side, x)
-    assert float((path - reference).abs().max() / reference.abs().max()) < 1e-5
-    assert space.params(widths) == sum(parameter.numel() for parameter in small.parameters())
+    rng = np.random.default_rng(len(name))
+    for widths in (space.smallest(), space.random(rng), space.random(rng)):
+        with torch.no_grad():
+            path = forward_path(model, space, widths, x, side)
+            small = cut(model, space, widths, side)
+            assert torch.equal(path, small(x))
+            reference = masked(model, space, widths, side, x)
+        assert float((path - reference).abs().max() / reference.abs().max()) < 1e-5
+        assert space.params(widths) == sum(parameter.numel() for parameter in small.parameters())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -70,4 +71,4 @@ def test_paths_of_the_wider_bcnetv2_supernet_equal_their_cuts(side: Side) -> Non
     with torch.no_grad():
         path = forward_path(model, space, widths, x, side, state)
         assert torch.equal(path, cut(model, space, widths, side, state)(x))
-    assert state["0.0.weight"].shape[0] == 56 + space.groups[0].choices[0]
+    assert state["0.0.weight"].shape[0] == 80 + space.groups[0].choices[0]
