@@ -71,7 +71,7 @@ class Optimisation(Section):
 class TrainConfig(Optimisation):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(8, ge=1, description="passes over the training images")
+    epochs: int = Field(6, ge=1, description="passes over the training images")
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
@@ -119,8 +119,8 @@ class SearchConfig(Section):
 class SliceConfig(Optimisation):
     """Fine-tuning of the winner."""
 
-    epochs: int = Field(4, ge=0, description="passes over the training images")
-    learning_rate: float = Field(0.03, gt=0, description="highest learning rate")
+    epochs: int = Field(8, ge=0, description="passes over the training images")
+    learning_rate: float = Field(0.05, gt=0, description="highest learning rate")
     from_scratch: bool = Field(
         False, description="train the winner anew, for as many epochs as train and slice have together"
     )

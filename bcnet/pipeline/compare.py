@@ -27,6 +27,7 @@ from bcnet.supernet.space import Widths
 
 ROUNDS = 3
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
+NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 
 
 @dataclass(frozen=True)
@@ -97,27 +98,26 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
 def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     """The largest uniform narrowing whose measured latency is at most that of `widths`, measured beside it.
 
-    Bisection over the ratio. Raises BudgetError where even the narrowest is slower.
+    Bisection over the ratio finds the neighbourhood; there, every ratio is tried from the largest down, since
+    latency does not rise with every step of the width. Raises BudgetError where even the narrowest is slower.
     """
     space, graph, profile = project.space, project.graph, project.profile
     multiple = project.config.space.channel_multiple or profile.channel_multiple
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
-    target = measure_network(graph.variant(widths), profile).median_ms
+    searched = graph.variant(widths)
 
-    def fits(option: Widths, share: float = 0.25) -> bool:
-        return measure_network(graph.variant(option), profile, share).median_ms <= target
+    def fits(option: Widths, share: float) -> bool:
+        limit = measure_network(searched, profile, share).median_ms
+        return measure_network(graph.variant(option), profile, share).median_ms <= limit
 
-    if not fits(options[0]):
-        raise BudgetError(
-            "no uniform narrowing is as fast as the searched network; there is nothing to compare"
-        )
-    low, high = 0, len(options)  # options[low] fits; options[high] does not, or is past the end
+    low, high = -1, len(options)  # options[low] fits; options[high] does not, or is past the end
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(options[middle]) else (low, middle)
-    while low > 0 and not fits(options[low], share=1.0):
-        low -= 1  # the short measurement flattered it
-    return options[low]
+        low, high = (middle, high) if fits(options[middle], share=0.1) else (low, middle)
+    for option in reversed(options[: low + 1 + NEAR]):
+        if fits(option, share=0.5):
+            return option
+    raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

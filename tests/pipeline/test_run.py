@@ -75,7 +75,7 @@ def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) ->
 def test_a_run_compares_three_networks(finished: Finished) -> None:
     full, uniform, searched = finished[1]["networks"]
     assert [full["name"], uniform["name"], searched["name"]] == ["full", "uniform", "searched"]
-    assert full["params"] == 939_634
+    assert full["params"] == 1_914_490
     for narrowed in (uniform, searched):
         assert all(narrow <= wide for narrow, wide in zip(narrowed["widths"], full["widths"], strict=True))
         assert narrowed["params"] < full["params"]
