@@ -37,6 +37,14 @@ class LayerSlot:
         """The groups that its latency depends on, ascending."""
         return tuple(sorted({g for g, _ in self.in_terms + self.out_terms if g is not None}))
 
+    @property
+    def sampled(self) -> bool:
+        """Whether it has too many widths to measure them all: more than two groups meet in it.
+
+        It is behind a concatenation: its row is keyed by the sum of the channels, and some sums are measured.
+        """
+        return len(self.groups) > 2
+
     def at(self, widths: Sequence[int]) -> LayerSpec:
         """The layer at these widths."""
         in_channels = _count(self.in_terms, widths)
@@ -68,7 +76,11 @@ def specs_of(slot: LayerSlot, choices: Sequence[tuple[int, ...]]) -> dict[tuple[
 
 
 class LatencyModel:
-    """Widths -> milliseconds: `offset + scale * sum of layers`, with the calibration's measured error."""
+    """Widths -> milliseconds: `offset + scale * sum of layers`, with the calibration's measured error.
+
+    Layers that were not measured at all their widths (see `LayerSlot.sampled`) are estimated from those that
+    were; for all others a missing row is an error.
+    """
 
     def __init__(
         self,
@@ -84,10 +96,9 @@ class LatencyModel:
         self.slots = tuple(slots)
         self.choices = tuple(choices)
         self.calibration = calibration
-        self._arrays: list[tuple[tuple[int, ...], np.ndarray]] = []
+        self._known: dict[LayerSpec, float] = {}
         self._others: list[LayerSlot] = []
         summed: dict[tuple[int, ...], np.ndarray] = {}
-        known: dict[LayerSpec, float] = {}
         for slot in self.slots:
             specs = specs_of(slot, self.choices)
             if specs is None:
@@ -95,12 +106,22 @@ class LatencyModel:
                 continue
             array = np.zeros([len(self.choices[group]) for group in slot.groups])
             for index, spec in specs.items():
-                if spec not in known:
-                    known[spec] = table.latency_ms(spec, setting)
-                array[index] = known[spec]
+                array[index] = self._layer_ms(slot, spec)
             # Layers that follow the same groups share one array: fewer look-ups a candidate.
             summed[slot.groups] = summed[slot.groups] + array if slot.groups in summed else array
         self._arrays = list(summed.items())
+
+    def _layer_ms(self, slot: LayerSlot, spec: LayerSpec) -> float:
+        if spec not in self._known:
+            look_up = self.table.estimate_ms if slot.sampled else self.table.latency_ms
+            self._known[spec] = look_up(spec, self.setting)
+        return self._known[spec]
+
+    def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
+        """Choice indices (N, groups) of networks whose widths are all among the choices."""
+        return np.array(
+            [[own.index(width) for own, width in zip(self.choices, w, strict=True)] for w in networks]
+        )
 
     def layers_ms(self, indices: np.ndarray) -> np.ndarray:
         """Sums of layers in ms, not calibrated, for choice indices (N, groups)."""
@@ -110,30 +131,39 @@ class LatencyModel:
         for slot in self._others:
             for row, index in enumerate(indices):
                 widths = [own[i] for own, i in zip(self.choices, index, strict=True)]
-                total[row] += self.table.latency_ms(slot.at(widths), self.setting)
+                total[row] += self._layer_ms(slot, slot.at(widths))
         return total
 
     def price_many(self, indices: np.ndarray) -> np.ndarray:
         """Latencies in ms for choice indices (N, groups)."""
-        if self.calibration is None:
-            raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
-        return self.calibration.offset_ms + self.calibration.scale * self.layers_ms(indices)
+        return self._calibrated(self.layers_ms(indices))
 
     def __call__(self, widths: Sequence[int]) -> float:
         """The latency in ms of one network; widths between the choices are interpolated."""
         if all(width in own for width, own in zip(widths, self.choices, strict=True)):
-            index = [own.index(width) for width, own in zip(widths, self.choices, strict=True)]
-            return float(self.price_many(np.array([index]))[0])
+            return float(self.price_many(self.indices([widths]))[0])
+        layers = sum(self._layer_ms(slot, slot.at(widths)) for slot in self.slots)
+        return float(self._calibrated(np.array(layers)))
+
+    def _calibrated(self, layers_ms: np.ndarray) -> np.ndarray:
         if self.calibration is None:
             raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
-        layers = sum(self.table.latency_ms(slot.at(widths), self.setting) for slot in self.slots)
-        return self.calibration.offset_ms + self.calibration.scale * layers
+        return self.calibration.offset_ms + self.calibration.scale * layers_ms
 
     def pairwise(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
         """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled."""
         scale = self.calibration.scale if self.calibration else 1.0
         return [(groups, array * scale) for groups, array in self._arrays]
 
-    def used(self) -> list[LayerSpec]:
-        """Every layer that the model may look up, where these can be listed."""
-        return [spec for slot in self.slots for spec in (specs_of(slot, self.choices) or {}).values()]
+    def used(self) -> set[LayerSpec]:
+        """Every row that the model may look up."""
+        found = set()
+        for slot in self.slots:
+            if slot.sampled:
+                family = slot.template.family
+                found |= {
+                    spec for spec, at in self.table.rows if at == self.setting and spec.family == family
+                }
+            else:
+                found |= set((specs_of(slot, self.choices) or {}).values())
+        return found

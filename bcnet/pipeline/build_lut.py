@@ -40,6 +40,7 @@ from bcnet.supernet.space import Widths, WidthSpace, shares
 NOISY = 0.025  # a row with a larger spread is measured again
 PASSES = 2
 EXTRA_PASSES = 2
+SAMPLED = 32  # random networks that show layers behind a concatenation
 SUBNETS = 12  # whole subnets fitted, and as many held out
 
 
@@ -85,7 +86,7 @@ def build_lut(
         save(table)
     return BuildReport(
         measured=len(missing),
-        rows=len(set(model.used())),
+        rows=len(model.used()),
         networks=len(networks),
         seconds=round(time.perf_counter() - start, 1),
         calibration=calibration,
@@ -178,10 +179,16 @@ def _smallest_modulus(at_least: int, colours: int) -> int:
 def _plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[list[Widths], set[LayerSpec]]:
     """The layers that the table lacks, and networks that show them all."""
     choices = [group.choices for group in graph.space.groups]
-    networks = design(graph.space)
+    space = graph.space
+    networks = design(space)
+    if any(slot.sampled for slot in graph.slots):
+        # Behind a concatenation, the whole range and what lies between.
+        rng = np.random.default_rng(0)
+        drawn = [space.random(rng) for _ in range(SAMPLED)]
+        networks = list(dict.fromkeys([*networks, space.smallest(), space.largest(), *drawn]))
     needed: set[LayerSpec] = set()
     for slot in graph.slots:
-        specs = specs_of(slot, choices)
+        specs = None if slot.sampled else specs_of(slot, choices)
         needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
     missing = {spec for spec in needed if (spec, setting) not in table.rows}
     chosen, unseen = [], set(missing)
@@ -220,7 +227,7 @@ def _measure_rows(
         return float(np.median(times.sum(0)))
 
     first = time.perf_counter()
-    full_ms = profile_network(networks[-1], 5)
+    full_ms = profile_network(graph.space.largest(), 5)
     seen = {spec: [] for spec in missing}  # the very first network also loads the runtime
     runs = int(np.clip(round(60 / full_ms), 6, 30))
     each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
@@ -242,12 +249,12 @@ def _measure_rows(
                 advance("")
         for spec, observed in seen.items():
             table.rows[spec, setting] = Row(spec, setting, _row_stat(observed), session)
-        save(table)
         if number + 1 >= PASSES:
+            save(table)  # not before: rows of one pass alone would count as measured for good
             wanted = noisy()
             again = [w for w in networks if any(slot.at(w) in wanted for slot in graph.slots)]
-            # A machine that stays noisy is not measured without end: at most as many again.
-            again = again[: len(networks) // 2]
+            # A machine that stays noisy is not measured without end: at most half as many again.
+            again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
             if not again:
                 break
 
@@ -281,14 +288,7 @@ def _calibrate(
     """
     rng = np.random.default_rng(seed + 1)
     subnets = spread_widths(graph.space, rng, 2 * SUBNETS)
-    sums = model.layers_ms(
-        np.array(
-            [
-                [own.index(width) for own, width in zip(model.choices, widths, strict=True)]
-                for widths in subnets
-            ]
-        )
-    )
+    sums = model.layers_ms(model.indices(subnets))
     rounds: list[np.ndarray] = []
     with progress_bar("calibrating on whole networks", 2 * len(subnets)) as advance:
         for _ in range(2):
@@ -330,8 +330,11 @@ def fit_calibration(sums: np.ndarray, measured: np.ndarray) -> tuple[float, floa
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    """Spearman's rank correlation; equal values share their mean rank."""
+    ranks = []
+    for values in (a, b):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 

@@ -165,7 +165,10 @@ _ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)
 
 
 def shares(space: WidthSpace) -> dict[int, set[int]]:
-    """Groups that meet in a layer: for each group, the others that index the same weight."""
+    """Pairs that meet in a layer: for each group, the others that alone index the same weight with it.
+
+    Behind a concatenation, where three or more groups meet, there are too many combinations to see them all.
+    """
     meets: dict[int, set[int]] = {index: set() for index in range(len(space.groups))}
     for layer in space.layers:
         present = {
@@ -174,6 +177,7 @@ def shares(space: WidthSpace) -> dict[int, set[int]]:
             for segment in dimension
             if segment.group is not None
         }
-        for group in present:
-            meets[group] |= present - {group}
+        if len(present) == 2:
+            for group in present:
+                meets[group] |= present - {group}
     return meets

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
@@ -149,8 +150,62 @@ def test_calibration_recovers_a_known_offset_and_scale() -> None:
     assert fit_calibration(sums, 0.3 + 1.2 * sums) == pytest.approx((0.3, 1.2))
 
 
+def test_equal_values_share_their_rank() -> None:
+    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([5.0, 5.0, 9.0])) == pytest.approx(1.0)
+    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([5.0, 4.0, 9.0])) == pytest.approx(0.8660254)
+
+
 def test_rank_correlation_of_reversed_values_is_minus_one() -> None:
     assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([9.0, 5.0, 1.0])) == pytest.approx(-1.0)
+
+
+class Branches(nn.Module):
+    """Three branches, concatenated: four groups meet in the layer behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(1, 32, size, padding=size // 2) for size in (1, 3, 5))
+        self.mix = nn.Conv2d(96, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([torch.relu(branch(x)) for branch in self.branches], 1)
+        z: Tensor = self.head(torch.relu(self.mix(y)).mean((2, 3)))
+        return z
+
+
+def test_layers_behind_a_concatenation_are_sampled_and_any_widths_are_priced() -> None:
+    model = Branches().eval()
+    space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=4, channel_multiple=8, min_width=0.25)
+    graph, table = OnnxSupernet(model, space, (1, 1, 16, 16)), LatencyTable("cpu")
+    report = build_lut(graph, QUICK, table)
+    (mix,) = (slot for slot in graph.slots if slot.sampled and slot.template.op == "Conv")
+    measured = {(spec.in_channels, spec.out_channels) for spec in mix_rows(table, mix)}
+    assert {(24, 8), (96, 32)} <= measured
+    choices = [group.choices for group in space.groups]
+    model_of_table = LatencyModel(table, report.calibration.setting, graph.slots, choices, report.calibration)
+    everything = [Widths(widths) for widths in itertools.product(*choices)]
+    prices = model_of_table.price_many(model_of_table.indices(everything))
+    assert prices.shape == (4**4,)
+    assert (prices > 0).all()
+    assert model_of_table(space.largest()) > model_of_table(space.smallest())
+    assert build_lut(graph, QUICK, table).measured == 0
+
+
+def mix_rows(table: LatencyTable, slot: LayerSlot) -> list[LayerSpec]:
+    return [spec for spec, _ in table.rows if spec.family == slot.template.family]
+
+
+def test_estimates_are_exact_at_rows_and_follow_the_arithmetic_between_them() -> None:
+    def ms(a: int, b: int) -> float:
+        return 0.1 + 0.001 * a + 0.002 * b + 0.0005 * a * b
+
+    places = [(8, 8), (24, 8), (8, 40), (48, 24), (96, 32), (64, 16)]
+    table = table_of({pair(a, b): ms(a, b) for a, b in places})
+    assert table.estimate_ms(pair(48, 24), SETTING) == pytest.approx(ms(48, 24))
+    assert table.estimate_ms(pair(40, 24), SETTING) == pytest.approx(ms(40, 24), rel=1e-6)
+    with pytest.raises(TableError, match="batch 4"):
+        table.estimate_ms(pair(40, 24), replace(SETTING, batch=4))
 
 
 def small_graph(bins: int = 2, width: int = 10) -> OnnxSupernet:
