@@ -21,7 +21,7 @@ SCHEMA = 1
 
 def digest(value: object) -> str:
     """A short stable hash of a JSON-like value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def bytes_digest(content: bytes) -> str:
@@ -142,12 +142,16 @@ class Stage:
                 )
         return digest(manifest)
 
-    def matches(self, inputs: Mapping[str, str]) -> bool:
-        """Whether the stage is finished, whole, and was made from exactly these inputs."""
+    def outdated(self, inputs: Mapping[str, str]) -> str | None:
+        """Why the stage must run; None when it is finished, whole, and made from exactly these inputs."""
+        if not self.path(MANIFEST).exists():
+            return "not done yet"
         try:
-            return bool(self.manifest()["inputs"] == dict(inputs))
+            found = self.manifest()["inputs"]
         except ArtifactError:
-            return False
+            return "its files were changed"
+        changed = [key for key in {**inputs, **found} if inputs.get(key) != found.get(key)]
+        return f"made with another {', '.join(changed)}" if changed else None
 
 
 @dataclass(frozen=True)

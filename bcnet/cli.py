@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,16 +74,22 @@ def _root(
 
 
 @app.command()
-def init(as_json: Json = False) -> None:
+def init(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="File to write (default: bcnet.toml).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Write a commented bcnet.toml. It holds every setting with its default; nothing is overwritten."""
     from bcnet.artifacts import write_file
     from bcnet.config import CONFIG_FILE, template
     from bcnet.errors import ConfigError
 
-    if CONFIG_FILE.exists():
-        raise ConfigError(f"{CONFIG_FILE} is already here; delete it first to start anew")
-    write_file(CONFIG_FILE, template().encode())
-    print(json.dumps({"file": str(CONFIG_FILE)}) if as_json else f"wrote {CONFIG_FILE}")
+    path = config or CONFIG_FILE
+    if path.exists():
+        raise ConfigError(f"{path} is already here; delete it first to start anew")
+    write_file(path, template().encode())
+    print(json.dumps({"file": str(path)}) if as_json else f"wrote {path}")
 
 
 @app.command()
@@ -91,6 +98,7 @@ def inspect(
         str | None, typer.Option(help="Look at this model, as torchvision:resnet18, without any data.")
     ] = None,
     image_size: Annotated[int, typer.Option(min=8, help="Image side for --model, in pixels.")] = 224,
+    device: Device = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -98,11 +106,14 @@ def inspect(
     and why, parameters and multiply-accumulates. Without --model: the configured model and data."""
     from bcnet.config import load_config
 
-    settings = load_config(config, {"model": {"name": model}})
+    settings = load_config(
+        config, {"": {"device": device}, "model": {"name": model, "args": {} if model else None}}
+    )
     if model is None:
         from bcnet.supernet.project import load_project
 
-        space = load_project(settings).space
+        with redirect_stdout(sys.stderr):
+            space = load_project(settings).space
     else:
         import torch
 
@@ -150,6 +161,7 @@ def inspect(
 def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     train_device: TrainDevice = None,
+    device: Device = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -159,7 +171,10 @@ def train(
     continues where it was."""
     from bcnet.pipeline import train as stage
 
-    flags: Flags = {"": {"seed": seed}, "train": {"epochs": epochs, "train_device": train_device}}
+    flags: Flags = {
+        "": {"seed": seed, "device": device},
+        "train": {"epochs": epochs, "train_device": train_device},
+    }
     _stage(stage.run, flags, run, config, as_json)
 
 
@@ -213,6 +228,7 @@ def slice_(
         bool, typer.Option("--from-scratch", help="Train the winner anew instead of fine-tuning it.")
     ] = False,
     train_device: TrainDevice = None,
+    device: Device = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -222,7 +238,7 @@ def slice_(
     from bcnet.pipeline import slice as stage
 
     flags: Flags = {
-        "": {"seed": seed},
+        "": {"seed": seed, "device": device},
         "train": {"train_device": train_device},
         "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
     }
@@ -272,22 +288,25 @@ def run_all(
         },
     )
     target = Run.named(_checked_name(run))
-    stages: list[tuple[str, Callable[[], Mapping[str, str]], Callable[[Run, Config], dict[str, Any]]]] = [
-        ("train", lambda: train.stage_inputs(settings), train.run),
-        ("build-lut", lambda: build_lut.stage_inputs(settings), build_lut.run),
-        ("search", lambda: search.stage_inputs(target, settings), search.run),
-        ("slice", lambda: slice.stage_inputs(target, settings), slice.run),
-        ("export", lambda: export.stage_inputs(target, settings), export.run),
-        ("compare", lambda: compare.stage_inputs(target, settings), compare.run),
-    ]
-    for number, (name, inputs, stage) in enumerate(stages, 1):
-        if target.stage(name).matches(inputs()):
-            say(f"[{number}/{len(stages)}] {name}: already done")
-            continue
-        start = time.perf_counter()
-        say(f"[{number}/{len(stages)}] {name}")
-        stage(target, settings)
-        say(f"[{number}/{len(stages)}] {name}: {time.perf_counter() - start:.0f} s")
+    stages = {
+        "train": train,
+        "build-lut": build_lut,
+        "search": search,
+        "slice": slice,
+        "export": export,
+        "compare": compare,
+    }
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        label = f"[{number}/{len(stages)}] {name}"
+        with redirect_stdout(sys.stderr):
+            why = target.stage(name).outdated(stage.stage_inputs(target, settings))
+            if why is None:
+                say(f"{label}: already done")
+                continue
+            start = time.perf_counter()
+            say(f"{label}: {why}")
+            stage.run(target, settings)
+            say(f"{label}: {time.perf_counter() - start:.0f} s")
     summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(summary))
@@ -333,7 +352,8 @@ def _stage(
     from bcnet.config import load_config
 
     settings = load_config(config, flags)
-    summary = stage(Run.named(_checked_name(run)), settings)
+    with redirect_stdout(sys.stderr):  # what a user's own code prints is no result
+        summary = stage(Run.named(_checked_name(run)), settings)
     if as_json:
         print(json.dumps(summary))
         return

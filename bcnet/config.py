@@ -22,7 +22,7 @@ CONFIG_FILE = Path("bcnet.toml")
 class Section(BaseModel):
     """A table of bcnet.toml."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -61,14 +61,7 @@ class SpaceConfig(Section):
     )
 
 
-class Optimisation(Section):
-    """How weights are trained."""
-
-    epochs: int = Field(ge=0, description="passes over the training images")
-    learning_rate: float = Field(gt=0, description="highest learning rate (cosine schedule after warm-up)")
-
-
-class TrainConfig(Optimisation):
+class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
     epochs: int = Field(6, ge=1, description="passes over the training images")
@@ -92,16 +85,19 @@ class TrainConfig(Optimisation):
 class SearchConfig(Section):
     """The budget and the evolution."""
 
-    latency_ms: float | None = Field(None, description="budget in milliseconds")
+    # Not finite is let through to the check below, which says it better.
+    latency_ms: float | None = Field(None, allow_inf_nan=True, description="budget in milliseconds")
     latency: str | None = Field(None, description='budget as a part of the full network, as "60%"')
     min_accuracy: float | None = Field(
-        None, description="instead of a budget: the fastest network with at least this accuracy (0 to 1)"
+        None,
+        allow_inf_nan=True,
+        description="instead of a budget: the fastest network with at least this accuracy (0 to 1)",
     )
     population: int = Field(16, ge=2, description="candidates a generation")
     generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
-    recalibration_images: int = Field(128, ge=1, description="training images for batch-norm statistics")
+    recalibration_images: int = Field(128, ge=2, description="training images for batch-norm statistics")
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
@@ -116,13 +112,13 @@ class SearchConfig(Section):
         return self
 
 
-class SliceConfig(Optimisation):
+class SliceConfig(Section):
     """Fine-tuning of the winner."""
 
     epochs: int = Field(8, ge=0, description="passes over the training images")
     learning_rate: float = Field(0.05, gt=0, description="highest learning rate")
     from_scratch: bool = Field(
-        False, description="train the winner anew, for as many epochs as train and slice have together"
+        False, description="train the winner anew at train.learning_rate instead: give it more epochs"
     )
 
 
@@ -143,7 +139,7 @@ class ExportConfig(Section):
 class Config(Section):
     """Everything that a run is made from."""
 
-    seed: int = Field(0, ge=0, description="one seed for splits, training and search")
+    seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
     device: str = Field("cpu", description="target device: a hardware profile, see `bcnet devices`")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

@@ -79,9 +79,9 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     """
     name, _, argument = config.name.partition(":")
     if config.name == "digits":
-        train, test, classes = _digits(config.image_size or 32, seed)
+        train, test, classes = _digits(config.image_size or 32)
     elif config.name == "cifar10":
-        train, test, classes = _cifar10(config)
+        train, test, classes = _cifar10()
     elif name == "imagefolder":
         train, test, classes = _image_folder(Path(argument), config, seed)
     elif argument:
@@ -103,15 +103,37 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
             raise DataError(f"'{config.name}' must return training and test images of the same shape")
     else:
         raise DataError(f"unknown dataset '{config.name}'; there is: {', '.join(NAMES)}")
-    test = _limit(test, config.test_limit, seed)
-    train = _limit(train, config.train_limit, seed)
+    test = _resized(_limit(test, config.test_limit, seed), config.image_size)
+    train = _resized(_limit(train, config.train_limit, seed), config.image_size)
     val_count = round(len(train) * config.val_fraction)
     if not 0 < val_count < len(train):
         raise DataError(f"{len(train)} training images cannot be split into training and validation images")
     val, rest = _stratified(train, val_count, seed + 1)
-    pixels = rest.images[:10_000].float().div(255)
-    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
-    return ImageData(rest, val, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
+    return ImageData(rest, val, test, classes, *_statistics(rest.images[:10_000]))
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, of pixels scaled to 0..1."""
+    total = squares = torch.zeros(images.shape[1], dtype=torch.float64)
+    for part in torch.split(images, 256):
+        pixels = part.double().div(255)
+        total = total + pixels.sum((0, 2, 3))
+        squares = squares + pixels.square().sum((0, 2, 3))
+    count = images.numel() / images.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _resized(split: Split, size: int | None) -> Split:
+    """Images scaled to `size` by `size` pixels, unless they are so already."""
+    if size is None or split.images.shape[2:] == (size, size):
+        return split
+    parts = [
+        torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+        for part in torch.split(split.images, 256)
+    ]
+    return Split(torch.cat([part.round().to(torch.uint8) for part in parts]), split.labels)
 
 
 def _check_split(name: str, split: Split, classes: int) -> None:
@@ -148,7 +170,7 @@ def _limit(split: Split, limit: int | None, seed: int) -> Split:
     return _stratified(split, limit, seed)[0]
 
 
-def _digits(size: int, seed: int) -> tuple[Split, Split, tuple[str, ...]]:
+def _digits(size: int) -> tuple[Split, Split, tuple[str, ...]]:
     """scikit-learn's 1,797 handwritten digits (8x8 scans), enlarged; a fifth of them is the test set."""
     from sklearn.datasets import load_digits
 
@@ -160,7 +182,7 @@ def _digits(size: int, seed: int) -> tuple[Split, Split, tuple[str, ...]]:
     return train, test, tuple(str(digit) for digit in range(10))
 
 
-def _cifar10(config: DataConfig) -> tuple[Split, Split, tuple[str, ...]]:
+def _cifar10() -> tuple[Split, Split, tuple[str, ...]]:
     """CIFAR-10 as torchvision stores it, under .cache/cifar10; downloaded once when it is not there."""
     from torchvision.datasets import CIFAR10
 
@@ -173,15 +195,11 @@ def _cifar10(config: DataConfig) -> tuple[Split, Split, tuple[str, ...]]:
             f"CIFAR-10 is not under {root} and could not be fetched ({one_line(cause)}); "
             "use imagefolder:PATH for a copy of your own"
         ) from None
-    splits = []
-    for part in parts:
-        images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-        if config.image_size not in (None, 32):
-            images = torch.nn.functional.interpolate(
-                images.float(), size=(config.image_size, config.image_size), mode="bilinear"
-            ).to(torch.uint8)
-        splits.append(Split(images, torch.tensor(part.targets)))
-    return splits[0], splits[1], tuple(parts[0].classes)
+    train, test = (
+        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
+        for part in parts
+    )
+    return train, test, tuple(parts[0].classes)
 
 
 def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Split, tuple[str, ...]]:
@@ -203,6 +221,8 @@ def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Spl
     if not (path / "train").is_dir():
         samples, classes = listing(path)
         test, train = _divided(samples, max(1, round(len(samples) * 0.2)), seed=0)
+        if not train:
+            raise DataError(f"{path} holds one image; there is nothing to train on")
     elif not (path / "test").is_dir():
         raise DataError(f"{path} has train/ but no test/; bcnet needs both, or classes directly in {path}")
     else:
@@ -210,13 +230,11 @@ def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Spl
         test, test_classes = listing(path / "test")
         if classes != test_classes:
             raise DataError(f"{path}/train and {path}/test hold different classes")
+    side = config.image_size or min(_picture(train[0].path).size)
     # Chosen before they are decoded: a part of a large folder costs only that part.
     train = _divided(train, config.train_limit or len(train), seed)[0]
     test = _divided(test, config.test_limit or len(test), seed)[0]
-    if not train:
-        raise DataError(f"{path} holds one image; there is nothing to train on")
-    size = config.image_size or min(_picture(train[0].path).size)
-    return _decode(train, size), _decode(test, size), classes
+    return _decode(train, side), _decode(test, side), classes
 
 
 class _Sample(NamedTuple):

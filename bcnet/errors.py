@@ -5,6 +5,7 @@ BcnetError (exit 1)
 ├── DataError          dataset unknown, empty or unreadable
 ├── ModelError         model unknown or not loadable
 ├── SpaceError         widths or a space that do not fit a network
+├── TrainingError      a training step fails, or the loss is not finite any more
 ├── ArtifactError      a file of a run is missing, stale, cut short or edited
 ├── TableError         a latency table is unreadable or lacks rows
 ├── DeviceError        a hardware profile is unknown or its runtime is not here
@@ -34,6 +35,10 @@ class ModelError(BcnetError):
 
 class SpaceError(BcnetError):
     """Widths do not belong to a space, or no space can be discovered in a network."""
+
+
+class TrainingError(BcnetError):
+    """A training step fails, or the loss is not finite any more."""
 
 
 class ArtifactError(BcnetError):

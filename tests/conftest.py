@@ -55,7 +55,7 @@ def clear_projects() -> None:
     """Forget the project that the process has loaded: it is kept by its configuration, not by its folder."""
     from bcnet.supernet import project
 
-    project._load.cache_clear()
+    project.forget_project()
 
 
 @pytest.fixture

@@ -106,15 +106,25 @@ def test_reading_a_damaged_file_names_the_command_that_makes_it_anew(tmp_path: P
 
 
 def test_a_finished_stage_matches_what_it_was_made_from_and_nothing_else(stage: Stage) -> None:
-    assert stage.matches(INPUTS)
-    assert not stage.matches({"model": "m1", "data": "d2"})
-    assert not stage.matches({"model": "m1"})
-    assert not stage.matches({**INPUTS, "space": "s1"})
+    assert stage.outdated(INPUTS) is None
+    assert stage.outdated({"model": "m1", "data": "d2"}) is not None
+    assert stage.outdated({"model": "m1"}) is not None
+    assert stage.outdated({**INPUTS, "space": "s1"}) is not None
+
+
+def test_a_stage_says_why_it_must_run_again(stage: Stage) -> None:
+    assert stage.outdated(INPUTS) is None
+    assert stage.outdated({"model": "m2", "data": "d1"}) == "made with another model"
+    assert stage.outdated({"model": "m2", "space": "s"}) == "made with another model, space, data"
+    stage.path("a.json").write_bytes(b"{}")
+    assert stage.outdated(INPUTS) == "its files were changed"
+    stage.path(MANIFEST).unlink()
+    assert stage.outdated(INPUTS) == "not done yet"
 
 
 def test_a_stage_without_its_manifest_is_not_finished(stage: Stage) -> None:
     stage.path(MANIFEST).unlink()
-    assert not stage.matches(INPUTS)
+    assert stage.outdated(INPUTS) is not None
     with pytest.raises(ArtifactError, match="train holds no finished train; run `bcnet train` first"):
         stage.manifest()
 
@@ -128,27 +138,27 @@ def test_the_manifest_records_inputs_and_the_digest_of_every_file(stage: Stage) 
 def test_a_stage_that_cannot_be_written_again_stays_finished(stage: Stage, largest_file: LargestFile) -> None:
     with largest_file(1000), pytest.raises(OSError, match="File too large"):
         stage.finish({"model": "m2"}, {"a.json": b"{}", "b.bin": b"x" * 5000})
-    assert stage.matches(INPUTS)
+    assert stage.outdated(INPUTS) is None
     assert stage.path("a.json").read_bytes() == json_bytes({"a": 1})
 
 
 def test_a_stage_that_is_written_again_vouches_for_the_new_files(stage: Stage) -> None:
     stage.finish({"model": "m2"}, {"a.json": b"{}"})
-    assert stage.matches({"model": "m2"})
+    assert stage.outdated({"model": "m2"}) is None
     assert set(stage.manifest()["outputs"]) == {"a.json"}
 
 
 @pytest.mark.parametrize("content", [b"012345678", b"0123456780", b""])
 def test_a_truncated_or_edited_file_is_refused(stage: Stage, content: bytes) -> None:
     stage.path("b.bin").write_bytes(content)
-    assert not stage.matches(INPUTS)
+    assert stage.outdated(INPUTS) is not None
     with pytest.raises(ArtifactError, match=r"b\.bin is not what train wrote .+; run `bcnet train` again"):
         stage.require({})
 
 
 def test_a_missing_file_is_named(stage: Stage) -> None:
     stage.path("a.json").unlink()
-    assert not stage.matches(INPUTS)
+    assert stage.outdated(INPUTS) is not None
     with pytest.raises(ArtifactError, match=r"a\.json is missing; run `bcnet train` again"):
         stage.require({})
 
@@ -167,7 +177,7 @@ def test_a_missing_file_is_named(stage: Stage) -> None:
 )
 def test_a_damaged_manifest_is_refused_with_the_command_that_mends(stage: Stage, content: bytes) -> None:
     stage.path(MANIFEST).write_bytes(content)
-    assert not stage.matches({})
+    assert stage.outdated({}) is not None
     with pytest.raises(ArtifactError, match=r"manifest\.json is .+; run `bcnet train` "):
         stage.require({})
 
@@ -188,7 +198,7 @@ def test_the_digest_of_a_stage_changes_with_what_it_wrote(stage: Stage) -> None:
 
 def test_a_finished_stage_can_be_moved(stage: Stage, tmp_path: Path) -> None:
     shutil.move(stage.folder, tmp_path / "elsewhere")
-    assert Stage(tmp_path / "elsewhere", "train", "bcnet train").matches(INPUTS)
+    assert Stage(tmp_path / "elsewhere", "train", "bcnet train").outdated(INPUTS) is None
 
 
 @pytest.mark.parametrize(

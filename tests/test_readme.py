@@ -56,7 +56,7 @@ def test_the_readmes_commands_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    project._load.cache_clear()
+    project.forget_project()
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(QUICK, encoding="utf-8")
     for words in commands():

@@ -16,7 +16,7 @@ OWN = Path("hw_profiles")
 class HwProfile(BaseModel):
     """What a device is and how it is measured. Part of the key of every row measured on it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str
     description: str
@@ -58,6 +58,8 @@ def load_profile(name: str) -> HwProfile:
 def _read(path: Path) -> HwProfile:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if "name" in values:
+            raise DeviceError(f"{path}: a device is named by its file; remove 'name'")
         return HwProfile.model_validate({"name": path.stem, **values})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise DeviceError(f"{path} is not TOML: {cause}") from None

@@ -17,6 +17,7 @@ from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 
 SCHEMA = 1
+STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, order=True)
@@ -26,6 +27,8 @@ class LayerSpec:
     `activation` names the operators that follow it at the same shape ("" for none); `add` is a residual
     sum. Heights and widths are those of the input, in pixels; `padding` is top, left, bottom, right.
     """
+
+    __pydantic_config__ = STRICT
 
     op: str
     in_channels: int
@@ -51,6 +54,8 @@ class LayerSpec:
 class Setting:
     """What a latency depends on beside the layer; a row is never used for another setting."""
 
+    __pydantic_config__ = STRICT
+
     runtime: str
     precision: str
     batch: int
@@ -70,6 +75,8 @@ Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 @dataclass(frozen=True)
 class LatencyStat:
     """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median."""
+
+    __pydantic_config__ = STRICT
 
     median_ms: Milliseconds
     p90_ms: Milliseconds
@@ -93,6 +100,8 @@ class LatencyStat:
 class Session:
     """One measuring session: when, on what, with which versions, and the machine's probe."""
 
+    __pydantic_config__ = STRICT
+
     date: str
     provenance: dict[str, str]
     probe: dict[str, float]
@@ -101,6 +110,8 @@ class Session:
 @dataclass(frozen=True)
 class Row:
     """A measured layer and the number of the session it comes from."""
+
+    __pydantic_config__ = STRICT
 
     layer: LayerSpec
     setting: Setting
@@ -115,6 +126,8 @@ class Calibration:
     The errors are those on `held_out` other subnets: mean absolute, share within 5 and 10 %, Spearman's
     rank correlation; `noise` is the mean difference of measuring the same subnet twice.
     """
+
+    __pydantic_config__ = STRICT
 
     model: str
     setting: Setting
@@ -134,7 +147,7 @@ class Calibration:
 class _File:
     """The layout of the JSON file."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = STRICT
 
     schema: int
     device: str
@@ -170,6 +183,12 @@ class LatencyTable:
             ) from None
         if isinstance(raw, dict) and raw.get("schema") != SCHEMA:
             raise TableError(f"{path} has schema {raw.get('schema')}, this bcnet reads {SCHEMA}; {mend} anew")
+        for entry in raw.get("calibrations", ()) if isinstance(raw, dict) else ():
+            if isinstance(entry, dict) and entry.pop("digest", None) != digest(entry):
+                raise TableError(
+                    f"{path}: the calibration of model {entry.get('model')} was edited; restore the file, or "
+                    f"take that line out and {mend}"
+                )
         try:
             file = _ADAPTER.validate_python(raw)
         except ValidationError as cause:
@@ -192,16 +211,16 @@ class LatencyTable:
     def save(self, path: Path) -> None:
         """Write the table atomically, rows in a stable order, one a line."""
 
-        def lines(values: list[Any]) -> str:
-            return ",\n".join(f"  {json.dumps(asdict(value))}" for value in values)
+        def lines(values: Iterable[dict[str, Any]]) -> str:
+            return ",\n".join(f"  {json.dumps(value)}" for value in values)
 
         rows = sorted(self.rows.values(), key=lambda row: (row.setting, row.layer))
-        calibrations = [self.calibrations[key] for key in sorted(self.calibrations)]
+        fitted = [asdict(self.calibrations[key]) for key in sorted(self.calibrations)]
         text = (
             f'{{\n "schema": {SCHEMA},\n "device": {json.dumps(self.device)},\n'
-            f' "sessions": [\n{lines(self.sessions)}\n ],\n'
-            f' "rows": [\n{lines(rows)}\n ],\n'
-            f' "calibrations": [\n{lines(calibrations)}\n ]\n}}\n'
+            f' "sessions": [\n{lines(map(asdict, self.sessions))}\n ],\n'
+            f' "rows": [\n{lines(map(asdict, rows))}\n ],\n'
+            f' "calibrations": [\n{lines({**entry, "digest": digest(entry)} for entry in fitted)}\n ]\n}}\n'
         )
         write_file(path, text.encode())
 

@@ -338,13 +338,10 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
-def stage_inputs(config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records."""
     project = load_project(config)
-    inputs = {
-        "model": project.model_key,
-        "device": digest([project.profile.name, project.profile.setting]),
-    }
+    inputs = {"model": project.model_key, "device": project.device_key}
     try:
         model = project.latency_model()
     except TableError:
@@ -379,5 +376,5 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "seconds": report.seconds,
         "calibration": asdict(calibration),
     }
-    stage.finish(stage_inputs(config), {"report.json": json_bytes(summary)})
+    stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})
     return summary

@@ -132,7 +132,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records."""
     project = load_project(config)
-    export = run.stage("export").require({"device": digest([project.profile.name, project.profile.setting])})
+    export = run.stage("export").require({"device": project.device_key})
     return {
         "export": export,
         "training settings": digest([config.slice.model_dump(), training_digest(config)]),

@@ -34,12 +34,12 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records."""
     project = load_project(config)
     supernet = run.stage("train").require(project.inputs())
-    search = run.stage("search").require({"supernet": supernet, "device": project.profile.name})
+    search = run.stage("search").require({"supernet": supernet, "device": project.device_key})
     return {
         "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
         "search": search,
         "limits": digest(config.export.model_dump()),
-        "device": digest([project.profile.name, project.profile.setting]),
+        "device": project.device_key,
     }
 
 
@@ -88,5 +88,10 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
     stage.finish(inputs, {"model.onnx": proto.SerializeToString(), "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
+    if report.budget_ms is not None and report.measured.median_ms > report.budget_ms:
+        say(
+            f"measured {report.measured.median_ms:.4g} ms is over the budget of {report.budget_ms:.4g} ms, "
+            f"within the {config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
+        )
     say(f"verified: {stage.path('model.onnx')}")
     return summary

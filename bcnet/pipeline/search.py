@@ -363,8 +363,8 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "supernet": run.stage("train").require(project.inputs()),
         "latency table": digest(asdict(calibration) if calibration else None),
-        "device": project.profile.name,
-        "search settings": digest([config.search.model_dump(), config.seed]),
+        "device": project.device_key,
+        "search settings": digest([asdict(settings_of(project)), config.search.recalibration_images]),
     }
 
 
@@ -380,7 +380,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if state_path.exists():
         saved = read_json(state_path, f"rm {state_path}; {stage.command}")
         if isinstance(saved, dict) and saved.get("inputs") == inputs:
-            resume = tuple(candidate_from_json(value) for value in saved["candidates"])
+            resume = tuple(candidate_from_json(value, project.space) for value in saved.get("candidates", []))
             say(f"continuing a search with {len(resume)} candidates scored")
 
     def score_of(widths: Widths) -> Score:
@@ -441,19 +441,22 @@ def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: Se
 def _to_json(candidate: Candidate) -> dict[str, Any]:
     return {
         "widths": list(candidate.widths),
-        "predicted_ms": round(candidate.predicted_ms, 5),
-        "accuracy": round(candidate.score.accuracy, 6),
-        "loss": round(candidate.score.loss, 6),
+        "predicted_ms": candidate.predicted_ms,
+        "accuracy": candidate.score.accuracy,
+        "loss": candidate.score.loss,
         "generation": candidate.generation,
         "measured": asdict(candidate.measured) if candidate.measured else None,
     }
 
 
-def candidate_from_json(value: dict[str, Any]) -> Candidate:
-    """A candidate as `search/` keeps it."""
+def candidate_from_json(value: dict[str, Any], space: WidthSpace) -> Candidate:
+    """A candidate as `search/` keeps it. Raises ArtifactError where it was edited to something else."""
     try:
+        widths = Widths(int(width) for width in value["widths"])
+        if not all(width in group.choices for width, group in zip(widths, space.groups, strict=True)):
+            raise ValueError(f"{widths} is not in the space")
         return Candidate(
-            Widths(int(width) for width in value["widths"]),
+            widths,
             float(value["predicted_ms"]),
             Score(float(value["accuracy"]), -float(value["loss"])),
             int(value["generation"]),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
-from bcnet.progress import announce
+from bcnet.errors import ModelError, one_line
+from bcnet.progress import announce, working
 from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import cut, with_state
@@ -51,7 +52,8 @@ def slice(
     is trained from there instead.
     """
     widths = space.check(widths)
-    sides = score_sides(model, space, state, widths, data, images)
+    with working("scoring both sides"):
+        sides = score_sides(model, space, state, widths, data, images)
     side = max(sides, key=lambda name: sides[name])
     small = with_state(model, space, recalibrated(model, space, state, widths, side, data, images))
     before = evaluate_network(small, data, data.test).accuracy
@@ -59,7 +61,9 @@ def slice(
         small = cut(scratch, space, widths)
     if recipe.epochs:
         fit_network(small, data, recipe, "training from scratch" if scratch else "fine-tuning")
-    return SliceResult(small, side, before, evaluate_network(small, data, data.test).accuracy)
+    with working("counting the small network's accuracy on the test images"):
+        after = evaluate_network(small, data, data.test).accuracy
+    return SliceResult(small, side, before, after)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -83,10 +87,11 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     widths = searched_widths(run, project)
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
-        epochs, rate = project.total_epochs, config.train.learning_rate
-        scratch = fresh_model(config, project.data)
+        rate, scratch = config.train.learning_rate, fresh_model(config, project.data)
     recipe = Recipe.of(config, epochs, rate)
     images = config.search.recalibration_images
+    with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
+        program_bytes(cut(project.model, project.space, widths), project.data.input_shape)
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
     result = slice(
         project.model,
@@ -127,9 +132,14 @@ def program_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     example = torch.zeros(2, *input_shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(
-            model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-        )
+        try:
+            program = torch.export.export(
+                model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+            )
+        except Exception as cause:
+            raise ModelError(
+                f"torch.export cannot read {type(model).__name__} for any batch size: {one_line(cause)}"
+            ) from cause
         # Into memory first: PyTorch's own writer aborts the process when the disk is full.
         content = io.BytesIO()
         torch.export.save(program, content)

@@ -59,11 +59,7 @@ def train(
 ) -> TrainResult:
     """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3)."""
     state = supernet_state(model, space, recipe.seed)
-    names = set(space.parameters)
-    parameters = {
-        name: nn.Parameter(tensor.to(recipe.device)) for name, tensor in state.items() if name in names
-    }
-    buffers = {name: tensor.to(recipe.device) for name, tensor in state.items() if name not in names}
+    parameters, buffers = _trainable(model, state, recipe)
     sampler = WidthSampler(
         space.rule, tuple(group.choices for group in space.groups), recipe.seed, complementary
     )
@@ -98,7 +94,17 @@ def train(
     )
 
 
-def stage_inputs(config: Config) -> dict[str, str]:
+def _trainable(
+    model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe
+) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """A supernet's tensors on the training device: those that are trained, and all others."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    placed = {name: tensor.to(recipe.device) for name, tensor in state.items()}
+    parameters = {name: nn.Parameter(tensor) for name, tensor in placed.items() if name in names}
+    return parameters, {name: tensor for name, tensor in placed.items() if name not in names}
+
+
+def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
     return {**load_project(config).inputs(), "training settings": training_digest(config)}
 
@@ -109,7 +115,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     project = load_project(config)
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
-    stage, inputs = run.stage("train"), stage_inputs(config)
+    stage, inputs = run.stage("train"), stage_inputs(run, config)
     checkpoint_path = stage.path("checkpoint.safetensors")
     resume = _load_checkpoint(checkpoint_path, inputs)
     if resume is not None:
@@ -150,10 +156,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
     project = load_project(config)
-    state = supernet_state(project.model, project.space)
-    names = set(project.space.parameters)
-    parameters = {name: nn.Parameter(t.to(recipe.device)) for name, t in state.items() if name in names}
-    buffers = {name: t.to(recipe.device) for name, t in state.items() if name not in names}
+    parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     widths = project.space.uniform(0.55)
     model = project.model.to(recipe.device).train()
     seconds = []
@@ -188,7 +191,8 @@ def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             if json.loads(metadata["inputs"]) != dict(inputs):
-                return None  # of other settings: begin anew
+                say("the last training was stopped, but had other settings: beginning anew")
+                return None
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             records = tuple((Widths(w), float(loss)) for w, loss in json.loads(metadata["records"]))
             curve = tuple(json.loads(metadata["curve"]))

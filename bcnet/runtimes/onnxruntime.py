@@ -46,7 +46,12 @@ def profile_nodes(model: bytes, threads: int, runs: int) -> list[tuple[str, np.n
         feed = _constant_input(session)
         for _ in range(warmup + runs):
             session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise DeviceError(
+                f"ONNX Runtime wrote no readable profile into {folder} ({one_line(cause)}); is the disk full?"
+            ) from None
     nodes = [event for event in events if event.get("cat") == "Node"]
     names = [event["name"].removesuffix("_kernel_time") for event in nodes]
     per_run, rest = divmod(len(nodes), warmup + runs)

@@ -52,7 +52,10 @@ def discover_space(
         reason = coupled.reason
         own = rule.choices(coupled.channels, bins, channel_multiple, round(coupled.channels * min_width))
         if reason is None and len(own) < 2:
-            reason = f"{coupled.channels} channels leave no choice at multiples of {channel_multiple}"
+            reason = (
+                f"{coupled.channels} channels leave no choice at multiples of {channel_multiple} "
+                f"and a narrowest of {min_width:.0%}"
+            )
         if reason is None:
             kept.append(coupled)
             choices.append(own)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData
-from bcnet.errors import ConfigError
+from bcnet.errors import ConfigError, TrainingError, one_line
 from bcnet.progress import progress_bar
 
 # (images, labels, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
@@ -91,7 +91,7 @@ class Snapshot:
 
 def training_digest(config: Config) -> str:
     """A hash of every setting that training depends on, but for the machine that it runs on."""
-    train = config.train.model_dump(exclude={"train_device", "amp"})
+    train = config.train.model_dump(exclude={"train_device"})
     return digest([train, config.data.flip, config.data.shift, config.seed])
 
 
@@ -175,7 +175,7 @@ def fit(
             for number, (images, labels) in enumerate(batches(data, recipe, epoch)):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                losses.append(step(images, labels, epoch * per_epoch + number))
+                losses.append(_checked(step, images, labels, epoch * per_epoch + number))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
                 advance(f"loss {losses[-1]:.3f}")
@@ -183,6 +183,23 @@ def fit(
             if on_epoch is not None:
                 on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])
     return curve
+
+
+def _checked(step: Step, images: Tensor, labels: Tensor, number: int) -> float:
+    """The step's loss. Raises TrainingError where the step fails or the loss is not finite."""
+    try:
+        loss = step(images, labels, number)
+    except (RuntimeError, ValueError) as cause:
+        raise TrainingError(
+            f"training step {number} on a batch of shape {tuple(images.shape)} failed ({one_line(cause)}); "
+            "try another train.batch_size"
+        ) from cause
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"training diverged: the loss of step {number} is {loss}; lower the learning rate, "
+            "or raise train.warmup_epochs"
+        )
+    return loss
 
 
 def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: str) -> list[float]:
@@ -197,8 +214,9 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    curve = fit(dict(model.named_parameters()), step, data, recipe, description)
-    model.requires_grad_(True).cpu().eval()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    curve = fit(trainable, step, data, recipe, description)
+    model.cpu().eval()
     return curve
 
 

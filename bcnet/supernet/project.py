@@ -1,10 +1,16 @@
 """What every stage starts from: the data, the network, its space and the target device of a configuration."""
 
+import ast
+import copy
+import inspect
+import random
+import textwrap
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +22,8 @@ from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
-from bcnet.progress import working
+from bcnet.progress import say, working
+from bcnet.runtimes import runtime_named
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
@@ -58,6 +65,11 @@ class Project:
         return model_key(self.graph.slots, self.choices)
 
     @property
+    def device_key(self) -> str:
+        """The target device and all that a latency on it depends on."""
+        return digest([self.profile.name, self.profile.setting])
+
+    @property
     def total_epochs(self) -> int:
         """Passes over the training images that a winner has had in all: each side of the supernet counts."""
         config = self.config
@@ -65,12 +77,33 @@ class Project:
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""
-        config = self.config
         return {
-            "model": digest(config.model.model_dump()),
-            "data": _data_digest(self.data),
+            "model": self._model_digest,
+            "data": self._data_digest,
             "space": digest(self.space.to_json()),
         }
+
+    @cached_property
+    def _model_digest(self) -> str:
+        """Name and arguments, modules, initial weights, and what the user's own classes do."""
+        found = sha256(digest(self.config.model.model_dump()).encode())
+        found.update(repr(self.model).encode())
+        for tensor in self.model.state_dict().values():
+            found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for kind in sorted({type(module) for module in self.model.modules()}, key=lambda kind: kind.__name__):
+            if not kind.__module__.startswith(("torch.", "torchvision.")):
+                found.update(_code_of(kind).encode())
+        return found.hexdigest()[:16]
+
+    @cached_property
+    def _data_digest(self) -> str:
+        """Every image and label, and the classes' names."""
+        found = sha256(repr(self.data.classes).encode())
+        for split in (self.data.train, self.data.val, self.data.test):
+            found.update(repr(tuple(split.images.shape)).encode())
+            found.update(split.labels.numpy().tobytes())
+            found.update(split.images.contiguous().numpy().data)
+        return found.hexdigest()[:16]
 
     def latency_model(self) -> LatencyModel:
         """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`."""
@@ -88,7 +121,38 @@ class Project:
                 f"{self.table_path} is not calibrated for this network at {setting}; "
                 f"run `bcnet build-lut --device {self.profile.name}`"
             )
+        _compare_versions(self.table_path, table, model, runtime_named(self.profile.runtime).fingerprint())
         return model
+
+
+def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
+    """Say it where rows were measured with another runtime or processor than this one."""
+    used = {
+        table.rows[spec, model.setting].session
+        for spec in model.used()
+        if (spec, model.setting) in table.rows
+    }
+    for number in sorted(used):
+        then = table.sessions[number].provenance
+        for key, value in here.items():
+            if then.get(key) != value:
+                _say_once(
+                    f"{path}: layers were measured with {key} {then.get(key)}, here it is {value}; "
+                    "delete the file and run `bcnet build-lut` to measure them anew"
+                )
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
+
+
+def _code_of(kind: type) -> str:
+    """What a class does, whatever its comments and its layout; nothing where its source is not at hand."""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(kind))))
+    except (OSError, TypeError, SyntaxError):
+        return ""
 
 
 def model_key(slots: tuple[LayerSlot, ...], choices: tuple[tuple[int, ...], ...]) -> str:
@@ -96,15 +160,23 @@ def model_key(slots: tuple[LayerSlot, ...], choices: tuple[tuple[int, ...], ...]
     return digest([repr([(slot.template, slot.in_terms, slot.out_terms) for slot in slots]), choices])
 
 
+_loaded: list[Project] = []  # the last one: the stages of a run share it
+
+
 def load_project(config: Config) -> Project:
-    """Load what the configuration names, once a process. Raises what is wrong with it."""
-    return _load(config.model_dump_json())
+    """What the configuration names, loaded; kept until another one is asked for. Raises what is wrong."""
+    if not _loaded or _loaded[0].config != config:
+        _loaded[:] = [_load(config)]
+    return _loaded[0]
 
 
-@lru_cache(maxsize=1)
-def _load(text: str) -> Project:
+def forget_project() -> None:
+    """Let the next `load_project` load anew, whatever has changed behind the same configuration."""
+    _loaded.clear()
+
+
+def _load(config: Config) -> Project:
     keep_freed_memory()
-    config = Config.model_validate_json(text)
     profile = load_profile(config.device)
     data = load_data(config.data, config.seed)
     model = fresh_model(config, data)
@@ -122,29 +194,43 @@ def _load(text: str) -> Project:
             f"model '{config.model.name}' gives outputs of shape {tuple(output.shape)}, "
             f"the data has {len(data.classes)} classes: set num_classes in [model] args"
         )
-    space = discover_space(
-        model,
-        example,
-        bins=config.space.bins,
-        channel_multiple=config.space.channel_multiple or profile.channel_multiple,
-        min_width=config.space.min_width,
-        method=config.train.method,
-    )
+    _check_training_mode(config, model, torch.zeros(2, *data.input_shape))
+    with working("looking for channels that can be searched"):
+        space = discover_space(
+            model,
+            example,
+            bins=config.space.bins,
+            channel_multiple=config.space.channel_multiple or profile.channel_multiple,
+            min_width=config.space.min_width,
+            method=config.train.method,
+        )
     return Project(config, data, model, space, profile)
 
 
 def fresh_model(config: Config, data: ImageData) -> nn.Module:
     """The configured network with its initial weights, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return build_model(config.model, data.input_shape[0], len(data.classes))
+    kept = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            random.seed(config.seed)
+            np.random.seed(config.seed)
+            return build_model(config.model, data.input_shape[0], len(data.classes))
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
 
 
-def _data_digest(data: ImageData) -> str:
-    """A hash of the labels and of some hundred images: tells datasets and splits apart."""
-    found = sha256()
-    for split in (data.train, data.val, data.test):
-        found.update(str(tuple(split.images.shape)).encode())
-        found.update(split.labels.numpy().tobytes())
-        found.update(split.images[:: max(1, len(split) // 100)].contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
+def _check_training_mode(config: Config, model: nn.Module, images: Tensor) -> None:
+    """Some networks return more than their outputs while they are trained. Raises ModelError for those."""
+    copied = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            output = copied(images)
+    except ValueError:
+        return  # batch statistics of so few values: batches in training are larger
+    if not isinstance(output, Tensor):
+        raise ModelError(
+            f"model '{config.model.name}' returns {type(output).__name__} in training, not one tensor; for "
+            "torchvision's GoogLeNet and Inception set args = {aux_logits = false, init_weights = true}"
+        )

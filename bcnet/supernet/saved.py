@@ -8,7 +8,7 @@ from bcnet.artifacts import Run, read_json
 from bcnet.errors import ArtifactError, SpaceError
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.space import Widths
 
 
 def supernet_tensors(run: Run, project: Project) -> tuple[dict[str, Tensor], str]:
@@ -18,11 +18,6 @@ def supernet_tensors(run: Run, project: Project) -> tuple[dict[str, Tensor], str
     """
     stage = run.stage("train")
     key = stage.require(project.inputs())
-    try:
-        space = WidthSpace.from_json(stage.path("space.json").read_text(encoding="utf-8"))
-    except SpaceError as cause:
-        raise ArtifactError(f"{stage.path('space.json')}: {cause}; run `{stage.command}` again") from None
-    assert space == project.space
     return load_tensors(stage.path("supernet.safetensors"), stage.command), key
 
 

@@ -113,6 +113,7 @@ def test_the_digest_follows_its_own_rows_only() -> None:
         (lambda text: text.replace('"out_channels": 16', '"out_channels": 8'), "two rows"),
         (lambda text: text.replace('"session": 0', '"session": 5'), "session 5"),
         (lambda text: text.replace('"device"', '"devise"'), "device"),
+        (lambda text: text.replace('"spread"', '"spred"'), "spre"),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path: Path, damage: object, message: str) -> None:
@@ -122,6 +123,22 @@ def test_a_damaged_table_is_refused(tmp_path: Path, damage: object, message: str
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(TableError, match=message):
         LatencyTable.load(path)
+
+
+@pytest.mark.parametrize(
+    "change", [('"scale": 1.0', '"scale": 0.5'), ('"offset_ms": 0.1', '"offset_ms": NaN')]
+)
+def test_an_edited_calibration_is_refused(tmp_path: Path, change: tuple[str, str]) -> None:
+    table = table_of(GRID)
+    table.calibrations["m", SETTING] = Calibration(
+        "m", SETTING, "r", 0.1, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01
+    )
+    table.save(tmp_path / "cpu.json")
+    text = (tmp_path / "cpu.json").read_text(encoding="utf-8")
+    assert text.count(change[0]) == 1
+    (tmp_path / "cpu.json").write_text(text.replace(*change), encoding="utf-8")
+    with pytest.raises(TableError, match="the calibration of model m was edited"):
+        LatencyTable.load(tmp_path / "cpu.json")
 
 
 def space_of(choices: tuple[tuple[int, ...], ...], meets: list[tuple[int, int]]) -> WidthSpace:

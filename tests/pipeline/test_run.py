@@ -254,6 +254,49 @@ def test_a_supernet_made_from_something_else_is_refused(
     assert f"runs/default/train was made with another {what}; run `bcnet train` again" in line
 
 
+NETWORK = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 64, 3)
+        self.head = nn.Linear(64, 10)
+    def forward(self, x):
+        print("a user's own words")
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+"""
+
+
+def test_what_a_users_network_prints_is_kept_out_of_the_json(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("printing_net.py").write_text(NETWORK, encoding="utf-8")
+    configure("[data]", '[model]\nname = "printing_net:Net"\n[data]')
+    for command in ("train", "inspect"):
+        clear_projects()
+        assert main([command, "--json"]) == 0
+        out, err = capfd.readouterr()
+        assert only_object(out)
+        assert "a user's own words" in err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("[train]", "[train]\namp = false", "training settings"),
+        ("[data]", "[data]\nflip = true", "training settings"),
+        ("image_size = 16", "image_size = 18", "data"),
+    ],
+)
+def test_a_run_says_what_has_changed(
+    project: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, why: str
+) -> None:
+    configure(old, new)
+    assert main(["run", "--json"]) == 0
+    assert f"[1/6] train: made with another {why}" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "missing", "message"),
     [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.data import ImageData, Split
-from bcnet.errors import SpaceError
+from bcnet.errors import SpaceError, TrainingError
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, augment, fit_network
@@ -213,6 +213,43 @@ def test_a_fitted_network_is_in_eval_mode_and_has_learned() -> None:
     fit_network(model, images(), Recipe(epochs=30, learning_rate=0.05, batch_size=16), "training")
     assert not model.training
     assert evaluate_network(model, images(), images().val).accuracy > 0.9
+
+
+def test_a_training_that_diverges_says_so() -> None:
+    model, space = setup()
+    with pytest.raises(
+        TrainingError, match=r"training diverged: the loss of step \d+ is (nan|inf); lower the"
+    ):
+        train(model, space, images(), Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0))
+
+
+def test_a_step_that_fails_is_explained() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(x.flatten(1))
+            return y
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=1)
+    with pytest.raises(
+        TrainingError, match=r"step 0 on a batch of shape \(1, 1, 8, 8\) failed .*train.batch_size"
+    ):
+        fit_network(Breaks(), images(), recipe, "training")
+
+
+def test_parameters_that_need_no_gradient_stay_as_they_are() -> None:
+    model, space = setup()
+    assert isinstance(model, Concatenating)
+    model.mix.requires_grad_(False)
+    before = model.mix.weight.clone()
+    result = train(model, space, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16))
+    assert torch.equal(result.state["mix.weight"], before)
+    assert not torch.equal(result.state["a.weight"], model.a.weight)
+    fit_network(model, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16), "training")
+    assert torch.equal(model.mix.weight, before)
 
 
 def test_a_space_survives_json(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What a configuration names is loaded, and its digests follow what a supernet depends on."""
+
+import importlib
+import linecache
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bcnet.config import Config, DataConfig, ModelConfig
+from bcnet.errors import ModelError
+from bcnet.supernet.project import forget_project, load_project
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, extra=False):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 64, 3)
+        self.head = nn.Linear(64, 10)
+        self.extra = extra
+
+    def forward(self, x):
+        y = self.head(torch.relu(self.conv(x)).mean((2, 3)))
+        return (y, y) if self.extra and self.training else y
+"""
+
+
+def model_digest(code: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The digest of a project whose network is in a file with this content."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("project_net.py").write_text(code, encoding="utf-8")
+    sys.modules.pop("project_net", None)
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    forget_project()
+    return load_project(Config(model=ModelConfig(name="project_net:Net"))).inputs()["model"]
+
+
+def test_a_networks_digest_follows_its_code_and_not_its_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model_digest(NETWORK, monkeypatch)
+    assert model_digest(NETWORK, monkeypatch) == before
+    assert (
+        model_digest(NETWORK.replace("        y = ", "        # a comment\n        y = "), monkeypatch)
+        == before
+    )
+    assert model_digest(NETWORK.replace("torch.relu(", "torch.sigmoid("), monkeypatch) != before
+
+
+def test_a_networks_digest_follows_its_seed_and_its_arguments() -> None:
+    def digest(**config: object) -> str:
+        return load_project(Config.model_validate(config)).inputs()["model"]
+
+    assert len({digest(seed=0), digest(seed=1), digest(model={"name": "cbm-resnet", "args": {}})}) == 3
+    assert digest(seed=0) == digest(seed=0)
+
+
+def picture(path: str, red: int) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), (red, 0, 0)).save(path)
+
+
+def test_the_datas_digest_follows_every_image_and_the_classes_names() -> None:
+    for label in ("cat", "dog"):
+        for number in range(60):
+            picture(f"pets/{label}/{number}.png", number)
+
+    def digest() -> str:
+        forget_project()
+        config = Config(model=ModelConfig(name="cbm-resnet"), data=DataConfig(name="imagefolder:pets"))
+        return load_project(config).inputs()["data"]
+
+    before = digest()
+    assert digest() == before
+    for number in range(60):
+        picture(f"pets/dog/{number}.png", number)
+    assert digest() == before
+    picture("pets/dog/7.png", 200)
+    changed = digest()
+    assert changed != before
+    Path("pets/dog").rename("pets/dogs")
+    assert digest() not in (before, changed)
+
+
+def test_a_network_that_returns_more_in_training_is_refused() -> None:
+    Path("project_aux.py").write_text(NETWORK, encoding="utf-8")
+    config = Config(model=ModelConfig(name="project_aux:Net", args={"extra": True}))
+    with pytest.raises(ModelError, match="'project_aux:Net' returns tuple in training, not one tensor"):
+        load_project(config)
