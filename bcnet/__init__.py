@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from bcnet.pipeline.build_lut import build_lut as build_lut
     from bcnet.pipeline.export import export as export
     from bcnet.pipeline.search import SearchResult as SearchResult
-    from bcnet.pipeline.search import SearchSettings as SearchSettings
     from bcnet.pipeline.search import search as search
     from bcnet.pipeline.slice import slice as slice
     from bcnet.pipeline.train import train as train
     from bcnet.pipeline.verify import verify as verify
     from bcnet.supernet.discover import discover_space as discover_space
+    from bcnet.supernet.evolution import SearchSettings as SearchSettings
     from bcnet.supernet.fit import Recipe as Recipe
     from bcnet.supernet.fit import fit_network as fit_network
     from bcnet.supernet.measure import measure_network as measure_network
@@ -37,7 +37,7 @@ _HOME = {
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
     "SearchResult": "bcnet.pipeline.search",
-    "SearchSettings": "bcnet.pipeline.search",
+    "SearchSettings": "bcnet.supernet.evolution",
     "WidthSpace": "bcnet.supernet.space",
     "Widths": "bcnet.supernet.space",
     "build_lut": "bcnet.pipeline.build_lut",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcnet.errors import BcnetError, UsageError
+from bcnet.show import show_comparison, show_summary, show_table
 
 if TYPE_CHECKING:
     from bcnet.artifacts import Run
@@ -149,10 +150,8 @@ def inspect(
     rows = [
         [g.name, str(g.channels), " ".join(map(str, g.choices)), ", ".join(g.layers)] for g in space.groups
     ]
-    _print_table(["group", "channels", "choices", "layers that make these channels"], rows)
-    _print_table(
-        ["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen]
-    )
+    show_table(["group", "channels", "choices", "layers that make these channels"], rows)
+    show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
     print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
     print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
 
@@ -311,7 +310,7 @@ def run_all(
     if as_json:
         print(json.dumps(summary))
     else:
-        _print_comparison(summary)
+        show_comparison(summary)
 
 
 @app.command()
@@ -327,7 +326,7 @@ def devices(as_json: Json = False) -> None:
         [name, p.runtime, p.precision, str(p.batch), str(p.threads), str(p.channel_multiple), p.description]
         for name, p in profiles.items()
     ]
-    _print_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
+    show_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
 
 
 def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:
@@ -357,72 +356,7 @@ def _stage(
     if as_json:
         print(json.dumps(summary))
         return
-    for key, value in summary.items():
-        print(f"{key:<22} {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        if value and isinstance(value[0], dict):
-            return f"{len(value)} entries"
-        return " ".join(map(str, value))
-    return str(value)
-
-
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width of its own: do not fold what a script reads.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _print_comparison(summary: Mapping[str, Any]) -> None:
-    """The table that a run ends with."""
-    rows = []
-    for entry in summary["networks"]:
-        latency = entry["latency"]
-        rows.append(
-            [
-                entry["name"],
-                f"{entry['accuracy']:.2%} ({entry['accuracy_low']:.1%} to {entry['accuracy_high']:.1%})",
-                f"{latency['median_ms']:.3f}",
-                f"{latency['p90_ms']:.3f}",
-                f"{entry['params']:,}",
-                f"{entry['macs']:,}",
-                f"{entry['size_bytes']:,}",
-                str(entry["passes"]),
-            ]
-        )
-    _print_table(
-        [
-            "network",
-            "accuracy (95 % interval)",
-            "median ms",
-            "p90 ms",
-            "parameters",
-            "MACs",
-            "file bytes",
-            "passes",
-        ],
-        rows,
-    )
-    budget = f"budget {summary['budget_ms']:.3f} ms, " if summary["budget_ms"] is not None else ""
-    print(
-        f"on {summary['device']}: {budget}predicted {summary['predicted_ms']:.3f} ms; "
-        f"accuracy on {summary['test_images']} test images, through ONNX Runtime"
-    )
-    print(f"verified network: {summary['file']}")
+    show_summary(summary)
 
 
 INTERRUPTED = 130

@@ -5,40 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import CONFIG, PROFILE
 
 from bcnet.cli import main
 from bcnet.supernet import project
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TINY = """
-[data]
-image_size = 16
-train_limit = 200
-test_limit = 60
-[space]
-bins = 3
-min_width = 0.3
-[train]
-epochs = 1
-batch_size = 32
-[search]
-population = 4
-generations = 1
-measured = 2
-[slice]
-epochs = 1
-[export]
-latency_tolerance = 1.0
-"""
-# The shipped profile times each network for a second; a test of the commands needs no such precision.
-QUICK = """
-description = "this machine, timed briefly"
-runtime = "onnxruntime"
-warmup_ms = 5.0
-seconds = 0.05
-iterations = 10
-"""
 
 
 def commands() -> list[list[str]]:
@@ -58,12 +31,12 @@ def test_the_readmes_commands_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)
     project.forget_project()
     Path("hw_profiles").mkdir()
-    Path("hw_profiles/cpu.toml").write_text(QUICK, encoding="utf-8")
+    Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
     for words in commands():
         assert main(words) == 0, capfd.readouterr().err
         if words == ["init"]:
             # The same keys as the file that init wrote, small enough for a test.
-            Path("bcnet.toml").write_text(TINY, encoding="utf-8")
+            Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
     shown = capfd.readouterr().out
     assert all(name in shown for name in ("full", "uniform", "searched"))
     assert Path("runs/default/export/model.onnx").stat().st_size > 0

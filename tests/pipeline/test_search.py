@@ -8,7 +8,8 @@ import pytest
 
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
-from bcnet.pipeline.search import Candidate, SearchSettings, search
+from bcnet.pipeline.search import search
+from bcnet.supernet.evolution import Candidate, SearchSettings
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
 
