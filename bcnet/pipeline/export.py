@@ -74,6 +74,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
         full=project.graph.variant(project.space.largest()),
+        full_predicted_ms=float(found["full_predicted_ms"]),
     )
     summary = {
         "stage": "export",

@@ -138,7 +138,7 @@ def _measured_best(
     raise BudgetError(
         f"none of the {len(measured)} best candidates, measured as whole networks, is within "
         f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g}. The machine may be busy: "
-        "search again, or build the latency table anew"
+        "search again, or delete the latency table and build it anew"
     )
 
 
@@ -212,7 +212,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Search and save; continue a killed search of the same settings. Returns a summary."""
     project = load_project(config)
-    state, _ = supernet_tensors(run, project)
+    state = supernet_tensors(run, project)
     latency = project.latency_model()
     settings = settings_of(project)
     stage, inputs = run.stage("search"), stage_inputs(run, config)

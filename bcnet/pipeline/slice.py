@@ -83,7 +83,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     project = load_project(config)
     stage, inputs = run.stage("slice"), stage_inputs(run, config)
-    state, _ = supernet_tensors(run, project)
+    state = supernet_tensors(run, project)
     widths = searched_widths(run, project)
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:

@@ -11,14 +11,14 @@ from bcnet.supernet.project import Project
 from bcnet.supernet.space import Widths
 
 
-def supernet_tensors(run: Run, project: Project) -> tuple[dict[str, Tensor], str]:
-    """The trained supernet of a run and its stage's digest.
+def supernet_tensors(run: Run, project: Project) -> dict[str, Tensor]:
+    """The trained supernet of a run.
 
     Raises ArtifactError where it is missing, or was trained with another model, data or space.
     """
     stage = run.stage("train")
-    key = stage.require(project.inputs())
-    return load_tensors(stage.path("supernet.safetensors"), stage.command), key
+    stage.require(project.inputs())
+    return load_tensors(stage.path("supernet.safetensors"), stage.command)
 
 
 def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:

@@ -1,0 +1,99 @@
+"""What is exported is judged by what its file really does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+
+from bcnet.config import DataConfig, ExportConfig
+from bcnet.data import load_data
+from bcnet.errors import CheckFailed
+from bcnet.hw_profiles import HwProfile
+from bcnet.models.digits import digits
+from bcnet.pipeline.export import export
+from bcnet.pipeline.verify import VerifyReport, check_file, verify
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.paths import cut
+from bcnet.supernet.space import Widths
+
+QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
+DATA = load_data(DataConfig(image_size=16, train_limit=40, test_limit=40), 0)
+torch.manual_seed(0)
+FULL = digits().eval()
+SPACE = discover_space(FULL, torch.zeros(1, *DATA.input_shape), bins=2)
+WIDTHS = SPACE.smallest()
+SMALL = cut(FULL, SPACE, WIDTHS).eval()
+SHAPE = (1, *DATA.input_shape)
+PROTO = export(SMALL, SHAPE, {"widths": str(WIDTHS)})
+
+
+def report(
+    widths: Widths = WIDTHS, budget_ms: float | None = None, full_predicted_ms: float | None = None
+) -> VerifyReport:
+    full = export(FULL, SHAPE, {}).SerializeToString()
+    expected = {"predicted_ms": 1.0, "budget_ms": budget_ms, "full_predicted_ms": full_predicted_ms}
+    return verify(SMALL, PROTO, SPACE, widths, DATA, QUICK, ExportConfig(), full=full, **expected)
+
+
+def test_a_faithful_file_passes_every_check() -> None:
+    found = report(budget_ms=1000.0)
+    assert found.passed
+    assert found.shapes_match
+    assert found.output_error < 1e-4
+    assert found.accuracy == found.accuracy_torch
+    assert found.top1_agreement == 1.0
+    assert 0 < found.measured.median_ms < found.full.median_ms
+    assert found.size_bytes == len(PROTO.SerializeToString())
+
+
+def test_shapes_that_are_not_the_searched_widths_fail() -> None:
+    assert report(widths=SPACE.largest()).failures == ("the file's shapes are not the searched widths",)
+
+
+def test_a_budget_that_was_missed_fails() -> None:
+    (failure,) = report(budget_ms=1e-6).failures
+    assert failure.startswith("measured latency is 0.")
+    assert failure.endswith("ms, the budget 1e-06 ms")
+
+
+def test_a_machine_that_is_slower_now_is_told_from_a_network_that_is_too_slow() -> None:
+    (failure,) = report(budget_ms=1e-6, full_predicted_ms=1e-6).failures
+    assert "this machine is slower than when its table was measured" in failure
+    (failure,) = report(budget_ms=1e-6, full_predicted_ms=1e6).failures
+    assert "this machine" not in failure
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(1.5, "outputs differ from PyTorch"), (np.nan, "not finite")]
+)
+def test_outputs_that_are_not_the_networks_fail(factor: float, message: str) -> None:
+    proto = type(PROTO)()
+    proto.CopyFrom(PROTO)
+    (head,) = (entry for entry in proto.graph.initializer if entry.name.endswith("6.weight"))
+    head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * np.float32(factor), head.name))
+    limits = ExportConfig(accuracy_tolerance=1.0)
+    found = verify(
+        SMALL,
+        proto,
+        SPACE,
+        WIDTHS,
+        DATA,
+        QUICK,
+        limits,
+        predicted_ms=1.0,
+        budget_ms=None,
+        full=proto.SerializeToString(),
+    )
+    assert len(found.failures) == 1
+    assert message in found.failures[0]
+    assert not replace(found, failures=found.failures).passed
+
+
+def test_a_file_that_is_no_onnx_network_is_refused() -> None:
+    proto = type(PROTO)()
+    proto.CopyFrom(PROTO)
+    proto.graph.node[0].op_type = "Convolution"
+    with pytest.raises(CheckFailed, match=r"onnx\.checker refuses the exported file"):
+        check_file(proto)
