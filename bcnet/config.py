@@ -17,6 +17,16 @@ from pydantic.fields import FieldInfo
 from bcnet.errors import ConfigError, UsageError
 
 CONFIG_FILE = Path("bcnet.toml")
+# What the template shows for keys that are not set by default.
+EXAMPLES = {
+    "image_size": "32",
+    "train_limit": "5000",
+    "test_limit": "1000",
+    "channel_multiple": "8",
+    "latency_ms": "5.0",
+    "latency": '"60%"',
+    "min_accuracy": "0.9",
+}
 
 
 class Section(BaseModel):
@@ -64,7 +74,7 @@ class SpaceConfig(Section):
 class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(6, ge=1, description="passes over the training images")
+    epochs: int = Field(5, ge=1, description="passes over the training images")
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
@@ -246,8 +256,7 @@ def template() -> str:
 def _lines(key: str, field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
     if default is None:
-        example = {"latency_ms": "5.0", "latency": '"60%"', "min_accuracy": "0.9"}.get(key, "32")
-        return [f"# {field.description}", f"# {key} = {example}"]
+        return [f"# {field.description}", f"# {key} = {EXAMPLES[key]}"]
     if isinstance(default, bool):
         value = str(default).lower()
     elif isinstance(default, str):

@@ -115,7 +115,7 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(options[middle], share=0.1) else (low, middle)
     for option in reversed(options[: low + 1 + NEAR]):
-        if fits(option, share=0.5):
+        if fits(option, share=0.25):
             return option
     raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
 

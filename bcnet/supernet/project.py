@@ -90,7 +90,7 @@ class Project:
         found.update(repr(self.model).encode())
         for tensor in self.model.state_dict().values():
             found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        for kind in sorted({type(module) for module in self.model.modules()}, key=lambda kind: kind.__name__):
+        for kind in sorted({type(module) for module in self.model.modules()}, key=repr):
             if not kind.__module__.startswith(("torch.", "torchvision.")):
                 found.update(_code_of(kind).encode())
         return found.hexdigest()[:16]

@@ -148,6 +148,19 @@ def test_a_table_that_has_grown_makes_nothing_stale(project: Path, capfd: pytest
     assert capfd.readouterr().err.count("already done") == 6
 
 
+def test_a_table_of_another_runtime_is_used_with_a_warning(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = TABLE.read_text(encoding="utf-8")
+    version = f'"runtime_version": "{onnxruntime.__version__}"'
+    assert version in text
+    TABLE.write_text(text.replace(version, '"runtime_version": "0.9"'), encoding="utf-8")
+    assert main(["search", "--json"]) == 0
+    err = capfd.readouterr().err
+    assert "cpu.json: layers were measured with runtime_version 0.9, here it is" in err
+    assert "delete the file and run `bcnet build-lut`" in err
+
+
 def test_every_stage_prints_one_json_object_and_nothing_else(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
