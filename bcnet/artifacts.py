@@ -151,7 +151,7 @@ class Stage:
         except ArtifactError:
             return "its files were changed"
         changed = [key for key in {**inputs, **found} if inputs.get(key) != found.get(key)]
-        return f"made with another {', '.join(changed)}" if changed else None
+        return f"{', '.join(changed)} changed" if changed else None
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ def test_a_finished_stage_matches_what_it_was_made_from_and_nothing_else(stage: 
 
 def test_a_stage_says_why_it_must_run_again(stage: Stage) -> None:
     assert stage.outdated(INPUTS) is None
-    assert stage.outdated({"model": "m2", "data": "d1"}) == "made with another model"
-    assert stage.outdated({"model": "m2", "space": "s"}) == "made with another model, space, data"
+    assert stage.outdated({"model": "m2", "data": "d1"}) == "model changed"
+    assert stage.outdated({"model": "m2", "space": "s"}) == "model, space, data changed"
     stage.path("a.json").write_bytes(b"{}")
     assert stage.outdated(INPUTS) == "its files were changed"
     stage.path(MANIFEST).unlink()

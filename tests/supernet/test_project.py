@@ -10,6 +10,7 @@ from PIL import Image
 
 from bcnet.config import Config, DataConfig, ModelConfig
 from bcnet.errors import ModelError
+from bcnet.supernet.fit import training_digest
 from bcnet.supernet.project import forget_project, load_project
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -58,6 +59,16 @@ def test_a_networks_digest_follows_its_seed_and_its_arguments() -> None:
 
     assert len({digest(seed=0), digest(seed=1), digest(model={"name": "cbm-resnet", "args": {}})}) == 3
     assert digest(seed=0) == digest(seed=0)
+
+
+def test_the_digest_of_training_settings_leaves_out_nothing_but_the_machine() -> None:
+    def digest(section: str, **values: object) -> str:
+        return training_digest(Config.model_validate({section: values}))
+
+    plain = digest("train")
+    assert digest("train", train_device="cpu") == plain
+    changes = [digest("train", amp=False), digest("train", epochs=2), digest("data", flip=True)]
+    assert len({plain, *changes, training_digest(Config(seed=1))}) == 5
 
 
 def picture(path: str, red: int) -> None:
