@@ -54,7 +54,7 @@ def discover_space(
         if reason is None and len(own) < 2:
             reason = (
                 f"{coupled.channels} channels leave no choice at multiples of {channel_multiple} "
-                f"and a narrowest of {min_width:.0%}"
+                f"and of at least {min_width:g} of the full width"
             )
         if reason is None:
             kept.append(coupled)
