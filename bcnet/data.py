@@ -88,7 +88,7 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
         function = import_function(config.name, DataError)
         try:
             result = function()
-        except Exception as cause:
+        except (Exception, SystemExit) as cause:
             raise DataError(f"'{config.name}' failed: {one_line(cause)}") from cause
         try:
             train, test, classes = result

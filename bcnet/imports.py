@@ -20,7 +20,7 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
         module = importlib.import_module(module_name)
     except ImportError as cause:
         raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise error(f"'{reference}': importing '{module_name}' failed: {one_line(cause)}") from cause
     finally:
         sys.path.remove(folder)

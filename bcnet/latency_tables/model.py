@@ -39,11 +39,13 @@ class LayerSlot:
 
     @property
     def sampled(self) -> bool:
-        """Whether it has too many widths to measure them all: more than two groups meet in it.
+        """Whether only some of its widths are measured: it is a concatenation, or stands behind one.
 
-        It is behind a concatenation: its row is keyed by the sum of the channels, and some sums are measured.
+        Several groups make up its channels on one side; its row is keyed by their sum.
         """
-        return len(self.groups) > 2
+        return any(
+            len({g for g, _ in terms if g is not None}) > 1 for terms in (self.in_terms, self.out_terms)
+        )
 
     def at(self, widths: Sequence[int]) -> LayerSpec:
         """The layer at these widths."""

@@ -182,7 +182,9 @@ class LatencyTable:
                 f"{path} is cut short or edited ({cause}); restore the file, or delete it and {mend}"
             ) from None
         if isinstance(raw, dict) and raw.get("schema") != SCHEMA:
-            raise TableError(f"{path} has schema {raw.get('schema')}, this bcnet reads {SCHEMA}; {mend} anew")
+            raise TableError(
+                f"{path} has schema {raw.get('schema')}, this bcnet reads {SCHEMA}; delete it and {mend}"
+            )
         for entry in raw.get("calibrations", ()) if isinstance(raw, dict) else ():
             if isinstance(entry, dict) and entry.pop("digest", None) != digest(entry):
                 raise TableError(

@@ -52,7 +52,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
         raise ModelError(f"unknown model '{config.name}'; there is: {there}")
     try:
         model = function(**{**given, **config.args})
-    except Exception as cause:
+    except (Exception, SystemExit) as cause:
         raise ModelError(f"model '{config.name}' with args {config.args}: {one_line(cause)}") from cause
     if not isinstance(model, nn.Module):
         raise ModelError(f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module")

@@ -53,8 +53,8 @@ def discover_space(
         own = rule.choices(coupled.channels, bins, channel_multiple, round(coupled.channels * min_width))
         if reason is None and len(own) < 2:
             reason = (
-                f"{coupled.channels} channels leave no choice at multiples of {channel_multiple} "
-                f"and of at least {min_width:g} of the full width"
+                f"{coupled.channels} channels leave no choice with {bins} bins, at multiples of "
+                f"{channel_multiple} and at least {min_width:g} of the full width"
             )
         if reason is None:
             kept.append(coupled)

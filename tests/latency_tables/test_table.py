@@ -209,6 +209,31 @@ def test_layers_behind_a_concatenation_are_sampled_and_any_widths_are_priced() -
     assert build_lut(graph, QUICK, table).measured == 0
 
 
+class TwoBranches(nn.Module):
+    """Two groups meet in the concatenation, three in the layer behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 48, 3, padding=1), nn.Conv2d(1, 96, 3, padding=1)
+        self.mix = nn.Conv2d(144, 64, 1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([torch.relu(self.a(x)), torch.relu(self.b(x))], 1)
+        z: Tensor = self.head(torch.relu(self.mix(y)).mean((2, 3)))
+        return z
+
+
+def test_a_concatenation_of_two_groups_needs_no_network_for_every_sum() -> None:
+    space = discover_space(TwoBranches().eval(), torch.zeros(1, 1, 8, 8))
+    graph, table = OnnxSupernet(TwoBranches().eval(), space, (1, 1, 8, 8)), LatencyTable("cpu")
+    report = build_lut(graph, QUICK, table)
+    choices = [group.choices for group in space.groups]
+    latency = LatencyModel(table, report.calibration.setting, graph.slots, choices, report.calibration)
+    rng = np.random.default_rng(0)
+    assert all(latency(space.random(rng)) > 0 for _ in range(200))
+
+
 def mix_rows(table: LatencyTable, slot: LayerSlot) -> list[LayerSpec]:
     return [spec for spec, _ in table.rows if spec.family == slot.template.family]
 
