@@ -98,7 +98,9 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Look at this model, as torchvision:resnet18, without any data.")
     ] = None,
-    image_size: Annotated[int, typer.Option(min=8, help="Image side for --model, in pixels.")] = 224,
+    image_size: Annotated[
+        int, typer.Option(min=8, max=4096, help="Image side for --model, in pixels.")
+    ] = 224,
     device: Device = None,
     config: ConfigFile = None,
     as_json: Json = False,

@@ -49,14 +49,16 @@ class DataConfig(Section):
     """The images."""
 
     name: str = Field("digits", description="digits, cifar10 or imagefolder:PATH, or package.module:function")
-    image_size: int | None = Field(None, ge=8, description="side in pixels; the dataset's own if not given")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="side in pixels; the dataset's own if not given"
+    )
     train_limit: int | None = Field(None, ge=2, description="at most so many training images, of all classes")
     test_limit: int | None = Field(None, ge=1, description="at most so many test images, of all classes")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
     )
     flip: bool = Field(False, description="mirror training images at random")
-    shift: int = Field(2, ge=0, description="shift training images by up to so many pixels")
+    shift: int = Field(2, ge=0, le=512, description="shift training images by up to so many pixels")
 
 
 class SpaceConfig(Section):
@@ -74,14 +76,14 @@ class SpaceConfig(Section):
 class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(5, ge=1, description="passes over the training images")
+    epochs: int = Field(5, ge=1, le=100_000, description="passes over the training images")
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
     complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
-    batch_size: int = Field(64, ge=1, description="images a step")
+    batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, not on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
@@ -103,7 +105,7 @@ class SearchConfig(Section):
         allow_inf_nan=True,
         description="instead of a budget: the fastest network with at least this accuracy (0 to 1)",
     )
-    population: int = Field(16, ge=2, description="candidates a generation")
+    population: int = Field(16, ge=2, le=100_000, description="candidates a generation")
     generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
@@ -125,7 +127,7 @@ class SearchConfig(Section):
 class SliceConfig(Section):
     """Fine-tuning of the winner."""
 
-    epochs: int = Field(8, ge=0, description="passes over the training images")
+    epochs: int = Field(8, ge=0, le=100_000, description="passes over the training images")
     learning_rate: float = Field(0.05, gt=0, description="highest learning rate")
     from_scratch: bool = Field(
         False, description="train the winner anew at train.learning_rate instead: give it more epochs"
