@@ -8,6 +8,7 @@ cut network gives the path's outputs to the last bit.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,22 +101,34 @@ def _depthwise_groups(model: nn.Module, space: WidthSpace, state: Mapping[str, T
             module.groups = groups
 
 
-def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """The network's own forward on `x` (N, C, H, W), with a path's tensors in place of its own."""
+def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], inputs: Any) -> Any:
+    """The network's own forward on `inputs`, with a path's tensors in place of its own.
+
+    `inputs` is one argument (an image batch, (N, C, H, W)), a tuple of arguments or a dict of keyword ones.
+    """
+    args, kwargs = arguments(inputs)
     with _depthwise_groups(model, space, state):
-        output: Tensor = functional_call(model, dict(state), (x,))
-    return output
+        return functional_call(model, dict(state), args, kwargs)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A network's inputs as positional and keyword arguments: a tuple is several, a dict is by name."""
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs,), {}
 
 
 def forward_path(
     model: nn.Module,
     space: WidthSpace,
     widths: Widths,
-    x: Tensor,
+    x: Any,
     side: Side = "left",
     state: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """The output of one path for a batch `x` (N, C, H, W).
+) -> Any:
+    """The output of one path for a batch `x` (N, C, H, W), or for several inputs (see `run_with`).
 
     `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used, which
     have no extra channels. Raises SpaceError where widths do not fit.
