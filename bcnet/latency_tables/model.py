@@ -22,14 +22,15 @@ ENUMERABLE = 4096
 class LayerSlot:
     """A fused layer of a network, its channels as functions of the widths.
 
-    `template` has the full channel counts; `nodes` are the names of its ONNX nodes.
+    `template` has the full channel counts; `nodes` are the names of its ONNX nodes. `group_size` is set for
+    convolutions that are narrowed by whole groups: the input channels of one (1: depthwise).
     """
 
     name: str
     template: LayerSpec
     in_terms: Terms
     out_terms: Terms
-    depthwise: bool
+    group_size: int | None
     nodes: tuple[str, ...]
 
     @property
@@ -54,7 +55,7 @@ class LayerSlot:
             self.template,
             in_channels=in_channels,
             out_channels=_count(self.out_terms, widths),
-            groups=in_channels if self.depthwise else self.template.groups,
+            groups=in_channels // self.group_size if self.group_size else self.template.groups,
         )
 
 

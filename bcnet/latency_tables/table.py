@@ -18,6 +18,8 @@ from bcnet.errors import TableError
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid")
+# Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
+EVEN_GROUPS = 4
 
 
 @dataclass(frozen=True, order=True)
@@ -45,9 +47,14 @@ class LayerSpec:
 
     @property
     def family(self) -> "LayerSpec":
-        """The same layer without its channel counts: rows of one family can be interpolated."""
-        depthwise = self.groups > 1 and self.groups == self.in_channels
-        return replace(self, in_channels=0, out_channels=0, groups=0 if depthwise else self.groups)
+        """The same layer without its channel counts: rows of one family can be interpolated.
+
+        Layers that are narrowed by whole groups share the size of one (below zero here), others their number.
+        """
+        groups = self.groups
+        if groups > EVEN_GROUPS or groups == self.in_channels > 1:
+            groups = -(self.in_channels // groups)
+        return replace(self, in_channels=0, out_channels=0, groups=groups)
 
 
 @dataclass(frozen=True, order=True)

@@ -1,293 +1,559 @@
-"""Any nn.Module -> WidthSpace: coupled channel groups, found with Torch-Pruning's dependency graph.
+"""Any nn.Module -> WidthSpace: groups of channels that are narrowed together.
 
-In: a network and an example input. Out: a space whose every group was tried: a random cut runs and keeps the
-output's shape. What cannot be searched is frozen and listed with the reason.
+In: a network and an example of its inputs. Out: a space whose groups were tried: cuts run and keep the
+output's shape. What cannot be searched is frozen and listed with the reason. `trace.py` follows the channels;
+here they become groups: chains of channels that lie side by side, in the same order, wherever they lie.
 """
 
 import copy
-import warnings
-from collections import defaultdict
-from dataclasses import dataclass, field
+import difflib
+import fnmatch
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.methods import method_named
-from bcnet.supernet.paths import cut, supernet_state
-from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, WidthGroup, WidthSpace
-
-Place = tuple[str, int]  # a tensor's name and one of its axes
-Stretch = tuple[int, int, int]  # offset, channels, entries a channel
+from bcnet.supernet.paths import arguments, cut, forward_path, supernet_state, tensors_of
+from bcnet.supernet.space import (
+    Dimension,
+    Frozen,
+    Layer,
+    Segment,
+    Sized,
+    WidthGroup,
+    Widths,
+    WidthSpace,
+)
+from bcnet.supernet.trace import Trace, Tracer
 
 
 def discover_space(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Any,
     *,
     bins: int = 8,
     channel_multiple: int = 8,
     min_width: float = 0.125,
     method: str = "bcnet",
+    freeze: Sequence[str] = (),
+    tie: Sequence[tuple[str, str]] = (),
 ) -> WidthSpace:
     """The width space of a network.
 
-    `example_input` is one image or more, (N, C, H, W); `bins` the width choices a group; choices are
-    multiples of `channel_multiple` where the group's channels are, and at least `min_width` (a part of them).
-    `method` (unilateral, bcnet, bcnetv2) decides which choices and extra channels a group gets.
+    `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
+    name. `bins` is the width choices a group; choices are multiples of `channel_multiple` where the group's
+    channels are, and at least `min_width` (a part of them). `method` (unilateral, bcnet, bcnetv2) decides
+    which choices and extra channels a group gets. `freeze` names layers or groups, as `layer1.*`, that keep
+    their width; `tie` names pairs of groups that always have the same width.
     Raises SpaceError where the network cannot be read or nothing in it can be searched.
     """
     rule = method_named(method)
-    probe = copy.deepcopy(model).eval().requires_grad_(True)
-    layers, order, full = _record(probe, example_input)
-    found = _coupled_channels(probe, example_input, order)
-    state = probe.state_dict()
+    try:
+        probe = copy.deepcopy(model).eval().requires_grad_(True)
+    except RuntimeError as cause:
+        raise SpaceError(
+            f"{type(model).__name__} cannot be copied ({one_line(cause)}); weights that are computed from "
+            "others are removed with torch.nn.utils.remove_weight_norm or remove_spectral_norm"
+        ) from cause
+    seen = _Seen.of(probe, example_input)
+    chains = _tied(seen, tie)
+    frozen_by = _frozen_by(chains, freeze)
 
-    frozen = []
-    kept: list[_Coupled] = []
+    kept: list[_Chain] = []
     choices: list[tuple[int, ...]] = []
-    for coupled in found:
-        reason = coupled.reason
-        own = rule.choices(coupled.channels, bins, channel_multiple, round(coupled.channels * min_width))
-        if reason is None and len(own) < 2:
-            reason = (
-                f"{coupled.channels} channels leave no choice with {bins} bins, at multiples of "
-                f"{channel_multiple} and at least {min_width:g} of the full width"
+    reasons: dict[str, str] = {}
+    for chain in chains:
+        multiple = channel_multiple // math.gcd(channel_multiple, chain.repeat)
+        own = rule.choices(chain.channels, bins, multiple, round(chain.channels * min_width), chain.unit)
+        if chain.name in frozen_by:
+            reasons[chain.name] = frozen_by[chain.name]
+        elif len(own) < 2:
+            whole = f" in whole groups of {chain.unit}" if chain.unit > 1 else ""
+            reasons[chain.name] = (
+                f"{chain.channels} channels leave no choice with {bins} bins, at multiples of "
+                f"{channel_multiple}{whole} and at least {min_width:g} of the full width"
             )
-        if reason is None:
-            kept.append(coupled)
-            choices.append(own)
         else:
-            frozen.append(Frozen(coupled.name, coupled.channels, reason))
+            kept.append(chain)
+            choices.append(own)
 
-    def build(index: list[int], frozen: list[Frozen]) -> WidthSpace:
+    def build(index: list[int]) -> WidthSpace:
         groups = tuple(
             WidthGroup(
-                kept[i].name, kept[i].channels, choices[i], tuple(kept[i].layers), rule.extra(choices[i])
+                name=kept[i].name,
+                channels=kept[i].channels,
+                choices=choices[i],
+                layers=kept[i].layers,
+                extra=rule.extra(choices[i]),
+                unit=kept[i].unit,
+                repeat=kept[i].repeat,
+                mixed=kept[i].mixed,
             )
             for i in index
         )
-        dimensions = _dimensions([kept[i].places for i in index], state)
-        parameters = dict(probe.named_parameters())
+        dimensions = seen.dimensions([kept[i] for i in index])
         return WidthSpace(
             method=method,
             groups=groups,
             dimensions=dimensions,
-            shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
-            parameters=tuple(parameters),
-            layers=layers,
-            depthwise=tuple(
-                name
-                for name, module in probe.named_modules()
-                if _is_depthwise(module) and f"{name}.weight" in dimensions
-            ),
-            frozen=tuple(frozen),
+            shapes={name: tuple(tensor.shape) for name, tensor in seen.trace.tensors.items()},
+            parameters=tuple(name for name, _ in probe.named_parameters()),
+            layers=seen.layers(),
+            sized=seen.sized(dimensions),
+            frozen=(),
         )
 
-    everything = list(range(len(kept)))
-    space = build(everything, frozen)
-    if _trouble(probe, space, example_input, full) is not None:
-        # Find the groups that break the network when they alone are narrowed.
-        good = []
-        for i in everything:
-            trouble = _trouble(probe, build([i], []), example_input, full)
-            if trouble is None:
-                good.append(i)
-            else:
-                frozen.append(Frozen(kept[i].name, kept[i].channels, trouble))
-        space = build(good, frozen)
-        trouble = _trouble(probe, space, example_input, full)
-        if trouble is not None:
-            raise SpaceError(f"no valid space found in {type(model).__name__}: {trouble}")
+    good = list(range(len(kept)))
+    space = build(good)
+    if seen.trouble(space) is not None:
+        # Find the groups that break the network when they alone are narrowed, or with those before them.
+        alone = {i: seen.trouble(build([i]), quick=True) for i in good}
+        good = [i for i in good if alone[i] is None]
+        if good and seen.trouble(build(good)) is not None:
+            candidates, good = good, []
+            for i in candidates:
+                alone[i] = seen.trouble(build([*good, i]))
+                good += [i] if alone[i] is None else []
+        reasons |= {kept[i].name: trouble for i, trouble in alone.items() if trouble is not None}
+        space = build(good)
+    space = replace(space, frozen=seen.frozen([kept[i] for i in good], chains, reasons))
     if not space.groups:
-        reasons = "; ".join(f"{entry.name}: {entry.reason}" for entry in frozen[:3])
-        raise SpaceError(f"nothing in {type(model).__name__} can be searched ({reasons})")
+        because = "; ".join(f"{entry.name}: {entry.reason}" for entry in space.frozen[:3])
+        raise SpaceError(
+            f"nothing in {type(model).__name__} can be searched ({because or 'it has no convolutions'})"
+        )
     return space
 
 
+# What PyTorch's own layers read in their forward, beside what the trace sees.
+_READ: tuple[tuple[type[nn.Module], str, int], ...] = (
+    (nn.modules.instancenorm._InstanceNorm, "num_features", 0),
+)
+# What a class derived from PyTorch's may read in a forward of its own.
+_TOLD: tuple[tuple[type[nn.Module], str, int], ...] = (
+    (nn.Conv2d, "out_channels", 0),
+    (nn.Conv2d, "in_channels", 1),
+    (nn.Linear, "out_features", 0),
+    (nn.Linear, "in_features", 1),
+    (nn.BatchNorm2d, "num_features", 0),
+)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Channels side by side: the classes of their atoms, in order. `unit` and `repeat` as of WidthGroup."""
+
+    name: str
+    classes: tuple[int, ...]
+    unit: int
+    repeat: int
+    layers: tuple[str, ...]
+    mixed: bool
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes) * self.unit
+
+
 @dataclass
-class _Coupled:
-    """A group as the dependency graph gives it, before choices."""
+class _Seen:
+    """A network as it ran: the trace, its classes, and every axis as stretches of equal classes."""
 
-    channels: int
-    name: str = ""
-    layers: list[str] = field(default_factory=list)
-    places: dict[Place, list[Stretch]] = field(default_factory=lambda: defaultdict(list))
-    consumed: bool = False
-    reason: str | None = None
+    probe: nn.Module
+    inputs: Any
+    full: list[torch.Size]
+    trains: str | None  # why it could not be run in training mode
+    only_training: set[str]  # weights of layers that run in training only
+    trace: Trace
+    classes: np.ndarray
+    pinned: dict[int, str]
 
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
-
-
-def _record(probe: nn.Module, x: Tensor) -> tuple[tuple[Layer, ...], dict[nn.Module, int], torch.Size]:
-    """Run once: layers with their output positions, the order of execution, the output's shape."""
-    names = {module: name for name, module in probe.named_modules()}
-    positions: dict[str, int] = {}
-    order: dict[nn.Module, int] = {}
-
-    def hook(module: nn.Module, _: Any, output: Any) -> None:
-        order.setdefault(module, len(order))
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            count = output.shape[2] * output.shape[3]
-        elif isinstance(module, nn.Linear):
-            count = output[0].numel() // output.shape[-1]
-        else:
-            return
-        name = f"{names[module]}.weight"
-        positions[name] = positions.get(name, 0) + count
-
-    handles = [module.register_forward_hook(hook) for module in probe.modules()]
-    try:
-        with torch.no_grad():
-            output = probe(x)
-    except Exception as cause:
-        raise SpaceError(
-            f"{type(probe).__name__} does not run on an input of shape {tuple(x.shape)}: {one_line(cause)}"
-        ) from cause
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not isinstance(output, Tensor):
-        raise SpaceError(
-            f"{type(probe).__name__} returns {type(output).__name__}; wrap it so that it returns one tensor"
-        )
-    return tuple(Layer(name, count) for name, count in positions.items()), order, output.shape
-
-
-def _coupled_channels(probe: nn.Module, x: Tensor, order: dict[nn.Module, int]) -> list[_Coupled]:
-    """Torch-Pruning's groups in order of execution, each with the tensor dimensions it indexes."""
-    import torch_pruning
-
-    names = {module: name for name, module in probe.named_modules()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            graph = torch_pruning.DependencyGraph().build_dependency(probe, example_inputs=x, verbose=False)
-            groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]))
-        except Exception as cause:
+    @classmethod
+    def of(cls, probe: nn.Module, inputs: Any) -> "_Seen":
+        """Run the network in eval mode and, where that is possible with these inputs alone, in training."""
+        trace = Trace(tensors_of(probe))
+        output = _run(probe, trace, inputs)
+        if not tree_leaves(output) or not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
             raise SpaceError(
-                f"the layers of {type(probe).__name__} cannot be traced: {one_line(cause)}"
-            ) from cause
-    found: list[_Coupled] = []
-    for group in groups:
-        coupled = _Coupled(channels=len(group[0].idxs))
-        producers = []
-        for item in group:
-            module = item.dep.target.module
-            if not isinstance(module, nn.Module):
-                coupled.reason = coupled.reason or "a bare parameter follows its channels"
-                continue
-            if module not in names:
-                continue  # an operator of the graph, without tensors
-            outgoing = bool(graph.is_out_channel_pruning_fn(item.dep.handler))
-            places, why = _places(names[module], module, outgoing)
-            coupled.reason = coupled.reason or why
-            if not places:
-                continue
-            stretches = _stretches(list(item.idxs), list(item.root_idxs), coupled.channels)
-            if stretches is None:
-                coupled.reason = coupled.reason or f"channels are interleaved before '{names[module]}'"
-                continue
-            for place in places:
-                coupled.places[place] += stretches
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                if outgoing and not _is_depthwise(module):
-                    producers.append(module)
-                elif not outgoing:
-                    coupled.consumed = True
-        producers.sort(key=lambda module: order.get(module, len(order)))
-        coupled.layers = [names[module] for module in producers]
-        coupled.name = coupled.layers[0] if coupled.layers else f"group{len(found)}"
-        if coupled.reason is None and not coupled.consumed:
-            coupled.reason = "it is the network's output"
-        found.append(coupled)
-    position = {names[module]: index for module, index in order.items()}
-    return sorted(found, key=lambda coupled: position.get(coupled.name, len(position)))
-
-
-def _places(name: str, module: nn.Module, outgoing: bool) -> tuple[list[Place], str | None]:
-    """The tensor dimensions of a module that follow a group, or the reason why the group is frozen."""
-    if isinstance(module, nn.Conv2d):
-        if module.groups > 1 and not _is_depthwise(module):
-            return [], f"'{name}' is a grouped convolution ({module.groups} groups)"
-        if not outgoing:
-            return [(f"{name}.weight", 1)], None
-        return _own(name, module, ("weight", "bias")), None
-    if isinstance(module, nn.Linear):
-        return ([(f"{name}.weight", 1)] if not outgoing else _own(name, module, ("weight", "bias"))), None
-    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-        return _own(name, module, ("weight", "bias", "running_mean", "running_var")), None
-    if isinstance(module, nn.PReLU):
-        return ([] if module.num_parameters == 1 else [(f"{name}.weight", 0)]), None
-    if not list(module.parameters()) and not list(module.buffers()):
-        return [], None
-    return [], f"'{name}' is a {type(module).__name__}, whose width is not searched"
-
-
-def _own(name: str, module: nn.Module, attributes: tuple[str, ...]) -> list[Place]:
-    return [(f"{name}.{key}", 0) for key in attributes if getattr(module, key, None) is not None]
-
-
-def _stretches(positions: list[int], roots: list[int], channels: int) -> list[Stretch] | None:
-    """Where all channels lie in a dimension: runs of equal length a channel, in order; None if not so."""
-    ordered = sorted(zip(positions, roots, strict=True))
-    stretches = []
-    start = 0
-    while start < len(ordered):
-        run = 1
-        while start + run < len(ordered) and ordered[start + run][1] == ordered[start][1]:
-            run += 1
-        length = run * channels
-        offset = ordered[start][0]
-        expected = [(offset + i, i // run) for i in range(length)]
-        if ordered[start : start + length] != expected:
-            return None
-        stretches.append((offset, channels, run))
-        start += length
-    return stretches
-
-
-def _dimensions(
-    places: list[dict[Place, list[Stretch]]], state: dict[str, Tensor]
-) -> dict[str, dict[int, Dimension]]:
-    """Each tensor's searchable axes as segments; what no group claims is a fixed segment."""
-    claims: dict[Place, list[tuple[int, int, int, int]]] = defaultdict(list)
-    for group, claimed in enumerate(places):
-        for place, stretches in claimed.items():
-            for offset, channels, run in set(stretches):
-                claims[place].append((offset, group, channels, run))
-    dimensions: dict[str, dict[int, Dimension]] = defaultdict(dict)
-    for (name, axis), parts in claims.items():
-        segments, start = [], 0
-        for offset, group, channels, run in sorted(parts):
-            if offset < start:
-                raise SpaceError(f"two groups claim the same channels of '{name}'")
-            if offset > start:
-                segments.append(Segment(None, offset - start))
-            segments.append(Segment(group, run))
-            start = offset + channels * run
-        if start < state[name].shape[axis]:
-            segments.append(Segment(None, state[name].shape[axis] - start))
-        dimensions[name][axis] = tuple(segments)
-    return dict(dimensions)
-
-
-def _trouble(probe: nn.Module, space: WidthSpace, x: Tensor, full: torch.Size) -> str | None:
-    """What goes wrong when the space's groups are narrowed; None when the cut runs and keeps its output."""
-    if not space.groups:
-        return None
-    rng = np.random.default_rng(0)
-    state = supernet_state(probe, space)
-    for widths in (space.smallest(), space.random(rng)):
+                f"{type(probe).__name__} returns {type(output).__name__}; its forward must return a tensor, "
+                "or tuples, lists and dicts of tensors"
+            )
+        if trace.reads_values is not None and not trace.dynamic:
+            _check_branches(probe, trace, inputs)
+        layers, trains = list(trace.layers), None
+        buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         try:
+            _run(probe.train(), trace, tree_map(_twice, inputs))
+        except SpaceError as cause:
+            trains = str(cause)
+        finally:
+            probe.eval()
             with torch.no_grad():
-                output = cut(probe, space, widths, "right", state)(x)
+                for name, buffer in probe.named_buffers():
+                    buffer.copy_(buffers[name])
+        only_training = {use.weight for use in trace.layers} - {use.weight for use in layers}
+        trace.layers[:] = layers  # counted once
+        classes = trace.classes()
+        full = [] if trace.dynamic else [leaf.shape for leaf in tree_leaves(output)]
+        return cls(probe, inputs, full, trains, only_training, trace, classes, trace.pinned(classes))
+
+    def tie(self, pairs: list[tuple[_Chain, _Chain]]) -> None:
+        """From now on these chains are one."""
+        for first, second in pairs:
+            atoms = [
+                np.array([int(np.argmax(self.classes == number)) for number in chain.classes])
+                for chain in (first, second)
+            ]
+            self.trace.pairs.append(np.stack(atoms))
+        self.classes = self.trace.classes()
+        self.pinned = self.trace.pinned(self.classes)
+
+    def producers(self) -> Iterator[tuple[str, str, int]]:
+        """(module, weight, axis) of every layer that makes channels, in order of execution, each once."""
+        done = set()
+        for use in self.trace.layers:
+            if use.makes_channels and use.weight not in done:
+                done.add(use.weight)
+                yield _module_of(use.weight), use.weight, use.out_axis
+
+    def stretches(self, name: str, axis: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """An axis as (classes, run lengths); classes that stay are -1."""
+        start, size = self.trace.axes[name][axis]
+        row = np.where(free[self.classes[start : start + size]], self.classes[start : start + size], -1)
+        heads = np.flatnonzero(np.diff(row, prepend=-2))
+        return row[heads], np.diff(heads, append=size)
+
+    def free(self) -> np.ndarray:
+        """Whether a class may be narrowed: some layer makes it, and nothing pins it."""
+        free = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
+        for _, weight, axis in self.producers():
+            if axis in self.trace.axes[weight]:
+                start, size = self.trace.axes[weight][axis]
+                free[self.classes[start : start + size]] = True
+        free[list(self.pinned)] = False
+        return free
+
+    def chains(self) -> list[_Chain]:
+        """Maximal runs of classes that follow each other, at equal lengths, wherever they occur."""
+        free = self.free()
+        count = len(free)
+        rows = [
+            (*self.stretches(name, axis, free), name)
+            for name, axes in self.trace.axes.items()
+            for axis in axes
+        ]
+        weights = {use.weight for use in self.trace.layers}
+        after, before = _only_neighbours(rows, count)
+        units = np.zeros(count, dtype=np.int64)
+        for row, runs, _ in rows:
+            np.gcd.at(units, row[row >= 0], runs[row >= 0])
+        repeats = np.full(count, np.iinfo(np.int64).max)
+        for row, _, name in rows:
+            if name in weights:
+                numbers, times = np.unique(row[row >= 0], return_counts=True)
+                np.minimum.at(repeats, numbers, times)
+        mixed = np.zeros(count, dtype=bool)
+        for atoms in self.trace.across:
+            mixed[self.classes[atoms]] = True
+        chains: list[_Chain] = []
+        taken: set[int] = set()
+        for module, weight, axis in self.producers():
+            if axis not in self.trace.axes[weight]:
+                continue
+            row, _ = self.stretches(weight, axis, free)
+            for head in dict.fromkeys(row[row >= 0].tolist()):
+                if head in taken:
+                    continue
+                first = head
+                while before[first] >= 0 and after[before[first]] == first and before[first] not in taken:
+                    first = int(before[first])
+                    if first == head:
+                        break  # a ring
+                members = [first]
+                while True:
+                    following = int(after[members[-1]])
+                    if following < 0 or before[following] != members[-1] or following == first:
+                        break
+                    members.append(following)
+                taken.update(members)
+                if len(members) == 1:
+                    continue
+                same = sum(chain.name.partition("#")[0] == module for chain in chains)
+                name = f"{module}#{same + 1}" if same else module
+                unit = int(np.gcd.reduce(units[members]))
+                chains.append(
+                    _Chain(name, tuple(members), unit, int(repeats[first]), (), bool(mixed[members].any()))
+                )
+        owner = {number: i for i, chain in enumerate(chains) for number in chain.classes}
+        layers: list[dict[str, None]] = [{} for _ in chains]
+        for module, weight, axis in self.producers():
+            if axis in self.trace.axes[weight]:
+                for number in self.stretches(weight, axis, free)[0].tolist():
+                    if number in owner:
+                        layers[owner[number]][module] = None
+        return [replace(chain, layers=tuple(found)) for chain, found in zip(chains, layers, strict=True)]
+
+    def dimensions(self, chains: list[_Chain]) -> dict[str, dict[int, Dimension]]:
+        """Each tensor's searchable axes as segments of these chains, and of entries that stay."""
+        count = int(self.classes.max(initial=-1)) + 1
+        owner = np.full(count, -1)
+        heads = {chain.classes[0]: group for group, chain in enumerate(chains)}
+        for group, chain in enumerate(chains):
+            owner[list(chain.classes)] = group
+        dimensions: dict[str, dict[int, Dimension]] = {}
+        for name, axes in self.trace.axes.items():
+            for axis in axes:
+                row, runs = self.stretches(name, axis, owner >= 0)
+                if (row < 0).all():
+                    continue
+                segments: list[Segment] = []
+                for number, run in zip(row.tolist(), runs.tolist(), strict=True):
+                    if number < 0:
+                        segments.append(Segment(None, run))
+                    elif number in heads:
+                        segments.append(Segment(heads[number], run // chains[heads[number]].unit))
+                dimensions.setdefault(name, {})[axis] = tuple(segments)
+        return dimensions
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Convolutions and linear layers with their output positions, in order of execution."""
+        positions: dict[str, int] = {}
+        for use in self.trace.layers:
+            positions[use.weight] = positions.get(use.weight, 0) + use.positions
+        return tuple(Layer(name, count) for name, count in positions.items())
+
+    def sized(self, dimensions: dict[str, dict[int, Dimension]]) -> tuple[Sized, ...]:
+        """Modules that keep a size of a searched tensor in an attribute that their forward reads."""
+        found = [
+            Sized(module, attribute, tensor, 0, each)
+            for module, (attribute, tensor, each) in self.trace.sized.items()
+            if 0 in dimensions.get(tensor, {})
+            and not (attribute == "groups" and 1 in dimensions.get(tensor, {}))
+        ]
+        for name, module in self.probe.named_modules():
+            own = type(module).__module__.startswith("torch.nn.")
+            for kind, attribute, axis in _READ if own else (*_READ, *_TOLD):
+                if isinstance(module, kind) and axis in dimensions.get(f"{name}.weight", {}):
+                    found.append(Sized(name, attribute, f"{name}.weight", axis, 1))
+        return tuple(found)
+
+    def frozen(self, kept: list[_Chain], chains: list[_Chain], reasons: dict[str, str]) -> tuple[Frozen, ...]:
+        """Every layer's channels that no kept chain holds, with the reason."""
+        kept_classes = {number for chain in kept for number in chain.classes}
+        chain_of = {number: chain for chain in chains for number in chain.classes}
+        apart = self._apart(set(chain_of))
+        found: list[Frozen] = []
+        for module, weight, axis in self.producers():
+            if axis not in self.trace.axes[weight]:
+                continue
+            start, size = self.trace.axes[weight][axis]
+            row = self.classes[start : start + size].tolist()
+            interleaved = next((apart[number] for number in row if number in apart), None)
+            stays: dict[str, int] = {}
+            for number in row:
+                if number in kept_classes:
+                    continue
+                reason = self.pinned.get(number)
+                if reason is None and number in chain_of:
+                    reason = reasons[chain_of[number].name]
+                elif reason is None and interleaved is not None:
+                    reason = f"its channels are interleaved with others (see '{interleaved}')"
+                reason = reason or "all its channels go together"
+                stays[reason] = stays.get(reason, 0) + 1
+            found += [Frozen(module, count, reason) for reason, count in stays.items()]
+        ran = {use.weight for use in self.trace.layers}
+        for name, module in self.probe.named_modules():
+            weight_name = f"{name}.weight"
+            if (
+                isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+                and weight_name in self.trace.tensors
+                and weight_name not in ran
+            ):
+                reason = "it runs in training only, so that its width costs nothing"
+                if weight_name not in self.only_training:
+                    reason = "it does not run"
+                    if self.trains is not None:
+                        reason += f" in eval mode, and in training mode: {self.trains}"
+                found.append(Frozen(name, module.weight.shape[0], reason))
+        return tuple(found)
+
+    def _apart(self, chained: set[int]) -> dict[int, str]:
+        """For classes in no chain, a layer in which they have other neighbours than where they are made."""
+        free = self.free()
+        followers: dict[int, int] = {}
+        found: dict[int, str] = {}
+        for use in self.trace.layers:
+            for axis in self.trace.axes[use.weight]:
+                row, _ = self.stretches(use.weight, axis, free)
+                for number, following in zip(row.tolist(), [*row[1:].tolist(), -1], strict=True):
+                    if number < 0 or number in chained:
+                        continue
+                    if followers.setdefault(number, following) != following:
+                        found.setdefault(number, _module_of(use.weight))
+        return found
+
+    def trouble(self, space: WidthSpace, *, quick: bool = False) -> str | None:
+        """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs."""
+        if not space.groups:
+            return None
+        state = supernet_state(self.probe, space)
+        args, kwargs = arguments(self.inputs)
+        drawn = [space.smallest()]
+        if not quick:
+            # Neighbours as different as they can be: what the forward takes for equal shows.
+            low, high = space.smallest(), space.largest()
+            drawn += [Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)]
+        try:
+            for widths in drawn:
+                small = cut(self.probe, space, widths, "right", state)
+                with torch.no_grad():
+                    output = tree_leaves(small(*args, **kwargs))
+                    if self.full and [leaf.shape for leaf in output] != self.full:
+                        return "it is part of the network's output"
+                    if quick or self.trace.dynamic:
+                        continue
+                    path = tree_leaves(forward_path(self.probe, space, widths, self.inputs, "right", state))
+                    if not all(_same(one, other) for one, other in zip(output, path, strict=True)):
+                        return (
+                            "a narrow path of it does not give what the same network gives when it is cut out"
+                        )
+                    if self.trains is None:
+                        args_twice, kwargs_twice = arguments(tree_map(_twice, self.inputs))
+                        small.train()(*args_twice, **kwargs_twice)
         except Exception as cause:
             return f"narrowing it breaks the network: {one_line(cause)}"
-        if not isinstance(output, Tensor) or output.shape != full:
-            return "it is part of the network's output"
-    return None
+        return None
+
+
+def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
+    """One forward, traced. Raises SpaceError where the network does not run."""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    batch = leaves[0].shape[0] if leaves and leaves[0].ndim == 4 else max(1, len(leaves))
+    tracer = Tracer(trace, probe, batch)
+    args, kwargs = arguments(inputs)
+    try:
+        with tracer.watching():
+            output = probe(*args, **kwargs)
+            tracer.finish(output)
+    except Exception as cause:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise SpaceError(
+            f"{type(probe).__name__} does not run on an input of shape {shapes}: {one_line(cause)}"
+        ) from cause
+    return output
+
+
+def _same(one: Any, other: Any) -> bool:
+    return not isinstance(one, Tensor) or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _twice(leaf: Any) -> Any:
+    """Batch statistics need two images."""
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim == 4 else leaf
+
+
+def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
+    """A forward that reads a tensor's value must take the same way for other inputs. Raises SpaceError."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return torch.rand(leaf.shape, generator=generator) * 2 - 1
+        return leaf
+
+    def negative(leaf: Any) -> Any:
+        return -leaf if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    for change in (negative, other, other, other):
+        again = Trace(trace.tensors)
+        _run(probe, again, tree_map(change, inputs))
+        if again.operators != trace.operators:
+            raise SpaceError(
+                f"the forward of {type(probe).__name__} depends on the values of its inputs (in "
+                f"{trace.reads_values}): another input takes another way, which is not seen here and is lost "
+                "in the export; write the choice with torch.where, or make it depend on shapes"
+            )
+
+
+def _only_neighbours(
+    rows: list[tuple[np.ndarray, np.ndarray, str]], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each class the one that follows, and the one that precedes it, wherever it occurs; else -1."""
+    neighbours = []
+    for forward in (True, False):
+        low, high = np.full(count, count), np.full(count, -2)
+        for row, runs, _ in rows:
+            if not forward:
+                row, runs = row[::-1], runs[::-1]
+            following = np.append(row[1:], -1)
+            following[np.append(runs[1:], -1) != runs] = -1
+            own = row >= 0
+            np.minimum.at(low, row[own], following[own])
+            np.maximum.at(high, row[own], following[own])
+        neighbours.append(np.where(low == high, low, -1))
+    return neighbours[0], neighbours[1]
+
+
+def _module_of(weight: str) -> str:
+    """The module that holds a weight, also when the weight is computed from parametrisations."""
+    return weight.partition(".parametrizations.")[0].removesuffix(".weight")
+
+
+def _tied(seen: _Seen, tie: Sequence[tuple[str, str]]) -> list[_Chain]:
+    """The chains, those that are tied made one. Raises SpaceError: unknown names, different sizes."""
+    chains = seen.chains()
+    pairs = []
+    for names in tie:
+        first, second = (_named(chains, name) for name in names)
+        if (first.channels, first.unit) != (second.channels, second.unit):
+            raise SpaceError(
+                f"'{names[0]}' and '{names[1]}' cannot be tied: they have {first.channels} and "
+                f"{second.channels} channels; tie groups of the same size"
+            )
+        if first is not second:
+            pairs.append((first, second))
+    if not pairs:
+        return chains
+    seen.tie(pairs)
+    return seen.chains()
+
+
+def _named(chains: list[_Chain], name: str) -> _Chain:
+    """The chain of that name, or with a layer of that name."""
+    for chain in chains:
+        if name == chain.name or name in chain.layers:
+            return chain
+    known = [layer for chain in chains for layer in dict.fromkeys((chain.name, *chain.layers))]
+    near = difflib.get_close_matches(name, known, n=3)
+    raise SpaceError(
+        f"there is no group '{name}' to tie; near it: {', '.join(near or known[:3])} "
+        "(`bcnet inspect` lists them)"
+    )
+
+
+def _frozen_by(chains: list[_Chain], freeze: Sequence[str]) -> dict[str, str]:
+    """Names of chains that a pattern freezes, and why. Raises SpaceError where a pattern fits none."""
+    found: dict[str, str] = {}
+    for pattern in freeze:
+        hit = [
+            chain.name
+            for chain in chains
+            if any(fnmatch.fnmatchcase(name, pattern) for name in (chain.name, *chain.layers))
+        ]
+        if not hit:
+            known = [layer for chain in chains for layer in chain.layers]
+            near = difflib.get_close_matches(pattern, known, n=3) or known[:3]
+            raise SpaceError(
+                f"no group fits the pattern '{pattern}' to freeze; there are: {', '.join(near)}, ... "
+                "(`bcnet inspect` lists them)"
+            )
+        for name in hit:
+            found.setdefault(name, f"frozen by '{pattern}'")
+    return found

@@ -28,8 +28,13 @@ class Method(ABC):
     sides: ClassVar[tuple[Side, ...]]
 
     @abstractmethod
-    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
-        """Ascending widths a group of `channels` offers: about `bins`, the last is `channels`."""
+    def choices(
+        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
+    ) -> tuple[int, ...]:
+        """Ascending widths a group of `channels` offers: about `bins`, the last is `channels`.
+
+        All are multiples of `unit`, and of `multiple` where `channels` is one.
+        """
 
     @abstractmethod
     def extra(self, choices: tuple[int, ...]) -> int:
@@ -47,8 +52,10 @@ class Unilateral(Method):
     name = "unilateral"
     sides = ("left",)
 
-    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
-        return _symmetric_choices(channels, bins, multiple, minimum)
+    def choices(
+        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
+    ) -> tuple[int, ...]:
+        return _symmetric_choices(channels, bins, minimum, _step(channels, multiple, unit))
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
@@ -64,8 +71,10 @@ class BCNet(Method):
     name = "bcnet"
     sides = ("left", "right")
 
-    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
-        return _symmetric_choices(channels, bins, multiple, minimum)
+    def choices(
+        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
+    ) -> tuple[int, ...]:
+        return _symmetric_choices(channels, bins, minimum, _step(channels, multiple, unit))
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
@@ -81,8 +90,10 @@ class BCNetV2(Method):
     name = "bcnetv2"
     sides = ("left", "right")
 
-    def choices(self, channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
-        step = _step(channels, multiple)
+    def choices(
+        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
+    ) -> tuple[int, ...]:
+        step = _step(channels, multiple, unit)
         narrowest = min(channels, max(step, math.ceil(minimum / step) * step))
         return _spread(narrowest, channels, bins, step)
 
@@ -103,14 +114,13 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def _step(channels: int, multiple: int) -> int:
-    """The largest step that divides both `channels` and `multiple`: keeps complements aligned too."""
-    return math.gcd(channels, multiple)
+def _step(channels: int, multiple: int, unit: int) -> int:
+    """The largest step, in units, that divides `channels` and `multiple`: complements are aligned, too."""
+    return unit * math.gcd(channels // unit, math.lcm(unit, multiple) // unit)
 
 
-def _symmetric_choices(channels: int, bins: int, multiple: int, minimum: int) -> tuple[int, ...]:
+def _symmetric_choices(channels: int, bins: int, minimum: int, step: int) -> tuple[int, ...]:
     """Widths closed under c -> l - c, and the widest: l/bins, 2 l/bins, ... l, rounded in pairs."""
-    step = _step(channels, multiple)
     lower = {max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)}
     if bins % 2 == 0:
         lower.add(channels // 2 // step * step)

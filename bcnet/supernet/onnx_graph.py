@@ -109,8 +109,9 @@ class OnnxSupernet:
             sliced[name] = array
             proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         for node in proto.graph.node:
-            if node.op_type == "Conv" and node.input[1] in self._depthwise_weights:
-                _set_attribute(node, "group", sliced[node.input[1]].shape[0])
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes:
+                size = self._group_sizes[node.input[1]]
+                _set_attribute(node, "group", sliced[node.input[1]].shape[0] // size)
         return bytes(proto.SerializeToString())
 
     def _attach(self) -> dict[str, dict[int, Dimension]]:
@@ -132,7 +133,9 @@ class OnnxSupernet:
                 shape = self.arrays[node.input[1]]
                 if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
                     self.arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
-        self._depthwise_weights = {f"{name}.weight" for name in self.space.depthwise}
+        self._group_sizes = {
+            sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
+        }
         self._skeleton = ModelProto()
         self._skeleton.CopyFrom(self.proto)
         del self._skeleton.graph.initializer[:]
@@ -205,7 +208,9 @@ class OnnxSupernet:
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         shape = self.shapes[source] if node.op_type in ANCHORS else self.shapes[node.output[0]]
         spatial = (*shape[2:4], 1, 1)[:2]
-        depthwise = node.op_type == "Conv" and node.input[1] in self._depthwise_weights
+        group_size = None
+        if node.op_type == "Conv" and node.input[1] in self._group_sizes:
+            group_size = self._size(channels[source]) // int(attributes.get("group", 1))
         kernel = attributes.get("kernel_shape", ())
         if node.op_type == "Conv":
             kernel = self.arrays[node.input[1]].shape[2:]
@@ -228,7 +233,7 @@ class OnnxSupernet:
             ),
             in_terms=_terms(incoming),
             out_terms=_terms(outgoing),
-            depthwise=depthwise,
+            group_size=group_size,
             nodes=(node.output[0],),
         )
 

@@ -49,6 +49,11 @@ def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[in
     return taken
 
 
+def tensors_of(model: nn.Module) -> State:
+    """A network's parameters and buffers by name; a tensor that several modules share has one name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> State:
     """The path's part of every tensor of a supernet's state: views, or copies behind a concatenation."""
     taken = {}
@@ -67,7 +72,7 @@ def supernet_state(model: nn.Module, space: WidthSpace, seed: int = 0) -> State:
     distribution as the others.
     """
     generator = torch.Generator().manual_seed(seed)
-    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
     for name, axes in space.dimensions.items():
         for axis, dimension in axes.items():
             parts, start = [], 0
@@ -87,18 +92,26 @@ def supernet_state(model: nn.Module, space: WidthSpace, seed: int = 0) -> State:
     return state
 
 
+def _sizes(space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any]]:
+    """(module, attribute, value) of every size that a module keeps in an attribute, for these tensors."""
+    for sized in space.sized:
+        shape = state[sized.tensor].shape
+        yield sized.module, sized.attribute, shape[sized.axis] // sized.each if sized.each else tuple(shape)
+
+
 @contextmanager
-def _depthwise_groups(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give depthwise convolutions the group count of the path's weights, for the length of a call."""
-    modules = [model.get_submodule(name) for name in space.depthwise]
-    before = [module.groups for module in modules]
+def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give modules the sizes of the path's tensors, for the length of a call."""
+    before = []
     try:
-        for name, module in zip(space.depthwise, modules, strict=True):
-            module.groups = state[f"{name}.weight"].shape[0]  # type: ignore[assignment]
+        for name, attribute, value in _sizes(space, state):
+            module = model.get_submodule(name)
+            before.append((module, attribute, getattr(module, attribute)))
+            setattr(module, attribute, value)
         yield
     finally:
-        for module, groups in zip(modules, before, strict=True):
-            module.groups = groups
+        for module, attribute, value in before:
+            setattr(module, attribute, value)
 
 
 def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], inputs: Any) -> Any:
@@ -107,7 +120,7 @@ def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], i
     `inputs` is one argument (an image batch, (N, C, H, W)), a tuple of arguments or a dict of keyword ones.
     """
     args, kwargs = arguments(inputs)
-    with _depthwise_groups(model, space, state):
+    with _sizes_of(model, space, state):
         return functional_call(model, dict(state), args, kwargs)
 
 
@@ -154,29 +167,48 @@ def cut(
 def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the network that holds clones of these tensors, its modules' attributes set to match."""
     small = _copy_without_tensors(model)
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        holder, _, attribute = name.rpartition(".")
-        clone = state[name].detach().clone(memory_format=torch.contiguous_format)
-        requires_grad = trainable.get(name, parameter.requires_grad)
-        setattr(small.get_submodule(holder), attribute, nn.Parameter(clone, requires_grad=requires_grad))
-    for name, _ in list(model.named_buffers(remove_duplicate=False)):
-        holder, _, attribute = name.rpartition(".")
-        if name in state:
-            small.get_submodule(holder)._buffers[attribute] = state[name].detach().clone()
-    for name in space.depthwise:
-        small.get_submodule(name).groups = state[f"{name}.weight"].shape[0]  # type: ignore[assignment]
+    for names, holders in (
+        (dict(model.named_parameters()), "_parameters"),
+        (dict(model.named_buffers()), "_buffers"),
+    ):
+        own = {id(tensor): name for name, tensor in names.items()}
+        new: dict[int, Tensor] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            for attribute, tensor in getattr(module, holders).items():
+                # A tensor that several modules share stays one.
+                if tensor is None or own[id(tensor)] not in state:
+                    continue
+                if id(tensor) not in new:
+                    new[id(tensor)] = (
+                        state[own[id(tensor)]].detach().clone(memory_format=torch.contiguous_format)
+                    )
+                    if holders == "_parameters":
+                        new[id(tensor)] = nn.Parameter(new[id(tensor)], requires_grad=tensor.requires_grad)
+                getattr(small.get_submodule(path), holders)[attribute] = new[id(tensor)]
+    for name, attribute, value in _sizes(space, state):
+        setattr(small.get_submodule(name), attribute, value)
     for module in small.modules():
-        if isinstance(module, nn.Conv2d):
-            module.out_channels = module.weight.shape[0]
-            module.in_channels = module.weight.shape[1] * module.groups
-        elif isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            module.num_features = len(module.running_mean)
-        elif isinstance(module, nn.PReLU):
-            module.num_parameters = len(module.weight)
+        _describe(module)
     return small
+
+
+def _describe(module: nn.Module) -> None:
+    """Set the sizes that a module tells of itself, in its text and to code that asks."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(weight)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
 
 
 def _copy_without_tensors(model: nn.Module) -> nn.Module:
@@ -190,5 +222,4 @@ def _supernet_of(
 ) -> tuple[Mapping[str, Tensor], WidthSpace]:
     if state is not None:
         return state, space
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return own, space.without_extra()
+    return tensors_of(model), space.without_extra()

@@ -4,6 +4,7 @@ In: groups and, for every parameter and buffer, which of its dimensions belongs 
 Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` makes spaces from networks.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +33,10 @@ class WidthGroup:
     """Channels that must be kept or dropped together.
 
     `layers` are the modules that produce them; `choices` ascend to `channels`; `extra` channels exist in
-    the supernet only (BCNetV2).
+    the supernet only (BCNetV2). `unit` channels go together, as those of one group of a convolution; every
+    width is a multiple of it. They lie `repeat` times side by side in every layer where a convolution of few
+    groups is narrowed inside each of them. `mixed`: some layer normalises across them, so that a narrow
+    network is not the wide one with channels masked.
     """
 
     name: str
@@ -40,6 +44,9 @@ class WidthGroup:
     choices: tuple[int, ...]
     layers: tuple[str, ...]
     extra: int = 0
+    unit: int = 1
+    repeat: int = 1
+    mixed: bool = False
 
     @property
     def supernet_channels(self) -> int:
@@ -56,6 +63,21 @@ class Segment:
 
 
 Dimension = tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A module that keeps a size in an attribute, which follows an axis of a tensor.
+
+    The attribute is the length of that axis divided by `each` (for `groups`, the channels of one); where
+    `each` is 0 it is the tensor's shape (`normalized_shape`).
+    """
+
+    module: str
+    attribute: str
+    tensor: str
+    axis: int
+    each: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,7 @@ class WidthSpace:
     shapes: dict[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     layers: tuple[Layer, ...]
-    depthwise: tuple[str, ...]
+    sized: tuple[Sized, ...]
     frozen: tuple[Frozen, ...]
 
     @cached_property
@@ -115,10 +137,12 @@ class WidthSpace:
 
     def uniform(self, ratio: float, multiple: int = 1) -> Widths:
         """Every group at `ratio` of its channels, rounded to `multiple` (at least one of it)."""
-        return Widths(
-            min(group.channels, max(multiple, round(group.channels * ratio / multiple) * multiple))
-            for group in self.groups
-        )
+
+        def rounded(group: WidthGroup) -> int:
+            step = math.lcm(multiple, group.unit)
+            return min(group.channels, max(step, round(group.channels * ratio / step) * step))
+
+        return Widths(rounded(group) for group in self.groups)
 
     def check(self, widths: Iterable[int]) -> Widths:
         """`widths` as Widths, if they fit: one a group, between 1 and the group's channels."""
@@ -128,6 +152,11 @@ class WidthSpace:
         for group, width in zip(self.groups, checked, strict=True):
             if not 1 <= width <= group.channels:
                 raise SpaceError(f"width {width} of group '{group.name}' is not within 1..{group.channels}")
+            if width % group.unit:
+                raise SpaceError(
+                    f"width {width} of group '{group.name}' is not a multiple of {group.unit}: its channels "
+                    "are cut in whole groups"
+                )
         return checked
 
     def shape(self, name: str, widths: Widths) -> tuple[int, ...]:
@@ -147,6 +176,18 @@ class WidthSpace:
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates an image, of convolutions and linear layers."""
         return sum(int(np.prod(self.shape(layer.weight, widths))) * layer.positions for layer in self.layers)
+
+    def searchable_macs(self) -> float:
+        """The part (0 to 1) of the full network's multiply-accumulates in layers that can be narrowed."""
+        full = {layer: int(np.prod(self.shapes[layer.weight])) * layer.positions for layer in self.layers}
+        return sum(full[layer] for layer in self.layers if layer.weight in self.dimensions) / sum(
+            full.values()
+        )
+
+    def searchable_params(self) -> float:
+        """The part (0 to 1) of the full network's parameters in tensors that can be narrowed."""
+        full = {name: int(np.prod(self.shapes[name])) for name in self.parameters}
+        return sum(full[name] for name in self.parameters if name in self.dimensions) / sum(full.values())
 
     def to_json(self) -> str:
         """The space as JSON text."""

@@ -276,8 +276,8 @@ def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], message: st
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(16, 16, 3, padding=1, groups=4), "grouped convolution"),
-        (nn.GroupNorm(4, 16), "GroupNorm"),
+        (nn.LayerNorm([16, 6, 6], elementwise_affine=False), "fixed number of channels"),
+        (nn.GroupNorm(4, 16, affine=False), "fixed number of groups"),
     ],
 )
 def test_what_cannot_be_searched_is_frozen_with_the_module_named(layer: nn.Module, reason: str) -> None:

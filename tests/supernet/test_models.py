@@ -1,0 +1,132 @@
+"""The networks that people have: every one is read, and its narrow paths are what is cut out."""
+
+import io
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from torch import nn
+from witnesses import assert_agree, distance, drawn, leaves, masked, scattered
+
+from bcnet.models import NETWORKS
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import cut
+from bcnet.supernet.space import WidthSpace
+
+CLASSIFIERS = (
+    *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
+    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0"),
+    *("regnet_x_400mf", "regnet_y_400mf", "vgg11", "vgg16_bn", "densenet121", "squeezenet1_0", "googlenet"),
+    *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
+)
+TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+
+
+def network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    shape = (2, 3, 64, 64)
+    if name in NETWORKS:
+        model, shape = NETWORKS[name](), (2, 1 if name == "digits" else 3, 32, 32)
+    elif name in TIMM:
+        import timm
+
+        model = timm.create_model(name)
+    elif name in SEGMENTATION:
+        model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    elif name in ("googlenet", "inception_v3"):
+        model, shape = torchvision.models.get_model(name, init_weights=True), (2, 3, 80, 80)
+    else:
+        model = torchvision.models.get_model(name)
+    return scattered(model), torch.randn(shape)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *CLASSIFIERS, *TIMM, *SEGMENTATION])
+def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
+    model, x = network(name)
+    space = discover_space(model, x)
+    # Inception's auxiliary classifier does not run on images this small.
+    assert_agree(model, space, x, drawn(space), training=name != "inception_v3")
+    small = cut(model, space, drawn(space))
+    other = cut(model, space, drawn(space), "right")
+    buffer = io.BytesIO()
+    torch.save(small.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    with torch.no_grad():
+        expected = small(x)
+        assert distance(other(x), expected) == 0
+    proto = to_onnx(small, tuple(x.shape))
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", [*CLASSIFIERS, *TIMM, *SEGMENTATION])
+def test_most_multiply_accumulates_are_searchable_and_the_rest_has_a_reason(name: str) -> None:
+    model, x = network(name)
+    space = discover_space(model, x)
+    assert space.searchable_macs() > 0.9
+    assert all(entry.reason for entry in space.frozen)
+    held = {layer for group in space.groups for layer in group.layers}
+    named = held | {entry.name for entry in space.frozen}
+    for layer, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            assert layer in named or module.weight.shape[0] == 1
+
+
+class Captured(nn.Module):
+    """A detector's network that gives what one of its modules gives."""
+
+    def __init__(self, detector: nn.Module, part: str) -> None:
+        super().__init__()
+        self.detector = detector
+        self.part = part
+
+    def forward(self, images: list[torch.Tensor]) -> Any:
+        found: list[Any] = []
+        handle = self.detector.get_submodule(self.part).register_forward_hook(
+            lambda module, inputs, output: found.append(output)
+        )
+        self.detector(images)
+        handle.remove()
+        return found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("ssdlite320_mobilenet_v3_large", "head"), ("fasterrcnn_resnet50_fpn", "backbone")]
+)
+def test_detectors_are_read_and_their_narrow_features_agree(name: str, part: str) -> None:
+    torch.manual_seed(0)
+    sides = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
+    detector = scattered(torchvision.models.get_model(name, weights=None, weights_backbone=None, **sides))
+    images = [torch.rand(3, 96, 96)]
+    space = discover_space(detector, (images,))
+    assert space.searchable_macs() > 0.9
+    for side in ("left", "right"):
+        with torch.no_grad():
+            small = cut(detector, space, drawn(space), side)
+            features = Captured(small, part)(images)
+            assert distance(features, _masked_features(detector, space, side, part, images)) < 1e-5
+    backbone = small.backbone.eval()
+    x = torch.rand(1, 3, 96, 96)
+    session = onnxruntime.InferenceSession(
+        to_onnx(backbone, tuple(x.shape)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected = leaves(backbone(x))
+    assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
+
+
+def _masked_features(
+    detector: nn.Module, space: WidthSpace, side: Any, part: str, images: list[torch.Tensor]
+) -> Any:
+    tensors = masked(detector, space, drawn(space), side)
+    named = {f"detector.{name}": tensor for name, tensor in tensors.items()}
+    return torch.func.functional_call(Captured(detector, part), named, (images,))
