@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from bcnet.artifacts import Run
     from bcnet.config import Config
 
+PAIR = "\0"  # between the two values of an option that takes two
+
 app = typer.Typer(
     name="bcnet",
     help="Put a CNN onto a device inside a latency budget: train a supernet, measure the device, search the "
@@ -101,6 +103,17 @@ def inspect(
     image_size: Annotated[
         int, typer.Option(min=8, max=4096, help="Image side for --model, in pixels.")
     ] = 224,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep the width of groups or layers that fit, as 'layer1.*'; may be repeated."),
+    ] = None,
+    tie: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A B", help="Give two groups one width, as: --tie left.conv right.conv; may be repeated."
+        ),
+    ] = None,
+    expand: Annotated[float | None, typer.Option(help="Look at a supernet that is so much wider.")] = None,
     device: Device = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -109,8 +122,16 @@ def inspect(
     and why, parameters and multiply-accumulates. Without --model: the configured model and data."""
     from bcnet.config import load_config
 
+    pairs = [pair.split(PAIR) for pair in tie or ()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UsageError("--tie takes two groups, as: --tie left.conv right.conv")
     settings = load_config(
-        config, {"": {"device": device}, "model": {"name": model, "args": {} if model else None}}
+        config,
+        {
+            "": {"device": device},
+            "model": {"name": model, "args": {} if model else None},
+            "space": {"freeze": freeze or None, "tie": pairs or None, "expand": expand},
+        },
     )
     if model is None:
         from bcnet.supernet.project import load_project
@@ -122,40 +143,53 @@ def inspect(
 
         from bcnet.hw_profiles import load_profile
         from bcnet.models import build_model
-        from bcnet.supernet.discover import discover_space
+        from bcnet.supernet.project import searched_space
 
-        multiple = settings.space.channel_multiple or load_profile(settings.device).channel_multiple
-        space = discover_space(
-            build_model(settings.model, 3, 1000),
-            torch.zeros(1, 3, image_size, image_size),
-            bins=settings.space.bins,
-            channel_multiple=multiple,
-            min_width=settings.space.min_width,
-            method=settings.train.method,
-        )
-    full, small = space.largest(), space.smallest()
+        network = build_model(settings.model, 3, 1000)
+        example = torch.zeros(1, 3, image_size, image_size)
+        _, space, _ = searched_space(settings, load_profile(settings.device), network, example)
+    full, small = space.original(), space.smallest()
     summary = {
         "model": settings.model.name,
         "groups": [
-            {"name": g.name, "channels": g.channels, "choices": list(g.choices), "layers": list(g.layers)}
-            for g in space.groups
+            {
+                "name": g.name,
+                "channels": g.channels,
+                "original": width,
+                "unit": g.unit,
+                "choices": list(g.choices),
+                "layers": list(g.layers),
+            }
+            for g, width in zip(space.groups, full, strict=True)
         ],
         "frozen": [{"name": f.name, "channels": f.channels, "reason": f.reason} for f in space.frozen],
         "params": space.params(full),
         "macs": space.macs(full),
         "smallest_params": space.params(small),
         "smallest_macs": space.macs(small),
+        "searchable_params": round(space.searchable_params(), 4),
+        "searchable_macs": round(space.searchable_macs(), 4),
     }
     if as_json:
         print(json.dumps(summary))
         return
     rows = [
-        [g.name, str(g.channels), " ".join(map(str, g.choices)), ", ".join(g.layers)] for g in space.groups
+        [
+            g.name,
+            str(g.channels) if width == g.channels else f"{width}, widened to {g.channels}",
+            " ".join(map(str, g.choices)) + (f" (in units of {g.unit})" if g.unit > 1 else ""),
+            ", ".join(g.layers),
+        ]
+        for g, width in zip(space.groups, full, strict=True)
     ]
     show_table(["group", "channels", "choices", "layers that make these channels"], rows)
     show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
     print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
     print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
+    print(
+        f"searchable {space.searchable_params():>11.1%} of parameters "
+        f"{space.searchable_macs():>14.1%} of multiply-accumulates"
+    )
 
 
 @app.command()
@@ -369,13 +403,23 @@ _ClickException: type[Exception] = next(
 )
 
 
+def _paired(arguments: list[str]) -> list[str]:
+    """`--tie A B` as one value: typer has no repeated options of two values."""
+    paired: list[str] = []
+    for argument in arguments:
+        if len(paired) > 1 and paired[-2] == "--tie" and PAIR not in paired[-1]:
+            paired[-1] += PAIR + argument
+        else:
+            paired.append(argument)
+    return paired
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr, without a traceback."""
     command = typer.main.get_command(app)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result = command.main(
-            args=list(arguments) if arguments is not None else None, prog_name="bcnet", standalone_mode=False
-        )
+        result = command.main(args=_paired(given), prog_name="bcnet", standalone_mode=False)
         if result == INTERRUPTED:  # typer has caught Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

@@ -9,9 +9,9 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from bcnet.errors import ConfigError, UsageError
@@ -23,6 +23,7 @@ EXAMPLES = {
     "train_limit": "5000",
     "test_limit": "1000",
     "channel_multiple": "8",
+    "weights": '"weights.safetensors"',
     "latency_ms": "5.0",
     "latency": '"60%"',
     "min_accuracy": "0.9",
@@ -43,6 +44,9 @@ class ModelConfig(Section):
         description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, package.module:function",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
+    weights: str | None = Field(
+        None, description="trained weights: a state_dict in a .safetensors or .pt file, of the same network"
+    )
 
 
 class DataConfig(Section):
@@ -71,6 +75,15 @@ class SpaceConfig(Section):
     min_width: float = Field(
         0.125, gt=0, le=1, description="narrowest choice, as a part of a group's channels"
     )
+    expand: float = Field(
+        1.0, ge=1, le=4, description="the supernet's widths over the network's: 1.5 searches wider ones, too"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), strict=False, description='groups or layers that keep their width, as ["stem", "layer1.*"]'
+    )
+    tie: tuple[Annotated[tuple[str, str], Strict(False)], ...] = Field(
+        (), strict=False, description='pairs of groups with one width, as [["left.conv", "right.conv"]]'
+    )
 
 
 class TrainConfig(Section):
@@ -88,6 +101,11 @@ class TrainConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, not on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
+    channel_order: Literal["as-is", "l1", "bn-scale", "taylor"] = Field(
+        "as-is",
+        description="for trained weights: paths begin with the most important channels, "
+        "by l1, bn-scale or taylor",
+    )
     amp: bool = Field(True, description="bfloat16 where the training device computes in it")
     train_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto, cpu or cuda: where to train"
@@ -265,6 +283,8 @@ def _lines(key: str, field: FieldInfo) -> list[str]:
         value = f'"{default}"'
     elif isinstance(default, dict):
         value = "{}"
+    elif isinstance(default, tuple):
+        value = "[]"
     else:
         value = repr(default)
     return [f"# {field.description}", f"{key} = {value}"]

@@ -29,9 +29,10 @@ from bcnet.models import build_model
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, _optimizer, keep_freed_memory
 from bcnet.supernet.methods import METHODS
-from bcnet.supernet.paths import State, cut, supernet_state
+from bcnet.supernet.paths import State, cut
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import supernet_step
+from bcnet.supernet.widen import supernet_state
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet18", "torchvision:vgg16_bn")
 GOAL = 1.20

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from bcnet.errors import ModelError, one_line
 from bcnet.imports import import_function
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digits
+from bcnet.models.weights import load_weights
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits": digits,
@@ -55,5 +57,10 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
     except (Exception, SystemExit) as cause:
         raise ModelError(f"model '{config.name}' with args {config.args}: {one_line(cause)}") from cause
     if not isinstance(model, nn.Module):
-        raise ModelError(f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module")
+        raise ModelError(
+            f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module; "
+            "it must return the network"
+        )
+    if config.weights is not None:
+        load_weights(model, Path(config.weights))
     return model

@@ -21,7 +21,7 @@ from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_dig
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
-from bcnet.supernet.project import Project, fresh_model, load_project
+from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import searched_widths
 from bcnet.supernet.space import Widths
 
@@ -51,8 +51,8 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     space, profile = project.space, project.profile
     with working("looking for the uniform network that is as fast"):
         uniform = uniform_as_fast(project, widths)
-    wanted = {"full": space.largest(), "uniform": uniform}
-    networks = {name: cut(fresh_model(project.config, project.data), space, w) for name, w in wanted.items()}
+    wanted = {"full": space.original(), "uniform": uniform}
+    networks = {name: cut(project.fresh_model(), space, w) for name, w in wanted.items()}
     announce(
         "training the full and the uniform network",
         sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),

@@ -73,7 +73,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         config.export,
         predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
-        full=project.graph.variant(project.space.largest()),
+        full=project.graph.variant(project.space.original()),
         full_predicted_ms=float(found["full_predicted_ms"]),
     )
     summary = {

@@ -184,7 +184,7 @@ def settings_of(project: Project) -> SearchSettings:
     config = project.config.search
     budget = config.latency_ms
     if budget is None and config.min_accuracy is None:
-        full = project.latency_model()(project.space.largest())
+        full = project.latency_model()(project.space.original())
         budget = latency_share(config.latency or "60%") * full
     return SearchSettings(
         budget_ms=budget,
@@ -257,7 +257,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "best": _to_json(result.best),
         "measured": [_to_json(c) for c in result.top],
         "candidates": len(result.history),
-        "full_predicted_ms": round(latency(project.space.largest()), 5),
+        "full_predicted_ms": round(latency(project.space.original()), 5),
         "table_error": latency.calibration.mean_error if latency.calibration else None,
         "groups": [group.name for group in project.space.groups],
         "seed": result.seed,

@@ -19,7 +19,7 @@ from bcnet.progress import announce, working
 from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import cut, with_state
-from bcnet.supernet.project import fresh_model, load_project
+from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, supernet_tensors
 from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
@@ -87,7 +87,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     widths = searched_widths(run, project)
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
-        rate, scratch = config.train.learning_rate, fresh_model(config, project.data)
+        rate, scratch = config.train.learning_rate, project.fresh_model()
     recipe = Recipe.of(config, epochs, rate)
     images = config.search.recalibration_images
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning

@@ -18,13 +18,17 @@ from bcnet.artifacts import Run, write_file
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
-from bcnet.progress import announce, say
+from bcnet.progress import announce, say, working
 from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch, training_digest
+from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
-from bcnet.supernet.paths import supernet_state
-from bcnet.supernet.project import load_project
+from bcnet.supernet.paths import State, tensors_of
+from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import supernet_step
+from bcnet.supernet.widen import supernet_state
+
+TAYLOR_BATCHES = 8
 
 Record = tuple[Widths, float]
 
@@ -54,11 +58,15 @@ def train(
     recipe: Recipe,
     *,
     complementary: bool = True,
+    state: State | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
 ) -> TrainResult:
-    """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3)."""
-    state = supernet_state(model, space, recipe.seed)
+    """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
+
+    `state` is what it begins with: `supernet_state(model, space)` if not given.
+    """
+    state = supernet_state(model, space, recipe.seed) if state is None else state
     parameters, buffers = _trainable(model, state, recipe)
     sampler = WidthSampler(
         space.rule, tuple(group.choices for group in space.groups), recipe.seed, complementary
@@ -104,6 +112,32 @@ def _trainable(
     return parameters, {name: tensor for name, tensor in placed.items() if name not in names}
 
 
+def first_state(project: Project, recipe: Recipe) -> State:
+    """What the supernet begins with: the network's tensors, ordered as `train.channel_order` says."""
+    model, space, by = project.model, project.space, project.config.train.channel_order
+    if by == "as-is":
+        return supernet_state(model, space, recipe.seed)
+    base = space.without_extra()
+    gradients = None
+    if by == "taylor":
+        with working("weighing channels by their gradients"):
+            gradients = mean_gradients(model, project.data, recipe)
+    order = channel_order(space, importances(model, base, tensors_of(model), by, gradients))
+    return supernet_state(model, space, recipe.seed, order=order, copies=True)
+
+
+def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[str, Tensor]:
+    """Gradients of the loss in eval mode, summed over a few training batches."""
+    model = model.to(recipe.device).eval()
+    model.zero_grad(set_to_none=True)
+    for _, (images, labels) in zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False):
+        recipe.loss(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    model.cpu()
+    return found
+
+
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
     return {**load_project(config).inputs(), "training settings": training_digest(config)}
@@ -129,6 +163,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         project.data,
         recipe,
         complementary=config.train.complementary,
+        state=first_state(project, recipe),
         resume=resume,
         on_epoch=lambda checkpoint: _save_checkpoint(checkpoint_path, checkpoint, inputs),
     )

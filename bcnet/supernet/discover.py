@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.methods import method_named
-from bcnet.supernet.paths import arguments, cut, forward_path, supernet_state, tensors_of
+from bcnet.supernet.paths import arguments, cut, forward_path, tensors_of
 from bcnet.supernet.space import (
     Dimension,
     Frozen,
@@ -32,6 +32,7 @@ from bcnet.supernet.space import (
     WidthSpace,
 )
 from bcnet.supernet.trace import Trace, Tracer
+from bcnet.supernet.widen import supernet_state
 
 
 def discover_space(

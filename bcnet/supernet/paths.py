@@ -65,33 +65,6 @@ def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> St
     return taken
 
 
-def supernet_state(model: nn.Module, space: WidthSpace, seed: int = 0) -> State:
-    """A supernet's tensors, copied from the network; groups with extra channels are widened.
-
-    Extra channels are drawn from the values that the tensor already has, so that they begin with the same
-    distribution as the others.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    state = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
-    for name, axes in space.dimensions.items():
-        for axis, dimension in axes.items():
-            parts, start = [], 0
-            for segment in dimension:
-                count = segment.size * (1 if segment.group is None else space.groups[segment.group].channels)
-                own = state[name].narrow(axis, start, count)
-                parts.append(own)
-                start += count
-                extra = 0 if segment.group is None else space.groups[segment.group].extra * segment.size
-                if extra:
-                    shape = list(own.shape)
-                    shape[axis] = extra
-                    size = int(torch.tensor(shape).prod())
-                    values = own.flatten()[torch.randint(own.numel(), (size,), generator=generator)]
-                    parts.append(values.reshape(shape))
-            state[name] = torch.cat(parts, axis)
-    return state
-
-
 def _sizes(space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any]]:
     """(module, attribute, value) of every size that a module keeps in an attribute, for these tensors."""
     for sized in space.sized:

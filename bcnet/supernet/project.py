@@ -5,10 +5,11 @@ import copy
 import inspect
 import random
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.widen import widened
 
 TABLES = Path("latency_tables")
 
@@ -42,6 +44,7 @@ class Project:
     model: nn.Module
     space: WidthSpace
     profile: HwProfile
+    narrow: WidthSpace | None = None  # that of the network as it was given, where it was widened
 
     @cached_property
     def graph(self) -> OnnxSupernet:
@@ -74,6 +77,10 @@ class Project:
         """Passes over the training images that a winner has had in all: each side of the supernet counts."""
         config = self.config
         return config.train.epochs * len(self.space.rule.sides) + config.slice.epochs
+
+    def fresh_model(self) -> nn.Module:
+        """The network of this space with its initial weights, as wide as the supernet's."""
+        return _widened(self.config, fresh_model(self.config, self.data), self.narrow)
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""
@@ -196,15 +203,58 @@ def _load(config: Config) -> Project:
         )
     _check_training_mode(config, model, torch.zeros(2, *data.input_shape))
     with working("looking for channels that can be searched"):
-        space = discover_space(
+        model, space, narrow = searched_space(config, profile, model, example)
+    return Project(config, data, model, space, profile, narrow)
+
+
+def searched_space(
+    config: Config, profile: HwProfile, model: nn.Module, example: Any
+) -> tuple[nn.Module, WidthSpace, WidthSpace | None]:
+    """The network, as wide as `space.expand` says, its space, and that of the given network if it grew."""
+
+    def discover(model: nn.Module) -> WidthSpace:
+        return discover_space(
             model,
             example,
             bins=config.space.bins,
-            channel_multiple=config.space.channel_multiple or profile.channel_multiple,
+            channel_multiple=_multiple(config, profile),
             min_width=config.space.min_width,
             method=config.train.method,
+            freeze=config.space.freeze,
+            tie=config.space.tie,
         )
-    return Project(config, data, model, space, profile)
+
+    narrow = discover(model)
+    if config.space.expand == 1:
+        return model, narrow, None
+    model = _widened(config, model, narrow)
+    own = {group.name: group.channels for group in narrow.groups}
+    space = discover(model)
+    groups = []
+    for group in space.groups:
+        original = own.get(group.name, group.channels)
+        # The given network is among the choices; so is its complement, which keeps the channels' use even.
+        complement = space.rule.complement(group.choices, original)
+        added = {original, complement or original}
+        groups.append(replace(group, original=original, choices=tuple(sorted({*group.choices, *added}))))
+    return model, replace(space, groups=tuple(groups)), narrow
+
+
+def _multiple(config: Config, profile: HwProfile) -> int:
+    return config.space.channel_multiple or profile.channel_multiple
+
+
+def _widened(config: Config, model: nn.Module, narrow: WidthSpace | None) -> nn.Module:
+    if narrow is None:
+        return model
+    return widened(
+        model,
+        narrow,
+        config.space.expand,
+        channel_multiple=_multiple(config, load_profile(config.device)),
+        copies=config.train.channel_order != "as-is",
+        seed=config.seed,
+    )
 
 
 def fresh_model(config: Config, data: ImageData) -> nn.Module:

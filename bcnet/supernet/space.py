@@ -36,7 +36,8 @@ class WidthGroup:
     the supernet only (BCNetV2). `unit` channels go together, as those of one group of a convolution; every
     width is a multiple of it. They lie `repeat` times side by side in every layer where a convolution of few
     groups is narrowed inside each of them. `mixed`: some layer normalises across them, so that a narrow
-    network is not the wide one with channels masked.
+    network is not the wide one with channels masked. `original` is the width of the network that the space
+    was widened from, where it was.
     """
 
     name: str
@@ -44,6 +45,7 @@ class WidthGroup:
     choices: tuple[int, ...]
     layers: tuple[str, ...]
     extra: int = 0
+    original: int | None = None
     unit: int = 1
     repeat: int = 1
     mixed: bool = False
@@ -124,8 +126,12 @@ class WidthSpace:
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
     def largest(self) -> Widths:
-        """Every group at full width: the original network."""
+        """Every group at its widest choice."""
         return Widths(group.channels for group in self.groups)
+
+    def original(self) -> Widths:
+        """The widths of the network as it was given: the widest, unless the space was widened."""
+        return Widths(group.channels if group.original is None else group.original for group in self.groups)
 
     def smallest(self) -> Widths:
         """Every group at its narrowest choice."""

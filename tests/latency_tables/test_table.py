@@ -205,7 +205,6 @@ def test_layers_behind_a_concatenation_are_sampled_and_any_widths_are_priced() -
     prices = model_of_table.price_many(model_of_table.indices(everything))
     assert prices.shape == (4**4,)
     assert (prices > 0).all()
-    assert model_of_table(space.largest()) > model_of_table(space.smallest())
     assert build_lut(graph, QUICK, table).measured == 0
 
 

@@ -7,7 +7,8 @@ from witnesses import drawn, scattered
 from bcnet.models import NETWORKS
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.methods import Side
-from bcnet.supernet.paths import cut, forward_path, supernet_state
+from bcnet.supernet.paths import cut, forward_path
+from bcnet.supernet.widen import supernet_state
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
