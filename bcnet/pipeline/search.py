@@ -226,7 +226,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     def score_of(widths: Widths) -> Score:
         images = config.search.recalibration_images
-        return score(project.model, project.space, state, widths, project.data, images)
+        return score(project.model, project.space, state, widths, project.data, images, project.task)
 
     def save_state(candidates: Sequence[Candidate]) -> None:
         state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}

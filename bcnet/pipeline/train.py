@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.artifacts import Run, write_file
-from bcnet.config import Config
+from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
-from bcnet.progress import announce, say
+from bcnet.progress import announce, say, working
 from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch, training_digest
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import supernet_state
 from bcnet.supernet.project import load_project
+from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import supernet_step
 
@@ -67,9 +68,9 @@ def train(
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
-    def step(images: Tensor, labels: Tensor, number: int) -> float:
+    def step(inputs: Any, targets: Any, number: int) -> float:
         widths = Widths(sampler.at(number))
-        loss = supernet_step(model, space, parameters, buffers, widths, images, labels, recipe)
+        loss = supernet_step(model, space, parameters, buffers, widths, inputs, targets, recipe)
         records.append((widths, round(loss, 5)))
         return loss
 
@@ -121,6 +122,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if resume is not None:
         say(f"continuing after epoch {resume.snapshot.epoch} of {recipe.epochs}")
     done = resume.snapshot.epoch if resume else 0
+    if config.task != TaskConfig():
+        with working("trying the task's functions"):  # now, and not in a search after hours of training
+            evaluate_network(project.model, project.data, project.data.val, project.task)
     announce("training the supernet", (recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
     result = train(
@@ -160,9 +164,9 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     widths = project.space.uniform(0.55)
     model = project.model.to(recipe.device).train()
     seconds = []
-    for _, (images, labels) in zip(range(3), batches(project.data, recipe, 0), strict=False):
+    for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
         start = time.perf_counter()
-        supernet_step(model, project.space, parameters, buffers, widths, images, labels, recipe)
+        supernet_step(model, project.space, parameters, buffers, widths, inputs, targets, recipe)
         seconds.append(time.perf_counter() - start)
     model.cpu().eval()
     return min(seconds) * steps_an_epoch(project.data, recipe)
