@@ -155,11 +155,25 @@ class OnnxSupernet:
                 shape = self.arrays[node.input[1]]
                 if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
                     self.arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
+            if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in self.arrays:
+                self._resize_spatially(node)
         self._depthwise_weights = {f"{name}.weight" for name in self.space.depthwise}
         self._skeleton = ModelProto()
         self._skeleton.CopyFrom(self.proto)
         del self._skeleton.graph.initializer[:]
         return dimensions
+
+    def _resize_spatially(self, node: NodeProto) -> None:
+        """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
+        sizes = self.arrays[node.input[3]]
+        if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
+            return
+        name = f"{node.input[3]}_spatial"
+        self.arrays[name] = sizes[2:]
+        if name not in {entry.name for entry in self.proto.graph.initializer}:
+            self.proto.graph.initializer.append(numpy_helper.from_array(sizes[2:], name))
+        node.input[3] = name
+        node.attribute.append(helper.make_attribute("axes", list(range(2, len(sizes)))))
 
     def _slots(self) -> tuple[LayerSlot, ...]:
         """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""

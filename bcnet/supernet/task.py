@@ -73,7 +73,7 @@ class Task:
             nonlocal total, count
             for outputs, targets in batches:
                 if self.train_step is None:
-                    total += float(self.loss_of(outputs, targets)) * entries(targets)
+                    total += float(self.loss_of(outputs, targets).detach()) * entries(targets)
                 count += entries(targets)
                 yield outputs, targets
 
