@@ -236,6 +236,11 @@ def _check_training_mode(config: Config, model: nn.Module, inputs: Any) -> None:
             output = copied(*args, **kwargs)
     except ValueError:
         return  # batch statistics of so few values: batches in training are larger
+    except Exception as cause:
+        raise ModelError(
+            f"model '{config.model.name}' runs, but not in training mode ({one_line(cause)}); where it takes "
+            "targets then, set task.train_step"
+        ) from cause
     try:
         logits_of(output)
     except TrainingError:
