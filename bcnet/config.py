@@ -60,8 +60,10 @@ class DataConfig(Section):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
     )
-    flip: bool = Field(False, description="mirror training images at random")
-    shift: int = Field(2, ge=0, le=512, description="shift training images by up to so many pixels")
+    flip: bool = Field(False, description="mirror training images at random, masks with them")
+    shift: int = Field(
+        2, ge=0, le=512, description="shift training images, masks with them, by up to so many pixels"
+    )
     transforms: str | None = Field(
         None,
         description="package.module:function(input, target) -> (input, target), for each training item",
