@@ -19,7 +19,7 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, progress_bar, working
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
@@ -150,6 +150,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "export": export,
         "training settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "metric": metric_digest(config),
     }
 
 

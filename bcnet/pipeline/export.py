@@ -16,6 +16,7 @@ from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.verify import verify
 from bcnet.progress import announce, say, working
+from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
@@ -39,6 +40,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
         "search": search,
         "limits": digest(config.export.model_dump()),
+        "metric": metric_digest(config),
         "device": project.device_key,
     }
 

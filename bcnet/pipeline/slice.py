@@ -17,7 +17,7 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
 from bcnet.progress import announce, working
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import fresh_model, load_project
@@ -75,6 +75,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "metric": metric_digest(config),
     }
 
 

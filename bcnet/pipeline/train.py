@@ -163,11 +163,11 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     widths = project.space.uniform(0.55)
     model = project.model.to(recipe.device).train()
-    seconds = []
+    seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        start = time.perf_counter()
         supernet_step(model, project.space, parameters, buffers, widths, inputs, targets, recipe)
         seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()  # reading the next batch counts, too
     model.cpu().eval()
     return min(seconds) * steps_an_epoch(project.data, recipe)
 

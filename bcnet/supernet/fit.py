@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bcnet.artifacts import digest
 from bcnet.config import Config
@@ -84,11 +84,13 @@ class Recipe:
 
     def training_loss(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Tensor:
         """The loss by which `model`, called as the user's own module is, learns from a batch."""
+        args, kwargs = arguments(inputs)
         with self.autocast():
             if self.task.train_step is not None:
                 return self.task.step(model, inputs, targets)
-            args, kwargs = arguments(inputs)
-            return self.loss(model(*args, **kwargs), targets)
+            outputs = model(*args, **kwargs)
+        # Outside: losses want float32, and not all of PyTorch's allow autocast.
+        return self.loss(tree_map_only(Tensor, _single, outputs), targets)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where `amp` is set: unlike float16 it needs no loss scaling."""
@@ -115,10 +117,18 @@ def training_digest(config: Config) -> str:
     """A hash of every setting that training depends on, but for the machine that it runs on."""
     train = config.train.model_dump(exclude={"train_device"})
     data, task = config.data, config.task
-    functions = [data.transforms, data.collate, task.loss, task.metric, task.train_step]
-    own = [name for name in functions if name and ":" in name]
-    code = [code_of(import_function(name, ConfigError)) for name in own]
-    return digest([train, data.flip, data.shift, config.seed, task.model_dump(), functions, code])
+    functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
+    return digest([train, data.flip, data.shift, config.seed, functions])
+
+
+def metric_digest(config: Config) -> str:
+    """A hash of what networks are judged by; a supernet does not depend on it."""
+    return digest(_code(config.task.metric))
+
+
+def _code(name: str | None) -> tuple[str | None, str]:
+    """A function's name in bcnet.toml, and what it does where it is the user's own."""
+    return name, code_of(import_function(name, ConfigError)) if name and ":" in name else ""
 
 
 def training_device(config: Config) -> str:
@@ -129,6 +139,10 @@ def training_device(config: Config) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _computes_in_bfloat16(device: str) -> bool:
@@ -233,6 +247,11 @@ def _checked(step: Step, inputs: Any, targets: Any, number: int) -> float:
     try:
         loss = step(inputs, targets, number)
     except (RuntimeError, ValueError) as cause:
+        if "backward through the graph a second time" in str(cause):
+            raise TrainingError(
+                f"training step {number} failed: its loss was used for a backward pass already; a train_step "
+                "returns its loss and leaves backward to bcnet"
+            ) from cause
         shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         raise TrainingError(
             f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed ({one_line(cause)}); "
@@ -266,12 +285,12 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
 def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
     probe = copy.deepcopy(model).to(recipe.device).train()
-    seconds = []
+    seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
-        start = time.perf_counter()
         loss = recipe.training_loss(probe, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()  # reading the next batch counts, too
     return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs
 
 

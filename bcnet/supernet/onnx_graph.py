@@ -92,8 +92,8 @@ def example_inputs(example: Any) -> Any:
 
 def tensor_names(tree: Any, word: str) -> list[str]:
     """A name for each tensor of inputs or outputs, in the order in which they are flattened."""
-    if isinstance(tree, dict) and all(isinstance(value, Tensor) for value in tree.values()):
-        return [str(key) for key in tree]
+    if isinstance(tree, dict) and all(value is None or isinstance(value, Tensor) for value in tree.values()):
+        return [str(key) for key, value in tree.items() if value is not None]
     count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
     return [word] if count == 1 else [f"{word}{number}" for number in range(count)]
 

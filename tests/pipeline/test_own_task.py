@@ -111,6 +111,26 @@ def test_a_file_with_a_dict_of_outputs_is_verified_by_the_tasks_metric() -> None
         assert found.accuracy_torch == pytest.approx(mean_iou([(SMALL(inputs), targets)]))
 
 
+def test_a_metric_that_stops_early_does_not_stop_the_comparison() -> None:
+    data = masks()
+    proto, other = (
+        export(SMALL, (4, 3, 8, 8), {}),
+        export(cut(MODEL, SPACE, SPACE.largest()), (4, 3, 8, 8), {}),
+    )
+    arguments = (SPACE, SPACE.smallest(), data, QUICK, ExportConfig())
+    found = verify(
+        SMALL,
+        other,
+        *arguments,
+        predicted_ms=1.0,
+        budget_ms=None,
+        full=proto.SerializeToString(),
+        task=Task(metric=lambda batches: 0.5),
+    )
+    assert found.output_error > 0.01
+    assert len(found.failures) == 2
+
+
 def test_every_output_of_a_file_is_compared() -> None:
     found = Differences()
     found.add([torch.ones(2, 3), torch.tensor([2.0, 4.0])], [torch.ones(2, 3), torch.tensor([2.0, 3.0])])

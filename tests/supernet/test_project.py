@@ -10,7 +10,7 @@ from PIL import Image
 
 from bcnet.config import Config, DataConfig, ModelConfig
 from bcnet.errors import ModelError
-from bcnet.supernet.fit import training_digest
+from bcnet.supernet.fit import metric_digest, training_digest
 from bcnet.supernet.project import forget_project, load_project
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -140,9 +140,12 @@ def test_the_digest_of_training_settings_follows_the_code_of_the_users_functions
     linecache.clearcache()
     importlib.invalidate_caches()
     assert digest("project_loss", "outputs.square().mean()  # another") != first
-    assert training_digest(Config.model_validate({"task": {"metric": "mean-iou"}})) != training_digest(
-        Config()
-    )
+
+
+def test_another_metric_judges_the_same_supernet() -> None:
+    other = Config.model_validate({"task": {"metric": "mean-iou"}})
+    assert training_digest(other) == training_digest(Config())
+    assert metric_digest(other) != metric_digest(Config())
 
 
 def test_a_network_that_returns_more_in_training_is_refused() -> None:

@@ -251,6 +251,32 @@ def test_a_network_that_computes_its_own_losses_is_trained_and_scored() -> None:
     assert evaluate_network(model, data, data.test, DETECTION).accuracy > 0.9
 
 
+def test_a_training_step_that_calls_backward_is_told_to_leave_it() -> None:
+    def eager(model: Any, inputs: Tensor, targets: Any) -> Tensor:
+        loss = detect(model, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=12, task=Task(train_step=eager))
+    with pytest.raises(TrainingError, match="returns its loss and leaves backward to bcnet"):
+        fit_network(Detector(), rows(), recipe, "training")
+
+
+def test_a_loss_of_the_users_own_gets_single_precision_where_training_uses_bfloat16() -> None:
+    seen = set()
+
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.add((outputs.dtype, torch.is_autocast_enabled("cpu")))
+        return nn.functional.binary_cross_entropy(
+            outputs.sigmoid(), nn.functional.one_hot(targets, 3).float()
+        )
+
+    data = ImageData(*(rows().train,) * 3, ("a", "b", "c"), (0.3,), (0.2,))
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=12, amp=True, task=Task(loss=own))
+    fit_network(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), data, recipe, "training")
+    assert seen == {(torch.float32, False)}
+
+
 def test_a_training_step_may_only_call_the_model_in_a_supernet() -> None:
     def reaches_inside(model: Any, inputs: Tensor, targets: Any) -> Tensor:
         loss: Tensor = model.head(model.body(inputs).mean((2, 3))).sum()
