@@ -28,7 +28,7 @@ from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.paths import arguments
+from bcnet.supernet.paths import arguments, cut
 from bcnet.supernet.space import WidthSpace
 from bcnet.supernet.task import Task, logits_of
 
@@ -185,7 +185,6 @@ def _load(config: Config) -> Project:
         ) from None
     if config.task.loss == TaskConfig().loss and config.task.train_step is None:
         _check_outputs(config, data, output)
-        _check_training_mode(config, model, data.example(2))
     with working("looking for channels that can be searched"):
         space = discover_space(
             model,
@@ -195,6 +194,8 @@ def _load(config: Config) -> Project:
             min_width=config.space.min_width,
             method=config.train.method,
         )
+    if config.task.train_step is None:
+        _check_training_mode(config, model, space, data.example(2))
     return Project(config, data, model, space, profile)
 
 
@@ -227,24 +228,34 @@ def _check_outputs(config: Config, data: ImageData, output: Any) -> None:
         )
 
 
-def _check_training_mode(config: Config, model: nn.Module, inputs: Any) -> None:
-    """Some networks return other things while they are trained. Raises ModelError where it cannot be used."""
-    copied = copy.deepcopy(model).train()
+def _check_training_mode(config: Config, model: nn.Module, space: WidthSpace, inputs: Any) -> None:
+    """Some networks do other things while they are trained. Raises ModelError where that cannot be used."""
     args, kwargs = arguments(inputs)
+    name = f"model '{config.model.name}'"
     try:
         with torch.no_grad():
-            output = copied(*args, **kwargs)
+            output = copy.deepcopy(model).train()(*args, **kwargs)
     except ValueError:
         return  # batch statistics of so few values: batches in training are larger
     except Exception as cause:
         raise ModelError(
-            f"model '{config.model.name}' runs, but not in training mode ({one_line(cause)}); where it takes "
-            "targets then, set task.train_step"
+            f"{name} runs, but not in training mode ({one_line(cause)}); where it takes targets then, "
+            "set task.train_step"
         ) from cause
     try:
-        logits_of(output)
+        if config.task.loss == TaskConfig().loss:
+            logits_of(output)
     except TrainingError:
         raise ModelError(
-            f"model '{config.model.name}' returns {type(output).__name__} in training, not one tensor, "
-            "logits with auxiliary ones, or a dict with 'out'; set task.loss or task.train_step to your own"
+            f"{name} returns {type(output).__name__} in training, not one tensor, logits with auxiliary "
+            "ones, or a dict with 'out'; set task.loss or task.train_step to your own"
         ) from None
+    try:
+        with torch.no_grad():
+            cut(model, space, space.smallest()).train()(*args, **kwargs)
+    except Exception as cause:
+        raise ModelError(
+            f"{name} cannot be trained at other widths ({one_line(cause)}): layers that run in training "
+            "alone do not follow; for torchvision's GoogLeNet and Inception set args = {aux_logits = false, "
+            "init_weights = true}"
+        ) from cause

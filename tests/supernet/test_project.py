@@ -101,6 +101,8 @@ def test_the_datas_digest_follows_every_image_and_the_classes_names() -> None:
 AUXILIARY = """
 from collections import namedtuple
 
+from torch import nn
+
 from project_net_plain import Net
 
 Outputs = namedtuple("Outputs", ["logits", "aux_logits"])
@@ -109,6 +111,15 @@ class Auxiliary(Net):
     def forward(self, x):
         y = super().forward(x)
         return Outputs(y, None) if self.training else y
+
+class Following(Auxiliary):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(64, 10)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return Outputs(y[0], self.aux(self.conv(x).mean((2, 3)))) if self.training else y
 
 class Masks(Net):
     def forward(self, x):
@@ -120,6 +131,16 @@ def test_auxiliary_outputs_in_training_are_accepted_as_torchvisions_networks_giv
     Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
     Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
     assert load_project(Config(model=ModelConfig(name="project_auxiliary:Auxiliary"))).space.groups
+
+
+def test_auxiliary_layers_that_do_not_follow_the_widths_are_refused() -> None:
+    Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
+    Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
+    message = (
+        r"'project_auxiliary:Following' cannot be trained at other widths \(RuntimeError.*aux_logits = false"
+    )
+    with pytest.raises(ModelError, match=message):
+        load_project(Config(model=ModelConfig(name="project_auxiliary:Following")))
 
 
 def test_outputs_of_another_shape_than_the_classes_are_refused() -> None:
