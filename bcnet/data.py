@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -51,8 +52,11 @@ class ImageData:
         """(channels, height, width) of one image; of the first tensor where a network takes several."""
         if isinstance(self.train, Split):
             return tuple(self.train.images.shape[1:])
-        tensors = [leaf for leaf in tree_leaves(self.example(1)) if isinstance(leaf, Tensor)]
-        return tuple(tensors[0].shape[1:])
+        example = self.example(1)
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise DataError(f"'{self.train.name}' gives inputs without a tensor ({type(example).__name__})")
+        return tuple(tensors[0].shape[0 if isinstance(example, list) else 1 :])
 
     @property
     def evaluated(self) -> int:
@@ -213,7 +217,10 @@ def _part(value: Any, name: str) -> Split | Items:
 
 def _content(leaf: object) -> bytes:
     if isinstance(leaf, Tensor):
-        return repr((leaf.dtype, leaf.shape)).encode() + leaf.cpu().contiguous().numpy().tobytes()
+        values = leaf.cpu().contiguous().flatten().view(torch.uint8)
+        return repr((leaf.dtype, leaf.shape)).encode() + values.numpy().tobytes()
+    if isinstance(leaf, np.ndarray):
+        return repr((leaf.dtype, leaf.shape)).encode() + leaf.tobytes()
     # Of other objects a repr may hold an address, which is another one in each process.
     return repr(leaf if isinstance(leaf, str | bytes | int | float) else type(leaf)).encode()
 

@@ -1,7 +1,8 @@
 """Search the widths of torchvision's LR-ASPP for a small segmentation set that is drawn here.
 
-`python examples/segmentation.py` does what `bcnet run --config examples/segmentation.toml` does: training,
-latency table, search, slice, export, and a comparison by mean intersection over union. It needs no download.
+`python examples/segmentation.py` does, from any folder, what `bcnet run --config segmentation.toml` does in
+this one: training, latency table, search, slice, export, and a comparison by mean intersection over union.
+Nothing is downloaded. Two minutes on two cores.
 """
 
 import sys

@@ -393,6 +393,14 @@ class Ragged(Items):
     def __getitem__(self, index):
         return torch.zeros(1, 4, index + 1), index
 def ragged(): return Ragged(0, 20), Ragged(20, 28), []
+class Arrays(Items):
+    def __getitem__(self, index):
+        return np.full((1, 4, 6), self.numbers[index], np.float32), self.numbers[index]
+def arrays(): return Arrays(0, 20), Arrays(20, 28), ["thing"]
+class Names(Items):
+    def __getitem__(self, index):
+        return str(index), index
+def names(): return Names(0, 20), Names(20, 28), []
 class Stream(IterableDataset):
     def __iter__(self): return iter([])
 def stream(): return Stream(), Stream(), []
@@ -571,10 +579,23 @@ def test_what_a_users_data_does_wrong_is_said_in_one_line(
         use()
 
 
-def test_the_digest_of_a_dataset_follows_its_items() -> None:
-    before = others("items").digest()
-    assert others("items").digest() == before
-    data = others("items")
+def test_arrays_become_tensors_and_inputs_without_any_are_refused() -> None:
+    inputs, targets = next(others("arrays").batches(others("arrays").test, 2))
+    assert (inputs.dtype, inputs.shape) == (torch.float32, (2, 1, 4, 6))
+    assert targets.tolist() == [20, 21]
+    with pytest.raises(DataError, match="'others:names' gives inputs without a tensor"):
+        others("names").input_shape  # noqa: B018
+
+
+def test_the_shape_of_a_list_of_inputs_is_that_of_its_first() -> None:
+    assert others("items", collate="lists").input_shape == (1, 4, 6)
+
+
+@pytest.mark.parametrize("name", ["items", "arrays"])
+def test_the_digest_of_a_dataset_follows_its_items(name: str) -> None:
+    before = others(name).digest()
+    assert others(name).digest() == before
+    data = others(name)
     assert not isinstance(data.test, Split)
     data.test.dataset.numbers = range(21, 29)  # type: ignore[attr-defined]
     assert data.digest() != before

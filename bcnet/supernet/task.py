@@ -101,10 +101,10 @@ def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> T
     Masks are (N, H, W) for logits (N, C, H, W); their pixels of 255 do not count. Of outputs with auxiliary
     ones, as torchvision's networks give them in training, it is the weighted sum.
     """
-    loss = torch.zeros(())
-    for number, (logits, weight) in enumerate(_weighted(outputs)):
-        part = weight * _cross_entropy(logits.float(), targets, label_smoothing)
-        loss = loss + part if number else part
+    (main, _), *auxiliary = _weighted(outputs)
+    loss = _cross_entropy(main.float(), targets, label_smoothing)
+    for logits, weight in auxiliary:
+        loss = loss + weight * _cross_entropy(logits.float(), targets, label_smoothing)
     return loss
 
 
