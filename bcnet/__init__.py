@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bcnet.supernet.score import score as score
     from bcnet.supernet.space import Widths as Widths
     from bcnet.supernet.space import WidthSpace as WidthSpace
+    from bcnet.supernet.task import Task as Task
 
 _HOME = {
     "LatencyModel": "bcnet.latency_tables.model",
@@ -38,6 +39,7 @@ _HOME = {
     "Score": "bcnet.supernet.score",
     "SearchResult": "bcnet.pipeline.search",
     "SearchSettings": "bcnet.supernet.evolution",
+    "Task": "bcnet.supernet.task",
     "WidthSpace": "bcnet.supernet.space",
     "Widths": "bcnet.supernet.space",
     "build_lut": "bcnet.pipeline.build_lut",

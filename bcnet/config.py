@@ -27,6 +27,9 @@ EXAMPLES = {
     "latency_ms": "5.0",
     "latency": '"60%"',
     "min_accuracy": "0.9",
+    "transforms": '"package.module:function"',
+    "collate": '"package.module:function"',
+    "train_step": '"package.module:function"',
 }
 
 
@@ -61,8 +64,37 @@ class DataConfig(Section):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
     )
-    flip: bool = Field(False, description="mirror training images at random")
-    shift: int = Field(2, ge=0, le=512, description="shift training images by up to so many pixels")
+    flip: bool = Field(False, description="mirror training images at random, masks with them")
+    shift: int = Field(
+        2, ge=0, le=512, description="shift training images, masks with them, by up to so many pixels"
+    )
+    transforms: str | None = Field(
+        None,
+        description="package.module:function(input, target) -> (input, target), for each training item",
+    )
+    collate: str | None = Field(
+        None,
+        description="package.module:function(list of (input, target)) -> (inputs, targets): "
+        "how a batch is made",
+    )
+
+
+class TaskConfig(Section):
+    """What the network is trained for."""
+
+    loss: str = Field(
+        "cross-entropy",
+        description="cross-entropy, or package.module:function(outputs, targets) -> scalar tensor",
+    )
+    metric: str = Field(
+        "accuracy",
+        description="accuracy, mean-iou, or package.module:function(batches of (outputs, targets)) -> a "
+        "number, larger is better",
+    )
+    train_step: str | None = Field(
+        None,
+        description="in place of loss: package.module:function(model, inputs, targets) -> scalar tensor",
+    )
 
 
 class SpaceConfig(Section):
@@ -121,7 +153,8 @@ class SearchConfig(Section):
     min_accuracy: float | None = Field(
         None,
         allow_inf_nan=True,
-        description="instead of a budget: the fastest network with at least this accuracy (0 to 1)",
+        description="instead of a budget: the fastest network with at least this accuracy (0 to 1), or value "
+        "of task.metric",
     )
     population: int = Field(16, ge=2, le=100_000, description="candidates a generation")
     generations: int = Field(4, ge=0, description="generations after the first")
@@ -137,7 +170,7 @@ class SearchConfig(Section):
             raise ValueError(f"latency_ms must be a number above zero, not {self.latency_ms}")
         if self.latency is not None:
             latency_share(self.latency)
-        if self.min_accuracy is not None and not 0 < self.min_accuracy <= 1:
+        if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
             raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
         return self
 
@@ -173,11 +206,20 @@ class Config(Section):
     device: str = Field("cpu", description="target device: a hardware profile, see `bcnet devices`")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        wanted = self.search.min_accuracy
+        # A metric of the user's own has a scale of its own.
+        if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:
+            raise ValueError(f"search: min_accuracy must be above 0 and at most 1, not {wanted}")
+        return self
 
 
 def latency_share(text: str) -> float:
@@ -243,7 +285,7 @@ def _explain(cause: ValidationError) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"unknown key '{where}'; {hint}"
     if error["type"] == "value_error":
-        return f"{where}: {error['ctx']['error']}"
+        return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
 
 

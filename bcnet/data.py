@@ -1,62 +1,73 @@
-"""Datasets by name, decoded once and kept in memory as bytes.
+"""What a network is trained, scored and tested on: images in memory, or the items of a user's own Dataset.
 
-In: a `DataConfig`. Out: `ImageData`: training, validation and test images. The validation part is split from
-the training images (it scores candidates); the test images are never used for a choice.
+In: a `DataConfig`. Out: `ImageData`: training, validation and test part. Validation is split from training
+(it scores candidates); the test part is never used for a choice.
 """
 
-import io
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import Dataset, default_collate
 
 from bcnet.config import DataConfig
+from bcnet.datasets import cifar10, digits, image_folder
 from bcnet.errors import DataError, one_line
-from bcnet.imports import import_function
-from bcnet.progress import progress_bar
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from bcnet.imports import UserFunction, code_of, import_function
+from bcnet.parts import IGNORED, Item, Items, divided, pair
+from bcnet.parts import Split as Split
+from bcnet.seeds import seeded
 
 NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, C, H, W) as uint8 and their class indices (N,) as int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> "Split":
-        """The images at `index`."""
-        return Split(self.images[index], self.labels[index])
+EVALUATED = 256  # items at most that are scored at once,
+PIXELS = 2**25  # and so many values in their inputs
+DIGESTED = 256  # items of a Dataset that tell whether it has changed
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset for classification; `mean` and `std` are per channel, of pixels scaled to 0..1."""
+    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
 
-    train: Split
-    val: Split
-    test: Split
+    `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets).
+    """
+
+    train: Split | Items
+    val: Split | Items
+    test: Split | Items
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    transforms: Callable[[Any, Any], Item] | None = None
+    collate: Callable[[list[Item]], Item] | None = None
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image; of the first tensor where a network takes several."""
+        if isinstance(self.train, Split):
+            return tuple(self.train.images.shape[1:])
+        example = self.example(1)
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise DataError(f"'{self.train.name}' gives inputs without a tensor ({type(example).__name__})")
+        return tuple(tensors[0].shape[0 if isinstance(example, list) else 1 :])
+
+    @property
+    def evaluated(self) -> int:
+        """Items that are scored at once, fewer of large ones."""
+        return max(1, min(EVALUATED, PIXELS // math.prod(self.input_shape)))
+
+    def example(self, count: int) -> Any:
+        """Inputs as the network gets them for `count` items, all zero."""
+        with seeded(0):
+            inputs, _ = self.batch(self.train.take(torch.zeros(count, dtype=torch.int64)))
+        return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32, channels last in memory, zero mean and unit deviation."""
@@ -65,11 +76,59 @@ class ImageData:
         std = torch.tensor(self.std, device=images.device).view(shape) * 255
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def batches(self, split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised batches of a split, in order."""
-        for start in range(0, len(split), size):
-            part = split.take(torch.arange(start, min(start + size, len(split))))
-            yield self.normalise(part.images), part.labels
+    def batch(
+        self,
+        part: Split | Items,
+        transforms: Callable[[Any, Any], Item] | None = None,
+        device: str = "cpu",
+    ) -> Item:
+        """(inputs, targets) of a whole part, on `device`: normalised images, or what a Dataset gives."""
+        if isinstance(part, Split) and transforms is None and self.collate is None:
+            return self.normalise(part.images.to(device)), part.labels.to(device)
+        items = part.items()
+        if transforms is not None:
+            items = [pair(transforms(*item), "data.transforms") for item in items]
+        if isinstance(part, Split):
+            items = [(self.normalise(image[None])[0], target) for image, target in items]
+        if self.collate is not None:
+            inputs, targets = pair(self.collate(items), "data.collate")
+        else:
+            try:
+                inputs, targets = (_as_tuple(items[0][i], v) for i, v in enumerate(default_collate(items)))
+            except (RuntimeError, TypeError, ValueError, KeyError) as cause:
+                raise DataError(
+                    f"items cannot be joined into a batch ({one_line(cause)}); give tensors of one shape, "
+                    "or set data.collate"
+                ) from cause
+        return to_device(tree_map_only(Tensor, _channels_last, inputs), device), to_device(targets, device)
+
+    def batches(self, part: Split | Items, size: int) -> Iterator[Item]:
+        """Batches of a part as they are, without transforms, in order."""
+        for start in range(0, len(part), size):
+            with seeded(start):
+                batch = self.batch(part.take(torch.arange(start, min(start + size, len(part)))))
+            yield batch
+
+    def digest(self) -> str:
+        """Every image and target in memory, or some items of a Dataset and its code; the classes' names."""
+        found = sha256(repr(self.classes).encode())
+        for part in (self.train, self.val, self.test):
+            if isinstance(part, Split):
+                found.update(repr(tuple(part.images.shape)).encode())
+                found.update(part.labels.contiguous().numpy().tobytes())
+                found.update(part.images.contiguous().numpy().data)
+                continue
+            found.update(repr(part.index.tolist()).encode() + code_of(type(part.dataset)).encode())
+            some = torch.linspace(0, len(part) - 1, min(len(part), DIGESTED)).round().long()
+            with seeded(0):
+                for leaf in tree_leaves(part.take(some).items()):
+                    found.update(_content(leaf))
+        return found.hexdigest()[:16]
+
+
+def to_device(tree: Any, device: str | torch.device) -> Any:
+    """Every tensor in a tensor, tuple, list or dict, there; all else as it is."""
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), tree)
 
 
 def load_data(config: DataConfig, seed: int) -> ImageData:
@@ -78,38 +137,123 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     Raises DataError: unknown name, no images, unreadable files.
     """
     name, _, argument = config.name.partition(":")
-    if config.name == "digits":
-        train, test, classes = _digits(config.image_size or 32)
-    elif config.name == "cifar10":
-        train, test, classes = _cifar10()
-    elif name == "imagefolder":
-        train, test, classes = _image_folder(Path(argument), config, seed)
+    train: Split | Items
+    test: Split | Items
+    if config.name in ("digits", "cifar10") or name == "imagefolder":
+        if config.name == "digits":
+            loaded = digits(config.image_size or 32)
+        elif config.name == "cifar10":
+            loaded = cifar10()
+        else:
+            loaded = image_folder(Path(argument), config, seed)
+        train, test, classes = Split(*loaded[0]), Split(*loaded[1]), loaded[2]
     elif argument:
-        function = import_function(config.name, DataError)
-        try:
-            result = function()
-        except (Exception, SystemExit) as cause:
-            raise DataError(f"'{config.name}' failed: {one_line(cause)}") from cause
-        try:
-            train, test, classes = result
-            train, test, classes = Split(*train), Split(*test), tuple(classes)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"'{config.name}' must return (train, test, class names), train and test as (images, labels)"
-            ) from None
-        _check_split(config.name, train, len(classes))
-        _check_split(config.name, test, len(classes))
-        if train.images.shape[1:] != test.images.shape[1:]:
-            raise DataError(f"'{config.name}' must return training and test images of the same shape")
+        train, test, classes = _users_own(config.name)
     else:
         raise DataError(f"unknown dataset '{config.name}'; there is: {', '.join(NAMES)}")
+    _check_settings(config, train)
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)
     val_count = round(len(train) * config.val_fraction)
     if not 0 < val_count < len(train):
         raise DataError(f"{len(train)} training images cannot be split into training and validation images")
-    val, rest = _stratified(train, val_count, seed + 1)
-    return ImageData(rest, val, test, classes, *_statistics(rest.images[:10_000]))
+    val, rest = divided(train, val_count, seed + 1)
+    return ImageData(
+        rest,
+        val,
+        test,
+        classes,
+        *(_statistics(rest.images[:10_000]) if isinstance(rest, Split) else ((), ())),
+        transforms=_function(
+            config.transforms,
+            "data.transforms is called as transforms(input, target) and returns (input, target)",
+        ),
+        collate=_function(
+            config.collate,
+            "data.collate is called with a list of (input, target) and returns (inputs, targets)",
+        ),
+    )
+
+
+def _function(name: str | None, contract: str) -> UserFunction | None:
+    return UserFunction(name, import_function(name, DataError), DataError, contract) if name else None
+
+
+def _users_own(name: str) -> tuple[Split | Items, Split | Items, tuple[str, ...]]:
+    """What the user's function `name` gives, checked."""
+    function = import_function(name, DataError)
+    try:
+        result = function()
+    except (Exception, SystemExit) as cause:
+        raise DataError(f"'{name}' failed: {one_line(cause)}") from cause
+    try:
+        train, test, classes = result
+        parts = _part(train, name), _part(test, name)
+        classes = tuple(classes)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"'{name}' must return (train, test, class names), train and test as (images, labels) "
+            "or as a torch.utils.data.Dataset with a length"
+        ) from None
+    shapes = []
+    for part in parts:
+        if isinstance(part, Split):
+            _check_split(name, part, len(classes))
+            shapes.append(part.images.shape[1:])
+        elif not len(part):
+            raise DataError(f"'{name}' must return a Dataset that is not empty")
+    if len(shapes) == 1:
+        raise DataError(f"'{name}' must return both parts as tensors, or both as a Dataset")
+    if len(set(shapes)) > 1:
+        raise DataError(f"'{name}' must return training and test images of the same shape")
+    return *parts, classes
+
+
+def _part(value: Any, name: str) -> Split | Items:
+    if isinstance(value, Dataset):
+        return Items(value, torch.arange(len(value)), name)  # type: ignore[arg-type]
+    return Split(*value)
+
+
+def _content(leaf: object) -> bytes:
+    if isinstance(leaf, Tensor):
+        values = leaf.cpu().contiguous().flatten().view(torch.uint8)
+        return repr((leaf.dtype, leaf.shape)).encode() + values.numpy().tobytes()
+    if isinstance(leaf, np.ndarray):
+        return repr((leaf.dtype, leaf.shape)).encode() + leaf.tobytes()
+    # Of other objects a repr may hold an address, which is another one in each process.
+    return repr(leaf if isinstance(leaf, str | bytes | int | float) else type(leaf)).encode()
+
+
+def _as_tuple(item: Any, joined: Any) -> Any:
+    """default_collate makes a list of tuples, but several inputs are a tuple here."""
+    return tuple(joined) if isinstance(item, tuple) and isinstance(joined, list) else joined
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _check_settings(config: DataConfig, train: Split | Items) -> None:
+    """Settings that would change images and leave their targets behind."""
+    if isinstance(train, Items):
+        if config.image_size is not None:
+            raise DataError(
+                "data.image_size scales images in memory; a Dataset gives its own size: remove it"
+            )
+    elif not (train.classified or train.masked) and config.image_size is not None:
+        raise DataError(
+            "data.image_size scales images with class indices or masks, not other targets: remove it, "
+            f"and return the images of '{config.name}' at their final size"
+        )
+    if not (isinstance(train, Split) and train.movable):
+        asked = {"flip": config.flip, "shift": config.shift}
+        for key in sorted(config.model_fields_set & {key for key, value in asked.items() if value}):
+            off = "false" if key == "flip" else "0"
+            raise DataError(
+                f"data.{key} moves images in memory with class indices or masks, and nothing else: set it to "
+                f"{off}, and move images and targets together in data.transforms"
+            )
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -125,158 +269,48 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _resized(split: Split, size: int | None) -> Split:
-    """Images scaled to `size` by `size` pixels, unless they are so already."""
-    if size is None or split.images.shape[2:] == (size, size):
-        return split
+def _resized(part: Split | Items, size: int | None) -> Split | Items:
+    """Images, and masks with them, scaled to `size` by `size` pixels, unless they are so already."""
+    if size is None or not isinstance(part, Split) or part.images.shape[2:] == (size, size):
+        return part
     parts = [
-        torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
-        for part in torch.split(split.images, 256)
+        torch.nn.functional.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
+        for images in torch.split(part.images, 256)
     ]
-    return Split(torch.cat([part.round().to(torch.uint8) for part in parts]), split.labels)
+    labels = part.labels
+    if part.masked:
+        rows, columns = (
+            ((torch.arange(size) + 0.5) * (side / size)).long().clamp_max(side - 1)
+            for side in part.images.shape[2:]
+        )
+        labels = labels[:, rows[:, None], columns]
+    return Split(torch.cat([images.round().to(torch.uint8) for images in parts]), labels)
 
 
 def _check_split(name: str, split: Split, classes: int) -> None:
     images, labels = split.images, split.labels
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         raise DataError(f"'{name}' must return images as a uint8 tensor (N, C, H, W), not empty")
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise DataError(f"'{name}' must return labels as an int64 tensor (N,)")
-    if labels.min() < 0 or labels.max() >= classes:
+    whole = isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point()
+    if (
+        not isinstance(labels, Tensor)
+        or labels.shape[:1] != images.shape[:1]
+        or (whole and labels.dtype != torch.int64)
+    ):
+        raise DataError(
+            f"'{name}' must return labels as an int64 tensor (N,), or other targets as a tensor (N, ...)"
+        )
+    if not classes or not (split.classified or split.masked):
+        return
+    counted = labels[labels != IGNORED] if split.masked and classes <= IGNORED else labels
+    if len(counted) and (counted.min() < 0 or counted.max() >= classes):
         raise DataError(
             f"'{name}' must return labels from 0 to {classes - 1}, one a class name, "
-            f"not {labels.min()} to {labels.max()}"
+            f"not {counted.min()} to {counted.max()}"
         )
 
 
-def _stratified(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Two parts, the first of `count` images, with the classes in proportion."""
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(split), generator=generator)
-    labels = split.labels[shuffled]
-    # The position of each image within its class, as a part of the class: taking the lowest of these takes
-    # the same share of every class.
-    rank = torch.empty(len(split), dtype=torch.float64)
-    for label in range(int(labels.max()) + 1):
-        where = (labels == label).nonzero().flatten()
-        rank[where] = (torch.arange(len(where), dtype=torch.float64) + 0.5) / len(where)
-    order = shuffled[rank.argsort(stable=True)]
-    return split.take(order[:count]), split.take(order[count:])
-
-
-def _limit(split: Split, limit: int | None, seed: int) -> Split:
-    if limit is None or limit >= len(split):
-        return split
-    return _stratified(split, limit, seed)[0]
-
-
-def _digits(size: int) -> tuple[Split, Split, tuple[str, ...]]:
-    """scikit-learn's 1,797 handwritten digits (8x8 scans), enlarged; a fifth of them is the test set."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
-    images = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    split = Split(images.round().to(torch.uint8), torch.from_numpy(bunch.target).long())
-    test, train = _stratified(split, round(len(split) * 0.2), seed=0)
-    return train, test, tuple(str(digit) for digit in range(10))
-
-
-def _cifar10() -> tuple[Split, Split, tuple[str, ...]]:
-    """CIFAR-10 as torchvision stores it, under .cache/cifar10; downloaded once when it is not there."""
-    from torchvision.datasets import CIFAR10
-
-    root = Path(".cache/cifar10")
-    try:
-        with redirect_stdout(io.StringIO()):
-            parts = [CIFAR10(str(root), train=train, download=True) for train in (True, False)]
-    except Exception as cause:
-        raise DataError(
-            f"CIFAR-10 is not under {root} and could not be fetched ({one_line(cause)}); "
-            "use imagefolder:PATH for a copy of your own"
-        ) from None
-    train, test = (
-        Split(torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets))
-        for part in parts
-    )
-    return train, test, tuple(parts[0].classes)
-
-
-def _image_folder(path: Path, config: DataConfig, seed: int) -> tuple[Split, Split, tuple[str, ...]]:
-    """PATH/train/<class>/* and PATH/test/<class>/*, or PATH/<class>/* of which a fifth is the test set."""
-    from torchvision.datasets import ImageFolder
-
-    def listing(folder: Path) -> tuple[list[_Sample], tuple[str, ...]]:
-        try:
-            found = ImageFolder(str(folder))
-        except FileNotFoundError as cause:
-            reason = str(cause).splitlines()[0].rstrip(".")
-            raise DataError(
-                f"no images in {folder}: {reason}; it needs one folder of images a class"
-            ) from None
-        return [_Sample(*sample) for sample in found.samples], tuple(found.classes)
-
-    if not path.is_dir():
-        raise DataError(f"imagefolder:{path}: there is no folder {path}")
-    if not (path / "train").is_dir():
-        samples, classes = listing(path)
-        test, train = _divided(samples, max(1, round(len(samples) * 0.2)), seed=0)
-        if not train:
-            raise DataError(f"{path} holds one image; there is nothing to train on")
-    elif not (path / "test").is_dir():
-        raise DataError(f"{path} has train/ but no test/; bcnet needs both, or classes directly in {path}")
-    else:
-        train, classes = listing(path / "train")
-        test, test_classes = listing(path / "test")
-        if classes != test_classes:
-            raise DataError(f"{path}/train and {path}/test hold different classes")
-    side = config.image_size or min(_picture(train[0].path).size)
-    # Chosen before they are decoded: a part of a large folder costs only that part.
-    train = _divided(train, config.train_limit or len(train), seed)[0]
-    test = _divided(test, config.test_limit or len(test), seed)[0]
-    return _decode(train, side), _decode(test, side), classes
-
-
-class _Sample(NamedTuple):
-    path: str
-    label: int
-
-
-def _divided(samples: list[_Sample], count: int, seed: int) -> tuple[list[_Sample], list[_Sample]]:
-    """Two parts, the first of at most `count` samples, with the classes in proportion."""
-    if count >= len(samples):
-        return samples, []
-    labels = torch.tensor([sample.label for sample in samples])
-    parts = _stratified(Split(torch.arange(len(samples)), labels), count, seed)
-    first, rest = ([samples[i] for i in part.images.tolist()] for part in parts)
-    return first, rest
-
-
-def _decode(samples: list[_Sample], size: int) -> Split:
-    """Read images into one tensor: shorter side to `size`, centre cropped."""
-
-    def read(sample: _Sample) -> Tensor:
-        from torchvision.transforms import functional
-
-        picture = _picture(sample.path)
-        if picture.size != (size, size):
-            picture = functional.center_crop(functional.resize(picture, size), [size, size])
-        return functional.pil_to_tensor(picture)  # type: ignore[no-any-return]
-
-    pixels: list[Tensor] = []
-    with ThreadPoolExecutor() as pool, progress_bar("reading images", len(samples)) as advance:
-        for decoded in pool.map(read, samples):
-            pixels.append(decoded)
-            advance("")
-    return Split(torch.stack(pixels), torch.tensor([sample.label for sample in samples]))
-
-
-def _picture(path: str) -> "Image":
-    """An image file in RGB. Pillow raises SyntaxError, among others, for damaged files."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as cause:
-        raise DataError(f"{path} cannot be read as an image ({one_line(cause)}); remove it") from None
+def _limit(part: Split | Items, limit: int | None, seed: int) -> Split | Items:
+    if limit is None or limit >= len(part):
+        return part
+    return divided(part, limit, seed)[0]

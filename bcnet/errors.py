@@ -5,7 +5,7 @@ BcnetError (exit 1)
 ├── DataError          dataset unknown, empty or unreadable
 ├── ModelError         model unknown or not loadable
 ├── SpaceError         widths or a space that do not fit a network
-├── TrainingError      a training step fails, or the loss is not finite any more
+├── TrainingError      a training step or a user's function of [task] fails, or the loss is not finite
 ├── ArtifactError      a file of a run is missing, stale, cut short or edited
 ├── TableError         a latency table is unreadable or lacks rows
 ├── DeviceError        a hardware profile is unknown or its runtime is not here
@@ -38,7 +38,7 @@ class SpaceError(BcnetError):
 
 
 class TrainingError(BcnetError):
-    """A training step fails, or the loss is not finite any more."""
+    """A training step or a user's function of [task] fails, or the loss is not finite any more."""
 
 
 class ArtifactError(BcnetError):

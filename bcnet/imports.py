@@ -1,8 +1,12 @@
-"""Loads a user's own `package.module:function`, from an installed package or the working folder."""
+"""A user's own `package.module:function`, from an installed package or the working folder."""
 
+import ast
 import importlib
+import inspect
 import sys
+import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +32,37 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
     if not callable(function):
         raise error(f"'{reference}': module '{module_name}' has no function '{function_name}'")
     return function  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A user's function under the name that bcnet.toml has for it; what it raises becomes one line.
+
+    `contract` is a sentence that says how it is called and what it must return: it ends each error.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    error: type[BcnetError]
+    contract: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it. Raises `error`, which names the function and what it said."""
+        try:
+            return self.function(*arguments)
+        except BcnetError:
+            raise
+        except (Exception, SystemExit) as cause:
+            raise self.complaint(f"failed ({one_line(cause)})") from cause
+
+    def complaint(self, what: str) -> BcnetError:
+        """The error that says what is wrong with it."""
+        return self.error(f"'{self.name}' {what}; {self.contract}")
+
+
+def code_of(thing: object) -> str:
+    """What a class or function does, whatever its comments and layout; nothing where no source is at hand."""
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing))))  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        return ""

@@ -41,12 +41,13 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def show_comparison(summary: Mapping[str, Any]) -> None:
     """The table that a run ends with."""
     rows = []
-    for entry in summary["networks"]:
+    entries = summary["networks"]
+    for entry in entries:
         latency = entry["latency"]
         rows.append(
             [
                 entry["name"],
-                f"{entry['accuracy']:.2%} ({entry['accuracy_low']:.1%} to {entry['accuracy_high']:.1%})",
+                _with_interval(entry),
                 f"{latency['median_ms']:.3f}",
                 f"{latency['p90_ms']:.3f}",
                 f"{entry['params']:,}",
@@ -58,7 +59,7 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     show_table(
         [
             "network",
-            "accuracy (95 % interval)",
+            "accuracy (95 % interval)" if entries[0]["accuracy_low"] is not None else summary["metric"],
             "median ms",
             "p90 ms",
             "parameters",
@@ -71,6 +72,12 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     budget = f"budget {summary['budget_ms']:.3f} ms, " if summary["budget_ms"] is not None else ""
     print(
         f"on {summary['device']}: {budget}predicted {summary['predicted_ms']:.3f} ms; "
-        f"accuracy on {summary['test_images']} test images, through ONNX Runtime"
+        f"{summary['metric']} on {summary['test_images']} test images, through ONNX Runtime"
     )
     print(f"verified network: {summary['file']}")
+
+
+def _with_interval(entry: Mapping[str, Any]) -> str:
+    if entry["accuracy_low"] is None:
+        return f"{entry['accuracy']:.4f}"
+    return f"{entry['accuracy']:.2%} ({entry['accuracy_low']:.1%} to {entry['accuracy_high']:.1%})"

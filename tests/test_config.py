@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bcnet.config import CONFIG_FILE, Config, Section, latency_share, load_config, template
+from bcnet.config import CONFIG_FILE, EXAMPLES, Config, Section, latency_share, load_config, template
 from bcnet.errors import ConfigError, UsageError
 
 
@@ -80,7 +80,7 @@ def test_the_template_documents_every_key_in_its_section(section: str, key: str,
 
 def test_the_template_has_a_title_for_every_section() -> None:
     sections = re.findall(r"^\[(\w+)\]$", template(), flags=re.MULTILINE)
-    assert sections == ["model", "data", "space", "train", "search", "slice", "export"]
+    assert sections == ["model", "data", "task", "space", "train", "search", "slice", "export"]
     assert len(re.findall(r"^# .+\n\[\w+\]$", template(), flags=re.MULTILINE)) == len(sections)
 
 

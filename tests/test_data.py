@@ -12,6 +12,7 @@ from PIL import Image
 from bcnet.config import DataConfig
 from bcnet.data import ImageData, Split, load_data
 from bcnet.errors import DataError
+from bcnet.supernet.fit import Recipe, batches
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -333,3 +334,268 @@ def test_the_working_folder_does_not_stay_on_the_import_path() -> None:
     before = list(sys.path)
     load_data(DataConfig(name="numbered7:make"), 0)
     assert sys.path == before
+
+
+# Masks, targets of other kinds, and Datasets: the image of each item tells its number.
+OTHERS = """
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+numbers = torch.arange(40, dtype=torch.uint8)
+images = numbers[:, None, None, None].repeat(1, 3, 8, 8)
+
+def parts(targets, classes, images=images):
+    return (images[:30], targets[:30]), (images[30:], targets[30:]), classes
+
+def masks():
+    spotted = images.clone()
+    spotted[:, :, 2, 5] = 200
+    masks = torch.zeros(40, 8, 8, dtype=torch.uint8)
+    masks[:, 2, 5] = 1
+    masks[:, 0, 0] = 255
+    return parts(masks, ["ground", "spot"], spotted)
+
+def wrong_masks(): return parts(torch.full((40, 8, 8), 3), ["ground", "spot"])
+def values(): return parts(torch.arange(40.0)[:, None], [])
+
+class Items(Dataset):
+    def __init__(self, low, high):
+        self.numbers = range(low, high)
+        self.bad = None
+    def __len__(self):
+        return len(self.numbers)
+    def __getitem__(self, index):
+        number = self.numbers[index]
+        if number == self.bad:
+            raise OSError("cut short")
+        return torch.full((1, 4, 6), float(number)), {"value": torch.tensor([number])}
+
+def items(): return Items(0, 20), Items(20, 28), ["thing"]
+def mixed(): return Items(0, 20), parts(numbers.long(), range(40))[1], range(40)
+def empty(): return Items(0, 20), Items(20, 20), []
+def broken():
+    train, test, classes = items()
+    train.bad = 3
+    return train, test, classes
+class Single(Items):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0]
+def single(): return Single(0, 20), Single(20, 28), []
+class Pairs(Items):
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        return (image, image[0, 0, :2]), (target["value"], target["value"] + 1)
+def pairs(): return Pairs(0, 20), Pairs(20, 28), []
+class Ragged(Items):
+    def __getitem__(self, index):
+        return torch.zeros(1, 4, index + 1), index
+def ragged(): return Ragged(0, 20), Ragged(20, 28), []
+class Arrays(Items):
+    def __getitem__(self, index):
+        return np.full((1, 4, 6), self.numbers[index], np.float32), self.numbers[index]
+def arrays(): return Arrays(0, 20), Arrays(20, 28), ["thing"]
+class Names(Items):
+    def __getitem__(self, index):
+        return str(index), index
+def names(): return Names(0, 20), Names(20, 28), []
+class Stream(IterableDataset):
+    def __iter__(self): return iter([])
+def stream(): return Stream(), Stream(), []
+
+def noisy(image, target):
+    draws = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+    return image, {**target, "draws": torch.tensor(draws)}
+def brighter(image, target): return image + 100, target
+def nothing(image, target): return None
+def failing(image, target): raise ValueError("no such corner")
+def lists(items):
+    inputs, targets = zip(*items)
+    return list(inputs), list(targets)
+"""
+
+
+def others(name: str, **settings: object) -> ImageData:
+    """A dataset of the module above, all whose functions are its own."""
+    if not Path("others.py").exists():
+        module("others", OTHERS)
+    own = {key: f"others:{v}" if key in ("transforms", "collate") else v for key, v in settings.items()}
+    return load_data(DataConfig(name=f"others:{name}", **own), 0)  # type: ignore[arg-type]
+
+
+def test_masks_are_targets_and_move_with_their_images() -> None:
+    data = others("masks", flip=True, shift=3)
+    assert isinstance(data.train, Split)
+    assert data.train.labels.shape == (24, 8, 8)
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=24, flip=True, shift=3)
+    ((images, masks),) = batches(data, recipe, 0)
+    spots, bright = masks == 1, images[:, 0] == images[:, 0].max()
+    assert torch.equal(spots, bright)
+    assert len({tuple(place) for place in spots.nonzero()[:, 1:].tolist()}) > 10
+    assert (masks == 255).flatten(1).sum(1).max() > 8  # what a shift uncovers does not count
+
+
+def test_masks_are_scaled_with_their_images_without_mixing_classes() -> None:
+    data = others("masks", image_size=16)
+    assert isinstance(data.test, Split)
+    assert data.test.labels.shape == (10, 16, 16)
+    assert set(data.test.labels.unique().tolist()) == {0, 1, 255}
+    assert data.test.labels[0, 4:6, 10:12].tolist() == [[1, 1], [1, 1]]
+    assert (data.test.labels == 1).flatten(1).sum(1).tolist() == [4] * 10
+
+
+def test_masks_of_more_classes_than_names_are_refused() -> None:
+    with pytest.raises(DataError, match="must return labels from 0 to 1, one a class name, not 3 to 3"):
+        others("wrong_masks")
+
+
+def test_targets_may_be_values_and_keep_to_their_images() -> None:
+    data = others("values")
+    assert isinstance(data.val, Split)
+    assert data.classes == ()
+    assert torch.equal(data.val.labels[:, 0], data.val.images[:, 0, 0, 0].float())
+    (inputs, targets) = next(batches(data, Recipe(epochs=1, learning_rate=1, batch_size=8, shift=2), 0))
+    order = inputs[:, 0, 4, 4].argsort()
+    assert targets[order, 0].diff().min() > 0  # nothing is shifted: the image is the same everywhere
+    assert float(inputs.std((1, 2, 3)).max()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        (
+            "values",
+            {"flip": True},
+            "data.flip moves images in memory with class indices or masks, and nothing",
+        ),
+        ("items", {"shift": 2}, "set it to 0, and move images and targets together in data.transforms"),
+        (
+            "values",
+            {"image_size": 16},
+            "data.image_size scales images with class indices or masks, not other",
+        ),
+        ("items", {"image_size": 16}, "a Dataset gives its own size: remove it"),
+    ],
+)
+def test_settings_that_would_leave_targets_behind_are_refused(
+    name: str, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        others(name, **settings)
+
+
+def test_a_dataset_gives_final_inputs_and_is_split_like_images() -> None:
+    data = others("items", train_limit=10, test_limit=4, val_fraction=0.3)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [7, 3, 4]
+    assert (data.input_shape, data.mean, data.std) == ((1, 4, 6), (), ())
+    found = [
+        set(torch.cat([targets["value"] for _, targets in data.batches(part, 4)]).flatten().tolist())
+        for part in (data.train, data.val, data.test)
+    ]
+    assert len(found[0] | found[1]) == 10
+    assert found[0] | found[1] < set(range(20))
+    assert found[2] < set(range(20, 28))
+    inputs, targets = next(data.batches(data.train, 4))
+    assert torch.equal(inputs[:, 0, 0, 0], targets["value"][:, 0].float())
+    assert torch.equal(data.example(2), torch.zeros(2, 1, 4, 6))
+
+
+def test_tuples_of_inputs_stay_tuples() -> None:
+    inputs, targets = next(others("pairs").batches(others("pairs").test, 3))
+    assert isinstance(inputs, tuple)
+    assert [tuple(tensor.shape) for tensor in inputs] == [(3, 1, 4, 6), (3, 2)]
+    assert isinstance(targets, tuple)
+
+
+def test_a_collate_of_the_users_own_makes_every_batch() -> None:
+    data = others("ragged", collate="lists")
+    inputs, targets = next(data.batches(data.test, 3))
+    assert isinstance(inputs, list)
+    assert targets == [0, 1, 2]
+    assert [tensor.shape[2] for tensor in inputs] == [1, 2, 3]
+    data = others("masks", collate="lists")
+    inputs, targets = next(data.batches(data.test, 3))
+    assert [tensor.dtype for tensor in (*inputs, *targets)] == [torch.float32] * 3 + [torch.uint8] * 3
+
+
+def test_transforms_are_for_training_items_alone_and_repeat_with_seed_and_epoch() -> None:
+    data = others("items", transforms="noisy")
+    assert "draws" not in next(data.batches(data.train, 4))[1]
+
+    def draws(seed: int, epoch: int) -> list[list[float]]:
+        recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=4, seed=seed)
+        return torch.cat([t["draws"] for _, t in batches(data, recipe, epoch)]).tolist()  # type: ignore[no-any-return]
+
+    before = torch.random.get_rng_state()
+    first = draws(0, 0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert draws(0, 0) == first
+    assert draws(0, 1) != first != draws(1, 0)
+    assert len({number for row in first for number in row}) == 3 * len(first)
+
+
+def test_transforms_change_images_in_memory_before_they_are_normalised() -> None:
+    plain, changed = others("masks"), others("masks", transforms="brighter")
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=24)
+    ((before, _),), ((after, _),) = batches(plain, recipe, 0), batches(changed, recipe, 0)
+    background = (after - before)[:, :, 7, 7]
+    expected = 100 / 255 / torch.tensor(plain.std)
+    torch.testing.assert_close(background, expected.expand(24, 3), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mixed", {}, "'others:mixed' must return both parts as tensors, or both as a Dataset"),
+        ("empty", {}, "'others:empty' must return a Dataset that is not empty"),
+        ("stream", {}, "or as a torch.utils.data.Dataset with a length"),
+        ("broken", {}, "item 3 of 'others:broken' cannot be read: OSError: cut short"),
+        ("single", {}, "'others:single' must give (input, target), not Tensor"),
+        (
+            "ragged",
+            {},
+            "items cannot be joined into a batch (RuntimeError: stack expects each tensor to be equal",
+        ),
+        ("items", {"transforms": "nothing"}, "data.transforms must give (input, target), not NoneType"),
+        (
+            "items",
+            {"transforms": "failing"},
+            "'others:failing' failed (ValueError: no such corner); data.transfo",
+        ),
+        ("items", {"collate": "masks_of"}, "module 'others' has no function 'masks_of'"),
+    ],
+)
+def test_what_a_users_data_does_wrong_is_said_in_one_line(
+    name: str, settings: dict[str, object], message: str
+) -> None:
+    def use() -> None:
+        data = others(name, **settings)
+        for _ in batches(data, Recipe(epochs=1, learning_rate=0.1, batch_size=16), 0):
+            pass
+
+    with pytest.raises(DataError, match=re.escape(message)):
+        use()
+
+
+def test_arrays_become_tensors_and_inputs_without_any_are_refused() -> None:
+    inputs, targets = next(others("arrays").batches(others("arrays").test, 2))
+    assert (inputs.dtype, inputs.shape) == (torch.float32, (2, 1, 4, 6))
+    assert targets.tolist() == [20, 21]
+    with pytest.raises(DataError, match="'others:names' gives inputs without a tensor"):
+        others("names").input_shape  # noqa: B018
+
+
+def test_the_shape_of_a_list_of_inputs_is_that_of_its_first() -> None:
+    assert others("items", collate="lists").input_shape == (1, 4, 6)
+
+
+@pytest.mark.parametrize("name", ["items", "arrays"])
+def test_the_digest_of_a_dataset_follows_its_items(name: str) -> None:
+    before = others(name).digest()
+    assert others(name).digest() == before
+    data = others(name)
+    assert not isinstance(data.test, Split)
+    data.test.dataset.numbers = range(21, 29)  # type: ignore[attr-defined]
+    assert data.digest() != before

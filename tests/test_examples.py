@@ -1,12 +1,19 @@
 """The examples do what they say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import onnx
+import pytest
+import torch
+from conftest import PROFILE
+from torch import Tensor, nn
 
 from bcnet.config import load_config
+from bcnet.errors import SpaceError
+from bcnet.supernet.discover import discover_space
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -35,3 +42,75 @@ def test_the_cifar_example_is_a_valid_configuration() -> None:
     config = load_config(EXAMPLES / "cifar10.toml")
     assert config.model.name == "cbm-mobilenet"
     assert config.data.name == "imagefolder:.cache/cifar10"
+
+
+class DictOut(nn.Module):
+    """The smallest network that returns a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 2, 1))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": self.body(x)}
+
+
+def test_the_segmentation_example_is_a_valid_configuration() -> None:
+    config = load_config(EXAMPLES / "segmentation.toml")
+    assert config.task.metric == "mean-iou"
+    assert config.data.flip
+
+
+TINY = """
+[model]
+name = "segmentation:network"
+[data]
+name = "segmentation:data"
+train_limit = 40
+test_limit = 10
+[task]
+metric = "mean-iou"
+[space]
+bins = 2
+min_width = 0.5
+[train]
+epochs = 1
+optimizer = "adamw"
+learning_rate = 0.001
+batch_size = 16
+[search]
+latency = "90%"
+population = 2
+generations = 0
+measured = 1
+recalibration_images = 16
+[slice]
+epochs = 1
+[export]
+latency_tolerance = 5.0
+"""
+
+
+def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_path: Path) -> None:
+    try:
+        discover_space(DictOut(), torch.zeros(1, 1, 8, 8))
+    except SpaceError as cause:
+        pytest.skip(f"spaces are not discovered in networks with a dict of outputs: {cause}")
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "hw_profiles").mkdir()
+    (tmp_path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "segmentation.py", "--config", "tiny.toml", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metric"] == "mean-iou"
+    assert [entry["name"] for entry in result["networks"]] == ["full", "uniform", "searched"]
+    assert all(0 <= entry["accuracy"] <= 1 for entry in result["networks"])
+    proto = onnx.load(tmp_path / "runs/default/export/model.onnx")
+    assert [entry.name for entry in proto.graph.output] == ["out"]
+    assert [dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim] == [1, 4, 64, 64]

@@ -1,5 +1,6 @@
 """What the README tells people to type does what it says."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -55,3 +56,17 @@ def test_the_readmes_links_to_files_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readmes_own_task_is_trained_and_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project.forget_project()
+    section = README[README.index("## Your own task") : README.index("## From Python")]
+    for language, name in (("python", "own.py"), ("toml", "bcnet.toml")):
+        (block,) = re.findall(rf"^```{language}\n(.+?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        Path(name).write_text(block, encoding="utf-8")
+    assert main(["train", "--epochs", "15", "--json"]) == 0, capfd.readouterr().err
+    assert json.loads(capfd.readouterr().out)["final_loss"] < 0.01
+    project.forget_project()

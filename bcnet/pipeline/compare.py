@@ -11,13 +11,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from bcnet.artifacts import Run, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.table import LatencyStat
-from bcnet.pipeline.verify import check_file, file_accuracy
+from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, progress_bar, working
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
@@ -32,13 +34,16 @@ NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 
 @dataclass(frozen=True)
 class Entry:
-    """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size."""
+    """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
+
+    Accuracy is the task's metric, where it has another; only a share of images has an interval.
+    """
 
     name: str
     widths: Widths
     accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy_low: float | None
+    accuracy_high: float | None
     latency: LatencyStat
     params: int
     macs: int
@@ -60,11 +65,11 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     for name, network in networks.items():
         fit_network(network, project.data, recipe, f"training the {name} network")
     wanted["searched"] = widths
-    shape = (profile.batch, *project.data.input_shape)
+    example = project.data.example(profile.batch)
     files = {}
     for name, network in networks.items():
         with working(f"exporting the {name} network to ONNX"):
-            proto = to_onnx(network, shape)
+            proto = to_onnx(network, example)
         check_file(proto)
         files[name] = proto.SerializeToString()
     files["searched"] = searched
@@ -76,15 +81,15 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
                 advance("")
     entries = []
     for name, content in files.items():
-        accuracy = file_accuracy(content, project.data, profile)
-        low, high = wilson(accuracy, len(project.data.test))
+        accuracy = file_metric(content, project.model, project.data, profile, project.task)
+        low, high = _interval(project, accuracy)
         entries.append(
             Entry(
                 name=name,
                 widths=wanted[name],
                 accuracy=round(accuracy, 6),
-                accuracy_low=round(low, 6),
-                accuracy_high=round(high, 6),
+                accuracy_low=low,
+                accuracy_high=high,
                 latency=min(latencies[name], key=lambda stat: stat.median_ms),
                 params=space.params(wanted[name]),
                 macs=space.macs(wanted[name]),
@@ -120,6 +125,15 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
 
 
+def _interval(project: Project, accuracy: float) -> tuple[float | None, float | None]:
+    test = project.data.test
+    target = test.take(torch.zeros(1, dtype=torch.int64)).items()[0][1]
+    if project.task.metric is not None or torch.as_tensor(target).ndim:
+        return None, None  # a mean over pixels or boxes is no share of independent trials
+    low, high = wilson(accuracy, len(test))
+    return round(low, 6), round(high, 6)
+
+
 def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % confidence interval of a share of `count` trials (Wilson, 1927)."""
     z = 1.959964
@@ -136,6 +150,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "export": export,
         "training settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "metric": metric_digest(config),
     }
 
 
@@ -153,6 +168,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "device": project.profile.name,
         "budget_ms": verified["budget_ms"],
         "predicted_ms": verified["predicted_ms"],
+        "metric": config.task.metric,
         "test_images": len(project.data.test),
         "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
         "file": verified["file"],

@@ -9,21 +9,22 @@ from importlib.metadata import version
 from typing import Any
 
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.verify import verify
 from bcnet.progress import announce, say, working
+from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
 
 
-def export(model: nn.Module, input_shape: tuple[int, ...], metadata: Mapping[str, str]) -> ModelProto:
-    """The network as ONNX for inputs of `input_shape`, with what a deployer needs to know as metadata."""
-    proto = to_onnx(model, input_shape)
+def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:
+    """The network as ONNX for inputs as `example` (see `to_onnx`), with metadata that a deployer needs."""
+    proto = to_onnx(model, example)
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
@@ -39,6 +40,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
         "search": search,
         "limits": digest(config.export.model_dump()),
+        "metric": metric_digest(config),
         "device": project.device_key,
     }
 
@@ -52,15 +54,18 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     widths = searched_widths(run, project)
     model = sliced_model(run, project)
     data = project.data
+    example = data.example(project.profile.batch)
     metadata = {
         "bcnet_version": version("bcnet"),
         "widths": str(widths),
-        "input": json.dumps({"layout": "NCHW", "shape": [project.profile.batch, *data.input_shape]}),
-        "preprocessing": json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std}),
         "classes": json.dumps(data.classes),
     }
+    if isinstance(example, Tensor) and example.ndim == 4:
+        metadata["input"] = json.dumps({"layout": "NCHW", "shape": list(example.shape)})
+    if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
+        metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     with working("exporting to ONNX"):
-        proto = export(model, (project.profile.batch, *data.input_shape), metadata)
+        proto = export(model, example, metadata)
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
     report = verify(
@@ -75,6 +80,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         budget_ms=found["budget_ms"],
         full=project.graph.variant(project.space.original()),
         full_predicted_ms=float(found["full_predicted_ms"]),
+        task=project.task,
     )
     summary = {
         "stage": "export",

@@ -20,6 +20,7 @@ from bcnet.errors import ArtifactError, BudgetError
 from bcnet.latency_tables.table import LatencyStat
 from bcnet.progress import announce, say, working
 from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, ScoreOf, SearchSettings, fastest
+from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project, load_project
@@ -206,6 +207,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "latency table": digest(asdict(calibration) if calibration else None),
         "device": project.device_key,
         "search settings": digest([asdict(settings_of(project)), config.search.recalibration_images]),
+        "metric": metric_digest(config),
     }
 
 
@@ -226,7 +228,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     def score_of(widths: Widths) -> Score:
         images = config.search.recalibration_images
-        return score(project.model, project.space, state, widths, project.data, images)
+        return score(project.model, project.space, state, widths, project.data, images, project.task)
 
     def save_state(candidates: Sequence[Candidate]) -> None:
         state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}

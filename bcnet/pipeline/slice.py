@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
 from bcnet.progress import announce, working
-from bcnet.supernet.fit import Recipe, fit_network, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
-from bcnet.supernet.paths import cut, with_state
+from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, supernet_tensors
 from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
@@ -53,16 +54,16 @@ def slice(
     """
     widths = space.check(widths)
     with working("scoring both sides"):
-        sides = score_sides(model, space, state, widths, data, images)
+        sides = score_sides(model, space, state, widths, data, images, recipe.task)
     side = max(sides, key=lambda name: sides[name])
     small = with_state(model, space, recalibrated(model, space, state, widths, side, data, images))
-    before = evaluate_network(small, data, data.test).accuracy
+    before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:
         small = cut(scratch, space, widths)
     if recipe.epochs:
         fit_network(small, data, recipe, "training from scratch" if scratch else "fine-tuning")
     with working("counting the small network's accuracy on the test images"):
-        after = evaluate_network(small, data, data.test).accuracy
+        after = evaluate_network(small, data, data.test, recipe.task).accuracy
     return SliceResult(small, side, before, after)
 
 
@@ -74,6 +75,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "metric": metric_digest(config),
     }
 
 
@@ -91,7 +93,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     recipe = Recipe.of(config, epochs, rate)
     images = config.search.recalibration_images
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
-        program_bytes(cut(project.model, project.space, widths), project.data.input_shape)
+        program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
     result = slice(
         project.model,
@@ -119,7 +121,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
     files = {
         "model.safetensors": save(tensors),
-        "model.pt2": program_bytes(result.model, project.data.input_shape),
+        "model.pt2": program_bytes(result.model, project.data.example(2)),
         "widths.json": json_bytes({"widths": groups, "side": result.side}),
         "result.json": json_bytes(summary),
     }
@@ -127,14 +129,20 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     return summary
 
 
-def program_bytes(model: nn.Module, input_shape: tuple[int, ...]) -> bytes:
-    """torch.export's own file: `torch.export.load(path).module()(x)`, any batch size."""
-    example = torch.zeros(2, *input_shape)
+def program_bytes(model: nn.Module, example: Any) -> bytes:
+    """torch.export's own file: `torch.export.load(path).module()(x)`, any batch size.
+
+    `example` is inputs of two images, as the network takes them (see `run_with`).
+    """
+    args, kwargs = arguments(example)
+    batch = torch.export.Dim("batch", min=1)
+    # By position in the signature, whichever way an input is given.
+    dynamic = tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None, (args, kwargs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+                model.eval(), args, kwargs, dynamic_shapes=dynamic[1] if kwargs else dynamic[0]
             )
         except Exception as cause:
             raise ModelError(

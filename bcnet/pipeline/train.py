@@ -4,6 +4,7 @@
 training checkpoint.safetensors, from which a killed training continues.
 """
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.artifacts import Run, write_file
-from bcnet.config import Config
+from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
 from bcnet.progress import announce, say, working
@@ -24,6 +25,7 @@ from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import supernet_step
 from bcnet.supernet.widen import supernet_state
@@ -75,9 +77,9 @@ def train(
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
-    def step(images: Tensor, labels: Tensor, number: int) -> float:
+    def step(inputs: Any, targets: Any, number: int) -> float:
         widths = Widths(sampler.at(number))
-        loss = supernet_step(model, space, parameters, buffers, widths, images, labels, recipe)
+        loss = supernet_step(model, space, parameters, buffers, widths, inputs, targets, recipe)
         records.append((widths, round(loss, 5)))
         return loss
 
@@ -127,15 +129,13 @@ def first_state(project: Project, recipe: Recipe) -> State:
 
 
 def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[str, Tensor]:
-    """Gradients of the loss in eval mode, summed over a few training batches."""
-    model = model.to(recipe.device).eval()
-    model.zero_grad(set_to_none=True)
-    for _, (images, labels) in zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False):
-        recipe.loss(model(images), labels).backward()  # type: ignore[no-untyped-call]
-    found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    model.cpu()
-    return found
+    """Gradients of the training loss, summed over a few batches."""
+    probe = copy.deepcopy(model).to(recipe.device).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        for _, (inputs, targets) in zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False):
+            recipe.training_loss(probe, inputs, targets).backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad.cpu() for name, p in probe.named_parameters() if p.grad is not None}
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -155,6 +155,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if resume is not None:
         say(f"continuing after epoch {resume.snapshot.epoch} of {recipe.epochs}")
     done = resume.snapshot.epoch if resume else 0
+    if config.task != TaskConfig():
+        with working("trying the task's functions"):  # now, and not in a search after hours of training
+            evaluate_network(project.model, project.data, project.data.val, project.task)
     announce("training the supernet", (recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
     result = train(
@@ -194,11 +197,11 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     widths = project.space.uniform(0.55)
     model = project.model.to(recipe.device).train()
-    seconds = []
-    for _, (images, labels) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        start = time.perf_counter()
-        supernet_step(model, project.space, parameters, buffers, widths, images, labels, recipe)
+    seconds, start = [], time.perf_counter()
+    for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
+        supernet_step(model, project.space, parameters, buffers, widths, inputs, targets, recipe)
         seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()  # reading the next batch counts, too
     model.cpu().eval()
     return min(seconds) * steps_an_epoch(project.data, recipe)
 

@@ -4,15 +4,15 @@ In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bcnet.config import ExportConfig
 from bcnet.data import ImageData
@@ -22,7 +22,10 @@ from bcnet.latency_tables.table import LatencyStat
 from bcnet.progress import progress_bar, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.measure import measure_network
+from bcnet.supernet.paths import arguments
+from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.task import Task
 
 PATIENCE = 5  # measurements of a network that seems over the budget
 
@@ -91,27 +94,32 @@ def verify(
     budget_ms: float | None,
     full: bytes,
     full_predicted_ms: float | None = None,
+    task: Task | None = None,
 ) -> VerifyReport:
     """Run the file on the whole test set and time it beside the unpruned network, `full`.
 
-    `full_predicted_ms` serves to tell a slower machine from a slower network in a failure's text.
+    `full_predicted_ms` serves to tell a slower machine from a slower network in a failure's text. Accuracy is
+    the task's metric, where it has another.
     """
     check_file(proto)
     content = proto.SerializeToString()
     runtime = runtime_named(profile.runtime)
-    expected = torch_outputs(model, data)
-    outputs = file_outputs(content, data, profile)
-    labels = data.test.labels.numpy()
-    accuracy_torch = float((expected.argmax(1) == labels).mean())
-    accuracy = float((outputs.argmax(1) == labels).mean())
-    error = float(np.abs(outputs - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    task = task or Task()
+    differences = Differences()
+    batches = file_outputs(content, model, data, profile, differences)
+    accuracy = task.measure(batches)
+    for _ in batches:  # a metric may stop early, the comparison does not
+        pass
+    with working("the same test images in PyTorch"):
+        accuracy_torch = evaluate_network(model, data, data.test, task).accuracy
+    error = differences.relative
     with working("timing the exported and the full network"):
         measured, full_stat = _timed(content, full, profile, budget_ms)
     match = shapes_match(proto, space, widths)
     failures = []
     if not match:
         failures.append("the file's shapes are not the searched widths")
-    if not np.isfinite(outputs).all():
+    if not differences.finite:
         failures.append("the outputs are not finite")
     elif error > limits.output_tolerance:
         failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {limits.output_tolerance:g}")
@@ -131,7 +139,7 @@ def verify(
         executed=True,
         shapes_match=match,
         output_error=error,
-        top1_agreement=float((outputs.argmax(1) == expected.argmax(1)).mean()),
+        top1_agreement=differences.agreement,
         accuracy_torch=accuracy_torch,
         accuracy=accuracy,
         predicted_ms=predicted_ms,
@@ -163,34 +171,77 @@ def _median(stat: LatencyStat) -> float:
     return stat.median_ms
 
 
-def torch_outputs(model: nn.Module, data: ImageData) -> np.ndarray:
-    """The network's outputs on the test images, in PyTorch."""
+class Differences:
+    """How far a file's outputs are from PyTorch's, over all batches that were added."""
+
+    def __init__(self) -> None:
+        self.finite = True
+        self._largest: dict[int, tuple[float, float]] = {}  # output -> its largest difference and value
+        self._agreed = self._answers = 0
+
+    def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """One batch, each output beside its own. Raises CheckFailed where they are of other shapes."""
+        shapes, wanted = ([tuple(tensor.shape) for tensor in side] for side in (outputs, expected))
+        if shapes != wanted:
+            raise CheckFailed(f"the exported file gives outputs of {shapes}, PyTorch of {wanted}")
+        for number, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
+            if not output.numel():
+                continue
+            self.finite = self.finite and bool(output.isfinite().all())
+            before = self._largest.get(number, (0.0, 0.0))
+            # In double: integers, too, and the largest of floats.
+            found = (output.double() - reference.double()).abs().max(), reference.double().abs().max()
+            self._largest[number] = max(before[0], float(found[0])), max(before[1], float(found[1]))
+        if outputs and outputs[0].ndim > 1:
+            same = outputs[0].argmax(1) == expected[0].argmax(1)
+            self._agreed += int(same.sum())
+            self._answers += same.numel()
+
+    @property
+    def relative(self) -> float:
+        """The largest difference of an output, relative to its largest value; of the worst output."""
+        return max((error / max(size, 1e-12) for error, size in self._largest.values()), default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """The share of the first output's answers (largest along axis 1) that are the same."""
+        return self._agreed / self._answers if self._answers else 1.0
+
+
+def file_metric(content: bytes, model: nn.Module, data: ImageData, profile: HwProfile, task: Task) -> float:
+    """The task's metric of an ONNX file on the whole test set, through the profile's runtime.
+
+    `model` is the network in PyTorch: its outputs' structure is the file's.
+    """
+    return task.measure(file_outputs(content, model, data, profile))
+
+
+def file_outputs(
+    content: bytes,
+    model: nn.Module,
+    data: ImageData,
+    profile: HwProfile,
+    differences: Differences | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """(outputs, targets) of an ONNX file on the test images, through the profile's runtime.
+
+    Outputs have the structure that `model` gives them; `differences` gets both beside each other.
+    """
     model.eval()
-    with torch.no_grad():
-        return _over_test_set("test images in PyTorch", data, lambda images: model(images).numpy())
-
-
-def file_accuracy(content: bytes, data: ImageData, profile: HwProfile) -> float:
-    """The accuracy of an ONNX file on the whole test set, through the profile's runtime."""
-    outputs = file_outputs(content, data, profile)
-    return float((outputs.argmax(1) == data.test.labels.numpy()).mean())
-
-
-def file_outputs(content: bytes, data: ImageData, profile: HwProfile) -> np.ndarray:
-    """The outputs of an ONNX file on the test images, through the profile's runtime."""
     predict = runtime_named(profile.runtime).predictor(content, profile.threads)
-    return _over_test_set(
-        f"test images in {profile.runtime}", data, lambda images: predict(images.contiguous().numpy())
-    )
-
-
-def _over_test_set(
-    description: str, data: ImageData, outputs_of: Callable[[Tensor], np.ndarray]
-) -> np.ndarray:
-    size = 256
-    outputs = []
-    with progress_bar(description, math.ceil(len(data.test) / size)) as advance:
-        for images, _ in data.batches(data.test, size):
-            outputs.append(outputs_of(images))
+    with progress_bar(
+        f"test images in {profile.runtime}", math.ceil(len(data.test) / data.evaluated)
+    ) as advance:
+        for number, (inputs, targets) in enumerate(data.batches(data.test, data.evaluated)):
+            if number == 0 or differences is not None:
+                args, kwargs = arguments(inputs)
+                with torch.no_grad():
+                    leaves, structure = tree_flatten(model(*args, **kwargs))
+            arrays = [leaf.contiguous().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+            outputs = [torch.from_numpy(array) for array in predict(*arrays)]
+            if differences is not None:
+                differences.add(outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            waiting = iter(outputs)
+            filled = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            yield tree_unflatten(filled, structure), targets
             advance("")
-    return np.concatenate(outputs)

@@ -26,8 +26,8 @@ class Runtime(Protocol):
     def profile_nodes(self, model: bytes, threads: int, runs: int) -> list[tuple[str, np.ndarray]]:
         """In order of execution: a node's name and its milliseconds in each of `runs` inferences."""
 
-    def predictor(self, model: bytes, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-        """A function from a batch of images, float32 (N, C, H, W), to the network's output."""
+    def predictor(self, model: bytes, threads: int) -> Callable[..., list[np.ndarray]]:
+        """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
 def runtime_named(name: str) -> Runtime:

@@ -12,6 +12,13 @@ import onnxruntime
 
 from bcnet.errors import DeviceError, one_line
 
+TYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+}
+
 
 def fingerprint() -> dict[str, str]:
     """Runtime version and processor."""
@@ -61,20 +68,28 @@ def profile_nodes(model: bytes, threads: int, runs: int) -> list[tuple[str, np.n
     return [(name, durations[warmup:, index]) for index, name in enumerate(names[:per_run])]
 
 
-def predictor(model: bytes, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Run the network on any number of images, in batches of the size that the file fixes."""
-    session = _session(model, threads)
-    (node,) = session.get_inputs()
-    batch = node.shape[0]
+def predictor(model: bytes, threads: int) -> Callable[..., list[np.ndarray]]:
+    """Run the network on any number of images, in batches of the size that the file fixes.
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    Networks of several inputs take as many arrays, in the file's order. Returns every output, (N, ...).
+    """
+    session = _session(model, threads)
+    nodes = session.get_inputs()
+    batch = nodes[0].shape[0]
+
+    def predict(*inputs: np.ndarray) -> list[np.ndarray]:
         outputs = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            padding = np.zeros((batch - len(part), *part.shape[1:]), np.float32)
-            full = np.ascontiguousarray(np.concatenate([part, padding]) if len(padding) else part)
-            outputs.append(session.run(None, {node.name: full})[0][: len(part)])
-        return np.concatenate(outputs)
+        for start in range(0, len(inputs[0]), batch):
+            feed, count = {}, 0
+            for node, array in zip(nodes, inputs, strict=True):
+                part = array[start : start + batch]
+                count = len(part)
+                padding = np.zeros((batch - count, *part.shape[1:]), part.dtype)
+                feed[node.name] = np.ascontiguousarray(
+                    np.concatenate([part, padding]) if count < batch else part
+                )
+            outputs.append([output[:count] for output in session.run(None, feed)])
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     return predict
 
@@ -94,9 +109,14 @@ def _session(model: bytes, threads: int, profile: Path | None = None) -> "onnxru
 
 
 def _constant_input(session: "onnxruntime.InferenceSession") -> dict[str, np.ndarray]:
-    (node,) = session.get_inputs()
     rng = np.random.default_rng(0)
-    return {node.name: rng.standard_normal(node.shape, dtype=np.float32)}
+    feed = {}
+    for node in session.get_inputs():
+        if node.type == "tensor(float)":
+            feed[node.name] = rng.standard_normal(node.shape, dtype=np.float32)
+        else:  # an index or a switch: zero is always one that exists
+            feed[node.name] = np.zeros(node.shape, TYPES.get(node.type, np.float32))
+    return feed
 
 
 def _processor() -> str:

@@ -9,26 +9,38 @@ import copy
 import ctypes
 import math
 import platform
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError, TrainingError, one_line
+from bcnet.imports import code_of, import_function
+from bcnet.parts import IGNORED, Split
 from bcnet.progress import progress_bar
+from bcnet.seeds import seeded
+from bcnet.supernet.paths import arguments
+from bcnet.supernet.task import Task
 
-# (images, labels, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
-Step = Callable[[Tensor, Tensor, int], float]
+# (inputs, targets, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
+Step = Callable[[Any, Any, int], float]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are trained; `bcnet.toml` documents each field."""
+    """How weights are trained; `bcnet.toml` documents each field.
+
+    `flip` and `shift` move images in memory that have class indices or masks.
+    """
 
     epochs: int
     learning_rate: float
@@ -43,6 +55,7 @@ class Recipe:
     amp: bool = False
     device: str = "cpu"
     seed: int = 0
+    task: Task = field(default_factory=Task)
 
     @classmethod
     def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
@@ -62,11 +75,22 @@ class Recipe:
             amp=config.train.amp and _computes_in_bfloat16(device),
             device=device,
             seed=config.seed,
+            task=Task.of(config.task),
         )
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy with label smoothing, the mean over the batch."""
-        return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The task's loss of a batch, a scalar: by default cross entropy with label smoothing."""
+        return self.task.loss_of(outputs, targets, self.label_smoothing)
+
+    def training_loss(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Tensor:
+        """The loss by which `model`, called as the user's own module is, learns from a batch."""
+        args, kwargs = arguments(inputs)
+        with self.autocast():
+            if self.task.train_step is not None:
+                return self.task.step(model, inputs, targets)
+            outputs = model(*args, **kwargs)
+        # Outside: losses want float32, and not all of PyTorch's allow autocast.
+        return self.loss(tree_map_only(Tensor, _single, outputs), targets)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where `amp` is set: unlike float16 it needs no loss scaling."""
@@ -92,7 +116,19 @@ class Snapshot:
 def training_digest(config: Config) -> str:
     """A hash of every setting that training depends on, but for the machine that it runs on."""
     train = config.train.model_dump(exclude={"train_device"})
-    return digest([train, config.data.flip, config.data.shift, config.seed])
+    data, task = config.data, config.task
+    functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
+    return digest([train, data.flip, data.shift, config.seed, functions])
+
+
+def metric_digest(config: Config) -> str:
+    """A hash of what networks are judged by; a supernet does not depend on it."""
+    return digest(_code(config.task.metric))
+
+
+def _code(name: str | None) -> tuple[str | None, str]:
+    """A function's name in bcnet.toml, and what it does where it is the user's own."""
+    return name, code_of(import_function(name, ConfigError)) if name and ":" in name else ""
 
 
 def training_device(config: Config) -> str:
@@ -105,6 +141,10 @@ def training_device(config: Config) -> str:
     return wanted
 
 
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
 def _computes_in_bfloat16(device: str) -> bool:
     """Whether bfloat16 is faster there, not merely emulated."""
     if device == "cuda":
@@ -112,27 +152,41 @@ def _computes_in_bfloat16(device: str) -> bool:
     return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of augmented, normalised batches on the training device, in shuffled order."""
+def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, Any]]:
+    """One epoch of (inputs, targets) on the training device, augmented, in shuffled order."""
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     order = torch.randperm(len(data.train), generator=generator)
-    for index in torch.split(order, recipe.batch_size):
+    for number, index in enumerate(torch.split(order, recipe.batch_size)):
         if len(index) < min(recipe.batch_size, len(order)):
             return  # a small last batch would disturb the batch statistics
         part = data.train.take(index)
-        images = augment(part.images, recipe, generator)
-        yield data.normalise(images.to(recipe.device)), part.labels.to(recipe.device)
+        if isinstance(part, Split) and part.movable:
+            part = _moved(part, recipe, generator)
+        # What users' functions draw depends on neither dropout nor the batches before.
+        with seeded(recipe.seed, epoch, number):
+            batch = data.batch(part, data.transforms, recipe.device)
+        yield batch
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with zeros."""
+def _moved(part: Split, recipe: Recipe, generator: torch.Generator) -> Split:
+    """Images mirrored and shifted at random, their masks in the same way."""
+    before = generator.get_state()
+    images = augment(part.images, recipe, generator)
+    if not part.masked:
+        return Split(images, part.labels)
+    generator.set_state(before)
+    return Split(images, augment(part.labels[:, None], recipe, generator, fill=IGNORED)[:, 0])
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator, fill: int = 0) -> Tensor:
+    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`."""
     count, _, height, width = images.shape
     if recipe.flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if recipe.shift:
         pad = recipe.shift
-        padded = nn.functional.pad(images, (pad, pad, pad, pad))
+        padded = nn.functional.pad(images, (pad, pad, pad, pad), value=fill)
         top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
         rows = (top + torch.arange(height))[:, :, None]
         columns = (left + torch.arange(width))[:, None, :]
@@ -170,12 +224,15 @@ def fit(
     curve = []
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
         for epoch in range(first, recipe.epochs):
-            torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout
+            seed = recipe.seed * 100_003 + epoch
+            torch.manual_seed(seed)  # dropout
+            random.seed(seed)  # what a user's own loss may draw
+            np.random.seed(seed % 2**32)
             losses = []
-            for number, (images, labels) in enumerate(batches(data, recipe, epoch)):
+            for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                losses.append(_checked(step, images, labels, epoch * per_epoch + number))
+                losses.append(_checked(step, inputs, targets, epoch * per_epoch + number))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
                 advance(f"loss {losses[-1]:.3f}")
@@ -185,13 +242,19 @@ def fit(
     return curve
 
 
-def _checked(step: Step, images: Tensor, labels: Tensor, number: int) -> float:
+def _checked(step: Step, inputs: Any, targets: Any, number: int) -> float:
     """The step's loss. Raises TrainingError where the step fails or the loss is not finite."""
     try:
-        loss = step(images, labels, number)
+        loss = step(inputs, targets, number)
     except (RuntimeError, ValueError) as cause:
+        if "backward through the graph a second time" in str(cause):
+            raise TrainingError(
+                f"training step {number} failed: its loss was used for a backward pass already; a train_step "
+                "returns its loss and leaves backward to bcnet"
+            ) from cause
+        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         raise TrainingError(
-            f"training step {number} on a batch of shape {tuple(images.shape)} failed ({one_line(cause)}); "
+            f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed ({one_line(cause)}); "
             "try another train.batch_size"
         ) from cause
     if not math.isfinite(loss):
@@ -208,9 +271,8 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
 
-    def step(images: Tensor, labels: Tensor, _: int) -> float:
-        with recipe.autocast():
-            loss = recipe.loss(model(images), labels)
+    def step(inputs: Any, targets: Any, _: int) -> float:
+        loss = recipe.training_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -223,13 +285,12 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
 def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
     probe = copy.deepcopy(model).to(recipe.device).train()
-    seconds = []
-    for _, (images, labels) in zip(range(3), batches(data, recipe, 0), strict=False):
-        start = time.perf_counter()
-        with recipe.autocast():
-            loss = recipe.loss(probe(images), labels)
+    seconds, start = [], time.perf_counter()
+    for _, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
+        loss = recipe.training_loss(probe, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()  # reading the next batch counts, too
     return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs
 
 

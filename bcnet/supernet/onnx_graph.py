@@ -10,16 +10,18 @@ import io
 import logging
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.table import LayerSpec
-from bcnet.supernet.paths import path_of, ranges
+from bcnet.supernet.paths import arguments, path_of, ranges
 from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
 
 OPSET = 18
@@ -34,13 +36,16 @@ ANCHORS = frozenset(
 SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
-def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
-    """Export a network in eval mode with PyTorch's current exporter, for inputs of exactly `input_shape`.
+def to_onnx(model: nn.Module, example: Any) -> ModelProto:
+    """Export a network in eval mode with PyTorch's current exporter, for inputs of exactly these shapes.
 
-    Nodes are named after their first output, so that names survive the runtime's fusions.
+    `example` is the shape of an image batch, or inputs as the network takes them: a tensor, a tuple of them,
+    a dict by name. One input is called `input`, one output `output`; a dict's go by their keys, others by
+    their numbers. Nodes are named after their first output, so that names survive the runtime's fusions.
     Raises ModelError with the exporter's reason.
     """
     model = model.eval()
+    args, kwargs = arguments(example_inputs(example))
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -51,11 +56,14 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
             contextlib.redirect_stderr(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
+            with torch.no_grad():
+                outputs = model(*args, **kwargs)
             program = torch.onnx.export(
                 model,
-                (torch.zeros(input_shape),),
-                input_names=["input"],
-                output_names=["output"],
+                args,
+                kwargs=kwargs,
+                input_names=tensor_names(kwargs or (args[0] if len(args) == 1 else args), "input"),
+                output_names=tensor_names(outputs, "output"),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -75,14 +83,29 @@ def to_onnx(model: nn.Module, input_shape: tuple[int, ...]) -> ModelProto:
     return proto
 
 
+def example_inputs(example: Any) -> Any:
+    """Inputs of zeros for the shape of an image batch; other inputs as they are."""
+    if isinstance(example, tuple) and all(isinstance(size, int) for size in example):
+        return torch.zeros(example)
+    return example
+
+
+def tensor_names(tree: Any, word: str) -> list[str]:
+    """A name for each tensor of inputs or outputs, in the order in which they are flattened."""
+    if isinstance(tree, dict) and all(value is None or isinstance(value, Tensor) for value in tree.values()):
+        return [str(key) for key, value in tree.items() if value is not None]
+    count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
+    return [word] if count == 1 else [f"{word}{number}" for number in range(count)]
+
+
 class OnnxSupernet:
     """A network's ONNX graph with the space's dimensions attached to its initialisers."""
 
-    def __init__(self, model: nn.Module, space: WidthSpace, input_shape: tuple[int, ...]) -> None:
-        """`input_shape` is (batch, channels, height, width). Weights are the network's own."""
+    def __init__(self, model: nn.Module, space: WidthSpace, example: Any) -> None:
+        """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own."""
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
         self.space = space.without_extra()
-        self.proto = to_onnx(_with_statistics(model), input_shape)
+        self.proto = to_onnx(_with_statistics(model), example)
         graph = self.proto.graph
         self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
         self.dimensions = self._attach()
@@ -133,6 +156,8 @@ class OnnxSupernet:
                 shape = self.arrays[node.input[1]]
                 if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
                     self.arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
+            if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in self.arrays:
+                self._resize_spatially(node)
         self._group_sizes = {
             sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
         }
@@ -141,12 +166,23 @@ class OnnxSupernet:
         del self._skeleton.graph.initializer[:]
         return dimensions
 
+    def _resize_spatially(self, node: NodeProto) -> None:
+        """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
+        sizes = self.arrays[node.input[3]]
+        if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
+            return
+        name = f"{node.input[3]}_spatial"
+        self.arrays[name] = sizes[2:]
+        if name not in {entry.name for entry in self.proto.graph.initializer}:
+            self.proto.graph.initializer.append(numpy_helper.from_array(sizes[2:], name))
+        node.input[3] = name
+        node.attribute.append(helper.make_attribute("axes", list(range(2, len(sizes)))))
+
     def _slots(self) -> tuple[LayerSlot, ...]:
         """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""
         graph = self.proto.graph
-        batch_input = graph.input[0].name
         channels: dict[str, Dimension] = {
-            batch_input: (Segment(None, self.shapes[batch_input][1]),),
+            entry.name: (Segment(None, (*self.shapes[entry.name], 1, 1)[1]),) for entry in graph.input
         }
         layer_of: dict[str, int] = {}  # value -> its layer
         order: dict[str, int] = {}  # value -> when it was made

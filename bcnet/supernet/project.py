@@ -1,10 +1,7 @@
 """What every stage starts from: the data, the network, its space and the target device of a configuration."""
 
-import ast
 import copy
-import inspect
 import random
-import textwrap
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
@@ -13,23 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcnet.artifacts import digest
-from bcnet.config import Config
+from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData, load_data
-from bcnet.errors import ModelError, TableError, one_line
+from bcnet.errors import ModelError, TableError, TrainingError, one_line
 from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.imports import code_of
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
+from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.paths import arguments
 from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.widen import widened
 
 TABLES = Path("latency_tables")
@@ -50,7 +51,12 @@ class Project:
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
         with working("exporting the network to ONNX"):
-            return OnnxSupernet(self.model, self.space, (self.profile.batch, *self.data.input_shape))
+            return OnnxSupernet(self.model, self.space, self.data.example(self.profile.batch))
+
+    @cached_property
+    def task(self) -> Task:
+        """The loss, the metric and the training step."""
+        return Task.of(self.config.task)
 
     @property
     def table_path(self) -> Path:
@@ -99,18 +105,12 @@ class Project:
             found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         for kind in sorted({type(module) for module in self.model.modules()}, key=repr):
             if not kind.__module__.startswith(("torch.", "torchvision.")):
-                found.update(_code_of(kind).encode())
+                found.update(code_of(kind).encode())
         return found.hexdigest()[:16]
 
     @cached_property
     def _data_digest(self) -> str:
-        """Every image and label, and the classes' names."""
-        found = sha256(repr(self.data.classes).encode())
-        for split in (self.data.train, self.data.val, self.data.test):
-            found.update(repr(tuple(split.images.shape)).encode())
-            found.update(split.labels.numpy().tobytes())
-            found.update(split.images.contiguous().numpy().data)
-        return found.hexdigest()[:16]
+        return self.data.digest()
 
     def latency_model(self) -> LatencyModel:
         """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`."""
@@ -154,14 +154,6 @@ def _say_once(message: str) -> None:
     say(message)
 
 
-def _code_of(kind: type) -> str:
-    """What a class does, whatever its comments and its layout; nothing where its source is not at hand."""
-    try:
-        return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(kind))))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-
-
 def model_key(slots: tuple[LayerSlot, ...], choices: tuple[tuple[int, ...], ...]) -> str:
     """A short hash of a network's layers and of the choices of its groups."""
     return digest([repr([(slot.template, slot.in_terms, slot.out_terms) for slot in slots]), choices])
@@ -187,23 +179,22 @@ def _load(config: Config) -> Project:
     profile = load_profile(config.device)
     data = load_data(config.data, config.seed)
     model = fresh_model(config, data)
-    example = torch.zeros(1, *data.input_shape)
+    example = data.example(1)
+    args, kwargs = arguments(example)
     try:
         with torch.no_grad():
-            output = model.eval()(example)
+            output = model.eval()(*args, **kwargs)
     except Exception as cause:
         raise ModelError(
             f"model '{config.model.name}' does not run on images of {tuple(data.input_shape)}: "
             f"{one_line(cause)}"
         ) from None
-    if isinstance(output, Tensor) and output.shape != (1, len(data.classes)):
-        raise ModelError(
-            f"model '{config.model.name}' gives outputs of shape {tuple(output.shape)}, "
-            f"the data has {len(data.classes)} classes: set num_classes in [model] args"
-        )
-    _check_training_mode(config, model, torch.zeros(2, *data.input_shape))
+    if config.task.loss == TaskConfig().loss and config.task.train_step is None:
+        _check_outputs(config, data, output)
     with working("looking for channels that can be searched"):
         model, space, narrow = searched_space(config, profile, model, example)
+    if config.task.train_step is None:
+        _check_training_mode(config, model, data.example(2))
     return Project(config, data, model, space, profile, narrow)
 
 
@@ -271,16 +262,40 @@ def fresh_model(config: Config, data: ImageData) -> nn.Module:
         np.random.set_state(kept[1])
 
 
-def _check_training_mode(config: Config, model: nn.Module, images: Tensor) -> None:
-    """Some networks return more than their outputs while they are trained. Raises ModelError for those."""
-    copied = copy.deepcopy(model).train()
+def _check_outputs(config: Config, data: ImageData, output: Any) -> None:
+    """Cross entropy needs one logit a class. Raises ModelError."""
+    train, count = data.train, len(data.classes)
+    try:
+        logits = logits_of(output)
+    except TrainingError as cause:
+        raise ModelError(f"model '{config.model.name}': {cause}") from None
+    classified = isinstance(train, Split) and train.classified and count
+    if (classified and logits.shape != (1, count)) or (count and logits.shape[1:2] != (count,)):
+        raise ModelError(
+            f"model '{config.model.name}' gives outputs of shape {tuple(logits.shape)}, "
+            f"the data has {count} classes: set num_classes in [model] args"
+        )
+
+
+def _check_training_mode(config: Config, model: nn.Module, inputs: Any) -> None:
+    """Some networks do other things while they are trained. Raises ModelError where that cannot be used."""
+    args, kwargs = arguments(inputs)
+    name = f"model '{config.model.name}'"
     try:
         with torch.no_grad():
-            output = copied(images)
+            output = copy.deepcopy(model).train()(*args, **kwargs)
     except ValueError:
         return  # batch statistics of so few values: batches in training are larger
-    if not isinstance(output, Tensor):
+    except Exception as cause:
         raise ModelError(
-            f"model '{config.model.name}' returns {type(output).__name__} in training, not one tensor; for "
-            "torchvision's GoogLeNet and Inception set args = {aux_logits = false, init_weights = true}"
-        )
+            f"{name} runs, but not in training mode ({one_line(cause)}); where it takes targets then, "
+            "set task.train_step"
+        ) from cause
+    try:
+        if config.task.loss == TaskConfig().loss:
+            logits_of(output)
+    except TrainingError:
+        raise ModelError(
+            f"{name} returns {type(output).__name__} in training, not one tensor, logits with auxiliary "
+            "ones, or a dict with 'out'; set task.loss or task.train_step to your own"
+        ) from None

@@ -1,45 +1,63 @@
 """How good widths are in a trained supernet: batch-norm statistics made anew, then held-out images.
 
-In: a supernet's state and widths. Out: accuracy and loss, the mean of both sides.
+In: a supernet's state and widths. Out: accuracy (or another metric) and loss, the mean of both sides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bcnet.data import ImageData, Split
+from bcnet.data import ImageData, to_device
+from bcnet.parts import Items, Split
 from bcnet.supernet.methods import Side
-from bcnet.supernet.paths import State, path_of, path_state, run_with
+from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.task import Task, entries
 
 
 @dataclass(frozen=True, order=True)
 class Score:
-    """Accuracy (0 to 1), and loss to break ties: `negative_loss` makes larger better."""
+    """Accuracy (0 to 1) or another metric, and loss to break ties: `negative_loss` makes larger better.
+
+    Networks that are trained by a step of their own have no loss here: it is 0.
+    """
 
     accuracy: float
     negative_loss: float = 0.0
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy."""
+        """Mean loss, cross entropy by default."""
         return -self.negative_loss
 
 
 def evaluate(
-    model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], data: ImageData, split: Split
+    model: nn.Module,
+    space: WidthSpace,
+    state: Mapping[str, Tensor],
+    data: ImageData,
+    split: Split | Items,
+    task: Task | None = None,
 ) -> Score:
-    """Accuracy and mean cross entropy of one path's tensors on a split, in eval mode."""
+    """The task's metric and mean loss of one path's tensors on a split, in eval mode."""
     model.eval()
-    return _score(lambda images: run_with(model, space, state, images), data, split, _device(state))
+    return _score(lambda inputs: run_with(model, space, state, inputs), data, split, _device(state), task)
 
 
-def evaluate_network(model: nn.Module, data: ImageData, split: Split) -> Score:
+def evaluate_network(
+    model: nn.Module, data: ImageData, split: Split | Items, task: Task | None = None
+) -> Score:
     """The same for a plain network."""
     model.eval()
-    return _score(model, data, split, _device(dict(model.named_parameters())))
+
+    def run(inputs: Any) -> Any:
+        args, kwargs = arguments(inputs)
+        return model(*args, **kwargs)
+
+    return _score(run, data, split, _device(dict(model.named_parameters())), task)
 
 
 def recalibrated(
@@ -78,9 +96,9 @@ def recalibrated(
         part = data.train.take(torch.arange(min(images, len(data.train))))
         device = _device(state)
         with torch.no_grad():
-            for batch, _ in data.batches(part, 256):
-                if len(batch) > 1:
-                    run_with(model, space, fresh, batch.to(device))
+            for inputs, _ in data.batches(part, data.evaluated):
+                if entries(inputs) > 1:
+                    run_with(model, space, fresh, to_device(inputs, device))
     finally:
         for name, module in norms.items():
             module.momentum = momenta[name]
@@ -95,6 +113,7 @@ def score_sides(
     widths: Widths,
     data: ImageData,
     images: int,
+    task: Task | None = None,
 ) -> dict[Side, Score]:
     """The score of each side's path on the validation images."""
     return {
@@ -104,6 +123,7 @@ def score_sides(
             recalibrated(model, space, state, widths, side, data, images),
             data,
             data.val,
+            task,
         )
         for side in space.rule.sides
     }
@@ -116,9 +136,10 @@ def score(
     widths: Widths,
     data: ImageData,
     images: int,
+    task: Task | None = None,
 ) -> Score:
     """The mean of both sides: what the search maximises (BCNet, section 3.1)."""
-    sides = list(score_sides(model, space, state, widths, data, images).values())
+    sides = list(score_sides(model, space, state, widths, data, images, task).values())
     return Score(
         sum(side.accuracy for side in sides) / len(sides),
         sum(side.negative_loss for side in sides) / len(sides),
@@ -129,12 +150,17 @@ def _device(state: Mapping[str, Tensor]) -> torch.device:
     return next(iter(state.values())).device
 
 
-def _score(run: object, data: ImageData, split: Split, device: torch.device) -> Score:
-    assert callable(run)
-    correct, loss = 0, 0.0
+def _score(
+    run: Callable[[Any], Any],
+    data: ImageData,
+    split: Split | Items,
+    device: torch.device,
+    task: Task | None,
+) -> Score:
+    def batches() -> Iterator[tuple[Any, Any]]:
+        for inputs, targets in data.batches(split, data.evaluated):
+            yield to_device(run(to_device(inputs, device)), "cpu"), targets
+
     with torch.no_grad():
-        for images, labels in data.batches(split, 256):
-            logits = run(images.to(device)).float().cpu()
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    return Score(correct / len(split), -loss / len(split))
+        value, loss = (task or Task()).evaluate(batches())
+    return Score(value, -loss)

@@ -4,6 +4,8 @@ In: the supernet's parameters, widths, a batch. Out: the mean loss; gradients ad
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.paths import Path, path_of, path_state, ranges, run_with
 from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.task import bound_to
 
 
 def supernet_step(
@@ -19,8 +22,8 @@ def supernet_step(
     parameters: Mapping[str, nn.Parameter],
     buffers: Mapping[str, Tensor],
     widths: Widths,
-    images: Tensor,
-    labels: Tensor,
+    inputs: Any,
+    targets: Any,
     recipe: Recipe,
 ) -> float:
     """Run every side's path on the batch and add its gradients, at equal weight; the mean loss.
@@ -42,8 +45,8 @@ def supernet_step(
                 lambda leaf, name=name, path=path: _add(parameters[name], space, name, path, leaf)
             )
         state = {**leaves, **path_state(buffers, space, path)}
-        with recipe.autocast():
-            loss = recipe.loss(run_with(model, space, state, images), labels) / len(sides)
+        called = bound_to(model.forward, partial(run_with, model, space, state))
+        loss = recipe.training_loss(called, inputs, targets) / len(sides)
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total

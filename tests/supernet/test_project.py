@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bcnet.config import Config, DataConfig, ModelConfig
 from bcnet.errors import ModelError
-from bcnet.supernet.fit import training_digest
+from bcnet.supernet.fit import metric_digest, training_digest
+from bcnet.supernet.paths import cut
 from bcnet.supernet.project import forget_project, load_project
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -96,6 +98,78 @@ def test_the_datas_digest_follows_every_image_and_the_classes_names() -> None:
     assert changed != before
     Path("pets/dog").rename("pets/dogs")
     assert digest() not in (before, changed)
+
+
+AUXILIARY = """
+from collections import namedtuple
+
+from torch import nn
+
+from project_net_plain import Net
+
+Outputs = namedtuple("Outputs", ["logits", "aux_logits"])
+
+class Auxiliary(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        return Outputs(y, None) if self.training else y
+
+class Following(Auxiliary):
+    def __init__(self):
+        super().__init__()
+        self.aux = nn.Linear(64, 10)
+
+    def forward(self, x):
+        y = super().forward(x)
+        return Outputs(y[0], self.aux(self.conv(x).mean((2, 3)))) if self.training else y
+
+class Masks(Net):
+    def forward(self, x):
+        return {"out": super().forward(x)[:, :, None, None].expand(-1, -1, 8, 8)}
+"""
+
+
+def test_auxiliary_outputs_in_training_are_accepted_as_torchvisions_networks_give_them() -> None:
+    Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
+    Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
+    assert load_project(Config(model=ModelConfig(name="project_auxiliary:Auxiliary"))).space.groups
+
+
+def test_auxiliary_layers_follow_the_widths_of_what_they_read() -> None:
+    Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
+    Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
+    project = load_project(Config(model=ModelConfig(name="project_auxiliary:Following")))
+    widths = project.space.smallest()
+    assert project.space.shape("aux.weight", widths) == (10, widths[0])
+    with torch.no_grad():
+        output = cut(project.model, project.space, widths).train()(project.data.example(2))
+    assert output.aux_logits.shape == (2, 10)
+
+
+def test_outputs_of_another_shape_than_the_classes_are_refused() -> None:
+    Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
+    Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
+    message = r"'project_auxiliary:Masks' gives outputs of shape \(1, 10, 8, 8\), the data has 10 classes"
+    with pytest.raises(ModelError, match=message):
+        load_project(Config(model=ModelConfig(name="project_auxiliary:Masks")))
+
+
+def test_the_digest_of_training_settings_follows_the_code_of_the_users_functions() -> None:
+    def digest(name: str, code: str) -> str:
+        Path(f"{name}.py").write_text(f"def loss(outputs, targets):\n    return {code}\n", encoding="utf-8")
+        return training_digest(Config.model_validate({"task": {"loss": f"{name}:loss"}}))
+
+    first = digest("project_loss", "outputs.mean()")
+    sys.modules.pop("project_loss")
+    linecache.clearcache()
+    importlib.invalidate_caches()
+    assert digest("project_loss", "outputs.square().mean()  # another") != first
+
+
+def test_another_metric_judges_the_same_supernet() -> None:
+    other = Config.model_validate({"task": {"metric": "mean-iou"}})
+    assert training_digest(other) == training_digest(Config())
+    assert metric_digest(other) != metric_digest(Config())
 
 
 def test_a_network_that_returns_more_in_training_is_refused() -> None:

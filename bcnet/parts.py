@@ -1,0 +1,109 @@
+"""A part of a dataset: images in memory, or items of a user's own Dataset that are read when needed."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bcnet.errors import DataError, one_line
+
+IGNORED = 255  # the class of a mask's pixels that count nowhere, and what shifts uncover
+Item = tuple[Any, Any]  # input, target
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Split":
+        """The images at `index`."""
+        return Split(self.images[index], self.labels[index])
+
+    @property
+    def classified(self) -> bool:
+        """Whether the targets are one class index an image."""
+        return self.labels.ndim == 1 and self.labels.dtype == torch.int64
+
+    @property
+    def masked(self) -> bool:
+        """Whether the targets are one class index a pixel."""
+        whole = not (self.labels.is_floating_point() or self.labels.is_complex())
+        return whole and self.labels.shape[1:] == self.images.shape[2:]
+
+    @property
+    def movable(self) -> bool:
+        """Whether flip and shift know how to change the targets with the images."""
+        return self.classified or self.masked
+
+    def items(self) -> list[Item]:
+        """Each image (C, H, W) with its target."""
+        return list(zip(self.images, self.labels, strict=True))
+
+
+@dataclass(frozen=True)
+class Items:
+    """The items at `index` of a user's own Dataset, read when they are needed; `name` is for messages."""
+
+    dataset: "Dataset[Any]"
+    index: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, index: Tensor) -> "Items":
+        """The items at `index` of these."""
+        return replace(self, index=self.index[index])
+
+    def items(self) -> list[Item]:
+        """Each (input, target), read now. Raises DataError with the number of an item that fails."""
+        found = []
+        for number in self.index.tolist():
+            try:
+                item = self.dataset[number]
+            except (Exception, SystemExit) as cause:
+                raise DataError(
+                    f"item {number} of '{self.name}' cannot be read: {one_line(cause)}"
+                ) from cause
+            found.append(pair(item, f"'{self.name}'"))
+        return found
+
+
+def pair(value: Any, what: str) -> Item:
+    """`value` as (input, target). Raises DataError, naming `what` gave it."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise DataError(f"{what} must give (input, target), not {type(value).__name__}")
+    return value[0], value[1]
+
+
+def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices in two parts, the first of `count`, with the classes (N,) in proportion."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    labels = labels[shuffled]
+    # The position of each image within its class, as a part of the class: taking the lowest of these takes
+    # the same share of every class.
+    rank = torch.empty(len(labels), dtype=torch.float64)
+    for label in sorted(set(labels.tolist())):
+        where = (labels == label).nonzero().flatten()
+        rank[where] = (torch.arange(len(where), dtype=torch.float64) + 0.5) / len(where)
+    order = shuffled[rank.argsort(stable=True)]
+    return order[:count], order[count:]
+
+
+def divided(part: Split | Items, count: int, seed: int) -> tuple[Split | Items, Split | Items]:
+    """Two parts at random, the first of `count`; class indices are in proportion in both."""
+    if isinstance(part, Split) and part.classified:
+        first, rest = stratified(part.labels, count, seed)
+    else:
+        shuffled = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
+        first, rest = shuffled[:count], shuffled[count:]
+    return part.take(first), part.take(rest)
