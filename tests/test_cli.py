@@ -33,6 +33,17 @@ def tiny(classes=10):
 
 def not_a_network(): return [1, 2]
 def needs_colour(): return nn.Conv2d(3, 10, 1)
+def raises(): raise ValueError("no such depth")
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = tiny(), tiny()
+
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else self.b(x) * 2
+
+def chooses(): return Chooses()
 """
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -198,7 +209,8 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     assert found["params"] == 1_914_490
     assert found["smallest_params"] < found["params"]
     assert found["smallest_macs"] < found["macs"]
-    assert {"name", "channels", "choices", "layers"} == set(found["groups"][0])
+    assert {"name", "channels", "original", "unit", "choices", "layers"} == set(found["groups"][0])
+    assert found["searchable_macs"] == 1.0
     assert all(group["choices"][-1] == group["channels"] for group in found["groups"])
     assert {"name", "channels", "reason"} == set(found["frozen"][0])
 
@@ -209,7 +221,43 @@ def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> 
     assert json.loads(capfd.readouterr().out)["model"] == "digits"
 
 
+def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> None:
+    def groups(*flags: str) -> dict[str, tuple[int, int, list[str]]]:
+        assert main(["inspect", "--model", "digits", "--image-size", "16", "--json", *flags]) == 0
+        found = json.loads(capfd.readouterr().out)["groups"]
+        return {g["name"]: (g["original"], g["channels"], g["layers"]) for g in found}
+
+    plain = groups()
+    first, second, third, *_ = plain
+    assert groups("--freeze", first, "--freeze", second).keys() == plain.keys() - {first, second}
+    tied = groups("--tie", first, second)
+    assert tied.keys() == plain.keys() - {second}
+    assert sorted(tied[first][2]) == sorted(plain[first][2] + plain[second][2])
+    assert len(groups("--tie", first, second, "--tie", *list(plain)[2:4])) == len(plain) - 2
+    assert groups("--expand", "1.5")[third][:2] == (160, 240)
+
+
+def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None:
+    assert "--tie takes two groups" in refused(2, "inspect", "--model", "digits", "--tie", "0.0")
+    line = refused(1, "inspect", "--model", "digits", "--tie", "0.0", "7")
+    assert "there is no group '7' to tie; near it: " in line
+    line = refused(1, "inspect", "--model", "digits", "--freeze", "conv*")
+    assert "no group fits the pattern 'conv*' to freeze" in line
+
+
 CONFIGURATIONS = [
+    ('[space]\nfreeze = ["stem*"]', "no group fits the pattern 'stem*' to freeze; there are: "),
+    ('[space]\ntie = [["0.0"]]', "space.tie.0.1: field required"),
+    ("[space]\nexpand = 0.5", "space.expand: input should be greater than or equal to 1, not 0.5"),
+    ('[model]\nweights = "gone.pt"', "model.weights: there is no file gone.pt"),
+    (
+        '[model]\nname = "cli_networks:raises"',
+        "'cli_networks:raises' with args {}: ValueError: no such depth",
+    ),
+    (
+        '[model]\nname = "cli_networks:chooses"',
+        "depends on the values of its inputs (in the network's forward)",
+    ),
     ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
     ('[train]\nepochs = "three"', "bcnet.toml: train.epochs: input should be a valid integer, not 'three'"),
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),

@@ -1,6 +1,7 @@
 """Reference networks by name, torchvision's, or a user's own function."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
             return models.get_model(argument, **args)  # type: ignore[no-any-return]
 
         given = {"num_classes": num_classes, "weights": None}
+        if "weights_backbone" in inspect.signature(models.get_model_builder(argument)).parameters:
+            given["weights_backbone"] = None  # torchvision would fetch them otherwise
+        if argument in ("googlenet", "inception_v3"):
+            given["init_weights"] = True  # torchvision asks for a choice
     elif argument:
         function = import_function(config.name, ModelError)
         given = {}

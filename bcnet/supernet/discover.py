@@ -464,15 +464,15 @@ def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
     """A forward that reads a tensor's value must take the same way for other inputs. Raises SpaceError."""
     generator = torch.Generator().manual_seed(0)
 
-    def other(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return torch.rand(leaf.shape, generator=generator) * 2 - 1
-        return leaf
+    def between(low: float, high: float) -> Any:
+        def drawn(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return torch.rand(leaf.shape, generator=generator) * (high - low) + low
+            return leaf
 
-    def negative(leaf: Any) -> Any:
-        return -leaf if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        return drawn
 
-    for change in (negative, other, other, other):
+    for change in (between(0, 1), between(-1, 0), between(-1, 1), between(-3, 3)):
         again = Trace(trace.tensors)
         _run(probe, again, tree_map(change, inputs))
         if again.operators != trace.operators:

@@ -216,6 +216,8 @@ def fit(
     """
     keep_freed_memory()
     optimizer = _optimizer(parameters, recipe)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)  # one that is not used in every step has one, too
     first = 0
     if resume is not None:
         first = resume.epoch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bcnet.config import Config, DataConfig, ModelConfig
-from bcnet.errors import ModelError
+from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
+from bcnet.errors import ModelError, SpaceError
 from bcnet.supernet.fit import metric_digest, training_digest
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import forget_project, load_project
@@ -177,3 +177,31 @@ def test_a_network_that_returns_more_in_training_is_refused() -> None:
     config = Config(model=ModelConfig(name="project_aux:Net", args={"extra": True}))
     with pytest.raises(ModelError, match="'project_aux:Net' returns tuple in training, not one tensor"):
         load_project(config)
+
+
+def test_an_expanded_supernet_holds_the_given_network_among_its_choices() -> None:
+    given = load_project(Config())
+    project = load_project(Config(space=SpaceConfig(expand=1.5)))
+    space = project.space
+    assert [group.channels for group in space.groups] == [120, 120, 240, 240, 480, 480]
+    assert space.original() == given.space.largest() == (80, 80, 160, 160, 320, 320)
+    assert all(width in group.choices for width, group in zip(space.original(), space.groups, strict=True))
+    for group in space.groups:
+        assert all(space.rule.complement(group.choices, w) in (*group.choices, None) for w in group.choices)
+    x = project.data.example(2)
+    with torch.no_grad():
+        whole = cut(project.model, space, space.original())(x)
+        assert torch.equal(whole, given.model(x))
+        fresh = cut(project.fresh_model(), space, space.original())(x)
+        assert torch.equal(whole, fresh)
+    assert project.inputs()["model"] != given.inputs()["model"]
+
+
+def test_groups_are_frozen_and_tied_as_configured() -> None:
+    names = [group.name for group in load_project(Config()).space.groups]
+    frozen = load_project(Config(space=SpaceConfig(freeze=(names[0],))))
+    assert [group.name for group in frozen.space.groups] == names[1:]
+    tied = load_project(Config(space=SpaceConfig(tie=((names[0], names[1]),))))
+    assert len(tied.space.groups) == len(names) - 1
+    with pytest.raises(SpaceError, match="cannot be tied: they have 80 and 160 channels"):
+        load_project(Config(space=SpaceConfig(tie=((names[0], names[2]),))))
