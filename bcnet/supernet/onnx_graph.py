@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from bcnet.errors import ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.table import LayerSpec
-from bcnet.supernet.paths import arguments, path_of, ranges
+from bcnet.progress import say
+from bcnet.supernet.paths import arguments, cut, path_of, ranges, tensors_of
 from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
 
 OPSET = 18
@@ -105,10 +107,17 @@ class OnnxSupernet:
         """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own."""
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
         self.space = space.without_extra()
-        self.proto = to_onnx(_with_statistics(model), example)
+        self.model, self.example = _with_statistics(model), example
+        self.proto = to_onnx(self.model, example)
         graph = self.proto.graph
         self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
         self.dimensions = self._attach()
+        self.sliceable = not self._holds_sizes() or self._free_sizes()
+        if not self.sliceable:
+            say(
+                f"the ONNX graph of {type(model).__name__} holds sizes that follow the widths in more than "
+                "weights: it is exported anew for each width, which takes seconds"
+            )
         inferred = shape_inference.infer_shapes(self.proto, strict_mode=True, data_prop=True)
         self.shapes = {
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
@@ -118,6 +127,8 @@ class OnnxSupernet:
 
     def variant(self, widths: Widths) -> bytes:
         """The ONNX file of the network with these widths (left path of the network's own weights)."""
+        if not self.sliceable:
+            return bytes(self._exported(widths).SerializeToString())
         path = path_of(self.space, widths)
         proto = ModelProto()
         proto.CopyFrom(self._skeleton)
@@ -137,6 +148,56 @@ class OnnxSupernet:
                 _set_attribute(node, "group", sliced[node.input[1]].shape[0] // size)
         return bytes(proto.SerializeToString())
 
+    def _exported(self, widths: Widths) -> ModelProto:
+        return to_onnx(cut(self.model, self.space, widths), self.example)
+
+    def _holds_sizes(self) -> bool:
+        """Whether constants that are not the network's own might hold sizes that follow the widths."""
+        own = self.space.shapes.keys() | self.dimensions.keys()
+        fixed = set(self.arrays)
+        for node in self.proto.graph.node:
+            if all(name in fixed for name in node.input if name):
+                return True  # computed from constants alone
+            for name in node.input:
+                array = self.arrays.get(name)
+                if array is None or name in own:
+                    continue
+                if array.size > (1 if array.dtype.kind == "f" else 2):
+                    return True
+        return False
+
+    def _free_sizes(self) -> bool:
+        """Compare with an export at other widths; let reshapes infer the one size that differs.
+
+        False where more than that differs, so that slicing weights would not give the exporter's graph.
+        """
+        narrow = self._exported(self.space.smallest())
+        graph = self.proto.graph
+        if [(n.op_type, *n.output) for n in narrow.graph.node] != [
+            (n.op_type, *n.output) for n in graph.node
+        ]:
+            return False
+        small = {entry.name: numpy_helper.to_array(entry) for entry in narrow.graph.initializer}
+        reshapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
+        used = {name for node in graph.node for name in node.input}
+        for name in sorted(used & self.arrays.keys() & small.keys() - self.dimensions.keys()):
+            array = self.arrays[name]
+            if array.shape != small[name].shape:
+                return False
+            differs = np.flatnonzero(array != small[name])
+            if name in reshapes and len(differs) == 1 and -1 not in array:
+                self.arrays[name] = array.copy()
+                self.arrays[name][differs[0]] = -1
+            elif len(differs) and not (name in reshapes and -1 in array):
+                return False
+        self.sliceable = True
+        try:
+            sliced = onnx.load_from_string(self.variant(self.space.smallest()))
+            shape_inference.infer_shapes(sliced, strict_mode=True, data_prop=True)
+        except shape_inference.InferenceError:
+            return False
+        return True
+
     def _attach(self) -> dict[str, dict[int, Dimension]]:
         """Which axes of which initialiser follow which groups; prepares the graph for slicing."""
         dimensions = {}
@@ -152,6 +213,8 @@ class OnnxSupernet:
                 weight, bias = node.input[1], node.input[2]
                 if 0 in dimensions.get(weight, {}) and bias not in dimensions:
                     dimensions[bias] = {0: dimensions[weight][0]}
+            if node.op_type == "MatMul" and node.input[1] not in dimensions:
+                self._attach_transposed(node.input[1], dimensions)
             if node.op_type == "Reshape" and node.input[1] in self.arrays:
                 shape = self.arrays[node.input[1]]
                 if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
@@ -165,6 +228,18 @@ class OnnxSupernet:
         self._skeleton.CopyFrom(self.proto)
         del self._skeleton.graph.initializer[:]
         return dimensions
+
+    def _attach_transposed(self, name: str, dimensions: dict[str, dict[int, Dimension]]) -> None:
+        """The exporter transposes the weights of linear layers that take more than two axes."""
+        array = self.arrays.get(name)
+        if array is None or array.ndim != 2:
+            return
+        for own, axes in self.space.dimensions.items():
+            if self.space.shapes[own] == array.shape[::-1]:
+                weight = self.model.get_parameter(own) if own in self.space.parameters else None
+                if weight is not None and np.array_equal(weight.detach().numpy().T, array):
+                    dimensions[name] = {1 - axis: dimension for axis, dimension in axes.items()}
+                    return
 
     def _resize_spatially(self, node: NodeProto) -> None:
         """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
@@ -218,7 +293,9 @@ class OnnxSupernet:
         channels: dict[str, Dimension],
         shape: tuple[int, ...],
     ) -> Dimension:
-        """The output's channel axis (1) as segments."""
+        """The output's channels as segments: its second axis, or the last one (NHWC, tokens)."""
+        if node.op_type in ("MatMul", "ConvTranspose") and 1 in self.dimensions.get(node.input[1], {}):
+            return self.dimensions[node.input[1]][1]
         if node.op_type in ("Conv", "Gemm"):
             weight = node.input[1]
             return self.dimensions.get(weight, {}).get(0, (Segment(None, self.arrays[weight].shape[0]),))
@@ -228,7 +305,7 @@ class OnnxSupernet:
         for name in inputs:
             dimension = channels[name]
             size = self._size(dimension)
-            if size == full:
+            if size == full or (len(shape) > 2 and size == shape[-1]):
                 return dimension
             if node.op_type in SHAPE_ONLY and size and full % size == 0:
                 return tuple(replace(segment, size=segment.size * (full // size)) for segment in dimension)
@@ -243,7 +320,8 @@ class OnnxSupernet:
     def _layer(self, node: NodeProto, source: str, channels: dict[str, Dimension]) -> LayerSlot:
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         shape = self.shapes[source] if node.op_type in ANCHORS else self.shapes[node.output[0]]
-        spatial = (*shape[2:4], 1, 1)[:2]
+        sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
+        spatial = (*sides, 1, 1)[:2]
         group_size = None
         if node.op_type == "Conv" and node.input[1] in self._group_sizes:
             group_size = self._size(channels[source]) // int(attributes.get("group", 1))
@@ -275,12 +353,21 @@ class OnnxSupernet:
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
-    """A copy with batch-norm statistics that leave a bias behind when folded, as trained ones do."""
+    """A copy without tensors of one value, such as fresh batch-norm statistics.
+
+    Folded, zeros would leave no bias behind, as trained ones do; and the exporter makes equal tensors one,
+    though they follow different groups.
+    """
     copied = copy.deepcopy(model).cpu()
     generator = torch.Generator().manual_seed(0)
-    for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.uniform_(0.1, 1.0, generator=generator)
+    with torch.no_grad():
+        for tensor in tensors_of(copied).values():
+            if (
+                tensor.is_floating_point()
+                and tensor.numel() > 1
+                and bool((tensor == tensor.flatten()[0]).all())
+            ):
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.9 + 0.1)
     return copied
 
 
