@@ -56,6 +56,11 @@ def discover_space(
     Raises SpaceError where the network cannot be read or nothing in it can be searched.
     """
     rule = method_named(method)
+    if isinstance(model, torch.jit.ScriptModule | nn.DataParallel) or hasattr(model, "_orig_mod"):
+        raise SpaceError(
+            f"{type(model).__name__} wraps a network (TorchScript, torch.compile, DataParallel); give the "
+            "nn.Module itself"
+        )
     try:
         probe = copy.deepcopy(model).eval().requires_grad_(True)
     except RuntimeError as cause:

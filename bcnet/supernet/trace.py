@@ -88,6 +88,7 @@ BATCH_NORM = frozenset(
         *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "batch_norm"),
     )
 )
+NEW = frozenset(("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"))
 CONVOLUTION = frozenset(("convolution", "_convolution", "conv1d", "conv2d", "conv3d"))
 MATMUL = frozenset(("mm", "bmm", "addmm", "baddbmm", "matmul", "linear"))
 
@@ -265,8 +266,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for first, second in halves:
                 self._unite(first, second)
             self._label(outputs[0], [_tidy(first) for first, _ in halves])
-        elif name == "as_strided" and tensors[0].shape == outputs[0].shape:
-            pass  # another layout in memory
+        elif name in NEW or (name == "as_strided" and tensors[0].shape == outputs[0].shape):
+            pass  # made anew, of sizes that are given; another layout in memory
         elif torch.Tag.pointwise in func.tags or name in SAME_SHAPE:
             if name in ALONG:
                 self._mark(tensors[0], (int(named["dim"]),))

@@ -240,6 +240,11 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "stem",
         "narrowing it breaks the network",
     ),
+    "a detour that is not seen": (
+        lambda: Between(lambda self, x: torch.from_numpy(x.detach().numpy()) + 0),
+        "stem",
+        "narrowing it breaks the network",
+    ),
     "a layer that never runs": (
         lambda: Between(lambda self, x: x, unused=nn.Conv2d(16, 5, 1)),
         "unused",
@@ -267,6 +272,13 @@ def test_a_forward_that_depends_on_its_inputs_values_is_refused_with_the_place()
     model = Between(body)
     with pytest.raises(SpaceError, match=r"depends on the values of its inputs.*torch\.where"):
         space_of(model, torch.ones(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("wrap", [torch.jit.script, torch.compile, nn.DataParallel])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_wrapped_network_is_refused_with_the_remedy(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(SpaceError, match="wraps a network .*; give the nn.Module itself"):
+        space_of(wrap(two_of_a_size()))
 
 
 def test_an_example_of_the_wrong_shape_is_refused_with_its_shape() -> None:
