@@ -277,7 +277,7 @@ def test_a_forward_that_depends_on_its_inputs_values_is_refused_with_the_place()
 @pytest.mark.parametrize("wrap", [torch.jit.script, torch.compile, nn.DataParallel])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_wrapped_network_is_refused_with_the_remedy(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(SpaceError, match="wraps a network .*; give the nn.Module itself"):
+    with pytest.raises(SpaceError, match=r"wraps a network .*; give the nn\.Module itself"):
         space_of(wrap(two_of_a_size()))
 
 
