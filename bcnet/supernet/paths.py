@@ -36,16 +36,22 @@ def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
 
 
 def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[int, int]]:
-    """The ranges [low, high) of a supernet tensor's dimension that the path takes, one a segment."""
-    taken, start = [], 0
+    """The ranges [low, high) of a supernet tensor's dimension that the path takes, in order.
+
+    Ranges that touch are one, so that a tensor which is taken whole is a view and not a copy.
+    """
+    taken: list[tuple[int, int]] = []
+    start = 0
     for segment in dimension:
         if segment.group is None:
-            taken.append((start, start + segment.size))
-            start += segment.size
+            low, high, size = start, start + segment.size, segment.size
         else:
-            low, high = path[segment.group]
-            taken.append((start + low * segment.size, start + high * segment.size))
-            start += space.groups[segment.group].supernet_channels * segment.size
+            low, high = (start + channel * segment.size for channel in path[segment.group])
+            size = space.groups[segment.group].supernet_channels * segment.size
+        if taken and taken[-1][1] == low:
+            low, _ = taken.pop()
+        taken.append((low, high))
+        start += size
     return taken
 
 
@@ -75,6 +81,10 @@ def supernet_state(model: nn.Module, space: WidthSpace, seed: int = 0) -> State:
     state = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
     for name, axes in space.dimensions.items():
         for axis, dimension in axes.items():
+            if not any(
+                segment.group is not None and space.groups[segment.group].extra for segment in dimension
+            ):
+                continue  # nothing is added: a copy is enough
             parts, start = [], 0
             for segment in dimension:
                 count = segment.size * (1 if segment.group is None else space.groups[segment.group].channels)
