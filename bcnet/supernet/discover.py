@@ -406,27 +406,36 @@ class _Seen:
         return found
 
     def trouble(self, space: WidthSpace, *, quick: bool = False) -> str | None:
-        """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs."""
+        """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
+
+        `quick` runs the narrowest path on the network's own tensors alone: nothing is copied for it.
+        """
         if not space.groups:
             return None
-        state = supernet_state(self.probe, space)
-        args, kwargs = arguments(self.inputs)
-        drawn = [space.smallest()]
-        if not quick:
-            # Neighbours as different as they can be: what the forward takes for equal shows.
-            low, high = space.smallest(), space.largest()
-            drawn += [Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)]
         try:
-            for widths in drawn:
-                small = cut(self.probe, space, widths, "right", state)
-                with torch.no_grad():
-                    output = tree_leaves(small(*args, **kwargs))
-                    if self.full and [leaf.shape for leaf in output] != self.full:
-                        return "it is part of the network's output"
-                    if quick or self.trace.dynamic:
+            with torch.no_grad():
+                if quick:
+                    return self._other_shape(forward_path(self.probe, space, space.smallest(), self.inputs))
+                # Neighbours as different as they can be: what the forward takes for equal shows.
+                low, high = space.smallest(), space.largest()
+                drawn = [
+                    low,
+                    *(Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)),
+                ]
+                state = supernet_state(self.probe, space)
+                args, kwargs = arguments(self.inputs)
+                for widths in drawn:
+                    small = cut(self.probe, space, widths, "right", state)
+                    output = small(*args, **kwargs)
+                    if (trouble := self._other_shape(output)) is not None:
+                        return trouble
+                    if self.trace.dynamic:
                         continue
-                    path = tree_leaves(forward_path(self.probe, space, widths, self.inputs, "right", state))
-                    if not all(_same(one, other) for one, other in zip(output, path, strict=True)):
+                    path = forward_path(self.probe, space, widths, self.inputs, "right", state)
+                    if not all(
+                        _same(one, other)
+                        for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
+                    ):
                         return (
                             "a narrow path of it does not give what the same network gives when it is cut out"
                         )
@@ -435,6 +444,11 @@ class _Seen:
                         small.train()(*args_twice, **kwargs_twice)
         except Exception as cause:
             return f"narrowing it breaks the network: {one_line(cause)}"
+        return None
+
+    def _other_shape(self, output: Any) -> str | None:
+        if self.full and [leaf.shape for leaf in tree_leaves(output)] != self.full:
+            return "it is part of the network's output"
         return None
 
 

@@ -32,24 +32,49 @@ def supernet_step(
     slices are the leaves: the gradient of a narrow slice costs what the slice costs, not what the supernet
     costs.
     """
-    total = 0.0
     sides = space.rule.sides
-    for side in sides:
-        path = path_of(space, widths, side)
-        with torch.no_grad():
-            taken = path_state(parameters, space, path)
-        leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
-        for name, leaf in leaves.items():
-            # Adding each gradient as soon as it is there frees it before the next one is made.
-            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                lambda leaf, name=name, path=path: _add(parameters[name], space, name, path, leaf)
-            )
-        state = {**leaves, **path_state(buffers, space, path)}
-        called = bound_to(model.forward, partial(run_with, model, space, state))
-        loss = recipe.training_loss(called, inputs, targets) / len(sides)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-    return total
+    return sum(
+        _side(
+            model,
+            space,
+            parameters,
+            buffers,
+            path_of(space, widths, side),
+            inputs,
+            targets,
+            recipe,
+            len(sides),
+        )
+        for side in sides
+    )
+
+
+def _side(
+    model: nn.Module,
+    space: WidthSpace,
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    path: Path,
+    inputs: Any,
+    targets: Any,
+    recipe: Recipe,
+    sides: int,
+) -> float:
+    """One path's part of the loss, its gradients added. A function: its slices are freed before the next."""
+    with torch.no_grad():
+        taken = path_state(parameters, space, path)
+    leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
+    del taken  # what `contiguous` copied is not held twice
+    for name, leaf in leaves.items():
+        # Adding each gradient as soon as it is there frees it before the next one is made.
+        leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
+        )
+    state = {**leaves, **path_state(buffers, space, path)}
+    called = bound_to(model.forward, partial(run_with, model, space, state))
+    loss = recipe.training_loss(called, inputs, targets) / sides
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach())
 
 
 def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:

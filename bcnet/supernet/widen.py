@@ -35,6 +35,8 @@ def grown(
     state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     for name, axes in space.dimensions.items():
         for axis, dimension in axes.items():
+            if all(s.group is None or sizes[s.group] == space.groups[s.group].channels for s in dimension):
+                continue  # nothing is added: a copy is enough
             parts, start = [], 0
             for segment in dimension:
                 channels = 1 if segment.group is None else space.groups[segment.group].channels

@@ -1,0 +1,238 @@
+"""Which networks are read, how long that takes, and how much of each can be searched: writes docs/models.md.
+
+    OMP_WAIT_POLICY=passive python benchmarks/models.py
+
+The variable matters where others use the machine, too: threads that spin while they wait for each other then
+take many times as long.
+
+Needs timm (`pip install bcnet[timm]`) for the last heading; without it that one is left out. Names after the
+command limit the page to those networks: give `--output` along with them.
+"""
+
+import argparse
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from bcnet.errors import SpaceError
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.space import Frozen, WidthSpace
+
+CLASSIFIERS = (
+    *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
+    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0"),
+    *("regnet_x_400mf", "regnet_y_400mf", "vgg16", "vgg16_bn", "densenet121", "squeezenet1_0", "googlenet"),
+    *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
+)
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
+DETECTION = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_resnet50_fpn")
+SIDES = {"inception_v3": 299, **dict.fromkeys(("lraspp_mobilenet_v3_large", *DETECTION), 320)}
+TIMM = (
+    *("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d", "hrnet_w18_small", "dla34"),
+    *("fastvit_t8", "convnextv2_atto", "cspresnet50", "res2net50_26w_4s", "skresnet18", "mixnet_s"),
+    *("mobilenetv4_hybrid_medium", "efficientvit_b0"),
+)
+OUTPUT = "it is the network's output"  # said once, above the tables
+SHORT_BELOW = 0.8  # where less than this is searchable, a row names all that stays
+EXPLANATION = """\
+`bcnet.discover_space(model, example_input)` with its default arguments, on networks as their libraries make
+them (without pretrained weights, which change nothing here).
+
+- **seconds**: how long that takes, the fastest of {repeats}. It runs the network, follows its channels, cuts
+  narrow networks out and runs those, too, so larger images take longer.
+- **groups**: widths that can be chosen independently. Channels that must be equal, as on both sides of an
+  addition, are one group.
+- **layers**: convolutions and linear layers that run.
+- **MACs**, **parameters**: the part of the multiply-accumulates (parameters) that lies in layers (tensors)
+  which can be narrowed, on either side. Products of two activations, as in attention, are not
+  counted.
+- **what stays**: layers that keep output channels, and why, in the words of `bcnet inspect`; where the
+  reasons of several layers differ only in names and numbers, the first is given. `*` stands for any number.
+  Such a layer can be narrowed on its input side all the same. The layer that makes a network's output stays
+  in every network: that is not repeated in the rows.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: its space, and the seconds of every discovery."""
+
+    name: str
+    size: int
+    seconds: tuple[float, ...]
+    space: WidthSpace | None
+    error: str = ""
+
+
+def torchvision_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image)."""
+    size = {"inception_v3": 299, "lraspp_mobilenet_v3_large": 320}.get(
+        name, 320 if name in DETECTION else 224
+    )
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True  # the default warns that it will change
+    if name in (*SEGMENTATION, *DETECTION):
+        options["weights_backbone"] = None
+    if name == "fasterrcnn_resnet50_fpn":
+        options |= {"min_size": size, "max_size": size}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    inputs = ([torch.rand(3, size, size)],) if name in DETECTION else torch.rand(1, 3, size, size)
+    return model, inputs, size
+
+
+def timm_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image)."""
+    import timm
+
+    return timm.create_model(name), torch.rand(1, 3, 224, 224), 224
+
+
+HEADINGS: dict[str, tuple[tuple[str, ...], Callable[[str], tuple[nn.Module, Any, int]]]] = {
+    "torchvision, classification": (CLASSIFIERS, torchvision_network),
+    "torchvision, segmentation and detection": ((*SEGMENTATION, *DETECTION), torchvision_network),
+    "timm": (TIMM, timm_network),
+}
+
+
+def measure(name: str, build: Callable[[str], tuple[nn.Module, Any, int]], repeats: int) -> Row:
+    """Discover a network's space, `repeats` times."""
+    torch.manual_seed(0)
+    model, inputs, size = build(name)
+    seconds, space = [], None
+    try:
+        for _ in range(repeats):
+            start = time.perf_counter()
+            space = discover_space(model, inputs)
+            seconds.append(time.perf_counter() - start)
+    except SpaceError as cause:
+        return Row(name, size, (), None, str(cause))
+    return Row(name, size, tuple(seconds), space)
+
+
+def line(row: Row) -> str:
+    """The network's line of its table."""
+    if row.space is None:
+        return f"| {row.name} | {row.size} | | | | | | cannot be read: {row.error} |"
+    return (
+        f"| {row.name} | {row.size} | {min(row.seconds):.1f} | {len(row.space.groups)} | "
+        f"{len(row.space.layers)} | {percent(row.space.searchable_macs())} | "
+        f"{percent(row.space.searchable_params())} | {stays(row.space) or '-'} |"
+    )
+
+
+def percent(part: float) -> str:
+    """To a tenth."""
+    return f"{part:.1%}".replace("%", " %")
+
+
+def stays(space: WidthSpace) -> str:
+    """Frozen layers, those with the same reason together."""
+    alike: dict[str, list[Frozen]] = {}
+    for entry in space.frozen:
+        if entry.reason != OUTPUT:
+            alike.setdefault(re.sub(r"'[^']*'|\d+(, \d+)*", "*", entry.reason), []).append(entry)
+    everything = space.searchable_macs() < SHORT_BELOW
+    return "; ".join(
+        f"{names([entry.name for entry in entries], everything)}: {entries[0].reason}"
+        for entries in alike.values()
+    ).replace("|", "\\|")
+
+
+def names(layers: list[str], everything: bool) -> str:
+    """Layers whose names differ in numbers only, as one pattern; the first patterns, or every one."""
+    patterns: dict[str, list[str]] = {}
+    for layer in dict.fromkeys(layers):
+        patterns.setdefault(re.sub(r"\d+(?=\.|-|$)", "*", layer), []).append(layer)
+    shown = [f"`{found[0] if len(found) == 1 else pattern}`" for pattern, found in patterns.items()]
+    if not everything and len(shown) > 3:
+        shown = [*shown[:3], "..."]
+    count = sum(len(found) for found in patterns.values())
+    return shown[0] if count == 1 else f"{count} layers ({', '.join(shown)})"
+
+
+def page(tables: dict[str, list[Row]], repeats: int) -> str:
+    """The whole of docs/models.md."""
+    measured = [row.seconds for rows in tables.values() for row in rows if len(row.seconds) > 1]
+    noise = np.median([max(seconds) / min(seconds) for seconds in measured]) if measured else 1.0
+    parts = [
+        "# Networks that are read",
+        EXPLANATION.format(repeats={2: "two", 3: "three"}.get(repeats, str(repeats))).strip(),
+        f"Made by `OMP_WAIT_POLICY=passive python benchmarks/models.py` on {machine()}. The slower "
+        f"discovery of a network took {noise:.2f} times as long as the faster one (median over all of them).",
+    ]
+    for heading, rows in tables.items():
+        parts.append(f"## {heading}")
+        parts.append(
+            "| network | pixels | seconds | groups | layers | MACs | parameters | what stays |\n"
+            "|---|---|---|---|---|---|---|---|\n" + "\n".join(line(row) for row in rows)
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def machine() -> str:
+    """Processor, threads and versions."""
+    versions = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}"
+    try:
+        import timm
+
+        versions += f", timm {timm.__version__}"
+    except ImportError:
+        pass
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {versions}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def _processor() -> str:
+    for text in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if text.startswith("model name"):
+            return text.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("networks", nargs="*", metavar="NETWORK", help="default: all of them")
+    add("--threads", type=int, default=2, help="threads of PyTorch (default: 2)")
+    add("--repeats", type=int, default=2, help="discoveries of each network (default: 2)")
+    add("--output", type=Path, default=Path("docs/models.md"), help="default: docs/models.md")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.simplefilter("ignore")  # those of the libraries' constructors
+    measure("resnet18", torchvision_network, 1)  # imports, and what PyTorch does once
+    tables: dict[str, list[Row]] = {}
+    for heading, (networks, build) in HEADINGS.items():
+        rows = []
+        for name in networks:
+            if options.networks and name not in options.networks:
+                continue
+            try:
+                rows.append(measure(name, build, options.repeats))
+            except ImportError as cause:
+                print(f"{heading} is left out: {cause}")
+                break
+            print(line(rows[-1]), flush=True)
+        if rows:
+            tables[heading] = rows
+    options.output.write_text(page(tables, options.repeats), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
