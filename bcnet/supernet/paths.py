@@ -8,8 +8,11 @@ cut network gives the path's outputs to the last bit.
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,18 +59,91 @@ def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[in
 
 def tensors_of(model: nn.Module) -> State:
     """A network's parameters and buffers by name; a tensor that several modules share has one name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: holder[key] for holder, key, name in _places_of(model).tensors}
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a network keeps its tensors: (dictionary, key there, name); a shared one has its first name.
+
+    Each call of a path needs it, and walking through the modules took a tenth of a small network's forward:
+    it is kept as long as no module or tensor was put in or taken out.
+    """
+
+    tensors: tuple[tuple[dict[str, Any], str, str], ...]
+    shared: tuple[tuple[dict[str, Any], str, dict[str, Any], str], ...]
+    modules: dict[str, nn.Module]
+    children: tuple[tuple[dict[str, Any], str, nn.Module], ...]
+    sizes: tuple[tuple[dict[str, Any], int], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "_Places":
+        tensors, shared, children, sizes = [], [], [], []
+        modules = dict(model.named_modules())
+        first: dict[int, tuple[dict[str, Any], str, str]] = {}
+        for path, module in modules.items():
+            prefix = f"{path}." if path else ""
+            for holder in (module._parameters, module._buffers):
+                for key, tensor in holder.items():
+                    if tensor is None:
+                        continue
+                    origin = first.setdefault(id(tensor), (holder, key, prefix + key))
+                    tensors.append((holder, key, origin[2]))
+                    if origin[2] != prefix + key:
+                        shared.append((holder, key, *origin[:2]))
+            held = module._modules
+            children += [(held, key, child) for key, child in held.items() if child is not None]
+            sizes += [(each, len(each)) for each in (module._parameters, module._buffers, held)]
+        return cls(tuple(tensors), tuple(shared), modules, tuple(children), tuple(sizes))
+
+    def current(self) -> bool:
+        """Whether the network still has these modules, and shares these tensors."""
+        return (
+            all(held.get(key) is child for held, key, child in self.children)
+            and all(len(held) == size for held, size in self.sizes)
+            and all(holder[key] is other[name] for holder, key, other, name in self.shared)
+        )
+
+
+_known: WeakKeyDictionary[nn.Module, _Places] = WeakKeyDictionary()
+
+
+def _places_of(model: nn.Module) -> _Places:
+    places = _known.get(model)
+    if places is None or not places.current():
+        places = _known[model] = _Places.of(model)
+    return places
 
 
 def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> State:
     """The path's part of every tensor of a supernet's state: views, or copies behind a concatenation."""
-    taken = {}
-    for name, tensor in state.items():
-        for axis, dimension in space.dimensions.get(name, {}).items():
-            parts = [tensor.narrow(axis, low, high - low) for low, high in ranges(space, dimension, path)]
-            tensor = parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-        taken[name] = tensor
-    return taken
+    axes, distinct = space.distinct
+    # Fixed entries, of group -1, are channel 0 of a group that is taken whole.
+    low, high = np.array([*path, (0, 1)]).T
+    parts: list[tuple[int, int] | Tensor] = []  # a start and a length, or the indices of several stretches
+    for dimension, entries in zip(distinct, space.entries, strict=True):
+        if entries is None:
+            (first, last) = ranges(space, dimension, path)[0]
+            parts.append((first, last - first))
+        else:
+            groups, channels = entries
+            taken = np.flatnonzero((channels >= low[groups]) & (channels < high[groups]))
+            parts.append((0, len(taken)) if len(taken) == len(groups) else torch.from_numpy(taken))
+    result = dict(state)
+    for name, along in axes.items():
+        tensor = state.get(name)
+        if tensor is None:
+            continue
+        for axis, number in along:
+            part = parts[number]
+            if isinstance(part, Tensor):
+                tensor = tensor.index_select(axis, part.to(tensor.device))
+            elif part[1] != tensor.shape[axis]:
+                start, length = part
+                # The same view; indexing is faster than `narrow`.
+                tensor = tensor[start : start + length] if axis == 0 else tensor.narrow(axis, start, length)
+        result[name] = tensor
+    return result
 
 
 def _sizes(space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any]]:
@@ -80,10 +156,11 @@ def _sizes(space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[tuple[str
 @contextmanager
 def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Give modules the sizes of the path's tensors, for the length of a call."""
+    modules = _places_of(model).modules
     before = []
     try:
         for name, attribute, value in _sizes(space, state):
-            module = model.get_submodule(name)
+            module = modules[name]
             before.append((module, attribute, getattr(module, attribute)))
             setattr(module, attribute, value)
         yield
@@ -106,28 +183,19 @@ def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], i
 def _tensors_in_place(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Put these tensors in place of the network's own, for the length of a call.
 
-    What torch.func.functional_call does, which walks through the modules four times: on a small network that
-    took up to a fifth of the forward.
+    What torch.func.functional_call does, which walks through the modules four times.
     """
     own: list[tuple[dict[str, Any], str, Tensor]] = []
-    given: dict[int, Tensor] = {}
-    for path, module in model.named_modules():
-        for holder in (module._parameters, module._buffers):
-            for attribute, tensor in holder.items():
-                if tensor is None:
-                    continue
-                new = state.get(f"{path}.{attribute}" if path else attribute)
-                if new is not None:
-                    given[id(tensor)] = new
-                if id(tensor) in given:  # a tensor that several modules share has one name
-                    own.append((holder, attribute, tensor))
     try:
-        for holder, attribute, tensor in own:
-            holder[attribute] = given[id(tensor)]
+        for holder, key, name in _places_of(model).tensors:
+            new = state.get(name)
+            if new is not None:
+                own.append((holder, key, holder[key]))
+                holder[key] = new
         yield
     finally:
-        for holder, attribute, tensor in own:
-            holder[attribute] = tensor
+        for holder, key, tensor in own:
+            holder[key] = tensor
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -121,8 +121,39 @@ class WidthSpace:
         """The method that says which channels a width takes."""
         return method_named(self.method)
 
+    @cached_property
+    def distinct(self) -> tuple[dict[str, tuple[tuple[int, int], ...]], tuple[Dimension, ...]]:
+        """For each tensor its searchable axes, as (axis, number of a dimension), and the distinct dimensions.
+
+        Many tensors share a dimension: what a path takes of it is worked out once for all of them.
+        """
+        numbers: dict[Dimension, int] = {}
+        axes = {
+            name: tuple((axis, numbers.setdefault(d, len(numbers))) for axis, d in found.items())
+            for name, found in self.dimensions.items()
+        }
+        return axes, tuple(numbers)
+
+    @cached_property
+    def entries(self) -> tuple[tuple[np.ndarray, np.ndarray] | None, ...]:
+        """For each distinct dimension of several segments, every entry's group (-1: none) and channel."""
+        found: list[tuple[np.ndarray, np.ndarray] | None] = []
+        for dimension in self.distinct[1]:
+            if len(dimension) == 1:
+                found.append(None)
+                continue
+            groups, channels = [], []
+            for segment in dimension:
+                count = 1 if segment.group is None else self.groups[segment.group].supernet_channels
+                groups.append(np.full(count * segment.size, -1 if segment.group is None else segment.group))
+                channels.append(np.arange(count).repeat(segment.size))
+            found.append((np.concatenate(groups), np.concatenate(channels)))
+        return tuple(found)
+
     def without_extra(self) -> "WidthSpace":
         """The space of the network's own tensors, which lack a supernet's extra channels."""
+        if not any(group.extra for group in self.groups):
+            return self
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
     def largest(self) -> Widths:
