@@ -31,7 +31,7 @@ from bcnet.supernet.space import (
     Widths,
     WidthSpace,
 )
-from bcnet.supernet.trace import Trace, Tracer
+from bcnet.supernet.trace import Trace, Tracer, running_modules
 from bcnet.supernet.widen import supernet_state
 
 
@@ -370,8 +370,8 @@ class _Seen:
                 if reason is None and number in chain_of:
                     reason = reasons[chain_of[number].name]
                 elif reason is None and interleaved is not None:
-                    reason = f"its channels are interleaved with others (see '{interleaved}')"
-                reason = reason or "all its channels go together"
+                    reason = f"its channels are interleaved with others: '{interleaved}' reads another order"
+                reason = reason or "its channels can only be kept or dropped all at once"
                 stays[reason] = stays.get(reason, 0) + 1
             found += [Frozen(module, count, reason) for reason, count in stays.items()]
         ran = {use.weight for use in self.trace.layers}
@@ -412,10 +412,13 @@ class _Seen:
         """
         if not space.groups:
             return None
+        inside: list[tuple[str, nn.Module]] = []
         try:
             with torch.no_grad():
                 if quick:
-                    return self._other_shape(forward_path(self.probe, space, space.smallest(), self.inputs))
+                    with running_modules(self.probe) as inside:
+                        output = forward_path(self.probe, space, space.smallest(), self.inputs)
+                    return self._other_shape(output)
                 # Neighbours as different as they can be: what the forward takes for equal shows.
                 low, high = space.smallest(), space.largest()
                 drawn = [
@@ -443,7 +446,8 @@ class _Seen:
                         args_twice, kwargs_twice = arguments(tree_map(_twice, self.inputs))
                         small.train()(*args_twice, **kwargs_twice)
         except Exception as cause:
-            return f"narrowing it breaks the network: {one_line(cause)}"
+            where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
+            return f"narrowing it breaks the network{where}: {one_line(cause)}"
         return None
 
     def _other_shape(self, output: Any) -> str | None:

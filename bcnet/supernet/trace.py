@@ -176,20 +176,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Trace what runs inside, and know in which module it runs."""
-
-        def enter(name: str) -> Any:
-            return lambda module, _: self.inside.append((name, module))
-
-        handles = []
-        for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(enter(name)))
-            handles.append(module.register_forward_hook(lambda *_: self.inside.pop() and None))
-        try:
-            with torch.no_grad(), self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with running_modules(self.model) as self.inside, torch.no_grad(), self:
+            yield
 
     @property
     def where(self) -> str:
@@ -592,6 +580,25 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     plane = plane.narrow(dim, 0, 1) if output.ndim == x.ndim else plane.select(dim, 0)
                 planes.append(plane)
             self._label(output, planes)
+
+
+@contextmanager
+def running_modules(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
+    """The modules that are running, the innermost last, with their names; after an error, where it was."""
+    inside: list[tuple[str, nn.Module]] = []
+
+    def enter(name: str) -> Any:
+        return lambda module, _: inside.append((name, module))
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(enter(name)))
+        handles.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _varying(plane: Tensor) -> tuple[int, ...]:

@@ -203,6 +203,13 @@ def test_several_inputs_and_named_outputs_are_followed(by_name: bool) -> None:
     assert_agree(model, space, inputs, space.check([5]), training=False)
 
 
+class Constant(nn.Module):
+    """Has its width written in the code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), 16, -1).reshape(len(x), 16, 8, 8)
+
+
 FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "channel shuffle": (
         lambda: Between(lambda self, x: shuffled(x) + self.a(x), a=nn.Conv2d(16, 16, 1)),
@@ -236,9 +243,9 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "it is combined with a tensor of fixed size in the network's forward",
     ),
     "a width written in the code": (
-        lambda: Between(lambda self, x: x.reshape(2, 16, -1).reshape(2, 16, 8, 8)),
+        lambda: Between(lambda self, x: self.a(x), a=Constant()),
         "stem",
-        "narrowing it breaks the network",
+        "narrowing it breaks the network, in 'a': RuntimeError: shape '[2, 16, 8, 8]' is invalid",
     ),
     "a detour that is not seen": (
         lambda: Between(lambda self, x: torch.from_numpy(x.detach().numpy()) + 0),
