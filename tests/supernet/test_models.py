@@ -14,7 +14,7 @@ from witnesses import assert_agree, distance, drawn, leaves, masked, scattered
 from bcnet.models import NETWORKS
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
-from bcnet.supernet.paths import cut
+from bcnet.supernet.paths import cut, forward_path
 from bcnet.supernet.space import WidthSpace
 
 CLASSIFIERS = (
@@ -132,6 +132,10 @@ def test_detectors_are_read_and_their_narrow_features_agree(name: str, part: str
     for side in ("left", "right"):
         with torch.no_grad():
             small = cut(detector, space, drawn(space), side)
+            path = forward_path(detector, space, drawn(space), (images,), side)
+            alone = small(images)
+            assert all(torch.equal(a, b) for a, b in zip(leaves(path), leaves(alone), strict=True))
+            assert space.params(drawn(space)) == sum(p.numel() for p in small.parameters())
             features = Captured(small, part)(images)
             assert distance(features, _masked_features(detector, space, side, part, images)) < 1e-5
     backbone = small.backbone.eval()
