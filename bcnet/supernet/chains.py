@@ -1,0 +1,411 @@
+"""A network as it ran: its channels as chains that are narrowed together, and trials of narrow networks.
+
+In: a network and an example of its inputs. Out: `Seen`, which turns the trace of its operators (`trace.py`)
+into chains: channels that lie side by side, in the same order, wherever they lie; and what stays, and why.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bcnet.errors import SpaceError, one_line
+from bcnet.supernet.paths import arguments, cut, forward_path, tensors_of
+from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, Widths, WidthSpace
+from bcnet.supernet.trace import Trace, Tracer, running_modules
+from bcnet.supernet.widen import supernet_state
+
+# What PyTorch's own layers read in their forward, beside what the trace sees.
+_READ: tuple[tuple[type[nn.Module], str, int], ...] = (
+    (nn.modules.instancenorm._InstanceNorm, "num_features", 0),
+)
+# What a class derived from PyTorch's may read in a forward of its own.
+_TOLD: tuple[tuple[type[nn.Module], str, int], ...] = (
+    (nn.Conv2d, "out_channels", 0),
+    (nn.Conv2d, "in_channels", 1),
+    (nn.Linear, "out_features", 0),
+    (nn.Linear, "in_features", 1),
+    (nn.BatchNorm2d, "num_features", 0),
+)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Channels side by side: the classes of their atoms, in order. `unit` and `repeat` as of WidthGroup."""
+
+    name: str
+    classes: tuple[int, ...]
+    unit: int
+    repeat: int
+    layers: tuple[str, ...]
+    mixed: bool
+
+    @property
+    def channels(self) -> int:
+        return len(self.classes) * self.unit
+
+
+@dataclass
+class Seen:
+    """A network as it ran: the trace, its classes, and every axis as stretches of equal classes."""
+
+    probe: nn.Module
+    inputs: Any
+    full: list[torch.Size]
+    trains: str | None  # why it could not be run in training mode
+    only_training: set[str]  # weights of layers that run in training only
+    trace: Trace
+    classes: np.ndarray
+    pinned: dict[int, str]
+
+    @classmethod
+    def of(cls, probe: nn.Module, inputs: Any) -> "Seen":
+        """Run the network in eval mode and, where that is possible with these inputs alone, in training."""
+        trace = Trace(tensors_of(probe))
+        output = _run(probe, trace, inputs)
+        if not tree_leaves(output) or not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            raise SpaceError(
+                f"{type(probe).__name__} returns {type(output).__name__}; its forward must return a tensor, "
+                "or tuples, lists and dicts of tensors"
+            )
+        if trace.reads_values is not None and not trace.dynamic:
+            _check_branches(probe, trace, inputs)
+        layers, trains = list(trace.layers), None
+        buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
+        try:
+            _run(probe.train(), trace, tree_map(_twice, inputs))
+        except SpaceError as cause:
+            trains = str(cause)
+        finally:
+            probe.eval()
+            with torch.no_grad():
+                for name, buffer in probe.named_buffers():
+                    buffer.copy_(buffers[name])
+        only_training = {use.weight for use in trace.layers} - {use.weight for use in layers}
+        trace.layers[:] = layers  # counted once
+        classes = trace.classes()
+        full = [] if trace.dynamic else [leaf.shape for leaf in tree_leaves(output)]
+        return cls(probe, inputs, full, trains, only_training, trace, classes, trace.pinned(classes))
+
+    def tie(self, pairs: list[tuple[Chain, Chain]]) -> None:
+        """From now on these chains are one."""
+        for first, second in pairs:
+            atoms = [
+                np.array([int(np.argmax(self.classes == number)) for number in chain.classes])
+                for chain in (first, second)
+            ]
+            self.trace.pairs.append(np.stack(atoms))
+        self.classes = self.trace.classes()
+        self.pinned = self.trace.pinned(self.classes)
+
+    def producers(self) -> Iterator[tuple[str, str, int]]:
+        """(module, weight, axis) of every layer that makes channels, in order of execution, each once."""
+        done = set()
+        for use in self.trace.layers:
+            if use.makes_channels and use.weight not in done:
+                done.add(use.weight)
+                yield _module_of(use.weight), use.weight, use.out_axis
+
+    def stretches(self, name: str, axis: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """An axis as (classes, run lengths); classes that stay are -1."""
+        start, size = self.trace.axes[name][axis]
+        row = np.where(free[self.classes[start : start + size]], self.classes[start : start + size], -1)
+        heads = np.flatnonzero(np.diff(row, prepend=-2))
+        return row[heads], np.diff(heads, append=size)
+
+    def free(self) -> np.ndarray:
+        """Whether a class may be narrowed: some layer makes it, and nothing pins it."""
+        free = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
+        for _, weight, axis in self.producers():
+            if axis in self.trace.axes[weight]:
+                start, size = self.trace.axes[weight][axis]
+                free[self.classes[start : start + size]] = True
+        free[list(self.pinned)] = False
+        return free
+
+    def chains(self) -> list[Chain]:
+        """Maximal runs of classes that follow each other, at equal lengths, wherever they occur."""
+        free = self.free()
+        count = len(free)
+        rows = [
+            (*self.stretches(name, axis, free), name)
+            for name, axes in self.trace.axes.items()
+            for axis in axes
+        ]
+        weights = {use.weight for use in self.trace.layers}
+        after, before = _only_neighbours(rows, count)
+        units = np.zeros(count, dtype=np.int64)
+        for row, runs, _ in rows:
+            np.gcd.at(units, row[row >= 0], runs[row >= 0])
+        repeats = np.full(count, np.iinfo(np.int64).max)
+        for row, _, name in rows:
+            if name in weights:
+                numbers, times = np.unique(row[row >= 0], return_counts=True)
+                np.minimum.at(repeats, numbers, times)
+        mixed = np.zeros(count, dtype=bool)
+        for atoms in self.trace.across:
+            mixed[self.classes[atoms]] = True
+        chains: list[Chain] = []
+        taken: set[int] = set()
+        for module, weight, axis in self.producers():
+            if axis not in self.trace.axes[weight]:
+                continue
+            row, _ = self.stretches(weight, axis, free)
+            for head in dict.fromkeys(row[row >= 0].tolist()):
+                if head in taken:
+                    continue
+                first = head
+                while before[first] >= 0 and after[before[first]] == first and before[first] not in taken:
+                    first = int(before[first])
+                    if first == head:
+                        break  # a ring
+                members = [first]
+                while True:
+                    following = int(after[members[-1]])
+                    if following < 0 or before[following] != members[-1] or following == first:
+                        break
+                    members.append(following)
+                taken.update(members)
+                if len(members) == 1:
+                    continue
+                same = sum(chain.name.partition("#")[0] == module for chain in chains)
+                name = f"{module}#{same + 1}" if same else module
+                unit = int(np.gcd.reduce(units[members]))
+                chains.append(
+                    Chain(name, tuple(members), unit, int(repeats[first]), (), bool(mixed[members].any()))
+                )
+        owner = {number: i for i, chain in enumerate(chains) for number in chain.classes}
+        layers: list[dict[str, None]] = [{} for _ in chains]
+        for module, weight, axis in self.producers():
+            if axis in self.trace.axes[weight]:
+                for number in self.stretches(weight, axis, free)[0].tolist():
+                    if number in owner:
+                        layers[owner[number]][module] = None
+        return [replace(chain, layers=tuple(found)) for chain, found in zip(chains, layers, strict=True)]
+
+    def dimensions(self, chains: list[Chain]) -> dict[str, dict[int, Dimension]]:
+        """Each tensor's searchable axes as segments of these chains, and of entries that stay."""
+        count = int(self.classes.max(initial=-1)) + 1
+        owner = np.full(count, -1)
+        heads = {chain.classes[0]: group for group, chain in enumerate(chains)}
+        for group, chain in enumerate(chains):
+            owner[list(chain.classes)] = group
+        dimensions: dict[str, dict[int, Dimension]] = {}
+        for name, axes in self.trace.axes.items():
+            for axis in axes:
+                row, runs = self.stretches(name, axis, owner >= 0)
+                if (row < 0).all():
+                    continue
+                segments: list[Segment] = []
+                for number, run in zip(row.tolist(), runs.tolist(), strict=True):
+                    if number < 0:
+                        segments.append(Segment(None, run))
+                    elif number in heads:
+                        segments.append(Segment(heads[number], run // chains[heads[number]].unit))
+                dimensions.setdefault(name, {})[axis] = tuple(segments)
+        return dimensions
+
+    def layers(self) -> tuple[Layer, ...]:
+        """Convolutions and linear layers with their output positions, in order of execution."""
+        positions: dict[str, int] = {}
+        for use in self.trace.layers:
+            positions[use.weight] = positions.get(use.weight, 0) + use.positions
+        return tuple(Layer(name, count) for name, count in positions.items())
+
+    def sized(self, dimensions: dict[str, dict[int, Dimension]]) -> tuple[Sized, ...]:
+        """Modules that keep a size of a searched tensor in an attribute that their forward reads."""
+        found = [
+            Sized(module, attribute, tensor, 0, each)
+            for module, (attribute, tensor, each) in self.trace.sized.items()
+            if 0 in dimensions.get(tensor, {})
+            and not (attribute == "groups" and 1 in dimensions.get(tensor, {}))
+        ]
+        for name, module in self.probe.named_modules():
+            own = type(module).__module__.startswith("torch.nn.")
+            for kind, attribute, axis in _READ if own else (*_READ, *_TOLD):
+                if isinstance(module, kind) and axis in dimensions.get(f"{name}.weight", {}):
+                    found.append(Sized(name, attribute, f"{name}.weight", axis, 1))
+        return tuple(found)
+
+    def frozen(self, kept: list[Chain], chains: list[Chain], reasons: dict[str, str]) -> tuple[Frozen, ...]:
+        """Every layer's channels that no kept chain holds, with the reason."""
+        kept_classes = {number for chain in kept for number in chain.classes}
+        chain_of = {number: chain for chain in chains for number in chain.classes}
+        apart = self._apart(set(chain_of))
+        found: list[Frozen] = []
+        for module, weight, axis in self.producers():
+            if axis not in self.trace.axes[weight]:
+                continue
+            start, size = self.trace.axes[weight][axis]
+            row = self.classes[start : start + size].tolist()
+            interleaved = next((apart[number] for number in row if number in apart), None)
+            stays: dict[str, int] = {}
+            for number in row:
+                if number in kept_classes:
+                    continue
+                reason = self.pinned.get(number)
+                if reason is None and number in chain_of:
+                    reason = reasons[chain_of[number].name]
+                elif reason is None and interleaved is not None:
+                    reason = f"its channels are interleaved with others: '{interleaved}' reads another order"
+                reason = reason or "its channels can only be kept or dropped all at once"
+                stays[reason] = stays.get(reason, 0) + 1
+            found += [Frozen(module, count, reason) for reason, count in stays.items()]
+        ran = {use.weight for use in self.trace.layers}
+        for name, module in self.probe.named_modules():
+            weight_name = f"{name}.weight"
+            if (
+                isinstance(module, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+                and weight_name in self.trace.tensors
+                and weight_name not in ran
+            ):
+                reason = "it runs in training only, so that its width costs nothing"
+                if weight_name not in self.only_training:
+                    reason = "it does not run"
+                    if self.trains is not None:
+                        reason += f" in eval mode, and in training mode: {self.trains}"
+                found.append(Frozen(name, module.weight.shape[0], reason))
+        return tuple(found)
+
+    def _apart(self, chained: set[int]) -> dict[int, str]:
+        """For classes in no chain, a layer in which they have other neighbours than where they are made."""
+        free = self.free()
+        followers: dict[int, int] = {}
+        found: dict[int, str] = {}
+        for use in self.trace.layers:
+            for axis in self.trace.axes[use.weight]:
+                row, _ = self.stretches(use.weight, axis, free)
+                for number, following in zip(row.tolist(), [*row[1:].tolist(), -1], strict=True):
+                    if number < 0 or number in chained:
+                        continue
+                    if followers.setdefault(number, following) != following:
+                        found.setdefault(number, _module_of(use.weight))
+        return found
+
+    def trouble(self, space: WidthSpace, *, quick: bool = False) -> str | None:
+        """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
+
+        `quick` runs the narrowest path on the network's own tensors alone: nothing is copied for it.
+        """
+        if not space.groups:
+            return None
+        inside: list[tuple[str, nn.Module]] = []
+        try:
+            with torch.no_grad():
+                if quick:
+                    with running_modules(self.probe) as inside:
+                        output = forward_path(self.probe, space, space.smallest(), self.inputs)
+                    return self._other_shape(output)
+                # Neighbours as different as they can be: what the forward takes for equal shows.
+                low, high = space.smallest(), space.largest()
+                drawn = [
+                    low,
+                    *(Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)),
+                ]
+                state = supernet_state(self.probe, space)
+                args, kwargs = arguments(self.inputs)
+                for widths in drawn:
+                    small = cut(self.probe, space, widths, "right", state)
+                    output = small(*args, **kwargs)
+                    if (trouble := self._other_shape(output)) is not None:
+                        return trouble
+                    if self.trace.dynamic:
+                        continue
+                    path = forward_path(self.probe, space, widths, self.inputs, "right", state)
+                    if not all(
+                        _same(one, other)
+                        for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
+                    ):
+                        return (
+                            "a narrow path of it does not give what the same network gives when it is cut out"
+                        )
+                    if self.trains is None:
+                        args_twice, kwargs_twice = arguments(tree_map(_twice, self.inputs))
+                        small.train()(*args_twice, **kwargs_twice)
+        except Exception as cause:
+            where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
+            return f"narrowing it breaks the network{where}: {one_line(cause)}"
+        return None
+
+    def _other_shape(self, output: Any) -> str | None:
+        if self.full and [leaf.shape for leaf in tree_leaves(output)] != self.full:
+            return "it is part of the network's output"
+        return None
+
+
+def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
+    """One forward, traced. Raises SpaceError where the network does not run."""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    batch = leaves[0].shape[0] if leaves and leaves[0].ndim == 4 else max(1, len(leaves))
+    tracer = Tracer(trace, probe, batch)
+    args, kwargs = arguments(inputs)
+    try:
+        with tracer.watching():
+            output = probe(*args, **kwargs)
+            tracer.finish(output)
+    except Exception as cause:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise SpaceError(
+            f"{type(probe).__name__} does not run on an input of shape {shapes}: {one_line(cause)}"
+        ) from cause
+    return output
+
+
+def _same(one: Any, other: Any) -> bool:
+    return not isinstance(one, Tensor) or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+def _twice(leaf: Any) -> Any:
+    """Batch statistics need two images."""
+    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim == 4 else leaf
+
+
+def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
+    """A forward that reads a tensor's value must take the same way for other inputs. Raises SpaceError."""
+    generator = torch.Generator().manual_seed(0)
+
+    def between(low: float, high: float) -> Any:
+        def drawn(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                return torch.rand(leaf.shape, generator=generator) * (high - low) + low
+            return leaf
+
+        return drawn
+
+    for change in (between(0, 1), between(-1, 0), between(-1, 1), between(-3, 3)):
+        again = Trace(trace.tensors)
+        _run(probe, again, tree_map(change, inputs))
+        if again.operators != trace.operators:
+            raise SpaceError(
+                f"the forward of {type(probe).__name__} depends on the values of its inputs (in "
+                f"{trace.reads_values}): another input takes another way, which is not seen here and is lost "
+                "in the export; write the choice with torch.where, or make it depend on shapes"
+            )
+
+
+def _only_neighbours(
+    rows: list[tuple[np.ndarray, np.ndarray, str]], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each class the one that follows, and the one that precedes it, wherever it occurs; else -1."""
+    neighbours = []
+    for forward in (True, False):
+        low, high = np.full(count, count), np.full(count, -2)
+        for row, runs, _ in rows:
+            if not forward:
+                row, runs = row[::-1], runs[::-1]
+            following = np.append(row[1:], -1)
+            following[np.append(runs[1:], -1) != runs] = -1
+            own = row >= 0
+            np.minimum.at(low, row[own], following[own])
+            np.maximum.at(high, row[own], following[own])
+        neighbours.append(np.where(low == high, low, -1))
+    return neighbours[0], neighbours[1]
+
+
+def _module_of(weight: str) -> str:
+    """The module that holds a weight, also when the weight is computed from parametrisations."""
+    return weight.partition(".parametrizations.")[0].removesuffix(".weight")
