@@ -77,7 +77,7 @@ class Seen:
         layers, trains = list(trace.layers), None
         buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         try:
-            _run(probe.train(), trace, tree_map(_twice, inputs))
+            _run(probe.train(), trace, _twice(inputs))
         except SpaceError as cause:
             trains = str(cause)
         finally:
@@ -237,8 +237,15 @@ class Seen:
         chain_of = {number: chain for chain in chains for number in chain.classes}
         apart = self._apart(set(chain_of))
         found: list[Frozen] = []
-        for module, weight, axis in self.producers():
+        done = set()
+        for use in self.trace.layers:
+            weight, axis, module = use.weight, use.out_axis, _module_of(use.weight)
+            if weight in done:
+                continue
+            done.add(weight)
             if axis not in self.trace.axes[weight]:
+                if use.makes_channels:
+                    found.append(Frozen(module, 1, "it makes one channel"))
                 continue
             start, size = self.trace.axes[weight][axis]
             row = self.classes[start : start + size].tolist()
@@ -324,7 +331,7 @@ class Seen:
                             "a narrow path of it does not give what the same network gives when it is cut out"
                         )
                     if self.trains is None:
-                        args_twice, kwargs_twice = arguments(tree_map(_twice, self.inputs))
+                        args_twice, kwargs_twice = arguments(_twice(self.inputs))
                         small.train()(*args_twice, **kwargs_twice)
         except Exception as cause:
             where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
@@ -340,8 +347,7 @@ class Seen:
 def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
     """One forward, traced. Raises SpaceError where the network does not run."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    batch = leaves[0].shape[0] if leaves and leaves[0].ndim == 4 else max(1, len(leaves))
-    tracer = Tracer(trace, probe, batch)
+    tracer = Tracer(trace, probe, _images(inputs))
     args, kwargs = arguments(inputs)
     try:
         with tracer.watching():
@@ -359,9 +365,28 @@ def _same(one: Any, other: Any) -> bool:
     return not isinstance(one, Tensor) or torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _twice(leaf: Any) -> Any:
-    """Batch statistics need two images."""
-    return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim == 4 else leaf
+def _images(inputs: Any) -> int:
+    """The batch size of inputs; detectors take a list of images."""
+    args, kwargs = arguments(inputs)
+    first = next(iter((*args, *kwargs.values())), None)
+    if isinstance(first, list):
+        return max(1, len(first))
+    return int(first.shape[0]) if isinstance(first, Tensor) and first.ndim else 1
+
+
+def _twice(inputs: Any) -> Any:
+    """The inputs with every image twice: batch statistics need two."""
+    images = _images(inputs)
+
+    def doubled(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == images:
+            return torch.cat([leaf, leaf])
+        return leaf
+
+    args, kwargs = arguments(inputs)
+    if any(isinstance(value, list) for value in (*args, *kwargs.values())):
+        return inputs
+    return tree_map(doubled, inputs)
 
 
 def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:

@@ -35,6 +35,8 @@ ANCHORS = frozenset(
         *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
     )
 )
+# Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
+AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
 SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
@@ -158,11 +160,11 @@ class OnnxSupernet:
         for node in self.proto.graph.node:
             if all(name in fixed for name in node.input if name):
                 return True  # computed from constants alone
-            for name in node.input:
+            for name in () if node.op_type in AXES_OR_LIMITS else node.input:
                 array = self.arrays.get(name)
                 if array is None or name in own:
                     continue
-                if array.size > (1 if array.dtype.kind == "f" else 2):
+                if node.op_type != "Reshape" or array.size > 2:
                     return True
         return False
 
@@ -296,7 +298,7 @@ class OnnxSupernet:
         """The output's channels as segments: its second axis, or the last one (NHWC, tokens)."""
         if node.op_type in ("MatMul", "ConvTranspose") and 1 in self.dimensions.get(node.input[1], {}):
             return self.dimensions[node.input[1]][1]
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in self.arrays:
             weight = node.input[1]
             return self.dimensions.get(weight, {}).get(0, (Segment(None, self.arrays[weight].shape[0]),))
         if node.op_type == "Concat":
@@ -326,7 +328,7 @@ class OnnxSupernet:
         if node.op_type == "Conv" and node.input[1] in self._group_sizes:
             group_size = self._size(channels[source]) // int(attributes.get("group", 1))
         kernel = attributes.get("kernel_shape", ())
-        if node.op_type == "Conv":
+        if node.op_type == "Conv" and node.input[1] in self.arrays:
             kernel = self.arrays[node.input[1]].shape[2:]
         # A concatenation is keyed by the sum of its inputs, which is its output.
         incoming = channels[node.output[0]] if node.op_type == "Concat" else channels[source]

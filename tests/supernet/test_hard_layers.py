@@ -170,6 +170,30 @@ class Auxiliary(nn.Module):
         return (y, self.aux(x).mean((2, 3))) if self.training else y
 
 
+class Signal(nn.Module):
+    """One axis of space, and a flow that depends on a number that goes with each signal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv1d(3, 16, 3), nn.BatchNorm1d(16)
+        self.age = nn.Linear(1, 16)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, signal: Tensor, age: Tensor) -> Tensor:
+        y: Tensor = self.fc((self.norm(self.stem(signal)) * self.age(age)[:, :, None]).amax(-1))
+        return y
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_inputs_of_any_number_of_axes_are_counted_an_image(images: int) -> None:
+    model = scattered(Signal())
+    inputs = (torch.randn(images, 3, 9), torch.randn(images, 1))
+    space = space_of(model, inputs)
+    assert [group.layers for group in space.groups] == [("stem", "age")]
+    assert space.macs(space.largest()) == 16 * 3 * 3 * 7 + 16 + 16 * 3
+    assert_agree(model, space, inputs, space.check([5]), training=images > 1)
+
+
 def test_an_auxiliary_head_follows_the_trunk_and_keeps_its_own_width() -> None:
     model = Auxiliary()
     space = space_of(model)
@@ -231,6 +255,11 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         ),
         "stem",
         "computed anew at every call (SpectralNorm, in 'a.parametrizations.weight.0')",
+    ),
+    "a layer of one channel": (
+        lambda: Between(lambda self, x: x * self.a(x).sigmoid(), a=nn.Conv2d(16, 1, 1)),
+        "a",
+        "it makes one channel",
     ),
     "a sort": (
         lambda: Between(lambda self, x: x.sort(1).values),
