@@ -176,7 +176,8 @@ def inspect(
     rows = [
         [
             g.name,
-            str(g.channels) if width == g.channels else f"{width}, widened to {g.channels}",
+            (str(g.channels) if width == g.channels else f"{width}, widened to {g.channels}")
+            + (f" (x {g.repeat})" if g.repeat > 1 else ""),
             " ".join(map(str, g.choices)) + (f" (in units of {g.unit})" if g.unit > 1 else ""),
             ", ".join(g.layers),
         ]

@@ -97,6 +97,7 @@ SEARCHED: dict[str, Callable[[], nn.Module]] = {
     "layer norm over channels": lambda: Between(
         tokens, out=12, norm=nn.LayerNorm(16), linear=nn.Linear(16, 12)
     ),
+    "rms norm over channels": lambda: Between(tokens, out=12, norm=nn.RMSNorm(16), linear=nn.Linear(16, 12)),
     "prelu": lambda: Between(lambda self, x: self.a(x), a=nn.PReLU(16)),
     "prelu of one parameter": lambda: Between(lambda self, x: self.a(x), a=nn.PReLU()),
     "layer scale": lambda: Between(
