@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import nn
+from train_step import _processor
 
 from bcnet.errors import SpaceError
 from bcnet.supernet.discover import discover_space
@@ -194,13 +195,6 @@ def machine() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {versions}, "
         f"Python {platform.python_version()}"
     )
-
-
-def _processor() -> str:
-    for text in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if text.startswith("model name"):
-            return text.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from train_step import _processor, _quartiles
 
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
@@ -218,17 +219,6 @@ def _seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _quartiles(values: Iterable[float]) -> list[float]:
-    return [float(value) for value in np.percentile(list(values), [25, 50, 75])]
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _options() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.paths import arguments, cut, forward_path, tensors_of
 from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, Widths, WidthSpace
-from bcnet.supernet.trace import Trace, Tracer, running_modules
+from bcnet.supernet.trace import LayerUse, Trace, Tracer, running_modules
 from bcnet.supernet.widen import supernet_state
 
 # What PyTorch's own layers read in their forward, beside what the trace sees.
@@ -103,13 +103,21 @@ class Seen:
         self.classes = self.trace.classes()
         self.pinned = self.trace.pinned(self.classes)
 
-    def producers(self) -> Iterator[tuple[str, str, int]]:
-        """(module, weight, axis) of every layer that makes channels, in order of execution, each once."""
-        done = set()
+    def uses(self) -> Iterator[LayerUse]:
+        """Every layer that runs, in order of execution, each once."""
+        first: dict[str, LayerUse] = {}
         for use in self.trace.layers:
-            if use.makes_channels and use.weight not in done:
-                done.add(use.weight)
-                yield _module_of(use.weight), use.weight, use.out_axis
+            first.setdefault(use.weight, use)
+        yield from first.values()
+
+    def producers(self) -> Iterator[tuple[str, str, int]]:
+        """(module, weight, axis) of every layer that makes more than one channel, in order of execution."""
+        made: dict[str, LayerUse] = {}
+        for use in self.trace.layers:
+            if use.makes_channels and use.out_axis in self.trace.axes[use.weight]:
+                made.setdefault(use.weight, use)
+        for weight, use in made.items():
+            yield _module_of(weight), weight, use.out_axis
 
     def stretches(self, name: str, axis: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """An axis as (classes, run lengths); classes that stay are -1."""
@@ -122,9 +130,8 @@ class Seen:
         """Whether a class may be narrowed: some layer makes it, and nothing pins it."""
         free = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
         for _, weight, axis in self.producers():
-            if axis in self.trace.axes[weight]:
-                start, size = self.trace.axes[weight][axis]
-                free[self.classes[start : start + size]] = True
+            start, size = self.trace.axes[weight][axis]
+            free[self.classes[start : start + size]] = True
         free[list(self.pinned)] = False
         return free
 
@@ -153,8 +160,6 @@ class Seen:
         chains: list[Chain] = []
         taken: set[int] = set()
         for module, weight, axis in self.producers():
-            if axis not in self.trace.axes[weight]:
-                continue
             row, _ = self.stretches(weight, axis, free)
             for head in dict.fromkeys(row[row >= 0].tolist()):
                 if head in taken:
@@ -182,10 +187,9 @@ class Seen:
         owner = {number: i for i, chain in enumerate(chains) for number in chain.classes}
         layers: list[dict[str, None]] = [{} for _ in chains]
         for module, weight, axis in self.producers():
-            if axis in self.trace.axes[weight]:
-                for number in self.stretches(weight, axis, free)[0].tolist():
-                    if number in owner:
-                        layers[owner[number]][module] = None
+            for number in self.stretches(weight, axis, free)[0].tolist():
+                if number in owner:
+                    layers[owner[number]][module] = None
         return [replace(chain, layers=tuple(found)) for chain, found in zip(chains, layers, strict=True)]
 
     def dimensions(self, chains: list[Chain]) -> dict[str, dict[int, Dimension]]:
@@ -239,12 +243,8 @@ class Seen:
         chain_of = {number: chain for chain in chains for number in chain.classes}
         apart = self._apart(set(chain_of))
         found: list[Frozen] = []
-        done = set()
-        for use in self.trace.layers:
+        for use in self.uses():
             weight, axis, module = use.weight, use.out_axis, _module_of(use.weight)
-            if weight in done:
-                continue
-            done.add(weight)
             if axis not in self.trace.axes[weight]:
                 if use.makes_channels:
                     found.append(Frozen(module, 1, "it makes one channel"))

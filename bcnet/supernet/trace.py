@@ -454,9 +454,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         unbatched = 1 if x.ndim == weight.ndim else 0
         entering = self._vector(x, unbatched)
         first, second = self._vector(weight, 0), self._vector(weight, 1)
-        for plane in self._of(weight):
-            if any(axis > 1 for axis in _varying(plane)):
-                continue  # the kernel's sides: nothing else has their atoms
         makes = True
         if groups == 1:
             self._unite(entering, second if not transposed else first)
