@@ -105,13 +105,20 @@ class LatencyStat:
 
 @dataclass(frozen=True)
 class Session:
-    """One measuring session: when, on what, with which versions, and the machine's probe."""
+    """One measuring session: when, on what, with which versions, and the machine's probe.
+
+    `probe` maps each part of the probe to its median in ms over the session's readings (before, between and
+    after the measurements), `probe_spread` to the readings' median absolute deviation over their median.
+    Rows of an `estimate` were calculated for a device that was not at hand, not measured.
+    """
 
     __pydantic_config__ = STRICT
 
     date: str
     provenance: dict[str, str]
     probe: dict[str, float]
+    probe_spread: dict[str, float] = field(default_factory=dict)
+    estimate: bool = False
 
 
 @dataclass(frozen=True)
