@@ -82,7 +82,8 @@ class LatencyModel:
     """Widths -> milliseconds: `offset + scale * sum of layers`, with the calibration's measured error.
 
     Layers that were not measured at all their widths (see `LayerSlot.sampled`) are estimated from those that
-    were; for all others a missing row is an error.
+    were; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
+    an infinite time.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class LatencyModel:
         self.slots = tuple(slots)
         self.choices = tuple(choices)
         self.calibration = calibration
+        self._rows = table.look_up(setting)
         self._known: dict[LayerSpec, float] = {}
         self._others: list[LayerSlot] = []
         summed: dict[tuple[int, ...], np.ndarray] = {}
@@ -116,8 +118,8 @@ class LatencyModel:
 
     def _layer_ms(self, slot: LayerSlot, spec: LayerSpec) -> float:
         if spec not in self._known:
-            look_up = self.table.estimate_ms if slot.sampled else self.table.latency_ms
-            self._known[spec] = look_up(spec, self.setting)
+            look_up = self._rows.estimate_ms if slot.sampled else self._rows.latency_ms
+            self._known[spec] = look_up(spec)
         return self._known[spec]
 
     def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
@@ -154,19 +156,23 @@ class LatencyModel:
         return self.calibration.offset_ms + self.calibration.scale * layers_ms
 
     def pairwise(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
-        """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled."""
+        """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled, finite.
+
+        Layers that the runtime could not run cost a thousand times the dearest one.
+        """
         scale = self.calibration.scale if self.calibration else 1.0
-        return [(groups, array * scale) for groups, array in self._arrays]
+        dearest = max((array[np.isfinite(array)].max(initial=0.0) for _, array in self._arrays), default=0.0)
+        return [
+            (groups, np.where(np.isfinite(array), array, 1000 * dearest) * scale)
+            for groups, array in self._arrays
+        ]
 
     def used(self) -> set[LayerSpec]:
         """Every row that the model may look up."""
         found = set()
         for slot in self.slots:
             if slot.sampled:
-                family = slot.template.family
-                found |= {
-                    spec for spec, at in self.table.rows if at == self.setting and spec.family == family
-                }
+                found |= self._rows.family(slot.template)
             else:
                 found |= set((specs_of(slot, self.choices) or {}).values())
         return found

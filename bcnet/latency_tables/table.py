@@ -5,19 +5,22 @@ A table grows: several models share it, and every row names the measuring sessio
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
+from bcnet.latency_tables.interpolate import Surface, interpolate
 
-SCHEMA = 1
-STRICT = ConfigDict(extra="forbid")
+SCHEMA = 2
+STRICT = ConfigDict(extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=1)]
 # Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
 EVEN_GROUPS = 4
 
@@ -33,17 +36,26 @@ class LayerSpec:
     __pydantic_config__ = STRICT
 
     op: str
-    in_channels: int
-    out_channels: int
+    in_channels: Count
+    out_channels: Count
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    groups: int = 1
+    groups: Count = 1
     activation: str = ""
     add: bool = False
-    in_height: int = 1
-    in_width: int = 1
+    in_height: Count = 1
+    in_width: Count = 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.op} {self.in_channels}->{self.out_channels}"]
+        parts += ["x".join(map(str, self.kernel))] if self.kernel else []
+        parts += [f"stride {'x'.join(map(str, self.stride))}"] if any(s != 1 for s in self.stride) else []
+        parts += [f"{self.groups} groups"] if self.groups > 1 else []
+        parts += ["+ Add"] if self.add else []
+        parts += [f"+ {self.activation}"] if self.activation else []
+        return f"{' '.join(parts)} at {self.in_height}x{self.in_width}"
 
     @property
     def family(self) -> "LayerSpec":
@@ -65,8 +77,8 @@ class Setting:
 
     runtime: str
     precision: str
-    batch: int
-    threads: int
+    batch: Count
+    threads: Count
     power_mode: str
 
     def __str__(self) -> str:
@@ -134,6 +146,18 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A layer that the runtime could not run, with its reason; networks that hold it are never chosen."""
+
+    __pydantic_config__ = STRICT
+
+    layer: LayerSpec
+    setting: Setting
+    error: str
+    session: int
+
+
+@dataclass(frozen=True)
 class Calibration:
     """Whole network = offset_ms + scale * sum of its layers, fitted on `fitted` subnets of one model.
 
@@ -158,19 +182,53 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _File:
-    """The layout of the JSON file."""
+class _Line:
+    """A row of the file: `stat`, or the `error` of a runtime that could not run the layer."""
 
     __pydantic_config__ = STRICT
 
-    schema: int
+    layer: LayerSpec
+    session: Annotated[int, Field(ge=0)]
+    stat: LatencyStat | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """All rows of one setting."""
+
+    __pydantic_config__ = STRICT
+
+    setting: Setting
+    rows: list[_Line]
+
+
+@dataclass(frozen=True)
+class _Sealed(Calibration):
+    """A calibration with the hash that tells whether it was edited."""
+
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The latency table of one device."""
+
+    __pydantic_config__ = STRICT
+
+    schema: Literal[2]
     device: str
     sessions: list[Session]
-    rows: list[Row]
-    calibrations: list[Calibration]
+    settings: list[_Block]
+    calibrations: list[_Sealed]
 
 
 _ADAPTER: TypeAdapter[_File] = TypeAdapter(_File)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the file; `schema.json` beside this module holds it for other tools."""
+    return {"title": "bcnet latency table", **_ADAPTER.json_schema()}
 
 
 @dataclass
@@ -180,6 +238,7 @@ class LatencyTable:
     device: str
     sessions: list[Session] = field(default_factory=list)
     rows: dict[tuple[LayerSpec, Setting], Row] = field(default_factory=dict)
+    failures: dict[tuple[LayerSpec, Setting], Failure] = field(default_factory=dict)
     calibrations: dict[tuple[str, Setting], Calibration] = field(default_factory=dict)
 
     @classmethod
@@ -187,99 +246,86 @@ class LatencyTable:
         """The table in a file. Raises TableError: missing, cut short, edited to nonsense, another schema."""
         path = Path(path)
         mend = f"run `bcnet build-lut --device {path.stem}`"
+        restore = f"restore the file, or delete it and {mend}"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise TableError(f"{path} is missing; {mend}") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as cause:
-            raise TableError(
-                f"{path} is cut short or edited ({cause}); restore the file, or delete it and {mend}"
-            ) from None
-        if isinstance(raw, dict) and raw.get("schema") != SCHEMA:
-            raise TableError(
-                f"{path} has schema {raw.get('schema')}, this bcnet reads {SCHEMA}; delete it and {mend}"
-            )
-        for entry in raw.get("calibrations", ()) if isinstance(raw, dict) else ():
-            if isinstance(entry, dict) and entry.pop("digest", None) != digest(entry):
-                raise TableError(
-                    f"{path}: the calibration of model {entry.get('model')} was edited; restore the file, or "
-                    f"take that line out and {mend}"
-                )
+            raise TableError(f"{path} is cut short or edited ({cause}); {restore}") from None
         try:
-            file = _ADAPTER.validate_python(raw)
+            raw = migrated(raw)
+            file = _ADAPTER.validate_json(json.dumps(raw))
+        except TableError as cause:
+            raise TableError(f"{path} {cause}; {restore}") from None
         except ValidationError as cause:
-            error = cause.errors()[0]
-            where = ".".join(str(part) for part in error["loc"])
-            raise TableError(
-                f"{path}: {where}: {error['msg']}; restore the file, or delete it and {mend}"
-            ) from None
+            raise TableError(f"{path}: {_explained(cause, raw)}; {restore}") from None
         table = cls(file.device, file.sessions)
-        for row in file.rows:
-            if (row.layer, row.setting) in table.rows:
-                raise TableError(f"{path} holds two rows for {row.layer}; restore the file, or delete it")
-            if not 0 <= row.session < len(file.sessions):
-                raise TableError(f"{path}: a row names session {row.session}, which is not there")
-            table.rows[row.layer, row.setting] = row
-        for calibration in file.calibrations:
+        for block in file.settings:
+            for line in block.rows:
+                table._add(path, line, block.setting, restore)
+        for sealed in file.calibrations:
+            calibration = Calibration(**{f.name: getattr(sealed, f.name) for f in fields(Calibration)})
+            if sealed.digest != digest(asdict(calibration)):
+                raise TableError(
+                    f"{path}: the calibration of model {sealed.model} was edited; restore the file, or take "
+                    f"that line out and {mend}"
+                )
             table.calibrations[calibration.model, calibration.setting] = calibration
         return table
 
+    def _add(self, path: Path, line: _Line, setting: Setting, restore: str) -> None:
+        key = line.layer, setting
+        if key in self.rows or key in self.failures:
+            raise TableError(f"{path} holds two rows for {line.layer} at {setting}; {restore}")
+        if line.session >= len(self.sessions):
+            raise TableError(f"{path}: a row names session {line.session}, which is not there; {restore}")
+        if (line.stat is None) == (line.error is None):
+            raise TableError(f"{path}: the row of {line.layer} needs a stat or an error; {restore}")
+        if line.stat is not None:
+            self.rows[key] = Row(*key, line.stat, line.session)
+        else:
+            self.failures[key] = Failure(*key, line.error or "", line.session)
+
     def save(self, path: Path) -> None:
         """Write the table atomically, rows in a stable order, one a line."""
-
-        def lines(values: Iterable[dict[str, Any]]) -> str:
-            return ",\n".join(f"  {json.dumps(value)}" for value in values)
-
-        rows = sorted(self.rows.values(), key=lambda row: (row.setting, row.layer))
+        lines: dict[Setting, list[_Line]] = {}
+        for row in self.rows.values():
+            lines.setdefault(row.setting, []).append(_Line(row.layer, row.session, row.stat))
+        for failure in self.failures.values():
+            lines.setdefault(failure.setting, []).append(
+                _Line(failure.layer, failure.session, error=failure.error)
+            )
+        blocks = [
+            f'  {{"setting": {json.dumps(asdict(setting))}, "rows": [\n'
+            + _lines((_without_defaults(line) for line in sorted(rows, key=lambda line: line.layer)), 3)
+            + "\n  ]}"
+            for setting, rows in sorted(lines.items())
+        ]
         fitted = [asdict(self.calibrations[key]) for key in sorted(self.calibrations)]
+        sealed = ({**entry, "digest": digest(entry)} for entry in fitted)
         text = (
             f'{{\n "schema": {SCHEMA},\n "device": {json.dumps(self.device)},\n'
-            f' "sessions": [\n{lines(map(asdict, self.sessions))}\n ],\n'
-            f' "rows": [\n{lines(map(asdict, rows))}\n ],\n'
-            f' "calibrations": [\n{lines({**entry, "digest": digest(entry)} for entry in fitted)}\n ]\n}}\n'
+            f' "sessions": [\n{_lines(map(asdict, self.sessions), 2)}\n ],\n'
+            f' "settings": [\n{_joined(blocks)}\n ],\n'
+            f' "calibrations": [\n{_lines(sealed, 2)}\n ]\n}}\n'
         )
         write_file(path, text.encode())
 
+    def look_up(self, setting: Setting) -> "LookUp":
+        """The rows of one setting as they are now, ready to be asked many times."""
+        return LookUp(self, setting)
+
     def latency_ms(self, layer: LayerSpec, setting: Setting) -> float:
-        """The layer's median; interpolated between the nearest measured channel counts where it has no row.
+        """One layer's latency: see `LookUp.latency_ms`."""
+        return self.look_up(setting).latency_ms(layer)
 
-        Raises TableError where neither is possible, saying what was asked and what the table holds.
-        """
-        row = self.rows.get((layer, setting))
-        if row is not None:
-            return row.stat.median_ms
-        value = _interpolate(self._family(layer, setting), layer.in_channels, layer.out_channels)
-        if value is None:
-            raise self._lacks(layer, setting)
-        return value
-
-    def estimate_ms(self, layer: LayerSpec, setting: Setting) -> float:
-        """The layer's median; from all rows of its family, wherever these lie, where it has none.
-
-        Raises TableError where the family has no rows.
-        """
-        row = self.rows.get((layer, setting))
-        if row is not None:
-            return row.stat.median_ms
-        points = self._family(layer, setting)
-        if not points:
-            raise self._lacks(layer, setting)
-        return _trend(points, layer.in_channels, layer.out_channels)
-
-    def _family(self, layer: LayerSpec, setting: Setting) -> list[tuple[int, int, float]]:
-        """(input channels, output channels, ms) of all rows that differ in nothing else."""
-        family = layer.family
-        return [
-            (key.in_channels, key.out_channels, known.stat.median_ms)
-            for (key, at), known in self.rows.items()
-            if at == setting and key.family == family
-        ]
-
-    def _lacks(self, layer: LayerSpec, setting: Setting) -> TableError:
-        settings = "; ".join(str(at) for at in sorted({at for _, at in self.rows})) or "no rows"
-        return TableError(
-            f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {setting}; the table of "
-            f"'{self.device}' holds: {settings}. Run `bcnet build-lut --device {self.device}`"
+    def is_estimate(self, layers: Iterable[LayerSpec], setting: Setting) -> bool:
+        """Whether a row of these layers was calculated, not measured."""
+        return any(
+            self.sessions[row.session].estimate
+            for layer in layers
+            if (row := self.rows.get((layer, setting))) is not None
         )
 
     def digest_of(self, layers: Iterable[LayerSpec], setting: Setting) -> str:
@@ -293,49 +339,111 @@ class LatencyTable:
         )
 
 
-def _interpolate(points: list[tuple[int, int, float]], x: int, y: int) -> float | None:
-    """Bilinear between the four nearest corners that were measured; None where one of them is missing."""
-    known = {(a, b): value for a, b, value in points}
-    if all(a == b for a, b in known) and x == y:  # depthwise and pooling: one channel count
-        own = sorted(a for a, _ in known)
-        if not own or not own[0] <= x <= own[-1]:
-            return None
-        return float(np.interp(x, own, [known[a, a] for a in own]))
-    lows = sorted({a for a, _ in known if a <= x}, reverse=True)
-    highs = sorted(a for a in {a for a, _ in known} if a >= x)
-    for x0 in lows:
-        for x1 in highs:
-            ys = sorted({b for a, b in known if a == x0} & {b for a, b in known if a == x1})
-            below = [b for b in ys if b <= y]
-            above = [b for b in ys if b >= y]
-            if below and above:
-                y0, y1 = below[-1], above[0]
-                u = (x - x0) / (x1 - x0) if x1 > x0 else 0.0
-                v = (y - y0) / (y1 - y0) if y1 > y0 else 0.0
-                near = known[x0, y0] * (1 - v) + known[x0, y1] * v
-                far = known[x1, y0] * (1 - v) + known[x1, y1] * v
-                return near * (1 - u) + far * u
-    return None
+class LookUp:
+    """The latencies of layers at one setting, exact or interpolated; infinite where the runtime failed."""
+
+    def __init__(self, table: LatencyTable, setting: Setting) -> None:
+        self._table, self._setting = table, setting
+        self._ms = {layer: row.stat.median_ms for (layer, at), row in table.rows.items() if at == setting}
+        self._failed = {layer for layer, at in table.failures if at == setting}
+        self._families: dict[LayerSpec, list[tuple[int, int, float]]] = {}
+        for layer, ms in self._ms.items():
+            own = self._families.setdefault(layer.family, [])
+            own.append((layer.in_channels, layer.out_channels, ms))
+        self._surfaces: dict[LayerSpec, Surface] = {}
+
+    def latency_ms(self, layer: LayerSpec) -> float:
+        """The layer's median; interpolated between the nearest measured channel counts if it has no row.
+
+        Raises TableError where neither is possible, saying what was asked and what the table holds.
+        """
+        known = self._known(layer)
+        if known is not None:
+            return known
+        value = interpolate(self._families.get(layer.family, []), layer.in_channels, layer.out_channels)
+        if value is None:
+            raise self._lacks(layer)
+        return value
+
+    def estimate_ms(self, layer: LayerSpec) -> float:
+        """The layer's median in ms; from all rows of its family, wherever these lie, if it has no row.
+
+        Raises TableError where the family has no rows.
+        """
+        known = self._known(layer)
+        if known is not None:
+            return known
+        family = layer.family
+        if family not in self._families:
+            raise self._lacks(layer)
+        if family not in self._surfaces:
+            self._surfaces[family] = Surface(self._families[family])
+        return self._surfaces[family](layer.in_channels, layer.out_channels)
+
+    def family(self, layer: LayerSpec) -> set[LayerSpec]:
+        """The layers that differ from this one in their channel counts only, and have a row."""
+        family = layer.family
+        return {known for known in self._ms if known.family == family}
+
+    def _known(self, layer: LayerSpec) -> float | None:
+        return math.inf if layer in self._failed else self._ms.get(layer)
+
+    def _lacks(self, layer: LayerSpec) -> TableError:
+        device = self._table.device
+        settings = "; ".join(str(at) for at in sorted({at for _, at in self._table.rows})) or "no rows"
+        return TableError(
+            f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {self._setting}; the table "
+            f"of '{device}' holds: {settings}. Run `bcnet build-lut --device {device}` with the same settings"
+        )
 
 
-def _trend(points: list[tuple[int, int, float]], x: int, y: int) -> float:
-    """Between points that form no grid: a surface through all of them, bent to pass through the nearest.
+def migrated(raw: Any) -> Any:
+    """An older file's values in today's layout. Raises TableError where this bcnet cannot read the schema."""
+    if not isinstance(raw, dict) or raw.get("schema") == SCHEMA:
+        return raw
+    if raw.get("schema") != 1:
+        raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 and {SCHEMA}")
+    # Schema 1 repeated the setting in every row and wrote out default values.
+    blocks: dict[str, dict[str, Any]] = {}
+    for row in raw.get("rows", []):
+        if not isinstance(row, dict) or "setting" not in row:
+            raise TableError("has a row without a setting")
+        row = dict(row)
+        setting = row.pop("setting")
+        blocks.setdefault(digest(setting), {"setting": setting, "rows": []})["rows"].append(row)
+    kept = {key: value for key, value in raw.items() if key != "rows"}
+    return {**kept, "schema": SCHEMA, "settings": list(blocks.values())}
 
-    The surface is `a + b x + c y + d x y`, what a convolution costs without the steps of its implementation,
-    with the least squared relative errors.
-    """
-    known = np.array(points, dtype=np.float64)
-    a, b, ms = known.T
 
-    def features(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        return np.stack([np.ones_like(u), u, v, u * v], axis=-1)
+def _explained(cause: ValidationError, raw: Any) -> str:
+    """The first of pydantic's errors, with the row that it is about."""
+    error = cause.errors()[0]
+    where = ".".join(str(part) for part in error["loc"])
+    found: Any = raw
+    layer = None
+    for part in error["loc"]:
+        try:
+            found = found[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        if isinstance(found, dict) and isinstance(found.get("layer"), dict):
+            layer = found["layer"]
+    about = f" (the row of {json.dumps(layer)})" if layer else ""
+    return f"{where}{about}: {error['msg']}"
 
-    ms = np.maximum(ms, 1e-6)
-    coefficients = np.linalg.lstsq(features(a, b) / ms[:, None], np.ones(len(ms)), rcond=None)[0]
-    lowest = 0.1 * float(ms.min())
-    surface = np.maximum(features(a, b) @ coefficients, lowest)
-    here = max(float(features(np.array(float(x)), np.array(float(y))) @ coefficients), lowest)
-    distance = np.log(a / x) ** 2 + np.log(b / y) ** 2
-    nearest = np.argsort(distance, kind="stable")[:4]
-    weights = 1 / (distance[nearest] + 1e-6)
-    return here * float(np.average((ms / surface)[nearest], weights=weights))
+
+def _without_defaults(line: _Line) -> dict[str, Any]:
+    """A row's values as short as they can be told: what is at its default is left out."""
+    values = {key: value for key, value in asdict(line).items() if value is not None}
+    defaults = {f.name: f.default for f in fields(LayerSpec)}
+    values["layer"] = {key: value for key, value in values["layer"].items() if value != defaults[key]}
+    order = ("layer", "stat", "error", "session")
+    return {key: values[key] for key in order if key in values}
+
+
+def _lines(values: Iterable[dict[str, Any]], indent: int) -> str:
+    return _joined([" " * indent + json.dumps(value) for value in values])
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return ",\n".join(lines)
