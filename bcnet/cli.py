@@ -45,6 +45,12 @@ ConfigFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
 Device = Annotated[str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")]
+Batch = Annotated[int | None, typer.Option(help="Images an inference (default: the device profile's).")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the profile's).")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="fp32 or int8 (default: the profile's); what a table's rows are kept under."),
+]
 LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
 Latency = Annotated[
     str | None, typer.Option(help='Latency budget as a part of the full network, as "60%" (the default).')
@@ -141,13 +147,12 @@ def inspect(
     else:
         import torch
 
-        from bcnet.hw_profiles import load_profile
         from bcnet.models import build_model
-        from bcnet.supernet.project import searched_space
+        from bcnet.supernet.project import searched_space, target_profile
 
         network = build_model(settings.model, 3, 1000)
         example = torch.zeros(1, 3, image_size, image_size)
-        _, space, _ = searched_space(settings, load_profile(settings.device), network, example)
+        _, space, _ = searched_space(settings, target_profile(settings), network, example)
     full, small = space.original(), space.smallest()
     summary = {
         "model": settings.model.name,
@@ -217,6 +222,9 @@ def train(
 @app.command("build-lut")
 def build_lut(
     device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -226,7 +234,9 @@ def build_lut(
     measured, then how far its predictions are off."""
     from bcnet.pipeline import build_lut as stage
 
-    _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
+    _stage(
+        stage.run, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json
+    )
 
 
 @app.command()
@@ -235,6 +245,9 @@ def search(
     latency: Latency = None,
     min_accuracy: MinAccuracy = None,
     device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
     population: Annotated[int | None, typer.Option(help="Candidates a generation.")] = None,
     generations: Annotated[int | None, typer.Option(help="Generations after the first.")] = None,
     seed: Seed = None,
@@ -247,7 +260,7 @@ def search(
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
-        "": {"seed": seed, "device": device},
+        "": {"seed": seed, **_target(device, batch, threads, precision)},
         "search": {
             **_budget(latency_ms, latency, min_accuracy),
             "population": population,
@@ -265,6 +278,9 @@ def slice_(
     ] = False,
     train_device: TrainDevice = None,
     device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -274,7 +290,7 @@ def slice_(
     from bcnet.pipeline import slice as stage
 
     flags: Flags = {
-        "": {"seed": seed, "device": device},
+        "": {"seed": seed, **_target(device, batch, threads, precision)},
         "train": {"train_device": train_device},
         "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
     }
@@ -284,6 +300,9 @@ def slice_(
 @app.command()
 def export(
     device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -293,7 +312,9 @@ def export(
     exit code is 3 when one of them fails."""
     from bcnet.pipeline import export as stage
 
-    _stage(stage.run, {"": {"seed": seed, "device": device}}, run, config, as_json)
+    _stage(
+        stage.run, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json
+    )
 
 
 @app.command("run")
@@ -302,6 +323,9 @@ def run_all(
     latency: Latency = None,
     min_accuracy: MinAccuracy = None,
     device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
     train_device: TrainDevice = None,
     seed: Seed = None,
     run: RunName = "default",
@@ -318,7 +342,7 @@ def run_all(
     settings = load_config(
         config,
         {
-            "": {"seed": seed, "device": device},
+            "": {"seed": seed, **_target(device, batch, threads, precision)},
             "train": {"train_device": train_device},
             "search": _budget(latency_ms, latency, min_accuracy),
         },
@@ -364,6 +388,12 @@ def devices(as_json: Json = False) -> None:
         for name, p in profiles.items()
     ]
     show_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
+
+
+def _target(
+    device: str | None, batch: int | None, threads: int | None, precision: str | None
+) -> dict[str, Any]:
+    return {"device": device, "batch": batch, "threads": threads, "precision": precision}
 
 
 def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from bcnet.errors import ConfigError, UsageError
 CONFIG_FILE = Path("bcnet.toml")
 # What the template shows for keys that are not set by default.
 EXAMPLES = {
+    "batch": "1",
+    "threads": "1",
+    "precision": '"fp32"',
     "image_size": "32",
     "train_limit": "5000",
     "test_limit": "1000",
@@ -204,6 +207,15 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
     device: str = Field("cpu", description="target device: a hardware profile, see `bcnet devices`")
+    batch: int | None = Field(
+        None, ge=1, le=65_536, description="images an inference on the device; its profile's if not given"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of the device's runtime; its profile's if not given"
+    )
+    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+        None, description="fp32, fp16 or int8 on the device; its profile's if not given"
+    )
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)

@@ -140,12 +140,13 @@ def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here
         if (spec, model.setting) in table.rows
     }
     for number in sorted(used):
-        then = table.sessions[number].provenance
+        session = table.sessions[number]
+        then = session.provenance
         for key, value in here.items():
             if then.get(key) != value:
                 _say_once(
-                    f"{path}: layers were measured with {key} {then.get(key)}, here it is {value}; "
-                    "delete the file and run `bcnet build-lut` to measure them anew"
+                    f"{path}: layers were measured on {session.date} with {key} {then.get(key)}, here it is "
+                    f"{value}; `bcnet check-lut --device {table.device}` tells whether they still hold"
                 )
 
 
@@ -174,9 +175,16 @@ def forget_project() -> None:
     _loaded.clear()
 
 
+def target_profile(config: Config) -> HwProfile:
+    """The configured device's profile, with the configuration's own batch, threads and precision."""
+    own = {"batch": config.batch, "threads": config.threads, "precision": config.precision}
+    profile = load_profile(config.device)
+    return profile.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
 def _load(config: Config) -> Project:
     keep_freed_memory()
-    profile = load_profile(config.device)
+    profile = target_profile(config)
     data = load_data(config.data, config.seed)
     model = fresh_model(config, data)
     example = data.example(1)
@@ -242,7 +250,7 @@ def _widened(config: Config, model: nn.Module, narrow: WidthSpace | None) -> nn.
         model,
         narrow,
         config.space.expand,
-        channel_multiple=_multiple(config, load_profile(config.device)),
+        channel_multiple=_multiple(config, target_profile(config)),
         copies=config.train.channel_order != "as-is",
         seed=config.seed,
     )
