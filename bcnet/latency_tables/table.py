@@ -320,6 +320,13 @@ class LatencyTable:
         """One layer's latency: see `LookUp.latency_ms`."""
         return self.look_up(setting).latency_ms(layer)
 
+    def has(self, layer: LayerSpec, setting: Setting) -> bool:
+        """Whether this layer was measured at this setting, or failed there; an estimate is no measurement."""
+        row = self.rows.get((layer, setting))
+        if row is None:
+            return (layer, setting) in self.failures
+        return not self.sessions[row.session].estimate
+
     def is_estimate(self, layers: Iterable[LayerSpec], setting: Setting) -> bool:
         """Whether a row of these layers was calculated, not measured."""
         return any(

@@ -8,21 +8,24 @@ whole subnets, and the error on other subnets is measured and kept.
 import datetime
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
-from bcnet.errors import TableError
+from bcnet.errors import DeviceError, TableError
 from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot, specs_of
 from bcnet.latency_tables.probe import probe
 from bcnet.latency_tables.table import (
     Calibration,
+    Failure,
     LatencyStat,
     LatencyTable,
     LayerSpec,
@@ -46,13 +49,17 @@ SUBNETS = 12  # whole subnets fitted, and as many held out
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build measured: rows that were missing, networks they were seen in, seconds."""
+    """What a build measured: rows that were missing, networks they were seen in, seconds.
+
+    `failed` are the layers of this network that the runtime could not run, of this build and earlier ones.
+    """
 
     measured: int
     rows: int
     networks: int
     seconds: float
     calibration: Calibration
+    failed: tuple[Failure, ...] = ()
 
 
 def build_lut(
@@ -61,35 +68,54 @@ def build_lut(
     table: LatencyTable,
     *,
     seed: int = 0,
-    save: Callable[[LatencyTable], None] = lambda table: None,
+    path: Path | None = None,
 ) -> BuildReport:
     """Add to `table` what it lacks for every width of `graph`'s space, measured on this machine.
 
-    `save` is called with the table after each pass over the networks. Nothing is measured when no row and
-    no calibration is missing.
+    The table is saved to `path`, if there is one, when its rows and when its calibration are complete; until
+    then a journal beside it holds what was measured, so that a killed build continues. Nothing is measured
+    when no row and no calibration is missing. Layers that the runtime cannot run become the table's
+    failures; DeviceError is raised only where it can run none of the networks.
     """
     start = time.perf_counter()
     space, setting = graph.space, setting_of(profile)
     choices = tuple(group.choices for group in space.groups)
     networks, missing = _plan(graph, table, setting)
-    if missing:
-        number = len(table.sessions)
-        table.sessions.append(_session(profile))
-        _measure_rows(graph, profile, table, networks, missing, number, seed, save)
     key = model_key(graph.slots, choices)
+    if missing:
+        fingerprint = runtime_named(profile.runtime).fingerprint()
+        journal = Journal(
+            path,
+            {
+                "model": key,
+                "setting": asdict(setting),
+                "missing": sorted(map(repr, missing)),
+                "provenance": fingerprint,
+                "seed": seed,
+            },
+        )
+        _measure_rows(graph, profile, table, networks, missing, journal, seed)
+        if path is not None:
+            table.save(path)
+        journal.close()
     model = LatencyModel(table, setting, graph.slots, choices, None)
     rows = table.digest_of(model.used(), setting)
     calibration = table.calibrations.get((key, setting))
     if calibration is None or calibration.rows != rows:
         calibration = _calibrate(graph, profile, model, key, rows, seed)
         table.calibrations[key, setting] = calibration
-        save(table)
+        if path is not None:
+            table.save(path)
+    used = model.used()
     return BuildReport(
         measured=len(missing),
-        rows=len(model.used()),
+        rows=len(used),
         networks=len(networks),
         seconds=round(time.perf_counter() - start, 1),
         calibration=calibration,
+        failed=tuple(
+            failure for (layer, at), failure in table.failures.items() if at == setting and layer in used
+        ),
     )
 
 
@@ -190,7 +216,7 @@ def _plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[l
     for slot in graph.slots:
         specs = None if slot.sampled else specs_of(slot, choices)
         needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
-    missing = {spec for spec in needed if (spec, setting) not in table.rows}
+    missing = {spec for spec in needed if not table.has(spec, setting)}
     chosen, unseen = [], set(missing)
     for widths in networks:
         shown = {slot.at(widths) for slot in graph.slots} & unseen
@@ -208,30 +234,48 @@ def _measure_rows(
     table: LatencyTable,
     networks: list[Widths],
     missing: set[LayerSpec],
-    session: int,
+    journal: Journal,
     seed: int,
-    save: Callable[[LatencyTable], None],
 ) -> None:
     """Profile the networks in passes, each in another order, and noisy ones again; fill in the rows."""
     runtime = runtime_named(profile.runtime)
     setting = setting_of(profile)
-    rng = np.random.default_rng(seed)
-    seen: dict[LayerSpec, list[np.ndarray]] = {spec: [] for spec in missing}
+    largest = graph.space.largest()
 
-    def profile_network(widths: Widths, runs: int) -> float:
-        times = charge(graph.slots, runtime.profile_nodes(graph.variant(widths), profile.threads, runs))
-        for slot, durations in zip(graph.slots, times, strict=True):
-            spec = slot.at(widths)
-            if spec in seen:
-                seen[spec].append(durations)
-        return float(np.median(times.sum(0)))
+    def profiled(widths: Widths, runs: int) -> np.ndarray:
+        """Milliseconds (layers, runs) of one network."""
+        return charge(graph.slots, runtime.profile_nodes(graph.variant(widths), profile.threads, runs))
 
     first = time.perf_counter()
-    full_ms = profile_network(graph.space.largest(), 5)
-    seen = {spec: [] for spec in missing}  # the very first network also loads the runtime
+    full_ms = _first_that_runs([largest, *networks], lambda widths: profiled(widths, 5))
     runs = int(np.clip(round(60 / full_ms), 6, 30))
     each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
-    announce(f"measuring {len(networks)} networks", each * len(networks) * PASSES)
+    done = len(journal.entries)
+    if done:
+        say(f"continuing a build that was stopped: {done} measurements of networks are kept")
+    announce(f"measuring {len(networks)} networks", each * max(len(networks) * PASSES - done, 0))
+    kept = {(entry.number, entry.widths): entry for entry in journal.entries}
+    seen: dict[LayerSpec, list[np.ndarray]] = {spec: [] for spec in missing}
+    errors: dict[Widths, str] = {}
+
+    def measure(number: int, widths: Widths) -> None:
+        """One network in one pass, measured or from the journal."""
+        entry = kept.get((number, tuple(widths)))
+        if entry is None:
+            reading = probe()
+            try:
+                times = profiled(widths, runs)
+                layers_ms = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)
+                entry = Entry(number, tuple(widths), layers_ms, reading)
+            except DeviceError as cause:
+                entry = Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
+            journal.add(entry)
+        if entry.error:
+            errors[widths] = entry.error
+        for slot, durations in zip(graph.slots, entry.layers_ms, strict=False):
+            spec = slot.at(widths)
+            if spec in seen:
+                seen[spec].append(np.array(durations))
 
     def noisy() -> set[LayerSpec]:
         """Rows that disagree between networks or runs, among those large enough to matter."""
@@ -241,22 +285,70 @@ def _measure_rows(
             if (stat := _row_stat(observed)).spread > NOISY and stat.median_ms > 0.01 * full_ms
         }
 
-    again = networks
+    again = list(networks)
+    failed: dict[LayerSpec, str] = {}
     for number in range(PASSES + EXTRA_PASSES):
+        rng = np.random.default_rng((seed, number))  # its own: a build that continues does the same
         with progress_bar(f"measuring layers, pass {number + 1}", len(again)) as advance:
             for index in rng.permutation(len(again)):
-                profile_network(again[index], runs)
+                measure(number, again[index])
                 advance("")
-        for spec, observed in seen.items():
-            table.rows[spec, setting] = Row(spec, setting, _row_stat(observed), session)
+        if number == 0 and errors:
+            # A network that does not run hides layers that do: each is tried in networks of its own.
+            for spec in sorted(spec for spec, observed in seen.items() if not observed):
+                for widths in _alone(graph, spec):
+                    measure(number, widths)
+                    if seen[spec]:
+                        again.append(widths)
+                        break
+                else:
+                    failed[spec] = errors[widths]
+                    del seen[spec]
+            again = [widths for widths in again if widths not in errors]
         if number + 1 >= PASSES:
-            save(table)  # not before: rows of one pass alone would count as measured for good
             wanted = noisy()
             again = [w for w in networks if any(slot.at(w) in wanted for slot in graph.slots)]
             # A machine that stays noisy is not measured without end: at most half as many again.
+            again = [w for w in again if w not in errors]
             again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
             if not again:
                 break
+    readings = [entry.probe_ms for entry in journal.entries if entry.probe_ms] + [probe()]
+    session = len(table.sessions)
+    table.sessions.append(_session(profile, readings))
+    for spec, observed in seen.items():
+        table.rows[spec, setting] = Row(spec, setting, _row_stat(observed), session)
+    for spec, error in failed.items():
+        table.failures[spec, setting] = Failure(spec, setting, error, session)
+
+
+def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np.ndarray]) -> float:
+    """The latency in ms of the first network that the runtime can run; the largest one, as a rule.
+
+    It is thrown away otherwise: the very first network also loads the runtime. Raises DeviceError.
+    """
+    errors: list[DeviceError] = []
+    for widths in networks:
+        try:
+            return float(np.median(profiled(widths).sum(0)))
+        except DeviceError as cause:
+            errors.append(cause)
+    raise errors[0]
+
+
+def _alone(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
+    """Networks that show a layer, with all other groups at their widest, and at their narrowest."""
+    choices = [group.choices for group in graph.space.groups]
+    found = []
+    for slot in graph.slots:
+        specs = specs_of(slot, choices) or {}
+        for index in (index for index, shown in specs.items() if shown == spec):
+            for base in (graph.space.largest(), graph.space.smallest()):
+                widths = list(base)
+                for group, i in zip(slot.groups, index, strict=True):
+                    widths[group] = choices[group][i]
+                found.append(Widths(widths))
+    return found or [graph.space.largest()]
 
 
 def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
@@ -269,12 +361,18 @@ def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
     return replace(pooled, median_ms=round(float(np.median(means)), 5))
 
 
-def _session(profile: HwProfile) -> Session:
-    """Provenance of what is measured now."""
+def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Session:
+    """Provenance of what was measured now, and what the probe said meanwhile."""
+    pooled = {part: np.array([reading[part] for reading in readings]) for part in readings[-1]}
+    medians = {part: float(np.median(values)) for part, values in pooled.items()}
     return Session(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         provenance={"runtime": profile.runtime, **runtime_named(profile.runtime).fingerprint()},
-        probe=probe(),
+        probe={part: round(ms, 4) for part, ms in medians.items()},
+        probe_spread={
+            part: round(float(np.median(np.abs(values - medians[part]))) / medians[part], 4)
+            for part, values in pooled.items()
+        },
     )
 
 
@@ -289,6 +387,12 @@ def _calibrate(
     rng = np.random.default_rng(seed + 1)
     subnets = spread_widths(graph.space, rng, 2 * SUBNETS)
     sums = model.layers_ms(model.indices(subnets))
+    runnable = np.isfinite(sums)
+    subnets, sums = [w for w, runs in zip(subnets, runnable, strict=True) if runs], sums[runnable]
+    if len(subnets) < 4:
+        raise DeviceError(
+            f"{profile.runtime} can run almost no subnet of this network; failed layers are in the table"
+        )
     rounds: list[np.ndarray] = []
     with progress_bar("calibrating on whole networks", 2 * len(subnets)) as advance:
         for _ in range(2):
@@ -353,14 +457,18 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Add what is missing to `latency_tables/<device>.json`; write the error report. Returns a summary."""
     project = load_project(config)
     stage, path = run.stage("build-lut"), project.table_path
-    table = LatencyTable.load(path) if path.exists() else LatencyTable(project.profile.name)
-    if table.device != project.profile.name:
-        raise TableError(f"{path} was measured on '{table.device}'; keep that file under another name")
-    report = build_lut(
-        project.graph, project.profile, table, seed=config.seed, save=lambda table: table.save(path)
-    )
+    with alone(path):
+        table = LatencyTable.load(path) if path.exists() else LatencyTable(project.profile.name)
+        if table.device != project.profile.name:
+            raise TableError(f"{path} was measured on '{table.device}'; keep that file under another name")
+        report = build_lut(project.graph, project.profile, table, seed=config.seed, path=path)
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")
+    if report.failed:
+        say(
+            f"{len(report.failed)} layers cannot be run by {project.profile.runtime}; networks with them are "
+            f"never chosen: {report.failed[0].layer}: {report.failed[0].error}"
+        )
     calibration = report.calibration
     say(
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} subnets "
@@ -372,6 +480,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "device": project.profile.name,
         "rows_measured": report.measured,
         "rows_used": report.rows,
+        "rows_failed": len(report.failed),
         "networks": report.networks,
         "seconds": report.seconds,
         "calibration": asdict(calibration),

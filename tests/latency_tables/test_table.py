@@ -259,12 +259,12 @@ def small_graph(bins: int = 2, width: int = 10) -> OnnxSupernet:
 
 def test_a_build_measures_every_layer_and_a_second_build_measures_nothing(tmp_path: Path) -> None:
     graph, table = small_graph(), LatencyTable("cpu")
-    saved: list[int] = []
-    report = build_lut(graph, QUICK, table, save=lambda table: saved.append(len(table.rows)))
-    assert report.measured == report.rows == len(table.rows) == saved[-1]
+    report = build_lut(graph, QUICK, table, path=tmp_path / "cpu.json")
+    assert report.measured == report.rows == len(table.rows)
     assert all(row.stat.median_ms > 0 and row.session == 0 for row in table.rows.values())
-    table.save(tmp_path / "cpu.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cpu.json"]
     again = LatencyTable.load(tmp_path / "cpu.json")
+    assert again == table
     second = build_lut(graph, QUICK, again)
     assert (second.measured, second.networks) == (0, 0)
     assert second.calibration == report.calibration

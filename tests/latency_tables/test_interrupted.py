@@ -1,0 +1,176 @@
+"""Nothing that was measured is lost: builds that are stopped, builds at once, layers that cannot be run."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from bcnet.errors import DeviceError, TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.journal import Entry, Journal, alone
+from bcnet.latency_tables.table import LatencyTable
+from bcnet.models.digits import digits
+from bcnet.pipeline.build_lut import build_lut
+from bcnet.runtimes import onnxruntime
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.measure import setting_of
+from bcnet.supernet.onnx_graph import OnnxSupernet
+
+QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
+Profiled = list[tuple[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def graph() -> OnnxSupernet:
+    torch.manual_seed(0)
+    model = digits().eval()
+    space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=2, min_width=0.4)
+    return OnnxSupernet(model, space, (1, 1, 16, 16))
+
+
+@pytest.fixture
+def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, bytes], None]], None]:
+    """`before_each(action)`: call `action(count, model)` before each network is profiled."""
+
+    def put_in(action: Callable[[int, bytes], None]) -> None:
+        real, counts = onnxruntime.profile_nodes, itertools.count()
+
+        def profile_nodes(model: bytes, *args: Any, **kwargs: Any) -> Profiled:
+            action(next(counts), model)
+            return real(model, *args, **kwargs)
+
+        monkeypatch.setattr(onnxruntime, "profile_nodes", profile_nodes)
+
+    return put_in
+
+
+def test_a_build_that_is_stopped_continues_where_it_was(
+    graph: OnnxSupernet, tmp_path: Path, before_each: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "latency_tables" / "cpu.json"
+
+    def stop(count: int, model: bytes) -> None:
+        if count == 4:
+            raise KeyboardInterrupt
+
+    kept: list[list[str]] = []
+    for _ in range(2):
+        before_each(stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_lut(graph, QUICK, LatencyTable("cpu"), path=path)
+        (journal,) = path.parent.iterdir()
+        kept.append(journal.read_text(encoding="utf-8").splitlines())
+        monkeypatch.undo()
+    # The first network of each build is not kept: it loads the runtime.
+    assert (len(kept[0]), len(kept[1])) == (3, 6)
+    assert kept[1][:3] == kept[0]
+    entries = [json.loads(line) for line in kept[1]]
+    assert len({(entry["number"], *entry["widths"]) for entry in entries}) == 6
+    table = LatencyTable("cpu")
+    report = build_lut(graph, QUICK, table, path=path)
+    assert report.measured == len(table.rows)
+    assert LatencyTable.load(path) == table
+    assert [entry.name for entry in path.parent.iterdir()] == ["cpu.json"]
+
+
+def test_a_journal_keeps_whole_lines_and_forgets_one_that_was_cut_short(tmp_path: Path) -> None:
+    table, key = tmp_path / "cpu.json", {"model": "m"}
+    journal = Journal(table, key)
+    entries = [
+        Entry(0, (8, 16), ((0.1, 0.2), (0.3, 0.4)), {"matmul_ms": 0.2}),
+        Entry(0, (8, 8), error="no kernel"),
+    ]
+    for entry in entries:
+        journal.add(entry)
+    assert journal.path is not None
+    text = journal.path.read_text(encoding="utf-8")
+    journal.path.write_text(text + text[:20], encoding="utf-8")
+    again = Journal(table, key)
+    assert again.entries == entries
+    again.add(entries[0])
+    assert Journal(table, key).entries == [*entries, entries[0]]
+    assert Journal(table, {"model": "other"}).entries == []
+    journal.path.write_text(
+        '{"number": 0, "widths": [8], "layers_ms": [[NaN]], "probe_ms": null, "error": ""}\n'
+    )
+    with pytest.raises(TableError, match=r"cannot be read .*delete it"):
+        Journal(table, key)
+
+
+def test_a_second_build_of_one_table_waits_for_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.json"
+    code = f"""
+from pathlib import Path
+from bcnet.latency_tables.journal import alone
+with alone(Path({str(path)!r})):
+    Path({str(tmp_path / "second")!r}).touch()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as second, alone(path):
+        assert second.stderr is not None
+        assert "another build is adding to" in second.stderr.readline()
+        assert not (tmp_path / "second").exists()
+    assert second.returncode == 0
+    assert (tmp_path / "second").exists()
+
+
+def stem_width(model: bytes) -> int:
+    """Output channels of the first convolution."""
+    graph = onnx.load_from_string(model).graph
+    conv = next(node for node in graph.node if node.op_type == "Conv")
+    shapes = {entry.name: tuple(entry.dims) for entry in graph.initializer}
+    return int(shapes[conv.input[1]][0])
+
+
+def test_a_layer_that_the_runtime_cannot_run_is_recorded_and_the_build_goes_on(
+    graph: OnnxSupernet, tmp_path: Path, before_each: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = graph.space.groups[0].choices[0]
+
+    def refuse(count: int, model: bytes) -> None:
+        if stem_width(model) == narrow:
+            raise DeviceError("ONNX Runtime has no kernel for that")
+
+    before_each(refuse)
+    table, path = LatencyTable("cpu"), tmp_path / "cpu.json"
+    report = build_lut(graph, QUICK, table, path=path)
+    (stem,) = (spec for spec, _ in table.failures if spec.in_channels == 1)
+    assert stem.out_channels == narrow
+    assert {failure.error for failure in report.failed} == {"ONNX Runtime has no kernel for that"}
+    # What meets the narrow stem cannot be seen either; all else was measured.
+    assert all(narrow in (spec.in_channels, spec.out_channels) for spec, _ in table.failures)
+    assert len(table.rows) + len(table.failures) == report.measured
+    assert LatencyTable.load(path) == table
+    monkeypatch.undo()
+    assert build_lut(graph, QUICK, LatencyTable.load(path)).measured == 0
+
+
+def test_a_network_that_does_not_run_at_any_width_is_an_error(graph: OnnxSupernet, before_each: Any) -> None:
+    def refuse(count: int, model: bytes) -> None:
+        raise DeviceError("ONNX Runtime has no kernel for that")
+
+    before_each(refuse)
+    table = LatencyTable("cpu")
+    with pytest.raises(DeviceError, match="no kernel for that"):
+        build_lut(graph, QUICK, table)
+    assert table == LatencyTable("cpu")
+
+
+def test_measured_rows_take_the_place_of_an_estimates(graph: OnnxSupernet) -> None:
+    table = LatencyTable("cpu")
+    rows = build_lut(graph, QUICK, table).rows
+    (session,) = table.sessions
+    table.sessions = [replace(session, estimate=True)]
+    report = build_lut(graph, QUICK, table)
+    assert report.measured == rows
+    assert {row.session for row in table.rows.values()} == {1}
+    assert not table.is_estimate([spec for spec, _ in table.rows], setting_of(QUICK))
