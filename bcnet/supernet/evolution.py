@@ -5,6 +5,7 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -115,6 +116,8 @@ class Evolution:
                 a, b = rng.choice(len(parents), 2, replace=False).tolist()
                 widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
             widths = self.repaired(widths, rng, self.settings.budget_ms)
+            if math.isinf(self.latency_of(widths)):
+                continue  # it holds a layer that the runtime cannot run
             if widths not in seen:
                 seen.add(widths)
                 fresh.append(widths)

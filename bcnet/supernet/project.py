@@ -1,6 +1,7 @@
 """What every stage starts from: the data, the network, its space and the target device of a configuration."""
 
 import copy
+import datetime
 import random
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -34,6 +35,7 @@ from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.widen import widened
 
 TABLES = Path("latency_tables")
+OLD_DAYS = 180  # drivers, firmware and systems change behind the same version of a runtime
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Project:
 
 
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
-    """Say it where rows were measured with another runtime or processor than this one."""
+    """Say it where rows were measured with another runtime or processor than this one, or long ago."""
     used = {
         table.rows[spec, model.setting].session
         for spec in model.used()
@@ -141,13 +143,23 @@ def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here
     }
     for number in sorted(used):
         session = table.sessions[number]
-        then = session.provenance
+        mend = f"`bcnet check-lut --device {table.device}` tells whether they still hold"
+        if _days_since(session.date) > OLD_DAYS:
+            _say_once(f"{path}: layers were measured on {session.date}; {mend}")
         for key, value in here.items():
-            if then.get(key) != value:
+            then = session.provenance.get(key)
+            if then != value:
                 _say_once(
-                    f"{path}: layers were measured on {session.date} with {key} {then.get(key)}, here it is "
-                    f"{value}; `bcnet check-lut --device {table.device}` tells whether they still hold"
+                    f"{path}: layers were measured on {session.date} with {key} {then}, here it is {value}; "
+                    f"{mend}"
                 )
+
+
+def _days_since(date: str) -> int:
+    try:
+        return (datetime.datetime.now(datetime.UTC).date() - datetime.date.fromisoformat(date)).days
+    except ValueError:
+        return 0  # edited by hand: what it says is shown as it is
 
 
 @cache

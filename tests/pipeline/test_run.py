@@ -360,7 +360,13 @@ def test_a_file_that_was_cut_short_is_refused(
 @pytest.mark.parametrize(
     ("command", "path", "old", "new", "message"),
     [
-        ("search", TABLE, '"median_ms": 0', '"median_ms": -0.1, "was": 0', "cpu.json: rows.0.stat.median_ms"),
+        (
+            "search",
+            TABLE,
+            '"median_ms": 0',
+            '"median_ms": -0.1, "was": 0',
+            "cpu.json: settings.0.rows.0.stat.median_ms",
+        ),
         ("search", TABLE, '"device": "cpu"', '"device": "jetson"', "was measured on 'jetson', not on 'cpu'"),
         (
             "build-lut",
@@ -369,7 +375,7 @@ def test_a_file_that_was_cut_short_is_refused(
             '"device": "jetson"',
             "was measured on 'jetson'; keep",
         ),
-        ("search", TABLE, '"schema": 1', '"schema": 7', "has schema 7, this bcnet reads 1"),
+        ("search", TABLE, '"schema": 2', '"schema": 7', "has schema 7, this bcnet reads 1 and 2"),
         ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "is not calibrated for this network"),
         (
             "search",

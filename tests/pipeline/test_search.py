@@ -123,6 +123,18 @@ def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> Non
         search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=1.2), measure_of=always_over)
 
 
+@pytest.mark.parametrize("wanted", [{"budget_ms": 1.2}, {"min_accuracy": 0.5}])
+def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, float]) -> None:
+    broken = SPACE.groups[0].choices[1]
+
+    def latency_of(widths: Widths) -> float:
+        return math.inf if widths[0] == broken else latency_ms(widths)
+
+    result = search(SPACE, latency_of, accuracy, SearchSettings(population=16, generations=6, **wanted))
+    assert len(result.history) > 16
+    assert broken not in {candidate.widths[0] for candidate in result.history}
+
+
 def test_ties_in_accuracy_are_broken_by_loss() -> None:
     def score_of(widths: Widths) -> Score:
         return Score(0.5, -1.0 / sum(widths))

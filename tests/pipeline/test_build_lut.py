@@ -1,0 +1,77 @@
+"""`bcnet build-lut` on a project: several settings in one table, where rows come from, what is not mixed up."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Refused, clear_projects
+
+from bcnet import LatencyTable
+from bcnet.cli import main
+
+TABLE = Path("latency_tables/cpu.json")
+
+
+def test_one_table_holds_several_settings_and_never_mixes_them(
+    project: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clear_projects()
+    before = LatencyTable.load(TABLE)
+    line = refused(1, "search", "--batch", "4")
+    assert "batch 4" in line
+    assert "holds: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
+    assert "bcnet build-lut --device cpu" in line
+    clear_projects()
+    assert main(["build-lut", "--batch", "4", "--threads", "2", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["calibration"]["setting"]["batch"], found["calibration"]["setting"]["threads"]) == (4, 2)
+    after = LatencyTable.load(TABLE)
+    assert {key: row for key, row in after.rows.items() if key[1].batch == 1} == before.rows
+    assert len(after.rows) == 2 * len(before.rows)
+    assert main(["search", "--batch", "4", "--threads", "2", "--json"]) == 0
+    best = json.loads(capfd.readouterr().out)["best"]
+    # Four images at once take longer than one, and the search measured them together.
+    assert best["measured"]["median_ms"] > 0
+    assert "batch 4, 1 thread" in refused(1, "search", "--batch", "4")
+    assert "batch 4, 2 thread(s)" in refused(1, "search", "--batch", "3")
+    clear_projects()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            r'"runtime_version": "[^"]*"',
+            '"runtime_version": "1.0.0"',
+            "with runtime_version 1.0.0, here it is",
+        ),
+        (r'"processor": "[^"]*"', '"processor": "abacus"', "with processor abacus, here it is"),
+        (r'"date": "[^"]*"', '"date": "2020-02-29"', "layers were measured on 2020-02-29; "),
+    ],
+)
+def test_a_table_from_elsewhere_or_long_ago_is_used_with_a_warning(
+    project: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, said: str
+) -> None:
+    clear_projects()
+    TABLE.write_text(re.sub(old, new, TABLE.read_text(encoding="utf-8")), encoding="utf-8")
+    assert main(["build-lut", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["rows_measured"] == 0
+    assert err.count(said) == 1
+    assert "`bcnet check-lut --device cpu` tells whether they still hold" in err
+    clear_projects()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch", "0"), "batch: input should be greater than or equal to 1, not 0"),
+        (("--threads", "0"), "threads: input should be greater than or equal to 1, not 0"),
+        (("--precision", "fp8"), "precision: input should be 'fp32', 'fp16' or 'int8', not 'fp8'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_wrong_usage(
+    folder: Path, refused: Refused, flags: tuple[str, str], message: str
+) -> None:
+    assert message in refused(2, "build-lut", *flags)
