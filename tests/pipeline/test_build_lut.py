@@ -1,4 +1,4 @@
-"""`bcnet build-lut` on a project: several settings in one table, where rows come from, what is not mixed up."""
+"""`bcnet build-lut` on a project: several settings in one table, and where its rows come from."""
 
 import json
 import re
