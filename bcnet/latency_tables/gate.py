@@ -1,0 +1,451 @@
+"""Has the runtime become slower? In: layers' times then and now, and the machine's probe. Out: a verdict.
+
+Pure statistics on logarithms of ratios: nothing is measured and nothing is read here. `pipeline/check_lut.py`
+measures; docstrings give every formula.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import norm, t
+
+from bcnet.errors import TableError
+from bcnet.latency_tables.table import LayerSpec
+
+Status = Literal["ok", "slower", "machine differs", "inconclusive"]
+EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}
+
+ALPHA = (
+    0.005  # how often an unchanged runtime may be called slower, for each of: all rows, kinds, single rows
+)
+LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
+# Two sessions on one machine differ by more than their samples show: in 150 s on a shared virtual machine,
+# medians over 10 s, less what the probe explains, had a standard deviation of 1.0 to 1.6 % (all rows, kinds).
+DRIFT = 0.02
+# When the probe's slowest part slows down by 1 %, layers do by 0.5 to 2.3 % (those that read most memory);
+# all rows together by 0.5 %.
+SENSITIVITY, SENSITIVITY_OF_ALL = 2.5, 1.0
+PROBE_DRIFT = 0.01
+TICK_MS = 0.001  # runtimes' profiles count whole microseconds
+DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
+MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
+MEDIAN = 1.2533  # standard error of a median over that of a mean
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A layer then and now. `now_ms` holds, for each network that showed it, one figure a round.
+
+    From a table, `now_ms` is one figure, and `now_spread` its row's spread. `setting` is named where layers
+    of several are compared; those are kinds of their own.
+    """
+
+    layer: LayerSpec
+    then_ms: float
+    then_spread: float
+    now_ms: tuple[tuple[float, ...], ...]
+    now_spread: float = 0.0
+    setting: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its layer, and the setting if that is named."""
+        return kind_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+
+    @property
+    def name(self) -> str:
+        """Its layer as people read it."""
+        return name_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The probe in one session: medians in ms and spreads by part, and how many readings they come from."""
+
+    medians_ms: Mapping[str, float]
+    spreads: Mapping[str, float]
+    readings: int = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much slower (above 0) or faster something is: 0.12 is 12 %, between `low` and `high` (95 %).
+
+    `p` is the probability of such figures, or of larger ones, where it is not slower (for `faster`: not
+    faster) than allowed, corrected for the number of kinds or rows (Holm). `rows` are those behind it.
+    """
+
+    name: str
+    change: float
+    low: float
+    high: float
+    p: float
+    rows: int
+    then_ms: float
+    now_ms: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found. `slower` and `faster` hold kinds of layers first, then single layers, worst first.
+
+    `everything` is the change of all rows together, `probe` that of the machine, `detectable` the smallest
+    slowdown of all rows that such a check finds in 95 % of cases. Where the machine differs, `relative` has
+    the kinds that changed against the other rows. `seconds_needed`: where measuring longer would help.
+    """
+
+    status: Status
+    reason: str
+    max_slowdown: float
+    everything: Change
+    kinds: tuple[Change, ...]
+    slower: tuple[Change, ...]
+    faster: tuple[Change, ...]
+    relative: tuple[Change, ...]
+    probe: tuple[Change, ...]
+    detectable: float
+    seconds_needed: float | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 3 slower, 4 machine differs or inconclusive."""
+        return EXIT_CODES[self.status]
+
+
+def kind_of(layer: LayerSpec) -> str:
+    """What a runtime has a kernel for: operator, kernel size, depthwise or grouped or neither."""
+    kernel = " " + "x".join(map(str, layer.kernel)) if layer.kernel else ""
+    if layer.groups == 1:
+        return layer.op + kernel
+    return f"{layer.op}{kernel} {'depthwise' if layer.groups == layer.in_channels else 'grouped'}"
+
+
+def name_of(layer: LayerSpec) -> str:
+    """A row as people read it."""
+    return (
+        f"{kind_of(layer)} {layer.in_channels}->{layer.out_channels} at {layer.in_height}x{layer.in_width}"
+        + (f" stride {layer.stride[0]}" if any(step > 1 for step in layer.stride) else "")
+    )
+
+
+def judge(
+    observations: Sequence[Observation],
+    then: Probed,
+    now: Probed,
+    *,
+    max_slowdown: float = 0.05,
+    noise: float = 0.0,
+    seconds: float | None = None,
+    other_machine: str = "",
+) -> Verdict:
+    """The verdict on a sample of rows.
+
+    Row i is slower by d_i = log(now / then), now being the median over rounds, averaged over networks. Its
+    standard error has four parts: the rounds' scatter around what all rows share in a round; the row's own
+    spread then; whole microseconds; and a factor, one for all rows, by which rows scatter around their kind
+    more than these say. All rows together and each kind are weighted medians of d_i. Their errors add what
+    single rows cannot show: the rounds' common scatter, the drift between sessions (`DRIFT`, or `noise`, the
+    calibration's difference of two measurements of one network, where it is larger), and the probe's.
+
+    Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
+    has been taken off: the change of the probe's part that changed most, where it is a slowdown, times
+    `SENSITIVITY` (how much more than the probe some layers feel other work on the machine). Holm's correction
+    goes over kinds, and over rows; single rows use Student's t. The machine differs where a part of the probe
+    has changed by more than max_slowdown beyond its error, or where `other_machine` says why.
+
+    `noise` and `max_slowdown` are parts of one; `seconds` is how long was measured. Raises TableError for
+    figures that are not positive numbers.
+    """
+    _check(observations, then, now, max_slowdown, noise)
+    allowed = math.log1p(max_slowdown)
+    then_ms = np.array([o.then_ms for o in observations])
+    now_ms = np.array([_now(o) for o in observations])
+    change = np.log(now_ms / then_ms)
+    kinds = np.array([o.kind for o in observations])
+    error, shared = _errors(observations, then_ms, now_ms, change, kinds)
+    parts = _probe_changes(then, now, allowed)
+    slowest, probe_error = _machine(then, now)
+    drift = math.hypot(max(DRIFT, noise), shared)
+
+    def pooled(chosen: np.ndarray, sensitivity: float) -> tuple[float, float, float]:
+        """The change of some rows, its error, and what the machine explains of it."""
+        weights = 1 / error[chosen] ** 2
+        centre = _weighted_median(change[chosen], weights)
+        own = MEDIAN / math.sqrt(float(weights.sum()))
+        uncertain = math.sqrt(own**2 + drift**2 + (sensitivity * probe_error) ** 2 / 4)
+        return centre, uncertain, sensitivity * max(slowest, 0.0)
+
+    def described(name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
+        return Change(
+            name=name,
+            change=math.expm1(centre),
+            low=math.expm1(centre - 1.96 * uncertain),
+            high=math.expm1(centre + 1.96 * uncertain),
+            p=p,
+            rows=int(np.count_nonzero(chosen)),
+            then_ms=float(then_ms[chosen].sum()),
+            now_ms=float(now_ms[chosen].sum()),
+        )
+
+    every = np.ones(len(change), bool)
+    centre, uncertain, explained = pooled(every, SENSITIVITY_OF_ALL)
+    p_all = float(norm.sf((centre - explained - allowed) / uncertain))
+    everything = described("all rows", every, centre, uncertain, p_all)
+
+    names = sorted(set(kinds), key=lambda name: -float(now_ms[kinds == name].sum()))
+    members = {name: kinds == name for name in names}
+    of_kind = {name: pooled(members[name], SENSITIVITY) for name in names}
+
+    def tested(z_of: Callable[[float, float, float], float]) -> dict[str, Change]:
+        p = _holm([float(norm.sf(z_of(*of_kind[name]))) for name in names])
+        return {
+            name: described(name, members[name], *of_kind[name][:2], value)
+            for name, value in zip(names, p, strict=True)
+        }
+
+    slower_kinds = tested(lambda d, e, machine: (d - machine - allowed) / e)
+    faster_kinds = tested(lambda d, e, machine: (-d - SENSITIVITY * max(-slowest, 0.0) - allowed) / e)
+    # Against the other rows, the drift that all share cancels.
+    relative = tuple(
+        kind
+        for name in names
+        if (
+            kind := _against_rest(name, members[name], change, error, slowest, allowed, len(names), described)
+        )
+    )
+    single = np.sqrt(error**2 + drift**2)
+    slower_rows = _rows(observations, change - SENSITIVITY * max(slowest, 0.0) - allowed, single)
+    faster_rows = _rows(observations, -change - SENSITIVITY * max(-slowest, 0.0) - allowed, single)
+
+    def found(of_kinds: dict[str, Change], rows: list[float]) -> tuple[Change, ...]:
+        clear = [kind for kind in of_kinds.values() if kind.p < ALPHA]
+        layers = [
+            described(observations[i].name, np.arange(len(change)) == i, change[i], single[i], p)
+            for i, p in enumerate(rows)
+            if p < ALPHA
+        ]
+        return (
+            *sorted(clear, key=lambda each: -abs(each.change)),
+            *sorted(layers, key=lambda each: -abs(each.change)),
+        )
+
+    slower, faster = found(slower_kinds, slower_rows), found(faster_kinds, faster_rows)
+    beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
+    detectable = math.expm1(allowed + explained + beyond * uncertain)
+    moved = [part for part in parts if part.p < 0.05]
+    hidden = detectable > 4 * max_slowdown
+    suspects = [
+        kind
+        for kind in (everything, *slower_kinds.values())
+        if kind.p < LIKELY and kind.change > max_slowdown
+    ]
+    status: Status
+    needed = None
+    if other_machine or moved:
+        status = "machine differs"
+        reason = other_machine or "the probe moved: " + ", ".join(
+            f"{part.name} {part.change:+.0%}" for part in moved
+        )
+    elif p_all < ALPHA:
+        status, reason = (
+            "slower",
+            f"all rows are slower by {everything.change:.1%}, at most {max_slowdown:.1%} is allowed",
+        )
+    elif slower:
+        status = "slower"
+        reason = (
+            f"{slower[0].name} is slower by {slower[0].change:.1%}, at most {max_slowdown:.1%} is allowed"
+        )
+    elif hidden or suspects:
+        status = "inconclusive"
+        target = (math.log1p(4 * max_slowdown) - allowed - explained) / beyond
+        needed = _seconds_needed(seconds, uncertain, max(DRIFT, noise), target)
+        reason = (
+            f"{suspects[0].name}: {suspects[0].change:+.1%}, which may be noise"
+            if suspects
+            else f"too noisy: a slowdown below {detectable:.0%} may be missed"
+        ) + (
+            f"; measure for {needed:.0f} s"
+            if needed
+            else "; measuring longer does not help, a quieter machine does"
+        )
+    else:
+        status, reason = "ok", f"all rows together {everything.change:+.1%}, no kind of layer is slower"
+    return Verdict(
+        status=status,
+        reason=reason,
+        max_slowdown=max_slowdown,
+        everything=everything,
+        kinds=tuple(slower_kinds.values()),
+        slower=slower,
+        faster=faster,
+        relative=relative,
+        probe=parts,
+        detectable=detectable,
+        seconds_needed=needed,
+    )
+
+
+def _check(
+    observations: Sequence[Observation], then: Probed, now: Probed, max_slowdown: float, noise: float
+) -> None:
+    """Raises TableError for what cannot be compared."""
+    if not observations:
+        raise TableError("no rows to compare; run `bcnet build-lut`")
+    if not (math.isfinite(max_slowdown) and 0 < max_slowdown <= 1):
+        raise TableError(
+            f"a slowdown of {max_slowdown} cannot be allowed; give more than 0 % and at most 100 %"
+        )
+    if not (math.isfinite(noise) and noise >= 0):
+        raise TableError(f"the calibration's noise is {noise}; run `bcnet build-lut` anew")
+    for o in observations:
+        figures = [o.then_ms, *(value for network in o.now_ms for value in network)]
+        if len(figures) < 2 or not all(math.isfinite(value) and 0 < value < 1e7 for value in figures):
+            raise TableError(f"{o.name}: {figures} are not times in ms; measure that row anew")
+        if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
+            raise TableError(f"{o.name}: its spread is no number; measure that row anew")
+    if not set(then.medians_ms) & set(now.medians_ms):
+        raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut` anew")
+    for value in (*then.medians_ms.values(), *now.medians_ms.values()):
+        if not (math.isfinite(value) and value > 0):
+            raise TableError(f"the probe reads {value} ms; run `bcnet build-lut` anew")
+
+
+def _now(observation: Observation) -> float:
+    return float(np.mean([np.median(rounds) for rounds in observation.now_ms]))
+
+
+def _errors(
+    observations: Sequence[Observation],
+    then_ms: np.ndarray,
+    now_ms: np.ndarray,
+    change: np.ndarray,
+    kinds: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Standard errors of the rows' changes, and of what all rows share through the rounds."""
+    rounds = max(len(values) for o in observations for values in o.now_ms)
+    shared = np.zeros(rounds)
+    scaled = []  # each (row, network): its rounds over their median
+    for o in observations:
+        for values in o.now_ms:
+            if len(values) == rounds:
+                scaled.append(np.log(np.array(values) / np.median(values)))
+    if rounds > 1 and scaled:
+        shared = np.median(scaled, axis=0)
+    own = []
+    for o in observations:
+        within = [
+            MAD
+            * float(np.median(np.abs(np.log(np.array(values) / np.median(values)) - shared[: len(values)])))
+            / math.sqrt(len(values))
+            for values in o.now_ms
+        ]
+        own.append(MEDIAN * float(np.mean(within)) / math.sqrt(len(within)))
+    then_error = np.array([MAD * math.hypot(o.then_spread, o.now_spread) for o in observations]) / 2
+    ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
+    claimed = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
+    centres = {
+        name: _weighted_median(change[kinds == name], claimed[kinds == name] ** -2.0) for name in set(kinds)
+    }
+    residual = np.abs(change - np.array([centres[name] for name in kinds])) / claimed
+    factor = max(1.0, MAD * float(np.median(residual)))
+    common = MEDIAN * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
+    return claimed * factor, common
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    before = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(weights.sum() / 2, before, values[order]))
+
+
+def _probe_error(then: Probed, now: Probed, part: str) -> float:
+    """The standard error of a part's log ratio."""
+    variance = PROBE_DRIFT**2
+    for probed in (then, now):
+        variance += (MEDIAN * MAD * probed.spreads.get(part, 0.0)) ** 2 / max(probed.readings, 1)
+    return math.sqrt(variance)
+
+
+def _log_ratio(then: Probed, now: Probed, part: str) -> float:
+    return math.log(now.medians_ms[part] / then.medians_ms[part])
+
+
+def _common_parts(then: Probed, now: Probed) -> list[str]:
+    return [part for part in then.medians_ms if part in now.medians_ms]
+
+
+def _machine(then: Probed, now: Probed) -> tuple[float, float]:
+    """The log change of the probe's part that changed most, and its error."""
+    part = max(_common_parts(then, now), key=lambda part: abs(_log_ratio(then, now, part)))
+    return _log_ratio(then, now, part), _probe_error(then, now, part)
+
+
+def _probe_changes(then: Probed, now: Probed, allowed: float) -> tuple[Change, ...]:
+    """Each part's change; p: of such a change where the part has not moved by more than is allowed."""
+    parts = _common_parts(then, now)
+    ratios = [_log_ratio(then, now, part) for part in parts]
+    errors = [_probe_error(then, now, part) for part in parts]
+    p = _holm([2 * float(norm.sf((abs(r) - allowed) / e)) for r, e in zip(ratios, errors, strict=True)])
+    return tuple(
+        Change(
+            name=part,
+            change=math.expm1(ratio),
+            low=math.expm1(ratio - 1.96 * error),
+            high=math.expm1(ratio + 1.96 * error),
+            p=value,
+            rows=now.readings,
+            then_ms=then.medians_ms[part],
+            now_ms=now.medians_ms[part],
+        )
+        for part, ratio, error, value in zip(parts, ratios, errors, p, strict=True)
+    )
+
+
+def _against_rest(
+    name: str,
+    chosen: np.ndarray,
+    change: np.ndarray,
+    error: np.ndarray,
+    slowest: float,
+    allowed: float,
+    kinds: int,
+    described: Callable[[str, np.ndarray, float, float, float], Change],
+) -> Change | None:
+    """A kind against all other rows, where it changed by more than the machine's own change explains."""
+    if chosen.all():
+        return None
+    weights = error**-2.0
+    own, rest = (_weighted_median(change[part], weights[part]) for part in (chosen, ~chosen))
+    uncertain = math.sqrt(
+        MEDIAN**2 * (1 / float(weights[chosen].sum()) + 1 / float(weights[~chosen].sum())) + 2 * DRIFT**2
+    )
+    explained = (SENSITIVITY - SENSITIVITY_OF_ALL / 2) * abs(slowest)
+    p = min(1.0, 2 * kinds * float(norm.sf((abs(own - rest) - explained - allowed) / uncertain)))
+    return described(name, chosen, own - rest, uncertain, p) if p < ALPHA else None
+
+
+def _rows(observations: Sequence[Observation], excess: np.ndarray, error: np.ndarray) -> list[float]:
+    """Holm-corrected probabilities of single rows' excesses over what is allowed."""
+    return _holm([float(p) for p in t.sf(excess / error, DEGREES)])
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never below a smaller one's."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.maximum.accumulate([(len(p) - k) * p[i] for k, i in enumerate(order)])
+    result = [0.0] * len(p)
+    for value, i in zip(corrected, order, strict=True):
+        result[i] = min(1.0, float(value))
+    return result
+
+
+def _seconds_needed(seconds: float | None, uncertain: float, floor: float, target: float) -> float | None:
+    """How long until the error is `target`: what is above the floor shrinks with the root of the time."""
+    above = uncertain**2 - floor**2
+    if seconds is None or target <= floor or above <= 0:
+        return None
+    return max(2 * seconds, seconds * above / (target**2 - floor**2))
