@@ -86,10 +86,10 @@ def graph_of(folder: Path, model: str, image_size: int, bins: int) -> OnnxSupern
 def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
     """Slow the runtime's nodes down (None: all) by spinning for a share of their time.
 
-    Returns a list that fills with the milliseconds of those nodes and, after them, those spun.
+    Returns a list that fills with what was really put in: the milliseconds spun over those of the node.
     """
     profile_nodes = runtime.profile_nodes
-    totals = [0.0, 0.0]
+    put_in: list[float] = []
 
     def spin(duration_ms: float) -> float:
         start = time.perf_counter()
@@ -102,14 +102,13 @@ def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
         for name, durations in profile_nodes(model, threads, runs):
             if nodes is None or re.sub(r"(_nchwc|/.*)$", "", name) in nodes:
                 spun = np.array([spin(float(duration)) for duration in durations])
-                totals[0] += float(durations.sum())
-                totals[1] += float(spun.sum())
+                put_in.extend(spun[durations > 0] / durations[durations > 0])
                 durations = durations + spun
             profile.append((name, durations))
         return profile
 
     runtime.profile_nodes = slowed
-    return totals
+    return put_in
 
 
 def change_runtime(kind: str, graph: OnnxSupernet) -> Callable[[], dict[str, float]]:
@@ -131,8 +130,8 @@ def change_runtime(kind: str, graph: OnnxSupernet) -> Callable[[], dict[str, flo
         if match[2] == SLOWED:
             slots = [slot for slot in graph.slots if kind_of(slot.template) == SLOWED]
             nodes = frozenset(node for slot in slots for node in slot.nodes)
-        totals = delay(int(match[1]) / 100, nodes)
-        return lambda: {"delay_put_in": totals[1] / totals[0]}
+        put_in = delay(int(match[1]) / 100, nodes)
+        return lambda: {"delay_put_in": float(np.median(put_in))}
     return dict
 
 
@@ -222,7 +221,7 @@ def summary(results: list[dict[str, Any]]) -> str:
                 lines.append(f"{'':<32}named the slowed kind: {named} of {len(own)}")
             put_in = [result["delay_put_in"] for result in own if "delay_put_in" in result]
             if put_in:
-                lines.append(f"{'':<32}delay that was really put in: {np.mean(put_in):.1%}")
+                lines.append(f"{'':<32}delay that was really put in: {np.median(put_in):.1%} (median)")
     unchanged = [result for result in results if result["kind"] in UNCHANGED]
     if unchanged:
         line("all unchanged", unchanged)

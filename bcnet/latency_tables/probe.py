@@ -12,7 +12,6 @@ import numpy as np
 REPEATS = 9  # of each part, in one reading
 SIDE = 64  # a product of 64 x 64 is small enough for numpy's BLAS (OpenBLAS) to keep it on one thread
 STREAMED = 256  # such matrices: 4 MiB read and 4 MiB written, more than a level-2 cache
-GATHERED = 512 * 1024  # floats, 2 MiB
 
 
 def read_probe() -> dict[str, float]:
@@ -20,14 +19,12 @@ def read_probe() -> dict[str, float]:
 
     `matmul_ms`: eight float32 products of 64 x 64, which stay in the level-2 cache: the clock. `stream_ms`:
     256 such products over 8 MiB, read and written: what other work on a shared machine takes away first, and
-    what networks feel. `gather_ms`: 16,384 floats picked in random order from 2 MiB: the caches' latency.
-    All are single-threaded whatever the number of cores.
+    what networks feel. Both are single-threaded whatever the number of cores.
     """
-    left, right, product, matrices, streamed, floats, order, picked = _operands()
+    left, right, product, matrices, streamed = _operands()
     parts: dict[str, Callable[[], object]] = {
         "matmul_ms": lambda: np.matmul(left, right, out=product),
         "stream_ms": lambda: np.matmul(matrices, right[:1], out=streamed),
-        "gather_ms": lambda: np.take(floats, order, out=picked, mode="clip"),
     }
     reading = {}
     for name, part in parts.items():
@@ -62,7 +59,4 @@ def _operands() -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(0)
     left, right = rng.standard_normal((2, 8, SIDE, SIDE), dtype=np.float32)
     matrices = rng.standard_normal((STREAMED, SIDE, SIDE), dtype=np.float32)
-    floats = rng.standard_normal(GATHERED, dtype=np.float32)
-    order = rng.integers(0, GATHERED, 16 * 1024)
-    outputs = np.ones_like(left), np.ones_like(matrices), np.ones(len(order), np.float32)
-    return left, right, outputs[0], matrices, outputs[1], floats, order, outputs[2]
+    return left, right, np.ones_like(left), matrices, np.ones_like(matrices)
