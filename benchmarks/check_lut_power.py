@@ -187,9 +187,7 @@ def check(kind: str, table: Path, graph: OnnxSupernet, seconds: float, seed: int
 def build(kind: str, table: Path, graph: OnnxSupernet) -> None:
     """A table of this machine as it is, in this process."""
     os.sched_setaffinity(0, {0, 1} if kind == THREADS else {0})
-    built = LatencyTable("cpu")
-    build_lut(graph, profile_for(kind), built)
-    built.save(table)
+    build_lut(graph, profile_for(kind), LatencyTable("cpu"), path=table)
 
 
 def summary(results: list[dict[str, Any]]) -> str:

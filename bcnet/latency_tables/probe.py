@@ -4,7 +4,7 @@ In: nothing. Out: milliseconds of each part of the probe, and many readings pool
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -14,7 +14,7 @@ SIDE = 64  # a product of 64 x 64 is small enough for numpy's BLAS (OpenBLAS) to
 STREAMED = 256  # such matrices: 4 MiB read and 4 MiB written, more than a level-2 cache
 
 
-def read_probe() -> dict[str, float]:
+def probe() -> dict[str, float]:
     """One reading, 10 to 20 ms long on a server's core: the median ms of each part over 9 repetitions.
 
     `matmul_ms`: eight float32 products of 64 x 64, which stay in the level-2 cache: the clock. `stream_ms`:
@@ -38,19 +38,19 @@ def read_probe() -> dict[str, float]:
     return reading
 
 
-def pool_readings(readings: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+def pool_readings(readings: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
     """A session's probe from its readings: medians in ms, and spreads.
 
     A spread is the median absolute deviation of the readings over their median. Both are what `Session`
     keeps as `probe` and `probe_spread`.
     """
-    probe, spread = {}, {}
+    medians, spread = {}, {}
     for name in readings[0]:
         values = np.array([reading[name] for reading in readings])
         median = float(np.median(values))
-        probe[name] = round(median, 5)
+        medians[name] = round(median, 5)
         spread[name] = round(float(np.median(np.abs(values - median))) / max(median, 1e-9), 5)
-    return probe, spread
+    return medians, spread
 
 
 @cache

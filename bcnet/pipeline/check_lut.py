@@ -15,7 +15,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
-from bcnet.latency_tables.probe import pool_readings, read_probe
+from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.table import LatencyTable, LayerSpec
 from bcnet.pipeline.build_lut import charge, design
 from bcnet.progress import progress_bar
@@ -64,7 +64,7 @@ def check_lut(
     compared = [known[layer] for layer in sorted(shown)]
     refuse_estimates(table, compared, name)
     seen, readings, rounds = _measure(graph, profile, networks, shown, start + seconds, seed)
-    probe, spread = pool_readings(readings)
+    medians, spread = pool_readings(readings)
     calibration = table.calibrations.get(
         (model_key(graph.slots, tuple(group.choices for group in graph.space.groups)), setting)
     )
@@ -81,7 +81,7 @@ def check_lut(
             for row in compared
         ],
         probed_then(table, compared),
-        Probed(probe, spread, len(readings)),
+        Probed(medians, spread, len(readings)),
         max_slowdown=max_slowdown,
         noise=calibration.noise if calibration else 0.0,
         seconds=seconds,
@@ -156,7 +156,7 @@ def _measure(
     first = [
         charge(graph.slots, runtime.profile_nodes(model, profile.threads, 5)) for model in models.values()
     ]
-    read_probe()
+    probe()
     runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 6, 30))
     readings: list[dict[str, float]] = []
     rounds, longest = 0, 0.0
@@ -165,7 +165,7 @@ def _measure(
             begun = time.perf_counter()
             for index in rng.permutation(len(networks)):
                 widths = networks[index]
-                readings.append(read_probe())
+                readings.append(probe())
                 times = charge(graph.slots, runtime.profile_nodes(models[widths], profile.threads, runs))
                 middle = _middle_means(times)
                 of_layer: dict[LayerSpec, list[float]] = {}
@@ -176,7 +176,7 @@ def _measure(
             rounds += 1
             longest = max(longest, time.perf_counter() - begun)
             advance("")
-    readings.append(read_probe())
+    readings.append(probe())
     return seen, readings, rounds
 
 
