@@ -51,16 +51,11 @@ def compare_tables(
         # Below the tick of the runtime's clock there is no ratio.
         if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) > 0
     ]
-    noise = max(
-        (c.noise for table in (head, base) for c in table.calibrations.values() if c.setting in settings),
-        default=0.0,
-    )
     verdict = judge(
         observations,
         probed_then(base, then),
         probed_then(head, now),
         max_slowdown=max_slowdown,
-        noise=noise,
         other_machine=_other_machine(processors(base, then), processors(head, now)),
     )
     missing, added = base.rows.keys() - head.rows.keys(), head.rows.keys() - base.rows.keys()

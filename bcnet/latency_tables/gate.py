@@ -28,10 +28,9 @@ DRIFT = 0.02
 # What layers feel of a change of the machine: all of the clock's (`matmul_ms`), and of what memory loses
 # beyond it (`stream_ms`) a part that differs, here with its standard deviation. Measured on MobileNetV2 while
 # other work came and went: all rows together 0.4 to 0.5, kinds of layers 0.6 (convolutions) to 2.3 (Gemm).
-FELT_BY_ALL, FELT_BY_KINDS = (0.5, 0.35), (1.0, 0.75)
+FELT_BY_ALL, FELT_BY_KINDS = (0.5, 0.25), (1.0, 0.6)
 CLOCK, MEMORY = "matmul_ms", "stream_ms"
 PROBE_DRIFT = 0.01
-MOST_NOISE = 0.05  # a few interrupted subnets make the calibration's mean difference large
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
 DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
 MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
@@ -140,7 +139,6 @@ def judge(
     now: Probed,
     *,
     max_slowdown: float = 0.05,
-    noise: float = 0.0,
     seconds: float | None = None,
     other_machine: str = "",
 ) -> Verdict:
@@ -150,8 +148,7 @@ def judge(
     standard error has four parts: the rounds' scatter around what all rows share in a round; the row's own
     spread then; whole microseconds; and a factor, one for all rows, by which rows scatter around their kind
     more than these say. All rows together and each kind are weighted medians of d_i. Their errors add what
-    single rows cannot show: the rounds' common scatter, the drift between sessions (`DRIFT`, or `noise`, the
-    calibration's difference of two measurements of one network, where it is larger), and the probe's.
+    single rows cannot show: the rounds' common scatter, the drift between sessions (`DRIFT`), the probe's.
 
     Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
     has been taken off: clock + felt * (memory - clock), the log changes of the probe's two parts, with `felt`
@@ -159,10 +156,10 @@ def judge(
     single rows use Student's t. The machine differs where what all rows feel of a part's change is more than
     max_slowdown, beyond its error, or where `other_machine` says why.
 
-    `noise` and `max_slowdown` are parts of one; `seconds` is how long was measured. Raises TableError for
-    figures that are not positive numbers.
+    `max_slowdown` is a part of one; `seconds` is how long was measured. Raises TableError for figures that
+    are not positive numbers.
     """
-    _check(observations, then, now, max_slowdown, noise)
+    _check(observations, then, now, max_slowdown)
     allowed = math.log1p(max_slowdown)
     then_ms = np.array([o.then_ms for o in observations])
     now_ms = np.array([_now(o) for o in observations])
@@ -170,7 +167,7 @@ def judge(
     kinds = np.array([o.kind for o in observations])
     error, shared = _errors(observations, then_ms, now_ms, change, kinds)
     parts = _probe_changes(then, now, allowed)
-    drift = math.hypot(max(DRIFT, min(noise, MOST_NOISE)), shared)
+    drift = math.hypot(DRIFT, shared)
 
     def pooled(chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
         """The change of some rows, its error, and what the machine explains of it."""
@@ -267,7 +264,7 @@ def judge(
     elif hidden or suspects:
         status = "inconclusive"
         target = (math.log1p(4 * max_slowdown) - allowed - explained) / beyond
-        needed = _seconds_needed(seconds, uncertain, max(DRIFT, noise), target)
+        needed = _seconds_needed(seconds, uncertain, DRIFT, target)
         reason = (
             f"{suspects[0].name}: {suspects[0].change:+.1%}, which may be noise"
             if suspects
@@ -294,9 +291,7 @@ def judge(
     )
 
 
-def _check(
-    observations: Sequence[Observation], then: Probed, now: Probed, max_slowdown: float, noise: float
-) -> None:
+def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_slowdown: float) -> None:
     """Raises TableError for what cannot be compared."""
     if not observations:
         raise TableError("no rows to compare; run `bcnet build-lut`")
@@ -304,8 +299,6 @@ def _check(
         raise TableError(
             f"a slowdown of {max_slowdown} cannot be allowed; give more than 0 % and at most 100 %"
         )
-    if not (math.isfinite(noise) and noise >= 0):
-        raise TableError(f"the calibration's noise is {noise}; run `bcnet build-lut` anew")
     for o in observations:
         figures = [o.then_ms, *(value for network in o.now_ms for value in network)]
         if len(figures) < 2 or not all(math.isfinite(value) and 0 < value < 1e7 for value in figures):

@@ -22,7 +22,7 @@ from bcnet.progress import progress_bar
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.project import load_project, model_key
+from bcnet.supernet.project import load_project
 from bcnet.supernet.space import Widths
 
 MOST_NETWORKS = 6
@@ -65,9 +65,6 @@ def check_lut(
     refuse_estimates(table, compared, name)
     seen, readings, rounds = _measure(graph, profile, networks, shown, start + seconds, seed)
     medians, spread = pool_readings(readings)
-    calibration = table.calibrations.get(
-        (model_key(graph.slots, tuple(group.choices for group in graph.space.groups)), setting)
-    )
     fingerprint = runtime_named(profile.runtime).fingerprint()
     then, here = processors(table, compared), fingerprint.get("processor")
     verdict = judge(
@@ -83,7 +80,6 @@ def check_lut(
         probed_then(table, compared),
         Probed(medians, spread, len(readings)),
         max_slowdown=max_slowdown,
-        noise=calibration.noise if calibration else 0.0,
         seconds=seconds,
         other_machine=f"another processor: {', '.join(sorted(then))} then, {here} now"
         if here and then and then != {here}
