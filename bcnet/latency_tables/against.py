@@ -64,6 +64,12 @@ def compare_tables(
         listed = ", ".join(name_of(layer) for layer, _ in sorted(missing)[:LISTED])
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
         findings.append(f"{len(missing)} of {len(base.rows)} rows are missing: {listed}{more}")
+    broken = sorted(missing & head.failures.keys())
+    if broken:
+        error = head.failures[broken[0]].error
+        findings.append(
+            f"the runtime fails on {len(broken)} of them, such as {name_of(broken[0][0])}: {error}"
+        )
     return CheckReport(
         table=names[0],
         against=names[1],

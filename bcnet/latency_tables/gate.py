@@ -5,7 +5,7 @@ measures; docstrings give every formula.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +27,9 @@ LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
 DRIFT = 0.02
 # What layers feel of a change of the machine: all of the clock's (`matmul_ms`), and of what memory loses
 # beyond it (`stream_ms`) a part that differs, here with its standard deviation. Measured on MobileNetV2 while
-# other work came and went: all rows together 0.4 to 0.5, kinds of layers 0.6 (convolutions) to 2.3 (Gemm).
-FELT_BY_ALL, FELT_BY_KINDS = (0.5, 0.25), (1.0, 0.6)
+# other work came and went: all rows together 0.4 to 0.5, 1x1 and depthwise convolutions 0.6, the first
+# convolution 1.4; what uses each number once feels most: ReduceMean 1.4, Gemm 2.3 to 4.
+FELT_BY_ALL, FELT_BY_CONVOLUTIONS, FELT_BY_OTHERS = (0.5, 0.25), (0.8, 0.4), (2.0, 1.5)
 CLOCK, MEMORY = "matmul_ms", "stream_ms"
 PROBE_DRIFT = 0.01
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
@@ -152,7 +153,8 @@ def judge(
 
     Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
     has been taken off: clock + felt * (memory - clock), the log changes of the probe's two parts, with `felt`
-    as uncertain as `FELT_BY_ALL` and `FELT_BY_KINDS` say. Holm's correction goes over kinds, and over rows;
+    as uncertain as the three `FELT_BY_...` say. Kinds are also
+    tested against all other rows. Holm's correction goes over kinds, and over rows;
     single rows use Student's t. The machine differs where what all rows feel of a part's change is more than
     max_slowdown, beyond its error, or where `other_machine` says why.
 
@@ -196,28 +198,45 @@ def judge(
 
     names = sorted(set(kinds), key=lambda name: -float(now_ms[kinds == name].sum()))
     members = {name: kinds == name for name in names}
-    of_kind = {name: pooled(members[name], FELT_BY_KINDS) for name in names}
+    of_kind = {name: pooled(members[name], _felt_by(name)) for name in names}
 
-    def tested(z_of: Callable[[float, float, float], float]) -> dict[str, Change]:
-        p = _holm([float(norm.sf(z_of(*of_kind[name]))) for name in names])
+    # Against all other rows, what both share cancels: the rounds' scatter, the clock, a part of the memory.
+    of_rest = {name: pooled(~members[name], FELT_BY_ALL) for name in names if not members[name].all()}
+    against = {
+        name: _against_rest(
+            of_kind[name][0] - of_rest[name][0],
+            1 / float((error[members[name]] ** -2.0).sum())
+            + 1 / float((error[~members[name]] ** -2.0).sum()),
+            _felt_by(name),
+            then,
+            now,
+        )
+        for name in of_rest
+    }
+
+    def tested(sign: int) -> dict[str, Change]:
+        """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
+        p = []
+        for name in names:
+            d, own_error, machine = of_kind[name]
+            surest = norm.sf((sign * (d - machine) - allowed) / own_error)
+            if name in against and sign * (d - machine) > allowed:
+                excess, rest_error = against[name]
+                surest = min(surest, norm.sf((sign * excess - allowed) / rest_error))
+            p.append(min(1.0, 2 * float(surest)))
         return {
             name: described(name, members[name], *of_kind[name][:2], value)
-            for name, value in zip(names, p, strict=True)
+            for name, value in zip(names, _holm(p), strict=True)
         }
 
-    slower_kinds = tested(lambda d, e, machine: (d - machine - allowed) / e)
-    faster_kinds = tested(lambda d, e, machine: (machine - d - allowed) / e)
-    # Against the other rows, the drift that all share cancels.
+    slower_kinds, faster_kinds = tested(1), tested(-1)
+    both_ways = _holm([min(1.0, 2 * float(norm.sf((abs(x) - allowed) / e))) for x, e in against.values()])
     relative = tuple(
-        kind
-        for name in names
-        if (
-            kind := _against_rest(
-                name, members[name], change, error, then, now, allowed, len(names), described
-            )
-        )
+        described(name, members[name], *against[name], p)
+        for name, p in zip(against, both_ways, strict=True)
+        if p < ALPHA
     )
-    machine, machine_error = _explained(then, now, FELT_BY_KINDS)
+    machine, machine_error = np.array([_explained(then, now, _felt_by(kind)) for kind in kinds]).T
     single = np.sqrt(error**2 + drift**2 + machine_error**2)
     slower_rows = _rows(change - machine - allowed, single)
     faster_rows = _rows(machine - change - allowed, single)
@@ -272,10 +291,15 @@ def judge(
         ) + (
             f"; measure for {needed:.0f} s"
             if needed
+            else "; build both tables again on a quieter machine"
+            if seconds is None
             else "; measuring longer does not help, a quieter machine does"
         )
     else:
-        status, reason = "ok", f"all rows together {everything.change:+.1%}, no kind of layer is slower"
+        status, reason = (
+            "ok",
+            f"all rows together {everything.change:+.1%}, no kind of layer is slower than allowed",
+        )
     return Verdict(
         status=status,
         reason=reason,
@@ -376,11 +400,17 @@ def _common_parts(then: Probed, now: Probed) -> list[str]:
     return [part for part in then.medians_ms if part in now.medians_ms]
 
 
+def _change_of(then: Probed, now: Probed, part: str) -> float:
+    return _log_ratio(then, now, part) if part in _common_parts(then, now) else 0.0
+
+
+def _felt_by(kind: str) -> tuple[float, float]:
+    return FELT_BY_CONVOLUTIONS if "Conv" in kind else FELT_BY_OTHERS
+
+
 def _explained(then: Probed, now: Probed, felt: tuple[float, float]) -> tuple[float, float]:
     """What layers that feel so much of the memory's change should have changed by, and the error of that."""
-    clock, memory = (
-        _log_ratio(then, now, part) if part in _common_parts(then, now) else 0.0 for part in (CLOCK, MEMORY)
-    )
+    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
     error = (felt[1] * (memory - clock)) ** 2 + (felt[0] * _probe_error(then, now, MEMORY)) ** 2
     return clock + felt[0] * (memory - clock), math.sqrt(error + _probe_error(then, now, CLOCK) ** 2)
 
@@ -413,30 +443,21 @@ def _probe_changes(then: Probed, now: Probed, allowed: float) -> tuple[Change, .
 
 
 def _against_rest(
-    name: str,
-    chosen: np.ndarray,
-    change: np.ndarray,
-    error: np.ndarray,
-    then: Probed,
-    now: Probed,
-    allowed: float,
-    kinds: int,
-    described: Callable[[str, np.ndarray, float, float, float], Change],
-) -> Change | None:
-    """A kind against all other rows, where it changed by more than the machine's own change explains."""
-    if chosen.all():
-        return None
-    weights = error**-2.0
-    own, rest = (_weighted_median(change[part], weights[part]) for part in (chosen, ~chosen))
-    by_kind, felt_error = _explained(then, now, FELT_BY_KINDS)
-    explained = by_kind - _explained(then, now, FELT_BY_ALL)[0]
-    uncertain = math.sqrt(
-        MEDIAN**2 * (1 / float(weights[chosen].sum()) + 1 / float(weights[~chosen].sum()))
-        + 2 * DRIFT**2
-        + felt_error**2
+    difference: float, variance: float, felt: tuple[float, float], then: Probed, now: Probed
+) -> tuple[float, float]:
+    """A kind's change less that of all other rows and less what the machine explains, and its error.
+
+    `variance` is that of the rows' means; what the kind feels of the memory's change is beyond `FELT_BY_ALL`.
+    """
+    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
+    beyond = felt[0] - FELT_BY_ALL[0]
+    error = (
+        MEDIAN**2 * variance
+        + DRIFT**2
+        + (math.hypot(felt[1], FELT_BY_ALL[1]) * (memory - clock)) ** 2
+        + (beyond * _probe_error(then, now, MEMORY)) ** 2
     )
-    p = min(1.0, 2 * kinds * float(norm.sf((abs(own - rest - explained) - allowed) / uncertain)))
-    return described(name, chosen, own - rest, uncertain, p) if p < ALPHA else None
+    return difference - beyond * (memory - clock), math.sqrt(error)
 
 
 def _rows(excess: np.ndarray, error: np.ndarray) -> list[float]:

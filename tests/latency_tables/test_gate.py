@@ -15,7 +15,7 @@ from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
 from bcnet.latency_tables.gate import Observation, Probed, Verdict, judge, kind_of
-from bcnet.latency_tables.table import LatencyStat, LatencyTable, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import Failure, LatencyStat, LatencyTable, LayerSpec, Row, Session, Setting
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
 CONV = LayerSpec("Conv", 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 16, 16)
@@ -177,6 +177,10 @@ def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> Non
     lacking = compare_tables(head, table_of(LAYERS))
     assert (lacking.verdict.status, lacking.exit_code) == ("ok", 3)
     assert lacking.findings[0].startswith(f"3 of {len(LAYERS)} rows are missing: Conv 1x1 8->16 at 16x16")
+    head.failures[LAYERS[0], SETTING] = Failure(LAYERS[0], SETTING, "not implemented", 0)
+    assert compare_tables(head, table_of(LAYERS)).findings[1] == (
+        "the runtime fails on 1 of them, such as Conv 1x1 8->16 at 16x16: not implemented"
+    )
     grown = compare_tables(table_of(LAYERS), table_of(LAYERS[:-3]))
     assert (grown.exit_code, grown.notes) == (0, ("3 rows are new",))
 

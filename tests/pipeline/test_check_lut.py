@@ -3,11 +3,14 @@
 Times on a test machine say nothing for sure: what is certain fails a test, the verdict is printed.
 """
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import compare_tables
@@ -65,3 +68,15 @@ def test_another_setting_and_an_estimate_are_refused(graph: OnnxSupernet, base: 
     estimated = replace(base, sessions=[replace(session, estimate=True) for session in base.sessions])
     with pytest.raises(TableError, match="an estimate: nothing was measured"):
         check_lut(graph, QUICK, estimated)
+
+
+def test_the_command_measures_the_projects_own_table(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (project / "latency_tables" / "cpu.json").read_bytes()
+    code = main(["check-lut", "--seconds", "1", "--rows", "10", "--json"])
+    found = json.loads(capfd.readouterr().out)
+    assert code == found["exit_code"] == EXIT_CODES[found["verdict"]["status"]]
+    assert (found["device"], found["against"]) == ("cpu", "this machine now")
+    assert found["rows"] >= 10
+    assert (project / "latency_tables" / "cpu.json").read_bytes() == before
