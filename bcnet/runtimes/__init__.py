@@ -31,8 +31,11 @@ class Runtime(Protocol):
 
 
 def runtime_named(name: str) -> Runtime:
-    """The runtime module of that name. Raises DeviceError when its package is not installed."""
+    """The runtime module of that name. Raises DeviceError when it or its package is not here."""
+    module = f"bcnet.runtimes.{name.replace('-', '_')}"
     try:
-        return cast(Runtime, importlib.import_module(f"bcnet.runtimes.{name}"))
+        return cast(Runtime, importlib.import_module(module))
     except ModuleNotFoundError as cause:
+        if cause.name == module:
+            raise DeviceError(f"this bcnet does not execute networks with '{name}'") from None
         raise DeviceError(f"runtime '{name}' is not here ({cause}); install its package") from None
