@@ -87,26 +87,30 @@ def load_profile(name: str) -> HwProfile:
 
     Raises DeviceError: unknown, with what there is, or the file cannot be used.
     """
+    return _read(profile_file(name))
+
+
+def profile_file(name: str) -> Path:
+    """The file of the profile of that name or alias. Raises DeviceError with what there is."""
     files = _files()
     if name in files:
-        return _read(files[name])
+        return files[name]
     profiles, _ = load_profiles()
-    # A user's own comes first for aliases, too.
-    for profile in sorted(profiles.values(), key=lambda profile: files[profile.name].parent != OWN):
-        if name in profile.aliases:
-            return profile
-    names = sorted({*files, *(alias for profile in profiles.values() for alias in profile.aliases)})
+    aliases = {
+        alias: files[profile.name]
+        # A user's own file comes last here, and so first for an alias, too.
+        for profile in sorted(profiles.values(), key=lambda profile: files[profile.name].parent == OWN)
+        for alias in profile.aliases
+    }
+    if name in aliases:
+        return aliases[name]
+    names = sorted({*files, *aliases})
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise DeviceError(
         f"unknown device '{name}'{hint}; there is: {', '.join(names)}. "
         f"A device of your own is one file, {OWN}/{name}.toml"
     )
-
-
-def profile_file(name: str) -> Path:
-    """Where the profile of exactly that name is."""
-    return _files()[name]
 
 
 def _files() -> dict[str, Path]:

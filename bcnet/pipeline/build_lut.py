@@ -35,7 +35,7 @@ from bcnet.latency_tables.table import (
 )
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runtimes import runtime_named
-from bcnet.supernet.measure import measure_network, setting_of
+from bcnet.supernet.measure import measure_network, runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project, model_key
 from bcnet.supernet.space import Widths, WidthSpace, shares
@@ -80,10 +80,11 @@ def build_lut(
     start = time.perf_counter()
     space, setting = graph.space, setting_of(profile)
     choices = tuple(group.choices for group in space.groups)
+    table.drop_estimates(setting)  # what is measured takes their place
     networks, missing = _plan(graph, table, setting)
     key = model_key(graph.slots, choices)
     if missing:
-        fingerprint = runtime_named(profile.runtime).fingerprint()
+        fingerprint = runtime_of(profile).fingerprint()
         journal = Journal(
             path,
             {
@@ -139,6 +140,12 @@ def design(space: WidthSpace) -> list[Widths]:
             )
         )
     return list(dict.fromkeys(networks))
+
+
+def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
+    """Every layer that a table holds once it is complete for this space."""
+    _, missing = _plan(graph, LatencyTable(""), Setting("", "", 1, 1, ""))
+    return missing
 
 
 def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) -> np.ndarray:

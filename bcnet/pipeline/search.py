@@ -29,6 +29,7 @@ from bcnet.supernet.score import Score, score
 from bcnet.supernet.space import Widths, WidthSpace
 
 MeasureOf = Callable[[Widths], LatencyStat]
+NOT_MEASURED = "not measured: the latency is the table's prediction"
 ROUNDS = 4  # batches of candidates that are measured, before the search gives up
 
 
@@ -81,7 +82,8 @@ def search(
             if measured is None or measured.median_ms <= settings.budget_ms:
                 best = replace(evolution.scored(full, 0), measured=measured)
                 above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
-                return _result(settings, best, (best,), (best,), f"{above}: kept whole")
+                kept = f"{above}: kept whole" if measured else f"{above}: kept whole, {NOT_MEASURED}"
+                return _result(settings, best, (best,), (best,), kept)
         evolution.anchor = narrowest
     candidates = evolution.run(prior, resume, on_generation)
     ranked = evolution.ranked(candidates)
@@ -92,8 +94,7 @@ def search(
             f"{best_accuracy:.4g}; lower it, or train the supernet longer"
         )
     if measure_of is None:
-        note = "not measured: the latency is the table's prediction"
-        return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, note)
+        return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, NOT_MEASURED)
     return _measured_best(evolution, candidates, measure_of)
 
 
@@ -234,6 +235,10 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}
         write_file(state_path, json_bytes(state))
 
+    def measure(widths: Widths) -> LatencyStat:
+        return measure_network(project.graph.variant(widths), project.profile, 0.5)
+
+    not_measured = project.not_measured()
     starting = None
     if settings.budget_ms is not None:
         starting = prior_population(training_records(run), latency, settings.budget_ms)
@@ -244,10 +249,12 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         score_of,
         settings,
         prior=starting,
-        measure_of=lambda widths: measure_network(project.graph.variant(widths), project.profile, 0.5),
+        measure_of=None if not_measured else measure,
         resume=resume,
         on_generation=save_state,
     )
+    if not_measured:
+        result = replace(result, note=f"{result.note}; {not_measured}")
     if result.note:
         say(result.note)
     summary = {
@@ -260,6 +267,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "measured": [_to_json(c) for c in result.top],
         "candidates": len(result.history),
         "full_predicted_ms": round(latency(project.space.original()), 5),
+        "estimate": latency.estimate,
         "table_error": latency.calibration.mean_error if latency.calibration else None,
         "groups": [group.name for group in project.space.groups],
         "seed": result.seed,

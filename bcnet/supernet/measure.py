@@ -31,7 +31,7 @@ def why_not_here(profile: HwProfile) -> str | None:
 
 
 def runtime_of(profile: HwProfile) -> Runtime:
-    """The runtime that executes networks on the profile's device. Raises DeviceError where that is not here."""
+    """The runtime that executes networks on the profile's device. Raises DeviceError if that is not here."""
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(

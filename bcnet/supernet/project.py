@@ -27,7 +27,7 @@ from bcnet.progress import say, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import setting_of
+from bcnet.supernet.measure import setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.space import WidthSpace
@@ -130,8 +130,16 @@ class Project:
                 f"{self.table_path} is not calibrated for this network at {setting}; "
                 f"run `bcnet build-lut --device {self.profile.name}`"
             )
-        _compare_versions(self.table_path, table, model, runtime_named(self.profile.runtime).fingerprint())
+        if why_not_here(self.profile) is None and not model.estimate:
+            here = runtime_named(self.profile.runtime).fingerprint()
+            _compare_versions(self.table_path, table, model, here)
         return model
+
+    def not_measured(self) -> str | None:
+        """Why no latency is measured: the table is an estimate, or this is not the device; None if it is."""
+        if self.latency_model().estimate:
+            return f"{self.table_path} is an estimate, not measured"
+        return why_not_here(self.profile)
 
 
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
