@@ -68,7 +68,7 @@ class Roofline:
 
 
 # From `python benchmarks/roofline.py`; docs/devices.md has the errors.
-DEFAULT = Roofline(dense=0.806, grouped=0.276, bandwidth=1.1, launch_ms=0.004)
+DEFAULT = Roofline(dense=0.7985, grouped=0.2661, bandwidth=1.069, launch_ms=0.004)
 DEFAULT_SOURCE = (
     "shipped with bcnet: 1,986 rows of MobileNetV2 and ResNet-18 at 224 px, ONNX Runtime 1.32, one thread "
     "of an AMD EPYC"

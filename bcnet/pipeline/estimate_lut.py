@@ -11,6 +11,7 @@ from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import DeviceError, TableError
 from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.roofline import (
     BYTES,
@@ -105,12 +106,13 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Write `latency_tables/<device>.json` from the device's roofline. Returns a summary."""
     project = load_project(config)
     stage, path, profile = run.stage("build-lut"), project.table_path, project.profile
-    table = LatencyTable.load(path) if path.exists() else LatencyTable(profile.name)
-    if table.device != profile.name:
-        raise TableError(f"{path} belongs to '{table.device}'; keep that file under another name")
     fitted = fitted_roofline()
-    rows = estimate_lut(project.graph, profile, table, fitted)
-    table.save(path)
+    with alone(path):
+        table = LatencyTable.load(path) if path.exists() else LatencyTable(profile.name)
+        if table.device != profile.name:
+            raise TableError(f"{path} belongs to '{table.device}'; keep that file under another name")
+        rows = estimate_lut(project.graph, profile, table, fitted)
+        table.save(path)
     say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")
     error = fitted.error
     if error is None:

@@ -113,7 +113,10 @@ def verify(
     check_file(proto)
     content = proto.SerializeToString()
     if not_measured:
-        profile = profile.model_copy(update={"runtime": "onnxruntime", "provider": "cpu", "threads": 1})
+        # A file is of fp32 where the device's runtime is to make fp16 of it.
+        precision = "fp32" if profile.precision == "fp16" else profile.precision
+        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "precision": precision}
+        profile = profile.model_copy(update=here)
     runtime = runtime_named(profile.runtime)
     task = task or Task()
     differences = Differences()

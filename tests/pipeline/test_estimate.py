@@ -159,3 +159,17 @@ def test_a_measured_build_takes_the_place_of_an_estimate_and_is_not_estimated_ov
     table = LatencyTable.load(path)
     assert not any(table.sessions[row.session].estimate for row in table.rows.values())
     assert "never mixed with them" in refused(1, "build-lut", *here, "--estimate")
+
+
+def test_a_table_of_a_device_that_is_not_here_serves_a_search_but_nothing_is_verified(done: Done) -> None:
+    profile = Path("hw_profiles/cpu.toml").read_text(encoding="utf-8")
+    Path("hw_profiles/board.toml").write_text(f'{profile}machine = "riscv64"\n', encoding="utf-8")
+    measured = Path("latency_tables/cpu.json").read_text(encoding="utf-8")
+    Path("latency_tables/board.json").write_text(
+        measured.replace('"device": "cpu"', '"device": "board"'), encoding="utf-8"
+    )
+    exported, _ = done(4, "run", "--device", "board")
+    searched = json.loads(Path("runs/default/search/result.json").read_text(encoding="utf-8"))
+    assert (searched["estimate"], searched["best"]["measured"]) == (False, None)
+    assert (exported["estimate"], exported["verified"]) == (False, False)
+    assert exported["not_verified"].startswith("device 'board' is riscv64, this machine")
