@@ -33,11 +33,10 @@ LONG_MS = 0.05  # from here on, the whole microseconds of a runtime's profile te
 
 @dataclass(frozen=True)
 class Peak:
-    """A device at one precision: operations and bytes a millisecond, and a layer's cost beside them."""
+    """What a device could do at one precision: operations and bytes a millisecond."""
 
     ops_per_ms: float
     bytes_per_ms: float
-    launch_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Roofline:
     """How much of the peaks layers get: `dense` and `grouped` of the operations, `bandwidth` of the bytes.
 
     `grouped` is for convolutions of several groups, depthwise ones among them. `launch_ms` is what each layer
-    costs beside its work, on the device that this was fitted on.
+    costs beside its work.
     """
 
     dense: float
@@ -58,13 +57,15 @@ class Roofline:
         share = self.grouped if layer.groups > 1 else self.dense
         compute = operations(layer, setting.batch) / (share * peak.ops_per_ms)
         memory = moved_bytes(layer, setting) / (self.bandwidth * peak.bytes_per_ms)
-        return max(compute, memory) + (self.launch_ms if peak.launch_ms is None else peak.launch_ms)
+        return max(compute, memory) + self.launch_ms
 
-    def elsewhere(self) -> "Roofline":
-        """The same for other devices: no share above 1. A probe can be beaten, a data sheet cannot."""
-        return Roofline(
-            min(self.dense, 1.0), min(self.grouped, 1.0), min(self.bandwidth, 1.0), self.launch_ms
-        )
+    def elsewhere(self, launch_ms: float | None) -> "Roofline":
+        """The same for another device, with its launch if that is known; no share is above 1.
+
+        A probe can be beaten, a data sheet cannot.
+        """
+        launch_ms = self.launch_ms if launch_ms is None else launch_ms
+        return Roofline(min(self.dense, 1.0), min(self.grouped, 1.0), min(self.bandwidth, 1.0), launch_ms)
 
 
 # From `python benchmarks/roofline.py`; docs/devices.md has the errors.

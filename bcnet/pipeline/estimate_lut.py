@@ -46,8 +46,11 @@ class Fitted:
     error: RooflineError | None
 
 
-def device_peak(profile: HwProfile) -> Peak:
-    """The peaks of a profile's [roofline] at its precision and threads. Raises DeviceError without any."""
+def roofline_on(profile: HwProfile, fitted: Roofline) -> tuple[Peak, Roofline]:
+    """The peaks of a profile at its precision and threads, and the roofline under them.
+
+    Raises DeviceError where the profile has no such peaks.
+    """
     peaks = profile.roofline
     if peaks is None:
         raise DeviceError(
@@ -62,8 +65,8 @@ def device_peak(profile: HwProfile) -> Peak:
             f"choose --precision {' or '.join(known)}"
         )
     share = min(profile.threads, peaks.cores) / peaks.cores if peaks.cores else 1.0
-    launch = None if peaks.launch_us is None else peaks.launch_us / 1e3
-    return Peak(teraops * 1e9 * share, peaks.bandwidth_gb_s * 1e6, launch)
+    launch_ms = None if peaks.launch_us is None else peaks.launch_us / 1e3
+    return Peak(teraops * 1e9 * share, peaks.bandwidth_gb_s * 1e6), fitted.elsewhere(launch_ms)
 
 
 def estimate_lut(graph: OnnxSupernet, profile: HwProfile, table: LatencyTable, fitted: Fitted) -> int:
@@ -72,12 +75,14 @@ def estimate_lut(graph: OnnxSupernet, profile: HwProfile, table: LatencyTable, f
     Raises TableError where the table holds measured rows of this setting, DeviceError without peaks.
     """
     setting = setting_of(profile)
-    peak, roofline = device_peak(profile), fitted.roofline.elsewhere()
+    peak, roofline = roofline_on(profile, fitted.roofline)
     layers = needed_layers(graph)
-    assert profile.roofline is not None  # device_peak has seen to it
+    assert profile.roofline is not None  # roofline_on has seen to it
     provenance = {
         "method": "roofline",
-        "peaks": profile.roofline.source,
+        "peaks": f"{peak.ops_per_ms / 1e9:g} * 10^12 {profile.precision} operations/s, "
+        f"{peak.bytes_per_ms / 1e6:g} GB/s",
+        "peaks from": profile.roofline.source,
         "shares": ", ".join(f"{name} {value:.4g}" for name, value in asdict(roofline).items()),
         "fitted on": fitted.source,
     }
@@ -135,7 +140,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "full_ms": round(latency(project.space.original()), 5),
         "narrowest_ms": round(latency(project.space.smallest()), 5),
         "peaks": profile.roofline.source if profile.roofline else None,
-        "shares": asdict(fitted.roofline.elsewhere()),
+        "shares": asdict(roofline_on(profile, fitted.roofline)[1]),
         "fitted_on": fitted.source,
         "off_there": asdict(error) if error else None,
     }

@@ -35,8 +35,8 @@ def runtime_of(profile: HwProfile) -> Runtime:
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(
-            f"{reason}; it is measured on the device itself, and `bcnet build-lut --device {profile.name} "
-            "--estimate` calculates a table from its roofline"
+            f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
+            f"`bcnet build-lut --device {profile.name} --estimate`"
         )
     return runtime_named(profile.runtime)
 

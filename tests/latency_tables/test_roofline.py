@@ -27,7 +27,7 @@ FP32 = Setting("onnxruntime", "fp32", 1, 1, "default")
 FP16 = Setting("tensorrt", "fp16", 4, 1, "default")
 CONV = LayerSpec("Conv", 16, 32, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 8, 8)
 DEPTHWISE = LayerSpec("Conv", 16, 16, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 16, "", False, 8, 8)
-PEAK = Peak(ops_per_ms=1e8, bytes_per_ms=1e7, launch_ms=None)
+PEAK = Peak(ops_per_ms=1e8, bytes_per_ms=1e7)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,6 @@ def test_a_layer_costs_the_larger_of_arithmetic_and_memory_and_the_launch() -> N
     roofline = Roofline(dense=0.5, grouped=0.1, bandwidth=0.8, launch_ms=0.01)
     arithmetic, memory = operations(CONV, 1) / (0.5 * 1e8), moved_bytes(CONV, FP32) / (0.8 * 1e7)
     assert roofline.layer_ms(CONV, FP32, PEAK) == pytest.approx(max(arithmetic, memory) + 0.01)
-    assert roofline.layer_ms(CONV, FP32, replace(PEAK, launch_ms=0.002)) == pytest.approx(
-        max(arithmetic, memory) + 0.002
-    )
     fast_memory = replace(PEAK, bytes_per_ms=1e12)
     assert roofline.layer_ms(DEPTHWISE, FP32, fast_memory) == pytest.approx(
         operations(DEPTHWISE, 1) / (0.1 * 1e8) + 0.01
@@ -122,17 +119,18 @@ def test_too_few_rows_are_no_fit() -> None:
 def test_the_error_is_that_of_arithmetic_by_hand() -> None:
     calculated, measured = (1.0, 0.95, 1.9, 3.0), (1.0, 1.0, 1.6, 6.0)
     rows = [
-        (CONV, FP32, ms, Peak(1e30, 1e30, launch_ms=launch))
-        for launch, ms in zip(calculated, measured, strict=True)
+        (CONV, FP32, ms, Peak(operations(CONV, 1) / work, 1e30))
+        for work, ms in zip(calculated, measured, strict=True)
     ]
-    error = error_of(DEFAULT, rows)
+    error = error_of(Roofline(1.0, 1.0, 1.0, 0.0), rows)
     assert error.mean_error == pytest.approx((0 + 0.05 + 0.1875 + 0.5) / 4, abs=1e-4)
     assert (error.within_10, error.within_25, error.spearman) == (0.5, 0.75, 0.9487)
     assert error.sum_error == pytest.approx(6.85 / 9.6 - 1, abs=1e-4)
 
 
 def test_no_share_of_a_peak_is_above_one_on_another_device() -> None:
-    assert Roofline(1.7, 0.2, 1.2, 0.004).elsewhere() == Roofline(1.0, 0.2, 1.0, 0.004)
+    assert Roofline(1.7, 0.2, 1.2, 0.004).elsewhere(None) == Roofline(1.0, 0.2, 1.0, 0.004)
+    assert Roofline(0.7, 0.2, 0.5, 0.004).elsewhere(0.001) == Roofline(0.7, 0.2, 0.5, 0.001)
 
 
 def processor(*rows: tuple[LayerSpec, Setting, float]) -> LatencyTable:
@@ -181,7 +179,7 @@ def test_an_estimate_again_is_the_same_file_and_with_other_peaks_all_its_rows_fo
     estimate_table(table, [CONV, DEPTHWISE], FP16, DEFAULT, PEAK, {"peaks": "a"})
     assert [session.date for session in table.sessions] == ["2020-01-01"]
     before = table.latency_ms(CONV, FP16)
-    estimate_table(table, [DEPTHWISE], FP16, DEFAULT, replace(PEAK, launch_ms=1.0), {"peaks": "b"})
+    estimate_table(table, [DEPTHWISE], FP16, replace(DEFAULT, launch_ms=1.0), PEAK, {"peaks": "b"})
     assert len(table.sessions) == 1
     assert table.latency_ms(CONV, FP16) == pytest.approx(before + 1.0 - DEFAULT.launch_ms)
 

@@ -40,7 +40,7 @@ def test_without_the_device_only_an_estimate_can_be_made(refused: Refused) -> No
     )
     line = refused(1, "build-lut", *NANO)
     assert "device 'jetson-nano' is" in line
-    assert "measured on the device itself" in line
+    assert "a table is measured on the device itself" in line
     assert "`bcnet build-lut --device jetson-nano --estimate`" in line
 
 
@@ -70,7 +70,9 @@ def test_an_estimate_is_fitted_on_the_processors_own_table_and_says_how_far_it_i
     assert 0 < summary["narrowest_ms"] < summary["full_ms"]
     table = LatencyTable.load(TABLE)
     assert [session.estimate for session in table.sessions] == [True]
-    assert "Jetson Nano module data sheet" in table.sessions[0].provenance["peaks"]
+    assert "Jetson Nano module data sheet" in table.sessions[0].provenance["peaks from"]
+    assert table.sessions[0].provenance["peaks"] == "0.472 * 10^12 fp16 operations/s, 25.6 GB/s"
+    assert "launch_ms 0.0034" in table.sessions[0].provenance["shares"]
     assert "cpu.json" in table.sessions[0].provenance["fitted on"]
     assert len(table.rows) == summary["rows_used"]
     before = TABLE.read_bytes()
