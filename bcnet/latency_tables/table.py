@@ -338,6 +338,10 @@ class LatencyTable:
             for model, at in list(self.calibrations):
                 if at == setting:
                     del self.calibrations[model, at]
+            named = {row.session for row in self.rows.values()}
+            named |= {failure.session for failure in self.failures.values()}
+            while self.sessions and len(self.sessions) - 1 not in named:
+                self.sessions.pop()
 
     def latency_ms(self, layer: LayerSpec, setting: Setting) -> float:
         """One layer's latency: see `LookUp.latency_ms`."""

@@ -196,6 +196,7 @@ def test_an_estimate_is_never_mixed_with_measured_rows_and_makes_room_for_them()
     table.drop_estimates(FP16)
     assert set(table.rows) == {(CONV, FP32)}
     assert table.calibrations == {}
+    assert [session.estimate for session in table.sessions] == [False]
 
 
 def test_a_measured_row_without_samples_is_refused(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_measured_build_takes_the_place_of_an_estimate_and_is_not_estimated_ov
     assert measured["rows_measured"] == estimated["rows_used"] > 0
     assert measured["calibration"]["mean_error"] is not None
     table = LatencyTable.load(path)
-    assert not any(table.sessions[row.session].estimate for row in table.rows.values())
+    assert [session.estimate for session in table.sessions] == [False]
     assert "never mixed with them" in refused(1, "build-lut", *here, "--estimate")
 
 
