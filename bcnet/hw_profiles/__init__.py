@@ -21,7 +21,8 @@ class HwProfile(BaseModel):
     name: str
     description: str
     runtime: Literal["onnxruntime"] = Field(description="the runtime that executes the network")
-    precision: Literal["fp32"] = "fp32"
+    provider: str = Field("cpu", min_length=1, description="ONNX Runtime's execution provider")
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     batch: int = Field(1, ge=1, description="images an inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
     power_mode: str = Field("default", description="as the device names it; speeds differ between modes")
@@ -32,8 +33,12 @@ class HwProfile(BaseModel):
 
     @property
     def setting(self) -> tuple[str, str, int, int, str]:
-        """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode."""
-        return self.runtime, self.precision, self.batch, self.threads, self.power_mode
+        """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode.
+
+        With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME".
+        """
+        runtime = self.runtime if self.provider == "cpu" else f"{self.runtime}:{self.provider}"
+        return runtime, self.precision, self.batch, self.threads, self.power_mode
 
 
 def load_profiles() -> dict[str, HwProfile]:
