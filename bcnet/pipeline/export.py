@@ -65,7 +65,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
         metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     with working("exporting to ONNX"):
-        proto = export(model, example, metadata)
+        proto = project.at_precision(export(model, example, metadata))
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
     report = verify(

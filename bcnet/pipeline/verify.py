@@ -34,11 +34,12 @@ PATIENCE = 5  # measurements of a network that seems over the budget
 class VerifyReport:
     """One backend's findings.
 
-    `output_error` is the largest difference to PyTorch, relative to the largest output; `failures` say in
-    words what did not pass.
+    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
+    and accuracy decides); `failures` say in words what did not pass.
     """
 
     backend: str
+    precision: str
     executed: bool
     shapes_match: bool
     output_error: float
@@ -73,6 +74,7 @@ def check_file(proto: ModelProto) -> None:
 def shapes_match(proto: ModelProto, space: WidthSpace, widths: Widths) -> bool:
     """Whether every searched weight in the file has the shape that the widths say."""
     found = {entry.name: tuple(entry.dims) for entry in proto.graph.initializer}
+    found |= {name.removesuffix("_quantized"): shape for name, shape in found.items()}
     wanted = {
         layer.weight: space.shape(layer.weight, widths)
         for layer in space.layers
@@ -121,9 +123,10 @@ def verify(
         failures.append("the file's shapes are not the searched widths")
     if not differences.finite:
         failures.append("the outputs are not finite")
-    elif error > limits.output_tolerance:
+    elif profile.precision == "fp32" and error > limits.output_tolerance:
         failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {limits.output_tolerance:g}")
-    if accuracy_torch - accuracy > limits.accuracy_tolerance:
+    int8 = profile.precision == "int8"
+    if accuracy_torch - accuracy > (limits.int8_accuracy_tolerance if int8 else limits.accuracy_tolerance):
         failures.append(f"accuracy is {accuracy:.4f} in the file and {accuracy_torch:.4f} in PyTorch")
     if budget_ms is not None and measured.median_ms > budget_ms * (1 + limits.latency_tolerance):
         over = f"measured latency is {measured.median_ms:.4g} ms, the budget {budget_ms:.4g} ms"
@@ -136,6 +139,7 @@ def verify(
         failures.append(over)
     return VerifyReport(
         backend=f"{profile.runtime} {runtime.fingerprint()['runtime_version']}",
+        precision=profile.precision,
         executed=True,
         shapes_match=match,
         output_error=error,
@@ -228,7 +232,7 @@ def file_outputs(
     Outputs have the structure that `model` gives them; `differences` gets both beside each other.
     """
     model.eval()
-    predict = runtime_named(profile.runtime).predictor(content, profile.threads)
+    predict = runtime_named(profile.runtime).predictor(content, profile.threads, profile.provider)
     with progress_bar(
         f"test images in {profile.runtime}", math.ceil(len(data.test) / data.evaluated)
     ) as advance:
