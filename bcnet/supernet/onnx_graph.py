@@ -40,6 +40,7 @@ ANCHORS = frozenset(
 )
 # Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
+CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
 SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
@@ -162,12 +163,15 @@ class OnnxSupernet:
         if self.precision != "int8":
             raise DeviceError(f"networks are exported in fp32 or int8, not in {self.precision}")
         rng = np.random.default_rng(0)
-        feed = {}
-        for entry in proto.graph.input:
-            kind = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
-            noise = rng.standard_normal(self.shapes[entry.name])
-            feed[entry.name] = (noise if kind.kind == "f" else np.zeros_like(noise)).astype(kind)
-        return quantized(proto, [feed], self.unsigned)
+        feeds = []
+        for _ in range(CALIBRATION):
+            feed = {}
+            for entry in proto.graph.input:
+                kind = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+                noise = rng.standard_normal(self.shapes[entry.name])
+                feed[entry.name] = (noise if kind.kind == "f" else np.zeros_like(noise)).astype(kind)
+            feeds.append(feed)
+        return quantized(proto, feeds, self.unsigned)
 
     def _exported(self, widths: Widths) -> ModelProto:
         return to_onnx(cut(self.model, self.space, widths), self.example)
