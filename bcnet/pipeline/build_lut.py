@@ -152,7 +152,7 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
     """Milliseconds of each layer in each run (layers, runs), from a runtime's per-node profile.
 
     Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
-    layout) is charged to the layer that runs next, which asked for it.
+    layout or of precision) is charged to the layer that runs next, which asked for it.
     """
     owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
     runs = len(profile[0][1])
@@ -160,7 +160,7 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
     pending = np.zeros(runs)
     last = 0
     for name, durations in profile:
-        index = owner.get(re.sub(r"(_nchwc|/.*)$", "", name))
+        index = owner.get(re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name))
         pending = pending + durations
         if index is not None:
             total[index] += pending
@@ -251,7 +251,8 @@ def _measure_rows(
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
         """Milliseconds (layers, runs) of one network."""
-        return charge(graph.slots, runtime.profile_nodes(graph.variant(widths), profile.threads, runs))
+        content = graph.variant(widths)
+        return charge(graph.slots, runtime.profile_nodes(content, profile.threads, runs, profile.provider))
 
     first = time.perf_counter()
     full_ms = _first_that_runs([largest, *networks], lambda widths: profiled(widths, 5))

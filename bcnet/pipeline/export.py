@@ -69,7 +69,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
         metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     with working("exporting to ONNX"):
-        proto = export(model, example, metadata)
+        proto = project.at_precision(export(model, example, metadata))
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
     not_measured = project.not_measured()
@@ -83,7 +83,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         config.export,
         predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
-        full=project.graph.variant(project.space.original()),
+        full=b"" if not_measured else project.graph.variant(project.space.original()),
         full_predicted_ms=float(found["full_predicted_ms"]),
         task=project.task,
         not_measured=not_measured,

@@ -34,12 +34,14 @@ PATIENCE = 5  # measurements of a network that seems over the budget
 class VerifyReport:
     """One backend's findings.
 
-    `output_error` is the largest difference to PyTorch, relative to the largest output; `failures` say in
-    words what did not pass. `executed` is whether the file ran on its device: else `not_verified` says why
-    not, `measured` and `full` are None, and all else was checked with ONNX Runtime on this processor.
+    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
+    and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file ran on
+    its device: else `not_verified` says why not, `measured` and `full` are None, and all else was checked
+    with ONNX Runtime on this processor.
     """
 
     backend: str
+    precision: str
     executed: bool
     shapes_match: bool
     output_error: float
@@ -80,6 +82,7 @@ def check_file(proto: ModelProto) -> None:
 def shapes_match(proto: ModelProto, space: WidthSpace, widths: Widths) -> bool:
     """Whether every searched weight in the file has the shape that the widths say."""
     found = {entry.name: tuple(entry.dims) for entry in proto.graph.initializer}
+    found |= {name.removesuffix("_quantized"): shape for name, shape in found.items()}
     wanted = {
         layer.weight: space.shape(layer.weight, widths)
         for layer in space.layers
@@ -137,9 +140,10 @@ def verify(
         failures.append("the file's shapes are not the searched widths")
     if not differences.finite:
         failures.append("the outputs are not finite")
-    elif error > limits.output_tolerance:
+    elif profile.precision == "fp32" and error > limits.output_tolerance:
         failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {limits.output_tolerance:g}")
-    if accuracy_torch - accuracy > limits.accuracy_tolerance:
+    int8 = profile.precision == "int8"
+    if accuracy_torch - accuracy > (limits.int8_accuracy_tolerance if int8 else limits.accuracy_tolerance):
         failures.append(f"accuracy is {accuracy:.4f} in the file and {accuracy_torch:.4f} in PyTorch")
     if (
         budget_ms is not None
@@ -157,6 +161,7 @@ def verify(
         failures.append(over)
     return VerifyReport(
         backend=f"{profile.runtime} {runtime.fingerprint()['runtime_version']}",
+        precision=profile.precision,
         executed=not not_measured,
         shapes_match=match,
         output_error=error,
@@ -250,7 +255,7 @@ def file_outputs(
     Outputs have the structure that `model` gives them; `differences` gets both beside each other.
     """
     model.eval()
-    predict = runtime_named(profile.runtime).predictor(content, profile.threads)
+    predict = runtime_named(profile.runtime).predictor(content, profile.threads, profile.provider)
     with progress_bar(
         f"test images in {profile.runtime}", math.ceil(len(data.test) / data.evaluated)
     ) as advance:

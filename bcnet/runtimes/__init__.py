@@ -13,20 +13,32 @@ from bcnet.errors import DeviceError
 
 
 class Runtime(Protocol):
-    """What every runtime module offers. `model` is the bytes of an ONNX file."""
+    """What every runtime module offers. `model` is the bytes of an ONNX file.
+
+    `provider` is the execution provider, where the runtime has several. All raise DeviceError where the
+    runtime cannot load or run the network.
+    """
 
     def fingerprint(self) -> dict[str, str]:
         """Versions and processor: what a measurement's provenance needs."""
 
     def time_network(
-        self, model: bytes, threads: int, warmup_ms: float, seconds: float, iterations: int
+        self,
+        model: bytes,
+        threads: int,
+        warmup_ms: float,
+        seconds: float,
+        iterations: int,
+        provider: str = "cpu",
     ) -> np.ndarray:
         """Milliseconds of each whole inference on a constant input, warmed up, without profiling."""
 
-    def profile_nodes(self, model: bytes, threads: int, runs: int) -> list[tuple[str, np.ndarray]]:
+    def profile_nodes(
+        self, model: bytes, threads: int, runs: int, provider: str = "cpu"
+    ) -> list[tuple[str, np.ndarray]]:
         """In order of execution: a node's name and its milliseconds in each of `runs` inferences."""
 
-    def predictor(self, model: bytes, threads: int) -> Callable[..., list[np.ndarray]]:
+    def predictor(self, model: bytes, threads: int, provider: str = "cpu") -> Callable[..., list[np.ndarray]]:
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 

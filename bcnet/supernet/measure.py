@@ -56,6 +56,7 @@ def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> Lat
             profile.warmup_ms * share,
             profile.seconds * share / WINDOWS,
             max(2, round(profile.iterations * share / WINDOWS)),
+            profile.provider,
         )
         windows = sorted([*windows, LatencyStat.of(samples)], key=lambda window: window.median_ms)
         if len(windows) >= WINDOWS and windows[1].median_ms <= AGREE * windows[0].median_ms:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import nn
 
 from bcnet.artifacts import digest
@@ -30,6 +31,7 @@ from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
+from bcnet.supernet.quantize import at_precision, unsigned_activations
 from bcnet.supernet.space import WidthSpace
 from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.widen import widened
@@ -53,7 +55,17 @@ class Project:
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
         with working("exporting the network to ONNX"):
-            return OnnxSupernet(self.model, self.space, self.data.example(self.profile.batch))
+            return OnnxSupernet(
+                self.model,
+                self.space,
+                self.data.example(self.profile.batch),
+                self.profile.precision,
+                unsigned=unsigned_activations(self.profile),
+            )
+
+    def at_precision(self, proto: ModelProto) -> ModelProto:
+        """An exported network at the profile's precision; INT8 is calibrated on training images (seconds)."""
+        return at_precision(proto, self.data, self.profile, self.config.seed)
 
     @cached_property
     def task(self) -> Task:
