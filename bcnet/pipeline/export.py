@@ -83,7 +83,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         config.export,
         predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
-        full=project.graph.variant(project.space.original()),
+        full=b"" if not_measured else project.graph.variant(project.space.original()),
         full_predicted_ms=float(found["full_predicted_ms"]),
         task=project.task,
         not_measured=not_measured,
