@@ -192,6 +192,11 @@ def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> li
     return subnets
 
 
+def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
+    """The whole subnets that are measured: every other one is fitted, the rest tell the error."""
+    return spread_widths(space, np.random.default_rng(seed + 1), 2 * SUBNETS)
+
+
 def _colours(meets: dict[int, set[int]]) -> list[int]:
     """A greedy colouring: groups that meet in a layer get different colours; most neighbours first."""
     colours: dict[int, int] = {}
@@ -392,7 +397,7 @@ def _calibrate(
     measured twice, far apart in time; the difference is the noise.
     """
     rng = np.random.default_rng(seed + 1)
-    subnets = spread_widths(graph.space, rng, 2 * SUBNETS)
+    subnets = calibration_subnets(graph.space, seed)
     sums = model.layers_ms(model.indices(subnets))
     runnable = np.isfinite(sums)
     subnets, sums = [w for w, runs in zip(subnets, runnable, strict=True) if runs], sums[runnable]
