@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -136,18 +137,14 @@ def measure_round(
 
 def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: int) -> dict[str, Any]:
     """Build what each predictor needs, on the clock, draw the subnets, and predict their latencies."""
-    table, rows_done = LatencyTable(profile.name), [0.0]
-
-    def save(table: LatencyTable) -> None:
-        if not table.calibrations:
-            rows_done[0] = time.perf_counter()
-
+    table = LatencyTable(profile.name)
+    shutil.rmtree(folder, ignore_errors=True)  # a build that was stopped is not continued: it is on the clock
+    folder.mkdir(parents=True)
     start = time.perf_counter()
-    report = build_lut(graph, profile, table, save=save)
-    seconds = {"table": time.perf_counter() - start, "in place": rows_done[0] - start}
+    report = build_lut(graph, profile, table, path=folder / "table.json")
+    seconds = {"table": time.perf_counter() - start}
+    seconds["in place"] = seconds["table"] - report.calibration_seconds
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    folder.mkdir(parents=True, exist_ok=True)
-    table.save(folder / "table.json")
     choices = [group.choices for group in graph.space.groups]
     latency = LatencyModel(table, report.calibration.setting, graph.slots, choices, report.calibration)
 

@@ -51,13 +51,15 @@ SUBNETS = 12  # whole subnets fitted, and as many held out
 class BuildReport:
     """What a build measured: rows that were missing, networks they were seen in, seconds.
 
-    `failed` are the layers of this network that the runtime could not run, of this build and earlier ones.
+    `calibration_seconds` is the part of `seconds` that went into whole subnets. `failed` are the layers of
+    this network that the runtime could not run, of this build and earlier ones.
     """
 
     measured: int
     rows: int
     networks: int
     seconds: float
+    calibration_seconds: float
     calibration: Calibration
     failed: tuple[Failure, ...] = ()
 
@@ -99,6 +101,7 @@ def build_lut(
         if path is not None:
             table.save(path)
         journal.close()
+    rows_done = time.perf_counter()
     model = LatencyModel(table, setting, graph.slots, choices, None)
     rows = table.digest_of(model.used(), setting)
     calibration = table.calibrations.get((key, setting))
@@ -113,6 +116,7 @@ def build_lut(
         rows=len(used),
         networks=len(networks),
         seconds=round(time.perf_counter() - start, 1),
+        calibration_seconds=round(time.perf_counter() - rows_done, 1),
         calibration=calibration,
         failed=tuple(
             failure for (layer, at), failure in table.failures.items() if at == setting and layer in used
