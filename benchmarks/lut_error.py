@@ -338,7 +338,7 @@ def draw(states: dict[str, State], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     columns = min(3, len(states))
     bands = -(-len(states) // columns)
@@ -360,18 +360,20 @@ def draw(states: dict[str, State], path: Path) -> None:
         above.set(title=f"{name.replace('-', ', ')} px", ylabel="predicted, ms", yscale="log")
         for level in (-5, 0, 5):
             below.axhline(level, color="black", linewidth=0.8, linestyle="-" if level == 0 else ":")
-        # Errors beyond the frame lie on its edge in a symmetric log scale: nothing is left out.
+        # Errors below 10 % on a straight scale, larger ones on a logarithmic one: nothing is left out.
         below.set(xlabel="measured, ms", ylabel="error of the prediction, %")
         below.set_yscale("symlog", linthresh=10)
-        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}"))
+        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
         for axis in (above, below):
             axis.set_visible(True)
             axis.set_xscale("log")
             axis.grid(alpha=0.3)
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for ticks in (above.xaxis, below.xaxis, above.yaxis):
+            ticks.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ticks.set_minor_formatter(NullFormatter())
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, markerscale=2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(2, columns), markerscale=2)
     figure.savefig(path, dpi=110)
 
 
