@@ -113,7 +113,7 @@ class LatencyStat:
         return cls(
             median_ms=round(median, 5),
             p90_ms=round(float(np.percentile(samples, 90)), 5),
-            spread=round(deviation / max(median, 1e-9), 4),
+            spread=round(deviation / max(median, 1e-3), 4),
             samples=len(samples),
         )
 
