@@ -2,7 +2,7 @@
 
 Results go to stdout (one JSON object with --json), progress and messages to stderr. Exit codes: 0 done,
 1 an error that the message explains, 2 wrong usage, 3 a check failed (`check-lut`: slower, or rows missing),
-4 not to be told here (`check-lut`: the machine differs, or inconclusive), 130 interrupted.
+4 done but not verified here (`check-lut`: the machine differs, or inconclusive), 130 interrupted.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcnet.errors import BcnetError, UsageError
+from bcnet.errors import BcnetError, DeviceError, NotVerified, UsageError
 from bcnet.show import show_check, show_comparison, show_summary, show_table
 
 if TYPE_CHECKING:
@@ -127,12 +127,10 @@ def inspect(
 ) -> None:
     """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
     and why, parameters and multiply-accumulates. Without --model: the configured model and data."""
-    from bcnet.config import load_config
-
     pairs = [pair.split(PAIR) for pair in tie or ()]
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError("--tie takes two groups, as: --tie left.conv right.conv")
-    settings = load_config(
+    settings = _configured(
         config,
         {
             "": {"device": device},
@@ -229,15 +227,20 @@ def build_lut(
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Calculate the table from the device's roofline, without the device."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: measure the latency table. Only what latency_tables/DEVICE.json lacks for this model is
     measured, then how far its predictions are off."""
-    from bcnet.pipeline import build_lut as stage
+    from bcnet.pipeline import build_lut, estimate_lut
 
-    _stage(
-        stage.run, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json
-    )
+    stage = estimate_lut.run if estimate else build_lut.run
+    _stage(stage, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json)
 
 
 @app.command("check-lut")
@@ -368,7 +371,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; the
-    exit code is 3 when one of them fails."""
+    exit code is 3 when one of them fails, 4 when the latency cannot be verified here."""
     from bcnet.pipeline import export as stage
 
     _stage(
@@ -394,11 +397,10 @@ def run_all(
     """All stages and a comparison. Stages whose results still match are skipped; at the end, the full, a
     uniformly narrowed and the searched network stand side by side."""
     from bcnet.artifacts import Run
-    from bcnet.config import load_config
     from bcnet.pipeline import build_lut, compare, export, search, slice, train
     from bcnet.progress import say
 
-    settings = load_config(
+    settings = _configured(
         config,
         {
             "": {"seed": seed, **_target(device, batch, threads, precision)},
@@ -421,11 +423,16 @@ def run_all(
             why = target.stage(name).outdated(stage.stage_inputs(target, settings))
             if why is None:
                 say(f"{label}: already done")
-                continue
-            start = time.perf_counter()
-            say(f"{label}: {why}")
-            stage.run(target, settings)
-            say(f"{label}: {time.perf_counter() - start:.0f} s")
+            else:
+                start = time.perf_counter()
+                say(f"{label}: {why}")
+                stage.run(target, settings)
+                say(f"{label}: {time.perf_counter() - start:.0f} s")
+        if name == "export":
+            exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
+            if exported.get("not_verified"):  # nor is there anything to compare with
+                _show(exported, as_json)
+                _refuse_unverified(exported)
     summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(summary))
@@ -434,18 +441,40 @@ def run_all(
 
 
 @app.command()
-def devices(as_json: Json = False) -> None:
-    """List the hardware profiles. Those shipped, and your own in hw_profiles/."""
-    from bcnet.hw_profiles import load_profiles
+def devices(
+    name: Annotated[str | None, typer.Argument(help="Show this one with all its fields.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the hardware profiles. Those shipped, and your own in hw_profiles/; with a name, all of one."""
+    from bcnet.hw_profiles import load_profile, load_profiles, profile_file
 
-    profiles = load_profiles()
+    if name is not None:
+        profile = load_profile(name)
+        found = {"file": str(profile_file(name)), **profile.model_dump(mode="json")}
+        _show({key: value for key, value in found.items() if as_json or value is not None}, as_json)
+        return
+    profiles, broken = load_profiles()
     if as_json:
-        print(json.dumps({name: profile.model_dump() for name, profile in profiles.items()}))
+        errors = {name: {"error": reason} for name, reason in broken.items()}
+        print(
+            json.dumps(
+                {**{name: profile.model_dump(mode="json") for name, profile in profiles.items()}, **errors}
+            )
+        )
         return
     rows = [
-        [name, p.runtime, p.precision, str(p.batch), str(p.threads), str(p.channel_multiple), p.description]
+        [
+            " ".join([name, *(f"({alias})" for alias in p.aliases)]),
+            p.setting[0],
+            p.precision,
+            str(p.batch),
+            str(p.threads),
+            str(p.channel_multiple),
+            p.description,
+        ]
         for name, p in profiles.items()
     ]
+    rows += [[name, *[""] * 5, f"cannot be used: {reason}"] for name, reason in broken.items()]
     show_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
 
 
@@ -473,6 +502,20 @@ def _checked_name(run: str) -> str:
     return run
 
 
+def _configured(config: Path | None, flags: Flags) -> "Config":
+    """The configuration. A device that is unknown is wrong usage where it came as a flag."""
+    from bcnet.config import load_config
+    from bcnet.hw_profiles import profile_file
+
+    settings = load_config(config, flags)
+    if flags[""].get("device") is not None:
+        try:
+            profile_file(settings.device)
+        except DeviceError as reason:
+            raise UsageError(str(reason)) from None
+    return settings
+
+
 def _stage(
     stage: "Callable[[Run, Config], dict[str, Any]]",
     flags: Flags,
@@ -482,15 +525,29 @@ def _stage(
 ) -> None:
     """Run one stage and print its summary."""
     from bcnet.artifacts import Run
-    from bcnet.config import load_config
 
-    settings = load_config(config, flags)
+    settings = _configured(config, flags)
     with redirect_stdout(sys.stderr):  # what a user's own code prints is no result
         summary = stage(Run.named(_checked_name(run)), settings)
+    _show(summary, as_json)
+    _refuse_unverified(summary)
+
+
+def _show(summary: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary))
-        return
-    show_summary(summary)
+    else:
+        show_summary(summary)
+
+
+def _refuse_unverified(export: Mapping[str, Any]) -> None:
+    """End with exit code 4 after an export that is complete, but whose latency was not checked."""
+    if export.get("not_verified"):
+        name = export["device"]
+        raise NotVerified(
+            f"{export['file']} is not verified: {export['not_verified']}; to verify it, measure on the "
+            f"device itself: bcnet build-lut --device {name}, then search, slice and export"
+        )
 
 
 INTERRUPTED = 130

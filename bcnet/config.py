@@ -192,10 +192,13 @@ class ExportConfig(Section):
     """What the exported file is held to."""
 
     output_tolerance: float = Field(
-        1e-3, gt=0, description="largest allowed output error, relative to the largest output"
+        1e-3, gt=0, description="largest allowed output error of fp32, relative to the largest output"
     )
     accuracy_tolerance: float = Field(
         0.005, ge=0, description="largest allowed drop of accuracy against PyTorch"
+    )
+    int8_accuracy_tolerance: float = Field(
+        0.02, ge=0, description="the same at int8, where outputs differ and accuracy alone decides"
     )
     latency_tolerance: float = Field(
         0.05, ge=0, description="how far the measured latency may exceed the budget (machines are noisy)"

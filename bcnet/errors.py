@@ -11,7 +11,8 @@ BcnetError (exit 1)
 ├── DeviceError        a hardware profile is unknown or its runtime is not here
 ├── BudgetError        no network can meet the budget
 ├── UsageError (exit 2)    a flag has a value that cannot be meant
-└── CheckFailed (exit 3)   what was built did not pass its verification
+├── CheckFailed (exit 3)   what was built did not pass its verification
+└── NotVerified (exit 4)   done, but its latency could not be verified here
 """
 
 
@@ -67,6 +68,12 @@ class CheckFailed(BcnetError):
     """What was built did not pass its verification."""
 
     exit_code = 3
+
+
+class NotVerified(BcnetError):
+    """The work is done and saved, but it could not be verified here: its device is not at hand."""
+
+    exit_code = 4
 
 
 def one_line(cause: BaseException) -> str:

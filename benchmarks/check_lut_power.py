@@ -93,14 +93,16 @@ def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
 
     def spin(duration_ms: float) -> float:
         start = time.perf_counter()
-        while (time.perf_counter() - start) * 1000 < share * duration_ms:
+        while (
+            time.perf_counter() - start
+        ) * 1000 < share * duration_ms:  # below zero: the profiler's own time is taken off
             pass
         return (time.perf_counter() - start) * 1000
 
-    def slowed(model: bytes, threads: int, runs: int) -> list[tuple[str, np.ndarray]]:
+    def slowed(model: bytes, threads: int, runs: int, provider: str = "cpu") -> list[tuple[str, np.ndarray]]:
         profile = []
-        for name, durations in profile_nodes(model, threads, runs):
-            if nodes is None or re.sub(r"(_nchwc|/.*)$", "", name) in nodes:
+        for name, durations in profile_nodes(model, threads, runs, provider):
+            if nodes is None or re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name) in nodes:
                 spun = np.array([spin(float(duration)) for duration in durations])
                 put_in.extend(spun[durations > 0] / durations[durations > 0])
                 durations = durations + spun
@@ -124,7 +126,9 @@ def change_runtime(kind: str, graph: OnnxSupernet) -> Callable[[], dict[str, flo
         onnxruntime.SessionOptions = unoptimised
     elif kind == THREADS:
         profile_nodes = runtime.profile_nodes
-        runtime.profile_nodes = lambda model, threads, runs: profile_nodes(model, 1, runs)
+        runtime.profile_nodes = lambda model, threads, runs, provider="cpu": profile_nodes(
+            model, 1, runs, provider
+        )
     elif match := re.match(r"delay of (\d+) %, (.*)", kind):
         nodes = None
         if match[2] == SLOWED:

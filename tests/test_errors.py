@@ -17,7 +17,7 @@ def test_every_error_descends_from_one_base() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_exit_code_is_1_but_for_usage_and_failed_checks(name: str) -> None:
-    assert ALL[name].exit_code == {"UsageError": 2, "CheckFailed": 3}.get(name, 1)
+    assert ALL[name].exit_code == {"UsageError": 2, "CheckFailed": 3, "NotVerified": 4}.get(name, 1)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,28 @@ from bcnet.errors import DeviceError
 
 SHIPPED = Path(__file__).parent
 OWN = Path("hw_profiles")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Peaks(BaseModel):
+    """What a device could do at best, from its data sheet: dense, and without other accelerators."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    fp32_tflops: Positive | None = Field(None, description="10^12 operations a second")
+    fp16_tflops: Positive | None = Field(None, description="10^12 operations a second")
+    int8_tops: Positive | None = Field(None, description="10^12 operations a second")
+    bandwidth_gb_s: Positive = Field(description="10^9 bytes a second of the device's memory")
+    launch_us: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="what a layer costs beside its work; that of the fitted table if not given"
+    )
+    cores: int | None = Field(None, ge=1, description="the peaks are those of so many threads")
+    source: str = Field(min_length=1, description="where these figures come from")
+
+    def teraops(self, precision: str) -> float | None:
+        """10^12 operations a second at "fp32", "fp16" or "int8"; None where the device has none."""
+        return {"fp32": self.fp32_tflops, "fp16": self.fp16_tflops, "int8": self.int8_tops}[precision]
 
 
 class HwProfile(BaseModel):
@@ -20,39 +42,79 @@ class HwProfile(BaseModel):
 
     name: str
     description: str
-    runtime: Literal["onnxruntime"] = Field(description="the runtime that executes the network")
-    precision: Literal["fp32"] = "fp32"
+    aliases: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="other names for it")
+    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+        description="the runtime that executes the network"
+    )
+    provider: str = Field("cpu", min_length=1, description="ONNX Runtime's execution provider")
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
     batch: int = Field(1, ge=1, description="images an inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
     power_mode: str = Field("default", description="as the device names it; speeds differ between modes")
+    machine: str | None = Field(None, description="the kind of processor, as `uname -m` names it there")
+    compute_capability: str | None = Field(
+        None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, as 8.7"
+    )
     channel_multiple: int = Field(8, ge=1, description="widths are multiples of this")
     warmup_ms: float = Field(100.0, ge=0, description="run this long before timing a network")
     seconds: float = Field(1.0, gt=0, description="time a network for at least this long")
     iterations: int = Field(100, ge=2, description="and at least so often")
+    roofline: Peaks | None = Field(None, description="what an estimate is made from")
 
     @property
     def setting(self) -> tuple[str, str, int, int, str]:
-        """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode."""
-        return self.runtime, self.precision, self.batch, self.threads, self.power_mode
+        """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode.
+
+        With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME".
+        """
+        runtime = self.runtime if self.provider == "cpu" else f"{self.runtime}:{self.provider}"
+        return runtime, self.precision, self.batch, self.threads, self.power_mode
 
 
-def load_profiles() -> dict[str, HwProfile]:
-    """All profiles by name; a user's own replaces a shipped one of the same name."""
-    files = {path.stem: path for folder in (SHIPPED, OWN) for path in sorted(folder.glob("*.toml"))}
-    return {name: _read(path) for name, path in files.items()}
+def load_profiles() -> tuple[dict[str, HwProfile], dict[str, str]]:
+    """All profiles by name, a user's own before shipped ones, and what is wrong with those not readable."""
+    profiles, broken = {}, {}
+    for name, path in sorted(_files().items()):
+        try:
+            profiles[name] = _read(path)
+        except DeviceError as reason:
+            broken[name] = str(reason)
+    return profiles, broken
 
 
 def load_profile(name: str) -> HwProfile:
-    """The profile called `name`. Raises DeviceError with what there is."""
-    profiles = load_profiles()
-    if name not in profiles:
-        near = difflib.get_close_matches(name, profiles, n=1)
-        hint = f" (did you mean '{near[0]}'?)" if near else ""
-        raise DeviceError(
-            f"unknown device '{name}'{hint}; there is: {', '.join(profiles)}. "
-            f"A device of your own is one file, {OWN}/{name}.toml"
-        )
-    return profiles[name]
+    """The profile of that name or alias. Only its own file has to be right.
+
+    Raises DeviceError: unknown, with what there is, or the file cannot be used.
+    """
+    return _read(profile_file(name))
+
+
+def profile_file(name: str) -> Path:
+    """The file of the profile of that name or alias. Raises DeviceError with what there is."""
+    files = _files()
+    if name in files:
+        return files[name]
+    profiles, _ = load_profiles()
+    aliases = {
+        alias: files[profile.name]
+        # A user's own file comes last here, and so first for an alias, too.
+        for profile in sorted(profiles.values(), key=lambda profile: files[profile.name].parent == OWN)
+        for alias in profile.aliases
+    }
+    if name in aliases:
+        return aliases[name]
+    names = sorted({*files, *aliases})
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    raise DeviceError(
+        f"unknown device '{name}'{hint}; there is: {', '.join(names)}. "
+        f"A device of your own is one file, {OWN}/{name}.toml"
+    )
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for folder in (SHIPPED, OWN) for path in sorted(folder.glob("*.toml"))}
 
 
 def _read(path: Path) -> HwProfile:
@@ -60,10 +122,15 @@ def _read(path: Path) -> HwProfile:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
         if "name" in values:
             raise DeviceError(f"{path}: a device is named by its file; remove 'name'")
-        return HwProfile.model_validate({"name": path.stem, **values})
+        profile = HwProfile.model_validate({"name": path.stem, **values})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise DeviceError(f"{path} is not TOML: {cause}") from None
+    except OSError as cause:
+        raise DeviceError(f"{path} cannot be read: {cause.strerror}") from None
     except ValidationError as cause:
         error = cause.errors()[0]
         where = ".".join(str(part) for part in error["loc"])
         raise DeviceError(f"{path}: {where}: {error['msg']}") from None
+    if profile.provider != "cpu" and profile.runtime != "onnxruntime":
+        raise DeviceError(f"{path}: provider: only ONNX Runtime has execution providers; remove it")
+    return profile

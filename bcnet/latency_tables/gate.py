@@ -35,7 +35,7 @@ PROBE_DRIFT = 0.01
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
 DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
 MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
-MEDIAN = 1.2533  # standard error of a median over that of a mean
+MEDIAN, QUARTILE = 1.2533, 1.3626  # standard errors of a median and of a lower quartile over a mean's
 
 
 @dataclass(frozen=True)
@@ -145,11 +145,12 @@ def judge(
 ) -> Verdict:
     """The verdict on a sample of rows.
 
-    Row i is slower by d_i = log(now / then), now being the median over rounds, averaged over networks. Its
-    standard error has four parts: the rounds' scatter around what all rows share in a round; the row's own
-    spread then; whole microseconds; and a factor, one for all rows, by which rows scatter around their kind
-    more than these say. All rows together and each kind are weighted medians of d_i. Their errors add what
-    single rows cannot show: the rounds' common scatter, the drift between sessions (`DRIFT`), the probe's.
+    Row i is slower by d_i = log(now / then), now being the lower quartile over rounds and networks, as in a
+    table: other work on the machine only adds time. Its standard error has four parts: the rounds' scatter
+    around what all rows share in a round; the row's own spread then; whole microseconds; and a factor, one
+    for all rows, by which rows scatter around their kind more than these say. All rows together and each kind
+    are weighted medians of d_i. Their errors add what single rows cannot show: the rounds' common scatter,
+    the drift between sessions (`DRIFT`), the probe's.
 
     Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
     has been taken off: clock + felt * (memory - clock), the log changes of the probe's two parts, with `felt`
@@ -337,7 +338,7 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
 
 
 def _now(observation: Observation) -> float:
-    return float(np.mean([np.median(rounds) for rounds in observation.now_ms]))
+    return float(np.percentile([value for network in observation.now_ms for value in network], 25))
 
 
 def _errors(
@@ -365,7 +366,7 @@ def _errors(
             / math.sqrt(len(values))
             for values in o.now_ms
         ]
-        own.append(MEDIAN * float(np.mean(within)) / math.sqrt(len(within)))
+        own.append(QUARTILE * float(np.mean(within)) / math.sqrt(len(within)))
     then_error = np.array([MAD * math.hypot(o.then_spread, o.now_spread) for o in observations]) / 2
     ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
     claimed = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
@@ -374,7 +375,7 @@ def _errors(
     }
     residual = np.abs(change - np.array([centres[name] for name in kinds])) / claimed
     factor = max(1.0, MAD * float(np.median(residual)))
-    common = MEDIAN * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
+    common = QUARTILE * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
     return claimed * factor, common
 
 
@@ -420,7 +421,7 @@ def _probe_changes(then: Probed, now: Probed, allowed: float) -> tuple[Change, .
     parts = _common_parts(then, now)
     ratios = [_log_ratio(then, now, part) for part in parts]
     errors = [_probe_error(then, now, part) for part in parts]
-    limits = [allowed / FELT_BY_ALL[0] if part == MEMORY else allowed for part in parts]
+    limits = [allowed if part == CLOCK else allowed / FELT_BY_ALL[0] for part in parts]
     p = _holm(
         [
             min(1.0, 2 * float(norm.sf((abs(ratio) - limit) / error)))

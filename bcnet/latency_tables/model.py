@@ -167,6 +167,11 @@ class LatencyModel:
             for groups, array in self._arrays
         ]
 
+    @property
+    def estimate(self) -> bool:
+        """Whether its rows were calculated for a device that was not at hand."""
+        return self.table.is_estimate(self.used(), self.setting)
+
     def used(self) -> set[LayerSpec]:
         """Every row that the model may look up."""
         found = set()

@@ -12,6 +12,7 @@ import numpy as np
 REPEATS = 9  # of each part, in one reading
 SIDE = 64  # a product of 64 x 64 is small enough for numpy's BLAS (OpenBLAS) to keep it on one thread
 STREAMED = 256  # such matrices: 4 MiB read and 4 MiB written, more than a level-2 cache
+SWEPT = 2 * 1024 * 1024  # floats, 8 MiB
 
 
 def probe() -> dict[str, float]:
@@ -19,12 +20,14 @@ def probe() -> dict[str, float]:
 
     `matmul_ms`: eight float32 products of 64 x 64, which stay in the level-2 cache: the clock. `stream_ms`:
     256 such products over 8 MiB, read and written: what other work on a shared machine takes away first, and
-    what networks feel. Both are single-threaded whatever the number of cores.
+    what networks feel. `sweep_ms`: a sum over 8 MiB: how fast memory can be read. All are single-threaded
+    whatever the number of cores.
     """
-    left, right, product, matrices, streamed = _operands()
+    left, right, product, matrices, streamed, block = _operands()
     parts: dict[str, Callable[[], object]] = {
         "matmul_ms": lambda: np.matmul(left, right, out=product),
         "stream_ms": lambda: np.matmul(matrices, right[:1], out=streamed),
+        "sweep_ms": block.sum,
     }
     reading = {}
     for name, part in parts.items():
@@ -59,4 +62,5 @@ def _operands() -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(0)
     left, right = rng.standard_normal((2, 8, SIDE, SIDE), dtype=np.float32)
     matrices = rng.standard_normal((STREAMED, SIDE, SIDE), dtype=np.float32)
-    return left, right, np.ones_like(left), matrices, np.ones_like(matrices)
+    block = rng.standard_normal(SWEPT, dtype=np.float32)
+    return left, right, np.ones_like(left), matrices, np.ones_like(matrices), block

@@ -93,14 +93,17 @@ Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class LatencyStat:
-    """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median."""
+    """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median.
+
+    Statistics of no samples were calculated, not measured: rows of an estimate.
+    """
 
     __pydantic_config__ = STRICT
 
     median_ms: Milliseconds
     p90_ms: Milliseconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    samples: Annotated[int, Field(ge=1)]
+    samples: Annotated[int, Field(ge=0)]
 
     @classmethod
     def of(cls, samples: np.ndarray) -> "LatencyStat":
@@ -110,7 +113,7 @@ class LatencyStat:
         return cls(
             median_ms=round(median, 5),
             p90_ms=round(float(np.percentile(samples, 90)), 5),
-            spread=round(deviation / max(median, 1e-9), 4),
+            spread=round(deviation / max(median, 1e-3), 4),
             samples=len(samples),
         )
 
@@ -162,7 +165,8 @@ class Calibration:
     """Whole network = offset_ms + scale * sum of its layers, fitted on `fitted` subnets of one model.
 
     The errors are those on `held_out` other subnets: mean absolute, share within 5 and 10 %, Spearman's
-    rank correlation; `noise` is the mean difference of measuring the same subnet twice.
+    rank correlation; `noise` is the mean difference of measuring the same subnet twice. All are None in an
+    estimate: its sums are taken as they are, and nothing was measured.
     """
 
     __pydantic_config__ = STRICT
@@ -174,11 +178,11 @@ class Calibration:
     scale: Annotated[float, Field(gt=0)]
     fitted: int
     held_out: int
-    mean_error: float
-    within_5: float
-    within_10: float
-    spearman: float
-    noise: float
+    mean_error: float | None
+    within_5: float | None
+    within_10: float | None
+    spearman: float | None
+    noise: float | None
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,8 @@ class LatencyTable:
             raise TableError(f"{path}: a row names session {line.session}, which is not there; {restore}")
         if (line.stat is None) == (line.error is None):
             raise TableError(f"{path}: the row of {line.layer} needs a stat or an error; {restore}")
+        if line.stat is not None and not line.stat.samples and not self.sessions[line.session].estimate:
+            raise TableError(f"{path}: a measured row has no samples: {line.layer}; {restore}")
         if line.stat is not None:
             self.rows[key] = Row(*key, line.stat, line.session)
         else:
@@ -315,6 +321,27 @@ class LatencyTable:
     def look_up(self, setting: Setting) -> "LookUp":
         """The rows of one setting as they are now, ready to be asked many times."""
         return LookUp(self, setting)
+
+    def drop_estimates(self, setting: Setting) -> None:
+        """Take calculated rows of this setting out, with all that was made from them.
+
+        Measured rows take their place; the two are never mixed.
+        """
+        estimated = [
+            key
+            for key, row in self.rows.items()
+            if row.setting == setting and self.sessions[row.session].estimate
+        ]
+        if estimated:
+            for key in estimated:
+                del self.rows[key]
+            for model, at in list(self.calibrations):
+                if at == setting:
+                    del self.calibrations[model, at]
+            named = {row.session for row in self.rows.values()}
+            named |= {failure.session for failure in self.failures.values()}
+            while self.sessions and len(self.sessions) - 1 not in named:
+                self.sessions.pop()
 
     def latency_ms(self, layer: LayerSpec, setting: Setting) -> float:
         """One layer's latency: see `LookUp.latency_ms`."""

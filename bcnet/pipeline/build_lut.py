@@ -35,7 +35,7 @@ from bcnet.latency_tables.table import (
 )
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runtimes import runtime_named
-from bcnet.supernet.measure import measure_network, setting_of
+from bcnet.supernet.measure import measure_network, runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project, model_key
 from bcnet.supernet.space import Widths, WidthSpace, shares
@@ -51,13 +51,15 @@ SUBNETS = 12  # whole subnets fitted, and as many held out
 class BuildReport:
     """What a build measured: rows that were missing, networks they were seen in, seconds.
 
-    `failed` are the layers of this network that the runtime could not run, of this build and earlier ones.
+    `calibration_seconds` is the part of `seconds` that went into whole subnets. `failed` are the layers of
+    this network that the runtime could not run, of this build and earlier ones.
     """
 
     measured: int
     rows: int
     networks: int
     seconds: float
+    calibration_seconds: float
     calibration: Calibration
     failed: tuple[Failure, ...] = ()
 
@@ -80,10 +82,11 @@ def build_lut(
     start = time.perf_counter()
     space, setting = graph.space, setting_of(profile)
     choices = tuple(group.choices for group in space.groups)
+    table.drop_estimates(setting)  # what is measured takes their place
     networks, missing = _plan(graph, table, setting)
     key = model_key(graph.slots, choices)
     if missing:
-        fingerprint = runtime_named(profile.runtime).fingerprint()
+        fingerprint = runtime_of(profile).fingerprint()
         journal = Journal(
             path,
             {
@@ -98,6 +101,7 @@ def build_lut(
         if path is not None:
             table.save(path)
         journal.close()
+    rows_done = time.perf_counter()
     model = LatencyModel(table, setting, graph.slots, choices, None)
     rows = table.digest_of(model.used(), setting)
     calibration = table.calibrations.get((key, setting))
@@ -112,6 +116,7 @@ def build_lut(
         rows=len(used),
         networks=len(networks),
         seconds=round(time.perf_counter() - start, 1),
+        calibration_seconds=round(time.perf_counter() - rows_done, 1),
         calibration=calibration,
         failed=tuple(
             failure for (layer, at), failure in table.failures.items() if at == setting and layer in used
@@ -141,11 +146,18 @@ def design(space: WidthSpace) -> list[Widths]:
     return list(dict.fromkeys(networks))
 
 
+def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
+    """Every layer that a table holds once it is complete for this space."""
+    _, missing = _plan(graph, LatencyTable(""), Setting("", "", 1, 1, ""))
+    return missing
+
+
 def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) -> np.ndarray:
     """Milliseconds of each layer in each run (layers, runs), from a runtime's per-node profile.
 
+    Runs are sorted by what all layers together took, the fastest first.
     Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
-    layout) is charged to the layer that runs next, which asked for it.
+    layout or of precision) is charged to the layer that runs next, which asked for it.
     """
     owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
     runs = len(profile[0][1])
@@ -153,14 +165,22 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
     pending = np.zeros(runs)
     last = 0
     for name, durations in profile:
-        index = owner.get(re.sub(r"(_nchwc|/.*)$", "", name))
+        index = owner.get(re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name))
         pending = pending + durations
         if index is not None:
             total[index] += pending
             pending = np.zeros(runs)
             last = index
     total[last] += pending
-    return total
+    return total[:, np.argsort(total.sum(0), kind="stable")]
+
+
+def undisturbed_ms(durations: np.ndarray) -> np.ndarray:
+    """Means over the fastest quarter of a network's runs, of durations (..., runs) as `charge` sorts them.
+
+    Other work on the machine only adds time. A mean, not a minimum: profiles count whole microseconds.
+    """
+    return np.asarray(durations[..., : max(1, durations.shape[-1] // 4)].mean(-1))
 
 
 def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> list[Widths]:
@@ -183,6 +203,11 @@ def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> li
             )
         )
     return subnets
+
+
+def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
+    """The whole subnets that are measured: every other one is fitted, the rest tell the error."""
+    return spread_widths(space, np.random.default_rng(seed + 1), 2 * SUBNETS)
 
 
 def _colours(meets: dict[int, set[int]]) -> list[int]:
@@ -244,11 +269,12 @@ def _measure_rows(
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
         """Milliseconds (layers, runs) of one network."""
-        return charge(graph.slots, runtime.profile_nodes(graph.variant(widths), profile.threads, runs))
+        content = graph.variant(widths)
+        return charge(graph.slots, runtime.profile_nodes(content, profile.threads, runs, profile.provider))
 
     first = time.perf_counter()
     full_ms = _first_that_runs([largest, *networks], lambda widths: profiled(widths, 5))
-    runs = int(np.clip(round(60 / full_ms), 6, 30))
+    runs = int(np.clip(round(100 / full_ms), 12, 60))
     each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
     done = len(journal.entries)
     if done:
@@ -352,13 +378,14 @@ def _alone(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
 
 
 def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
-    """Pool a layer's runs. Profiles count whole microseconds, so each network gives a mean, not a median."""
-    pooled = LatencyStat.of(np.concatenate(observed))
-    means = []
-    for durations in observed:
-        low, high = np.percentile(durations, [25, 75])
-        means.append(float(durations[(durations >= low) & (durations <= high)].mean()))
-    return replace(pooled, median_ms=round(float(np.median(means)), 5))
+    """Pool a layer's runs, an array a profile. Its latency is the lower quartile of the profiles' means.
+
+    A quartile, not the minimum, which would be the lower the more networks show a layer. Spread and 90th
+    percentile are those of all runs. Less than nothing, after the profiler's own time is taken off, is none.
+    """
+    pooled = LatencyStat.of(np.maximum(np.concatenate(observed), 0.0))
+    means = [max(float(undisturbed_ms(durations)), 0.0) for durations in observed]
+    return replace(pooled, median_ms=round(float(np.percentile(means, 25)), 5))
 
 
 def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Session:
@@ -381,7 +408,7 @@ def _calibrate(
     measured twice, far apart in time; the difference is the noise.
     """
     rng = np.random.default_rng(seed + 1)
-    subnets = spread_widths(graph.space, rng, 2 * SUBNETS)
+    subnets = calibration_subnets(graph.space, seed)
     sums = model.layers_ms(model.indices(subnets))
     runnable = np.isfinite(sums)
     subnets, sums = [w for w, runs in zip(subnets, runnable, strict=True) if runs], sums[runnable]

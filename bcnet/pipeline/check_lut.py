@@ -17,17 +17,16 @@ from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.table import LatencyTable, LayerSpec
-from bcnet.pipeline.build_lut import charge, design
+from bcnet.pipeline.build_lut import charge, design, undisturbed_ms
 from bcnet.progress import progress_bar
-from bcnet.runtimes import runtime_named
-from bcnet.supernet.measure import setting_of
+from bcnet.supernet.measure import runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project
 from bcnet.supernet.space import Widths
 
 MOST_NETWORKS = 6
 LEAST_ROUNDS = 3
-VISIT_MS = 30.0  # of inferences, each time that a network is visited
+VISIT_MS = 50.0  # of inferences, each time that a network is visited
 
 
 def check_lut(
@@ -65,7 +64,7 @@ def check_lut(
     refuse_estimates(table, compared, name)
     seen, readings, rounds = _measure(graph, profile, networks, shown, start + seconds, seed)
     medians, spread = pool_readings(readings)
-    fingerprint = runtime_named(profile.runtime).fingerprint()
+    fingerprint = runtime_of(profile).fingerprint()
     then, here = processors(table, compared), fingerprint.get("processor")
     verdict = judge(
         [
@@ -138,7 +137,7 @@ def _measure(
     seed: int,
 ) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int]:
     """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds."""
-    runtime = runtime_named(profile.runtime)
+    runtime = runtime_of(profile)
     rng = np.random.default_rng(seed)
     models = {widths: graph.variant(widths) for widths in networks}
     slots_of = {
@@ -148,12 +147,16 @@ def _measure(
         for widths in networks
     }
     seen: dict[LayerSpec, dict[Widths, list[float]]] = {layer: {} for layer in shown}
+
+    def profiled(widths: Widths, runs: int) -> np.ndarray:
+        return charge(
+            graph.slots, runtime.profile_nodes(models[widths], profile.threads, runs, profile.provider)
+        )
+
     # The first visits load the runtime and settle the clock; nothing of them is kept.
-    first = [
-        charge(graph.slots, runtime.profile_nodes(model, profile.threads, 5)) for model in models.values()
-    ]
+    first = [profiled(widths, 5) for widths in networks]
     probe()
-    runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 6, 30))
+    runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 12, 40))
     readings: list[dict[str, float]] = []
     rounds, longest = 0, 0.0
     with progress_bar("measuring rows again, rounds", LEAST_ROUNDS) as advance:
@@ -162,11 +165,11 @@ def _measure(
             for index in rng.permutation(len(networks)):
                 widths = networks[index]
                 readings.append(probe())
-                times = charge(graph.slots, runtime.profile_nodes(models[widths], profile.threads, runs))
-                middle = _middle_means(times)
+                times = profiled(widths, runs)
+                fastest = undisturbed_ms(times)
                 of_layer: dict[LayerSpec, list[float]] = {}
                 for slot, layer in slots_of[widths]:
-                    of_layer.setdefault(layer, []).append(float(middle[slot]))
+                    of_layer.setdefault(layer, []).append(float(fastest[slot]))
                 for layer, values in of_layer.items():
                     seen[layer].setdefault(widths, []).append(max(float(np.median(values)), 1e-6))
             rounds += 1
@@ -174,13 +177,6 @@ def _measure(
             advance("")
     readings.append(probe())
     return seen, readings, rounds
-
-
-def _middle_means(times: np.ndarray) -> np.ndarray:
-    """Means over the middle half of the runs, a layer each: profiles count whole microseconds."""
-    low, high = np.percentile(times, [25, 75], axis=1, keepdims=True)
-    kept = (times >= low) & (times <= high)
-    return np.asarray((times * kept).sum(1) / kept.sum(1))
 
 
 def run(config: Config, *, table: Path | None, rows: int, seconds: float, max_slowdown: float) -> CheckReport:

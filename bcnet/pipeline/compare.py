@@ -69,7 +69,7 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     files = {}
     for name, network in networks.items():
         with working(f"exporting the {name} network to ONNX"):
-            proto = to_onnx(network, example)
+            proto = project.at_precision(to_onnx(network, example))
         check_file(proto)
         files[name] = proto.SerializeToString()
     files["searched"] = searched

@@ -3,9 +3,12 @@
 In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 """
 
+import platform
+
+from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.table import LatencyStat, Setting
-from bcnet.runtimes import runtime_named
+from bcnet.runtimes import Runtime, runtime_named
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -16,13 +19,35 @@ def setting_of(profile: HwProfile) -> Setting:
     return Setting(*profile.setting)
 
 
+def why_not_here(profile: HwProfile) -> str | None:
+    """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    if profile.machine not in (None, platform.machine()):
+        return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
+    try:
+        runtime_named(profile.runtime)
+    except DeviceError as reason:
+        return f"device '{profile.name}' is not at hand: {reason}"
+    return None
+
+
+def runtime_of(profile: HwProfile) -> Runtime:
+    """The runtime that executes networks on the profile's device. Raises DeviceError if that is not here."""
+    reason = why_not_here(profile)
+    if reason is not None:
+        raise DeviceError(
+            f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
+            f"`bcnet build-lut --device {profile.name} --estimate`"
+        )
+    return runtime_named(profile.runtime)
+
+
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
     """Time a network in three windows and keep the fastest one: other work on a machine only adds time.
 
     Up to as many windows again are added while no second one confirms the fastest. `share` shortens the
     profile's duration, for networks that are measured by the dozen.
     """
-    runtime = runtime_named(profile.runtime)
+    runtime = runtime_of(profile)
     windows: list[LatencyStat] = []
     while len(windows) < 2 * WINDOWS:
         samples = runtime.time_network(
@@ -31,6 +56,7 @@ def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> Lat
             profile.warmup_ms * share,
             profile.seconds * share / WINDOWS,
             max(2, round(profile.iterations * share / WINDOWS)),
+            profile.provider,
         )
         windows = sorted([*windows, LatencyStat.of(samples)], key=lambda window: window.median_ms)
         if len(windows) >= WINDOWS and windows[1].median_ms <= AGREE * windows[0].median_ms:

@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import ModelError, SpaceError, one_line
+from bcnet.errors import DeviceError, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.table import LayerSpec
 from bcnet.progress import say
-from bcnet.supernet.paths import arguments, cut, path_of, ranges, tensors_of
+from bcnet.supernet.onnx_slices import SlicedGraph
+from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
+from bcnet.supernet.quantize import quantized
 from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
 
 OPSET = 18
@@ -37,6 +40,7 @@ ANCHORS = frozenset(
 )
 # Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
+CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
 SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
@@ -105,8 +109,19 @@ def tensor_names(tree: Any, word: str) -> list[str]:
 class OnnxSupernet:
     """A network's ONNX graph with the space's dimensions attached to its initialisers."""
 
-    def __init__(self, model: nn.Module, space: WidthSpace, example: Any) -> None:
-        """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own."""
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WidthSpace,
+        example: Any,
+        precision: str = "fp32",
+        unsigned: bool = True,
+    ) -> None:
+        """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own.
+
+        `precision` is "fp32" or "int8"; for `unsigned` see `quantized`.
+        """
+        self.precision, self.unsigned = precision, unsigned
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
         self.space = space.without_extra()
         self.model, self.example = _with_statistics(model), example
@@ -130,25 +145,33 @@ class OnnxSupernet:
     def variant(self, widths: Widths) -> bytes:
         """The ONNX file of the network with these widths (left path of the network's own weights)."""
         if not self.sliceable:
-            return bytes(self._exported(widths).SerializeToString())
-        path = path_of(self.space, widths)
-        proto = ModelProto()
-        proto.CopyFrom(self._skeleton)
-        sliced = {}
-        for name, array in self.arrays.items():
-            for axis, dimension in self.dimensions.get(name, {}).items():
-                parts = [
-                    array[(slice(None),) * axis + (slice(low, high),)]
-                    for low, high in ranges(self.space, dimension, path)
-                ]
-                array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
-            sliced[name] = array
-            proto.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        for node in proto.graph.node:
-            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes:
-                size = self._group_sizes[node.input[1]]
-                _set_attribute(node, "group", sliced[node.input[1]].shape[0] // size)
-        return bytes(proto.SerializeToString())
+            return bytes(self._at_precision(self._exported(widths)).SerializeToString())
+        return self._file.at(self.space, path_of(self.space, widths))
+
+    @cached_property
+    def _file(self) -> SlicedGraph:
+        """What variants are sliced from; quantised on first use (seconds), not again for each of them."""
+        if self.precision == "fp32":
+            return self._float
+        full = self._float.at(self.space, path_of(self.space, self.space.largest()))
+        return self._float.quantized(self._at_precision(onnx.load_from_string(full)))
+
+    def _at_precision(self, proto: ModelProto) -> ModelProto:
+        """The file, quantised on noise where INT8 is asked for: its latency does not depend on values."""
+        if self.precision == "fp32":
+            return proto
+        if self.precision != "int8":
+            raise DeviceError(f"networks are exported in fp32 or int8, not in {self.precision}")
+        rng = np.random.default_rng(0)
+        feeds = []
+        for _ in range(CALIBRATION):
+            feed = {}
+            for entry in proto.graph.input:
+                kind = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+                noise = rng.standard_normal(self.shapes[entry.name])
+                feed[entry.name] = (noise if kind.kind == "f" else np.zeros_like(noise)).astype(kind)
+            feeds.append(feed)
+        return quantized(proto, feeds, self.unsigned)
 
     def _exported(self, widths: Widths) -> ModelProto:
         return to_onnx(cut(self.model, self.space, widths), self.example)
@@ -194,7 +217,8 @@ class OnnxSupernet:
                 return False
         self.sliceable = True
         try:
-            sliced = onnx.load_from_string(self.variant(self.space.smallest()))
+            narrowest = path_of(self.space, self.space.smallest())
+            sliced = onnx.load_from_string(self._float.at(self.space, narrowest))
             shape_inference.infer_shapes(sliced, strict_mode=True, data_prop=True)
         except shape_inference.InferenceError:
             return False
@@ -226,9 +250,12 @@ class OnnxSupernet:
         self._group_sizes = {
             sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
         }
-        self._skeleton = ModelProto()
-        self._skeleton.CopyFrom(self.proto)
-        del self._skeleton.graph.initializer[:]
+        grouped = {
+            node.name: (node.input[1], self._group_sizes[node.input[1]])
+            for node in self.proto.graph.node
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes
+        }
+        self._float = SlicedGraph.of(self.proto, self.arrays, dimensions, grouped)
         return dimensions
 
     def _attach_transposed(self, name: str, dimensions: dict[str, dict[int, Dimension]]) -> None:
@@ -388,9 +415,3 @@ def _joined(layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict
 
 def _terms(dimension: Dimension) -> Terms:
     return tuple((segment.group, segment.size) for segment in dimension)
-
-
-def _set_attribute(node: NodeProto, name: str, value: int) -> None:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            attribute.i = value

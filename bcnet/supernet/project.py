@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import nn
 
 from bcnet.artifacts import digest
@@ -27,9 +28,10 @@ from bcnet.progress import say, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import setting_of
+from bcnet.supernet.measure import setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
+from bcnet.supernet.quantize import at_precision, unsigned_activations
 from bcnet.supernet.space import WidthSpace
 from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.widen import widened
@@ -53,7 +55,17 @@ class Project:
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
         with working("exporting the network to ONNX"):
-            return OnnxSupernet(self.model, self.space, self.data.example(self.profile.batch))
+            return OnnxSupernet(
+                self.model,
+                self.space,
+                self.data.example(self.profile.batch),
+                self.profile.precision,
+                unsigned=unsigned_activations(self.profile),
+            )
+
+    def at_precision(self, proto: ModelProto) -> ModelProto:
+        """An exported network at the profile's precision; INT8 is calibrated on training images (seconds)."""
+        return at_precision(proto, self.data, self.profile, self.config.seed)
 
     @cached_property
     def task(self) -> Task:
@@ -130,8 +142,16 @@ class Project:
                 f"{self.table_path} is not calibrated for this network at {setting}; "
                 f"run `bcnet build-lut --device {self.profile.name}`"
             )
-        _compare_versions(self.table_path, table, model, runtime_named(self.profile.runtime).fingerprint())
+        if why_not_here(self.profile) is None and not model.estimate:
+            here = runtime_named(self.profile.runtime).fingerprint()
+            _compare_versions(self.table_path, table, model, here)
         return model
+
+    def not_measured(self) -> str | None:
+        """Why no latency is measured: the table is an estimate, or this is not the device; None if it is."""
+        if self.latency_model().estimate:
+            return f"{self.table_path} is an estimate, not measured"
+        return why_not_here(self.profile)
 
 
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:

@@ -120,7 +120,7 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
         (lambda raw: edit(raw, median_ms=-0.5), "greater than or equal to 0"),
         (lambda raw: edit(raw, median_ms=1e9), "less than 1000000"),
         (lambda raw: edit(raw, p90_ms="1.0"), "valid number"),
-        (lambda raw: edit(raw, samples=0), "greater than or equal to 1"),
+        (lambda raw: edit(raw, samples=0), "a measured row has no samples"),
         (
             lambda raw: raw["settings"][0]["rows"].append(first(raw)),
             "two rows for Conv 8->16",

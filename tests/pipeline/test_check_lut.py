@@ -58,7 +58,7 @@ def test_a_table_is_measured_again_in_place(graph: OnnxSupernet, base: LatencyTa
     assert report.rows + report.unchecked == len(base.rows)
     assert report.networks >= 1
     assert report.rounds >= 3
-    assert {part.name for part in report.verdict.probe} == {"matmul_ms", "stream_ms"}
+    assert {part.name for part in report.verdict.probe} == {"matmul_ms", "stream_ms", "sweep_ms"}
     assert all(kind.now_ms > 0 for kind in report.verdict.kinds)
 
 

@@ -1,0 +1,274 @@
+"""The roofline: what a layer costs at least on a device, from its arithmetic, its bytes and peaks.
+
+In: layers and a device's peaks. Out: milliseconds that were calculated, not measured. How much of the peaks a
+layer really gets is fitted on a measured table. Williams, Waterman, Patterson, "Roofline", CACM 2009.
+"""
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import least_squares
+from scipy.stats import spearmanr
+
+from bcnet.errors import TableError
+from bcnet.latency_tables.table import (
+    Calibration,
+    LatencyStat,
+    LatencyTable,
+    LayerSpec,
+    Row,
+    Session,
+    Setting,
+)
+
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+POOLS = frozenset(("MaxPool", "AveragePool"))
+GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"))
+WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+FEWEST = 20  # rows that a fit needs
+LONG_MS = 0.05  # from here on, the whole microseconds of a runtime's profile tell a layer's rate
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a device could do at one precision: operations and bytes a millisecond."""
+
+    ops_per_ms: float
+    bytes_per_ms: float
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """How much of the peaks layers get: `dense` and `grouped` of the operations, `bandwidth` of the bytes.
+
+    `grouped` is for convolutions of several groups, depthwise ones among them. `launch_ms` is what each layer
+    costs beside its work.
+    """
+
+    dense: float
+    grouped: float
+    bandwidth: float
+    launch_ms: float
+
+    def layer_ms(self, layer: LayerSpec, setting: Setting, peak: Peak) -> float:
+        """`max(operations / (share * peak), bytes / (share * bandwidth)) + launch` in ms."""
+        share = self.grouped if layer.groups > 1 else self.dense
+        compute = operations(layer, setting.batch) / (share * peak.ops_per_ms)
+        memory = moved_bytes(layer, setting) / (self.bandwidth * peak.bytes_per_ms)
+        return max(compute, memory) + self.launch_ms
+
+    def elsewhere(self, launch_ms: float | None) -> "Roofline":
+        """The same for another device, with its launch if that is known; no share is above 1.
+
+        A probe can be beaten, a data sheet cannot.
+        """
+        launch_ms = self.launch_ms if launch_ms is None else launch_ms
+        return Roofline(min(self.dense, 1.0), min(self.grouped, 1.0), min(self.bandwidth, 1.0), launch_ms)
+
+
+# From `python benchmarks/roofline.py`; docs/devices.md has the errors.
+DEFAULT = Roofline(dense=0.7985, grouped=0.2661, bandwidth=1.069, launch_ms=0.004)
+DEFAULT_SOURCE = (
+    "shipped with bcnet: 1,986 rows of MobileNetV2 and ResNet-18 at 224 px, ONNX Runtime 1.32, one thread "
+    "of an AMD EPYC"
+)
+PULL = 0.1  # how weakly a fit is held to the default: enough for what none of its rows tells
+
+
+@dataclass(frozen=True)
+class RooflineError:
+    """How far a roofline is off on measured rows.
+
+    Mean absolute relative error, shares of rows within 10 and 25 %, Spearman's rank correlation, and the
+    error of the sum of all rows (above zero: the roofline's sum is larger).
+    """
+
+    rows: int
+    mean_error: float
+    within_10: float
+    within_25: float
+    spearman: float
+    sum_error: float
+
+
+def output_size(layer: LayerSpec) -> tuple[int, int]:
+    """Height and width of a layer's output. A Resize counts with its input's: its row does not say more."""
+    if layer.op in GLOBAL:
+        return 1, 1
+    if layer.op not in POOLS | {"Conv", "ConvTranspose"}:
+        return layer.in_height, layer.in_width
+    sizes = []
+    for axis, size in enumerate((layer.in_height, layer.in_width)):
+        kernel, stride, dilation = (
+            values[axis] if axis < len(values) else 1
+            for values in (layer.kernel, layer.stride, layer.dilation)
+        )
+        half = len(layer.padding) // 2
+        padded = layer.padding[axis] + layer.padding[half + axis] if axis < half else 0
+        reach = dilation * (kernel - 1) + 1
+        if layer.op == "ConvTranspose":
+            sizes.append((size - 1) * stride + reach - padded)
+        else:
+            sizes.append((size + padded - reach) // stride + 1)
+    return max(sizes[0], 1), max(sizes[1], 1)
+
+
+def operations(layer: LayerSpec, batch: int) -> int:
+    """Multiplications and additions of a layer on `batch` images; of pools and the like, 0."""
+    if layer.op not in WEIGHTED:
+        return 0
+    height, width = output_size(layer)
+    if layer.op == "ConvTranspose":  # each input pixel is spread over a kernel
+        height, width = layer.in_height, layer.in_width
+    return 2 * batch * height * width * _weights(layer)
+
+
+def moved_bytes(layer: LayerSpec, setting: Setting) -> int:
+    """Bytes that a layer reads and writes at least once: inputs, a residual, weights, outputs."""
+    height, width = output_size(layer)
+    read = layer.in_channels * layer.in_height * layer.in_width
+    written = layer.out_channels * height * width
+    images = setting.batch * (read + written * (2 if layer.add else 1))
+    return BYTES[setting.precision] * (images + (_weights(layer) if layer.op in WEIGHTED else 0))
+
+
+def _weights(layer: LayerSpec) -> int:
+    area = int(np.prod(layer.kernel)) if layer.op in ("Conv", "ConvTranspose") else 1
+    return layer.in_channels * layer.out_channels * area // layer.groups
+
+
+def probe_peak(probe: Mapping[str, float]) -> Peak:
+    """One thread of the machine that a session was measured on, at fp32, from the session's probe."""
+    # The probe of the first tables multiplied 256 x 256 matrices; the one with `stream_ms`, eight of 64 x 64.
+    operations = 8 * 2 * 64**3 if "stream_ms" in probe else 2 * 256**3
+    return Peak(operations / probe["matmul_ms"], 8 * 2**20 / probe["sweep_ms"])
+
+
+Measured = tuple[LayerSpec, Setting, float, Peak]
+
+
+def measured_rows(table: LatencyTable) -> list[Measured]:
+    """What a fit can use of a processor's table: measured, fp32, one thread; each with its session's peak.
+
+    Where a layer does more operations a second than the probe, its rate is the peak, as on a data sheet: the
+    runtime's kernels can be better than numpy's.
+    """
+    found: list[Measured] = []
+    for key in sorted(table.rows):
+        row = table.rows[key]
+        session = table.sessions[row.session]
+        plain = row.setting.precision == "fp32" and row.setting.threads == 1
+        if plain and row.setting.runtime == "onnxruntime" and not session.estimate and row.stat.median_ms > 0:
+            found.append((row.layer, row.setting, row.stat.median_ms, probe_peak(session.probe)))
+    rates = [
+        operations(layer, at.batch) / ms / peak.ops_per_ms for layer, at, ms, peak in found if ms >= LONG_MS
+    ]
+    best = max(rates, default=1.0)
+    return [
+        (layer, at, ms, replace(peak, ops_per_ms=peak.ops_per_ms * max(best, 1.0)))
+        for layer, at, ms, peak in found
+    ]
+
+
+def fit(rows: Sequence[Measured]) -> Roofline:
+    """The shares and the launch with the least squared logarithms of calculated over measured ms.
+
+    Large ones count less (soft L1): a roofline knows nothing of some layers. What no row tells, such as the
+    share of grouped convolutions in a table without any, stays at the default. Raises TableError for too few
+    rows.
+    """
+    if len(rows) < FEWEST:
+        raise TableError(f"a roofline is fitted on at least {FEWEST} measured rows, not on {len(rows)}")
+    compute = np.array([operations(layer, at.batch) / peak.ops_per_ms for layer, at, _, peak in rows])
+    memory = np.array([moved_bytes(layer, at) / peak.bytes_per_ms for layer, at, _, peak in rows])
+    grouped = np.array([layer.groups > 1 for layer, *_ in rows])
+    measured = np.array([ms for _, _, ms, _ in rows])
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        dense, of_groups, bandwidth, launch = np.exp(logs)
+        work = np.maximum(compute / np.where(grouped, of_groups, dense), memory / bandwidth)
+        return np.concatenate([np.log((work + launch) / measured), PULL * (logs - default)])
+
+    default = np.log([DEFAULT.dense, DEFAULT.grouped, DEFAULT.bandwidth, DEFAULT.launch_ms])
+    low = np.log([0.001, 0.001, 0.001, 1e-6])
+    high = np.log([10.0, 10.0, 10.0, max(float(measured.min()), 2e-6)])
+    # A maximum has several valleys: begin with layers that compute, and with layers that move.
+    starts = (default, default + np.log([0.5, 0.5, 4, 1]), default + np.log([2, 2, 0.25, 0.1]))
+    fits = [
+        least_squares(residuals, np.clip(start, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1")
+        for start in starts
+    ]
+    best = min(fits, key=lambda found: float(found.cost))
+    return Roofline(*(float(f"{value:.4g}") for value in np.exp(best.x)))
+
+
+def error_of(roofline: Roofline, rows: Sequence[Measured]) -> RooflineError:
+    """How far the roofline is off on measured rows."""
+    calculated = np.array([roofline.layer_ms(layer, at, peak) for layer, at, _, peak in rows])
+    measured = np.array([ms for _, _, ms, _ in rows])
+    relative = np.abs(calculated - measured) / measured
+    return RooflineError(
+        rows=len(rows),
+        mean_error=round(float(relative.mean()), 4),
+        within_10=round(float((relative <= 0.10).mean()), 4),
+        within_25=round(float((relative <= 0.25).mean()), 4),
+        spearman=round(float(spearmanr(calculated, measured).statistic), 4),
+        sum_error=round(float(calculated.sum() / measured.sum() - 1), 4),
+    )
+
+
+def estimate_table(
+    table: LatencyTable,
+    layers: Iterable[LayerSpec],
+    setting: Setting,
+    roofline: Roofline,
+    peak: Peak,
+    provenance: Mapping[str, str],
+) -> None:
+    """Fill `table` with calculated rows for `layers` and for those that it has estimated before.
+
+    All estimated rows of a setting are of one session, marked as an estimate; an equal one keeps its date.
+    Raises TableError where the table holds measured rows of this setting: the two are never mixed.
+    """
+    here = {key: row for key, row in table.rows.items() if row.setting == setting}
+    numbers = {row.session for row in here.values()}
+    if any(not table.sessions[number].estimate for number in numbers):
+        raise TableError(
+            f"the table of '{table.device}' holds rows measured at {setting}; an estimate is never mixed "
+            "with them: measure what is missing on the device, or put the table under another name"
+        )
+    session = Session(
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        provenance=dict(provenance),
+        probe={},
+        estimate=True,
+    )
+    number = min(numbers, default=len(table.sessions))
+    if number == len(table.sessions):
+        table.sessions.append(session)
+    elif table.sessions[number].provenance != session.provenance:
+        table.sessions[number] = session
+    for layer in {*layers, *(layer for layer, _ in here)}:
+        ms = round(roofline.layer_ms(layer, setting, peak), 5)
+        stat = LatencyStat(median_ms=ms, p90_ms=ms, spread=0.0, samples=0)
+        table.rows[layer, setting] = Row(layer, setting, stat, number)
+
+
+def estimated_calibration(model: str, setting: Setting, rows: str) -> Calibration:
+    """The sum of the layers as it is: nothing was measured that it could be fitted to or be wrong against."""
+    return Calibration(
+        model=model,
+        setting=setting,
+        rows=rows,
+        offset_ms=0.0,
+        scale=1.0,
+        fitted=0,
+        held_out=0,
+        mean_error=None,
+        within_5=None,
+        within_10=None,
+        spearman=None,
+        noise=None,
+    )

@@ -1,0 +1,148 @@
+"""Stage 2 without the device: a latency table from its roofline. In: a space, peaks. Out: an estimate.
+
+How much of their peaks layers get is fitted on the processor's measured table. Nothing here is measured, the
+table says so, and no network is called verified on it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bcnet.artifacts import Run, json_bytes
+from bcnet.config import Config
+from bcnet.errors import DeviceError, TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.journal import alone
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.roofline import (
+    BYTES,
+    DEFAULT,
+    DEFAULT_SOURCE,
+    FEWEST,
+    Peak,
+    Roofline,
+    RooflineError,
+    error_of,
+    estimate_table,
+    estimated_calibration,
+    fit,
+    measured_rows,
+)
+from bcnet.latency_tables.table import LatencyTable
+from bcnet.pipeline.build_lut import needed_layers, stage_inputs
+from bcnet.progress import say
+from bcnet.supernet.measure import setting_of
+from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.project import TABLES, load_project, model_key
+
+PROCESSOR = TABLES / "cpu.json"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A roofline, where it comes from, and how far it is off there (None: no measured rows at hand)."""
+
+    roofline: Roofline
+    source: str
+    error: RooflineError | None
+
+
+def roofline_on(profile: HwProfile, fitted: Roofline) -> tuple[Peak, Roofline]:
+    """The peaks of a profile at its precision and threads, and the roofline under them.
+
+    Raises DeviceError where the profile has no such peaks.
+    """
+    peaks = profile.roofline
+    if peaks is None:
+        raise DeviceError(
+            f"device '{profile.name}' has no [roofline] peaks to estimate from: add them to "
+            f"hw_profiles/{profile.name}.toml, or measure the device without --estimate"
+        )
+    teraops = peaks.teraops(profile.precision)
+    if teraops is None:
+        known = [name for name in BYTES if peaks.teraops(name) is not None]
+        raise DeviceError(
+            f"device '{profile.name}' has no {profile.precision} peak; "
+            f"choose --precision {' or '.join(known)}"
+        )
+    share = min(profile.threads, peaks.cores) / peaks.cores if peaks.cores else 1.0
+    launch_ms = None if peaks.launch_us is None else peaks.launch_us / 1e3
+    return Peak(teraops * 1e9 * share, peaks.bandwidth_gb_s * 1e6), fitted.elsewhere(launch_ms)
+
+
+def estimate_lut(graph: OnnxSupernet, profile: HwProfile, table: LatencyTable, fitted: Fitted) -> int:
+    """Fill `table` with estimated rows for every width of `graph`'s space; returns how many these are.
+
+    Raises TableError where the table holds measured rows of this setting, DeviceError without peaks.
+    """
+    setting = setting_of(profile)
+    peak, roofline = roofline_on(profile, fitted.roofline)
+    layers = needed_layers(graph)
+    assert profile.roofline is not None  # roofline_on has seen to it
+    provenance = {
+        "method": "roofline",
+        "peaks": f"{peak.ops_per_ms / 1e9:g} * 10^12 {profile.precision} operations/s, "
+        f"{peak.bytes_per_ms / 1e6:g} GB/s",
+        "peaks from": profile.roofline.source,
+        "shares": ", ".join(f"{name} {value:.4g}" for name, value in asdict(roofline).items()),
+        "fitted on": fitted.source,
+    }
+    estimate_table(table, layers, setting, roofline, peak, provenance)
+    choices = tuple(group.choices for group in graph.space.groups)
+    model = LatencyModel(table, setting, graph.slots, choices, None)
+    key, used = model_key(graph.slots, choices), model.used()
+    table.calibrations[key, setting] = estimated_calibration(key, setting, table.digest_of(used, setting))
+    return len(used)
+
+
+def fitted_roofline() -> Fitted:
+    """Fitted on the working folder's measured table of the processor; as shipped where that is not there."""
+    if PROCESSOR.exists():
+        table = LatencyTable.load(PROCESSOR)
+        rows = measured_rows(table)
+        if len(rows) >= FEWEST:
+            dates = sorted({session.date for session in table.sessions if not session.estimate})
+            source = f"{len(rows)} rows of {PROCESSOR}, measured {' to '.join({dates[0]: 0, dates[-1]: 0})}"
+            roofline = fit(rows)
+            return Fitted(roofline, source, error_of(roofline, rows))
+    return Fitted(DEFAULT, DEFAULT_SOURCE, None)
+
+
+def run(run: Run, config: Config) -> dict[str, Any]:
+    """Write `latency_tables/<device>.json` from the device's roofline. Returns a summary."""
+    project = load_project(config)
+    stage, path, profile = run.stage("build-lut"), project.table_path, project.profile
+    fitted = fitted_roofline()
+    with alone(path):
+        table = LatencyTable.load(path) if path.exists() else LatencyTable(profile.name)
+        if table.device != profile.name:
+            raise TableError(f"{path} belongs to '{table.device}'; keep that file under another name")
+        rows = estimate_lut(project.graph, profile, table, fitted)
+        table.save(path)
+    say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")
+    error = fitted.error
+    if error is None:
+        say(f"shares of the peaks: {fitted.source}; build-lut --device cpu measures a table to fit them on")
+    else:
+        say(
+            f"fitted on {fitted.source}: there the roofline is off by {error.mean_error:.1%} a row on "
+            "average, "
+            f"{error.within_10:.0%} of rows within 10 %, {error.within_25:.0%} within 25 %, Spearman "
+            f"{error.spearman:.3f}, the sum of all rows by {error.sum_error:+.1%}; on another device by more"
+        )
+    latency = project.latency_model()
+    summary = {
+        "stage": "build-lut",
+        "estimate": True,
+        "table": str(path),
+        "device": profile.name,
+        "rows_measured": 0,
+        "rows_used": rows,
+        "full_ms": round(latency(project.space.original()), 5),
+        "narrowest_ms": round(latency(project.space.smallest()), 5),
+        "peaks": profile.roofline.source if profile.roofline else None,
+        "shares": asdict(roofline_on(profile, fitted.roofline)[1]),
+        "fitted_on": fitted.source,
+        "off_there": asdict(error) if error else None,
+    }
+    stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})
+    return summary

@@ -1,0 +1,132 @@
+"""INT8 files: static quantisation of an ONNX network. In: an exported network and inputs like those that it
+will see. Out: the same network with QuantizeLinear and DequantizeLinear around its layers.
+"""
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, numpy_helper
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bcnet.data import ImageData
+from bcnet.errors import DeviceError, ModelError, one_line
+from bcnet.hw_profiles import HwProfile
+
+# The layers that have integer kernels, and what keeps their results integers on the way to the next one.
+QUANTISED = (
+    *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Sigmoid", "LeakyRelu", "Concat"),
+    *("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+)
+
+IMAGES = 128  # training images that the ranges of activations are taken from
+
+Feed = Mapping[str, np.ndarray]
+
+
+class _Reader:
+    """Calibration inputs as the library reads them."""
+
+    def __init__(self, feeds: Iterable[Feed]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feed | None:
+        return next(self._feeds, None)
+
+
+def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> ModelProto:
+    """An INT8 copy of a float network (QDQ format), calibrated on `feeds`, each {input's name: array}.
+
+    Weights are int8, symmetric, one scale an output channel; activations have one scale a tensor, from the
+    largest value seen. Signed activations have zero points of 0, as TensorRT demands. Unsigned ones are
+    symmetric, too: a tensor that is never negative has its zero point at 0, any other at 128. ONNX Runtime's
+    CPU kernels for x86 take only these without falling back to floats (docs/results.md has the figures).
+    Nodes keep their names. Raises ModelError with the library's reason.
+    """
+    source = ModelProto()  # the library changes what it is given
+    source.CopyFrom(proto)
+    options = {"WeightSymmetric": True}
+    options["ActivationRestrictedAsymmetric" if unsigned else "ActivationSymmetric"] = True
+    try:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            path = Path(folder) / "int8.onnx"
+            quantize_static(
+                source,
+                path,
+                _Reader(feeds),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTISED),
+                per_channel=True,
+                activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=_other_limits(source),
+                extra_options=options,
+            )
+            result = onnx.load(path)
+    except Exception as cause:
+        raise ModelError(f"ONNX Runtime cannot quantise the network: {one_line(cause)}") from cause
+    del result.graph.value_info[:]  # sizes at these widths
+    del result.metadata_props[:]
+    result.metadata_props.extend(proto.metadata_props)
+    return result
+
+
+def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: int) -> ModelProto:
+    """An exported network as the profile's precision says: as it is, or INT8 calibrated on training images.
+
+    Raises DeviceError for a precision that no file can be made in.
+    """
+    if profile.precision == "fp32" or (profile.precision == "fp16" and profile.runtime != "onnxruntime"):
+        return proto  # TensorRT is to make fp16 of it itself
+    if profile.precision != "int8":
+        raise DeviceError(f"networks are exported in fp32 or int8, not in {profile.precision}")
+    names = [entry.name for entry in proto.graph.input]
+    feeds = calibration_feeds(data, names, profile.batch, seed)
+    return quantized(proto, feeds, unsigned_activations(profile))
+
+
+def unsigned_activations(profile: HwProfile) -> bool:
+    """Whether activations are best unsigned (see `quantized`): on ONNX Runtime's CPU provider."""
+    provider = profile.provider.lower().removesuffix("executionprovider")
+    return profile.runtime == "onnxruntime" and provider == "cpu"
+
+
+def calibration_feeds(data: ImageData, names: Sequence[str], batch: int, seed: int) -> Iterator[Feed]:
+    """About 128 training images, chosen by `seed`, without transforms, in batches of exactly `batch`."""
+    count = min(IMAGES, len(data.train))
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[:count]
+    order = order.repeat(-(-batch // count))  # fewer images than a batch
+    for inputs, _ in data.batches(data.train.take(order[: len(order) // batch * batch]), batch):
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        yield {name: tensor.contiguous().numpy() for name, tensor in zip(names, tensors, strict=True)}
+
+
+def _other_limits(proto: ModelProto) -> list[str]:
+    """Clips whose lower limit is not zero: the library would drop them, as if unsigned integers did it."""
+    zeros = {e.name for e in proto.graph.initializer if not numpy_helper.to_array(e).any()}
+    return [
+        node.name
+        for node in proto.graph.node
+        if node.op_type == "Clip" and (len(node.input) < 2 or node.input[1] not in zeros)
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's advice off the terminal: it logs to the root logger, and would set that up."""
+    root, silent = logging.getLogger(), logging.NullHandler()
+    before = logging.root.manager.disable
+    root.addHandler(silent)
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.removeHandler(silent)

@@ -1,0 +1,112 @@
+"""ONNX Runtime by its execution providers, and what goes wrong while it runs."""
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from bcnet.errors import DeviceError
+from bcnet.runtimes import onnxruntime as runtime
+from bcnet.supernet.onnx_graph import to_onnx
+
+MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+FILE = to_onnx(MODEL, (1, 3, 64, 64)).SerializeToString()
+OTHERS = [p for p in onnxruntime.get_available_providers() if p != runtime.CPU]
+
+
+def fails_when_run() -> bytes:
+    """A network that ONNX Runtime loads and cannot run: it looks up row -5 of a table that has only one."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Shape", ["input"], ["five"], start=1),
+            helper.make_node("Sub", ["zero", "five"], ["index"]),
+            helper.make_node("Gather", ["table", "index"], ["output"], axis=0),
+        ],
+        "lookup",
+        [
+            helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 5]),
+            helper.make_tensor_value_info("zero", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 2])],
+        [numpy_helper.from_array(np.zeros((1, 2), np.float32), "table")],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
+def test_a_provider_has_its_short_or_its_full_name(name: str) -> None:
+    assert runtime.provider_named(name) == "CPUExecutionProvider"
+    images = np.ones((2, 3, 64, 64), np.float32)
+    with torch.no_grad():
+        expected = MODEL(torch.from_numpy(images)).numpy()
+    assert runtime.predictor(FILE, 1, name)(images)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_provider_that_is_not_installed_is_refused_with_those_that_are() -> None:
+    with pytest.raises(DeviceError, match=r"no execution provider 'nosuch' here, only .*cpu"):
+        runtime.time_network(FILE, 1, 0, 0.01, 2, "nosuch")
+
+
+@pytest.mark.skipif(OTHERS != ["AzureExecutionProvider"], reason="needs a provider that takes no layer")
+def test_a_provider_that_leaves_all_to_the_cpu_is_refused() -> None:
+    for use in (
+        lambda: runtime.time_network(FILE, 1, 0, 0.01, 2, "azure"),
+        lambda: runtime.profile_nodes(FILE, 1, 2, "azure"),
+        lambda: runtime.predictor(FILE, 1, "azure"),
+    ):
+        with pytest.raises(DeviceError, match="the whole network on the CPU: AzureExecutionProvider"):
+            use()
+
+
+def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line() -> None:
+    content = fails_when_run()
+    images, zero = np.zeros((1, 5), np.float32), np.zeros(1, np.int64)
+    for use in (
+        lambda: runtime.time_network(content, 1, 0, 0.01, 2),
+        lambda: runtime.profile_nodes(content, 1, 2),
+        lambda: runtime.predictor(content, 1)(images, zero),
+    ):
+        with pytest.raises(DeviceError, match=r"^ONNX Runtime cannot run the network: .*Gather") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_runs_with_impossible_times_are_told_from_possible_ones() -> None:
+    durations = np.array([[1.0, 2.0], [-0.001, 2.0], [1.0, 2.0], [1.0, 1e6]])
+    walls = np.array([3.1, 3.1, 2.9, 3.1])
+    assert runtime.plausible(durations, walls).tolist() == [True, False, False, False]
+    # The profiler counts whole microseconds: two nodes may be two too long.
+    assert runtime.plausible(durations[:1], np.array([2.999])).tolist() == [True]
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, stands_still: int) -> list[int]:
+    """Let the runtime's clock begin with so many readings of zero; the readings are counted."""
+    readings = [0]
+
+    def perf_counter() -> float:
+        readings[0] += 1
+        return 0.0 if readings[0] <= stands_still else time.perf_counter()
+
+    monkeypatch.setattr(runtime, "time", SimpleNamespace(perf_counter=perf_counter))
+    return readings
+
+
+def test_runs_in_which_the_clocks_disagree_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, warmup = 5, 3
+    readings = clock(monkeypatch, stands_still=2 * (warmup + 2))
+    nodes = runtime.profile_nodes(FILE, 1, runs)
+    assert all(len(durations) == runs for _, durations in nodes)
+    assert readings[0] == 2 * 2 * (warmup + runs)
+
+
+def test_clocks_that_never_agree_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = clock(monkeypatch, stands_still=10**9)
+    with pytest.raises(DeviceError, match="does not agree with this machine's monotonic clock in 8 runs"):
+        runtime.profile_nodes(FILE, 1, 2)
+    assert readings[0] == runtime.ATTEMPTS * 2 * (3 + 2)
