@@ -30,7 +30,7 @@ import onnxruntime
 import torch
 from scipy.stats import beta
 
-from bcnet.artifacts import write_file
+from bcnet.artifacts import file_digest, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.gate import kind_of
@@ -39,6 +39,7 @@ from bcnet.models import build_model
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
 from bcnet.runtimes import onnxruntime as runtime
+from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
@@ -69,7 +70,8 @@ while True:
 
 def graph_of(folder: Path, model: str, image_size: int, bins: int) -> OnnxSupernet:
     """The network's ONNX graph, exported once and kept in the folder."""
-    file = folder / f"{re.sub('[^a-z0-9]+', '-', model)}-{image_size}-{bins}.pickle"
+    code = file_digest(Path(onnx_graph.__file__))  # a pickle does not outlive its class
+    file = folder / f"{re.sub('[^a-z0-9]+', '-', model)}-{image_size}-{bins}-{code}.pickle"
     if file.exists():
         kept = pickle.loads(file.read_bytes())
         assert isinstance(kept, OnnxSupernet)
