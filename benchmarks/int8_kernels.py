@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/int8_kernels.py
 
 Both are symmetric, with int8 weights and a scale a channel (`bcnet.supernet.quantize`). Networks of
-torchvision without trained weights, 224 x 224, batch 1, one thread; the files of one are timed in turn, five
-times. Prints a Markdown table: the fastest median in ms, and operators of the graph that really runs.
+torchvision without trained weights, 224 x 224, batch 1, one thread; a network's files are timed in turn,
+twelve times. Prints a Markdown table: the fastest median in ms, operators of the graph that really runs.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.quantize import quantized
 
 SHAPE = (1, 3, 224, 224)
-ROUNDS = 5
+ROUNDS = 12
 SHOWN = ("QLinearConv", "Conv", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -67,7 +67,7 @@ def main() -> None:
         times: dict[str, list[float]] = {kind: [] for kind in contents}
         for _ in range(ROUNDS):
             for kind, content in contents.items():
-                times[kind].append(float(np.median(time_network(content, 1, 100, 0.5, 10))))
+                times[kind].append(float(np.median(time_network(content, 1, 50, 0.25, 8))))
         for kind, content in contents.items():
             found = operators(content)
             counts = " | ".join(str(found[operator]) for operator in SHOWN)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bcnet.data import ImageData
-from bcnet.errors import DeviceError, ModelError, one_line
+from bcnet.errors import BcnetError, DeviceError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
 
 # The layers that have integer kernels, and what keeps their results integers on the way to the next one.
@@ -70,6 +70,8 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
                 extra_options=options,
             )
             result = onnx.load(path)
+    except BcnetError:
+        raise  # a training image that cannot be read
     except Exception as cause:
         raise ModelError(f"ONNX Runtime cannot quantise the network: {one_line(cause)}") from cause
     del result.graph.value_info[:]  # sizes at these widths

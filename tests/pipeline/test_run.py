@@ -157,8 +157,8 @@ def test_a_table_of_another_runtime_is_used_with_a_warning(
     TABLE.write_text(text.replace(version, '"runtime_version": "0.9"'), encoding="utf-8")
     assert main(["search", "--json"]) == 0
     err = capfd.readouterr().err
-    assert "cpu.json: layers were measured with runtime_version 0.9, here it is" in err
-    assert "delete the file and run `bcnet build-lut`" in err
+    assert "with runtime_version 0.9, here it is" in err
+    assert "`bcnet check-lut --device cpu` tells" in err
 
 
 def test_every_stage_prints_one_json_object_and_nothing_else(

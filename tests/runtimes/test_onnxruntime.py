@@ -64,7 +64,9 @@ def test_a_provider_that_leaves_all_to_the_cpu_is_refused() -> None:
             use()
 
 
-def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line() -> None:
+def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     content = fails_when_run()
     images, zero = np.zeros((1, 5), np.float32), np.zeros(1, np.int64)
     for use in (
@@ -75,6 +77,7 @@ def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line() -> None:
         with pytest.raises(DeviceError, match=r"^ONNX Runtime cannot run the network: .*Gather") as caught:
             use()
         assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_runs_with_impossible_times_are_told_from_possible_ones() -> None:

@@ -181,7 +181,7 @@ def test_profiled_time_of_integers_is_charged_to_the_layers_that_spend_it(kind: 
     _, integers = graphs(kind)
     profile = runtime.profile_nodes(integers.variant(integers.space.largest()), 1, 10)
     charged = charge(integers.slots, profile)
-    assert charged.sum(0) == pytest.approx(sum(durations for _, durations in profile))
+    assert charged.sum(0) == pytest.approx(np.sort(sum(durations for _, durations in profile)))
     times = dict(profile)
     for slot, own in zip(integers.slots, charged, strict=True):
         if slot.template.op == "Conv":
