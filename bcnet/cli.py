@@ -1,8 +1,8 @@
 """The command line: parse, call, print. Help imports neither torch nor a runtime.
 
 Results go to stdout (one JSON object with --json), progress and messages to stderr. Exit codes: 0 done,
-1 an error that the message explains, 2 wrong usage, 3 a check failed, 4 done but not verified here, 130
-interrupted.
+1 an error that the message explains, 2 wrong usage, 3 a check failed (`check-lut`: slower, or rows missing),
+4 done but not verified here (`check-lut`: the machine differs, or inconclusive), 130 interrupted.
 """
 
 import errno
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcnet.errors import BcnetError, DeviceError, NotVerified, UsageError
-from bcnet.show import show_comparison, show_summary, show_table
+from bcnet.show import show_check, show_comparison, show_summary, show_table
 
 if TYPE_CHECKING:
     from bcnet.artifacts import Run
@@ -243,6 +243,64 @@ def build_lut(
     _stage(stage, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json)
 
 
+@app.command("check-lut")
+def check_lut(
+    table: Annotated[
+        Path | None, typer.Option(help="Table to check (default: latency_tables/DEVICE.json).")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Measure nothing: compare with this table, the older one.")
+    ] = None,
+    max_slowdown: Annotated[str, typer.Option(help='Slowdown that is allowed, as "5%".')] = "5%",
+    rows: Annotated[int, typer.Option(min=1, help="Rows to draw; others in the same networks count.")] = 40,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 30.0,
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
+    ] = None,
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> int:
+    """Has the device, driver or runtime become slower? Measures a sample of the table again, in place, with a
+    probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or inconclusive."""
+    from bcnet.artifacts import write_file
+    from bcnet.config import load_config
+    from bcnet.latency_tables import check_report
+
+    allowed = _percentage("--max-slowdown", max_slowdown)
+    settings = load_config(config, {"": {"seed": seed, **_target(device, batch, threads, precision)}})
+    with redirect_stdout(sys.stderr):
+        if against is not None:
+            from bcnet.hw_profiles import load_profile
+            from bcnet.latency_tables.against import compare_tables
+            from bcnet.latency_tables.table import LatencyTable
+
+            path = table or Path("latency_tables", f"{load_profile(settings.device).name}.json")
+            report = compare_tables(
+                LatencyTable.load(path),
+                LatencyTable.load(against),
+                max_slowdown=allowed,
+                names=(str(path), str(against)),
+            )
+        else:
+            from bcnet.pipeline import check_lut as stage
+
+            report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
+    if junit is not None:
+        write_file(junit, check_report.junit(report))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(check_report.annotations(report)), file=sys.stderr)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        show_check(report)
+    return report.exit_code
+
+
 @app.command()
 def search(
     latency_ms: LatencyMs = None,
@@ -428,6 +486,14 @@ def _target(
 
 def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:
     return {"latency_ms": latency_ms, "latency": latency, "min_accuracy": min_accuracy}
+
+
+def _percentage(flag: str, text: str) -> float:
+    """ "5%" as 0.05. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise UsageError(f"{flag} takes a percentage above 0 and up to 100, as \"5%\", not '{text}'")
+    return float(match[1]) / 100
 
 
 def _checked_name(run: str) -> str:

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bcnet.latency_tables.check_report import CheckReport
 
 
 def show_summary(summary: Mapping[str, Any], indent: str = "") -> None:
@@ -75,6 +78,49 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
         f"{summary['metric']} on {summary['test_images']} test images, through ONNX Runtime"
     )
     print(f"verified network: {summary['file']}")
+
+
+def show_check(report: "CheckReport") -> None:
+    """The verdict on a latency table in one line, what it rests on, and the worst."""
+    from bcnet.latency_tables.check_report import WORST
+
+    verdict = report.verdict
+    for finding in report.findings:
+        print(f"missing: {finding}")
+    print(f"{report.table}: {report.headline}")
+    changes = [verdict.everything, *verdict.kinds]
+    names = {change.name for change in changes}
+    slower = [change for change in verdict.slower if change.name not in names]
+    faster = [change for change in verdict.faster if change.name not in names]
+    marks = {change.name: "slower" for change in verdict.slower}
+    marks |= {change.name: "faster" for change in verdict.faster}
+    show_table(
+        ["layers", "rows", "then ms", "now ms", "change", "95 % interval", "clearly"],
+        [
+            [
+                change.name,
+                str(change.rows),
+                f"{change.then_ms:.4g}",
+                f"{change.now_ms:.4g}",
+                f"{change.change:+.1%}",
+                f"{change.low:+.1%} to {change.high:+.1%}",
+                marks.get(change.name, ""),
+            ]
+            for change in (*changes, *slower[:WORST], *faster[:WORST])
+        ],
+    )
+    for change in verdict.relative:
+        print(f"against all other rows, {change.name}: {change.change:+.1%}")
+    if len(slower) > WORST or len(faster) > WORST:
+        print(f"single layers in all: {len(slower)} slower, {len(faster)} faster")
+    probe = ", ".join(f"{part.name} {part.change:+.1%}" for part in verdict.probe)
+    measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
+    print(
+        f"probe of the machine: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not; "
+        f"finds a slowdown of all rows from {verdict.detectable:.0%}"
+    )
+    for note in report.notes:
+        print(f"note: {note}")
 
 
 def _with_interval(entry: Mapping[str, Any]) -> str:

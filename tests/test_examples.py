@@ -1,13 +1,16 @@
 """The examples do what they say."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import onnx
+import pytest
 from conftest import PROFILE
 
+from bcnet.cli import main
 from bcnet.config import load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -94,3 +97,14 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_pat
     proto = onnx.load(tmp_path / "runs/default/export/model.onnx")
     assert [entry.name for entry in proto.graph.output] == ["out"]
     assert [dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim] == [1, 4, 64, 64]
+
+
+def test_the_workflow_uses_flags_that_check_lut_has(capfd: pytest.CaptureFixture[str]) -> None:
+    workflow = (EXAMPLES / "ci" / "check-lut.yml").read_text(encoding="utf-8").replace("\\\n", "")
+    command = re.search(r"check-lut (--.*) \|\|", workflow)
+    assert command is not None
+    assert main(["check-lut", "--help"]) == 0
+    shown = capfd.readouterr().out
+    flags = re.findall(r"--[a-z-]+", command[1])
+    assert {"--against", "--junit"} <= set(flags)
+    assert [flag for flag in flags if flag not in shown] == []

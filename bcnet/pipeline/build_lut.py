@@ -22,7 +22,7 @@ from bcnet.errors import DeviceError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot, specs_of
-from bcnet.latency_tables.probe import probe
+from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.table import (
     Calibration,
     Failure,
@@ -390,16 +390,12 @@ def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
 
 def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Session:
     """Provenance of what was measured now, and what the probe said meanwhile."""
-    pooled = {part: np.array([reading[part] for reading in readings]) for part in readings[-1]}
-    medians = {part: float(np.median(values)) for part, values in pooled.items()}
+    medians, spreads = pool_readings(readings)
     return Session(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         provenance={"runtime": profile.runtime, **runtime_named(profile.runtime).fingerprint()},
-        probe={part: round(ms, 4) for part, ms in medians.items()},
-        probe_spread={
-            part: round(float(np.median(np.abs(values - medians[part]))) / medians[part], 4)
-            for part, values in pooled.items()
-        },
+        probe=medians,
+        probe_spread=spreads,
     )
 
 

@@ -146,7 +146,7 @@ def test_only_plain_measured_rows_are_fitted_with_the_peak_of_their_session() ->
     table.sessions.append(Session("2026-01-02", {}, {}, estimate=True))
     table.rows[DEPTHWISE, FP32] = Row(DEPTHWISE, FP32, LatencyStat(1.0, 1.0, 0.0, 0), 1)
     assert measured_rows(table) == [(CONV, FP32, 1.0, Peak(2 * 256**3 / 0.2, 8 * 2**20 / 0.4))]
-    assert probe_peak({"matmul_ms": 0.1, "sweep_ms": 1.0, "gather_ms": 1.0}).ops_per_ms == 10 * 8 * 2 * 64**3
+    assert probe_peak({"matmul_ms": 0.1, "sweep_ms": 1.0, "stream_ms": 1.0}).ops_per_ms == 10 * 8 * 2 * 64**3
 
 
 def test_a_layer_that_beats_the_probe_is_the_peak() -> None:

@@ -1,0 +1,134 @@
+"""Two latency tables of one device, compared without measuring. In: head and base. Out: a report.
+
+The way for CI, which builds both on one machine in one job.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from bcnet.errors import TableError
+from bcnet.latency_tables.check_report import CheckReport
+from bcnet.latency_tables.gate import Observation, Probed, judge, name_of
+from bcnet.latency_tables.table import LatencyTable, Row
+
+LISTED = 3  # rows that a finding names
+
+
+def compare_tables(
+    head: LatencyTable,
+    base: LatencyTable,
+    *,
+    max_slowdown: float = 0.05,
+    names: tuple[str, str] = ("head", "base"),
+) -> CheckReport:
+    """The same verdict as by measuring, on rows that both have; rows that only `base` has are a finding.
+
+    Raises TableError where the devices differ, no row is in both, or a row is an estimate.
+    """
+    if head.device != base.device:
+        raise TableError(
+            f"{names[0]} is of device '{head.device}', {names[1]} of '{base.device}'; "
+            "compare tables of one device"
+        )
+    common = sorted(head.rows.keys() & base.rows.keys(), key=lambda key: (key[1], key[0]))
+    if not common:
+        raise TableError(f"{names[0]} and {names[1]} have no row in common; build both for the same network")
+    now, then = [head.rows[key] for key in common], [base.rows[key] for key in common]
+    refuse_estimates(head, now, names[0])
+    refuse_estimates(base, then, names[1])
+    settings = {setting for _, setting in common}
+    observations = [
+        Observation(
+            layer=layer,
+            then_ms=base.rows[layer, setting].stat.median_ms,
+            then_spread=base.rows[layer, setting].stat.spread,
+            now_ms=((head.rows[layer, setting].stat.median_ms,),),
+            now_spread=head.rows[layer, setting].stat.spread,
+            setting=str(setting) if len(settings) > 1 else "",
+        )
+        for layer, setting in common
+        # Below the tick of the runtime's clock there is no ratio.
+        if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) > 0
+    ]
+    verdict = judge(
+        observations,
+        probed_then(base, then),
+        probed_then(head, now),
+        max_slowdown=max_slowdown,
+        other_machine=_other_machine(processors(base, then), processors(head, now)),
+    )
+    missing, added = base.rows.keys() - head.rows.keys(), head.rows.keys() - base.rows.keys()
+    findings = []
+    if missing:
+        listed = ", ".join(name_of(layer) for layer, _ in sorted(missing)[:LISTED])
+        more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
+        findings.append(f"{len(missing)} of {len(base.rows)} rows are missing: {listed}{more}")
+    broken = sorted(missing & head.failures.keys())
+    if broken:
+        error = head.failures[broken[0]].error
+        findings.append(
+            f"the runtime fails on {len(broken)} of them, such as {name_of(broken[0][0])}: {error}"
+        )
+    return CheckReport(
+        table=names[0],
+        against=names[1],
+        device=head.device,
+        verdict=verdict,
+        rows=len(observations),
+        unchecked=len(head.rows) - len(observations),
+        findings=tuple(findings),
+        notes=(*([f"{len(added)} rows are new"] if added else ()), *_versions(head, base, now, then)),
+    )
+
+
+def refuse_estimates(table: LatencyTable, rows: Iterable[Row], name: str) -> None:
+    """Raises TableError where a row was calculated."""
+    count = sum(table.sessions[row.session].estimate for row in rows)
+    if count:
+        raise TableError(
+            f"{name} is an estimate: nothing was measured for {count} of these rows; "
+            f"run `bcnet build-lut --device {table.device}` on the device"
+        )
+
+
+def probed_then(table: LatencyTable, rows: Iterable[Row]) -> Probed:
+    """The probe of the sessions that these rows come from, each session as often as it has rows.
+
+    Where sessions disagree, their median absolute deviation is the spread, if it is above their own.
+    """
+    sessions = [table.sessions[row.session] for row in rows]
+    medians, spreads = {}, {}
+    for part in sessions[0].probe:
+        values = np.array([session.probe[part] for session in sessions if part in session.probe])
+        medians[part] = float(np.median(values))
+        between = float(np.median(np.abs(values - medians[part]))) / medians[part]
+        spreads[part] = max(between, *(session.probe_spread.get(part, 0.0) for session in sessions), 0.0)
+    return Probed(medians, spreads)
+
+
+def processors(table: LatencyTable, rows: Iterable[Row]) -> set[str]:
+    """Names of the processors that these rows were measured on."""
+    return {table.sessions[row.session].provenance.get("processor", "") for row in rows} - {""}
+
+
+def _other_machine(then: set[str], now: set[str]) -> str:
+    if not then or not now or then == now:
+        return ""
+    return f"another processor: {', '.join(sorted(then))} then, {', '.join(sorted(now))} now"
+
+
+def _versions(head: LatencyTable, base: LatencyTable, now: list[Row], then: list[Row]) -> list[str]:
+    """What else is recorded of the two, where it differs."""
+    found: list[dict[str, set[str]]] = []
+    for table, rows in ((base, then), (head, now)):
+        values: dict[str, set[str]] = {}
+        for row in rows:
+            for key, value in table.sessions[row.session].provenance.items():
+                values.setdefault(key, set()).add(value)
+        found.append(values)
+    return [
+        f"{key}: {', '.join(sorted(found[0][key]))} then, {', '.join(sorted(found[1][key]))} now"
+        for key in sorted(found[0].keys() & found[1].keys())
+        if found[0][key] != found[1][key]
+    ]

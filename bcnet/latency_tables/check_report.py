@@ -1,0 +1,116 @@
+"""What a check of a latency table found, as JSON, as JUnit XML and as annotations of GitHub Actions.
+
+In: a verdict and findings that need no statistics. Out: text for machines; `show.py` has that for people.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+from xml.etree import ElementTree
+
+from bcnet.latency_tables.gate import Change, Verdict
+
+WORST = 10  # single layers that are listed; all are counted
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """A verdict on `table`, and what it rests on.
+
+    `against` names what it was compared with: another table, or this machine now. `findings` are certain,
+    such as rows that are missing: any of them fails the check. `notes` are no fault. `unchecked` counts rows
+    that could not be compared: those of other networks or settings.
+    """
+
+    table: str
+    against: str
+    device: str
+    verdict: Verdict
+    rows: int
+    unchecked: int
+    findings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    networks: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 3 slower or a finding, 4 machine differs or inconclusive."""
+        return 3 if self.findings else self.verdict.exit_code
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one line."""
+        verdict = self.verdict
+        low, high = verdict.everything.low, verdict.everything.high
+        return (
+            f"{verdict.status}: {verdict.reason} (all {self.rows} rows {verdict.everything.change:+.1%}, "
+            f"95 % interval {low:+.1%} to {high:+.1%})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it; changes are parts of one: 0.12 is 12 % slower."""
+        return {"stage": "check-lut", "exit_code": self.exit_code, "headline": self.headline, **asdict(self)}
+
+
+def junit(report: CheckReport) -> bytes:
+    """JUnit XML: one test for the findings, for all rows, for the machine, and for each kind of layer.
+
+    Slower is a failure; where nothing can be said (the machine differs, inconclusive) tests are skipped.
+    """
+    verdict = report.verdict
+    suite = ElementTree.Element("testsuite", name="bcnet check-lut", errors="0")
+
+    def case(name: str, failure: str = "", skipped: str = "") -> None:
+        test = ElementTree.SubElement(
+            suite, "testcase", classname=f"latency_tables.{report.device}", name=name
+        )
+        if failure:
+            ElementTree.SubElement(test, "failure", message=failure, type="slower").text = failure
+        elif skipped:
+            ElementTree.SubElement(test, "skipped", message=skipped)
+
+    case("every row is there", failure="; ".join(report.findings))
+    unsure = report.headline if verdict.exit_code == 4 else ""
+    slower = {change.name: change for change in verdict.slower} if verdict.status == "slower" else {}
+    case("all rows together", failure=report.headline if verdict.status == "slower" else "", skipped=unsure)
+    kinds = {kind.name: kind for kind in verdict.kinds}
+    for name in kinds:
+        case(name, failure=sentence(slower[name]) if name in slower else "", skipped=unsure)
+    for name, change in slower.items():
+        if name not in kinds:
+            case(name, failure=sentence(change))
+    suite.set("tests", str(len(suite)))
+    suite.set("failures", str(len(suite.findall("testcase/failure"))))
+    suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+    suite.set("time", f"{report.seconds:.1f}")
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def annotations(report: CheckReport) -> list[str]:
+    """Lines that GitHub Actions shows at the table's file: errors, warnings, or one notice."""
+    verdict = report.verdict
+
+    def line(level: str, text: str) -> str:
+        file = report.table.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        return f"::{level} file={file},title=bcnet check-lut::{text}"
+
+    level = {0: "notice", 3: "error", 4: "warning"}[verdict.exit_code]
+    lines = [line("error", finding) for finding in report.findings]
+    lines.append(line(level, report.headline))
+    if verdict.status == "slower":
+        lines += [line("error", sentence(change)) for change in verdict.slower[:WORST]]
+    return lines
+
+
+def sentence(change: Change) -> str:
+    """A change in words."""
+    word = "slower" if change.change > 0 else "faster"
+    return (
+        f"{change.name}: {abs(change.change):.1%} {word} ({change.low:+.1%} to {change.high:+.1%}; "
+        f"{change.then_ms:.4g} ms then, {change.now_ms:.4g} ms now, {change.rows} row(s))"
+    )

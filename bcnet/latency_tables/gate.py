@@ -1,0 +1,482 @@
+"""Has the runtime become slower? In: layers' times then and now, and the machine's probe. Out: a verdict.
+
+Pure statistics on logarithms of ratios: nothing is measured and nothing is read here. `pipeline/check_lut.py`
+measures; docstrings give every formula.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.stats import norm, t
+
+from bcnet.errors import TableError
+from bcnet.latency_tables.table import LayerSpec
+
+Status = Literal["ok", "slower", "machine differs", "inconclusive"]
+EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}
+
+ALPHA = (
+    0.005  # how often an unchanged runtime may be called slower, for each of: all rows, kinds, single rows
+)
+MOVED = 0.05  # below this probability, the machine is another one
+LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
+# Two sessions on one machine differ by more than their samples show: in 150 s on a shared virtual machine,
+# medians over 10 s, less what the probe explains, had a standard deviation of 1.0 to 1.6 % (all rows, kinds).
+DRIFT = 0.02
+# What layers feel of a change of the machine: all of the clock's (`matmul_ms`), and of what memory loses
+# beyond it (`stream_ms`) a part that differs, here with its standard deviation. Measured on MobileNetV2 while
+# other work came and went: all rows together 0.4 to 0.5, 1x1 and depthwise convolutions 0.6, the first
+# convolution 1.4; what uses each number once feels most: ReduceMean 1.4, Gemm 2.3 to 4.
+FELT_BY_ALL, FELT_BY_CONVOLUTIONS, FELT_BY_OTHERS = (0.5, 0.25), (0.8, 0.4), (2.0, 1.5)
+CLOCK, MEMORY = "matmul_ms", "stream_ms"
+PROBE_DRIFT = 0.01
+TICK_MS = 0.001  # runtimes' profiles count whole microseconds
+DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
+MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
+MEDIAN, QUARTILE = 1.2533, 1.3626  # standard errors of a median and of a lower quartile over a mean's
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A layer then and now. `now_ms` holds, for each network that showed it, one figure a round.
+
+    From a table, `now_ms` is one figure, and `now_spread` its row's spread. `setting` is named where layers
+    of several are compared; those are kinds of their own.
+    """
+
+    layer: LayerSpec
+    then_ms: float
+    then_spread: float
+    now_ms: tuple[tuple[float, ...], ...]
+    now_spread: float = 0.0
+    setting: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of its layer, and the setting if that is named."""
+        return kind_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+
+    @property
+    def name(self) -> str:
+        """Its layer as people read it."""
+        return name_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The probe in one session: medians in ms and spreads by part, and how many readings they come from."""
+
+    medians_ms: Mapping[str, float]
+    spreads: Mapping[str, float]
+    readings: int = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much slower (above 0) or faster something is: 0.12 is 12 %, between `low` and `high` (95 %).
+
+    `p` is the probability of such figures, or of larger ones, where it is not slower (for `faster`: not
+    faster) than allowed, corrected for the number of kinds or rows (Holm). `rows` are those behind it.
+    """
+
+    name: str
+    change: float
+    low: float
+    high: float
+    p: float
+    rows: int
+    then_ms: float
+    now_ms: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found. `slower` and `faster` hold kinds of layers first, then single layers, worst first.
+
+    `everything` is the change of all rows together, `probe` that of the machine, `detectable` the smallest
+    slowdown of all rows that such a check finds in 95 % of cases. Where the machine differs, `relative` has
+    the kinds that changed against the other rows. `seconds_needed`: where measuring longer would help.
+    """
+
+    status: Status
+    reason: str
+    max_slowdown: float
+    everything: Change
+    kinds: tuple[Change, ...]
+    slower: tuple[Change, ...]
+    faster: tuple[Change, ...]
+    relative: tuple[Change, ...]
+    probe: tuple[Change, ...]
+    detectable: float
+    seconds_needed: float | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 3 slower, 4 machine differs or inconclusive."""
+        return EXIT_CODES[self.status]
+
+
+def kind_of(layer: LayerSpec) -> str:
+    """What a runtime has a kernel for: operator, kernel size, depthwise or grouped or neither."""
+    kernel = " " + "x".join(map(str, layer.kernel)) if layer.kernel else ""
+    if layer.groups == 1:
+        return layer.op + kernel
+    return f"{layer.op}{kernel} {'depthwise' if layer.groups == layer.in_channels else 'grouped'}"
+
+
+def name_of(layer: LayerSpec) -> str:
+    """A row as people read it."""
+    return (
+        f"{kind_of(layer)} {layer.in_channels}->{layer.out_channels} at {layer.in_height}x{layer.in_width}"
+        + (f" stride {layer.stride[0]}" if any(step > 1 for step in layer.stride) else "")
+    )
+
+
+def judge(
+    observations: Sequence[Observation],
+    then: Probed,
+    now: Probed,
+    *,
+    max_slowdown: float = 0.05,
+    seconds: float | None = None,
+    other_machine: str = "",
+) -> Verdict:
+    """The verdict on a sample of rows.
+
+    Row i is slower by d_i = log(now / then), now being the lower quartile over rounds and networks, as in a
+    table: other work on the machine only adds time. Its standard error has four parts: the rounds' scatter
+    around what all rows share in a round; the row's own spread then; whole microseconds; and a factor, one
+    for all rows, by which rows scatter around their kind more than these say. All rows together and each kind
+    are weighted medians of d_i. Their errors add what single rows cannot show: the rounds' common scatter,
+    the drift between sessions (`DRIFT`), the probe's.
+
+    Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
+    has been taken off: clock + felt * (memory - clock), the log changes of the probe's two parts, with `felt`
+    as uncertain as the three `FELT_BY_...` say. Kinds are also tested against all other rows; the surer of
+    the two counts, doubled. Holm's correction goes over kinds, and over rows; single rows use Student's t.
+    The machine differs where what all rows feel of a part's change is more than max_slowdown, beyond its
+    error, or where `other_machine` says why. The check is inconclusive where it would miss a slowdown of four
+    times max_slowdown in more than 5 % of cases, or where a slowdown is likely but not clear.
+
+    `max_slowdown` is a part of one; `seconds` is how long was measured. Raises TableError for figures that
+    are not positive numbers.
+    """
+    _check(observations, then, now, max_slowdown)
+    allowed = math.log1p(max_slowdown)
+    then_ms = np.array([o.then_ms for o in observations])
+    now_ms = np.array([_now(o) for o in observations])
+    change = np.log(now_ms / then_ms)
+    kinds = np.array([o.kind for o in observations], object)
+    error, shared = _errors(observations, then_ms, now_ms, change, kinds)
+    parts = _probe_changes(then, now, allowed)
+    drift = math.hypot(DRIFT, shared)
+
+    def pooled(chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
+        """The change of some rows, its error, and what the machine explains of it."""
+        weights = 1 / error[chosen] ** 2
+        centre = _weighted_median(change[chosen], weights)
+        own = MEDIAN / math.sqrt(float(weights.sum()))
+        explained, explained_error = _explained(then, now, felt)
+        return centre, math.sqrt(own**2 + drift**2 + explained_error**2), explained
+
+    def described(name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
+        return Change(
+            name=name,
+            change=math.expm1(centre),
+            low=math.expm1(centre - 1.96 * uncertain),
+            high=math.expm1(centre + 1.96 * uncertain),
+            p=p,
+            rows=int(np.count_nonzero(chosen)),
+            then_ms=float(then_ms[chosen].sum()),
+            now_ms=float(now_ms[chosen].sum()),
+        )
+
+    every = np.ones(len(change), bool)
+    centre, uncertain, explained = pooled(every, FELT_BY_ALL)
+    p_all = float(norm.sf((centre - explained - allowed) / uncertain))
+    everything = described("all rows", every, centre, uncertain, p_all)
+
+    names = sorted(set(kinds), key=lambda name: -float(now_ms[kinds == name].sum()))
+    members = {name: kinds == name for name in names}
+    of_kind = {name: pooled(members[name], _felt_by(name)) for name in names}
+
+    # Against all other rows, what both share cancels: the rounds' scatter, the clock, a part of the memory.
+    of_rest = {name: pooled(~members[name], FELT_BY_ALL) for name in names if not members[name].all()}
+    against = {
+        name: _against_rest(
+            of_kind[name][0] - of_rest[name][0],
+            1 / float((error[members[name]] ** -2.0).sum())
+            + 1 / float((error[~members[name]] ** -2.0).sum()),
+            _felt_by(name),
+            then,
+            now,
+        )
+        for name in of_rest
+    }
+
+    def tested(sign: int) -> dict[str, Change]:
+        """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
+        p = []
+        for name in names:
+            d, own_error, machine = of_kind[name]
+            surest = norm.sf((sign * (d - machine) - allowed) / own_error)
+            if name in against and sign * (d - machine) > allowed:
+                excess, rest_error = against[name]
+                surest = min(surest, norm.sf((sign * excess - allowed) / rest_error))
+            p.append(min(1.0, 2 * float(surest)))
+        return {
+            name: described(name, members[name], *of_kind[name][:2], value)
+            for name, value in zip(names, _holm(p), strict=True)
+        }
+
+    slower_kinds, faster_kinds = tested(1), tested(-1)
+    both_ways = _holm([min(1.0, 2 * float(norm.sf((abs(x) - allowed) / e))) for x, e in against.values()])
+    relative = tuple(
+        described(name, members[name], *against[name], p)
+        for name, p in zip(against, both_ways, strict=True)
+        if p < ALPHA
+    )
+    machine, machine_error = np.array([_explained(then, now, _felt_by(kind)) for kind in kinds]).T
+    single = np.sqrt(error**2 + drift**2 + machine_error**2)
+    slower_rows = _rows(change - machine - allowed, single)
+    faster_rows = _rows(machine - change - allowed, single)
+
+    def found(of_kinds: dict[str, Change], rows: list[float]) -> tuple[Change, ...]:
+        clear = [kind for kind in of_kinds.values() if kind.p < ALPHA]
+        layers = [
+            described(observations[i].name, np.arange(len(change)) == i, change[i], single[i], p)
+            for i, p in enumerate(rows)
+            if p < ALPHA
+        ]
+        return (
+            *sorted(clear, key=lambda each: -abs(each.change)),
+            *sorted(layers, key=lambda each: -abs(each.change)),
+        )
+
+    slower, faster = found(slower_kinds, slower_rows), found(faster_kinds, faster_rows)
+    beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
+    detectable = math.expm1(allowed + explained + beyond * uncertain)
+    status, reason = _decision(
+        everything, tuple(slower_kinds.values()), slower, parts, detectable, max_slowdown, other_machine
+    )
+    needed = None
+    if status == "inconclusive":
+        target = (math.log1p(4 * max_slowdown) - allowed - explained) / beyond
+        needed = _seconds_needed(seconds, uncertain, target)
+        if needed is not None:
+            reason += f"; measure for {needed:.0f} s"
+        elif seconds is None:
+            reason += "; build both tables again on a quieter machine"
+        else:
+            reason += "; measuring longer does not help, a quieter machine does"
+    return Verdict(
+        status=status,
+        reason=reason,
+        max_slowdown=max_slowdown,
+        everything=everything,
+        kinds=tuple(slower_kinds.values()),
+        slower=slower,
+        faster=faster,
+        relative=relative,
+        probe=parts,
+        detectable=detectable,
+        seconds_needed=needed,
+    )
+
+
+def _decision(
+    everything: Change,
+    kinds: tuple[Change, ...],
+    slower: tuple[Change, ...],
+    probe: tuple[Change, ...],
+    detectable: float,
+    max_slowdown: float,
+    other_machine: str,
+) -> tuple[Status, str]:
+    """The verdict and its reason."""
+    moved = [f"{part.name} {part.change:+.0%}" for part in probe if part.p < MOVED]
+    if other_machine or moved:
+        return "machine differs", other_machine or f"the probe moved: {', '.join(moved)}"
+    clear = [everything] if everything.p < ALPHA else list(slower)
+    if clear:
+        verb = "are" if clear[0] is everything else "is"
+        return "slower", (
+            f"{clear[0].name} {verb} slower by {clear[0].change:.1%}, at most {max_slowdown:.1%} is allowed"
+        )
+    likely = [each for each in (everything, *kinds) if each.p < LIKELY and each.change > max_slowdown]
+    if likely:
+        return "inconclusive", f"{likely[0].name}: {likely[0].change:+.1%}, which may be noise"
+    if detectable > 4 * max_slowdown:
+        return "inconclusive", f"too noisy: a slowdown below {detectable:.0%} may be missed"
+    return "ok", f"all rows together {everything.change:+.1%}, no kind of layer is slower than allowed"
+
+
+def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_slowdown: float) -> None:
+    """Raises TableError for what cannot be compared."""
+    if not observations:
+        raise TableError("no rows to compare; run `bcnet build-lut`")
+    if not (math.isfinite(max_slowdown) and 0 < max_slowdown <= 1):
+        raise TableError(
+            f"a slowdown of {max_slowdown} cannot be allowed; give more than 0 % and at most 100 %"
+        )
+    for o in observations:
+        figures = [o.then_ms, *(value for network in o.now_ms for value in network)]
+        if len(figures) < 2 or not all(math.isfinite(value) and 0 < value < 1e7 for value in figures):
+            raise TableError(f"{o.name}: {figures} are not times in ms; measure that row anew")
+        if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
+            raise TableError(f"{o.name}: its spread is no number; measure that row anew")
+    if not set(then.medians_ms) & set(now.medians_ms):
+        raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut` anew")
+    for value in (*then.medians_ms.values(), *now.medians_ms.values()):
+        if not (math.isfinite(value) and value > 0):
+            raise TableError(f"the probe reads {value} ms; run `bcnet build-lut` anew")
+
+
+def _now(observation: Observation) -> float:
+    return float(np.percentile([value for network in observation.now_ms for value in network], 25))
+
+
+def _errors(
+    observations: Sequence[Observation],
+    then_ms: np.ndarray,
+    now_ms: np.ndarray,
+    change: np.ndarray,
+    kinds: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Standard errors of the rows' changes, and of what all rows share through the rounds."""
+    rounds = max(len(values) for o in observations for values in o.now_ms)
+    shared = np.zeros(rounds)
+    scaled = []  # each (row, network): its rounds over their median
+    for o in observations:
+        for values in o.now_ms:
+            if len(values) == rounds:
+                scaled.append(np.log(np.array(values) / np.median(values)))
+    if rounds > 1 and scaled:
+        shared = np.median(scaled, axis=0)
+    own = []
+    for o in observations:
+        within = [
+            MAD
+            * float(np.median(np.abs(np.log(np.array(values) / np.median(values)) - shared[: len(values)])))
+            / math.sqrt(len(values))
+            for values in o.now_ms
+        ]
+        own.append(QUARTILE * float(np.mean(within)) / math.sqrt(len(within)))
+    then_error = np.array([MAD * math.hypot(o.then_spread, o.now_spread) for o in observations]) / 2
+    ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
+    claimed = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
+    centres = {
+        name: _weighted_median(change[kinds == name], claimed[kinds == name] ** -2.0) for name in set(kinds)
+    }
+    residual = np.abs(change - np.array([centres[name] for name in kinds])) / claimed
+    factor = max(1.0, MAD * float(np.median(residual)))
+    common = QUARTILE * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
+    return claimed * factor, common
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    before = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(weights.sum() / 2, before, values[order]))
+
+
+def _probe_error(then: Probed, now: Probed, part: str) -> float:
+    """The standard error of a part's log ratio."""
+    variance = PROBE_DRIFT**2
+    for probed in (then, now):
+        variance += (MEDIAN * MAD * probed.spreads.get(part, 0.0)) ** 2 / max(probed.readings, 1)
+    return math.sqrt(variance)
+
+
+def _log_ratio(then: Probed, now: Probed, part: str) -> float:
+    return math.log(now.medians_ms[part] / then.medians_ms[part])
+
+
+def _common_parts(then: Probed, now: Probed) -> list[str]:
+    return [part for part in then.medians_ms if part in now.medians_ms]
+
+
+def _change_of(then: Probed, now: Probed, part: str) -> float:
+    return _log_ratio(then, now, part) if part in _common_parts(then, now) else 0.0
+
+
+def _felt_by(kind: str) -> tuple[float, float]:
+    return FELT_BY_CONVOLUTIONS if "Conv" in kind else FELT_BY_OTHERS
+
+
+def _explained(then: Probed, now: Probed, felt: tuple[float, float]) -> tuple[float, float]:
+    """What layers that feel so much of the memory's change should have changed by, and the error of that."""
+    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
+    error = (felt[1] * (memory - clock)) ** 2 + (felt[0] * _probe_error(then, now, MEMORY)) ** 2
+    return clock + felt[0] * (memory - clock), math.sqrt(error + _probe_error(then, now, CLOCK) ** 2)
+
+
+def _probe_changes(then: Probed, now: Probed, allowed: float) -> tuple[Change, ...]:
+    """Each part's change; p: of such a change where layers feel no more of it than is allowed."""
+    parts = _common_parts(then, now)
+    ratios = [_log_ratio(then, now, part) for part in parts]
+    errors = [_probe_error(then, now, part) for part in parts]
+    limits = [allowed if part == CLOCK else allowed / FELT_BY_ALL[0] for part in parts]
+    p = _holm(
+        [
+            min(1.0, 2 * float(norm.sf((abs(ratio) - limit) / error)))
+            for ratio, error, limit in zip(ratios, errors, limits, strict=True)
+        ]
+    )
+    return tuple(
+        Change(
+            name=part,
+            change=math.expm1(ratio),
+            low=math.expm1(ratio - 1.96 * error),
+            high=math.expm1(ratio + 1.96 * error),
+            p=value,
+            rows=now.readings,
+            then_ms=then.medians_ms[part],
+            now_ms=now.medians_ms[part],
+        )
+        for part, ratio, error, value in zip(parts, ratios, errors, p, strict=True)
+    )
+
+
+def _against_rest(
+    difference: float, variance: float, felt: tuple[float, float], then: Probed, now: Probed
+) -> tuple[float, float]:
+    """A kind's change less that of all other rows and less what the machine explains, and its error.
+
+    `variance` is that of the rows' means; what the kind feels of the memory's change is beyond `FELT_BY_ALL`.
+    """
+    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
+    beyond = felt[0] - FELT_BY_ALL[0]
+    error = (
+        MEDIAN**2 * variance
+        + DRIFT**2
+        + (math.hypot(felt[1], FELT_BY_ALL[1]) * (memory - clock)) ** 2
+        + (beyond * _probe_error(then, now, MEMORY)) ** 2
+    )
+    return difference - beyond * (memory - clock), math.sqrt(error)
+
+
+def _rows(excess: np.ndarray, error: np.ndarray) -> list[float]:
+    """Holm-corrected probabilities of single rows' excesses over what is allowed."""
+    return _holm([float(p) for p in t.sf(excess / error, DEGREES)])
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never below a smaller one's."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.maximum.accumulate([(len(p) - k) * p[i] for k, i in enumerate(order)])
+    result = [0.0] * len(p)
+    for value, i in zip(corrected, order, strict=True):
+        result[i] = min(1.0, float(value))
+    return result
+
+
+def _seconds_needed(seconds: float | None, uncertain: float, target: float) -> float | None:
+    """How long until the error is `target`: what is above the drift shrinks with the root of the time."""
+    above = uncertain**2 - DRIFT**2
+    if seconds is None or target <= DRIFT or above <= 0:
+        return None
+    return max(2 * seconds, seconds * above / (target**2 - DRIFT**2))

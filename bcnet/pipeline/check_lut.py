@@ -1,0 +1,201 @@
+"""The gate: rows of a latency table measured again. In: a table, its network, a device. Out: a report.
+
+A sample of rows is measured in place, in whole networks, as `build_lut` does; the machine's probe is read
+before, between and after.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bcnet.config import Config
+from bcnet.errors import TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
+from bcnet.latency_tables.check_report import CheckReport
+from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
+from bcnet.latency_tables.probe import pool_readings, probe
+from bcnet.latency_tables.table import LatencyTable, LayerSpec
+from bcnet.pipeline.build_lut import charge, design, undisturbed_ms
+from bcnet.progress import progress_bar
+from bcnet.supernet.measure import runtime_of, setting_of
+from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.project import load_project
+from bcnet.supernet.space import Widths
+
+MOST_NETWORKS = 6
+LEAST_ROUNDS = 3
+VISIT_MS = 50.0  # of inferences, each time that a network is visited
+
+
+def check_lut(
+    graph: OnnxSupernet,
+    profile: HwProfile,
+    table: LatencyTable,
+    *,
+    rows: int = 40,
+    seconds: float = 30.0,
+    max_slowdown: float = 0.05,
+    seed: int = 0,
+    name: str = "the table",
+) -> CheckReport:
+    """Measure a sample of the table's rows of this network again, and judge.
+
+    `rows` are drawn, evenly over kinds of layers; at most six networks that show most of them are profiled
+    round by round, in another order each time, for about `seconds` (three rounds at least). All known rows
+    that these networks show are compared. Raises TableError where the table has no measured row of the
+    network at this setting.
+    """
+    start = time.perf_counter()
+    setting = setting_of(profile)
+    known = {
+        layer: row for (layer, at), row in table.rows.items() if at == setting and row.stat.median_ms > 0
+    }
+    networks = _choose(graph, set(known), rows, np.random.default_rng(seed))
+    if not networks:
+        held = "; ".join(str(at) for at in sorted({at for _, at in table.rows})) or "no rows"
+        raise TableError(
+            f"{name} has no row of this network at {setting}; it holds: {held}. "
+            f"Run `bcnet build-lut --device {profile.name}`"
+        )
+    shown = {slot.at(widths) for widths in networks for slot in graph.slots} & known.keys()
+    compared = [known[layer] for layer in sorted(shown)]
+    refuse_estimates(table, compared, name)
+    seen, readings, rounds = _measure(graph, profile, networks, shown, start + seconds, seed)
+    medians, spread = pool_readings(readings)
+    fingerprint = runtime_of(profile).fingerprint()
+    then, here = processors(table, compared), fingerprint.get("processor")
+    verdict = judge(
+        [
+            Observation(
+                layer=row.layer,
+                then_ms=row.stat.median_ms,
+                then_spread=row.stat.spread,
+                now_ms=tuple(tuple(values) for values in seen[row.layer].values()),
+            )
+            for row in compared
+        ],
+        probed_then(table, compared),
+        Probed(medians, spread, len(readings)),
+        max_slowdown=max_slowdown,
+        seconds=seconds,
+        other_machine=f"another processor: {', '.join(sorted(then))} then, {here} now"
+        if here and then and then != {here}
+        else "",
+    )
+    return CheckReport(
+        table=name,
+        against="this machine now",
+        device=table.device,
+        verdict=verdict,
+        rows=len(compared),
+        unchecked=len(table.rows) - len(compared),
+        notes=tuple(
+            f"{key}: {value} then, {fingerprint[key]} now"
+            for number in sorted({row.session for row in compared})
+            for key, value in table.sessions[number].provenance.items()
+            if key in fingerprint and fingerprint[key] != value
+        ),
+        networks=len(networks),
+        rounds=rounds,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def _choose(graph: OnnxSupernet, known: set[LayerSpec], rows: int, rng: np.random.Generator) -> list[Widths]:
+    """A few networks that show a sample of the known rows, drawn in turn from each kind of layer."""
+    shows = {
+        widths: {slot.at(widths) for slot in graph.slots} & known
+        for widths in (graph.space.largest(), *design(graph.space))
+    }
+    kinds: dict[str, list[LayerSpec]] = {}
+    for layer in sorted(set().union(*shows.values())):
+        kinds.setdefault(kind_of(layer), []).append(layer)
+    drawn = [[own[i] for i in rng.permutation(len(own))] for own in kinds.values()]
+    turns = [
+        layer
+        for turn in range(max(map(len, drawn), default=0))
+        for own in drawn
+        for layer in own[turn : turn + 1]
+    ]
+    wanted = set(turns[:rows])
+    chosen: list[Widths] = []
+    while wanted and len(chosen) < MOST_NETWORKS:
+        best = max(shows, key=lambda widths: len(shows[widths] & wanted))
+        wanted -= shows[best]
+        chosen.append(best)
+    return chosen
+
+
+def _measure(
+    graph: OnnxSupernet,
+    profile: HwProfile,
+    networks: list[Widths],
+    shown: set[LayerSpec],
+    end: float,
+    seed: int,
+) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int]:
+    """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds."""
+    runtime = runtime_of(profile)
+    rng = np.random.default_rng(seed)
+    models = {widths: graph.variant(widths) for widths in networks}
+    slots_of = {
+        widths: [
+            (index, layer) for index, slot in enumerate(graph.slots) if (layer := slot.at(widths)) in shown
+        ]
+        for widths in networks
+    }
+    seen: dict[LayerSpec, dict[Widths, list[float]]] = {layer: {} for layer in shown}
+
+    def profiled(widths: Widths, runs: int) -> np.ndarray:
+        return charge(
+            graph.slots, runtime.profile_nodes(models[widths], profile.threads, runs, profile.provider)
+        )
+
+    # The first visits load the runtime and settle the clock; nothing of them is kept.
+    first = [profiled(widths, 5) for widths in networks]
+    probe()
+    runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 12, 40))
+    readings: list[dict[str, float]] = []
+    rounds, longest = 0, 0.0
+    with progress_bar("measuring rows again, rounds", LEAST_ROUNDS) as advance:
+        while rounds < LEAST_ROUNDS or time.perf_counter() + longest < end:
+            begun = time.perf_counter()
+            for index in rng.permutation(len(networks)):
+                widths = networks[index]
+                readings.append(probe())
+                times = profiled(widths, runs)
+                fastest = undisturbed_ms(times)
+                of_layer: dict[LayerSpec, list[float]] = {}
+                for slot, layer in slots_of[widths]:
+                    of_layer.setdefault(layer, []).append(float(fastest[slot]))
+                for layer, values in of_layer.items():
+                    seen[layer].setdefault(widths, []).append(max(float(np.median(values)), 1e-6))
+            rounds += 1
+            longest = max(longest, time.perf_counter() - begun)
+            advance("")
+    readings.append(probe())
+    return seen, readings, rounds
+
+
+def run(config: Config, *, table: Path | None, rows: int, seconds: float, max_slowdown: float) -> CheckReport:
+    """Check the configured device's table, or another file of it. Nothing is written."""
+    project = load_project(config)
+    path = table or project.table_path
+    loaded = LatencyTable.load(path)
+    if loaded.device != project.profile.name:
+        raise TableError(
+            f"{path} was measured on '{loaded.device}', not on '{project.profile.name}'; "
+            f"give its device: --device {loaded.device}"
+        )
+    return check_lut(
+        project.graph,
+        project.profile,
+        loaded,
+        rows=rows,
+        seconds=seconds,
+        max_slowdown=max_slowdown,
+        seed=config.seed,
+        name=str(path),
+    )

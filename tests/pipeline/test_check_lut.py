@@ -1,0 +1,82 @@
+"""The gate on a real runtime: base against head on a small table, and a table measured again.
+
+Times on a test machine say nothing for sure: what is certain fails a test, the verdict is printed.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bcnet.cli import main
+from bcnet.errors import TableError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.against import compare_tables
+from bcnet.latency_tables.gate import EXIT_CODES
+from bcnet.latency_tables.table import LatencyTable
+from bcnet.models.digits import digits
+from bcnet.pipeline.build_lut import build_lut
+from bcnet.pipeline.check_lut import check_lut
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import OnnxSupernet
+
+QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
+
+
+@pytest.fixture(scope="module")
+def graph() -> OnnxSupernet:
+    torch.manual_seed(0)
+    model = digits(num_classes=10).eval()
+    space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=2, min_width=0.4)
+    return OnnxSupernet(model, space, (1, 1, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def base(graph: OnnxSupernet) -> LatencyTable:
+    table = LatencyTable("cpu")
+    build_lut(graph, QUICK, table)
+    return table
+
+
+def test_base_against_head(graph: OnnxSupernet, base: LatencyTable) -> None:
+    head = LatencyTable("cpu")
+    build_lut(graph, QUICK, head)
+    report = compare_tables(head, base)
+    print(f"\nbase against head: {report.headline}")
+    assert report.findings == ()
+    assert report.rows == len(base.rows) == len(head.rows)
+    assert report.unchecked == 0
+
+
+def test_a_table_is_measured_again_in_place(graph: OnnxSupernet, base: LatencyTable) -> None:
+    report = check_lut(graph, QUICK, base, rows=12, seconds=1)
+    print(f"\nmeasured again: {report.headline}")
+    assert report.exit_code == EXIT_CODES[report.verdict.status]
+    assert 12 <= report.rows <= len(base.rows)
+    assert report.rows + report.unchecked == len(base.rows)
+    assert report.networks >= 1
+    assert report.rounds >= 3
+    assert {part.name for part in report.verdict.probe} == {"matmul_ms", "stream_ms", "sweep_ms"}
+    assert all(kind.now_ms > 0 for kind in report.verdict.kinds)
+
+
+def test_another_setting_and_an_estimate_are_refused(graph: OnnxSupernet, base: LatencyTable) -> None:
+    with pytest.raises(TableError, match=r"no row of this network at .*batch 4.*it holds: .*batch 1"):
+        check_lut(graph, QUICK.model_copy(update={"batch": 4}), base)
+    estimated = replace(base, sessions=[replace(session, estimate=True) for session in base.sessions])
+    with pytest.raises(TableError, match="an estimate: nothing was measured"):
+        check_lut(graph, QUICK, estimated)
+
+
+def test_the_command_measures_the_projects_own_table(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (project / "latency_tables" / "cpu.json").read_bytes()
+    code = main(["check-lut", "--seconds", "1", "--rows", "10", "--json"])
+    found = json.loads(capfd.readouterr().out)
+    assert code == found["exit_code"] == EXIT_CODES[found["verdict"]["status"]]
+    assert (found["device"], found["against"]) == ("cpu", "this machine now")
+    assert found["rows"] >= 10
+    assert (project / "latency_tables" / "cpu.json").read_bytes() == before
