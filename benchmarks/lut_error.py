@@ -329,7 +329,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"calibration included; opening and exporting the network took {build['open_seconds']:.0f} s "
             f"more), peak memory {build['peak_bytes'] / 1e9:.2f} GB"
         )
-    return "\n".join(lines).replace("%", " %") + "\n"
+    return "\n".join(lines).replace(" %", "%").replace("%", " %") + "\n"
 
 
 def draw(states: dict[str, State], path: Path) -> None:
