@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from bcnet.errors import DeviceError, one_line
+from bcnet.errors import DeviceError, NetworkError, one_line
 
 TYPES = {
     "tensor(int64)": np.int64,
@@ -228,7 +228,7 @@ def _session(
     try:
         session = onnxruntime.InferenceSession(model, options, providers=[wanted])
     except Exception as cause:
-        raise DeviceError(f"ONNX Runtime cannot load the network: {one_line(cause)}") from None
+        raise NetworkError(f"ONNX Runtime cannot load the network: {one_line(cause)}") from None
     if wanted != CPU and wanted not in _used(session):
         raise DeviceError(
             f"ONNX Runtime would run the whole network on the CPU: {wanted} takes none of it, or cannot "
@@ -248,7 +248,7 @@ def _run(session: "onnxruntime.InferenceSession", feed: dict[str, np.ndarray]) -
     try:
         outputs: list[np.ndarray] = session.run(None, feed)
     except Exception as cause:
-        raise DeviceError(f"ONNX Runtime cannot run the network: {one_line(cause)}") from None
+        raise NetworkError(f"ONNX Runtime cannot run the network: {one_line(cause)}") from None
     return outputs
 
 

@@ -19,10 +19,10 @@ from bcnet.data import load_data
 from bcnet.errors import DeviceError, ModelError
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
-from bcnet.pipeline.build_lut import charge
 from bcnet.runtimes import onnxruntime as runtime
 from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.layer_times import charge
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.quantize import at_precision, calibration_feeds, quantized, unsigned_activations
 
