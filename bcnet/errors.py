@@ -9,6 +9,7 @@ BcnetError (exit 1)
 ├── ArtifactError      a file of a run is missing, stale, cut short or edited
 ├── TableError         a latency table is unreadable or lacks rows
 ├── DeviceError        a hardware profile is unknown or its runtime is not here
+│   └── NetworkError       a runtime cannot load or run a network
 ├── BudgetError        no network can meet the budget
 ├── UsageError (exit 2)    a flag has a value that cannot be meant
 ├── CheckFailed (exit 3)   what was built did not pass its verification
@@ -52,6 +53,10 @@ class TableError(BcnetError):
 
 class DeviceError(BcnetError):
     """A hardware profile is unknown, or its runtime is not installed."""
+
+
+class NetworkError(DeviceError):
+    """A runtime is here, but it cannot load or run a network; others it may."""
 
 
 class BudgetError(BcnetError):

@@ -117,7 +117,7 @@ def tell(searches: list[dict[str, Any]]) -> str:
         f"budget: {len(failed)}.",
         *failed,
     ]
-    return "\n".join(lines).replace("%", " %").replace("  %", " %") + "\n"
+    return "\n".join(lines).replace(" %", "%").replace("%", " %") + "\n"
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from onnx.utils import Extractor
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.table import LayerSpec
-from bcnet.pipeline.build_lut import design
 from bcnet.progress import progress_bar
 from bcnet.runtimes import runtime_named
+from bcnet.supernet.design import design
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
 

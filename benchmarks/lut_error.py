@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from layers_alone import time_layers_alone
+from scipy.stats import spearmanr
 from train_step import _processor
 
 from bcnet.artifacts import json_bytes, write_file
@@ -32,7 +33,7 @@ from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
-from bcnet.pipeline.build_lut import build_lut, calibration_subnets, fit_calibration, rank_correlation
+from bcnet.pipeline.build_lut import build_lut, calibration_subnets, fit_calibration
 from bcnet.progress import progress_bar
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
@@ -238,7 +239,7 @@ def errors(predicted: np.ndarray, measured: np.ndarray) -> dict[str, float]:
         "p99": float(np.quantile(relative, 0.99)),
         "within_5": float((relative <= 0.05).mean()),
         "within_10": float((relative <= 0.10).mean()),
-        "spearman": rank_correlation(predicted, measured),
+        "spearman": float(spearmanr(predicted, measured).statistic),
         "bias": float(np.median(predicted / measured) - 1),
     }
 
@@ -262,7 +263,7 @@ def figures(state: State) -> dict[str, Any] | None:
     if len(rounds) == 2:
         gaps = np.subtract(values["rounds"][1]["at"], values["rounds"][0]["at"]) / 60
         found["gap_minutes"] = {"least": float(gaps.min()), "median": float(np.median(gaps))}
-        noise = errors(np.maximum(*rounds), best) | {"spearman": rank_correlation(*rounds)}
+        noise = errors(np.maximum(*rounds), best) | {"spearman": float(spearmanr(*rounds).statistic)}
         found["noise"] = noise | {"bias": float(np.median(rounds[1] / rounds[0]) - 1)}
         differences = reached(noise)
         # Where measuring again differs by more than a bar, the bar becomes 1.5 times that difference.
@@ -329,7 +330,7 @@ def markdown(report: dict[str, Any]) -> str:
             f"calibration included; opening and exporting the network took {build['open_seconds']:.0f} s "
             f"more), peak memory {build['peak_bytes'] / 1e9:.2f} GB"
         )
-    return "\n".join(lines).replace("%", " %") + "\n"
+    return "\n".join(lines).replace(" %", "%").replace("%", " %") + "\n"
 
 
 def draw(states: dict[str, State], path: Path) -> None:

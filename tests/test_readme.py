@@ -22,7 +22,7 @@ def commands() -> list[list[str]]:
 
 
 def test_the_readme_names_every_stage_in_order() -> None:
-    stages = ["init", "inspect", "train", "build-lut", "search", "slice", "export", "run"]
+    stages = ["init", "inspect", "train", "build-lut", "search", "slice", "export", "run", "check-lut"]
     assert [words[0] for words in commands()] == stages
 
 
@@ -34,7 +34,8 @@ def test_the_readmes_commands_run_one_after_the_other(
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
     for words in commands():
-        assert main(words) == 0, capfd.readouterr().err
+        # Whether a busy machine's layers are as fast as a minute ago, no test can promise.
+        assert main(words) in ((0, 3, 4) if words[0] == "check-lut" else (0,)), capfd.readouterr().err
         if words == ["init"]:
             # In place of the file that init wrote: small enough for a test, the budget as by default.
             Path("bcnet.toml").write_text(CONFIG.replace('latency = "75%"\n', ""), encoding="utf-8")

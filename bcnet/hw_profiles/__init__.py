@@ -67,7 +67,8 @@ class HwProfile(BaseModel):
 
         With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME".
         """
-        runtime = self.runtime if self.provider == "cpu" else f"{self.runtime}:{self.provider}"
+        provider = self.provider.lower().removesuffix("executionprovider")
+        runtime = self.runtime if provider == "cpu" else f"{self.runtime}:{provider}"
         return runtime, self.precision, self.batch, self.threads, self.power_mode
 
 

@@ -6,44 +6,42 @@ whole subnets, and the error on other subnets is measured and kept.
 """
 
 import datetime
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from bcnet.artifacts import Run, digest, json_bytes
 from bcnet.config import Config
-from bcnet.errors import DeviceError, TableError
+from bcnet.errors import DeviceError, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
-from bcnet.latency_tables.model import LatencyModel, LayerSlot, specs_of
+from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.table import (
     Calibration,
     Failure,
-    LatencyStat,
     LatencyTable,
     LayerSpec,
     Row,
     Session,
-    Setting,
 )
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runtimes import runtime_named
+from bcnet.supernet.design import plan, showing, spread_widths
+from bcnet.supernet.layer_times import layers_ms, row_stat
 from bcnet.supernet.measure import measure_network, runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project, model_key
-from bcnet.supernet.space import Widths, WidthSpace, shares
+from bcnet.supernet.space import Widths, WidthSpace
 
 NOISY = 0.025  # a row with a larger spread is measured again
 PASSES = 2
 EXTRA_PASSES = 2
-SAMPLED = 32  # random networks that show layers behind a concatenation
 SUBNETS = 12  # whole subnets fitted, and as many held out
 
 
@@ -83,7 +81,7 @@ def build_lut(
     space, setting = graph.space, setting_of(profile)
     choices = tuple(group.choices for group in space.groups)
     table.drop_estimates(setting)  # what is measured takes their place
-    networks, missing = _plan(graph, table, setting)
+    networks, missing = plan(graph, table, setting)
     key = model_key(graph.slots, choices)
     if missing:
         fingerprint = runtime_of(profile).fingerprint()
@@ -124,135 +122,6 @@ def build_lut(
     )
 
 
-def design(space: WidthSpace) -> list[Widths]:
-    """Networks that together show every pair of choices of every two groups that meet in a layer.
-
-    Network (i, j) gives a group of colour a the symbol (i + a * j) mod K. Groups that meet have colours
-    whose difference is coprime to K, so each pair of symbols occurs exactly once in K * K networks. Symbols
-    are folded onto a group's own choices, evenly.
-    """
-    colours = _colours(shares(space))
-    most = max(len(group.choices) for group in space.groups)
-    size = _smallest_modulus(max(most, 2), max(colours) + 1)
-    networks = []
-    for i, j in product(range(size), repeat=2):
-        symbols = [(i + colour * j) % size for colour in colours]
-        networks.append(
-            Widths(
-                group.choices[symbol * len(group.choices) // size]
-                for group, symbol in zip(space.groups, symbols, strict=True)
-            )
-        )
-    return list(dict.fromkeys(networks))
-
-
-def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
-    """Every layer that a table holds once it is complete for this space."""
-    _, missing = _plan(graph, LatencyTable(""), Setting("", "", 1, 1, ""))
-    return missing
-
-
-def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Milliseconds of each layer in each run (layers, runs), from a runtime's per-node profile.
-
-    Runs are sorted by what all layers together took, the fastest first.
-    Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
-    layout or of precision) is charged to the layer that runs next, which asked for it.
-    """
-    owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
-    runs = len(profile[0][1])
-    total = np.zeros((len(slots), runs))
-    pending = np.zeros(runs)
-    last = 0
-    for name, durations in profile:
-        index = owner.get(re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name))
-        pending = pending + durations
-        if index is not None:
-            total[index] += pending
-            pending = np.zeros(runs)
-            last = index
-    total[last] += pending
-    return total[:, np.argsort(total.sum(0), kind="stable")]
-
-
-def undisturbed_ms(durations: np.ndarray) -> np.ndarray:
-    """Means over the fastest quarter of a network's runs, of durations (..., runs) as `charge` sorts them.
-
-    Other work on the machine only adds time. A mean, not a minimum: profiles count whole microseconds.
-    """
-    return np.asarray(durations[..., : max(1, durations.shape[-1] // 4)].mean(-1))
-
-
-def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> list[Widths]:
-    """Subnets from narrow to wide: independent draws would all land in the middle."""
-    subnets = []
-    for number in range(count):
-        centre = (number + 0.5) / count
-        subnets.append(
-            Widths(
-                group.choices[
-                    int(
-                        np.clip(
-                            round((centre + rng.normal(0, 0.25)) * (len(group.choices) - 1)),
-                            0,
-                            len(group.choices) - 1,
-                        )
-                    )
-                ]
-                for group in space.groups
-            )
-        )
-    return subnets
-
-
-def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
-    """The whole subnets that are measured: every other one is fitted, the rest tell the error."""
-    return spread_widths(space, np.random.default_rng(seed + 1), 2 * SUBNETS)
-
-
-def _colours(meets: dict[int, set[int]]) -> list[int]:
-    """A greedy colouring: groups that meet in a layer get different colours; most neighbours first."""
-    colours: dict[int, int] = {}
-    for group in sorted(meets, key=lambda group: -len(meets[group])):
-        taken = {colours[other] for other in meets[group] if other in colours}
-        colours[group] = next(colour for colour in range(len(meets)) if colour not in taken)
-    return [colours[group] for group in range(len(meets))]
-
-
-def _smallest_modulus(at_least: int, colours: int) -> int:
-    """The smallest K whose every prime factor is at least the number of colours: differences are coprime."""
-    size = at_least
-    while any(size % factor == 0 for factor in range(2, colours)):
-        size += 1
-    return size
-
-
-def _plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[list[Widths], set[LayerSpec]]:
-    """The layers that the table lacks, and networks that show them all."""
-    choices = [group.choices for group in graph.space.groups]
-    space = graph.space
-    networks = design(space)
-    if any(slot.sampled for slot in graph.slots):
-        # Behind a concatenation, the whole range and what lies between.
-        rng = np.random.default_rng(0)
-        drawn = [space.random(rng) for _ in range(SAMPLED)]
-        networks = list(dict.fromkeys([*networks, space.smallest(), space.largest(), *drawn]))
-    needed: set[LayerSpec] = set()
-    for slot in graph.slots:
-        specs = None if slot.sampled else specs_of(slot, choices)
-        needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
-    missing = {spec for spec in needed if not table.has(spec, setting)}
-    chosen, unseen = [], set(missing)
-    for widths in networks:
-        shown = {slot.at(widths) for slot in graph.slots} & unseen
-        if shown:
-            chosen.append(widths)
-            unseen -= shown
-    if unseen:
-        raise TableError(f"no network of the design shows {len(unseen)} layers, such as {min(unseen)}")
-    return chosen, missing
-
-
 def _measure_rows(
     graph: OnnxSupernet,
     profile: HwProfile,
@@ -263,14 +132,12 @@ def _measure_rows(
     seed: int,
 ) -> None:
     """Profile the networks in passes, each in another order, and noisy ones again; fill in the rows."""
-    runtime = runtime_named(profile.runtime)
     setting = setting_of(profile)
     largest = graph.space.largest()
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
         """Milliseconds (layers, runs) of one network."""
-        content = graph.variant(widths)
-        return charge(graph.slots, runtime.profile_nodes(content, profile.threads, runs, profile.provider))
+        return layers_ms(graph, graph.variant(widths), profile, runs)
 
     first = time.perf_counter()
     full_ms = _first_that_runs([largest, *networks], lambda widths: profiled(widths, 5))
@@ -291,9 +158,9 @@ def _measure_rows(
             reading = probe()
             try:
                 times = profiled(widths, runs)
-                layers_ms = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)
-                entry = Entry(number, tuple(widths), layers_ms, reading)
-            except DeviceError as cause:
+                rounded = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)
+                entry = Entry(number, tuple(widths), rounded, reading)
+            except NetworkError as cause:
                 entry = Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
             journal.add(entry)
         if entry.error:
@@ -308,7 +175,7 @@ def _measure_rows(
         return {
             spec
             for spec, observed in seen.items()
-            if (stat := _row_stat(observed)).spread > NOISY and stat.median_ms > 0.01 * full_ms
+            if (stat := row_stat(observed)).spread > NOISY and stat.median_ms > 0.01 * full_ms
         }
 
     again = list(networks)
@@ -322,7 +189,7 @@ def _measure_rows(
         if number == 0 and errors:
             # A network that does not run hides layers that do: each is tried in networks of its own.
             for spec in sorted(spec for spec, observed in seen.items() if not observed):
-                for widths in _alone(graph, spec):
+                for widths in showing(graph, spec):
                     measure(number, widths)
                     if seen[spec]:
                         again.append(widths)
@@ -343,7 +210,7 @@ def _measure_rows(
     session = len(table.sessions)
     table.sessions.append(_session(profile, readings))
     for spec, observed in seen.items():
-        table.rows[spec, setting] = Row(spec, setting, _row_stat(observed), session)
+        table.rows[spec, setting] = Row(spec, setting, row_stat(observed), session)
     for spec, error in failed.items():
         table.failures[spec, setting] = Failure(spec, setting, error, session)
 
@@ -351,41 +218,15 @@ def _measure_rows(
 def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np.ndarray]) -> float:
     """The latency in ms of the first network that the runtime can run; the largest one, as a rule.
 
-    It is thrown away otherwise: the very first network also loads the runtime. Raises DeviceError.
+    It is thrown away otherwise: the very first network also loads the runtime. Raises NetworkError.
     """
-    errors: list[DeviceError] = []
+    errors: list[NetworkError] = []
     for widths in networks:
         try:
             return float(np.median(profiled(widths).sum(0)))
-        except DeviceError as cause:
+        except NetworkError as cause:
             errors.append(cause)
     raise errors[0]
-
-
-def _alone(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
-    """Networks that show a layer, with all other groups at their widest, and at their narrowest."""
-    choices = [group.choices for group in graph.space.groups]
-    found = []
-    for slot in graph.slots:
-        specs = specs_of(slot, choices) or {}
-        for index in (index for index, shown in specs.items() if shown == spec):
-            for base in (graph.space.largest(), graph.space.smallest()):
-                widths = list(base)
-                for group, i in zip(slot.groups, index, strict=True):
-                    widths[group] = choices[group][i]
-                found.append(Widths(widths))
-    return found or [graph.space.largest()]
-
-
-def _row_stat(observed: list[np.ndarray]) -> LatencyStat:
-    """Pool a layer's runs, an array a profile. Its latency is the lower quartile of the profiles' means.
-
-    A quartile, not the minimum, which would be the lower the more networks show a layer. Spread and 90th
-    percentile are those of all runs. Less than nothing, after the profiler's own time is taken off, is none.
-    """
-    pooled = LatencyStat.of(np.maximum(np.concatenate(observed), 0.0))
-    means = [max(float(undisturbed_ms(durations)), 0.0) for durations in observed]
-    return replace(pooled, median_ms=round(float(np.percentile(means, 25)), 5))
 
 
 def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Session:
@@ -397,6 +238,11 @@ def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Ses
         probe=medians,
         probe_spread=spreads,
     )
+
+
+def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
+    """The whole subnets that are measured: every other one is fitted, the rest tell the error."""
+    return spread_widths(space, np.random.default_rng(seed + 1), 2 * SUBNETS)
 
 
 def _calibrate(
@@ -442,7 +288,7 @@ def _calibrate(
         mean_error=round(float(errors.mean()), 5),
         within_5=round(float((errors <= 0.05).mean()), 4),
         within_10=round(float((errors <= 0.10).mean()), 4),
-        spearman=round(rank_correlation(predicted, latencies[held_out]), 4),
+        spearman=round(float(spearmanr(predicted, latencies[held_out]).statistic), 4),
         noise=round(noise, 5),
     )
 
@@ -454,15 +300,6 @@ def fit_calibration(sums: np.ndarray, measured: np.ndarray) -> tuple[float, floa
     if scale <= 0:  # all subnets cost the same: only the ratio can be told
         return 0.0, float(np.median(measured / sums))
     return float(offset), float(scale)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation; equal values share their mean rank."""
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:

@@ -17,8 +17,9 @@ from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.table import LatencyTable, LayerSpec
-from bcnet.pipeline.build_lut import charge, design, undisturbed_ms
 from bcnet.progress import progress_bar
+from bcnet.supernet.design import design
+from bcnet.supernet.layer_times import layers_ms, undisturbed_ms
 from bcnet.supernet.measure import runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project
@@ -137,7 +138,6 @@ def _measure(
     seed: int,
 ) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int]:
     """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds."""
-    runtime = runtime_of(profile)
     rng = np.random.default_rng(seed)
     models = {widths: graph.variant(widths) for widths in networks}
     slots_of = {
@@ -149,9 +149,7 @@ def _measure(
     seen: dict[LayerSpec, dict[Widths, list[float]]] = {layer: {} for layer in shown}
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
-        return charge(
-            graph.slots, runtime.profile_nodes(models[widths], profile.threads, runs, profile.provider)
-        )
+        return layers_ms(graph, models[widths], profile, runs)
 
     # The first visits load the runtime and settle the clock; nothing of them is kept.
     first = [profiled(widths, 5) for widths in networks]

@@ -28,8 +28,9 @@ from bcnet.latency_tables.roofline import (
     measured_rows,
 )
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.pipeline.build_lut import needed_layers, stage_inputs
+from bcnet.pipeline.build_lut import stage_inputs
 from bcnet.progress import say
+from bcnet.supernet.design import needed_layers
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import TABLES, load_project, model_key

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from bcnet.errors import DeviceError, TableError
+from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
@@ -138,7 +138,7 @@ def test_a_layer_that_the_runtime_cannot_run_is_recorded_and_the_build_goes_on(
 
     def refuse(count: int, model: bytes) -> None:
         if stem_width(model) == narrow:
-            raise DeviceError("ONNX Runtime has no kernel for that")
+            raise NetworkError("ONNX Runtime has no kernel for that")
 
     before_each(refuse)
     table, path = LatencyTable("cpu"), tmp_path / "cpu.json"
@@ -156,11 +156,11 @@ def test_a_layer_that_the_runtime_cannot_run_is_recorded_and_the_build_goes_on(
 
 def test_a_network_that_does_not_run_at_any_width_is_an_error(graph: OnnxSupernet, before_each: Any) -> None:
     def refuse(count: int, model: bytes) -> None:
-        raise DeviceError("ONNX Runtime has no kernel for that")
+        raise NetworkError("ONNX Runtime has no kernel for that")
 
     before_each(refuse)
     table = LatencyTable("cpu")
-    with pytest.raises(DeviceError, match="no kernel for that"):
+    with pytest.raises(NetworkError, match="no kernel for that"):
         build_lut(graph, QUICK, table)
     assert table == LatencyTable("cpu")
 

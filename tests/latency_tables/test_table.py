@@ -23,9 +23,11 @@ from bcnet.latency_tables.table import (
     Setting,
 )
 from bcnet.models.digits import digits
-from bcnet.pipeline.build_lut import build_lut, charge, design, fit_calibration, rank_correlation
+from bcnet.pipeline.build_lut import build_lut, fit_calibration
 from bcnet.runtimes import runtime_named
+from bcnet.supernet.design import design
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.layer_times import charge
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Layer, Segment, WidthGroup, Widths, WidthSpace
 
@@ -165,15 +167,6 @@ def test_the_design_shows_every_pair_of_choices_of_groups_that_meet(
 def test_calibration_recovers_a_known_offset_and_scale() -> None:
     sums = np.array([1.0, 2.0, 5.0, 9.0])
     assert fit_calibration(sums, 0.3 + 1.2 * sums) == pytest.approx((0.3, 1.2))
-
-
-def test_equal_values_share_their_rank() -> None:
-    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([5.0, 5.0, 9.0])) == pytest.approx(1.0)
-    assert rank_correlation(np.array([1.0, 1.0, 2.0]), np.array([5.0, 4.0, 9.0])) == pytest.approx(0.8660254)
-
-
-def test_rank_correlation_of_reversed_values_is_minus_one() -> None:
-    assert rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([9.0, 5.0, 1.0])) == pytest.approx(-1.0)
 
 
 class Branches(nn.Module):

@@ -7,8 +7,8 @@ from onnx import helper
 
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.table import LayerSpec
-from bcnet.pipeline.build_lut import _row_stat, charge, undisturbed_ms
 from bcnet.runtimes import runtime_named
+from bcnet.supernet.layer_times import charge, row_stat, undisturbed_ms
 
 
 def slot(node: str) -> LayerSlot:
@@ -35,7 +35,7 @@ def test_a_machine_that_is_busy_most_of_the_time_does_not_move_a_row() -> None:
         runs = 2 + rng.normal(0, 0.01, (4, 20)) + 2 * rng.random((4, 20)) * (rng.random((4, 20)) < busy)
         return list(np.sort(runs))
 
-    quiet, disturbed = _row_stat(profiles(0.0)), _row_stat(profiles(0.6))
+    quiet, disturbed = row_stat(profiles(0.0)), row_stat(profiles(0.6))
     assert disturbed.median_ms == pytest.approx(quiet.median_ms, rel=0.02)
     assert quiet.median_ms == pytest.approx(2, rel=0.02)
     assert disturbed.p90_ms > 2.5
@@ -45,14 +45,14 @@ def test_a_machine_that_is_busy_most_of_the_time_does_not_move_a_row() -> None:
 def test_a_layer_that_many_networks_show_is_no_faster_for_that() -> None:
     rng = np.random.default_rng(1)
     once, often = (
-        np.mean([_row_stat(list(1 + rng.normal(0, 0.03, (count, 1)))).median_ms for _ in range(300)])
+        np.mean([row_stat(list(1 + rng.normal(0, 0.03, (count, 1)))).median_ms for _ in range(300)])
         for count in (2, 16)
     )
     assert once == pytest.approx(often, abs=0.01)
 
 
 def test_a_layer_below_what_the_profiler_adds_costs_nothing() -> None:
-    stat = _row_stat([np.array([-0.0006, -0.0006, 0.0004, 0.0004])])
+    stat = row_stat([np.array([-0.0006, -0.0006, 0.0004, 0.0004])])
     assert stat.median_ms == 0
     assert stat.p90_ms == pytest.approx(0.0004)
 

@@ -19,10 +19,10 @@ from bcnet.data import load_data
 from bcnet.errors import DeviceError, ModelError
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
-from bcnet.pipeline.build_lut import charge
 from bcnet.runtimes import onnxruntime as runtime
 from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.layer_times import charge
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.quantize import at_precision, calibration_feeds, quantized, unsigned_activations
 
@@ -181,12 +181,14 @@ def test_profiled_time_of_integers_is_charged_to_the_layers_that_spend_it(kind: 
     _, integers = graphs(kind)
     profile = runtime.profile_nodes(integers.variant(integers.space.largest()), 1, 10)
     charged = charge(integers.slots, profile)
-    assert charged.sum(0) == pytest.approx(np.sort(sum(durations for _, durations in profile)))
+    assert charged.sum(0) == pytest.approx(np.sort(np.sum([ms for _, ms in profile], axis=0)))
     times = dict(profile)
     for slot, own in zip(integers.slots, charged, strict=True):
         if slot.template.op == "Conv":
-            named = [name for name in times if name.split("_token_")[0] in slot.nodes]
-            assert own.sum() >= sum(times[name].sum() for name in named) > 0
+            named = [times[name].mean() for name in times if name.split("_token_")[0] in slot.nodes]
+            assert named
+            # What it asked for is its own, too; with the profiler's share taken off, that can be below zero.
+            assert own.mean() > max(0.0, sum(named) - 0.01)
 
 
 def test_the_same_calibration_gives_the_same_file_quietly(
