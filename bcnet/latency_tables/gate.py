@@ -34,6 +34,7 @@ FELT_BY_ALL, FELT_BY_CONVOLUTIONS, FELT_BY_OTHERS = (0.35, 0.25), (0.5, 0.4), (1
 CLOCK, MEMORY = "matmul_ms", "stream_ms"
 PROBE_DRIFT = 0.01
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
+PASSES = 2  # of a build over its networks
 DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
 MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
 MEDIAN, QUARTILE = 1.2533, 1.3626  # standard errors of a median and of a lower quartile over a mean's
@@ -149,8 +150,9 @@ def judge(
 ) -> Verdict:
     """The verdict on a sample of rows.
 
-    Row i is slower by d_i = log(now / then), now being the lower quartile over rounds and networks, as in a
-    table: other work on the machine only adds time. Its standard error has four parts: the rounds' scatter
+    Row i is slower by d_i = log(now / then). Now is the median over pairs of rounds of each pair's lower
+    quartile: a table's row is the lower quartile of two passes, and that of more would be lower on a busy
+    machine, where other work only adds time. Its standard error has four parts: the rounds' scatter
     around what all rows share in a round; the row's own spread then; whole microseconds; and a factor, one
     for all rows, by which rows scatter around their kind more than these say. All rows together and each kind
     are weighted medians of d_i. Their errors add what single rows cannot show: the rounds' common scatter,
@@ -339,7 +341,12 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
 
 
 def _now(observation: Observation) -> float:
-    return float(np.percentile([value for network in observation.now_ms for value in network], 25))
+    quartiles = [
+        np.percentile(values[first : first + PASSES], 25)
+        for values in observation.now_ms
+        for first in range(0, len(values), PASSES)
+    ]
+    return float(np.median(quartiles))
 
 
 def _errors(
