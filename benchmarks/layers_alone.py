@@ -10,7 +10,7 @@ from onnx.utils import Extractor
 
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
-from bcnet.latency_tables.table import LayerSpec
+from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import progress_bar
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.design import design

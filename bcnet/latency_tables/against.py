@@ -10,7 +10,8 @@ import numpy as np
 from bcnet.errors import TableError
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import Observation, Probed, judge, name_of
-from bcnet.latency_tables.table import LatencyTable, Row
+from bcnet.latency_tables.rows import Row
+from bcnet.latency_tables.table import LatencyTable
 
 LISTED = 3  # rows that a finding names
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.table import LayerSpec
+from bcnet.latency_tables.rows import LayerSpec
 
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
 EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}

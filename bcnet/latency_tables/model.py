@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.table import Calibration, LatencyTable, LayerSpec, Setting
+from bcnet.latency_tables.rows import Calibration, LayerSpec, Setting
+from bcnet.latency_tables.table import LatencyTable
 
 # (group or None, entries a channel or fixed entries): a sum of such terms is a channel count.
 Terms = tuple[tuple[int | None, int], ...]

@@ -13,15 +13,8 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.table import (
-    Calibration,
-    LatencyStat,
-    LatencyTable,
-    LayerSpec,
-    Row,
-    Session,
-    Setting,
-)
+from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import LatencyTable
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 POOLS = frozenset(("MaxPool", "AveragePool"))

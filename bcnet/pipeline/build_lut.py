@@ -22,14 +22,8 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.probe import pool_readings, probe
-from bcnet.latency_tables.table import (
-    Calibration,
-    Failure,
-    LatencyTable,
-    LayerSpec,
-    Row,
-    Session,
-)
+from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
+from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.design import plan, showing, spread_widths

@@ -16,7 +16,8 @@ from bcnet.latency_tables.against import probed_then, processors, refuse_estimat
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
 from bcnet.latency_tables.probe import pool_readings, probe
-from bcnet.latency_tables.table import LatencyTable, LayerSpec
+from bcnet.latency_tables.rows import LayerSpec
+from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import progress_bar
 from bcnet.supernet.design import design
 from bcnet.supernet.layer_times import layers_ms, undisturbed_ms

@@ -16,7 +16,7 @@ import torch
 from bcnet.artifacts import Run, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, progress_bar, working
 from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest

@@ -17,7 +17,7 @@ import numpy as np
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config, latency_share
 from bcnet.errors import ArtifactError, BudgetError
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import announce, say, working
 from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, ScoreOf, SearchSettings, fastest
 from bcnet.supernet.fit import metric_digest

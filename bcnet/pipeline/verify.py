@@ -18,7 +18,7 @@ from bcnet.config import ExportConfig
 from bcnet.data import ImageData
 from bcnet.errors import CheckFailed, one_line
 from bcnet.hw_profiles import HwProfile
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar, working
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.measure import measure_network

@@ -10,7 +10,8 @@ import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.model import specs_of
-from bcnet.latency_tables.table import LatencyTable, LayerSpec, Setting
+from bcnet.latency_tables.rows import LayerSpec, Setting
+from bcnet.latency_tables.table import LatencyTable
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Widths, WidthSpace, shares
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths, WidthSpace

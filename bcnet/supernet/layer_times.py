@@ -8,7 +8,7 @@ import numpy as np
 
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.supernet.measure import runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 

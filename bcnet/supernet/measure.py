@@ -7,7 +7,7 @@ import platform
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
-from bcnet.latency_tables.table import LatencyStat, Setting
+from bcnet.latency_tables.rows import LatencyStat, Setting
 from bcnet.runtimes import Runtime, runtime_named
 
 WINDOWS = 3

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import DeviceError, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
-from bcnet.latency_tables.table import LayerSpec
+from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import say
 from bcnet.supernet.onnx_slices import SlicedGraph
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of

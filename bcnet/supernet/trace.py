@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bcnet.latency_tables.table import EVEN_GROUPS
+from bcnet.latency_tables.rows import EVEN_GROUPS
 
 Atoms = tuple[int, int]  # the first atom of an axis and how many there are
 

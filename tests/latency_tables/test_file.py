@@ -12,18 +12,10 @@ import pytest
 import bcnet.latency_tables
 from bcnet.artifacts import digest
 from bcnet.errors import TableError
+from bcnet.latency_tables.file import json_schema
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
-from bcnet.latency_tables.table import (
-    Calibration,
-    Failure,
-    LatencyStat,
-    LatencyTable,
-    LayerSpec,
-    Row,
-    Session,
-    Setting,
-    json_schema,
-)
+from bcnet.latency_tables.rows import Calibration, Failure, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import LatencyTable
 
 SCHEMA = Path(bcnet.latency_tables.__file__).parent / "schema.json"
 FP32 = Setting("onnxruntime", "fp32", 1, 1, "default")

@@ -15,7 +15,8 @@ from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
 from bcnet.latency_tables.gate import Observation, Probed, Verdict, judge, kind_of
-from bcnet.latency_tables.table import Failure, LatencyStat, LatencyTable, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import LatencyTable
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
 CONV = LayerSpec("Conv", 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 16, 16)

@@ -21,7 +21,8 @@ from bcnet.latency_tables.roofline import (
     output_size,
     probe_peak,
 )
-from bcnet.latency_tables.table import LatencyStat, LatencyTable, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import LatencyTable
 
 FP32 = Setting("onnxruntime", "fp32", 1, 1, "default")
 FP16 = Setting("tensorrt", "fp16", 4, 1, "default")

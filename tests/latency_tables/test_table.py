@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
-from bcnet.latency_tables.table import (
-    Calibration,
-    LatencyStat,
-    LatencyTable,
-    LayerSpec,
-    Row,
-    Session,
-    Setting,
-)
+from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut, fit_calibration
 from bcnet.runtimes import runtime_named

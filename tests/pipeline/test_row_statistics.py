@@ -6,7 +6,7 @@ import pytest
 from onnx import helper
 
 from bcnet.latency_tables.model import LayerSlot
-from bcnet.latency_tables.table import LayerSpec
+from bcnet.latency_tables.rows import LayerSpec
 from bcnet.runtimes import runtime_named
 from bcnet.supernet.layer_times import charge, row_stat, undisturbed_ms
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.table import LatencyStat
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.search import search
 from bcnet.supernet.evolution import Candidate, SearchSettings
 from bcnet.supernet.score import Score

@@ -1,0 +1,172 @@
+"""What a latency table holds: layers, settings, statistics, sessions, calibrations. Plain values, in ms."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=1)]
+# Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
+EVEN_GROUPS = 4
+
+
+@dataclass(frozen=True, order=True)
+class LayerSpec:
+    """A fused layer as it is deployed, at one width.
+
+    `activation` names the operators that follow it at the same shape ("" for none); `add` is a residual
+    sum. Heights and widths are those of the input, in pixels; `padding` is top, left, bottom, right.
+    """
+
+    __pydantic_config__ = STRICT
+
+    op: str
+    in_channels: Count
+    out_channels: Count
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: Count = 1
+    activation: str = ""
+    add: bool = False
+    in_height: Count = 1
+    in_width: Count = 1
+
+    def __str__(self) -> str:
+        parts = [f"{self.op} {self.in_channels}->{self.out_channels}"]
+        parts += ["x".join(map(str, self.kernel))] if self.kernel else []
+        parts += [f"stride {'x'.join(map(str, self.stride))}"] if any(s != 1 for s in self.stride) else []
+        parts += [f"{self.groups} groups"] if self.groups > 1 else []
+        parts += ["+ Add"] if self.add else []
+        parts += [f"+ {self.activation}"] if self.activation else []
+        return f"{' '.join(parts)} at {self.in_height}x{self.in_width}"
+
+    @property
+    def family(self) -> "LayerSpec":
+        """The same layer without its channel counts: rows of one family can be interpolated.
+
+        Layers that are narrowed by whole groups share the size of one (below zero here), others their number.
+        """
+        groups = self.groups
+        if groups > EVEN_GROUPS or groups == self.in_channels > 1:
+            groups = -(self.in_channels // groups)
+        return replace(self, in_channels=0, out_channels=0, groups=groups)
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What a latency depends on beside the layer; a row is never used for another setting."""
+
+    __pydantic_config__ = STRICT
+
+    runtime: str
+    precision: str
+    batch: Count
+    threads: Count
+    power_mode: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.runtime}, {self.precision}, batch {self.batch}, {self.threads} thread(s), "
+            f"power mode {self.power_mode}"
+        )
+
+
+Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class LatencyStat:
+    """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median.
+
+    Statistics of no samples were calculated, not measured: rows of an estimate.
+    """
+
+    __pydantic_config__ = STRICT
+
+    median_ms: Milliseconds
+    p90_ms: Milliseconds
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    samples: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def of(cls, samples: np.ndarray) -> "LatencyStat":
+        """The statistics of samples in ms."""
+        median = float(np.median(samples))
+        deviation = float(np.median(np.abs(samples - median)))
+        return cls(
+            median_ms=round(median, 5),
+            p90_ms=round(float(np.percentile(samples, 90)), 5),
+            spread=round(deviation / max(median, 1e-3), 4),
+            samples=len(samples),
+        )
+
+
+@dataclass(frozen=True)
+class Session:
+    """One measuring session: when, on what, with which versions, and the machine's probe.
+
+    `probe` maps each part of the probe to its median in ms over the session's readings (before, between and
+    after the measurements), `probe_spread` to the readings' median absolute deviation over their median.
+    Rows of an `estimate` were calculated for a device that was not at hand, not measured.
+    """
+
+    __pydantic_config__ = STRICT
+
+    date: str
+    provenance: dict[str, str]
+    probe: dict[str, float]
+    probe_spread: dict[str, float] = field(default_factory=dict)
+    estimate: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured layer and the number of the session it comes from."""
+
+    __pydantic_config__ = STRICT
+
+    layer: LayerSpec
+    setting: Setting
+    stat: LatencyStat
+    session: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A layer that the runtime could not run, with its reason; networks that hold it are never chosen."""
+
+    __pydantic_config__ = STRICT
+
+    layer: LayerSpec
+    setting: Setting
+    error: str
+    session: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whole network = offset_ms + scale * sum of its layers, fitted on `fitted` subnets of one model.
+
+    The errors are those on `held_out` other subnets: mean absolute, share within 5 and 10 %, Spearman's
+    rank correlation; `noise` is the mean difference of measuring the same subnet twice. All are None in an
+    estimate: its sums are taken as they are, and nothing was measured.
+    """
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    setting: Setting
+    rows: str
+    offset_ms: float
+    scale: Annotated[float, Field(gt=0)]
+    fitted: int
+    held_out: int
+    mean_error: float | None
+    within_5: float | None
+    within_10: float | None
+    spearman: float | None
+    noise: float | None
