@@ -33,7 +33,6 @@ from scipy.stats import beta
 from bcnet.artifacts import file_digest, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
-from bcnet.latency_tables.gate import kind_of
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
 from bcnet.pipeline.build_lut import build_lut
@@ -134,7 +133,7 @@ def change_runtime(kind: str, graph: OnnxSupernet) -> Callable[[], dict[str, flo
     elif match := re.match(r"delay of (\d+) %, (.*)", kind):
         nodes = None
         if match[2] == SLOWED:
-            slots = [slot for slot in graph.slots if kind_of(slot.template) == SLOWED]
+            slots = [slot for slot in graph.slots if slot.template.kind == SLOWED]
             nodes = frozenset(node for slot in slots for node in slot.nodes)
         put_in = delay(int(match[1]) / 100, nodes)
         return lambda: {"delay_put_in": float(np.median(put_in))}

@@ -9,7 +9,7 @@ import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import Observation, Probed, judge, name_of
+from bcnet.latency_tables.gate import Observation, Probed, judge
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
 
@@ -62,15 +62,13 @@ def compare_tables(
     missing, added = base.rows.keys() - head.rows.keys(), head.rows.keys() - base.rows.keys()
     findings = []
     if missing:
-        listed = ", ".join(name_of(layer) for layer, _ in sorted(missing)[:LISTED])
+        listed = ", ".join(str(layer) for layer, _ in sorted(missing)[:LISTED])
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
         findings.append(f"{len(missing)} of {len(base.rows)} rows are missing: {listed}{more}")
     broken = sorted(missing & head.failures.keys())
     if broken:
         error = head.failures[broken[0]].error
-        findings.append(
-            f"the runtime fails on {len(broken)} of them, such as {name_of(broken[0][0])}: {error}"
-        )
+        findings.append(f"the runtime fails on {len(broken)} of them, such as {broken[0][0]}: {error}")
     return CheckReport(
         table=names[0],
         against=names[1],

@@ -58,12 +58,12 @@ class Observation:
     @property
     def kind(self) -> str:
         """The kind of its layer, and the setting if that is named."""
-        return kind_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+        return self.layer.kind + (f" ({self.setting})" if self.setting else "")
 
     @property
     def name(self) -> str:
         """Its layer as people read it."""
-        return name_of(self.layer) + (f" ({self.setting})" if self.setting else "")
+        return str(self.layer) + (f" ({self.setting})" if self.setting else "")
 
 
 @dataclass(frozen=True)
@@ -121,22 +121,6 @@ class Verdict:
     def exit_code(self) -> int:
         """0 ok, 3 slower, 4 machine differs or inconclusive."""
         return EXIT_CODES[self.status]
-
-
-def kind_of(layer: LayerSpec) -> str:
-    """What a runtime has a kernel for: operator, kernel size, depthwise or grouped or neither."""
-    kernel = " " + "x".join(map(str, layer.kernel)) if layer.kernel else ""
-    if layer.groups == 1:
-        return layer.op + kernel
-    return f"{layer.op}{kernel} {'depthwise' if layer.groups == layer.in_channels else 'grouped'}"
-
-
-def name_of(layer: LayerSpec) -> str:
-    """A row as people read it."""
-    return (
-        f"{kind_of(layer)} {layer.in_channels}->{layer.out_channels} at {layer.in_height}x{layer.in_width}"
-        + (f" stride {layer.stride[0]}" if any(step > 1 for step in layer.stride) else "")
-    )
 
 
 def judge(

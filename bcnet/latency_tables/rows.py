@@ -36,13 +36,19 @@ class LayerSpec:
     in_width: Count = 1
 
     def __str__(self) -> str:
-        parts = [f"{self.op} {self.in_channels}->{self.out_channels}"]
-        parts += ["x".join(map(str, self.kernel))] if self.kernel else []
-        parts += [f"stride {'x'.join(map(str, self.stride))}"] if any(s != 1 for s in self.stride) else []
-        parts += [f"{self.groups} groups"] if self.groups > 1 else []
-        parts += ["+ Add"] if self.add else []
-        parts += [f"+ {self.activation}"] if self.activation else []
-        return f"{' '.join(parts)} at {self.in_height}x{self.in_width}"
+        """As people read it: kind, channels, what follows, the input's size."""
+        follows = f"{' + Add' if self.add else ''}{f' + {self.activation}' if self.activation else ''}"
+        stride = f" stride {'x'.join(map(str, self.stride))}" if any(step > 1 for step in self.stride) else ""
+        channels = f"{self.in_channels}->{self.out_channels}"
+        return f"{self.kind} {channels}{follows} at {self.in_height}x{self.in_width}{stride}"
+
+    @property
+    def kind(self) -> str:
+        """What a runtime has a kernel for: operator, kernel size, depthwise or grouped or neither."""
+        kernel = " " + "x".join(map(str, self.kernel)) if self.kernel else ""
+        if self.groups == 1:
+            return self.op + kernel
+        return f"{self.op}{kernel} {'depthwise' if self.groups == self.in_channels else 'grouped'}"
 
     @property
     def family(self) -> "LayerSpec":

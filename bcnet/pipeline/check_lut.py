@@ -14,7 +14,7 @@ from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import Observation, Probed, judge, kind_of
+from bcnet.latency_tables.gate import Observation, Probed, judge
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
@@ -113,7 +113,7 @@ def _choose(graph: OnnxSupernet, known: set[LayerSpec], rows: int, rng: np.rando
     }
     kinds: dict[str, list[LayerSpec]] = {}
     for layer in sorted(set().union(*shows.values())):
-        kinds.setdefault(kind_of(layer), []).append(layer)
+        kinds.setdefault(layer.kind, []).append(layer)
     drawn = [[own[i] for i in rng.permutation(len(own))] for own in kinds.values()]
     turns = [
         layer

@@ -115,9 +115,9 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
         (lambda raw: edit(raw, samples=0), "a measured row has no samples"),
         (
             lambda raw: raw["settings"][0]["rows"].append(first(raw)),
-            "two rows for Conv 8->16",
+            "two rows for Conv 3x3 8->16",
         ),
-        (lambda raw: raw["settings"].append(raw["settings"][0]), "two rows for Conv 8->16"),
+        (lambda raw: raw["settings"].append(raw["settings"][0]), "two rows for Conv 3x3 8->16"),
         (
             lambda raw: first(raw)["layer"].update(in_channels=0),
             "greater than or equal to 1",

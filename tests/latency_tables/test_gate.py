@@ -14,7 +14,7 @@ from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
-from bcnet.latency_tables.gate import Observation, Probed, Verdict, judge, kind_of
+from bcnet.latency_tables.gate import Observation, Probed, Verdict, judge
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
@@ -81,7 +81,7 @@ def test_one_kind_a_fifth_slower_is_found_and_named_alone() -> None:
 def test_one_row_three_times_as_slow_is_found_and_named() -> None:
     found = verdict_of(observed(lambda layer: 3.0 if layer == POINTWISE[5] else 1.0))
     assert found.status == "slower"
-    assert [change.name for change in found.slower] == ["Conv 1x1 48->16 at 16x16"]
+    assert [change.name for change in found.slower] == ["Conv 1x1 48->16 + Relu at 16x16"]
     assert found.slower[0].change == pytest.approx(2.0, abs=0.2)
 
 
@@ -147,12 +147,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
 
 def test_kinds_are_what_a_runtime_has_a_kernel_for() -> None:
-    assert [kind_of(rows[3]) for rows in (POINTWISE, DEPTHWISE, HEAD)] == [
+    assert [rows[3].kind for rows in (POINTWISE, DEPTHWISE, HEAD)] == [
         "Conv 1x1",
         "Conv 3x3 depthwise",
         "Gemm",
     ]
-    assert kind_of(replace(CONV, groups=4)) == "Conv 3x3 grouped"
+    assert replace(CONV, groups=4).kind == "Conv 3x3 grouped"
 
 
 def table_of(layers: list[LayerSpec], slowdown: float = 1.0, **session: object) -> LatencyTable:
@@ -177,7 +177,9 @@ def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> Non
         del head.rows[layer, SETTING]
     lacking = compare_tables(head, table_of(LAYERS))
     assert (lacking.verdict.status, lacking.exit_code) == ("ok", 3)
-    assert lacking.findings[0].startswith(f"3 of {len(LAYERS)} rows are missing: Conv 1x1 8->16 at 16x16")
+    assert lacking.findings[0].startswith(
+        f"3 of {len(LAYERS)} rows are missing: Conv 1x1 8->16 + Relu at 16x16"
+    )
     head.failures[LAYERS[0], SETTING] = Failure(LAYERS[0], SETTING, "not implemented", 0)
     assert compare_tables(head, table_of(LAYERS)).findings[1] == (
         "the runtime fails on 1 of them, such as Conv 1x1 8->16 at 16x16: not implemented"
