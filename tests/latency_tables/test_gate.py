@@ -182,7 +182,7 @@ def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> Non
     )
     head.failures[LAYERS[0], SETTING] = Failure(LAYERS[0], SETTING, "not implemented", 0)
     assert compare_tables(head, table_of(LAYERS)).findings[1] == (
-        "the runtime fails on 1 of them, such as Conv 1x1 8->16 at 16x16: not implemented"
+        "the runtime fails on 1 of them, such as Conv 1x1 8->16 + Relu at 16x16: not implemented"
     )
     grown = compare_tables(table_of(LAYERS), table_of(LAYERS[:-3]))
     assert (grown.exit_code, grown.notes) == (0, ("3 rows are new",))
