@@ -5,7 +5,7 @@ measures; docstrings give every formula.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from bcnet.errors import TableError
+from bcnet.latency_tables.machine import CLOCK, FELT_BY_ALL, MAD, MEDIAN, Machine, Probed, felt_by
 from bcnet.latency_tables.rows import LayerSpec
 
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
@@ -26,18 +27,10 @@ LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
 # Two sessions on one machine differ by more than their samples show: in 150 s on a shared virtual machine,
 # medians over 10 s, less what the probe explains, had a standard deviation of 1.0 to 1.6 % (all rows, kinds).
 DRIFT = 0.02
-# What layers feel of a change of the machine: all of the clock's (`matmul_ms`), and of what memory loses
-# beyond it (`stream_ms`) a part that differs, here with its standard deviation. Seen on MobileNetV2 while
-# other work came and went: all rows together 0.1 to 0.5, 1x1 and depthwise convolutions 0.1 to 0.6, the
-# first convolution up to 1.4; what uses each number once feels most: ReduceMean and Gemm, 0.5 to 2.5.
-FELT_BY_ALL, FELT_BY_CONVOLUTIONS, FELT_BY_OTHERS = (0.35, 0.25), (0.5, 0.4), (1.5, 1.0)
-CLOCK, MEMORY = "matmul_ms", "stream_ms"
-PROBE_DRIFT = 0.01
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
 PASSES = 2  # of a build over its networks
 DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
-MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
-MEDIAN, QUARTILE = 1.2533, 1.3626  # standard errors of a median and of a lower quartile over a mean's
+QUARTILE = 1.3626  # standard error of a lower quartile over a mean's, as `MEDIAN`
 
 
 @dataclass(frozen=True)
@@ -64,18 +57,6 @@ class Observation:
     def name(self) -> str:
         """Its layer as people read it."""
         return str(self.layer) + (f" ({self.setting})" if self.setting else "")
-
-
-@dataclass(frozen=True)
-class Probed:
-    """The probe in one session: medians in ms and spreads by part, and how many readings they come from.
-
-    A table does not say how many; a build makes one before every network, in two passes: eight at least.
-    """
-
-    medians_ms: Mapping[str, float]
-    spreads: Mapping[str, float]
-    readings: int = 8
 
 
 @dataclass(frozen=True)
@@ -160,7 +141,8 @@ def judge(
     change = np.log(now_ms / then_ms)
     kinds = np.array([o.kind for o in observations], object)
     error, shared = _errors(observations, then_ms, now_ms, change, kinds)
-    parts = _probe_changes(then, now, allowed)
+    machine = Machine(then, now)
+    parts = _probe_changes(machine, allowed)
     drift = math.hypot(DRIFT, shared)
 
     def pooled(chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
@@ -168,7 +150,7 @@ def judge(
         weights = 1 / error[chosen] ** 2
         centre = _weighted_median(change[chosen], weights)
         own = MEDIAN / math.sqrt(float(weights.sum()))
-        explained, explained_error = _explained(then, now, felt)
+        explained, explained_error = machine.explains(felt)
         return centre, math.sqrt(own**2 + drift**2 + explained_error**2), explained
 
     def described(name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
@@ -190,29 +172,26 @@ def judge(
 
     names = sorted(set(kinds), key=lambda name: -float(now_ms[kinds == name].sum()))
     members = {name: kinds == name for name in names}
-    of_kind = {name: pooled(members[name], _felt_by(name)) for name in names}
+    of_kind = {name: pooled(members[name], felt_by(name)) for name in names}
 
     # Against all other rows, what both share cancels: the rounds' scatter, the clock, a part of the memory.
     of_rest = {name: pooled(~members[name], FELT_BY_ALL) for name in names if not members[name].all()}
-    against = {
-        name: _against_rest(
-            of_kind[name][0] - of_rest[name][0],
-            1 / float((error[members[name]] ** -2.0).sum())
-            + 1 / float((error[~members[name]] ** -2.0).sum()),
-            _felt_by(name),
-            then,
-            now,
+    against = {}
+    for name, chosen in ((name, members[name]) for name in of_rest):
+        explained_beyond, beyond_error = machine.explains_beyond_all(felt_by(name))
+        variance = 1 / float((error[chosen] ** -2.0).sum()) + 1 / float((error[~chosen] ** -2.0).sum())
+        against[name] = (
+            of_kind[name][0] - of_rest[name][0] - explained_beyond,
+            math.sqrt(MEDIAN**2 * variance + DRIFT**2 + beyond_error**2),
         )
-        for name in of_rest
-    }
 
     def tested(sign: int) -> dict[str, Change]:
         """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
         p = []
         for name in names:
-            d, own_error, machine = of_kind[name]
-            surest = norm.sf((sign * (d - machine) - allowed) / own_error)
-            if name in against and sign * (d - machine) > allowed:
+            d, own_error, felt = of_kind[name]
+            surest = norm.sf((sign * (d - felt) - allowed) / own_error)
+            if name in against and sign * (d - felt) > allowed:
                 excess, rest_error = against[name]
                 surest = min(surest, norm.sf((sign * excess - allowed) / rest_error))
             p.append(min(1.0, 2 * float(surest)))
@@ -228,10 +207,10 @@ def judge(
         for name, p in zip(against, both_ways, strict=True)
         if p < ALPHA
     )
-    machine, machine_error = np.array([_explained(then, now, _felt_by(kind)) for kind in kinds]).T
-    single = np.sqrt(error**2 + drift**2 + machine_error**2)
-    slower_rows = _rows(change - machine - allowed, single)
-    faster_rows = _rows(machine - change - allowed, single)
+    felt, felt_error = np.array([machine.explains(felt_by(kind)) for kind in kinds]).T
+    single = np.sqrt(error**2 + drift**2 + felt_error**2)
+    slower_rows = _rows(change - felt - allowed, single)
+    faster_rows = _rows(felt - change - allowed, single)
 
     def found(of_kinds: dict[str, Change], rows: list[float]) -> tuple[Change, ...]:
         clear = [kind for kind in of_kinds.values() if kind.p < ALPHA]
@@ -377,80 +356,28 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(np.interp(weights.sum() / 2, before, values[order]))
 
 
-def _probe_error(then: Probed, now: Probed, part: str) -> float:
-    """The standard error of a part's log ratio."""
-    variance = PROBE_DRIFT**2
-    for probed in (then, now):
-        variance += (MEDIAN * MAD * probed.spreads.get(part, 0.0)) ** 2 / max(probed.readings, 1)
-    return math.sqrt(variance)
-
-
-def _log_ratio(then: Probed, now: Probed, part: str) -> float:
-    return math.log(now.medians_ms[part] / then.medians_ms[part])
-
-
-def _common_parts(then: Probed, now: Probed) -> list[str]:
-    return [part for part in then.medians_ms if part in now.medians_ms]
-
-
-def _change_of(then: Probed, now: Probed, part: str) -> float:
-    return _log_ratio(then, now, part) if part in _common_parts(then, now) else 0.0
-
-
-def _felt_by(kind: str) -> tuple[float, float]:
-    return FELT_BY_CONVOLUTIONS if "Conv" in kind else FELT_BY_OTHERS
-
-
-def _explained(then: Probed, now: Probed, felt: tuple[float, float]) -> tuple[float, float]:
-    """What layers that feel so much of the memory's change should have changed by, and the error of that."""
-    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
-    error = (felt[1] * (memory - clock)) ** 2 + (felt[0] * _probe_error(then, now, MEMORY)) ** 2
-    return clock + felt[0] * (memory - clock), math.sqrt(error + _probe_error(then, now, CLOCK) ** 2)
-
-
-def _probe_changes(then: Probed, now: Probed, allowed: float) -> tuple[Change, ...]:
+def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
     """Each part's change; p: of such a change where layers feel no more of it than is allowed."""
-    parts = _common_parts(then, now)
-    ratios = [_log_ratio(then, now, part) for part in parts]
-    errors = [_probe_error(then, now, part) for part in parts]
-    limits = [allowed if part == CLOCK else allowed / FELT_BY_ALL[0] for part in parts]
     p = _holm(
         [
-            min(1.0, 2 * float(norm.sf((abs(ratio) - limit) / error)))
-            for ratio, error, limit in zip(ratios, errors, limits, strict=True)
+            min(1.0, 2 * float(norm.sf((abs(machine.change(part)) - limit) / machine.error(part))))
+            for part in machine.parts
+            for limit in [allowed if part == CLOCK else allowed / FELT_BY_ALL[0]]
         ]
     )
     return tuple(
         Change(
             name=part,
-            change=math.expm1(ratio),
-            low=math.expm1(ratio - 1.96 * error),
-            high=math.expm1(ratio + 1.96 * error),
+            change=math.expm1(machine.change(part)),
+            low=math.expm1(machine.change(part) - 1.96 * machine.error(part)),
+            high=math.expm1(machine.change(part) + 1.96 * machine.error(part)),
             p=value,
-            rows=now.readings,
-            then_ms=then.medians_ms[part],
-            now_ms=now.medians_ms[part],
+            rows=machine.now.readings,
+            then_ms=machine.then.medians_ms[part],
+            now_ms=machine.now.medians_ms[part],
         )
-        for part, ratio, error, value in zip(parts, ratios, errors, p, strict=True)
+        for part, value in zip(machine.parts, p, strict=True)
     )
-
-
-def _against_rest(
-    difference: float, variance: float, felt: tuple[float, float], then: Probed, now: Probed
-) -> tuple[float, float]:
-    """A kind's change less that of all other rows and less what the machine explains, and its error.
-
-    `variance` is that of the rows' means; what the kind feels of the memory's change is beyond `FELT_BY_ALL`.
-    """
-    clock, memory = (_change_of(then, now, part) for part in (CLOCK, MEMORY))
-    beyond = felt[0] - FELT_BY_ALL[0]
-    error = (
-        MEDIAN**2 * variance
-        + DRIFT**2
-        + (math.hypot(felt[1], FELT_BY_ALL[1]) * (memory - clock)) ** 2
-        + (beyond * _probe_error(then, now, MEMORY)) ** 2
-    )
-    return difference - beyond * (memory - clock), math.sqrt(error)
 
 
 def _rows(excess: np.ndarray, error: np.ndarray) -> list[float]:

@@ -14,7 +14,8 @@ from bcnet.errors import TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import Observation, Probed, judge
+from bcnet.latency_tables.gate import Observation, judge
+from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
