@@ -1,4 +1,4 @@
-"""What a change of the machine explains. In: its probe then and now. Out: log changes of layers, their errors."""
+"""What a change of the machine explains. In: its probe then and now. Out: log changes, with their errors."""
 
 import math
 from collections.abc import Mapping

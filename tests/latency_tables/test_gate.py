@@ -14,7 +14,8 @@ from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
-from bcnet.latency_tables.gate import Observation, Probed, Verdict, judge
+from bcnet.latency_tables.gate import Observation, Verdict, judge
+from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
