@@ -30,11 +30,13 @@ from train_step import _processor
 from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.latency_tables.calibration import fit_calibration
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
-from bcnet.pipeline.build_lut import build_lut, calibration_subnets, fit_calibration
+from bcnet.pipeline.build_lut import build_lut
 from bcnet.progress import progress_bar
+from bcnet.supernet.design import calibration_subnets
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import measure_network
@@ -151,12 +153,12 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
 
     # The line gets the very subnets that the calibration was fitted on, measured in the same way.
     start = time.perf_counter()
-    fitted = calibration_subnets(graph.space, 0)[::2]
+    fitted = calibration_subnets(graph.space, 0)
     measured = np.min(
         [[measure_network(graph.variant(w), profile, 0.1).median_ms for w in fitted] for _ in range(2)],
         axis=0,
     )
-    line = fit_calibration(macs(graph.space, fitted), measured)
+    line = straight(macs(graph.space, fitted), measured)
     seconds["line"] = time.perf_counter() - start
 
     start = time.perf_counter()
@@ -166,7 +168,7 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
     def alone_ms(subnets: list[Widths]) -> np.ndarray:
         return np.array([sum(alone[slot.at(widths)] for slot in graph.slots) for widths in subnets])
 
-    offset, scale = fit_calibration(alone_ms(fitted), measured)
+    (offset, scale, curve), _ = fit_calibration(alone_ms(fitted), measured)
     seconds["alone, calibrated"] = seconds["alone"] + seconds["line"]
     taken = set(calibration_subnets(graph.space, 0))
     subnets = draw_in_bands(graph.space, latency, count, np.random.default_rng(100), taken)
@@ -174,7 +176,7 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
     predicted = {
         "line": line[0] + line[1] * macs(graph.space, subnets),
         "alone": sums,
-        "alone, calibrated": offset + scale * sums,
+        "alone, calibrated": offset + scale * sums + curve * sums**2,
         "in place": latency.layers_ms(latency.indices(subnets)),
         "table": latency.price_many(latency.indices(subnets)),
     }
@@ -191,6 +193,13 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
         },
         "versions": table.sessions[-1].provenance,
     }
+
+
+def straight(x: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
+    """Offset and slope of a line, least squares of relative errors."""
+    matrix = np.stack([1 / measured, x / measured], axis=1)
+    offset, slope = np.linalg.lstsq(matrix, np.ones(len(x)), rcond=None)[0]
+    return float(offset), float(slope)
 
 
 def macs(space: WidthSpace, subnets: list[Widths]) -> np.ndarray:

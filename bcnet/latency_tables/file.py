@@ -109,9 +109,9 @@ def read(path: Path) -> Content:
         raise TableError(f"{path}: {_explained(cause, raw)}; {restore}") from None
     except TableError as cause:
         raise TableError(f"{path}: {cause}; {restore}") from None
-    for sealed in file.calibrations:
+    for sealed, entry in zip(file.calibrations, raw["calibrations"], strict=True):
         calibration = Calibration(**{f.name: getattr(sealed, f.name) for f in fields(Calibration)})
-        if sealed.digest != digest(asdict(calibration)):
+        if sealed.digest != digest({key: value for key, value in entry.items() if key != "digest"}):
             raise TableError(
                 f"{path}: the calibration of model {sealed.model} was edited; restore the file, or take "
                 f"that line out and {mend}"

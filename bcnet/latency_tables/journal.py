@@ -23,11 +23,12 @@ from bcnet.progress import say
 
 @dataclass(frozen=True)
 class Entry:
-    """One network in one pass: each layer's milliseconds in each run, or why the runtime could not run it."""
+    """One network in one pass: its layers' milliseconds, or its own, or why the runtime could not run it."""
 
     number: int  # of the pass
     widths: tuple[int, ...]
     layers_ms: tuple[tuple[float, ...], ...] = ()  # (layers, runs)
+    whole_ms: float | None = None  # of a whole network that calibrates
     probe_ms: Mapping[str, float] | None = None  # read just before
     error: str = ""
 
@@ -94,10 +95,12 @@ def _entry(raw: dict[str, Any]) -> Entry:
     layers = tuple(tuple(float(ms) for ms in runs) for runs in raw["layers_ms"])
     if layers and not np.isfinite(np.concatenate([np.asarray(runs) for runs in layers])).all():
         raise ValueError("a time that is no number")
+    whole = raw["whole_ms"]
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),
         layers_ms=layers,
+        whole_ms=None if whole is None else float(whole),
         probe_ms=raw["probe_ms"],
         error=str(raw["error"]),
     )

@@ -80,7 +80,7 @@ def specs_of(slot: LayerSlot, choices: Sequence[tuple[int, ...]]) -> dict[tuple[
 
 
 class LatencyModel:
-    """Widths -> milliseconds: `offset + scale * sum of layers`, with the calibration's measured error.
+    """Widths -> milliseconds: calibrated sums of layers, with the calibration's measured error.
 
     Layers that were not measured at all their widths (see `LayerSlot.sampled`) are estimated from those that
     were; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
@@ -154,7 +154,7 @@ class LatencyModel:
     def _calibrated(self, layers_ms: np.ndarray) -> np.ndarray:
         if self.calibration is None:
             raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
-        return self.calibration.offset_ms + self.calibration.scale * layers_ms
+        return self.calibration.whole_ms(layers_ms)
 
     def pairwise(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
         """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled, finite.

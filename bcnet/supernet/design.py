@@ -15,6 +15,7 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Widths, WidthSpace, shares
 
+SUBNETS = 24  # whole subnets that the sums of layers are fitted to
 SAMPLED = 32  # random networks that show layers behind a concatenation
 
 
@@ -107,6 +108,12 @@ def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> li
             )
         )
     return subnets
+
+
+def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
+    """The whole subnets that are measured: narrowest, widest, and from narrow to wide between them."""
+    between = spread_widths(space, np.random.default_rng(seed + 1), SUBNETS - 2)
+    return list(dict.fromkeys([space.smallest(), *between, space.largest()]))
 
 
 def _colours(meets: dict[int, set[int]]) -> list[int]:

@@ -204,5 +204,5 @@ def test_a_measured_row_without_samples_is_refused(tmp_path: Path) -> None:
     table = processor()
     table.rows[CONV, FP32] = Row(CONV, FP32, LatencyStat(1.0, 1.0, 0.0, 0), 0)
     table.save(tmp_path / "cpu.json")
-    with pytest.raises(TableError, match="a measured row has no samples: Conv 16->32"):
+    with pytest.raises(TableError, match="a measured row has no samples: Conv 3x3 16->32"):
         LatencyTable.load(tmp_path / "cpu.json")
