@@ -90,7 +90,9 @@ def json_schema() -> dict[str, Any]:
 
 def read(path: Path) -> Content:
     """What a file holds. Raises TableError: missing, cut short, edited to nonsense, another schema."""
-    mend = f"run `bcnet build-lut --device {path.stem}`"
+    # Only a file in its place tells the device by its name.
+    device = f" --device {path.stem}" if path.parent.name == "latency_tables" else ""
+    mend = f"run `bcnet build-lut{device}`"
     restore = f"restore the file, or delete it and {mend}"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -161,7 +161,9 @@ class OnnxSupernet:
         if self.precision == "fp32":
             return proto
         if self.precision != "int8":
-            raise DeviceError(f"networks are exported in fp32 or int8, not in {self.precision}")
+            raise DeviceError(
+                f"ONNX Runtime gets networks in fp32 or int8, not in {self.precision}: set precision"
+            )
         rng = np.random.default_rng(0)
         feeds = []
         for _ in range(CALIBRATION):

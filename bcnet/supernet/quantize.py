@@ -88,7 +88,9 @@ def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: i
     if profile.precision == "fp32" or (profile.precision == "fp16" and profile.runtime != "onnxruntime"):
         return proto  # TensorRT is to make fp16 of it itself
     if profile.precision != "int8":
-        raise DeviceError(f"networks are exported in fp32 or int8, not in {profile.precision}")
+        raise DeviceError(
+            f"ONNX Runtime gets networks in fp32 or int8, not in {profile.precision}: set precision"
+        )
     names = [entry.name for entry in proto.graph.input]
     feeds = calibration_feeds(data, names, profile.batch, seed)
     return quantized(proto, feeds, unsigned_activations(profile))

@@ -35,7 +35,7 @@ def table() -> LatencyTable:
 
 
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    path = tmp_path / "cpu.json"
+    path = tmp_path / "latency_tables" / "cpu.json"
     table().save(path)
     return path, json.loads(path.read_text(encoding="utf-8"))
 
