@@ -85,8 +85,6 @@ def show_check(report: "CheckReport") -> None:
     from bcnet.latency_tables.check_report import WORST
 
     verdict = report.verdict
-    for finding in report.findings:
-        print(f"missing: {finding}")
     print(f"{report.table}: {report.headline}")
     changes = [verdict.everything, *verdict.kinds]
     names = {change.name for change in changes}

@@ -9,7 +9,7 @@ import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import Observation, judge
+from bcnet.latency_tables.gate import TICK_MS, Observation, judge
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
@@ -51,7 +51,7 @@ def compare_tables(
         )
         for layer, setting in common
         # Below the tick of the runtime's clock there is no ratio.
-        if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) > 0
+        if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) >= TICK_MS
     ]
     verdict = judge(
         observations,
@@ -99,8 +99,8 @@ def probed_then(table: LatencyTable, rows: Iterable[Row]) -> Probed:
     """
     sessions = [table.sessions[row.session] for row in rows]
     medians, spreads = {}, {}
-    for part in sessions[0].probe:
-        values = np.array([session.probe[part] for session in sessions if part in session.probe])
+    for part in sorted(set.intersection(*(set(session.probe) for session in sessions))):
+        values = np.array([session.probe[part] for session in sessions])
         medians[part] = float(np.median(values))
         between = float(np.median(np.abs(values - medians[part]))) / medians[part]
         spreads[part] = max(between, *(session.probe_spread.get(part, 0.0) for session in sessions), 0.0)

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from bcnet.errors import DeviceError
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.rows import Calibration
+from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
 FEWEST = 4  # subnets that have to run
 BETTER = 0.9  # a curve has to bring the error down by so much to be taken
@@ -23,11 +23,12 @@ def calibrated(
     """
     timed = [(widths, times) for widths, times in subnets if times]
     sums = model.layers_ms(model.indices([widths for widths, _ in timed])) if timed else np.zeros(0)
-    timed = [entry for entry, ms in zip(timed, sums, strict=True) if np.isfinite(ms)]
-    sums = sums[np.isfinite(sums)]
+    timed = [entry for entry, ms in zip(timed, sums, strict=True) if ms < FAILED_MS]
+    sums = sums[sums < FAILED_MS]
     if len(timed) < FEWEST:
         raise DeviceError(
-            f"{model.setting.runtime} runs almost no subnet of this network: {len(timed)} of {len(subnets)}"
+            f"{model.setting.runtime} runs almost no subnet of this network: {len(timed)} of {len(subnets)}; "
+            "the rows with an error in the table tell which layers fail"
         )
     latencies = np.array([min(times) for _, times in timed])
     noise = np.array([max(times) for _, times in timed]) / latencies - 1

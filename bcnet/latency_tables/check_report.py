@@ -39,18 +39,24 @@ class CheckReport:
         return 3 if self.findings else self.verdict.exit_code
 
     @property
+    def status(self) -> str:
+        """That of the verdict, or "incomplete" with a finding."""
+        return "incomplete" if self.findings else self.verdict.status
+
+    @property
     def headline(self) -> str:
-        """The verdict in one line."""
-        verdict = self.verdict
-        low, high = verdict.everything.low, verdict.everything.high
+        """The findings and the verdict in one line."""
+        verdict, everything = self.verdict, self.verdict.everything
+        findings = f"incomplete: {'; '.join(self.findings)}; times: " if self.findings else ""
         return (
-            f"{verdict.status}: {verdict.reason} (all {self.rows} rows {verdict.everything.change:+.1%}, "
-            f"95 % interval {low:+.1%} to {high:+.1%})"
+            f"{findings}{verdict.status}: {verdict.reason} (all {self.rows} rows {everything.change:+.1%}, "
+            f"95 % interval {everything.low:+.1%} to {everything.high:+.1%})"
         )
 
     def to_json(self) -> dict[str, Any]:
         """All of it; changes are parts of one: 0.12 is 12 % slower."""
-        return {"stage": "check-lut", "exit_code": self.exit_code, "headline": self.headline, **asdict(self)}
+        said = {"status": self.status, "exit_code": self.exit_code, "headline": self.headline}
+        return {"stage": "check-lut", **said, **asdict(self)}
 
 
 def junit(report: CheckReport) -> bytes:
@@ -61,16 +67,16 @@ def junit(report: CheckReport) -> bytes:
     verdict = report.verdict
     suite = ElementTree.Element("testsuite", name="bcnet check-lut", errors="0")
 
-    def case(name: str, failure: str = "", skipped: str = "") -> None:
+    def case(name: str, failure: str = "", skipped: str = "", kind: str = "slower") -> None:
         test = ElementTree.SubElement(
             suite, "testcase", classname=f"latency_tables.{report.device}", name=name
         )
         if failure:
-            ElementTree.SubElement(test, "failure", message=failure, type="slower").text = failure
+            ElementTree.SubElement(test, "failure", message=failure, type=kind).text = failure
         elif skipped:
             ElementTree.SubElement(test, "skipped", message=skipped)
 
-    case("every row is there", failure="; ".join(report.findings))
+    case("every row is there", failure="; ".join(report.findings), kind="incomplete")
     unsure = report.headline if verdict.exit_code == 4 else ""
     slower = {change.name: change for change in verdict.slower} if verdict.status == "slower" else {}
     case("all rows together", failure=report.headline if verdict.status == "slower" else "", skipped=unsure)

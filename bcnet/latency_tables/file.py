@@ -25,6 +25,7 @@ from bcnet.latency_tables.rows import (
 )
 
 SCHEMA = 2
+PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # what schema 1 called parts of its probe, and their names now
 
 
 @dataclass
@@ -175,16 +176,21 @@ def _migrated(raw: Any) -> Any:
         return raw
     if raw.get("schema") != 1:
         raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 and {SCHEMA}")
-    # Schema 1 repeated the setting in every row and wrote out default values.
+    # Schema 1 repeated the setting in every row, wrote out default values, and had another probe.
     blocks: dict[str, dict[str, Any]] = {}
-    for row in raw.get("rows", []):
-        if not isinstance(row, dict) or "setting" not in row:
-            raise TableError("has a row without a setting")
-        row = dict(row)
-        setting = row.pop("setting")
-        blocks.setdefault(digest(setting), {"setting": setting, "rows": []})["rows"].append(row)
+    try:
+        for row in raw["rows"]:
+            line = {key: value for key, value in row.items() if key != "setting"}
+            block = {"setting": row["setting"], "rows": list[Any]()}
+            blocks.setdefault(digest(row["setting"]), block)["rows"].append(line)
+        sessions = [
+            {**session, "probe": {PROBE_1.get(part, part): ms for part, ms in session["probe"].items()}}
+            for session in raw["sessions"]
+        ]
+    except (KeyError, TypeError, AttributeError) as cause:
+        raise TableError(f"is no table of schema 1 ({type(cause).__name__}: {cause})") from None
     kept = {key: value for key, value in raw.items() if key != "rows"}
-    return {**kept, "schema": SCHEMA, "settings": list(blocks.values())}
+    return {**kept, "schema": SCHEMA, "sessions": sessions, "settings": list(blocks.values())}
 
 
 def _explained(cause: ValidationError, raw: Any) -> str:

@@ -29,6 +29,7 @@ LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
 DRIFT = 0.02
 TICK_MS = 0.001  # runtimes' profiles count whole microseconds
 PASSES = 2  # of a build over its networks
+MOST_SECONDS = 3600
 DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
 QUARTILE = 1.3626  # standard error of a lower quartile over a mean's, as `MEDIAN`
 
@@ -158,7 +159,7 @@ def judge(
             name=name,
             change=math.expm1(centre),
             low=math.expm1(centre - 1.96 * uncertain),
-            high=math.expm1(centre + 1.96 * uncertain),
+            high=math.expm1(min(centre + 1.96 * uncertain, 50.0)),
             p=p,
             rows=int(np.count_nonzero(chosen)),
             then_ms=float(then_ms[chosen].sum()),
@@ -233,7 +234,8 @@ def judge(
     needed = None
     if status == "inconclusive":
         target = (math.log1p(4 * max_slowdown) - allowed - explained) / beyond
-        needed = _seconds_needed(seconds, uncertain, target)
+        fixed = math.hypot(DRIFT, machine.explains(FELT_BY_ALL)[1])
+        needed = _seconds_needed(seconds, uncertain, fixed, target)
         if needed is not None:
             reason += f"; measure for {needed:.0f} s"
         elif seconds is None:
@@ -296,11 +298,15 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
             raise TableError(f"{o.name}: {figures} are not times in ms; measure that row anew")
         if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
             raise TableError(f"{o.name}: its spread is no number; measure that row anew")
-    if not set(then.medians_ms) & set(now.medians_ms):
-        raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut` anew")
-    for value in (*then.medians_ms.values(), *now.medians_ms.values()):
-        if not (math.isfinite(value) and value > 0):
-            raise TableError(f"the probe reads {value} ms; run `bcnet build-lut` anew")
+    if CLOCK not in then.medians_ms or CLOCK not in now.medians_ms:
+        raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut --again`")
+    for probed in (then, now):
+        for value in probed.medians_ms.values():
+            if not (math.isfinite(value) and value > 0):
+                raise TableError(f"the probe reads {value} ms; run `bcnet build-lut --again`")
+        for value in probed.spreads.values():
+            if not (math.isfinite(value) and value >= 0):
+                raise TableError(f"the probe's spread is {value}; run `bcnet build-lut --again`")
 
 
 def _now(observation: Observation) -> float:
@@ -395,9 +401,13 @@ def _holm(p: Sequence[float]) -> list[float]:
     return result
 
 
-def _seconds_needed(seconds: float | None, uncertain: float, target: float) -> float | None:
-    """How long until the error is `target`: what is above the drift shrinks with the root of the time."""
-    above = uncertain**2 - DRIFT**2
-    if seconds is None or target <= DRIFT or above <= 0:
+def _seconds_needed(seconds: float | None, uncertain: float, fixed: float, target: float) -> float | None:
+    """How long until the error is `target`: what is above `fixed` shrinks with the root of the time.
+
+    None where no time helps, or none that anybody would wait for.
+    """
+    above = uncertain**2 - fixed**2
+    if seconds is None or target <= fixed or above <= 0:
         return None
-    return max(2 * seconds, seconds * above / (target**2 - DRIFT**2))
+    needed = max(2 * seconds, seconds * above / (target**2 - fixed**2))
+    return needed if needed <= MOST_SECONDS else None

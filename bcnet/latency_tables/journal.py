@@ -34,7 +34,7 @@ class Entry:
 
 
 class Journal:
-    """A file of one JSON value a line: first what it belongs to, then the entries."""
+    """A file of one JSON value a line. Its name tells the build that it belongs to."""
 
     def __init__(self, table: Path | None, belongs_to: Mapping[str, Any]) -> None:
         """The journal of a build of the file `table`; without a file it is kept in memory only.
@@ -57,7 +57,7 @@ class Journal:
             path.write_text(whole, encoding="utf-8")
 
     def add(self, entry: Entry) -> None:
-        """Keep one more network; it is on disk when this returns."""
+        """Keep one more network; it survives the process when this returns."""
         self.entries.append(entry)
         if self.path is None:
             return
@@ -96,6 +96,8 @@ def _entry(raw: dict[str, Any]) -> Entry:
     if layers and not np.isfinite(np.concatenate([np.asarray(runs) for runs in layers])).all():
         raise ValueError("a time that is no number")
     whole = raw["whole_ms"]
+    if whole is not None and not np.isfinite(whole):
+        raise ValueError("a time that is no number")
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),

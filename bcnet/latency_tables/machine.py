@@ -51,15 +51,19 @@ class Machine:
             variance += (MEDIAN * MAD * probed.spreads.get(part, 0.0)) ** 2 / max(probed.readings, 1)
         return math.sqrt(variance)
 
+    def _memory(self) -> float:
+        """The memory's change; the clock's where the probe of one session does not tell."""
+        return self.change(MEMORY if MEMORY in self.parts else CLOCK)
+
     def explains(self, felt: tuple[float, float]) -> tuple[float, float]:
         """The change of layers that feel so much (mean, deviation) of what memory loses, and its error."""
-        clock, memory = self.change(CLOCK), self.change(MEMORY)
+        clock, memory = self.change(CLOCK), self._memory()
         error = (felt[1] * (memory - clock)) ** 2 + (felt[0] * self.error(MEMORY)) ** 2
         return clock + felt[0] * (memory - clock), math.sqrt(error + self.error(CLOCK) ** 2)
 
     def explains_beyond_all(self, felt: tuple[float, float]) -> tuple[float, float]:
         """The same against all other rows: the clock cancels, and so does `FELT_BY_ALL`."""
-        beyond, memory = felt[0] - FELT_BY_ALL[0], self.change(MEMORY) - self.change(CLOCK)
+        beyond, memory = felt[0] - FELT_BY_ALL[0], self._memory() - self.change(CLOCK)
         error = math.hypot(felt[1], FELT_BY_ALL[1]) * memory
         return beyond * memory, math.hypot(error, beyond * self.error(MEMORY))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.rows import Calibration, LayerSpec, Setting
+from bcnet.latency_tables.rows import FAILED_MS, Calibration, LayerSpec, Setting
 from bcnet.latency_tables.table import LatencyTable
 
 # (group or None, entries a channel or fixed entries): a sum of such terms is a channel count.
@@ -84,7 +84,7 @@ class LatencyModel:
 
     Layers that were not measured at all their widths (see `LayerSlot.sampled`) are estimated from those that
     were; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
-    an infinite time.
+    `FAILED_MS` or more.
     """
 
     def __init__(
@@ -156,15 +156,16 @@ class LatencyModel:
             raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
         return self.calibration.whole_ms(layers_ms)
 
-    def pairwise(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
-        """The arrays behind the prices: (groups, milliseconds by their choice indices), scaled, finite.
+    def pairwise(self, near_ms: float) -> tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]:
+        """The prices of networks that take about `near_ms` as an offset and arrays that add up.
 
-        Layers that the runtime could not run cost a thousand times the dearest one.
+        (ms, [(groups, ms by their choice indices)]). Layers that the runtime could not run cost a thousand
+        times the dearest one.
         """
-        scale = self.calibration.scale if self.calibration else 1.0
-        dearest = max((array[np.isfinite(array)].max(initial=0.0) for _, array in self._arrays), default=0.0)
-        return [
-            (groups, np.where(np.isfinite(array), array, 1000 * dearest) * scale)
+        offset, scale = self.calibration.line_at(near_ms) if self.calibration else (0.0, 1.0)
+        dearest = max((array[array < FAILED_MS].max(initial=0.0) for _, array in self._arrays), default=0.0)
+        return offset, [
+            (groups, np.where(array < FAILED_MS, array, 1000 * dearest) * scale)
             for groups, array in self._arrays
         ]
 

@@ -134,9 +134,11 @@ def _weights(layer: LayerSpec) -> int:
 
 def probe_peak(probe: Mapping[str, float]) -> Peak:
     """One thread of the machine that a session was measured on, at fp32, from the session's probe."""
-    # The probe of the first tables multiplied 256 x 256 matrices; the one with `stream_ms`, eight of 64 x 64.
-    operations = 8 * 2 * 64**3 if "stream_ms" in probe else 2 * 256**3
-    return Peak(operations / probe["matmul_ms"], 8 * 2**20 / probe["sweep_ms"])
+    if "matmul_256_ms" in probe:  # of a table of schema 1
+        ops_per_ms = 2 * 256**3 / probe["matmul_256_ms"]
+    else:
+        ops_per_ms = 8 * 2 * 64**3 / probe["matmul_ms"]
+    return Peak(ops_per_ms, 8 * 2**20 / probe["sweep_ms"])
 
 
 Measured = tuple[LayerSpec, Setting, float, Peak]

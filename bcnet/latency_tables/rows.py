@@ -81,6 +81,8 @@ class Setting:
         )
 
 
+# A layer that the runtime cannot run costs this: more than any network, and two cost more than one.
+FAILED_MS = 1e9
 Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 
 
@@ -124,8 +126,8 @@ class Session:
 
     date: str
     provenance: dict[str, str]
-    probe: dict[str, float]
-    probe_spread: dict[str, float] = field(default_factory=dict)
+    probe: dict[str, Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]]
+    probe_spread: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     estimate: bool = False
 
 
@@ -180,7 +182,16 @@ class Calibration:
     curve: float = 0.0
 
     def whole_ms(self, layers_ms: np.ndarray) -> np.ndarray:
-        """Latencies in ms of networks whose layers take so much together; infinite sums stay infinite."""
-        finite = np.where(np.isfinite(layers_ms), layers_ms, 0.0)
-        whole = self.offset_ms + self.scale * finite + self.curve * finite**2
-        return np.where(np.isfinite(layers_ms), whole, np.inf)
+        """Latencies in ms of networks whose layers take so much together; see `FAILED_MS`."""
+        runs = np.where(layers_ms < FAILED_MS, layers_ms, 0.0)
+        whole = self.offset_ms + self.scale * runs + self.curve * runs**2
+        return np.where(layers_ms < FAILED_MS, whole, layers_ms)
+
+    def line_at(self, whole_ms: float) -> tuple[float, float]:
+        """Offset in ms and scale of the line that touches the curve where a network takes so much."""
+        if not self.curve:
+            return self.offset_ms, self.scale
+        root = max(self.scale**2 - 4 * self.curve * (self.offset_ms - whole_ms), 0.0) ** 0.5
+        scale = root if root > 0 else self.scale
+        layers_ms = (scale - self.scale) / (2 * self.curve)
+        return whole_ms - scale * layers_ms, scale

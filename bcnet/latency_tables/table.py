@@ -4,8 +4,7 @@ In: rows from `build-lut`. Out: latencies of layers in ms, exact or interpolated
 A table grows: several models share it, and every row names the measuring session it comes from.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 from bcnet.latency_tables import file
 from bcnet.latency_tables.interpolate import Surface, interpolate
-from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import FAILED_MS, Calibration, Failure, LayerSpec, Row, Session, Setting
 
 
 @dataclass
@@ -74,6 +73,21 @@ class LatencyTable:
             return (layer, setting) in self.failures
         return not self.sessions[row.session].estimate
 
+    def forget(self, layers: Iterable[LayerSpec], setting: Setting) -> None:
+        """Take these layers' rows and failures at a setting out, to be measured anew."""
+        for layer in layers:
+            self.rows.pop((layer, setting), None)
+            self.failures.pop((layer, setting), None)
+
+    def old_failures(self, setting: Setting, provenance: Mapping[str, str]) -> list[LayerSpec]:
+        """Layers that failed at this setting with another runtime or on another machine."""
+        return [
+            failure.layer
+            for failure in self.failures.values()
+            if failure.setting == setting
+            and any(self.sessions[failure.session].provenance.get(k) != v for k, v in provenance.items())
+        ]
+
     def is_estimate(self, layers: Iterable[LayerSpec], setting: Setting) -> bool:
         """Whether a row of these layers was calculated, not measured."""
         return any(
@@ -94,7 +108,7 @@ class LatencyTable:
 
 
 class LookUp:
-    """The latencies of layers at one setting, exact or interpolated; infinite where the runtime failed."""
+    """The latencies of layers at one setting, exact or interpolated; `FAILED_MS` where the runtime failed."""
 
     def __init__(self, table: LatencyTable, setting: Setting) -> None:
         self._table, self._setting = table, setting
@@ -140,7 +154,7 @@ class LookUp:
         return {known for known in self._ms if known.family == family}
 
     def _known(self, layer: LayerSpec) -> float | None:
-        return math.inf if layer in self._failed else self._ms.get(layer)
+        return FAILED_MS if layer in self._failed else self._ms.get(layer)
 
     def _lacks(self, layer: LayerSpec) -> TableError:
         device = self._table.device

@@ -2,7 +2,7 @@
 
 Layers are timed inside whole networks, with the runtime's own profile, so that each row holds what the layer
 costs where it stands: fused with its neighbours, in their memory layout. The sums are then calibrated on
-whole subnets, and the error on other subnets is measured and kept.
+whole subnets, and the error on subnets that were left out of the fit is kept.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest, json_bytes
+from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
@@ -25,10 +25,9 @@ from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import announce, progress_bar, say
-from bcnet.runtimes import runtime_named
-from bcnet.supernet.design import calibration_subnets, plan, showing
+from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
 from bcnet.supernet.layer_times import layers_ms, row_stat
-from bcnet.supernet.measure import measure_network, runtime_of, setting_of
+from bcnet.supernet.measure import measure_network, runtime_of, setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.project import load_project, model_key
 from bcnet.supernet.space import Widths
@@ -62,8 +61,12 @@ def build_lut(
     *,
     seed: int = 0,
     path: Path | None = None,
+    again: bool = False,
 ) -> BuildReport:
     """Add to `table` what it lacks for every width of `graph`'s space, measured on this machine.
+
+    With `again`, all layers of the space are measured anew. Layers that failed with another version of the
+    runtime are tried once more.
 
     The table is saved to `path`, if there is one, when all is measured; until then a journal beside it holds
     what was, so that a killed build continues. Nothing is measured when no row and no calibration is
@@ -74,18 +77,23 @@ def build_lut(
     space, setting = graph.space, setting_of(profile)
     choices = tuple(group.choices for group in space.groups)
     table.drop_estimates(setting)  # what is measured takes their place
+    provenance = {} if why_not_here(profile) else _provenance(profile)
+    table.forget(table.old_failures(setting, provenance), setting)
+    if again:
+        table.forget(needed_layers(graph), setting)
     networks, missing = plan(graph, table, setting)
     key = model_key(graph.slots, choices)
     calibration = None if missing else _known_calibration(graph, table, setting, key)
     calibration_seconds = 0.0
     if calibration is None:
+        provenance = _provenance(profile)
         journal = Journal(
             path,
             {
                 "model": key,
                 "setting": asdict(setting),
                 "missing": sorted(map(repr, missing)),
-                "provenance": runtime_of(profile).fingerprint(),
+                "provenance": provenance,
                 "seed": seed,
             },
         )
@@ -94,11 +102,13 @@ def build_lut(
         calibration_seconds = measured.whole_seconds
         if missing:
             number = len(table.sessions)
-            table.sessions.append(_session(profile, measured.readings))
+            table.sessions.append(_session(provenance, measured.readings))
             for spec, observed in measured.layers.items():
                 table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number)
             for spec, error in measured.failed.items():
                 table.failures[spec, setting] = Failure(spec, setting, error, number)
+            if path is not None:
+                table.save(path)
         model = LatencyModel(table, setting, graph.slots, choices, None)
         calibration = calibrated(model, key, list(measured.whole.items()))
         table.calibrations[key, setting] = calibration
@@ -154,8 +164,13 @@ def _measure(
 
     Both kinds take turns, so that a machine that becomes slower meanwhile does so for both alike.
     """
-    kept = {(entry.number, entry.widths, entry.whole_ms is not None): entry for entry in journal.entries}
-    errors = {Widths(entry.widths): entry.error for entry in journal.entries if entry.error}
+    # What failed before the build was stopped is tried again: it may have been the memory.
+    kept = {
+        (entry.number, entry.widths, entry.whole_ms is not None): entry
+        for entry in journal.entries
+        if not entry.error
+    }
+    errors: dict[Widths, str] = {}
     found = _Measured({spec: [] for spec in missing}, {}, {widths: [] for widths in subnets}, [])
     first, full_ms, runs = time.perf_counter(), 0.0, 0
     if networks:
@@ -187,10 +202,10 @@ def _measure(
 
     def visit(number: int, widths: Widths, whole: bool = False) -> None:
         """One network in one pass, measured or from the journal."""
-        if widths in errors:
-            return
         entry = kept.get((number, tuple(widths), whole))
         if entry is None:
+            if widths in errors:
+                return
             entry = measured_now(number, widths, whole)
             journal.add(entry)
         if entry.error:
@@ -240,7 +255,8 @@ def _tried_alone(
                 more.append(widths)
                 break
         else:
-            found.failed[spec] = errors[widths]
+            shown = (error for w, error in errors.items() if any(slot.at(w) == spec for slot in graph.slots))
+            found.failed[spec] = next(shown, "no network that shows it could be run")
             del found.layers[spec]
     return more
 
@@ -265,12 +281,17 @@ def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np
     raise errors[0]
 
 
-def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Session:
+def _provenance(profile: HwProfile) -> dict[str, str]:
+    """What is recorded of the runtime and the machine. Raises DeviceError where the device is not here."""
+    return {"runtime": profile.runtime, **runtime_of(profile).fingerprint()}
+
+
+def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, float]]) -> Session:
     """Provenance of what was measured now, and what the probe said meanwhile."""
     medians, spreads = pool_readings(readings)
     return Session(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
-        provenance={"runtime": profile.runtime, **runtime_named(profile.runtime).fingerprint()},
+        provenance=dict(provenance),
         probe=medians,
         probe_spread=spreads,
     )
@@ -278,16 +299,10 @@ def _session(profile: HwProfile, readings: Sequence[Mapping[str, float]]) -> Ses
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records."""
-    project = load_project(config)
-    inputs = {"model": project.model_key, "device": project.device_key}
-    try:
-        model = project.latency_model()
-    except TableError:
-        return {**inputs, "table": "none"}
-    return {**inputs, "table": digest(asdict(model.calibration) if model.calibration else None)}
+    return load_project(config).table_inputs()
 
 
-def run(run: Run, config: Config) -> dict[str, Any]:
+def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
     """Add what is missing to `latency_tables/<device>.json`; write the error report. Returns a summary."""
     project = load_project(config)
     stage, path = run.stage("build-lut"), project.table_path
@@ -295,7 +310,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         table = LatencyTable.load(path) if path.exists() else LatencyTable(project.profile.name)
         if table.device != project.profile.name:
             raise TableError(f"{path} was measured on '{table.device}'; keep that file under another name")
-        report = build_lut(project.graph, project.profile, table, seed=config.seed, path=path)
+        report = build_lut(project.graph, project.profile, table, seed=config.seed, path=path, again=again)
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")
     if report.failed:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from bcnet.config import Config
-from bcnet.errors import TableError
+from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import Observation, judge
+from bcnet.latency_tables.gate import TICK_MS, Observation, judge
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.probe import pool_readings, probe
 from bcnet.latency_tables.rows import LayerSpec
@@ -53,9 +53,13 @@ def check_lut(
     start = time.perf_counter()
     setting = setting_of(profile)
     known = {
-        layer: row for (layer, at), row in table.rows.items() if at == setting and row.stat.median_ms > 0
+        # Below the tick of the runtime's clock there is no ratio.
+        layer: row
+        for (layer, at), row in table.rows.items()
+        if at == setting and row.stat.median_ms >= TICK_MS
     }
-    networks = _choose(graph, set(known), rows, np.random.default_rng(seed))
+    failed = {layer for layer, at in table.failures if at == setting}
+    networks = _choose(graph, set(known), failed, rows, np.random.default_rng(seed))
     if not networks:
         held = "; ".join(str(at) for at in sorted({at for _, at in table.rows})) or "no rows"
         raise TableError(
@@ -63,9 +67,9 @@ def check_lut(
             f"Run `bcnet build-lut --device {profile.name}`"
         )
     shown = {slot.at(widths) for widths in networks for slot in graph.slots} & known.keys()
-    compared = [known[layer] for layer in sorted(shown)]
-    refuse_estimates(table, compared, name)
-    seen, readings, rounds = _measure(graph, profile, networks, shown, start + seconds, seed)
+    refuse_estimates(table, [known[layer] for layer in shown], name)
+    seen, readings, rounds, errors = _measure(graph, profile, networks, shown, start + seconds, seed)
+    compared = [known[layer] for layer in sorted(seen)]
     medians, spread = pool_readings(readings)
     fingerprint = runtime_of(profile).fingerprint()
     then, here = processors(table, compared), fingerprint.get("processor")
@@ -94,26 +98,36 @@ def check_lut(
         verdict=verdict,
         rows=len(compared),
         unchecked=len(table.rows) - len(compared),
+        findings=tuple(
+            f"the runtime fails on a network that it ran when the table was measured: {error}"
+            for error in sorted(set(errors))
+        ),
         notes=tuple(
             f"{key}: {value} then, {fingerprint[key]} now"
             for number in sorted({row.session for row in compared})
             for key, value in table.sessions[number].provenance.items()
             if key in fingerprint and fingerprint[key] != value
         ),
-        networks=len(networks),
+        networks=len(networks) - len(errors),
         rounds=rounds,
         seconds=round(time.perf_counter() - start, 1),
     )
 
 
-def _choose(graph: OnnxSupernet, known: set[LayerSpec], rows: int, rng: np.random.Generator) -> list[Widths]:
-    """A few networks that show a sample of the known rows, drawn in turn from each kind of layer."""
-    shows = {
-        widths: {slot.at(widths) for slot in graph.slots} & known
-        for widths in (graph.space.largest(), *design(graph.space))
-    }
+def _choose(
+    graph: OnnxSupernet, known: set[LayerSpec], failed: set[LayerSpec], rows: int, rng: np.random.Generator
+) -> list[Widths]:
+    """A few networks that show a sample of the known rows, drawn in turn from each kind of layer.
+
+    None of them holds a layer that is known to fail.
+    """
+    shows = {}
+    for widths in (graph.space.largest(), *design(graph.space)):
+        layers = {slot.at(widths) for slot in graph.slots}
+        if not layers & failed:
+            shows[widths] = layers & known
     kinds: dict[str, list[LayerSpec]] = {}
-    for layer in sorted(set().union(*shows.values())):
+    for layer in sorted(set[LayerSpec]().union(*shows.values())):
         kinds.setdefault(layer.kind, []).append(layer)
     drawn = [[own[i] for i in rng.permutation(len(own))] for own in kinds.values()]
     turns = [
@@ -138,8 +152,12 @@ def _measure(
     shown: set[LayerSpec],
     end: float,
     seed: int,
-) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int]:
-    """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds."""
+) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int, list[str]]:
+    """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds.
+
+    The last are the errors of networks that the runtime does not run any more. Raises CheckFailed where it
+    runs none of them.
+    """
     rng = np.random.default_rng(seed)
     models = {widths: graph.variant(widths) for widths in networks}
     slots_of = {
@@ -154,7 +172,17 @@ def _measure(
         return layers_ms(graph, models[widths], profile, runs)
 
     # The first visits load the runtime and settle the clock; nothing of them is kept.
-    first = [profiled(widths, 5) for widths in networks]
+    first, errors = [], []
+    for widths in list(networks):
+        try:
+            first.append(profiled(widths, 5))
+        except NetworkError as cause:
+            errors.append(str(cause))
+            networks = [other for other in networks if other != widths]
+    if not first:
+        raise CheckFailed(
+            f"the runtime runs none of {len(errors)} networks of the table any more: {errors[0]}"
+        )
     probe()
     runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 12, 40))
     readings: list[dict[str, float]] = []
@@ -171,12 +199,12 @@ def _measure(
                 for slot, layer in slots_of[widths]:
                     of_layer.setdefault(layer, []).append(float(fastest[slot]))
                 for layer, values in of_layer.items():
-                    seen[layer].setdefault(widths, []).append(max(float(np.median(values)), 1e-6))
+                    seen[layer].setdefault(widths, []).append(max(float(np.median(values)), TICK_MS / 2))
             rounds += 1
             longest = max(longest, time.perf_counter() - begun)
             advance("")
     readings.append(probe())
-    return seen, readings, rounds
+    return {layer: by_network for layer, by_network in seen.items() if by_network}, readings, rounds, errors
 
 
 def run(config: Config, *, table: Path | None, rows: int, seconds: float, max_slowdown: float) -> CheckReport:

@@ -15,7 +15,7 @@ import torch
 
 from bcnet.artifacts import Run, digest, json_bytes, read_json
 from bcnet.config import Config
-from bcnet.errors import BudgetError
+from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, progress_bar, working
@@ -113,7 +113,10 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
 
     def fits(option: Widths, share: float) -> bool:
         limit = measure_network(searched, profile, share).median_ms
-        return measure_network(graph.variant(option), profile, share).median_ms <= limit
+        try:
+            return measure_network(graph.variant(option), profile, share).median_ms <= limit
+        except NetworkError:
+            return False  # it holds a layer that the runtime cannot run
 
     low, high = -1, len(options)  # options[low] fits; options[high] does not, or is past the end
     while high - low > 1:

@@ -28,7 +28,6 @@ from bcnet.latency_tables.roofline import (
     measured_rows,
 )
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.pipeline.build_lut import stage_inputs
 from bcnet.progress import say
 from bcnet.supernet.design import needed_layers
 from bcnet.supernet.measure import setting_of
@@ -145,5 +144,5 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "fitted_on": fitted.source,
         "off_there": asdict(error) if error else None,
     }
-    stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})
+    stage.finish(project.table_inputs(), {"report.json": json_bytes(summary)})
     return summary

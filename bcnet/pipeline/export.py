@@ -64,6 +64,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "widths": str(widths),
         "classes": json.dumps(data.classes),
     }
+    if found["estimate"]:
+        metadata["latency"] = "estimate, not measured"
     if isinstance(example, Tensor) and example.ndim == 4:
         metadata["input"] = json.dumps({"layout": "NCHW", "shape": list(example.shape)})
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows

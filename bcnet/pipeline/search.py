@@ -17,7 +17,7 @@ import numpy as np
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config, latency_share
 from bcnet.errors import ArtifactError, BudgetError
-from bcnet.latency_tables.rows import LatencyStat
+from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.progress import announce, say, working
 from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, ScoreOf, SearchSettings, fastest
 from bcnet.supernet.fit import metric_digest
@@ -69,9 +69,14 @@ def search(
         raise BudgetError("a search needs a latency budget or a minimum accuracy, and not both")
     evolution = Evolution(space, latency_of, score_of, settings)
     full = space.largest()
+    narrowest = fastest(space, latency_of)
+    lowest = latency_of(narrowest)
+    if lowest >= FAILED_MS:
+        raise BudgetError(
+            "the runtime runs no network of this space; the table's rows tell which layers fail"
+        )
+    evolution.anchor = narrowest
     if settings.budget_ms is not None:
-        narrowest = fastest(space, latency_of)
-        lowest = latency_of(narrowest)
         if lowest > settings.budget_ms:
             raise BudgetError(
                 f"no network meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
@@ -84,7 +89,6 @@ def search(
                 above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
                 kept = f"{above}: kept whole" if measured else f"{above}: kept whole, {NOT_MEASURED}"
                 return _result(settings, best, (best,), (best,), kept)
-        evolution.anchor = narrowest
     candidates = evolution.run(prior, resume, on_generation)
     ranked = evolution.ranked(candidates)
     if settings.min_accuracy is not None and ranked[0].score.accuracy < settings.min_accuracy:
@@ -147,7 +151,7 @@ def _measured_best(
     raise BudgetError(
         f"none of the {len(measured)} best candidates, measured as whole networks, is within "
         f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g}. The machine may be busy: "
-        "search again, or delete the latency table and build it anew"
+        "search again, or measure the table anew with `bcnet build-lut --again`"
     )
 
 
@@ -201,6 +205,11 @@ def settings_of(project: Project) -> SearchSettings:
     budget = config.latency_ms
     if budget is None and config.min_accuracy is None:
         full = project.latency_model()(project.space.original())
+        if full >= FAILED_MS:
+            raise BudgetError(
+                "the full network holds a layer that the runtime cannot run, so there is no share of its "
+                "latency; give --latency-ms"
+            )
         budget = latency_share(config.latency or "60%") * full
     return SearchSettings(
         budget_ms=budget,

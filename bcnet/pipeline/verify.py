@@ -3,6 +3,7 @@
 In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` only when every check passed.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bcnet.config import ExportConfig
 from bcnet.data import ImageData
-from bcnet.errors import CheckFailed, one_line
+from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar, working
@@ -145,18 +146,13 @@ def verify(
     int8 = profile.precision == "int8"
     if accuracy_torch - accuracy > (limits.int8_accuracy_tolerance if int8 else limits.accuracy_tolerance):
         failures.append(f"accuracy is {accuracy:.4f} in the file and {accuracy_torch:.4f} in PyTorch")
-    if (
-        budget_ms is not None
-        and measured
-        and full_stat
-        and measured.median_ms > budget_ms * (1 + limits.latency_tolerance)
-    ):
+    if budget_ms is not None and measured and measured.median_ms > budget_ms * (1 + limits.latency_tolerance):
         over = f"measured latency is {measured.median_ms:.4g} ms, the budget {budget_ms:.4g} ms"
-        slower = full_stat.median_ms / full_predicted_ms - 1 if full_predicted_ms else 0.0
+        slower = full_stat.median_ms / full_predicted_ms - 1 if full_stat and full_predicted_ms else 0.0
         if slower > limits.latency_tolerance / 2:
             over += (
                 f" (the full network, too, takes {slower:.0%} longer than predicted: this machine is slower "
-                "than when its table was measured; try again, or delete the table and build it anew)"
+                "than when its table was measured; try again, or `bcnet build-lut --again`)"
             )
         failures.append(over)
     return VerifyReport(
@@ -180,18 +176,20 @@ def verify(
 
 def _timed(
     content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None
-) -> tuple[LatencyStat, LatencyStat]:
+) -> tuple[LatencyStat, LatencyStat | None]:
     """The fastest of a few measurements of each, taken in turn; one each where the first is in the budget.
 
-    A machine's other work only adds time, and passes.
+    A machine's other work only adds time, and passes. None for a full network that the runtime cannot run.
     """
-    pairs: list[tuple[LatencyStat, LatencyStat]] = []
+    first: list[LatencyStat] = []
+    second: list[LatencyStat] = []
     for _ in range(PATIENCE):
-        pairs.append((measure_network(content, profile), measure_network(full, profile)))
-        if budget_ms is None or pairs[-1][0].median_ms <= budget_ms:
+        first.append(measure_network(content, profile))
+        with contextlib.suppress(NetworkError):
+            second.append(measure_network(full, profile))
+        if budget_ms is None or first[-1].median_ms <= budget_ms:
             break
-    first, second = zip(*pairs, strict=True)
-    return min(first, key=_median), min(second, key=_median)
+    return min(first, key=_median), min(second, key=_median, default=None)
 
 
 def _median(stat: LatencyStat) -> float:

@@ -75,7 +75,7 @@ def profile_nodes(
         sound = durations[plausible(durations, walls)]
         kept = np.concatenate([kept, sound]) if len(kept) else sound
         if len(kept) >= runs:
-            added = _profiler_ms(threads)
+            added = _profiler_ms(threads) if provider_named(provider) == CPU else 0.0
             return [(name, kept[:runs, index] - added) for index, name in enumerate(names)]
     raise DeviceError(
         f"ONNX Runtime's profile does not agree with this machine's monotonic clock in {ATTEMPTS * runs} "

@@ -5,13 +5,12 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bcnet.latency_tables.rows import LatencyStat
+from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths, WidthSpace
@@ -116,8 +115,6 @@ class Evolution:
                 a, b = rng.choice(len(parents), 2, replace=False).tolist()
                 widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
             widths = self.repaired(widths, rng, self.settings.budget_ms)
-            if math.isinf(self.latency_of(widths)):
-                continue  # it holds a layer that the runtime cannot run
             if widths not in seen:
                 seen.add(widths)
                 fresh.append(widths)
@@ -143,20 +140,22 @@ class Evolution:
     def repaired(self, widths: Widths, rng: np.random.Generator, budget: float | None) -> Widths:
         """Within a budget in ms: groups step towards the fastest network, then one pass of steps up that fit.
 
-        Ends after as many steps as there are choices in all. The budget is at least the fastest's latency.
+        Without a budget, networks that the runtime cannot run are led to one that it can. Ends after as many
+        steps as there are choices in all. The budget is at least the fastest's latency.
         """
-        if budget is None or self.anchor is None:
+        if self.anchor is None or (budget is None and self.latency_of(widths) < FAILED_MS):
             return widths
         index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
         goal = [g.choices.index(width) for g, width in zip(self.space.groups, self.anchor, strict=True)]
-        while self.latency_of(self._at(index)) > budget:
+        limit = np.nextafter(FAILED_MS, 0) if budget is None else budget
+        while self.latency_of(self._at(index)) > limit:
             movable = [group for group in range(len(index)) if index[group] != goal[group]]
             group = movable[rng.integers(len(movable))]
             index[group] += 1 if index[group] < goal[group] else -1
-        for group in rng.permutation(len(index)):
+        for group in rng.permutation(len(index)) if budget is not None else ():
             if index[group] + 1 < len(self.space.groups[group].choices):
                 index[group] += 1
-                if self.latency_of(self._at(index)) > budget:
+                if self.latency_of(self._at(index)) > limit:
                     index[group] -= 1
         return self._at(index)
 

@@ -48,8 +48,7 @@ def prior(
     """
     losses = potential_losses(records, latency.choices)
     temperature = max(float(np.std(np.concatenate([row - row.mean() for row in losses]))), 1e-6)
-    arrays = latency.pairwise()
-    offset = latency.calibration.offset_ms if latency.calibration else 0.0
+    offset, arrays = latency.pairwise(budget_ms)
 
     def solve(price: float) -> list[np.ndarray]:
         p = [np.full(len(row), 1 / len(row)) for row in losses]

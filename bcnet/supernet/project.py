@@ -3,7 +3,7 @@
 import copy
 import datetime
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -146,6 +146,15 @@ class Project:
             here = runtime_named(self.profile.runtime).fingerprint()
             _compare_versions(self.table_path, table, model, here)
         return model
+
+    def table_inputs(self) -> dict[str, str]:
+        """What the manifest of a table's build records; "none" for a table that cannot be used."""
+        inputs = {"model": self.model_key, "device": self.device_key}
+        try:
+            calibration = self.latency_model().calibration
+        except TableError:
+            return {**inputs, "table": "none"}
+        return {**inputs, "table": digest(asdict(calibration) if calibration else None)}
 
     def not_measured(self) -> str | None:
         """Why no latency is measured: the table is an estimate, or this is not the device; None if it is."""

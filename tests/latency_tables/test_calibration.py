@@ -8,7 +8,7 @@ import pytest
 from bcnet.errors import DeviceError
 from bcnet.latency_tables.calibration import calibrated, fit_calibration
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
-from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import FAILED_MS, Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
@@ -64,7 +64,7 @@ def test_the_faster_time_counts_and_the_difference_is_the_noise() -> None:
     assert (found.mean_error, found.within_5, found.spearman) == (0.0, 1.0, 1.0)
     assert found.noise == pytest.approx(0.1)
     assert (found.fitted, found.held_out) == (6, 6)
-    assert found.whole_ms(np.array([1.0, np.inf])).tolist() == pytest.approx([2.5, np.inf])
+    assert found.whole_ms(np.array([1.0, 2 * FAILED_MS])).tolist() == pytest.approx([2.5, 2 * FAILED_MS])
 
 
 def test_too_few_subnets_that_run_are_an_error() -> None:
@@ -74,6 +74,16 @@ def test_too_few_subnets_that_run_are_an_error() -> None:
         calibrated(model(), "m", list(whole.items()))
 
 
-def test_a_curve_keeps_infinite_prices_infinite() -> None:
-    bent = Calibration("m", SETTING, "r", 0.1, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01, curve=-0.01)
-    assert bent.whole_ms(np.array([np.inf, 2.0])).tolist() == pytest.approx([np.inf, 2.06])
+BENT = Calibration("m", SETTING, "r", 0.1, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01, curve=-0.01)
+
+
+def test_a_curve_does_not_make_layers_cheap_that_cannot_be_run() -> None:
+    prices = BENT.whole_ms(np.array([FAILED_MS + 1.0, 2.0]))
+    assert prices.tolist() == pytest.approx([FAILED_MS + 1.0, 2.06])
+
+
+def test_the_line_at_a_latency_touches_the_curve() -> None:
+    offset, scale = BENT.line_at(2.06)
+    assert scale == pytest.approx(1.0 - 2 * 0.01 * 2.0)
+    assert offset + scale * 2.0 == pytest.approx(2.06)
+    assert replace(BENT, curve=0.0).line_at(5.0) == (0.1, 1.0)

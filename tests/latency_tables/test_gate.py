@@ -15,7 +15,7 @@ from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
 from bcnet.latency_tables.gate import Observation, Verdict, judge
-from bcnet.latency_tables.machine import Probed
+from bcnet.latency_tables.machine import Machine, Probed
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
@@ -170,6 +170,27 @@ def test_two_equal_tables_are_ok_and_a_slower_one_is_not() -> None:
     assert (same.exit_code, same.rows, same.findings) == (0, len(LAYERS), ())
     assert same.verdict.everything.change == pytest.approx(0, abs=1e-3)
     assert compare_tables(table_of(LAYERS, 1.3), table_of(LAYERS)).exit_code == 3
+
+
+@pytest.mark.parametrize("spread", [math.nan, math.inf, -0.1])
+def test_a_probe_whose_spread_is_no_number_is_refused(spread: float) -> None:
+    with pytest.raises(TableError, match=r"the probe's spread is .*bcnet build-lut --again"):
+        verdict_of(observed(), Probed(probed().medians_ms, {"matmul_ms": spread}))
+
+
+def test_a_layer_of_next_to_no_time_is_as_uncertain_as_the_clock_and_breaks_nothing() -> None:
+    tiny = Observation(LayerSpec("Flatten", 8, 8), 0.001, 0.0, ((0.0005,) * 4,))
+    found = verdict_of([*observed(), tiny])
+    assert found.status == "ok"
+    (flatten,) = (kind for kind in found.kinds if kind.name == "Flatten")
+    assert flatten.high > 1.0
+
+
+def test_a_probe_without_the_memory_explains_the_clock_alone() -> None:
+    clock_only = Machine(Probed({"matmul_ms": 0.04}, {}), Probed({"matmul_ms": 0.042}, {}))
+    explained, error = clock_only.explains((0.35, 0.25))
+    assert explained == pytest.approx(math.log(1.05))
+    assert error >= clock_only.error("matmul_ms")
 
 
 def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> None:

@@ -135,7 +135,7 @@ def test_no_share_of_a_peak_is_above_one_on_another_device() -> None:
 
 
 def processor(*rows: tuple[LayerSpec, Setting, float]) -> LatencyTable:
-    table = LatencyTable("cpu", [Session("2026-01-01", {}, {"matmul_ms": 0.2, "sweep_ms": 0.4})])
+    table = LatencyTable("cpu", [Session("2026-01-01", {}, {"matmul_256_ms": 0.2, "sweep_ms": 0.4})])
     for layer, setting, ms in rows:
         table.rows[layer, setting] = Row(layer, setting, LatencyStat(ms, ms, 0.0, 10), 0)
     return table

@@ -75,3 +75,15 @@ def test_settings_that_cannot_be_meant_are_wrong_usage(
     folder: Path, refused: Refused, flags: tuple[str, str], message: str
 ) -> None:
     assert message in refused(2, "build-lut", *flags)
+
+
+def test_a_models_rows_are_measured_again_when_that_is_asked_for(
+    project: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = LatencyTable.load(TABLE)
+    assert main(["build-lut", "--again", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["rows_measured"] == len(before.rows)
+    after = LatencyTable.load(TABLE)
+    assert after.rows.keys() == before.rows.keys()
+    assert {row.session for row in after.rows.values()} == {1}
+    assert "nothing to measure --again" in refused(2, "build-lut", "--estimate", "--again")

@@ -6,20 +6,26 @@ Times on a test machine say nothing for sure: what is certain fails a test, the 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import Refused
 
 from bcnet.cli import main
-from bcnet.errors import TableError
+from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.gate import EXIT_CODES
+from bcnet.latency_tables.rows import Failure
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
+from bcnet.runtimes import onnxruntime
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
@@ -71,6 +77,48 @@ def test_a_table_is_measured_again_in_place(graph: OnnxSupernet, base: LatencyTa
     assert report.rounds >= 3
     assert {part.name for part in report.verdict.probe} == {"matmul_ms", "stream_ms", "sweep_ms"}
     assert all(kind.now_ms > 0 for kind in report.verdict.kinds)
+
+
+def test_layers_that_are_known_to_fail_are_left_out_and_new_failures_are_a_finding(
+    graph: OnnxSupernet, base: LatencyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = graph.slots[0].at(graph.space.largest())
+    known = replace(base, rows=dict(base.rows), failures={})
+    row = known.rows.pop((full, setting_of(QUICK)))
+    known.failures[full, row.setting] = Failure(full, row.setting, "no kernel", 0)
+    seen: list[int] = []
+    real = onnxruntime.profile_nodes
+
+    def profile_nodes(model: bytes, *args: Any, **kwargs: Any) -> list[tuple[str, np.ndarray]]:
+        seen.append(len(model))
+        if fails and len(seen) == 1:
+            raise NetworkError("ONNX Runtime has no kernel for that")
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "profile_nodes", profile_nodes)
+    fails = False
+    assert check_lut(graph, QUICK, known, rows=12, seconds=1).findings == ()
+    assert max(seen) < len(graph.variant(graph.space.largest()))
+    fails, seen = True, []
+    broken = check_lut(graph, QUICK, base, rows=30, seconds=1)
+    assert (broken.status, broken.exit_code) == ("incomplete", 3)
+    assert "the runtime fails on a network" in broken.headline
+    assert "no kernel for that" in broken.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-slowdown", "3%"), "takes a percentage from 4 to 100"),
+        (("--max-slowdown", "5"), "as \"5%\", not '5'"),
+        (("--device", "nope"), "unknown device 'nope'"),
+        (("--against", "base.json", "--batch", "4"), "--against compares all settings"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_wrong_usage(
+    folder: Path, refused: Refused, flags: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(2, "check-lut", *flags)
 
 
 def test_another_setting_and_an_estimate_are_refused(graph: OnnxSupernet, base: LatencyTable) -> None:

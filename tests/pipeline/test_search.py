@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import LatencyStat
+from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.pipeline.search import search
 from bcnet.supernet.evolution import Candidate, SearchSettings
 from bcnet.supernet.score import Score
@@ -145,14 +145,20 @@ def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> Non
 
 @pytest.mark.parametrize("wanted", [{"budget_ms": 1.2}, {"min_accuracy": 0.5}])
 def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, float]) -> None:
-    broken = SPACE.groups[0].choices[1]
+    """Three groups fail at their narrowest: the way to a network that runs is several steps long."""
 
     def latency_of(widths: Widths) -> float:
-        return math.inf if widths[0] == broken else latency_ms(widths)
+        return latency_ms(widths) + FAILED_MS * sum(width == CHOICES[0] for width in widths[:3])
 
     result = search(SPACE, latency_of, accuracy, SearchSettings(population=16, generations=6, **wanted))
-    assert len(result.history) > 16
-    assert broken not in {candidate.widths[0] for candidate in result.history}
+    assert len(result.history) >= 10
+    assert all(CHOICES[0] not in candidate.widths[:3] for candidate in result.history)
+
+
+@pytest.mark.parametrize("wanted", [{"budget_ms": 1.2}, {"min_accuracy": 0.5}])
+def test_a_space_of_which_nothing_runs_is_refused(wanted: dict[str, float]) -> None:
+    with pytest.raises(BudgetError, match="runs no network of this space"):
+        search(SPACE, lambda widths: FAILED_MS, accuracy, SearchSettings(**wanted))
 
 
 def test_ties_in_accuracy_are_broken_by_loss() -> None:
