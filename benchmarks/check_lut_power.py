@@ -234,7 +234,12 @@ def summary(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Parse, do what is missing, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("check_lut_power.jsonl"), help="added to")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path(__file__).parent / "results" / "check_lut_power.jsonl",
+        help="added to",
+    )
     parser.add_argument("--minutes", type=float, default=70.0, help="stop after")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one check")
     parser.add_argument("--most", type=int, default=1000, help="checks of each kind, at most")
