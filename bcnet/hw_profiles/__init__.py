@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from bcnet.errors import DeviceError
 
@@ -13,6 +13,11 @@ SHIPPED = Path(__file__).parent
 OWN = Path("hw_profiles")
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _short(provider: str) -> str:
+    """`CUDAExecutionProvider` is `cuda`: one name, since rows are kept under it."""
+    return provider.lower().removesuffix("executionprovider")
 
 
 class Peaks(BaseModel):
@@ -46,7 +51,9 @@ class HwProfile(BaseModel):
     runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
         description="the runtime that executes the network"
     )
-    provider: str = Field("cpu", min_length=1, description="ONNX Runtime's execution provider")
+    provider: Annotated[str, AfterValidator(_short)] = Field(
+        "cpu", min_length=1, description="ONNX Runtime's execution provider"
+    )
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     batch: int = Field(1, ge=1, description="images an inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
@@ -67,8 +74,7 @@ class HwProfile(BaseModel):
 
         With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME".
         """
-        provider = self.provider.lower().removesuffix("executionprovider")
-        runtime = self.runtime if provider == "cpu" else f"{self.runtime}:{provider}"
+        runtime = self.runtime if self.provider == "cpu" else f"{self.runtime}:{self.provider}"
         return runtime, self.precision, self.batch, self.threads, self.power_mode
 
 

@@ -58,7 +58,7 @@ def compare_tables(
         probed_then(base, then),
         probed_then(head, now),
         max_slowdown=max_slowdown,
-        other_machine=_other_machine(processors(base, then), processors(head, now)),
+        other_machine=other_machine(processors(base, then), processors(head, now)),
     )
     missing, added = base.rows.keys() - head.rows.keys(), head.rows.keys() - base.rows.keys()
     findings = []
@@ -112,7 +112,8 @@ def processors(table: LatencyTable, rows: Iterable[Row]) -> set[str]:
     return {table.sessions[row.session].provenance.get("processor", "") for row in rows} - {""}
 
 
-def _other_machine(then: set[str], now: set[str]) -> str:
+def other_machine(then: set[str], now: set[str]) -> str:
+    """Why two sets of processors are not the same machine; empty where they are, or are not known."""
     if not then or not now or then == now:
         return ""
     return f"another processor: {', '.join(sorted(then))} then, {', '.join(sorted(now))} now"

@@ -37,7 +37,7 @@ def calibrated(
     return Calibration(
         model=key,
         setting=model.setting,
-        rows=model.table.digest_of(model.used(), model.setting),
+        rows=model.rows_digest,
         offset_ms=round(offset, 6),
         scale=round(scale, 6),
         curve=round(curve, 6),

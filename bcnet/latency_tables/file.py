@@ -4,7 +4,7 @@ In: a path, or what a table holds. Out: what a file holds, or its text. `schema.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +33,7 @@ class Content:
     """All that a table holds."""
 
     device: str
-    sessions: list[Session]
+    sessions: list[Session] = field(default_factory=list)
     rows: dict[tuple[LayerSpec, Setting], Row] = field(default_factory=dict)
     failures: dict[tuple[LayerSpec, Setting], Failure] = field(default_factory=dict)
     calibrations: dict[tuple[str, Setting], Calibration] = field(default_factory=dict)
@@ -123,18 +123,12 @@ def read(path: Path) -> Content:
     return content
 
 
-def text_of(
-    device: str,
-    sessions: Sequence[Session],
-    rows: Iterable[Row],
-    failures: Iterable[Failure],
-    calibrations: Mapping[tuple[str, Setting], Calibration],
-) -> str:
+def text_of(content: Content) -> str:
     """The file's text: a block a setting, rows in a stable order, one a line."""
     lines: dict[Setting, list[_Line]] = {}
-    for row in rows:
+    for row in content.rows.values():
         lines.setdefault(row.setting, []).append(_Line(row.layer, row.session, row.stat))
-    for failure in failures:
+    for failure in content.failures.values():
         lines.setdefault(failure.setting, []).append(
             _Line(failure.layer, failure.session, error=failure.error)
         )
@@ -144,11 +138,11 @@ def text_of(
         + "\n  ]}"
         for setting, own in sorted(lines.items())
     ]
-    fitted = [asdict(calibrations[key]) for key in sorted(calibrations)]
+    fitted = [asdict(content.calibrations[key]) for key in sorted(content.calibrations)]
     sealed = ({**entry, "digest": digest(entry)} for entry in fitted)
     return (
-        f'{{\n "schema": {SCHEMA},\n "device": {json.dumps(device)},\n'
-        f' "sessions": [\n{_lines(map(asdict, sessions), 2)}\n ],\n'
+        f'{{\n "schema": {SCHEMA},\n "device": {json.dumps(content.device)},\n'
+        f' "sessions": [\n{_lines(map(asdict, content.sessions), 2)}\n ],\n'
         f' "settings": [\n{_joined(blocks)}\n ],\n'
         f' "calibrations": [\n{_lines(sealed, 2)}\n ]\n}}\n'
     )

@@ -178,7 +178,8 @@ def judge(
     # Against all other rows, what both share cancels: the rounds' scatter, the clock, a part of the memory.
     of_rest = {name: pooled(~members[name], FELT_BY_ALL) for name in names if not members[name].all()}
     against = {}
-    for name, chosen in ((name, members[name]) for name in of_rest):
+    for name in of_rest:
+        chosen = members[name]
         explained_beyond, beyond_error = machine.explains_beyond_all(felt_by(name))
         variance = 1 / float((error[chosen] ** -2.0).sum()) + 1 / float((error[~chosen] ** -2.0).sum())
         against[name] = (

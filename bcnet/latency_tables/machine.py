@@ -41,8 +41,8 @@ class Machine:
         return tuple(part for part in self.then.medians_ms if part in self.now.medians_ms)
 
     def change(self, part: str) -> float:
-        """How much slower a part has become; 0 for one that is not in both."""
-        return math.log(self.now.medians_ms[part] / self.then.medians_ms[part]) if part in self.parts else 0.0
+        """How much slower a part that is in both has become."""
+        return math.log(self.now.medians_ms[part] / self.then.medians_ms[part])
 
     def error(self, part: str) -> float:
         """The standard error of that."""

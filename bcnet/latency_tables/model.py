@@ -7,6 +7,7 @@ thousands at once.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -172,8 +173,19 @@ class LatencyModel:
     @property
     def estimate(self) -> bool:
         """Whether its rows were calculated for a device that was not at hand."""
-        return self.table.is_estimate(self.used(), self.setting)
+        return self.table.is_estimate(self.used, self.setting)
 
+    @property
+    def current(self) -> bool:
+        """Whether it is calibrated, and for the rows that it uses as they are now."""
+        return self.calibration is not None and self.calibration.rows == self.rows_digest
+
+    @cached_property
+    def rows_digest(self) -> str:
+        """A hash of the rows that it uses."""
+        return self.table.digest_of(self.used, self.setting)
+
+    @cached_property
     def used(self) -> set[LayerSpec]:
         """Every row that the model may look up."""
         found = set()

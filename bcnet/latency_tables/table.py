@@ -5,25 +5,17 @@ A table grows: several models share it, and every row names the measuring sessio
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 from bcnet.latency_tables import file
 from bcnet.latency_tables.interpolate import Surface, interpolate
-from bcnet.latency_tables.rows import FAILED_MS, Calibration, Failure, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import FAILED_MS, LayerSpec, Setting
 
 
-@dataclass
-class LatencyTable:
+class LatencyTable(file.Content):
     """Rows by layer and setting, for one device."""
-
-    device: str
-    sessions: list[Session] = field(default_factory=list)
-    rows: dict[tuple[LayerSpec, Setting], Row] = field(default_factory=dict)
-    failures: dict[tuple[LayerSpec, Setting], Failure] = field(default_factory=dict)
-    calibrations: dict[tuple[str, Setting], Calibration] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":
@@ -32,10 +24,7 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table atomically, rows in a stable order, one a line."""
-        text = file.text_of(
-            self.device, self.sessions, self.rows.values(), self.failures.values(), self.calibrations
-        )
-        write_file(path, text.encode())
+        write_file(path, file.text_of(self).encode())
 
     def look_up(self, setting: Setting) -> "LookUp":
         """The rows of one setting as they are now, ready to be asked many times."""
@@ -66,12 +55,13 @@ class LatencyTable:
         """One layer's latency: see `LookUp.latency_ms`."""
         return self.look_up(setting).latency_ms(layer)
 
+    def settings(self) -> str:
+        """The settings that it holds, in words."""
+        return "; ".join(str(at) for at in sorted({at for _, at in self.rows})) or "no rows"
+
     def has(self, layer: LayerSpec, setting: Setting) -> bool:
-        """Whether this layer was measured at this setting, or failed there; an estimate is no measurement."""
-        row = self.rows.get((layer, setting))
-        if row is None:
-            return (layer, setting) in self.failures
-        return not self.sessions[row.session].estimate
+        """Whether this layer has a row at this setting, or failed there."""
+        return (layer, setting) in self.rows or (layer, setting) in self.failures
 
     def forget(self, layers: Iterable[LayerSpec], setting: Setting) -> None:
         """Take these layers' rows and failures at a setting out, to be measured anew."""
@@ -158,8 +148,8 @@ class LookUp:
 
     def _lacks(self, layer: LayerSpec) -> TableError:
         device = self._table.device
-        settings = "; ".join(str(at) for at in sorted({at for _, at in self._table.rows})) or "no rows"
         return TableError(
             f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {self._setting}; the table "
-            f"of '{device}' holds: {settings}. Run `bcnet build-lut --device {device}` with the same settings"
+            f"of '{device}' holds: {self._table.settings()}. "
+            f"Run `bcnet build-lut --device {device}` with the same settings"
         )

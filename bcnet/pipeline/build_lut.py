@@ -16,13 +16,13 @@ import numpy as np
 
 from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
-from bcnet.errors import NetworkError, TableError
+from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.calibration import calibrated
-from bcnet.latency_tables.journal import Entry, Journal, alone
+from bcnet.latency_tables.journal import Entry, Journal
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.probe import pool_readings, probe
-from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import announce, progress_bar, say
 from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
@@ -83,9 +83,13 @@ def build_lut(
         table.forget(needed_layers(graph), setting)
     networks, missing = plan(graph, table, setting)
     key = model_key(graph.slots, choices)
-    calibration = None if missing else _known_calibration(graph, table, setting, key)
     calibration_seconds = 0.0
-    if calibration is None:
+
+    def model_now() -> LatencyModel:
+        return LatencyModel(table, setting, graph.slots, choices, table.calibrations.get((key, setting)))
+
+    model = None if missing else model_now()
+    if model is None or not model.current:
         provenance = _provenance(profile)
         journal = Journal(
             path,
@@ -109,35 +113,24 @@ def build_lut(
                 table.failures[spec, setting] = Failure(spec, setting, error, number)
             if path is not None:
                 table.save(path)
-        model = LatencyModel(table, setting, graph.slots, choices, None)
-        calibration = calibrated(model, key, list(measured.whole.items()))
-        table.calibrations[key, setting] = calibration
+        model = model or model_now()
+        table.calibrations[key, setting] = calibrated(model, key, list(measured.whole.items()))
         if path is not None:
             table.save(path)
         journal.close()
-    model = LatencyModel(table, setting, graph.slots, choices, calibration)
-    used = model.used()
     return BuildReport(
         measured=len(missing),
-        rows=len(used),
+        rows=len(model.used),
         networks=len(networks),
         seconds=round(time.perf_counter() - start, 1),
         calibration_seconds=round(calibration_seconds, 1),
-        calibration=calibration,
+        calibration=table.calibrations[key, setting],
         failed=tuple(
-            failure for (layer, at), failure in table.failures.items() if at == setting and layer in used
+            failure
+            for (layer, at), failure in table.failures.items()
+            if at == setting and layer in model.used
         ),
     )
-
-
-def _known_calibration(
-    graph: OnnxSupernet, table: LatencyTable, setting: Setting, key: str
-) -> Calibration | None:
-    """The calibration of a network whose rows are all there; None where there is none, or of other rows."""
-    found = table.calibrations.get((key, setting))
-    choices = tuple(group.choices for group in graph.space.groups)
-    used = LatencyModel(table, setting, graph.slots, choices, None).used()
-    return found if found is not None and found.rows == table.digest_of(used, setting) else None
 
 
 @dataclass
@@ -306,10 +299,7 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
     """Add what is missing to `latency_tables/<device>.json`; write the error report. Returns a summary."""
     project = load_project(config)
     stage, path = run.stage("build-lut"), project.table_path
-    with alone(path):
-        table = LatencyTable.load(path) if path.exists() else LatencyTable(project.profile.name)
-        if table.device != project.profile.name:
-            raise TableError(f"{path} was measured on '{table.device}'; keep that file under another name")
+    with project.own_table() as table:
         report = build_lut(project.graph, project.profile, table, seed=config.seed, path=path, again=again)
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")

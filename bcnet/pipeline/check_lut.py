@@ -12,7 +12,7 @@ import numpy as np
 from bcnet.config import Config
 from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
-from bcnet.latency_tables.against import probed_then, processors, refuse_estimates
+from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import TICK_MS, Observation, judge
 from bcnet.latency_tables.machine import Probed
@@ -61,9 +61,8 @@ def check_lut(
     failed = {layer for layer, at in table.failures if at == setting}
     networks = _choose(graph, set(known), failed, rows, np.random.default_rng(seed))
     if not networks:
-        held = "; ".join(str(at) for at in sorted({at for _, at in table.rows})) or "no rows"
         raise TableError(
-            f"{name} has no row of this network at {setting}; it holds: {held}. "
+            f"{name} has no row of this network at {setting}; it holds: {table.settings()}. "
             f"Run `bcnet build-lut --device {profile.name}`"
         )
     shown = {slot.at(widths) for widths in networks for slot in graph.slots} & known.keys()
@@ -72,7 +71,7 @@ def check_lut(
     compared = [known[layer] for layer in sorted(seen)]
     medians, spread = pool_readings(readings)
     fingerprint = runtime_of(profile).fingerprint()
-    then, here = processors(table, compared), fingerprint.get("processor")
+    here = {fingerprint["processor"]} if fingerprint.get("processor") else set()
     verdict = judge(
         [
             Observation(
@@ -87,9 +86,7 @@ def check_lut(
         Probed(medians, spread, len(readings)),
         max_slowdown=max_slowdown,
         seconds=seconds,
-        other_machine=f"another processor: {', '.join(sorted(then))} then, {here} now"
-        if here and then and then != {here}
-        else "",
+        other_machine=other_machine(processors(table, compared), here),
     )
     return CheckReport(
         table=name,
@@ -172,19 +169,21 @@ def _measure(
         return layers_ms(graph, models[widths], profile, runs)
 
     # The first visits load the runtime and settle the clock; nothing of them is kept.
-    first, errors = [], []
-    for widths in list(networks):
+    first, errors = {}, []
+    for widths in networks:
         try:
-            first.append(profiled(widths, 5))
+            first[widths] = profiled(widths, 5)
         except NetworkError as cause:
             errors.append(str(cause))
-            networks = [other for other in networks if other != widths]
+    networks = list(first)
     if not first:
         raise CheckFailed(
             f"the runtime runs none of {len(errors)} networks of the table any more: {errors[0]}"
         )
     probe()
-    runs = int(np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first)), 12, 40))
+    runs = int(
+        np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first.values())), 12, 40)
+    )
     readings: list[dict[str, float]] = []
     rounds, longest = 0, 0.0
     with progress_bar("measuring rows again, rounds", LEAST_ROUNDS) as advance:

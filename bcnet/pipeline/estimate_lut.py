@@ -9,9 +9,8 @@ from typing import Any
 
 from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
-from bcnet.errors import DeviceError, TableError
+from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
-from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.roofline import (
     BYTES,
@@ -89,9 +88,9 @@ def estimate_lut(graph: OnnxSupernet, profile: HwProfile, table: LatencyTable, f
     estimate_table(table, layers, setting, roofline, peak, provenance)
     choices = tuple(group.choices for group in graph.space.groups)
     model = LatencyModel(table, setting, graph.slots, choices, None)
-    key, used = model_key(graph.slots, choices), model.used()
-    table.calibrations[key, setting] = estimated_calibration(key, setting, table.digest_of(used, setting))
-    return len(used)
+    key = model_key(graph.slots, choices)
+    table.calibrations[key, setting] = estimated_calibration(key, setting, model.rows_digest)
+    return len(model.used)
 
 
 def fitted_roofline() -> Fitted:
@@ -112,10 +111,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     project = load_project(config)
     stage, path, profile = run.stage("build-lut"), project.table_path, project.profile
     fitted = fitted_roofline()
-    with alone(path):
-        table = LatencyTable.load(path) if path.exists() else LatencyTable(profile.name)
-        if table.device != profile.name:
-            raise TableError(f"{path} belongs to '{table.device}'; keep that file under another name")
+    with project.own_table() as table:
         rows = estimate_lut(project.graph, profile, table, fitted)
         table.save(path)
     say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")

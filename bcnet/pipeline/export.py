@@ -74,7 +74,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         proto = project.at_precision(export(model, example, metadata))
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
-    not_measured = project.not_measured()
+    not_measured = project.not_measured(project.latency_model())
     report = verify(
         model,
         proto,

@@ -261,7 +261,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     def measure(widths: Widths) -> LatencyStat:
         return measure_network(project.graph.variant(widths), project.profile, 0.5)
 
-    not_measured = project.not_measured()
+    not_measured = project.not_measured(latency)
     starting = None
     if settings.budget_ms is not None:
         starting = prior_population(training_records(run), latency, settings.budget_ms)

@@ -43,21 +43,9 @@ def design(space: WidthSpace) -> list[Widths]:
 
 def plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[list[Widths], set[LayerSpec]]:
     """Networks that show all layers that the table lacks at this setting, and those layers."""
-    choices = [group.choices for group in graph.space.groups]
-    space = graph.space
-    networks = design(space)
-    if any(slot.sampled for slot in graph.slots):
-        # Behind a concatenation, the whole range and what lies between.
-        rng = np.random.default_rng(0)
-        drawn = [space.random(rng) for _ in range(SAMPLED)]
-        networks = list(dict.fromkeys([*networks, space.smallest(), space.largest(), *drawn]))
-    needed: set[LayerSpec] = set()
-    for slot in graph.slots:
-        specs = None if slot.sampled else specs_of(slot, choices)
-        needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
-    missing = {spec for spec in needed if not table.has(spec, setting)}
+    missing = {spec for spec in needed_layers(graph) if not table.has(spec, setting)}
     chosen, unseen = [], set(missing)
-    for widths in networks:
+    for widths in _networks(graph) if missing else ():
         shown = {slot.at(widths) for slot in graph.slots} & unseen
         if shown:
             chosen.append(widths)
@@ -69,8 +57,24 @@ def plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[li
 
 def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
     """Every layer that a table holds once it is complete for this space."""
-    _, missing = plan(graph, LatencyTable(""), Setting("", "", 1, 1, ""))
-    return missing
+    choices = [group.choices for group in graph.space.groups]
+    networks = _networks(graph)
+    needed: set[LayerSpec] = set()
+    for slot in graph.slots:
+        specs = None if slot.sampled else specs_of(slot, choices)
+        needed |= set(specs.values()) if specs is not None else {slot.at(widths) for widths in networks}
+    return needed
+
+
+def _networks(graph: OnnxSupernet) -> list[Widths]:
+    """Networks that show every layer that is needed."""
+    space, networks = graph.space, design(graph.space)
+    if any(slot.sampled for slot in graph.slots):
+        # Behind a concatenation, the whole range and what lies between.
+        rng = np.random.default_rng(0)
+        drawn = [space.random(rng) for _ in range(SAMPLED)]
+        networks = list(dict.fromkeys([*networks, space.smallest(), space.largest(), *drawn]))
+    return networks
 
 
 def showing(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:

@@ -3,6 +3,8 @@
 import copy
 import datetime
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from hashlib import sha256
@@ -20,6 +22,7 @@ from bcnet.data import ImageData, load_data
 from bcnet.errors import ModelError, TableError, TrainingError, one_line
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.imports import code_of
+from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
@@ -126,6 +129,21 @@ class Project:
     def _data_digest(self) -> str:
         return self.data.digest()
 
+    @contextmanager
+    def own_table(self) -> Iterator[LatencyTable]:
+        """The device's table, a new one where there is no file, with no other build at it meanwhile.
+
+        Raises TableError where the file is another device's.
+        """
+        path = self.table_path
+        with alone(path):
+            table = LatencyTable.load(path) if path.exists() else LatencyTable(self.profile.name)
+            if table.device != self.profile.name:
+                raise TableError(
+                    f"{path} was measured on '{table.device}'; keep that file under another name"
+                )
+            yield table
+
     def latency_model(self) -> LatencyModel:
         """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`."""
         table = LatencyTable.load(self.table_path)
@@ -137,7 +155,7 @@ class Project:
         setting = setting_of(self.profile)
         calibration = table.calibrations.get((self.model_key, setting))
         model = LatencyModel(table, setting, self.graph.slots, self.choices, calibration)
-        if calibration is None or calibration.rows != table.digest_of(model.used(), setting):
+        if not model.current:
             raise TableError(
                 f"{self.table_path} is not calibrated for this network at {setting}; "
                 f"run `bcnet build-lut --device {self.profile.name}`"
@@ -156,9 +174,9 @@ class Project:
             return {**inputs, "table": "none"}
         return {**inputs, "table": digest(asdict(calibration) if calibration else None)}
 
-    def not_measured(self) -> str | None:
+    def not_measured(self, latency: LatencyModel) -> str | None:
         """Why no latency is measured: the table is an estimate, or this is not the device; None if it is."""
-        if self.latency_model().estimate:
+        if latency.estimate:
             return f"{self.table_path} is an estimate, not measured"
         return why_not_here(self.profile)
 
@@ -166,9 +184,7 @@ class Project:
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
     """Say it where rows were measured with another runtime or processor than this one, or long ago."""
     used = {
-        table.rows[spec, model.setting].session
-        for spec in model.used()
-        if (spec, model.setting) in table.rows
+        table.rows[spec, model.setting].session for spec in model.used if (spec, model.setting) in table.rows
     }
     for number in sorted(used):
         session = table.sessions[number]

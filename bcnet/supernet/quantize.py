@@ -98,8 +98,7 @@ def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: i
 
 def unsigned_activations(profile: HwProfile) -> bool:
     """Whether activations are best unsigned (see `quantized`): on ONNX Runtime's CPU provider."""
-    provider = profile.provider.lower().removesuffix("executionprovider")
-    return profile.runtime == "onnxruntime" and provider == "cpu"
+    return profile.runtime == "onnxruntime" and profile.provider == "cpu"
 
 
 def calibration_feeds(data: ImageData, names: Sequence[str], batch: int, seed: int) -> Iterator[Feed]:
