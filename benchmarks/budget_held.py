@@ -28,10 +28,9 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.search import SearchResult, search
-from bcnet.runtimes import runtime_named
 from bcnet.supernet.evolution import SearchSettings, fastest
 from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import measure_network
+from bcnet.supernet.measure import measure_network, runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Widths
 
@@ -70,9 +69,7 @@ def fresh_median_ms(model: bytes, device: str) -> dict[str, float]:
 def time_here(path: Path, profile: HwProfile) -> dict[str, float]:
     """What `fresh_median_ms` asks for, in this process."""
     model = path.read_bytes()
-    samples = runtime_named(profile.runtime).time_network(
-        model, profile.threads, profile.warmup_ms, profile.seconds, profile.iterations
-    )
+    samples = runtime_of(profile).time_network(model, profile.warmup_ms, profile.seconds, profile.iterations)
     window = measure_network(model, profile).median_ms
     return {"median_ms": float(np.median(samples)), "window_ms": window}
 

@@ -37,7 +37,8 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
-from bcnet.runtimes import onnxruntime as runtime
+from bcnet.runtimes import runtime_here
+from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -89,7 +90,7 @@ def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
 
     Returns a list that fills with what was really put in: the milliseconds spun over those of the node.
     """
-    profile_nodes = runtime.profile_nodes
+    profile_nodes = OnnxRuntime.profile_nodes
     put_in: list[float] = []
 
     def spin(duration_ms: float) -> float:
@@ -100,9 +101,9 @@ def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
             pass
         return (time.perf_counter() - start) * 1000
 
-    def slowed(model: bytes, threads: int, runs: int, provider: str = "cpu") -> list[tuple[str, np.ndarray]]:
+    def slowed(self: OnnxRuntime, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         profile = []
-        for name, durations in profile_nodes(model, threads, runs, provider):
+        for name, durations in profile_nodes(self, model, runs):
             if nodes is None or re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name) in nodes:
                 spun = np.array([spin(float(duration)) for duration in durations])
                 put_in.extend(spun[durations > 0] / durations[durations > 0])
@@ -110,7 +111,7 @@ def delay(share: float, nodes: frozenset[str] | None) -> list[float]:
             profile.append((name, durations))
         return profile
 
-    runtime.profile_nodes = slowed
+    OnnxRuntime.profile_nodes = slowed
     return put_in
 
 
@@ -126,9 +127,9 @@ def change_runtime(kind: str, graph: OnnxSupernet) -> Callable[[], dict[str, flo
 
         onnxruntime.SessionOptions = unoptimised
     elif kind == THREADS:
-        profile_nodes = runtime.profile_nodes
-        runtime.profile_nodes = lambda model, threads, runs, provider="cpu": profile_nodes(
-            model, 1, runs, provider
+        profile_nodes = OnnxRuntime.profile_nodes
+        OnnxRuntime.profile_nodes = lambda self, model, runs: profile_nodes(
+            runtime_here("onnxruntime", threads=1), model, runs
         )
     elif match := re.match(r"delay of (\d+) %, (.*)", kind):
         nodes = None

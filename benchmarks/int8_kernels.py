@@ -19,7 +19,7 @@ import torch
 import torchvision
 from onnx import ModelProto
 
-from bcnet.runtimes.onnxruntime import fingerprint, time_network
+from bcnet.runtimes import runtime_here
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.quantize import quantized
 
@@ -59,7 +59,7 @@ def main() -> None:
         "names", nargs="*", default=["mobilenet_v2", "resnet18", "resnet50", "efficientnet_b0"]
     )
     names = parser.parse_args().names
-    here = fingerprint()
+    here = runtime_here("onnxruntime").fingerprint()
     print(f"ONNX Runtime {here['runtime_version']}, {here['processor']}, one thread\n")
     print("| network | file | ms | " + " | ".join(SHOWN) + " |\n|---|---|---|" + "---|" * len(SHOWN))
     for name in names:
@@ -67,7 +67,9 @@ def main() -> None:
         times: dict[str, list[float]] = {kind: [] for kind in contents}
         for _ in range(ROUNDS):
             for kind, content in contents.items():
-                times[kind].append(float(np.median(time_network(content, 1, 50, 0.25, 8))))
+                times[kind].append(
+                    float(np.median(runtime_here("onnxruntime").time_network(content, 50, 0.25, 8)))
+                )
         for kind, content in contents.items():
             found = operators(content)
             counts = " | ".join(str(found[operator]) for operator in SHOWN)

@@ -12,8 +12,8 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import progress_bar
-from bcnet.runtimes import runtime_named
 from bcnet.supernet.design import design
+from bcnet.supernet.measure import runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
 
@@ -40,7 +40,7 @@ def time_layers_alone(graph: OnnxSupernet, profile: HwProfile) -> dict[LayerSpec
     The networks that show every pair of widths (`design`) are taken apart; each layer is timed once, for
     30 ms and ten runs after 5 ms of warm-up, by the same runtime.
     """
-    runtime = runtime_named(profile.runtime)
+    runtime = runtime_of(profile)
     found: dict[LayerSpec, float] = {}
     networks = design(graph.space)
     with progress_bar("timing layers alone", len(networks)) as advance:
@@ -50,7 +50,7 @@ def time_layers_alone(graph: OnnxSupernet, profile: HwProfile) -> dict[LayerSpec
                 spec = slot.at(widths)
                 if spec not in found:
                     layer = layer_network(network, slot).SerializeToString()
-                    samples = runtime.time_network(layer, profile.threads, 5.0, 0.03, 10)
+                    samples = runtime.time_network(layer, 5.0, 0.03, 10)
                     found[spec] = float(np.median(samples))
             advance(f"{len(found)} layers")
     return found

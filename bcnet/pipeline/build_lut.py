@@ -6,9 +6,12 @@ whole subnets, and the error on subnets that were left out of the fit is kept.
 """
 
 import datetime
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.calibration import calibrated
 from bcnet.latency_tables.journal import Entry, Journal
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.probe import pool_readings, probe
+from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import announce, progress_bar, say
@@ -164,6 +167,7 @@ def _measure(
         if not entry.error
     }
     errors: dict[Widths, str] = {}
+    runtime, keeping = runtime_of(profile), threading.Lock()
     found = _Measured({spec: [] for spec in missing}, {}, {widths: [] for widths in subnets}, [])
     first, full_ms, runs = time.perf_counter(), 0.0, 0
     if networks:
@@ -179,7 +183,7 @@ def _measure(
     announce(f"measuring {len(networks)} networks", each * max(len(networks) * PASSES - done, 0))
 
     def measured_now(number: int, widths: Widths, whole: bool) -> Entry:
-        reading = probe()
+        reading = runtime.probe()
         try:
             model = graph.variant(widths)
             if whole:
@@ -195,20 +199,21 @@ def _measure(
 
     def visit(number: int, widths: Widths, whole: bool = False) -> None:
         """One network in one pass, measured or from the journal."""
-        entry = kept.get((number, tuple(widths), whole))
-        if entry is None:
-            if widths in errors:
-                return
-            entry = measured_now(number, widths, whole)
-            journal.add(entry)
-        if entry.error:
-            errors[widths] = entry.error
-        if entry.whole_ms is not None:
-            found.whole[widths].append(entry.whole_ms)
-        for slot, durations in zip(graph.slots, entry.layers_ms, strict=False):
-            spec = slot.at(widths)
-            if spec in found.layers:
-                found.layers[spec].append(np.array(durations))
+        before = kept.get((number, tuple(widths), whole))
+        if before is None and widths in errors:
+            return
+        entry = before or measured_now(number, widths, whole)
+        with keeping:  # on several devices at once
+            if before is None:
+                journal.add(entry)
+            if entry.error:
+                errors[widths] = entry.error
+            if entry.whole_ms is not None:
+                found.whole[widths].append(entry.whole_ms)
+            for slot, durations in zip(graph.slots, entry.layers_ms, strict=False):
+                spec = slot.at(widths)
+                if spec in found.layers:
+                    found.layers[spec].append(np.array(durations))
 
     again = list(networks)
     for number in range(PASSES + EXTRA_PASSES):
@@ -216,8 +221,8 @@ def _measure(
         turns = [(widths, False) for widths in again]
         turns += [(widths, True) for widths in subnets] if number < PASSES else []
         with progress_bar(f"measuring, pass {number + 1}", len(turns)) as advance:
-            for index in rng.permutation(len(turns)):
-                visit(number, *turns[index])
+            visits = [partial(visit, number, *turns[index]) for index in rng.permutation(len(turns))]
+            for _ in _at_once(runtime.workers, visits):
                 advance("")
         if number == 0 and errors:
             again += _tried_alone(graph, found, errors, lambda widths: visit(0, widths))
@@ -229,8 +234,23 @@ def _measure(
             again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
             if not again:
                 break
-    found.readings = [entry.probe_ms for entry in journal.entries if entry.probe_ms] + [probe()]
+    found.readings = [entry.probe_ms for entry in journal.entries if entry.probe_ms] + [runtime.probe()]
     return found
+
+
+def _at_once(workers: int, visits: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Make all visits, so many at a time; yields after each of them."""
+    if workers == 1:
+        for visit in visits:
+            yield visit()
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for future in as_completed([pool.submit(visit) for visit in visits]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _tried_alone(

@@ -16,7 +16,7 @@ from bcnet.latency_tables.against import other_machine, probed_then, processors,
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.gate import TICK_MS, Observation, judge
 from bcnet.latency_tables.machine import Probed
-from bcnet.latency_tables.probe import pool_readings, probe
+from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import progress_bar
@@ -156,6 +156,7 @@ def _measure(
     runs none of them.
     """
     rng = np.random.default_rng(seed)
+    runtime = runtime_of(profile)
     models = {widths: graph.variant(widths) for widths in networks}
     slots_of = {
         widths: [
@@ -180,7 +181,7 @@ def _measure(
         raise CheckFailed(
             f"the runtime runs none of {len(errors)} networks of the table any more: {errors[0]}"
         )
-    probe()
+    runtime.probe()
     runs = int(
         np.clip(round(VISIT_MS / max(float(np.median(times.sum(0))) for times in first.values())), 12, 40)
     )
@@ -191,7 +192,7 @@ def _measure(
             begun = time.perf_counter()
             for index in rng.permutation(len(networks)):
                 widths = networks[index]
-                readings.append(probe())
+                readings.append(runtime.probe())
                 times = profiled(widths, runs)
                 fastest = undisturbed_ms(times)
                 of_layer: dict[LayerSpec, list[float]] = {}
@@ -202,7 +203,7 @@ def _measure(
             rounds += 1
             longest = max(longest, time.perf_counter() - begun)
             advance("")
-    readings.append(probe())
+    readings.append(runtime.probe())
     return {layer: by_network for layer, by_network in seen.items() if by_network}, readings, rounds, errors
 
 

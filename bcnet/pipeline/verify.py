@@ -21,8 +21,7 @@ from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar, working
-from bcnet.runtimes import runtime_named
-from bcnet.supernet.measure import measure_network
+from bcnet.supernet.measure import measure_network, runtime_of
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
@@ -121,7 +120,7 @@ def verify(
         precision = "fp32" if profile.precision == "fp16" else profile.precision
         here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "precision": precision}
         profile = profile.model_copy(update=here)
-    runtime = runtime_named(profile.runtime)
+    runtime = runtime_of(profile)
     task = task or Task()
     differences = Differences()
     batches = file_outputs(content, model, data, profile, differences)
@@ -253,7 +252,7 @@ def file_outputs(
     Outputs have the structure that `model` gives them; `differences` gets both beside each other.
     """
     model.eval()
-    predict = runtime_named(profile.runtime).predictor(content, profile.threads, profile.provider)
+    predict = runtime_of(profile).predictor(content)
     with progress_bar(
         f"test images in {profile.runtime}", math.ceil(len(data.test) / data.evaluated)
     ) as advance:

@@ -1,53 +1,51 @@
-"""Runtimes that execute ONNX files: one module each, loaded by name.
+"""Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
 
-A runtime module offers `fingerprint`, `time_network`, `profile_nodes` and `predictor`, as `Runtime` says.
-"""
-
-import importlib
 from collections.abc import Callable
-from typing import Protocol, cast
+from functools import cache
+from typing import Protocol
 
 import numpy as np
 
 from bcnet.errors import DeviceError
+from bcnet.runtimes.device import Device, LocalDevice
 
 
 class Runtime(Protocol):
-    """What every runtime module offers. `model` is the bytes of an ONNX file.
+    """A runtime on a device, at one setting. `model` is the bytes of an ONNX file.
 
-    `provider` is the execution provider, where the runtime has several. All raise DeviceError where the
-    runtime cannot load or run the network.
+    Methods raise DeviceError where the runtime is not there, NetworkError where it cannot run the network.
     """
+
+    @property
+    def workers(self) -> int:
+        """How many networks can be measured at once; methods may be called from as many threads."""
 
     def fingerprint(self) -> dict[str, str]:
         """Versions and processor: what a measurement's provenance needs."""
 
-    def time_network(
-        self,
-        model: bytes,
-        threads: int,
-        warmup_ms: float,
-        seconds: float,
-        iterations: int,
-        provider: str = "cpu",
-    ) -> np.ndarray:
+    def probe(self) -> dict[str, float]:
+        """One reading of the device's probe (`bcnet.agent.probe`), milliseconds by part."""
+
+    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
         """Milliseconds of each whole inference on a constant input, warmed up, without profiling."""
 
-    def profile_nodes(
-        self, model: bytes, threads: int, runs: int, provider: str = "cpu"
-    ) -> list[tuple[str, np.ndarray]]:
+    def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """In order of execution: a node's name and its milliseconds in each of `runs` inferences."""
 
-    def predictor(self, model: bytes, threads: int, provider: str = "cpu") -> Callable[..., list[np.ndarray]]:
+    def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
-def runtime_named(name: str) -> Runtime:
-    """The runtime module of that name. Raises DeviceError when it or its package is not here."""
-    module = f"bcnet.runtimes.{name.replace('-', '_')}"
-    try:
-        return cast(Runtime, importlib.import_module(module))
-    except ModuleNotFoundError as cause:
-        if cause.name == module:
-            raise DeviceError(f"this bcnet does not execute networks with '{name}'") from None
-        raise DeviceError(f"runtime '{name}' is not here ({cause}); install its package") from None
+def runtime_on(device: Device, name: str, *, provider: str = "cpu", threads: int = 1) -> Runtime:
+    """The runtime of that name on a device. Raises DeviceError for a name that there is not."""
+    if name == "onnxruntime":
+        from bcnet.runtimes.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime(device, provider, threads)
+    raise DeviceError(f"this bcnet does not execute networks with '{name}'")
+
+
+@cache
+def runtime_here(name: str, provider: str = "cpu", threads: int = 1) -> Runtime:
+    """The same on this machine. One a process: a runtime measures once what its profiler adds."""
+    return runtime_on(LocalDevice(), name, provider=provider, threads=threads)

@@ -15,7 +15,7 @@ from bcnet.supernet.onnx_graph import OnnxSupernet
 
 def layers_ms(graph: OnnxSupernet, model: bytes, profile: HwProfile, runs: int) -> np.ndarray:
     """Milliseconds (layers, runs) of `model`, a variant of `graph`: see `charge`. Raises DeviceError."""
-    nodes = runtime_of(profile).profile_nodes(model, profile.threads, runs, profile.provider)
+    nodes = runtime_of(profile).profile_nodes(model, runs)
     return charge(graph.slots, nodes)
 
 

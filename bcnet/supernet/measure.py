@@ -8,7 +8,7 @@ import platform
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_named
+from bcnet.runtimes import Runtime, runtime_here
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -24,7 +24,7 @@ def why_not_here(profile: HwProfile) -> str | None:
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        runtime_named(profile.runtime)
+        runtime_here(profile.runtime, profile.provider, profile.threads).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -38,7 +38,7 @@ def runtime_of(profile: HwProfile) -> Runtime:
             f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return runtime_named(profile.runtime)
+    return runtime_here(profile.runtime, profile.provider, profile.threads)
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
@@ -52,11 +52,9 @@ def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> Lat
     while len(windows) < 2 * WINDOWS:
         samples = runtime.time_network(
             model,
-            profile.threads,
             profile.warmup_ms * share,
             profile.seconds * share / WINDOWS,
             max(2, round(profile.iterations * share / WINDOWS)),
-            profile.provider,
         )
         windows = sorted([*windows, LatencyStat.of(samples)], key=lambda window: window.median_ms)
         if len(windows) >= WINDOWS and windows[1].median_ms <= AGREE * windows[0].median_ms:

@@ -28,10 +28,9 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
 from bcnet.parts import Split
 from bcnet.progress import say, working
-from bcnet.runtimes import runtime_named
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import setting_of, why_not_here
+from bcnet.supernet.measure import runtime_of, setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.quantize import at_precision, unsigned_activations
@@ -161,7 +160,7 @@ class Project:
                 f"run `bcnet build-lut --device {self.profile.name}`"
             )
         if why_not_here(self.profile) is None and not model.estimate:
-            here = runtime_named(self.profile.runtime).fingerprint()
+            here = runtime_of(self.profile).fingerprint()
             _compare_versions(self.table_path, table, model, here)
         return model
 

@@ -20,7 +20,7 @@ from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.runtimes import onnxruntime
+from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -42,13 +42,13 @@ def before_each(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, byt
     """`before_each(action)`: call `action(count, model)` before each network is profiled."""
 
     def put_in(action: Callable[[int, bytes], None]) -> None:
-        real, counts = onnxruntime.profile_nodes, itertools.count()
+        real, counts = OnnxRuntime.profile_nodes, itertools.count()
 
-        def profile_nodes(model: bytes, *args: Any, **kwargs: Any) -> Profiled:
+        def profile_nodes(self: OnnxRuntime, model: bytes, runs: int) -> Profiled:
             action(next(counts), model)
-            return real(model, *args, **kwargs)
+            return real(self, model, runs)
 
-        monkeypatch.setattr(onnxruntime, "profile_nodes", profile_nodes)
+        monkeypatch.setattr(OnnxRuntime, "profile_nodes", profile_nodes)
 
     return put_in
 

@@ -17,7 +17,7 @@ from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, 
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.runtimes import runtime_named
+from bcnet.runtimes import runtime_here
 from bcnet.supernet.design import design
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.layer_times import charge
@@ -258,7 +258,7 @@ def test_a_build_measures_every_layer_and_a_second_build_measures_nothing(tmp_pa
 def test_every_profiled_millisecond_is_charged_to_a_layer() -> None:
     graph = small_graph()
     widths = graph.space.smallest()
-    profile = runtime_named("onnxruntime").profile_nodes(graph.variant(widths), 1, 5)
+    profile = runtime_here("onnxruntime").profile_nodes(graph.variant(widths), 5)
     charged = charge(graph.slots, profile)
     assert charged.shape == (len(graph.slots), 5)
     assert charged.sum(0) == pytest.approx(np.sort(np.sum([ms for _, ms in profile], axis=0)))
@@ -293,7 +293,7 @@ def test_a_variant_runs_in_the_runtime_and_has_the_widths_shapes() -> None:
     content = graph.variant(widths)
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     images = np.zeros((3, 1, 16, 16), np.float32)
-    assert runtime_named("onnxruntime").predictor(content, 1)(images)[0].shape == (3, 10)
+    assert runtime_here("onnxruntime").predictor(content)(images)[0].shape == (3, 10)
     shapes = {entry.name: tuple(entry.dims) for entry in onnx.load_from_string(content).graph.initializer}
     assert all(
         shapes[layer.weight] == graph.space.shape(layer.weight, widths) for layer in graph.space.layers

@@ -6,7 +6,6 @@ Times on a test machine say nothing for sure: what is certain fails a test, the 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
-from bcnet.runtimes import onnxruntime
+from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.measure import setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -87,15 +86,15 @@ def test_layers_that_are_known_to_fail_are_left_out_and_new_failures_are_a_findi
     row = known.rows.pop((full, setting_of(QUICK)))
     known.failures[full, row.setting] = Failure(full, row.setting, "no kernel", 0)
     seen: list[int] = []
-    real = onnxruntime.profile_nodes
+    real = OnnxRuntime.profile_nodes
 
-    def profile_nodes(model: bytes, *args: Any, **kwargs: Any) -> list[tuple[str, np.ndarray]]:
+    def profile_nodes(self: OnnxRuntime, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         seen.append(len(model))
         if fails and len(seen) == 1:
             raise NetworkError("ONNX Runtime has no kernel for that")
-        return real(model, *args, **kwargs)
+        return real(self, model, runs)
 
-    monkeypatch.setattr(onnxruntime, "profile_nodes", profile_nodes)
+    monkeypatch.setattr(OnnxRuntime, "profile_nodes", profile_nodes)
     fails = False
     assert check_lut(graph, QUICK, known, rows=12, seconds=1).findings == ()
     assert max(seen) < len(graph.variant(graph.space.largest()))

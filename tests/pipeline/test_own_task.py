@@ -19,7 +19,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.pipeline.export import export
 from bcnet.pipeline.slice import program_bytes
 from bcnet.pipeline.verify import Differences, verify
-from bcnet.runtimes import runtime_named
+from bcnet.runtimes import runtime_here
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import cut
@@ -80,7 +80,7 @@ def test_several_inputs_and_outputs_have_names_of_their_own() -> None:
         proto = export(Two(), example, {})
         assert [entry.name for entry in proto.graph.input] == names
         assert [entry.name for entry in proto.graph.output] == ["output0", "output1"]
-    predict = runtime_named("onnxruntime").predictor(proto.SerializeToString(), 1)
+    predict = runtime_here("onnxruntime").predictor(proto.SerializeToString())
     five, sizes = np.random.default_rng(0).random((5, 3, 4, 4), np.float32), np.zeros((5, 3), np.float32)
     doubled, means = predict(five, sizes)
     np.testing.assert_allclose(doubled, five * 2)
@@ -150,7 +150,7 @@ def test_resized_channels_follow_the_widths_in_a_sliced_graph(widths: Any) -> No
     graph = OnnxSupernet(MODEL, SPACE, (2, 3, 8, 8))
     content = graph.variant(widths)
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
-    outputs = runtime_named("onnxruntime").predictor(content, 1)(np.ones((3, 3, 8, 8), np.float32))
+    outputs = runtime_here("onnxruntime").predictor(content)(np.ones((3, 3, 8, 8), np.float32))
     assert [output.shape for output in outputs] == [(3, 3, 8, 8), (3, 3, 8, 8)]
     assert "Resize" in {slot.template.op for slot in graph.slots}
 

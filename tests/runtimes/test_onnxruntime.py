@@ -10,13 +10,16 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from bcnet.agent import onnxruntime_jobs
 from bcnet.errors import DeviceError
-from bcnet.runtimes import onnxruntime as runtime
+from bcnet.runtimes.device import LocalDevice
+from bcnet.runtimes.onnxruntime import ATTEMPTS, OnnxRuntime, plausible
 from bcnet.supernet.onnx_graph import to_onnx
 
 MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
 FILE = to_onnx(MODEL, (1, 3, 64, 64)).SerializeToString()
-OTHERS = [p for p in onnxruntime.get_available_providers() if p != runtime.CPU]
+RUNTIME = OnnxRuntime(LocalDevice())
+OTHERS = [p for p in onnxruntime.get_available_providers() if p != onnxruntime_jobs.CPU]
 
 
 def fails_when_run() -> bytes:
@@ -41,24 +44,25 @@ def fails_when_run() -> bytes:
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider", "cpuexecutionprovider"])
 def test_a_provider_has_its_short_or_its_full_name(name: str) -> None:
-    assert runtime.provider_named(name) == "CPUExecutionProvider"
+    assert onnxruntime_jobs.provider_named(name) == "CPUExecutionProvider"
     images = np.ones((2, 3, 64, 64), np.float32)
     with torch.no_grad():
         expected = MODEL(torch.from_numpy(images)).numpy()
-    assert runtime.predictor(FILE, 1, name)(images)[0] == pytest.approx(expected, abs=1e-5)
+    assert OnnxRuntime(LocalDevice(), name).predictor(FILE)(images)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_provider_that_is_not_installed_is_refused_with_those_that_are() -> None:
     with pytest.raises(DeviceError, match=r"no execution provider 'nosuch' here, only .*cpu"):
-        runtime.time_network(FILE, 1, 0, 0.01, 2, "nosuch")
+        OnnxRuntime(LocalDevice(), "nosuch").time_network(FILE, 0, 0.01, 2)
 
 
 @pytest.mark.skipif(OTHERS != ["AzureExecutionProvider"], reason="needs a provider that takes no layer")
 def test_a_provider_that_leaves_all_to_the_cpu_is_refused() -> None:
+    azure = OnnxRuntime(LocalDevice(), "azure")
     for use in (
-        lambda: runtime.time_network(FILE, 1, 0, 0.01, 2, "azure"),
-        lambda: runtime.profile_nodes(FILE, 1, 2, "azure"),
-        lambda: runtime.predictor(FILE, 1, "azure"),
+        lambda: azure.time_network(FILE, 0, 0.01, 2),
+        lambda: azure.profile_nodes(FILE, 2),
+        lambda: azure.predictor(FILE)(np.ones((1, 3, 64, 64), np.float32)),
     ):
         with pytest.raises(DeviceError, match="the whole network on the CPU: AzureExecutionProvider"):
             use()
@@ -70,9 +74,9 @@ def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line(
     content = fails_when_run()
     images, zero = np.zeros((1, 5), np.float32), np.zeros(1, np.int64)
     for use in (
-        lambda: runtime.time_network(content, 1, 0, 0.01, 2),
-        lambda: runtime.profile_nodes(content, 1, 2),
-        lambda: runtime.predictor(content, 1)(images, zero),
+        lambda: RUNTIME.time_network(content, 0, 0.01, 2),
+        lambda: RUNTIME.profile_nodes(content, 2),
+        lambda: RUNTIME.predictor(content)(images, zero),
     ):
         with pytest.raises(DeviceError, match=r"^ONNX Runtime cannot run the network: .*Gather") as caught:
             use()
@@ -83,35 +87,35 @@ def test_a_network_that_fails_while_it_runs_is_an_error_of_one_line(
 def test_runs_with_impossible_times_are_told_from_possible_ones() -> None:
     durations = np.array([[1.0, 2.0], [-0.001, 2.0], [1.0, 2.0], [1.0, 1e6]])
     walls = np.array([3.1, 3.1, 2.9, 3.1])
-    assert runtime.plausible(durations, walls).tolist() == [True, False, False, False]
+    assert plausible(durations, walls).tolist() == [True, False, False, False]
     # The profiler counts whole microseconds: two nodes may be two too long.
-    assert runtime.plausible(durations[:1], np.array([2.999])).tolist() == [True]
+    assert plausible(durations[:1], np.array([2.999])).tolist() == [True]
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, stands_still: int) -> list[int]:
     """Let the runtime's clock begin with so many readings of zero; the readings are counted."""
-    runtime.profile_nodes(FILE, 1, 2)  # what the profiler itself adds is measured once, by the real clock
+    RUNTIME.profile_nodes(FILE, 2)  # what the profiler itself adds is measured once, by the real clock
     readings = [0]
 
     def perf_counter() -> float:
         readings[0] += 1
         return 0.0 if readings[0] <= stands_still else time.perf_counter()
 
-    monkeypatch.setattr(runtime, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(onnxruntime_jobs, "time", SimpleNamespace(perf_counter=perf_counter))
     return readings
 
 
 def test_runs_in_which_the_clocks_disagree_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     runs, warmup = 5, 3
-    runtime.profile_nodes(FILE, 1, 2)  # what the profiler adds is measured once a process: not by this clock
+    RUNTIME.profile_nodes(FILE, 2)  # what the profiler adds is measured once a process: not by this clock
     readings = clock(monkeypatch, stands_still=2 * (warmup + 2))
-    nodes = runtime.profile_nodes(FILE, 1, runs)
+    nodes = RUNTIME.profile_nodes(FILE, runs)
     assert all(len(durations) == runs for _, durations in nodes)
     assert readings[0] == 2 * 2 * (warmup + runs)
 
 
 def test_clocks_that_never_agree_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = clock(monkeypatch, stands_still=10**9)
-    with pytest.raises(DeviceError, match="does not agree with this machine's monotonic clock in 8 runs"):
-        runtime.profile_nodes(FILE, 1, 2)
-    assert readings[0] == runtime.ATTEMPTS * 2 * (3 + 2)
+    with pytest.raises(DeviceError, match="does not agree with the machine's monotonic clock in 8 runs"):
+        RUNTIME.profile_nodes(FILE, 2)
+    assert readings[0] == ATTEMPTS * 2 * (3 + 2)

@@ -19,7 +19,7 @@ from bcnet.data import load_data
 from bcnet.errors import DeviceError, ModelError
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
-from bcnet.runtimes import onnxruntime as runtime
+from bcnet.runtimes import runtime_here
 from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.layer_times import charge
@@ -62,7 +62,9 @@ def noise(count: int = 1) -> np.ndarray:
 
 def off(content: bytes, reference: bytes) -> float:
     """The largest difference of two files' outputs on noise, relative to the largest output."""
-    (found,), (wanted,) = (runtime.predictor(file, 1)(noise(8)) for file in (content, reference))
+    (found,), (wanted,) = (
+        runtime_here("onnxruntime").predictor(file)(noise(8)) for file in (content, reference)
+    )
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
@@ -179,7 +181,7 @@ def test_the_runtime_computes_every_convolution_in_integers(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", [digits, Mixed])
 def test_profiled_time_of_integers_is_charged_to_the_layers_that_spend_it(kind: Kind) -> None:
     _, integers = graphs(kind)
-    profile = runtime.profile_nodes(integers.variant(integers.space.largest()), 1, 10)
+    profile = runtime_here("onnxruntime").profile_nodes(integers.variant(integers.space.largest()), 10)
     charged = charge(integers.slots, profile)
     assert charged.sum(0) == pytest.approx(np.sort(np.sum([ms for _, ms in profile], axis=0)))
     times = dict(profile)

@@ -1,0 +1,51 @@
+"""One job after the other. In: a dict that says what to do. Out: the answer, a dict, or a JobError.
+
+A job is {"do": ..., "runtime": ..., "settings": {...}, ...}; `bytes` in it are files and arrays. It takes and
+answers what the function of that name in the runtime's module takes and returns.
+"""
+
+import hashlib
+import importlib
+import json
+from typing import Any, Dict, List, Tuple
+
+from . import probe as probing
+from .errors import JobError
+
+RUNTIMES = {"onnxruntime": "onnxruntime_jobs"}
+
+_loaded: List[Tuple[str, Any]] = []  # the last network that outputs were asked of
+
+
+def run(job: Dict[str, Any]) -> Dict[str, Any]:
+    """Do one job. Raises JobError where the device or the network does not let it."""
+    what = job["do"]
+    if what == "probe":
+        return {"probe": probing.probe()}
+    runtime, settings = _runtime(job["runtime"]), job["settings"]
+    if what == "fingerprint":
+        return {"fingerprint": runtime.fingerprint(settings)}
+    model = job["model"]
+    if what == "time":
+        limits = job["warmup_ms"], job["seconds"], job["iterations"]
+        return {"ms": runtime.time_runs(model, settings, *limits)}
+    if what == "profile":
+        return dict(runtime.profile(model, settings, job["runs"]))
+    if what == "infer":
+        return {"outputs": runtime.infer(_network(runtime, job["runtime"], model, settings), job["inputs"])}
+    raise JobError("device", "this agent does not know how to do '%s'" % what)
+
+
+def _runtime(name: str) -> Any:
+    if name not in RUNTIMES:
+        raise JobError("device", "this bcnet does not execute networks with '%s'" % name)
+    return importlib.import_module("." + RUNTIMES[name], __package__)
+
+
+def _network(runtime: Any, name: str, model: bytes, settings: Dict[str, Any]) -> Any:
+    """The network, loaded; kept until another one is asked for."""
+    key = name + hashlib.sha256(model).hexdigest() + json.dumps(settings, sort_keys=True)
+    if not _loaded or _loaded[0][0] != key:
+        del _loaded[:]  # before the next is loaded: both may not fit
+        _loaded.append((key, runtime.load(model, settings)))
+    return _loaded[0][1]

@@ -1,0 +1,215 @@
+"""ONNX Runtime on a device: times of whole networks, its own profile of nodes, and outputs."""
+
+import json
+import platform
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from .arrays import Packed, batches, pack, unpack
+from .errors import JobError, one_line
+
+CPU = "CPUExecutionProvider"
+WARMUP_RUNS = 3  # before a profile: they still allocate
+# An event a line, as ONNX Runtime writes it.
+NODE_EVENT = re.compile(r'"cat"\s*:\s*"Node".*?"dur"\s*:\s*(-?\d+).*?"name"\s*:\s*"([^"]*)_kernel_time"')
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+
+
+def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
+    """Runtime version and processor."""
+    return {"runtime_version": str(_runtime().__version__), "processor": processor()}
+
+
+def time_runs(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""
+    session = _session(model, settings)
+    feed = _constant_input(session)
+    end = time.perf_counter() + warmup_ms / 1000
+    _run(session, feed)
+    while time.perf_counter() < end:
+        _run(session, feed)
+    samples: List[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < iterations or time.perf_counter() < end:
+        start = time.perf_counter()
+        _run(session, feed)
+        samples.append((time.perf_counter() - start) * 1000)
+    return samples
+
+
+def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
+    """ "names" of nodes, their "ms" in each run [runs][nodes], and the runs' own, "walls_ms" [runs]."""
+    walls = []
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(model, settings, profile_prefix=str(Path(folder) / "profile"))
+        feed = _constant_input(session)
+        for _ in range(WARMUP_RUNS + runs):
+            start = time.perf_counter()
+            _run(session, feed)
+            walls.append((time.perf_counter() - start) * 1000)
+        try:
+            events = _node_events(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as cause:
+            raise JobError(
+                "device",
+                "ONNX Runtime wrote no readable profile into %s (%s); is the disk full?"
+                % (folder, one_line(cause)),
+            )
+    names = [name for _, name in events]
+    per_run, rest = divmod(len(events), WARMUP_RUNS + runs)
+    if rest or per_run == 0 or names[:per_run] != names[-per_run:]:
+        raise JobError("device", "ONNX Runtime's profile does not repeat from run to run; it cannot be read")
+    ms = [int(dur) / 1000 for dur, _ in events]
+    first = WARMUP_RUNS * per_run
+    return {
+        "names": names[:per_run],
+        "ms": [ms[start : start + per_run] for start in range(first, len(ms), per_run)],
+        "walls_ms": walls[WARMUP_RUNS:],
+    }
+
+
+def infer(session: Any, inputs: List[Packed]) -> List[Packed]:
+    """Every output (N, ...) for inputs (N, ...), in batches of the size that the file fixes."""
+    import numpy as np
+
+    nodes = session.get_inputs()
+    outputs = []
+    for parts, count in batches([unpack(packed) for packed in inputs], nodes[0].shape[0]):
+        feed = {node.name: part for node, part in zip(nodes, parts)}
+        outputs.append([output[:count] for output in _run(session, feed)])
+    return [pack(np.concatenate(parts)) for parts in zip(*outputs)]
+
+
+def load(model: bytes, settings: Dict[str, Any]) -> Any:
+    """What `infer` runs."""
+    return _session(model, settings)
+
+
+def missing(settings: Dict[str, Any]) -> Optional[str]:
+    """What is not here of this runtime; None where all is."""
+    try:
+        provider_named(settings.get("provider", "cpu"))
+    except JobError as reason:
+        return reason.message
+    return None
+
+
+def provider_named(name: str) -> str:
+    """ONNX Runtime's own name of an execution provider: `cuda` is CUDAExecutionProvider.
+
+    Raises JobError with those that are installed.
+    """
+    suffix = "executionprovider"
+    available = {}
+    for full in _runtime().get_available_providers():
+        short = full.lower()
+        available[short[: -len(suffix)] if short.endswith(suffix) else short] = full
+    wanted = name.lower()
+    wanted = wanted[: -len(suffix)] if wanted.endswith(suffix) else wanted
+    if wanted not in available:
+        raise JobError(
+            "device",
+            "ONNX Runtime has no execution provider '%s' here, only %s; install the package that brings it, "
+            "or change `provider` in the hardware profile" % (name, ", ".join(available)),
+        )
+    return str(available[wanted])
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as cause:
+        raise JobError("device", "ONNX Runtime is not here (%s); install it: pip install onnxruntime" % cause)
+    return onnxruntime
+
+
+def _session(model: bytes, settings: Dict[str, Any], profile_prefix: Optional[str] = None) -> Any:
+    onnxruntime = _runtime()
+    wanted = provider_named(settings["provider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # it raises what it logs as an error
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=[wanted])
+    except Exception as cause:
+        raise JobError("network", "ONNX Runtime cannot load the network: %s" % one_line(cause))
+    if wanted != CPU and wanted not in _used(session):
+        raise JobError(
+            "device",
+            "ONNX Runtime would run the whole network on the CPU: %s takes none of it, or cannot start (its "
+            "device or driver is missing); change `provider` in the hardware profile" % wanted,
+        )
+    return session
+
+
+def _used(session: Any) -> Any:
+    """The execution providers that run some of the network; before 1.24, those that could be started."""
+    assignment = getattr(session, "get_provider_graph_assignment_info", None)
+    if assignment is not None:
+        return {part.ep_name for part in assignment() if part.get_nodes()}
+    return set(session.get_providers())
+
+
+def _run(session: Any, feed: Dict[str, Any]) -> List[Any]:
+    try:
+        return list(session.run(None, feed))
+    except Exception as cause:
+        raise JobError("network", "ONNX Runtime cannot run the network: %s" % one_line(cause))
+
+
+def _constant_input(session: Any) -> Dict[str, Any]:
+    import numpy as np
+
+    rng = np.random.RandomState(0)
+    feed = {}
+    for node in session.get_inputs():
+        kind = TYPES.get(node.type, "float32")
+        if kind.startswith("float"):
+            feed[node.name] = rng.standard_normal(node.shape).astype(kind)
+        else:  # an index or a switch: zero is always one that exists
+            feed[node.name] = np.zeros(node.shape, kind)
+    return feed
+
+
+def _node_events(text: str) -> List[Tuple[str, str]]:
+    """Microseconds and name of each node that was run, from the profile's JSON.
+
+    Reading megabytes of JSON into objects takes more time than running the networks, so lines are matched,
+    unless another version of the runtime writes them in another order.
+    """
+    found = NODE_EVENT.findall(text)
+    if found:
+        return list(found)
+    return [
+        (str(event["dur"]), str(event["name"])[: -len("_kernel_time")])
+        for event in json.loads(text)
+        if event.get("cat") == "Node" and str(event["name"]).endswith("_kernel_time")
+    ]
