@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bcnet.data import ImageData
-from bcnet.errors import BcnetError, DeviceError, ModelError, one_line
+from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
+from bcnet.supernet.half import half
+from bcnet.supernet.opset import at_opset
 
 # The layers that have integer kernels, and what keeps their results integers on the way to the next one.
 QUANTISED = (
@@ -81,16 +83,15 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
 
 
 def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: int) -> ModelProto:
-    """An exported network as the profile's precision says: as it is, or INT8 calibrated on training images.
+    """An exported network as the profile says: in its opset, and as it is, half, or INT8.
 
-    Raises DeviceError for a precision that no file can be made in.
+    INT8 is calibrated on training images. Raises ModelError where the network cannot be written so.
     """
-    if profile.precision == "fp32" or (profile.precision == "fp16" and profile.runtime != "onnxruntime"):
-        return proto  # TensorRT is to make fp16 of it itself
-    if profile.precision != "int8":
-        raise DeviceError(
-            f"ONNX Runtime gets networks in fp32 or int8, not in {profile.precision}: set precision"
-        )
+    proto = at_opset(proto, profile.opset)
+    if profile.precision == "fp32":
+        return proto
+    if profile.precision == "fp16":
+        return half(proto)
     names = [entry.name for entry in proto.graph.input]
     feeds = calibration_feeds(data, names, profile.batch, seed)
     return quantized(proto, feeds, unsigned_activations(profile))
