@@ -59,7 +59,7 @@ class SlicedGraph:
         return bytes(proto.SerializeToString())
 
     def converted(self, proto: ModelProto) -> "SlicedGraph":
-        """The same dimensions on a half or quantised file of the whole graph: layers have kept their names."""
+        """The same dimensions on a half or quantised file of the whole graph, with the same node names."""
         arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
         dequantized = {
             node.output[0]: node

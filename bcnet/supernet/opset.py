@@ -7,17 +7,17 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
 from bcnet.errors import ModelError, one_line
+from bcnet.runtimes.onnx_batch import resize_by_factors
 
 NEWEST = 18
 IR_VERSION = 8  # of the release of ONNX that brought opset 17
 # What opset 18 added to operators, with the value that stands for what they did before.
-ADDED = {
+ADDED: dict[str, dict[str, int | bytes]] = {
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
     "ReduceMean": {"noop_with_empty_axes": 0},
 }
 REDUCTIONS = frozenset(
-    f"Reduce{kind}"
-    for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+    f"Reduce{kind}" for kind in ("Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
 )
 
 
@@ -34,6 +34,7 @@ def at_opset(proto: ModelProto, opset: int) -> ModelProto:
     except shape_inference.InferenceError as cause:
         raise ModelError(f"the sizes inside the network cannot be inferred: {one_line(cause)}") from None
     graph = result.graph
+    resize_by_factors(graph)
     arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -49,7 +50,6 @@ def at_opset(proto: ModelProto, opset: int) -> ModelProto:
                 raise ModelError(f"opset {opset}: '{node.name}' splits into parts of different sizes")
         elif node.op_type == "Resize":
             _drop(node, ADDED["Resize"])
-            _factors(node, arrays, sizes, graph)
     del graph.value_info[:]
     used = {name for node in graph.node for name in node.input}
     kept = [entry for entry in graph.initializer if entry.name in used]
@@ -73,31 +73,6 @@ def _axes_as_attribute(node: NodeProto, arrays: dict[str, np.ndarray]) -> None:
             raise ModelError(f"opset 17: the axes of '{node.name}' are calculated")
         node.attribute.append(helper.make_attribute("axes", arrays[node.input[1]].tolist()))
         del node.input[1:]
-
-
-def _factors(
-    node: NodeProto, arrays: dict[str, np.ndarray], sizes: dict[str, list[int]], graph: onnx.GraphProto
-) -> None:
-    """Factors for all axes in the place of sizes, or of factors for some axes."""
-    source, target = sizes[node.input[0]], sizes[node.output[0]]
-    axes = next((list(entry.ints) for entry in node.attribute if entry.name == "axes"), None)
-    if len(node.input) < 4 and axes is None:
-        return
-    factors = np.array([_factor(*pair) for pair in zip(source, target, strict=True)], np.float32)
-    name = f"{node.output[0]}_factors"
-    graph.initializer.append(numpy_helper.from_array(factors, name))
-    kept = [entry for entry in node.attribute if entry.name != "axes"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    node.input[:] = [node.input[0], "", name]
-
-
-def _factor(source: int, target: int) -> np.float32:
-    """What `source` is multiplied with, and rounded down, to give `target`, in single precision, too."""
-    factor = np.float32(target / source)
-    while np.floor(np.float32(source) * factor) < target or int(source * float(factor)) < target:
-        factor = np.nextafter(factor, np.float32(np.inf))
-    return factor
 
 
 def _drop(node: NodeProto, added: dict[str, int | bytes]) -> None:

@@ -47,15 +47,16 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
     """An INT8 copy of a float network (QDQ format), calibrated on `feeds`, each {input's name: array}.
 
     Weights are int8, symmetric, one scale an output channel; activations have one scale a tensor, from the
-    largest value seen. Signed activations have zero points of 0, as TensorRT demands. Unsigned ones are
-    symmetric, too: a tensor that is never negative has its zero point at 0, any other at 128. ONNX Runtime's
-    CPU kernels for x86 take only these without falling back to floats (docs/results.md has the figures).
-    Nodes keep their names. Raises ModelError with the library's reason.
+    largest value seen. Signed activations have zero points of 0, and biases stay floats: TensorRT demands
+    both. Unsigned activations are symmetric, too: a tensor that is never negative has its zero point at 0,
+    any other at 128. ONNX Runtime's CPU kernels for x86 take only these without falling back to floats
+    (docs/results.md has the figures). Nodes keep their names. Raises ModelError with the library's reason.
     """
     source = ModelProto()  # the library changes what it is given
     source.CopyFrom(proto)
     options = {"WeightSymmetric": True}
     options["ActivationRestrictedAsymmetric" if unsigned else "ActivationSymmetric"] = True
+    options["QuantizeBias"] = unsigned
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet():
             path = Path(folder) / "int8.onnx"
