@@ -424,4 +424,4 @@ def _last_words(text: str) -> str:
 def _explained(host: str, reason: str) -> str:
     advice = next((text for sign, text in ADVICE if sign in reason), "")
     hint = f"; {advice.format(host=host)}" if advice else ""
-    return f"{host} cannot be reached: {reason}{hint}"
+    return f"{host} cannot be reached: {reason.rstrip('.')}{hint}"
