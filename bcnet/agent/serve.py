@@ -1,8 +1,8 @@
 """The agent's loop on another machine: one JSON object a line in, one a line out, until the input ends.
 
 Requests have an "id" that their answer repeats. "hello" tells about the machine; "have" and "put" bring
-files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`). In jobs and answers,
-{"$base64": ...} stands for few bytes, {"$file": name} for many.
+files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`). In jobs and
+answers, {"$base64": ...} stands for few bytes, {"$file": name} for many.
 """
 
 import base64
@@ -81,12 +81,12 @@ class Agent:
         return part.stat().st_size if part.exists() else 0
 
     def _put(self, request: Dict[str, Any]) -> int:
-        name, data = request["file"], base64.b64decode(request["data"])
+        name, data = str(request["file"]), base64.b64decode(request["data"])
         part = self.files / (name + ".part")
         try:
             with part.open("ab") as file:
                 if file.tell() != request["offset"]:
-                    return file.tell()
+                    return int(file.tell())
                 file.write(data)
         except OSError as cause:
             part.unlink()
@@ -103,12 +103,12 @@ class Agent:
 
     def _job(self, request: Dict[str, Any]) -> Dict[str, Any]:
         """The answer to a job, from an earlier time if the line dropped before it was heard."""
-        kept = self.answers / request["key"]
+        kept = self.answers / str(request["key"])
         with (self.folder / "lock").open("a+") as lock:
             self._alone(lock, request["id"])
             if kept.exists():
                 return dict(json.loads(kept.read_text()))
-            answer = self._packed(jobs.run(self._unpacked(request["job"])))
+            answer: Dict[str, Any] = self._packed(jobs.run(self._unpacked(request["job"])))
             part = kept.with_name(kept.name + ".part")
             part.write_text(json.dumps(answer))
             part.rename(kept)

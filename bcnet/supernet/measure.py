@@ -4,11 +4,12 @@ In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 """
 
 import platform
+from typing import Any
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_here
+from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -21,36 +22,44 @@ def setting_of(profile: HwProfile) -> Setting:
 
 def why_not_here(profile: HwProfile) -> str | None:
     """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    if profile.host:
+        return None
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        _runtime_here(profile).fingerprint()
+        runtime_here(profile.runtime, **_of_runtime(profile)).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
 
 
 def runtime_of(profile: HwProfile) -> Runtime:
-    """The runtime that executes networks on the profile's device. Raises DeviceError if that is not here."""
+    """The runtime that executes networks on the profile's device, over ssh where it has a host.
+
+    Raises DeviceError where the device is not here or cannot be reached.
+    """
+    if profile.host:
+        return runtime_on_hosts(
+            profile.host,
+            profile.runtime,
+            python=profile.host_python,
+            folder=profile.host_folder,
+            machine=profile.machine,
+            **_of_runtime(profile),
+        )
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(
             f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return _runtime_here(profile)
+    return runtime_here(profile.runtime, **_of_runtime(profile))
 
 
-def _runtime_here(profile: HwProfile) -> Runtime:
-    return runtime_here(
-        profile.runtime,
-        profile.provider,
-        profile.threads,
-        profile.precision,
-        profile.compute_capability,
-        profile.power_mode,
-        profile.batch,
-    )
+def _of_runtime(profile: HwProfile) -> dict[str, Any]:
+    """What the profile says about its runtime, as `runtime_on` takes it."""
+    names = ("provider", "threads", "precision", "compute_capability", "power_mode", "batch")
+    return {name: getattr(profile, name) for name in names}
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
