@@ -14,9 +14,11 @@ import torchvision
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from bcnet.agent import cuda as agent_cuda
 from bcnet.agent import tensorrt_engine
 from bcnet.agent.cuda import cuda
 from bcnet.agent.errors import JobError
+from bcnet.agent.tensorrt_module import api_of
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.runtimes import runtime_on
 from bcnet.runtimes.device import LocalDevice
@@ -209,6 +211,24 @@ def test_running_an_engine_needs_a_gpu() -> None:
         assert re.match("there is no NVIDIA driver here|CUDA's driver cannot do cuInit", reason)
     assert engine.info["gpu"] is None
     assert reason in engine.info["layers_source"]
+
+
+def test_the_profiler_is_tensorrts_own_kind() -> None:
+    rows: list[tuple[str, float]] = []
+    profiler = api_of({"runtime": "tensorrt-rtx"}).profiler(rows)
+    assert isinstance(profiler, trt.IProfiler)
+    profiler.report_layer_time("conv", 0.5)
+    assert rows == [("conv", 0.5)]
+
+
+@pytest.mark.parametrize("kind", [agent_cuda._PyCuda, agent_cuda._CudaPython])
+def test_without_a_driver_neither_way_to_the_gpus_memory_opens(kind: Callable[[], Any]) -> None:
+    if no_gpu() is None:
+        assert int(agent_cuda._buffers().allocate(16)) > 0
+        return
+    # It is not installed, or its library is not there, or says itself what is missing.
+    with pytest.raises((ImportError, JobError), match=r"(?i)pycuda|libcuda|cuda\.|cudaError"):
+        kind()
 
 
 def test_a_missing_module_is_named_with_what_brings_it() -> None:
