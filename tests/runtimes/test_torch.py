@@ -4,6 +4,7 @@ The runtime runs on the processor here, without graphs and events: what needs a 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from bcnet.errors import DeviceError, NetworkError
-from bcnet.hw_profiles import HwProfile
+from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import LocalDevice, runtime_here, runtime_on
 from bcnet.runtimes.onnx_torch import OPERATORS
 from bcnet.runtimes.torch import TorchCuda
@@ -330,6 +331,17 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
         runtime_on(Elsewhere(), "torch")
     with pytest.raises(DeviceError, match="in fp32 or fp16, not in int8"):
         runtime_on(LocalDevice(), "torch", precision="int8")
+
+
+def test_the_profile_in_the_documentation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    (tmp_path / "hw_profiles").mkdir()
+    text = next(part for part in page.split("```") if "hw_profiles/h200-torch.toml" in part)
+    own = tmp_path / "hw_profiles" / "h200-torch.toml"
+    own.write_text(text.removeprefix("toml"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("h200-torch").setting == ("torch-cuda", "fp16", 1, 1, "default")
+    assert load_profile("h200-torch").compute_capability == load_profile("h200").compute_capability
 
 
 def test_every_node_is_timed_and_its_time_is_charged_to_its_layer() -> None:
