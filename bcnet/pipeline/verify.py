@@ -116,7 +116,7 @@ def verify(
     check_file(proto)
     content = proto.SerializeToString()
     if not_measured:
-        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
+        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "machine": None, "host": ()}
         profile = profile.model_copy(update=here)
     runtime = runtime_of(profile)
     task = task or Task()
