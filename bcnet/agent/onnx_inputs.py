@@ -35,6 +35,7 @@ def _fields(content: Any) -> List[Tuple[int, Any]]:
     while place < len(view):
         key, place = _varint(view, place)
         kind = key & 7
+        value: Any
         if kind == 0:
             value, place = _varint(view, place)
         elif kind in (1, 2, 5):

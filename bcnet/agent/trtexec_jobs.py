@@ -131,7 +131,7 @@ def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
         raise JobError("network", "trtexec cannot be given inputs whose names have a comma: %s" % names)
     size = int(loaded["settings"].get("batch", 1)) if loaded["dynamic"] else loaded["input"][names[0]][0]
     count = inputs[0]["shape"][0]
-    values: Dict[str, array.array] = {name: array.array("f") for name in loaded["output"]}
+    values: Dict[str, "array.array[float]"] = {name: array.array("f") for name in loaded["output"]}
     shapes: Dict[str, List[int]] = {}
     for start in range(0, count, size):
         with tempfile.TemporaryDirectory() as folder:

@@ -173,7 +173,7 @@ def _measure(
     if networks:
         ordered = [graph.space.largest(), *networks]
         full_ms = _first_that_runs(
-            ordered, lambda widths: layers_ms(graph, graph.variant(widths), profile, 5)
+            ordered, lambda widths: layers_ms(graph, widths, graph.variant(widths), profile, 5)
         )
         runs = int(np.clip(round(100 / full_ms), 12, 60))
     each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
@@ -191,7 +191,7 @@ def _measure(
                 ms = measure_network(model, profile, share=0.1).median_ms
                 found.whole_seconds += time.perf_counter() - begun
                 return Entry(number, tuple(widths), whole_ms=ms, probe_ms=reading)
-            times = layers_ms(graph, model, profile, runs)
+            times = layers_ms(graph, widths, model, profile, runs)
         except NetworkError as cause:
             return Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
         rounded = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)

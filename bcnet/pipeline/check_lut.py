@@ -167,7 +167,7 @@ def _measure(
     seen: dict[LayerSpec, dict[Widths, list[float]]] = {layer: {} for layer in shown}
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
-        return layers_ms(graph, models[widths], profile, runs)
+        return layers_ms(graph, widths, models[widths], profile, runs)
 
     # The first visits load the runtime and settle the clock; nothing of them is kept.
     first, errors = {}, []
