@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,10 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (defau
 Precision = Annotated[
     str | None,
     typer.Option(help="fp32 or int8 (default: the profile's); what a table's rows are kept under."),
+]
+Host = Annotated[
+    list[str] | None,
+    typer.Option(help="The device over ssh, as user@name; repeated, several of one kind share the work."),
 ]
 LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
 Latency = Annotated[
@@ -225,6 +230,7 @@ def build_lut(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -246,7 +252,9 @@ def build_lut(
     if estimate and again:
         raise UsageError("--estimate measures nothing, so there is nothing to measure --again")
     stage = estimate_lut.run if estimate else partial(build_lut.run, again=again)
-    _stage(stage, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json)
+    _stage(
+        stage, {"": {"seed": seed, **_target(device, batch, threads, precision, host)}}, run, config, as_json
+    )
 
 
 @app.command("check-lut")
@@ -267,6 +275,7 @@ def check_lut(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     seed: Seed = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -277,9 +286,9 @@ def check_lut(
     from bcnet.latency_tables import check_report
 
     allowed = _percentage("--max-slowdown", max_slowdown)
-    if against is not None and (batch, threads, precision) != (None, None, None):
+    if against is not None and (batch, threads, precision, host or None) != (None, None, None, None):
         raise UsageError("--against compares all settings that both tables have; leave out the setting")
-    settings = _configured(config, {"": {"seed": seed, **_target(device, batch, threads, precision)}})
+    settings = _configured(config, {"": {"seed": seed, **_target(device, batch, threads, precision, host)}})
     with redirect_stdout(sys.stderr):
         if against is not None:
             from bcnet.hw_profiles import load_profile
@@ -317,6 +326,7 @@ def search(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     population: Annotated[int | None, typer.Option(help="Candidates a generation.")] = None,
     generations: Annotated[int | None, typer.Option(help="Generations after the first.")] = None,
     seed: Seed = None,
@@ -329,7 +339,7 @@ def search(
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
-        "": {"seed": seed, **_target(device, batch, threads, precision)},
+        "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "search": {
             **_budget(latency_ms, latency, min_accuracy),
             "population": population,
@@ -350,6 +360,7 @@ def slice_(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -359,7 +370,7 @@ def slice_(
     from bcnet.pipeline import slice as stage
 
     flags: Flags = {
-        "": {"seed": seed, **_target(device, batch, threads, precision)},
+        "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "train": {"train_device": train_device},
         "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
     }
@@ -372,6 +383,7 @@ def export(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     seed: Seed = None,
     run: RunName = "default",
     config: ConfigFile = None,
@@ -382,7 +394,11 @@ def export(
     from bcnet.pipeline import export as stage
 
     _stage(
-        stage.run, {"": {"seed": seed, **_target(device, batch, threads, precision)}}, run, config, as_json
+        stage.run,
+        {"": {"seed": seed, **_target(device, batch, threads, precision, host)}},
+        run,
+        config,
+        as_json,
     )
 
 
@@ -395,6 +411,7 @@ def run_all(
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
+    host: Host = None,
     train_device: TrainDevice = None,
     seed: Seed = None,
     run: RunName = "default",
@@ -410,7 +427,7 @@ def run_all(
     settings = _configured(
         config,
         {
-            "": {"seed": seed, **_target(device, batch, threads, precision)},
+            "": {"seed": seed, **_target(device, batch, threads, precision, host)},
             "train": {"train_device": train_device},
             "search": _budget(latency_ms, latency, min_accuracy),
         },
@@ -485,10 +502,39 @@ def devices(
     show_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
 
 
+@app.command()
+def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, as_json: Json = False) -> int:
+    """Can the device be measured? Goes the way there step by step, over ssh with --host, and tells what is
+    missing there. Exit code 3 when something is."""
+    from bcnet.doctor import examine
+    from bcnet.supernet.project import target_profile
+
+    profile = target_profile(_configured(config, {"": {"device": device, "host": host or None}}))
+    found = examine(profile)
+    if as_json:
+        print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))
+    else:
+        show_table(
+            ["", "step", "found", "what to do"],
+            [[{True: "ok", False: "NO", None: "?"}[s.passed], s.name, s.found, s.mend] for s in found],
+        )
+    return 0 if all(step.passed is not False for step in found) else 3
+
+
 def _target(
-    device: str | None, batch: int | None, threads: int | None, precision: str | None
+    device: str | None,
+    batch: int | None,
+    threads: int | None,
+    precision: str | None,
+    host: list[str] | None,
 ) -> dict[str, Any]:
-    return {"device": device, "batch": batch, "threads": threads, "precision": precision}
+    return {
+        "device": device,
+        "batch": batch,
+        "threads": threads,
+        "precision": precision,
+        "host": host or None,
+    }
 
 
 def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:

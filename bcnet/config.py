@@ -219,6 +219,11 @@ class Config(Section):
     precision: Literal["fp32", "fp16", "int8"] | None = Field(
         None, description="fp32, fp16 or int8 on the device; its profile's if not given"
     )
+    host: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description='over ssh, as ["user@jetson"], or several of one kind; the profile\'s if not given',
+    )
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)

@@ -168,7 +168,8 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
     def alone_ms(subnets: list[Widths]) -> np.ndarray:
         return np.array([sum(alone[slot.at(widths)] for slot in graph.slots) for widths in subnets])
 
-    (offset, scale, curve), _ = fit_calibration(alone_ms(fitted), measured)
+    evicted = latency.evicted_mb(latency.indices(fitted))
+    (offset, scale, memory), _ = fit_calibration(alone_ms(fitted), measured, evicted)
     seconds["alone, calibrated"] = seconds["alone"] + seconds["line"]
     taken = set(calibration_subnets(graph.space, 0))
     subnets = draw_in_bands(graph.space, latency, count, np.random.default_rng(100), taken)
@@ -176,7 +177,7 @@ def predictions(graph: OnnxSupernet, profile: HwProfile, folder: Path, count: in
     predicted = {
         "line": line[0] + line[1] * macs(graph.space, subnets),
         "alone": sums,
-        "alone, calibrated": offset + scale * sums + curve * sums**2,
+        "alone, calibrated": offset + scale * sums + memory * latency.evicted_mb(latency.indices(subnets)),
         "in place": latency.layers_ms(latency.indices(subnets)),
         "table": latency.price_many(latency.indices(subnets)),
     }

@@ -11,10 +11,10 @@ def pack(array: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The numpy array again; read-only."""
+    """The numpy array again."""
     import numpy as np
 
-    return np.frombuffer(packed["data"], np.dtype(packed["dtype"])).reshape(packed["shape"])
+    return np.frombuffer(packed["data"], np.dtype(packed["dtype"])).reshape(packed["shape"]).copy()
 
 
 def batches(arrays: Sequence[Any], size: int) -> Any:

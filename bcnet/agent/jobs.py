@@ -9,6 +9,7 @@ import importlib
 import json
 from typing import Any, Dict, List, Tuple
 
+from . import look as looking
 from . import probe as probing
 from .errors import JobError
 
@@ -22,6 +23,8 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
     what = job["do"]
     if what == "probe":
         return {"probe": probing.probe()}
+    if what == "look":
+        return looking.look(job["folder"])
     runtime, settings = _runtime(job["runtime"]), job["settings"]
     if what == "fingerprint":
         return {"fingerprint": runtime.fingerprint(settings)}

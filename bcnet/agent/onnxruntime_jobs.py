@@ -27,8 +27,11 @@ TYPES = {
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Runtime version and processor."""
-    return {"runtime_version": str(_runtime().__version__), "processor": processor()}
+    """Runtime version, processor, and its last-level cache in megabytes where that is known."""
+    found = {"runtime_version": str(_runtime().__version__), "processor": processor()}
+    if settings["provider"] == "cpu":
+        found.update(last_level_cache())
+    return found
 
 
 def time_runs(
@@ -136,6 +139,19 @@ def processor() -> str:
             if line.startswith(("model name", "Model")):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def last_level_cache() -> Dict[str, str]:
+    """{"cache_mb": its size in 10^6 bytes}, or nothing where the system does not tell."""
+    sizes = []
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, size = (index / "level").read_text().strip(), (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if size.endswith("K"):
+            sizes.append((int(level), int(size[:-1]) * 1024 / 1e6))
+    return {"cache_mb": "%.4g" % max(sizes)[1]} if sizes else {}
 
 
 def _runtime() -> Any:

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bcnet.errors import DeviceError
 
@@ -18,6 +18,11 @@ Positive = Annotated[float, Field(gt=0)]
 def _short(provider: str) -> str:
     """`CUDAExecutionProvider` is `cuda`: one name, since rows are kept under it."""
     return provider.lower().removesuffix("executionprovider")
+
+
+def _several(hosts: object) -> object:
+    """One host may be written without a list."""
+    return (hosts,) if isinstance(hosts, str) else hosts
 
 
 class Peaks(BaseModel):
@@ -58,6 +63,11 @@ class HwProfile(BaseModel):
     batch: int = Field(1, ge=1, description="images an inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
     power_mode: str = Field("default", description="as the device names it; speeds differ between modes")
+    host: Annotated[tuple[str, ...], BeforeValidator(_several), Field(strict=False)] = Field(
+        (), description="where it is reached over ssh, as user@name; several of one kind share the work"
+    )
+    host_python: str = Field("python3", min_length=1, description="the Python interpreter there")
+    host_folder: str = Field("~/.cache/bcnet", min_length=1, description="the agent's folder there")
     machine: str | None = Field(None, description="the kind of processor, as `uname -m` names it there")
     compute_capability: str | None = Field(
         None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, as 8.7"

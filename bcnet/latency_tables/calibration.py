@@ -10,7 +10,6 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
 FEWEST = 4  # subnets that have to run
-BETTER = 0.9  # a curve has to bring the error down by so much to be taken
 
 
 def calibrated(
@@ -22,9 +21,11 @@ def calibrated(
     on all others. Raises DeviceError where the runtime can run almost none of them.
     """
     timed = [(widths, times) for widths, times in subnets if times]
-    sums = model.layers_ms(model.indices([widths for widths, _ in timed])) if timed else np.zeros(0)
+    indices = model.indices([widths for widths, _ in timed])
+    sums = model.layers_ms(indices) if timed else np.zeros(0)
+    evicted = model.evicted_mb(indices) if timed else np.zeros(0)
     timed = [entry for entry, ms in zip(timed, sums, strict=True) if ms < FAILED_MS]
-    sums = sums[sums < FAILED_MS]
+    sums, evicted = sums[sums < FAILED_MS], evicted[sums < FAILED_MS]
     if len(timed) < FEWEST:
         raise DeviceError(
             f"{model.setting.runtime} runs almost no subnet of this network: {len(timed)} of {len(subnets)}; "
@@ -32,7 +33,7 @@ def calibrated(
         )
     latencies = np.array([min(times) for _, times in timed])
     noise = np.array([max(times) for _, times in timed]) / latencies - 1
-    (offset, scale, curve), predicted = fit_calibration(sums, latencies)
+    (offset, scale, memory), predicted = fit_calibration(sums, latencies, evicted)
     errors = np.abs(predicted - latencies) / latencies
     return Calibration(
         model=key,
@@ -40,7 +41,8 @@ def calibrated(
         rows=model.rows_digest,
         offset_ms=round(offset, 6),
         scale=round(scale, 6),
-        curve=round(curve, 6),
+        memory_ms_per_mb=round(memory, 6),
+        cache_mb=model.cache_mb if memory else 0.0,
         fitted=len(timed),
         held_out=len(timed),
         mean_error=round(float(errors.mean()), 5),
@@ -51,31 +53,29 @@ def calibrated(
     )
 
 
-def fit_calibration(sums: np.ndarray, measured: np.ndarray) -> tuple[tuple[float, float, float], np.ndarray]:
-    """Offset (ms), scale and curve of `offset + scale * sum + curve * sum^2`, and predictions (ms).
+def fit_calibration(
+    sums: np.ndarray, measured: np.ndarray, evicted: np.ndarray
+) -> tuple[tuple[float, float, float], np.ndarray]:
+    """Offset (ms), scale and ms a megabyte of `offset + scale * sum + ms * evicted`, and predictions (ms).
 
     Relative errors are squared, so that small networks count as much as large ones. Each prediction is by a
-    fit on all others. The curve is 0 unless it makes these better, and prices still rise with the sum.
+    fit on all others. What comes from memory costs 0 unless that makes these worse.
     """
-    straight = _polynomial(sums, measured, 1)
+    straight = _linear([np.ones(len(sums)), sums], measured)
     if straight[0][1] <= 0:  # all subnets cost the same: only the ratio can be told
         ratio = float(np.median(measured / sums))
         return (0.0, ratio, 0.0), ratio * sums
-    bent = _polynomial(sums, measured, 2)
-    errors = [float(np.mean(np.abs(predicted / measured - 1))) for _, predicted in (straight, bent)]
-    _, scale, curve = bent[0]
-    rises = scale > 0 and scale + 2 * curve * float(sums.max()) > 0
-    return bent if rises and errors[1] < BETTER * errors[0] else straight
+    with_memory = _linear([np.ones(len(sums)), sums, evicted], measured)
+    errors = [float(np.mean(np.abs(predicted / measured - 1))) for _, predicted in (straight, with_memory)]
+    return with_memory if min(with_memory[0][1:]) > 0 and errors[1] < errors[0] else straight
 
 
-def _polynomial(
-    sums: np.ndarray, measured: np.ndarray, degree: int
-) -> tuple[tuple[float, float, float], np.ndarray]:
-    matrix = np.stack([sums**power / measured for power in range(degree + 1)], axis=1)
+def _linear(terms: list[np.ndarray], measured: np.ndarray) -> tuple[tuple[float, float, float], np.ndarray]:
+    matrix = np.stack(terms, axis=1) / measured[:, None]
     inverse = np.linalg.pinv(matrix)
-    coefficients = inverse @ np.ones(len(sums))
+    coefficients = inverse @ np.ones(len(measured))
     # Leaving one out changes its residual by 1 / (1 - leverage): Cook and Weisberg, 1982.
     leverage = np.minimum(np.einsum("ij,ji->i", matrix, inverse), 0.99)
     left_out = 1 - (1 - matrix @ coefficients) / (1 - leverage)
-    offset, scale, curve = (*map(float, coefficients), 0.0)[:3]
-    return (offset, scale, curve), left_out * measured
+    offset, scale, memory = (*map(float, coefficients), 0.0)[:3]
+    return (offset, scale, memory), left_out * measured

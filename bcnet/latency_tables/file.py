@@ -24,7 +24,7 @@ from bcnet.latency_tables.rows import (
     Setting,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # what schema 1 called parts of its probe, and their names now
 
 
@@ -49,6 +49,7 @@ class _Line:
     session: Annotated[int, Field(ge=0)]
     stat: LatencyStat | None = None
     error: str | None = None
+    cache_use: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class _File:
 
     __pydantic_config__ = STRICT
 
-    schema: Literal[2]
+    schema: Literal[3]
     device: str
     sessions: list[Session]
     settings: list[_Block]
@@ -127,7 +128,9 @@ def text_of(content: Content) -> str:
     """The file's text: a block a setting, rows in a stable order, one a line."""
     lines: dict[Setting, list[_Line]] = {}
     for row in content.rows.values():
-        lines.setdefault(row.setting, []).append(_Line(row.layer, row.session, row.stat))
+        lines.setdefault(row.setting, []).append(
+            _Line(row.layer, row.session, row.stat, cache_use=row.cache_use)
+        )
     for failure in content.failures.values():
         lines.setdefault(failure.setting, []).append(
             _Line(failure.layer, failure.session, error=failure.error)
@@ -161,15 +164,17 @@ def _add(content: Content, line: _Line, setting: Setting) -> None:
         return
     if not line.stat.samples and not content.sessions[line.session].estimate:
         raise TableError(f"a measured row has no samples: {line.layer}")
-    content.rows[key] = Row(*key, line.stat, line.session)
+    content.rows[key] = Row(*key, line.stat, line.session, line.cache_use)
 
 
 def _migrated(raw: Any) -> Any:
     """An older file's values in today's layout. Raises TableError where this bcnet cannot read the schema."""
     if not isinstance(raw, dict) or raw.get("schema") == SCHEMA:
         return raw
+    if raw.get("schema") == 2:  # calibrations had another form: `build-lut` measures their subnets anew
+        return {**raw, "schema": SCHEMA, "calibrations": []}
     if raw.get("schema") != 1:
-        raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 and {SCHEMA}")
+        raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 to {SCHEMA}")
     # Schema 1 repeated the setting in every row, wrote out default values, and had another probe.
     blocks: dict[str, dict[str, Any]] = {}
     try:
@@ -184,7 +189,13 @@ def _migrated(raw: Any) -> Any:
     except (KeyError, TypeError, AttributeError) as cause:
         raise TableError(f"is no table of schema 1 ({type(cause).__name__}: {cause})") from None
     kept = {key: value for key, value in raw.items() if key != "rows"}
-    return {**kept, "schema": SCHEMA, "sessions": sessions, "settings": list(blocks.values())}
+    return {
+        **kept,
+        "schema": SCHEMA,
+        "sessions": sessions,
+        "settings": list(blocks.values()),
+        "calibrations": [],
+    }
 
 
 def _explained(cause: ValidationError, raw: Any) -> str:
@@ -209,7 +220,7 @@ def _without_defaults(line: _Line) -> dict[str, Any]:
     values = {key: value for key, value in asdict(line).items() if value is not None}
     defaults = {f.name: f.default for f in fields(LayerSpec)}
     values["layer"] = {key: value for key, value in values["layer"].items() if value != defaults[key]}
-    order = ("layer", "stat", "error", "session")
+    order = ("layer", "stat", "cache_use", "error", "session")
     return {key: values[key] for key in order if key in values}
 
 

@@ -105,12 +105,14 @@ class LatencyModel:
         self._rows = table.look_up(setting)
         self._known: dict[LayerSpec, float] = {}
         self._others: list[LayerSlot] = []
+        self._specs: list[tuple[tuple[int, ...], dict[tuple[int, ...], LayerSpec]]] = []
         summed: dict[tuple[int, ...], np.ndarray] = {}
         for slot in self.slots:
             specs = specs_of(slot, self.choices)
             if specs is None:
                 self._others.append(slot)
                 continue
+            self._specs.append((slot.groups, specs))
             array = np.zeros([len(self.choices[group]) for group in slot.groups])
             for index, spec in specs.items():
                 array[index] = self._layer_ms(slot, spec)
@@ -141,29 +143,71 @@ class LatencyModel:
                 total[row] += self._layer_ms(slot, slot.at(widths))
         return total
 
+    @cached_property
+    def cache_mb(self) -> float:
+        """The last-level cache of the machine that measured the rows, in megabytes; 0: not known."""
+        return self._rows.cache_mb
+
+    def evicted_mb(self, indices: np.ndarray) -> np.ndarray:
+        """Megabytes of weights (N,) that come from memory, less those that did when the rows were measured.
+
+        Of a network whose weights fill a share of the last-level cache, that share comes from memory: the
+        part that stays cached falls evenly, until a network as large as the cache finds nothing in it.
+        """
+        total = np.zeros((len(indices), 2))
+        for groups, array in self._weights:
+            total += array[tuple(indices[:, group] for group in groups)]
+        for slot in self._others:
+            for row, index in enumerate(indices):
+                widths = [own[i] for own, i in zip(self.choices, index, strict=True)]
+                total[row] += self._rows.weights_mb(slot.at(widths))
+        return self._evicted(total)
+
+    def _evicted(self, total: np.ndarray) -> np.ndarray:
+        """From megabytes of weights (..., 2): all, and those from memory when rows were measured."""
+        if not self.cache_mb:
+            return np.zeros(total.shape[:-1])
+        weights, measured = total[..., 0], total[..., 1]
+        return np.asarray(weights * np.minimum(weights / self.cache_mb, 1.0) - measured)
+
+    @cached_property
+    def _weights(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        """As `_arrays`, of what `LookUp.weights_mb` tells (..., 2)."""
+        summed: dict[tuple[int, ...], np.ndarray] = {}
+        for groups, specs in self._specs:
+            array = np.zeros([len(self.choices[group]) for group in groups] + [2])
+            for index, spec in specs.items():
+                array[index] = self._rows.weights_mb(spec)
+            summed[groups] = summed[groups] + array if groups in summed else array
+        return list(summed.items())
+
     def price_many(self, indices: np.ndarray) -> np.ndarray:
         """Latencies in ms for choice indices (N, groups)."""
-        return self._calibrated(self.layers_ms(indices))
+        spills = self.calibration is not None and self.calibration.memory_ms_per_mb
+        return self._calibrated(self.layers_ms(indices), self.evicted_mb(indices) if spills else 0.0)
 
     def __call__(self, widths: Sequence[int]) -> float:
         """The latency in ms of one network; widths between the choices are interpolated."""
         if all(width in own for width, own in zip(widths, self.choices, strict=True)):
             return float(self.price_many(self.indices([widths]))[0])
-        layers = sum(self._layer_ms(slot, slot.at(widths)) for slot in self.slots)
-        return float(self._calibrated(np.array(layers)))
+        specs = [(slot, slot.at(widths)) for slot in self.slots]
+        layers = sum(self._layer_ms(slot, spec) for slot, spec in specs)
+        weights = np.sum([self._rows.weights_mb(spec) for _, spec in specs], axis=0)
+        return float(self._calibrated(np.array(layers), self._evicted(weights)))
 
-    def _calibrated(self, layers_ms: np.ndarray) -> np.ndarray:
+    def _calibrated(self, layers_ms: np.ndarray, evicted_mb: np.ndarray | float) -> np.ndarray:
         if self.calibration is None:
             raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
-        return self.calibration.whole_ms(layers_ms)
+        return self.calibration.whole_ms(layers_ms, evicted_mb)
 
-    def pairwise(self, near_ms: float) -> tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]:
-        """The prices of networks that take about `near_ms` as an offset and arrays that add up.
+    def pairwise(self) -> tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]:
+        """Prices as an offset and arrays that add up, without what depends on the whole network's weights.
 
         (ms, [(groups, ms by their choice indices)]). Layers that the runtime could not run cost a thousand
         times the dearest one.
         """
-        offset, scale = self.calibration.line_at(near_ms) if self.calibration else (0.0, 1.0)
+        fit = self.calibration
+        offset, scale = (fit.offset_ms, fit.scale) if fit else (0.0, 1.0)
         dearest = max((array[array < FAILED_MS].max(initial=0.0) for _, array in self._arrays), default=0.0)
         return offset, [
             (groups, np.where(array < FAILED_MS, array, 1000 * dearest) * scale)

@@ -1,5 +1,6 @@
 """What a latency table holds: layers, settings, statistics, sessions, calibrations. Plain values, in ms."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -10,6 +11,8 @@ STRICT = ConfigDict(extra="forbid", strict=True)
 Count = Annotated[int, Field(ge=1)]
 # Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
 EVEN_GROUPS = 4
+WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one weight
 
 
 @dataclass(frozen=True, order=True)
@@ -49,6 +52,13 @@ class LayerSpec:
         if self.groups == 1:
             return self.op + kernel
         return f"{self.op}{kernel} {'depthwise' if self.groups == self.in_channels else 'grouped'}"
+
+    def weights_mb(self, precision: str) -> float:
+        """Megabytes (10^6 bytes) of its weights."""
+        if self.op not in WEIGHTED:
+            return 0.0
+        weights = self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
+        return weights * BYTES[precision] / 1e6
 
     @property
     def family(self) -> "LayerSpec":
@@ -130,10 +140,22 @@ class Session:
     probe_spread: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     estimate: bool = False
 
+    @property
+    def cache_mb(self) -> float:
+        """The last-level cache in megabytes, as the provenance has it; 0 where it is not known."""
+        try:
+            return max(float(self.provenance.get("cache_mb", "0")), 0.0)
+        except ValueError:
+            return 0.0
+
 
 @dataclass(frozen=True)
 class Row:
-    """A measured layer and the number of the session it comes from."""
+    """A measured layer and the number of the session it comes from.
+
+    `cache_use` is the share of the last-level cache that the weights of those networks fill that showed it,
+    at most 1; None where the size of the cache is not known. Wider networks evict more of its weights.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -141,6 +163,7 @@ class Row:
     setting: Setting
     stat: LatencyStat
     session: int
+    cache_use: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,12 +180,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whole network = offset_ms + scale * sum + curve * sum^2, the sum of its layers, for one model.
+    """Whole network = offset_ms + scale * sum of its layers + memory_ms_per_mb * evicted, for one model.
 
     Fitted on `fitted` whole subnets. The errors are those on `held_out` subnets, each predicted by a fit on
     all others: mean absolute, share within 5 and 10 %, Spearman's rank correlation; `noise` is the mean
     difference of measuring the same subnet twice. All are None in an estimate: its sums are taken as they
-    are, and nothing was measured. `curve` is per ms: wide networks leave the caches.
+    are, and nothing was measured. `evicted` are the megabytes of weights that come from memory because the
+    network fills more of the last-level cache, of `cache_mb`, than those did that showed its layers.
     """
 
     __pydantic_config__ = STRICT
@@ -179,19 +203,10 @@ class Calibration:
     within_10: float | None
     spearman: float | None
     noise: float | None
-    curve: float = 0.0
+    memory_ms_per_mb: Annotated[float, Field(ge=0)] = 0.0
+    cache_mb: Annotated[float, Field(ge=0)] = 0.0
 
-    def whole_ms(self, layers_ms: np.ndarray) -> np.ndarray:
+    def whole_ms(self, layers_ms: np.ndarray, evicted_mb: np.ndarray | float = 0.0) -> np.ndarray:
         """Latencies in ms of networks whose layers take so much together; see `FAILED_MS`."""
-        runs = np.where(layers_ms < FAILED_MS, layers_ms, 0.0)
-        whole = self.offset_ms + self.scale * runs + self.curve * runs**2
+        whole = self.offset_ms + self.scale * layers_ms + self.memory_ms_per_mb * evicted_mb
         return np.where(layers_ms < FAILED_MS, whole, layers_ms)
-
-    def line_at(self, whole_ms: float) -> tuple[float, float]:
-        """Offset in ms and scale of the line that touches the curve where a network takes so much."""
-        if not self.curve:
-            return self.offset_ms, self.scale
-        root = max(self.scale**2 - 4 * self.curve * (self.offset_ms - whole_ms), 0.0) ** 0.5
-        scale = root if root > 0 else self.scale
-        layers_ms = (scale - self.scale) / (2 * self.curve)
-        return whole_ms - scale * layers_ms, scale

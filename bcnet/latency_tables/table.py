@@ -7,6 +7,8 @@ A table grows: several models share it, and every row names the measuring sessio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 from bcnet.latency_tables import file
@@ -109,6 +111,23 @@ class LookUp:
             own = self._families.setdefault(layer.family, [])
             own.append((layer.in_channels, layer.out_channels, ms))
         self._surfaces: dict[LayerSpec, Surface] = {}
+        self._cache_use = {
+            layer: row.cache_use
+            for (layer, at), row in table.rows.items()
+            if at == setting and row.cache_use is not None
+        }
+        self._usual_use = float(np.mean(list(self._cache_use.values()))) if self._cache_use else 0.0
+
+    @property
+    def cache_mb(self) -> float:
+        """The last-level cache of the machine that measured the rows, in megabytes; 0: not known."""
+        sizes = [session.cache_mb for session in self._table.sessions if session.cache_mb]
+        return sizes[-1] if sizes and self._cache_use else 0.0
+
+    def weights_mb(self, layer: LayerSpec) -> tuple[float, float]:
+        """Megabytes of its weights: all, and those that came from memory when its row was measured."""
+        weights = layer.weights_mb(self._setting.precision)
+        return weights, weights * self._cache_use.get(layer, self._usual_use)
 
     def latency_ms(self, layer: LayerSpec) -> float:
         """The layer's median; interpolated between the nearest measured channel counts if it has no row.

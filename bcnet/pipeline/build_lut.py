@@ -108,10 +108,11 @@ def build_lut(
         measured = _measure(graph, profile, networks, missing, subnets, journal, seed)
         calibration_seconds = measured.whole_seconds
         if missing:
-            number = len(table.sessions)
-            table.sessions.append(_session(provenance, measured.readings))
+            number, session = len(table.sessions), _session(provenance, measured.readings)
+            table.sessions.append(session)
             for spec, observed in measured.layers.items():
-                table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number)
+                use = _cache_use(measured.beside_mb[spec], session.cache_mb)
+                table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number, use)
             for spec, error in measured.failed.items():
                 table.failures[spec, setting] = Failure(spec, setting, error, number)
             if path is not None:
@@ -138,9 +139,13 @@ def build_lut(
 
 @dataclass
 class _Measured:
-    """What the passes of a build have seen: layers, layers that failed, whole subnets, the probe."""
+    """What the passes of a build have seen: layers, layers that failed, whole subnets, the probe.
+
+    `beside_mb` are the weights of the networks that showed a layer, in megabytes, one for each profile.
+    """
 
     layers: dict[LayerSpec, list[np.ndarray]]
+    beside_mb: dict[LayerSpec, list[float]]
     failed: dict[LayerSpec, str]
     whole: dict[Widths, list[float]]
     readings: list[Mapping[str, float]]
@@ -168,7 +173,13 @@ def _measure(
     }
     errors: dict[Widths, str] = {}
     runtime, keeping = runtime_of(profile), threading.Lock()
-    found = _Measured({spec: [] for spec in missing}, {}, {widths: [] for widths in subnets}, [])
+    found = _Measured(
+        {spec: [] for spec in missing},
+        {spec: [] for spec in missing},
+        {},
+        {widths: [] for widths in subnets},
+        [],
+    )
     first, full_ms, runs = time.perf_counter(), 0.0, 0
     if networks:
         ordered = [graph.space.largest(), *networks]
@@ -210,10 +221,12 @@ def _measure(
                 errors[widths] = entry.error
             if entry.whole_ms is not None:
                 found.whole[widths].append(entry.whole_ms)
-            for slot, durations in zip(graph.slots, entry.layers_ms, strict=False):
-                spec = slot.at(widths)
+            specs = [slot.at(widths) for slot in graph.slots]
+            weights_mb = sum(spec.weights_mb(profile.precision) for spec in specs)
+            for spec, durations in zip(specs, entry.layers_ms, strict=False):
                 if spec in found.layers:
                     found.layers[spec].append(np.array(durations))
+                    found.beside_mb[spec].append(weights_mb)
 
     again = list(networks)
     for number in range(PASSES + EXTRA_PASSES):
@@ -272,6 +285,13 @@ def _tried_alone(
             found.failed[spec] = next(shown, "no network that shows it could be run")
             del found.layers[spec]
     return more
+
+
+def _cache_use(networks_mb: Sequence[float], cache_mb: float) -> float | None:
+    """The share of the cache that networks of so many megabytes fill; as `row_stat`, their lower quartile."""
+    if not cache_mb:
+        return None
+    return round(float(np.percentile(np.minimum(np.array(networks_mb) / cache_mb, 1.0), 25)), 4)
 
 
 def _noisy(layers: Mapping[LayerSpec, list[np.ndarray]], at_least_ms: float) -> set[LayerSpec]:

@@ -49,3 +49,33 @@ def runtime_on(device: Device, name: str, *, provider: str = "cpu", threads: int
 def runtime_here(name: str, provider: str = "cpu", threads: int = 1) -> Runtime:
     """The same on this machine. One a process: a runtime measures once what its profiler adds."""
     return runtime_on(LocalDevice(), name, provider=provider, threads=threads)
+
+
+@cache
+def runtime_on_hosts(
+    hosts: tuple[str, ...],
+    name: str,
+    *,
+    provider: str,
+    threads: int,
+    python: str,
+    folder: str,
+    machine: str | None,
+) -> Runtime:
+    """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
+
+    `python` and `folder` are the interpreter and the agent's folder there, `machine` is the kind of processor
+    that there must be. Raises DeviceError where a host is not reached, another machine, or unlike the others.
+    """
+    from bcnet.runtimes.hosts import Hosts, check_alike
+    from bcnet.runtimes.ssh import SshDevice
+
+    devices = [SshDevice(host, python=python, folder=folder) for host in hosts]
+    for device in devices:
+        there = device.hello()["machine"]
+        if machine not in (None, there):
+            raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
+    if len(devices) == 1:
+        return runtime_on(devices[0], name, provider=provider, threads=threads)
+    check_alike({d.host: runtime_on(d, name, provider=provider, threads=threads) for d in devices})
+    return runtime_on(Hosts(devices), name, provider=provider, threads=threads)

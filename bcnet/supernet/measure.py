@@ -8,7 +8,7 @@ import platform
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_here
+from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -21,6 +21,8 @@ def setting_of(profile: HwProfile) -> Setting:
 
 def why_not_here(profile: HwProfile) -> str | None:
     """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    if profile.host:
+        return None
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
@@ -31,7 +33,20 @@ def why_not_here(profile: HwProfile) -> str | None:
 
 
 def runtime_of(profile: HwProfile) -> Runtime:
-    """The runtime that executes networks on the profile's device. Raises DeviceError if that is not here."""
+    """The runtime that executes networks on the profile's device, over ssh where it has a host.
+
+    Raises DeviceError where the device is not here or cannot be reached.
+    """
+    if profile.host:
+        return runtime_on_hosts(
+            profile.host,
+            profile.runtime,
+            provider=profile.provider,
+            threads=profile.threads,
+            python=profile.host_python,
+            folder=profile.host_folder,
+            machine=profile.machine,
+        )
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(

@@ -48,7 +48,7 @@ def prior(
     """
     losses = potential_losses(records, latency.choices)
     temperature = max(float(np.std(np.concatenate([row - row.mean() for row in losses]))), 1e-6)
-    offset, arrays = latency.pairwise(budget_ms)
+    offset, arrays = latency.pairwise()
 
     def solve(price: float) -> list[np.ndarray]:
         p = [np.full(len(row), 1 / len(row)) for row in losses]

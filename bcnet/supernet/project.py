@@ -233,7 +233,9 @@ def forget_project() -> None:
 
 def target_profile(config: Config) -> HwProfile:
     """The configured device's profile, with the configuration's own batch, threads and precision."""
-    own = {"batch": config.batch, "threads": config.threads, "precision": config.precision}
+    own: dict[str, Any] = {"batch": config.batch, "threads": config.threads, "precision": config.precision}
+    if config.host:
+        own["host"] = config.host
     profile = load_profile(config.device)
     return profile.model_copy(update={key: value for key, value in own.items() if value is not None})
 

@@ -15,6 +15,8 @@ SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
 CONV = LayerSpec("Conv", 8, 8, (3, 3))
 WIDTHS = (8, 16, 24, 32, 40, 48)
 SUMS = np.array([1.0, 2.0, 5.0, 9.0, 14.0])
+NONE = np.zeros(5)
+EVICTED = np.array([-2.0, 3.0, -1.0, 8.0, 4.0])  # megabytes
 
 
 def model() -> LatencyModel:
@@ -29,21 +31,21 @@ def model() -> LatencyModel:
 
 def test_a_known_offset_and_scale_are_recovered_and_predict_what_was_left_out() -> None:
     measured = 0.3 + 1.2 * SUMS
-    coefficients, predicted = fit_calibration(SUMS, measured)
+    coefficients, predicted = fit_calibration(SUMS, measured, NONE)
     assert coefficients == pytest.approx((0.3, 1.2, 0.0))
     assert predicted == pytest.approx(measured)
 
 
-def test_a_curve_is_taken_where_it_predicts_what_was_left_out_better() -> None:
-    measured = 0.1 + SUMS + 0.02 * SUMS**2
-    coefficients, predicted = fit_calibration(SUMS, measured)
-    assert coefficients == pytest.approx((0.1, 1.0, 0.02))
+def test_what_comes_from_memory_costs_what_predicts_those_left_out_best() -> None:
+    measured = 0.1 + SUMS + 0.03 * EVICTED
+    coefficients, predicted = fit_calibration(SUMS, measured, EVICTED)
+    assert coefficients == pytest.approx((0.1, 1.0, 0.03))
     assert predicted == pytest.approx(measured)
 
 
 def test_each_prediction_is_that_of_a_fit_on_all_others() -> None:
     measured = np.array([1.3, 2.6, 6.5, 10.9, 17.2])
-    coefficients, predicted = fit_calibration(SUMS, measured)
+    coefficients, predicted = fit_calibration(SUMS, measured, NONE)
     assert coefficients[2] == 0.0
     for left_out in range(len(SUMS)):
         others = np.arange(len(SUMS)) != left_out
@@ -52,15 +54,16 @@ def test_each_prediction_is_that_of_a_fit_on_all_others() -> None:
         assert predicted[left_out] == pytest.approx(offset + scale * SUMS[left_out])
 
 
-def test_prices_rise_with_the_sum_whatever_the_noise() -> None:
-    coefficients, _ = fit_calibration(SUMS, 1.0 + SUMS - 0.06 * SUMS**2)  # falls from 8.3 ms on
+def test_memory_is_never_faster_than_the_cache() -> None:
+    coefficients, _ = fit_calibration(SUMS, 0.1 + SUMS - 0.03 * EVICTED, EVICTED)
     assert coefficients[2] == 0.0
 
 
 def test_the_faster_time_counts_and_the_difference_is_the_noise() -> None:
     whole = {(width,): (0.5 + 2 * width / 8, (0.5 + 2 * width / 8) * 1.1) for width in WIDTHS}
     found = calibrated(model(), "m", list(whole.items()))
-    assert (found.offset_ms, found.scale, found.curve) == pytest.approx((0.5, 2.0, 0.0), abs=1e-5)
+    assert (found.offset_ms, found.scale) == pytest.approx((0.5, 2.0), abs=1e-5)
+    assert (found.memory_ms_per_mb, found.cache_mb) == (0.0, 0.0)
     assert (found.mean_error, found.within_5, found.spearman) == (0.0, 1.0, 1.0)
     assert found.noise == pytest.approx(0.1)
     assert (found.fitted, found.held_out) == (6, 6)
@@ -74,16 +77,37 @@ def test_too_few_subnets_that_run_are_an_error() -> None:
         calibrated(model(), "m", list(whole.items()))
 
 
-BENT = Calibration("m", SETTING, "r", 0.1, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01, curve=-0.01)
+def cached(cache_mb: str) -> LatencyModel:
+    """Two layers of 4 MB of weights at most, measured in networks that filled half of the cache."""
+    table = LatencyTable("cpu", [Session("2026-01-01", {"cache_mb": cache_mb}, {})])
+    layer = LayerSpec("Conv", 1000, 1000, (1, 1))
+    for width in (500, 1000):
+        row = replace(layer, out_channels=width)
+        table.rows[row, SETTING] = Row(row, SETTING, LatencyStat(1.0, 1.0, 0.0, 10), 0, 0.5)
+    slots = [LayerSlot(name, layer, ((None, 1000),), ((0, 1),), None, (name,)) for name in "ab"]
+    fit = Calibration("m", SETTING, "r", 0.0, 1.0, 12, 12, 0.0, 1.0, 1.0, 1.0, 0.0, 0.25, 16.0)
+    return LatencyModel(table, SETTING, slots, [(500, 1000)], fit)
 
 
-def test_a_curve_does_not_make_layers_cheap_that_cannot_be_run() -> None:
-    prices = BENT.whole_ms(np.array([FAILED_MS + 1.0, 2.0]))
-    assert prices.tolist() == pytest.approx([FAILED_MS + 1.0, 2.06])
+def test_a_network_pays_for_weights_that_its_layers_found_in_the_cache_when_they_were_measured() -> None:
+    model = cached("16")
+    # 4 MB of weights fill a quarter of the cache, where its layers were measured half of it was filled.
+    assert model.evicted_mb(np.array([[0], [1]])).tolist() == pytest.approx([4 / 4 - 4 / 2, 8 / 2 - 8 / 2])
+    assert model.price_many(np.array([[0], [1]])).tolist() == pytest.approx([2 - 0.25, 2.0])
+    assert model([500]) == pytest.approx(2 - 0.25)
+    assert model([1000]) == pytest.approx(2.0)
 
 
-def test_the_line_at_a_latency_touches_the_curve() -> None:
-    offset, scale = BENT.line_at(2.06)
-    assert scale == pytest.approx(1.0 - 2 * 0.01 * 2.0)
-    assert offset + scale * 2.0 == pytest.approx(2.06)
-    assert replace(BENT, curve=0.0).line_at(5.0) == (0.1, 1.0)
+def test_no_more_than_all_weights_come_from_memory() -> None:
+    assert cached("2").evicted_mb(np.array([[1]])).tolist() == pytest.approx([8.0 - 4.0])
+
+
+def test_where_the_cache_is_not_known_nothing_is_said_of_it() -> None:
+    assert cached("0").evicted_mb(np.array([[0], [1]])).tolist() == [0.0, 0.0]
+
+
+def test_memory_does_not_make_layers_cheap_that_cannot_be_run() -> None:
+    fit = cached("16").calibration
+    assert fit is not None
+    prices = fit.whole_ms(np.array([FAILED_MS + 1.0, 2.0]), np.array([-4.0, -4.0]))
+    assert prices.tolist() == pytest.approx([FAILED_MS + 1.0, 1.0])

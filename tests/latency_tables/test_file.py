@@ -102,7 +102,17 @@ def test_a_table_of_schema_1_is_migrated(tmp_path: Path) -> None:
     loaded = LatencyTable.load(path)
     # The probe of schema 1 multiplied larger matrices: it is not today's part of that name.
     assert [session.probe for session in loaded.sessions] == [{"matmul_256_ms": 0.2}]
-    assert replace(loaded, sessions=own.sessions) == own
+    assert replace(loaded, sessions=own.sessions) == replace(own, calibrations={})
+
+
+def test_a_table_of_schema_2_keeps_its_rows_and_is_calibrated_anew(tmp_path: Path) -> None:
+    path, own = tmp_path / "cpu.json", table()
+    own.save(path)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    fitted = {**asdict(next(iter(own.calibrations.values()))), "curve": 0.1}
+    raw |= {"schema": 2, "calibrations": [{**fitted, "digest": digest(fitted)}]}
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    assert LatencyTable.load(path) == replace(own, calibrations={})
 
 
 def edit(raw: dict[str, Any], **values: Any) -> None:
@@ -141,7 +151,7 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
         (lambda raw: raw["sessions"][0]["probe"].update(matmul_ms=0.0), "greater than 0"),
         (lambda raw: raw["sessions"][0]["probe_spread"].update(matmul_ms=float("nan")), "probe_spread"),
         (lambda raw: raw.update(schema=1, rows=None), "is no table of schema 1"),
-        (lambda raw: raw.update(schema=3), "schema 3, this bcnet reads 1 and 2"),
+        (lambda raw: raw.update(schema=4), "schema 4, this bcnet reads 1 to 3"),
         (lambda raw: raw.update(schema=None), "schema None"),
         (lambda raw: raw["calibrations"][0].update(scale=2.0), "calibration of model m was edited"),
     ],
@@ -173,5 +183,5 @@ def test_networks_with_a_layer_that_failed_cost_more_than_any_other() -> None:
     calibration = Calibration("m", FP32, "r", 0.0, 1.0, 12, 12, 0.01, 1.0, 1.0, 0.99, 0.01)
     model = LatencyModel(made, FP32, [slot], [(16, 24)], calibration)
     assert model.price_many(np.array([[0], [1]])).tolist() == [1.0, FAILED_MS]
-    offset, ((_, array),) = model.pairwise(1.0)
+    offset, ((_, array),) = model.pairwise()
     assert (offset, array.tolist()) == (0.0, [1.0, 1000.0])

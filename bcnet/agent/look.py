@@ -1,0 +1,76 @@
+"""What there is on a device. Out: facts for `bcnet doctor` and for a measurement's provenance."""
+
+import contextlib
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+LIMIT_S = 10.0
+
+
+def look(folder: str) -> Dict[str, Any]:
+    """Python, packages, trtexec, free bytes at `folder`, power mode, governors. What is not there is None."""
+    disk = os.statvfs(folder)
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "numpy": _version("numpy"),
+        "onnxruntime": _version("onnxruntime"),
+        "tensorrt": _version("tensorrt"),
+        "tensorrt_rtx": _version("tensorrt_rtx"),
+        "trtexec": trtexec(),
+        "free_bytes": disk.f_bavail * disk.f_frsize,
+        "power_mode": power_mode(),
+        "governors": governors(),
+        "load": os.getloadavg()[0],
+        "cores": os.cpu_count(),
+    }
+
+
+def trtexec() -> Optional[str]:
+    """Where trtexec is."""
+    return shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
+
+
+def power_mode() -> Optional[str]:
+    """The name of a Jetson's power mode; None on other machines."""
+    for line in _output(["nvpmodel", "-q"]).splitlines():
+        if "NV Power Mode" in line:
+            return line.split(":", 1)[-1].strip()
+    return None
+
+
+def governors() -> List[str]:
+    """The processor's frequency governors, each named once."""
+    found = set()
+    for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"):
+        with contextlib.suppress(OSError):
+            found.add(path.read_text().strip())
+    return sorted(found)
+
+
+def _version(module: str) -> Optional[str]:
+    try:
+        return str(importlib.import_module(module).__version__)
+    except Exception:  # a package that is broken is as good as none
+        return None
+
+
+def _output(command: List[str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            timeout=LIMIT_S,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode(errors="replace")

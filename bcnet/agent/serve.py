@@ -1,0 +1,209 @@
+"""The agent's loop on another machine: one JSON object a line in, one a line out, until the input ends.
+
+Requests have an "id" that their answer repeats. "hello" tells about the machine; "have" and "put" bring
+files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`). In jobs and
+answers, {"$base64": ...} stands for few bytes, {"$file": name} for many.
+"""
+
+import base64
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, Dict
+
+from . import jobs, look
+from .errors import JobError, one_line
+
+INLINE = 64 * 1024  # more bytes than this travel as files
+CHUNK = 1024 * 1024
+KEPT_BYTES = 2 * 1024**3  # of files; the longest unused go first
+KEPT_S = 7 * 24 * 3600.0
+
+
+class Agent:
+    """What an agent keeps in its folder: files that were sent, answers to jobs, a lock for measuring."""
+
+    def __init__(self, folder: Path, out: BinaryIO) -> None:
+        self.folder, self.out, self.session = folder, out, ""
+        self.files, self.answers = folder / "files", folder / "answers"
+        for path in (folder, self.files, self.answers):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def answer(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """Do what a request asks. Raises JobError."""
+        what = request["do"]
+        if what == "hello":
+            return self._hello(request["session"], request.get("stop", False))
+        if what == "have":
+            return {"have": self._have(request["file"])}
+        if what == "put":
+            return {"have": self._put(request)}
+        if what == "get":
+            with (self.files / request["file"]).open("rb") as file:
+                file.seek(request["offset"])
+                return {"data": base64.b64encode(file.read(CHUNK)).decode()}
+        return self._job(request)
+
+    def _hello(self, session: str, stop: bool) -> Dict[str, Any]:
+        self.session = session
+        if stop:
+            self._stop()
+        self._tidy(KEPT_BYTES)
+        return {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "folder": str(self.folder),
+            "power_mode": look.power_mode(),
+        }
+
+    def _stop(self) -> None:
+        """End a job that this session has given up; only its own."""
+        try:
+            owner = json.loads((self.folder / "lock").read_text())
+            if owner["session"] == self.session and owner["pid"] != os.getpid():
+                os.kill(owner["pid"], signal.SIGKILL)
+        except (OSError, ValueError, KeyError):
+            pass
+
+    def _have(self, name: str) -> int:
+        """How many bytes of a file are here; -1 when all are."""
+        if (self.files / name).exists():
+            os.utime(str(self.files / name))
+            return -1
+        part = self.files / (name + ".part")
+        return part.stat().st_size if part.exists() else 0
+
+    def _put(self, request: Dict[str, Any]) -> int:
+        name, data = str(request["file"]), base64.b64decode(request["data"])
+        part = self.files / (name + ".part")
+        try:
+            with part.open("ab") as file:
+                if file.tell() != request["offset"]:
+                    return int(file.tell())
+                file.write(data)
+        except OSError as cause:
+            part.unlink()
+            if cause.errno == errno.ENOSPC:
+                self._tidy(0)
+            raise
+        if part.stat().st_size < request["size"]:
+            return part.stat().st_size
+        if hashlib.sha256(part.read_bytes()).hexdigest() != name:
+            part.unlink()
+            return 0
+        part.rename(self.files / name)
+        return -1
+
+    def _job(self, request: Dict[str, Any]) -> Dict[str, Any]:
+        """The answer to a job, from an earlier time if the line dropped before it was heard."""
+        kept = self.answers / str(request["key"])
+        with (self.folder / "lock").open("a+") as lock:
+            self._alone(lock, request["id"])
+            if kept.exists():
+                return dict(json.loads(kept.read_text()))
+            answer: Dict[str, Any] = self._packed(jobs.run(self._unpacked(request["job"])))
+            part = kept.with_name(kept.name + ".part")
+            part.write_text(json.dumps(answer))
+            part.rename(kept)
+            return answer
+
+    def _alone(self, lock: Any, number: int) -> None:
+        """Wait until nobody else measures here."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.send({"id": number, "waiting": "another agent measures there"})
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(json.dumps({"pid": os.getpid(), "session": self.session}))
+        lock.flush()
+
+    def _unpacked(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._unpacked(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "$base64" in value:
+            return base64.b64decode(value["$base64"])
+        if "$file" in value:
+            try:
+                return (self.files / value["$file"]).read_bytes()
+            except FileNotFoundError:
+                raise JobError("gone", "file %s is not here any more" % value["$file"])
+        return {key: self._unpacked(item) for key, item in value.items()}
+
+    def _packed(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [self._packed(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._packed(item) for key, item in value.items()}
+        if not isinstance(value, bytes):
+            return value
+        if len(value) <= INLINE:
+            return {"$base64": base64.b64encode(value).decode()}
+        name = hashlib.sha256(value).hexdigest()
+        part = self.files / (name + ".part")
+        part.write_bytes(value)
+        part.rename(self.files / name)
+        return {"$file": name, "size": len(value)}
+
+    def _tidy(self, most_bytes: int) -> None:
+        """Delete old answers and parts of files, and the longest unused files beyond `most_bytes`."""
+        now = time.time()
+        for path in list(self.answers.iterdir()) + list(self.files.glob("*.part")):
+            if now - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+        used = 0
+        for path in sorted(self.files.iterdir(), key=lambda path: -path.stat().st_mtime):
+            used += path.stat().st_size
+            if used > most_bytes:
+                path.unlink()
+
+    def send(self, message: Dict[str, Any]) -> None:
+        """One line out."""
+        self.out.write(json.dumps(message).encode() + b"\n")
+        self.out.flush()
+
+
+def main() -> None:
+    """Serve until the input ends. The folder is the first argument; what libraries print goes to stderr."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        agent = Agent(Path(os.path.expanduser(sys.argv[1])).resolve(), out)
+    except OSError as cause:
+        out.write(
+            json.dumps({"id": 0, "error": {"kind": "device", "message": _cannot(cause)}}).encode() + b"\n"
+        )
+        out.flush()
+        return
+    for line in sys.stdin.buffer:
+        number = 0
+        try:
+            request = json.loads(line.decode())
+            number = request["id"]
+            message = {"id": number, "answer": agent.answer(request)}
+        except JobError as error:
+            message = {"id": number, "error": {"kind": error.kind, "message": error.message}}
+        except OSError as cause:
+            message = {"id": number, "error": {"kind": "device", "message": _cannot(cause)}}
+        except MemoryError:
+            message = {"id": number, "error": {"kind": "network", "message": "its memory is too small"}}
+        except Exception as cause:
+            message = {"id": number, "error": {"kind": "device", "message": one_line(cause)}}
+        agent.send(message)
+
+
+def _cannot(cause: OSError) -> str:
+    where = " %s" % cause.filename if cause.filename else ""
+    hint = (
+        "; free some space there, or set host_folder to another disk" if cause.errno == errno.ENOSPC else ""
+    )
+    return "cannot write or read%s: %s%s" % (where, cause.strerror or cause, hint)

@@ -1,0 +1,132 @@
+"""The way to a device, step by step. In: its profile. Out: what was found, and how to mend what is missing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bcnet.agent.look import TRTEXEC
+from bcnet.errors import DeviceError
+from bcnet.hw_profiles import HwProfile
+from bcnet.runtimes.device import Device, LocalDevice
+from bcnet.runtimes.ssh import SshDevice, check_host
+
+ROOM_MB = 500  # for a network's files, an engine and a timing cache
+STEADY = 0.10  # a probe that varies by more is of a machine that is busy, or whose clocks move
+READINGS = 9
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that measuring needs. `passed` is None where it is not known, or only advice."""
+
+    name: str
+    passed: bool | None
+    found: str
+    mend: str = ""
+
+
+def examine(profile: HwProfile) -> list[Step]:
+    """Every step for each host of the profile, or for this machine; the first that fails ends a host's."""
+    steps = []
+    for host in profile.host:
+        steps += [_named(host, step) for step in _host(profile, host)]
+    return steps or _machine(profile, LocalDevice(), ".")
+
+
+def _named(host: str, step: Step) -> Step:
+    return Step(f"{host}: {step.name}", step.passed, step.found, step.mend)
+
+
+def _host(profile: HwProfile, host: str) -> list[Step]:
+    try:
+        check_host(host)
+    except DeviceError as cause:
+        return [Step("name", False, str(cause))]
+    device = SshDevice(host, python=profile.host_python, folder=profile.host_folder)
+    try:
+        told = device.hello()
+    except DeviceError as cause:
+        return [Step("reached over ssh, agent started", False, str(cause))]
+    try:
+        reached = Step(
+            "reached over ssh, agent started", True, f"Python {told['python']} in {told['folder']}"
+        )
+        return [reached, *_machine(profile, device, told["folder"])]
+    finally:
+        device.close()
+
+
+def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
+    facts = device.call({"do": "look", "folder": folder}, LIMIT_S)
+    return [
+        _kind(profile, facts),
+        _runtime(profile, facts),
+        _disk(facts),
+        _power_mode(profile, facts),
+        _clocks(facts),
+        _steadiness(device),
+    ]
+
+
+def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
+    wrong = profile.machine not in (None, facts["machine"])
+    mend = f"the profile says {profile.machine}: take another --device" if wrong else ""
+    return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", mend)
+
+
+def _runtime(profile: HwProfile, facts: dict[str, Any]) -> Step:
+    """The profile's runtime; TensorRT may be the Python module or trtexec."""
+    name = profile.runtime
+    if name == "onnxruntime":
+        version, numpy = facts["onnxruntime"], facts["numpy"]
+        if version and numpy:
+            return Step("runtime", True, f"onnxruntime {version}, numpy {numpy}")
+        mend = f"pip install onnxruntime, for {profile.host_python} there"
+        return Step("runtime", False, "onnxruntime is not there", mend)
+    module = name.replace("-", "_")
+    if facts.get(module):
+        return Step("runtime", True, f"{module} {facts[module]}")
+    if name == "tensorrt" and facts["trtexec"]:
+        return Step("runtime", True, f"{facts['trtexec']}, without TensorRT's Python module")
+    mend = f"install JetPack's TensorRT (trtexec is then {TRTEXEC}), or pip install {name}"
+    return Step("runtime", False, f"neither the Python module {module} nor trtexec is there", mend)
+
+
+def _disk(facts: dict[str, Any]) -> Step:
+    free_mb = facts["free_bytes"] / 1e6
+    enough = free_mb >= ROOM_MB
+    mend = "" if enough else f"free {ROOM_MB} MB, or set host_folder in the profile to another disk"
+    return Step("disk", enough, f"{free_mb:,.0f} MB free", mend)
+
+
+def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
+    """A Jetson's speed differs up to ten times between modes, so a table is of one of them."""
+    there, wanted = facts["power_mode"], profile.power_mode
+    if there is None:
+        known = None if wanted != "default" else True
+        return Step("power mode", known, "nvpmodel is not there" if known is None else "none on this machine")
+    same = there == wanted
+    mend = "" if same else f"the table is of {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
+    return Step("power mode", same, there, mend)
+
+
+def _clocks(facts: dict[str, Any]) -> Step:
+    governors = facts["governors"]
+    if not governors:
+        return Step("clocks", None, "the system does not tell")
+    fixed = governors == ["performance"]
+    mend = (
+        "" if fixed else "`sudo jetson_clocks` on a Jetson, else `sudo cpupower frequency-set -g performance`"
+    )
+    return Step("clocks", fixed or None, f"governor {', '.join(governors)}", mend)
+
+
+def _steadiness(device: Device) -> Step:
+    """Whether a probe repeats: the spread of its first part over some readings."""
+    readings = [device.call({"do": "probe"}, LIMIT_S)["probe"] for _ in range(READINGS)]
+    part = next(iter(readings[0]))
+    values = sorted(reading[part] for reading in readings)
+    spread = values[-2] / values[1] - 1
+    steady = spread <= STEADY
+    mend = "" if steady else "stop other work there; fix the clocks"
+    return Step("steady", steady or None, f"{part} varies by {spread:.0%} in {READINGS} readings", mend)

@@ -1,0 +1,326 @@
+"""A device over a real ssh: jobs, and what goes wrong on the way. Nothing measured is lost, nothing hangs."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sshd import PYTHON, SSHD, Sshd, agents, kill
+from torch import nn
+
+from bcnet.agent.errors import JobError
+from bcnet.agent.serve import Agent
+from bcnet.errors import DeviceError, NetworkError
+from bcnet.runtimes import ssh
+from bcnet.runtimes.hosts import Hosts, check_alike, check_probes
+from bcnet.runtimes.onnxruntime import OnnxRuntime
+from bcnet.runtimes.ssh import HostLost, SshDevice
+from bcnet.supernet.onnx_graph import to_onnx
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
+
+MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 300, 3)).eval()
+FILE = to_onnx(MODEL, (2, 3, 16, 16)).SerializeToString()
+LONG = {"warmup_ms": 0.0, "seconds": 1.0, "iterations": 2}  # a job that is long enough to be cut
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    server = Sshd(tmp_path / "sshd").start()
+    monkeypatch.setenv("PATH", server.path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def device(sshd: Sshd, tmp_path: Path) -> Iterator[SshDevice]:
+    found = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"), patience_s=20)
+    yield found
+    found.close()
+
+
+def files_of(folder: Path, kind: str) -> list[Path]:
+    return sorted((folder / kind).iterdir())
+
+
+def meanwhile(action: Callable[[], None], when: Callable[[], object]) -> threading.Thread:
+    """Do something as soon as something else is so."""
+
+    def wait() -> None:
+        until = time.monotonic() + 20
+        while not when() and time.monotonic() < until:
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def a_job_runs(folder: Path) -> Callable[[], bool]:
+    """Whether an agent holds the lock, and so does a job."""
+
+    def runs() -> bool:
+        lock = folder / "lock"
+        return lock.exists() and bool(lock.read_text()) and not list((folder / "answers").glob("*"))
+
+    return runs
+
+
+def test_a_network_gives_the_same_outputs_there_as_here(device: SshDevice) -> None:
+    images = np.random.default_rng(0).standard_normal((5, 3, 16, 16), dtype=np.float32)
+    (there,) = OnnxRuntime(device).predictor(FILE)(images)
+    with torch.no_grad():
+        here = MODEL(torch.from_numpy(images)).numpy()
+    assert there.shape == (5, 300, 12, 12)
+    assert there == pytest.approx(here, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'a"b', "$HOME;`x`"])
+def test_a_folder_there_may_have_any_name(sshd: Sshd, tmp_path: Path, name: str) -> None:
+    device = SshDevice("device", python=PYTHON, folder=str(tmp_path / name))
+    try:
+        assert device.hello()["folder"] == str(tmp_path / name)
+        assert len(OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)) >= 3
+    finally:
+        device.close()
+
+
+def test_a_file_is_sent_once(device: SshDevice, tmp_path: Path) -> None:
+    runtime = OnnxRuntime(device)
+    runtime.time_network(FILE, 0, 0.01, 2)
+    (sent,) = files_of(tmp_path / "there", "files")
+    first = sent.stat().st_ctime_ns
+    inode = sent.stat().st_ino
+    runtime.time_network(FILE, 0, 0.01, 2)
+    assert files_of(tmp_path / "there", "files") == [sent]
+    assert (sent.stat().st_ino, sent.stat().st_ctime_ns >= first) == (inode, True)
+
+
+def test_an_error_there_is_the_same_error_here_with_the_host(device: SshDevice) -> None:
+    with pytest.raises(NetworkError, match="^device: ONNX Runtime cannot load the network"):
+        OnnxRuntime(device).time_network(b"no network", 0, 0.01, 2)
+    with pytest.raises(DeviceError, match="^device: ONNX Runtime has no execution provider 'nosuch' here"):
+        OnnxRuntime(device, "nosuch").time_network(FILE, 0, 0.01, 2)
+
+
+def test_a_line_that_is_cut_in_the_middle_of_a_job_gives_its_answer_all_the_same(
+    sshd: Sshd, device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device.hello()
+    cut = meanwhile(sshd.cut, a_job_runs(tmp_path / "there"))
+    samples = OnnxRuntime(device).time_network(FILE, **LONG)
+    cut.join()
+    assert "the line dropped" in capsys.readouterr().err
+    # The agent that was cut off went on, and kept its answer: it is the one that was heard.
+    (kept,) = files_of(tmp_path / "there", "answers")
+    assert json.loads(kept.read_text())["ms"] == samples.tolist()
+
+
+def test_a_machine_that_comes_back_is_waited_for(sshd: Sshd, device: SshDevice) -> None:
+    device.hello()
+    sshd.stop()
+    later = time.monotonic() + 1.5
+    back = meanwhile(lambda: sshd.start() and None, lambda: time.monotonic() > later)
+    assert len(OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)) >= 3
+    back.join()
+
+
+def test_a_machine_that_does_not_come_back_is_given_up(sshd: Sshd, tmp_path: Path) -> None:
+    device = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"), patience_s=2)
+    device.hello()
+    sshd.stop()
+    start = time.monotonic()
+    with pytest.raises(HostLost, match=r"device cannot be reached: .*Connection refused; is sshd running"):
+        OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)
+    assert time.monotonic() - start < 15
+
+
+def test_an_agent_that_is_killed_does_its_job_again(
+    device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "there"
+    device.hello()
+    killed = meanwhile(lambda: kill(*agents(there)), a_job_runs(there))
+    assert len(OnnxRuntime(device).time_network(FILE, **LONG)) >= 2
+    killed.join()
+    assert "the agent died" in capsys.readouterr().err
+
+
+def test_a_job_that_always_kills_its_agent_is_a_network_that_cannot_be_run(
+    device: SshDevice, tmp_path: Path
+) -> None:
+    there, over = tmp_path / "there", threading.Event()
+    device.hello()
+
+    def kill_all() -> None:
+        while not over.wait(0.05):
+            if a_job_runs(there)():
+                for pid in agents(there):
+                    kill(pid)
+                (there / "lock").write_text("")
+
+    killer = threading.Thread(target=kill_all)
+    killer.start()
+    try:
+        with pytest.raises(NetworkError, match="the agent died 3 times in one job"):
+            OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
+    finally:
+        over.set()
+        killer.join()
+
+
+def test_a_job_that_takes_too_long_is_ended_there(device: SshDevice, tmp_path: Path) -> None:
+    job = {
+        **{"do": "time", "runtime": "onnxruntime", "settings": {"provider": "cpu", "threads": 1}},
+        **{"model": FILE, "warmup_ms": 0.0, "seconds": 60.0, "iterations": 2},
+    }
+    device.hello()
+    (busy,) = agents(tmp_path / "there")
+    with pytest.raises(DeviceError, match=r"device: no answer after 0.5 s; the job was ended there"):
+        device.call(job, 0.5)
+    assert busy not in agents(tmp_path / "there")
+    assert "matmul_ms" in OnnxRuntime(device).probe()
+
+
+def test_a_wrong_host_key_is_refused_at_once(sshd: Sshd, tmp_path: Path) -> None:
+    sshd.make_key("another")
+    sshd.trust("another")
+    device = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"))
+    start = time.monotonic()
+    with pytest.raises(HostLost, match="Host key verification failed; its key is unknown or has changed"):
+        device.hello()
+    assert time.monotonic() - start < ssh.CONNECT_S
+    assert not (tmp_path / "there").exists()
+
+
+def test_a_machine_that_asks_for_a_password_is_refused_at_once(tmp_path: Path, monkeypatch: Any) -> None:
+    server = Sshd(tmp_path / "sshd")
+    server.extra = ["PasswordAuthentication yes"]  # sshd takes the first of two
+    server.start()
+    monkeypatch.setenv("PATH", server.path)
+    (server.folder / "authorized").write_text("")
+    start = time.monotonic()
+    try:
+        with pytest.raises(HostLost, match=r"Permission denied .*; it must let you in without a password"):
+            SshDevice("device").hello()
+    finally:
+        server.stop()
+    assert time.monotonic() - start < ssh.CONNECT_S
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a\nb", "--", "-v"])
+def test_what_is_no_host_never_reaches_ssh(host: str) -> None:
+    with pytest.raises(DeviceError, match="a host is written as user@name"):
+        SshDevice(host)
+
+
+def test_a_python_that_is_not_there_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    device = SshDevice("device", python="/no/python", folder=str(tmp_path / "there"))
+    with pytest.raises(DeviceError, match=r"/no/python.*not found"):
+        device.hello()
+
+
+def test_a_folder_that_cannot_be_written_is_told(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    device = SshDevice("device", python=PYTHON, folder=str(tmp_path / "file"))
+    with pytest.raises(DeviceError, match=r"cannot write the agent into .*set host_folder"):
+        device.hello()
+
+
+def test_a_full_disk_there_is_told_and_work_goes_on_when_there_is_room(
+    device: SshDevice, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(there)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a small file system")
+    try:
+        runtime = OnnxRuntime(device)
+        with pytest.raises(DeviceError, match="No space left on device; free some space there, or set"):
+            runtime.time_network(FILE, 0, 0.01, 2)
+        assert "matmul_ms" in runtime.probe()
+        subprocess.run(["mount", "-o", "remount,size=5m", str(there)], check=True)
+        assert len(runtime.time_network(FILE, 0, 0.01, 2)) >= 2
+    finally:
+        device.close()
+        subprocess.run(["umount", "--lazy", str(there)], check=True)
+
+
+def test_a_machine_with_another_power_mode_after_a_reboot_is_refused(device: SshDevice) -> None:
+    device.hello()
+    device.close()
+    device._told["power_mode"] = "15W"
+    with pytest.raises(DeviceError, match="its power mode was 15W and is None now; set it as it was"):
+        device.hello()
+
+
+def test_several_hosts_share_the_work_and_one_that_is_lost_is_left_out(
+    sshd: Sshd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Sshd(tmp_path / "other").start()
+    config = (other.folder / "config").read_text().replace("Host device other", "Host second")
+    first = (sshd.folder / "config").read_text().replace("Host device other", "Host device")
+    (sshd.folder / "config").write_text(config + first)
+    devices = [
+        SshDevice(name, python=PYTHON, folder=str(tmp_path / name), patience_s=1.0)
+        for name in ("device", "second")
+    ]
+    try:
+        runtime = OnnxRuntime(Hosts(devices))
+        assert runtime.workers == 2
+        together = [threading.Thread(target=runtime.time_network, args=(FILE, 0, 0.3, 2)) for _ in range(2)]
+        for thread in together:
+            thread.start()
+        for thread in together:
+            thread.join()
+        assert [len(files_of(tmp_path / name, "answers")) for name in ("device", "second")] == [1, 1]
+        other.stop()
+        for _ in range(2):
+            assert len(runtime.time_network(FILE, 0, 0.01, 3)) >= 3
+        assert runtime.workers == 1
+        assert "second cannot be reached" in capsys.readouterr().err
+        sshd.stop()
+        with pytest.raises(HostLost):
+            runtime.probe()
+    finally:
+        other.stop()
+        for device in devices:
+            device.close()
+
+
+def test_hosts_whose_probes_are_more_than_five_percent_apart_are_refused_by_name() -> None:
+    same = {"a": [{"matmul_ms": 1.0}, {"matmul_ms": 3.0}], "b": [{"matmul_ms": 1.04}, {"matmul_ms": 1.2}]}
+    check_probes(same)
+    with pytest.raises(
+        DeviceError, match=r"b is not like a: its probe \(matmul_ms\) takes 1.06 ms, there 1 ms"
+    ):
+        check_probes({"a": same["a"], "b": [{"matmul_ms": 1.06}, {"matmul_ms": 1.2}]})
+
+
+def test_hosts_with_other_versions_are_refused_by_name(device: SshDevice) -> None:
+    class Older(OnnxRuntime):
+        def fingerprint(self) -> dict[str, str]:
+            return {**super().fingerprint(), "runtime_version": "1.0"}
+
+    with pytest.raises(DeviceError, match=r"old is not like new: runtime_version is 1.0 there and"):
+        check_alike({"new": OnnxRuntime(device), "old": Older(device)})
+
+
+def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, (tmp_path / "out").open("wb"))
+    for number, name in enumerate("abc"):
+        (tmp_path / "files" / name).write_bytes(b"12345")
+        os.utime(tmp_path / "files" / name, (number, number))
+    agent._tidy(10)
+    assert [path.name for path in files_of(tmp_path, "files")] == ["b", "c"]
+    with pytest.raises(JobError, match="file a is not here any more"):
+        agent._unpacked({"$file": "a"})
