@@ -316,7 +316,8 @@ def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np
 
 def _provenance(profile: HwProfile) -> dict[str, str]:
     """What is recorded of the runtime and the machine. Raises DeviceError where the device is not here."""
-    return {"runtime": profile.runtime, **runtime_of(profile).fingerprint()}
+    recorded = {"recorded": profile.recording} if profile.recording else {}
+    return {"runtime": profile.runtime, **runtime_of(profile).fingerprint(), **recorded}
 
 
 def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, float]]) -> Session:
@@ -349,6 +350,8 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
             f"never chosen: {report.failed[0].layer}: {report.failed[0].error}"
         )
     calibration = report.calibration
+    if project.replayed:
+        say(project.replayed)
     say(
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} whole "
         f"subnets, each left out of the fit; measuring one of them again differs by {calibration.noise:.1%}"
@@ -362,6 +365,7 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         "rows_failed": len(report.failed),
         "networks": report.networks,
         "seconds": report.seconds,
+        "recorded": project.profile.recording,
         "calibration": asdict(calibration),
     }
     stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})

@@ -119,7 +119,8 @@ def verify(
         # A file is of fp32 where the device's runtime is to make fp16 of it.
         precision = "fp32" if profile.precision == "fp16" else profile.precision
         here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "precision": precision}
-        profile = profile.model_copy(update=here)
+        elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
+        profile = profile.model_copy(update={**here, **elsewhere})
     runtime = runtime_of(profile)
     task = task or Task()
     differences = Differences()

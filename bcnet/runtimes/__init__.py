@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -46,9 +47,26 @@ def runtime_on(device: Device, name: str, *, provider: str = "cpu", threads: int
 
 
 @cache
-def runtime_here(name: str, provider: str = "cpu", threads: int = 1) -> Runtime:
-    """The same on this machine. One a process: a runtime measures once what its profiler adds."""
-    return runtime_on(LocalDevice(), name, provider=provider, threads=threads)
+def runtime_here(name: str, provider: str = "cpu", threads: int = 1, record_to: str | None = None) -> Runtime:
+    """The same on this machine. One a process: a runtime measures once what its profiler adds.
+
+    `record_to` is a file that its answers are added to.
+    """
+    return runtime_on(_noted(LocalDevice(), record_to), name, provider=provider, threads=threads)
+
+
+@cache
+def runtime_recorded(recording: str, name: str, *, provider: str, threads: int) -> Runtime:
+    """The same as a file of its answers: nothing is run. Raises DeviceError where that cannot be read."""
+    from bcnet.runtimes.recorded import Recorded
+
+    return runtime_on(Recorded(Path(recording)), name, provider=provider, threads=threads)
+
+
+def _noted(device: Device, record_to: str | None) -> Device:
+    from bcnet.runtimes.recorded import Recording
+
+    return Recording(device, Path(record_to)) if record_to else device
 
 
 @cache
@@ -61,11 +79,13 @@ def runtime_on_hosts(
     python: str,
     folder: str,
     machine: str | None,
+    record_to: str | None = None,
 ) -> Runtime:
     """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
 
     `python` and `folder` are the interpreter and the agent's folder there, `machine` is the kind of processor
-    that there must be. Raises DeviceError where a host is not reached, another machine, or unlike the others.
+    that there must be, `record_to` a file that answers are added to. Raises DeviceError where a host is not
+    reached, another machine, or unlike the others.
     """
     from bcnet.runtimes.hosts import Hosts, check_alike
     from bcnet.runtimes.ssh import SshDevice
@@ -76,6 +96,6 @@ def runtime_on_hosts(
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return runtime_on(devices[0], name, provider=provider, threads=threads)
+        return runtime_on(_noted(devices[0], record_to), name, provider=provider, threads=threads)
     check_alike({d.host: runtime_on(d, name, provider=provider, threads=threads) for d in devices})
-    return runtime_on(Hosts(devices), name, provider=provider, threads=threads)
+    return runtime_on(_noted(Hosts(devices), record_to), name, provider=provider, threads=threads)

@@ -3,12 +3,13 @@
 In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 """
 
+import os
 import platform
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts
+from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts, runtime_recorded
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -21,12 +22,14 @@ def setting_of(profile: HwProfile) -> Setting:
 
 def why_not_here(profile: HwProfile) -> str | None:
     """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    if profile.recording:
+        return None  # its answers are: see `replayed`
     if profile.host:
         return None
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        runtime_here(profile.runtime, profile.provider, profile.threads).fingerprint()
+        _runtime_here(profile).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -35,8 +38,16 @@ def why_not_here(profile: HwProfile) -> str | None:
 def runtime_of(profile: HwProfile) -> Runtime:
     """The runtime that executes networks on the profile's device, over ssh where it has a host.
 
-    Raises DeviceError where the device is not here or cannot be reached.
+    Where the profile names a recording, that answers. Raises DeviceError where the device is not here or
+    cannot be reached.
     """
+    if profile.recording:
+        return runtime_recorded(
+            os.path.abspath(profile.recording),
+            profile.runtime,
+            provider=profile.provider,
+            threads=profile.threads,
+        )
     if profile.host:
         return runtime_on_hosts(
             profile.host,
@@ -46,6 +57,7 @@ def runtime_of(profile: HwProfile) -> Runtime:
             python=profile.host_python,
             folder=profile.host_folder,
             machine=profile.machine,
+            record_to=_absolute(profile.record_to),
         )
     reason = why_not_here(profile)
     if reason is not None:
@@ -53,7 +65,24 @@ def runtime_of(profile: HwProfile) -> Runtime:
             f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return runtime_here(profile.runtime, profile.provider, profile.threads)
+    return _runtime_here(profile)
+
+
+def _runtime_here(profile: HwProfile) -> Runtime:
+    noted = _absolute(profile.record_to)
+    return runtime_here(profile.runtime, profile.provider, profile.threads, noted)
+
+
+def _absolute(path: str | None) -> str | None:
+    """Runtimes are kept for the process, and the working folder may change."""
+    return os.path.abspath(path) if path else None
+
+
+def replayed(profile: HwProfile) -> str | None:
+    """Why no latency is measured now, though the device answers: a recording does; None where none does."""
+    if not profile.recording:
+        return None
+    return f"latencies are replayed from the recording {profile.recording}, not measured now"
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

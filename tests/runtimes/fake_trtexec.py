@@ -1,8 +1,8 @@
 """A small program named trtexec, CONSTRUCTED for tests: it holds no TensorRT and times nothing.
 
 It knows exactly the flags that trtexec of its version knows (samples/common/sampleOptions.cpp of
-github.com/NVIDIA/TensorRT at these releases; those that a version calls deprecated are left out), says what that
-version says, and writes files of the form that sampleReporting.cpp gives them. Its numbers are made up.
+github.com/NVIDIA/TensorRT at these releases; those that a version calls deprecated are left out), says what
+that version says, and writes files of the form that sampleReporting.cpp gives them. Its numbers are made up.
 """
 
 import stat
