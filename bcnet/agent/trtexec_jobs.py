@@ -75,7 +75,9 @@ def time_runs(
         run_program(command, limit_s, folder)
         rows = _json(Path(folder, "times.json"))
     try:
-        warm = [row for row in rows if row["startComputeMs"] >= int(warmup_ms)]  # 8.2 exports all of them
+        warm = [
+            row for row in rows if row["startComputeMs"] >= int(warmup_ms)
+        ]  # before 8.5 all of them are exported
         return [float(row["computeMs"]) for row in warm or rows]
     except (KeyError, TypeError, ValueError) as cause:
         raise JobError("device", "trtexec's file of times is not as expected: %s" % one_line(cause))
@@ -298,8 +300,8 @@ def _measuring(
     program, engine = _program(settings), _engine_file(model, settings)
     version = _version(program)
     command = [program, "--loadEngine=%s" % engine, "--warmUp=%d" % warmup_ms, "--iterations=%d" % iterations]
-    # Before 8.5 it takes whole seconds only.
-    command.append("--duration=%g" % seconds if version >= (8, 5) else "--duration=%d" % -(-seconds // 1))
+    # Before 8.4 it takes whole seconds only.
+    command.append("--duration=%g" % seconds if version >= (8, 4) else "--duration=%d" % -(-seconds // 1))
     if version < (11,):  # later ones do so by default
         command += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
     return command

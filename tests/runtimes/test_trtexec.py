@@ -31,7 +31,7 @@ VERSIONS = {
 
 
 def network(batch: int | str = 2, op: str = "Relu") -> bytes:
-    """Inputs of (batch, 1, 2, 2) and (batch, 3); of the outputs, the first is convolved, the second as it is."""
+    """Inputs of (batch, 1, 2, 2) and (batch, 3), and an output of each; the first is convolved."""
     sides = [batch, 1, 2, 2]
     graph = helper.make_graph(
         [
