@@ -17,7 +17,7 @@ FOREIGN = re.compile(r"\{ForeignNode\[(.*)\.\.\.(.*)\]\}", re.DOTALL)
 BETWEEN = re.compile(r"[\s(){}\[\],|+]+")
 # What TensorRT's parser and its optimiser put around a node's name.
 AROUND = re.compile(
-    r"^(?:copied_)?(?:un)?(?:squeeze|reshape)_(?:node_)?(?:before|after)_|_clone_\d+$|_myl\d+_\d+$"
+    r"^(?:copied_)?(?:un)?(?:squeeze|reshape)_(?:node_)?(?:before|after)_|_clone_\d+$|(?:_U\d+)?_myl\d+_\d+$"
 )
 QUANTISED = re.compile(r"(.*)_(?:Quantize|Dequantize)Linear(?:_\d+)?$")
 

@@ -1,8 +1,11 @@
 """Rows of TensorRT's profiles charged to layers.
 
 The profiles here are CONSTRUCTED: TensorRT's own way of naming, as public recordings have it (see
-docs/tensorrt.md), with the names of the network at hand. Times are made up.
+docs/tensorrt.md), with the names of the network at hand. Times are made up. The rows of TensorRT for RTX are
+real, from its builder.
 """
+
+import re
 
 import numpy as np
 import onnx
@@ -28,6 +31,7 @@ def slot(*nodes: str, op: str = "Conv") -> LayerSlot:
 
 
 # conv_1 -> act_1 -> conv_12 -> add (with pool) -> left and right, joined by cat -> head
+ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
 SLOTS = (
     slot("conv_1", "sig_1", "act_1"),
     slot("pool", op="MaxPool"),
@@ -93,6 +97,7 @@ def whose(*rows: str) -> list[dict[str, float]]:
         ("cat_DequantizeLinear", "head"),
         ("__myl_Fc_myl0_3 [ONNX Layer: head] [ONNX Layer: output]", "head"),
         ("conv_12_myl0_70", "conv_12"),
+        ("conv_12_U4_myl0_2", "conv_12"),  # TensorRT for RTX
     ],
 )
 def test_a_row_is_the_layer_whose_first_node_is_in_it(row: str, layer: str) -> None:
@@ -105,6 +110,7 @@ def test_a_row_is_the_layer_whose_first_node_is_in_it(row: str, layer: str) -> N
         "(Unnamed Layer* 3) [Shuffle]",
         "copied_squeeze_after_(Unnamed Layer* 850) [ElementWise]",
         "__myl_Move_myl0_0",
+        "entry^bb^wait^2_myl0_1",
         "conv_123 + relu_12",
         "QuantizeLinear_2",
         "Reformatting CopyNode for Input Tensor 0 to (Unnamed Layer* 3) [Shuffle]",
@@ -282,3 +288,47 @@ def test_integers_names_are_read_as_the_quantiser_gives_them() -> None:
     owners = dict(zip(names, [[graph.slots[layer].name for layer in parts] for parts in shares], strict=True))
     assert owners["input_QuantizeLinear"] == [graph.slots[0].name]
     assert all(owners.values()), owners
+
+
+def listed_by_rtx(model: bytes) -> list[str]:
+    """Rows that TensorRT for RTX really makes of a file, as its builder lists them (without a GPU)."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    said = []
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: object, message: str) -> None:
+            said.append(message)
+
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(network, log).parse(model)
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    assert builder.build_serialized_network(network, config) is not None
+    lines = next(text for text in said if text.startswith("Layers:")).splitlines()
+    return [line[len("Name: ") :] for line in lines if line.startswith("Name: ")]
+
+
+def test_rows_of_tensorrt_for_rtx_are_read_with_and_without_what_it_says_of_their_origin() -> None:
+    torch.manual_seed(0)
+    model = Joined().eval()
+    graph = OnnxSupernet(model, discover_space(model, torch.zeros(1, 3, 32, 32), bins=4), (1, 3, 32, 32))
+    lines = listed_by_rtx(graph.variant(graph.space.largest()))
+    names = [line.split(", LayerType: ")[0] for line in lines]
+    origins = [" ".join(["", *ORIGIN.findall(line)]) for line in lines]
+    reader = RowReader(graph.slots, graph.readers, [1.0] * len(graph.slots))
+    told = reader.shares([name + origin for name, origin in zip(names, origins, strict=True)])
+    with_row = {graph.slots[layer].template.op for parts in told for layer in parts}
+    assert with_row >= {"Conv", "ReduceMean", "Gemm"}
+    # Only what moves the input, or waits for another stream, is of no node.
+    unnamed = [name for name, parts in zip(names, told, strict=True) if not parts]
+    assert all(re.match(r"__myl_Move|entry\^|__mye", name) for name in unnamed), names
+    convolutions = [slot.name for slot in graph.slots if slot.template.op == "Conv"]
+    plain = {graph.slots[layer].name for parts in reader.shares(names) for layer in parts}
+    assert {name for name in convolutions if any(row.startswith(f"{name}_U") for row in names)} <= plain
