@@ -1,4 +1,4 @@
-"""The way to a device, step by step. In: its profile. Out: what was found, and how to mend what is missing."""
+"""The way to a device, step by step. In: its profile. Out: what was found, and how to mend what lacks."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -143,11 +143,12 @@ class SshDevice:
                 line = _Line(self.host)
                 try:
                     line.start_agent(self.python, self.folder)
-                    told = line.ask({"do": "hello", "session": self._session, "stop": stop}, LIMIT_S)
+                    self._check_same(
+                        line.ask({"do": "hello", "session": self._session, "stop": stop}, LIMIT_S)
+                    )
                 except BaseException:
                     line.close()
                     raise
-                self._check_same(told)
                 self._line = line
             except (HostLost, _Dropped, _Overdue) as cause:
                 passing = not isinstance(cause, HostLost) or PASSING.search(str(cause))
@@ -424,4 +425,4 @@ def _last_words(text: str) -> str:
 def _explained(host: str, reason: str) -> str:
     advice = next((text for sign, text in ADVICE if sign in reason), "")
     hint = f"; {advice.format(host=host)}" if advice else ""
-    return f"{host} cannot be reached: {reason}{hint}"
+    return f"{host} cannot be reached: {reason.rstrip('.')}{hint}"

@@ -1,5 +1,6 @@
 """A device over a real ssh: jobs, and what goes wrong on the way. Nothing measured is lost, nothing hangs."""
 
+import io
 import json
 import os
 import subprocess
@@ -105,9 +106,9 @@ def test_a_file_is_sent_once(device: SshDevice, tmp_path: Path) -> None:
 
 
 def test_an_error_there_is_the_same_error_here_with_the_host(device: SshDevice) -> None:
-    with pytest.raises(NetworkError, match="^device: ONNX Runtime cannot load the network"):
+    with pytest.raises(NetworkError, match=r"^device: ONNX Runtime cannot load the network"):
         OnnxRuntime(device).time_network(b"no network", 0, 0.01, 2)
-    with pytest.raises(DeviceError, match="^device: ONNX Runtime has no execution provider 'nosuch' here"):
+    with pytest.raises(DeviceError, match=r"^device: ONNX Runtime has no execution provider 'nosuch' here"):
         OnnxRuntime(device, "nosuch").time_network(FILE, 0, 0.01, 2)
 
 
@@ -170,7 +171,7 @@ def test_a_job_that_always_kills_its_agent_is_a_network_that_cannot_be_run(
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(NetworkError, match="the agent died 3 times in one job"):
+        with pytest.raises(NetworkError, match=r"the agent died 3 times in one job"):
             OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
     finally:
         over.set()
@@ -195,7 +196,7 @@ def test_a_wrong_host_key_is_refused_at_once(sshd: Sshd, tmp_path: Path) -> None
     sshd.trust("another")
     device = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"))
     start = time.monotonic()
-    with pytest.raises(HostLost, match="Host key verification failed; its key is unknown or has changed"):
+    with pytest.raises(HostLost, match=r"Host key verification failed; its key is unknown or has changed"):
         device.hello()
     assert time.monotonic() - start < ssh.CONNECT_S
     assert not (tmp_path / "there").exists()
@@ -218,7 +219,7 @@ def test_a_machine_that_asks_for_a_password_is_refused_at_once(tmp_path: Path, m
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a\nb", "--", "-v"])
 def test_what_is_no_host_never_reaches_ssh(host: str) -> None:
-    with pytest.raises(DeviceError, match="a host is written as user@name"):
+    with pytest.raises(DeviceError, match=r"a host is written as user@name"):
         SshDevice(host)
 
 
@@ -245,7 +246,7 @@ def test_a_full_disk_there_is_told_and_work_goes_on_when_there_is_room(
         pytest.skip("needs to mount a small file system")
     try:
         runtime = OnnxRuntime(device)
-        with pytest.raises(DeviceError, match="No space left on device; free some space there, or set"):
+        with pytest.raises(DeviceError, match=r"No space left on device; free some space there, or set"):
             runtime.time_network(FILE, 0, 0.01, 2)
         assert "matmul_ms" in runtime.probe()
         subprocess.run(["mount", "-o", "remount,size=5m", str(there)], check=True)
@@ -259,7 +260,7 @@ def test_a_machine_with_another_power_mode_after_a_reboot_is_refused(device: Ssh
     device.hello()
     device.close()
     device._told["power_mode"] = "15W"
-    with pytest.raises(DeviceError, match="its power mode was 15W and is None now; set it as it was"):
+    with pytest.raises(DeviceError, match=r"its power mode was 15W and is None now; set it as it was"):
         device.hello()
 
 
@@ -316,11 +317,11 @@ def test_hosts_with_other_versions_are_refused_by_name(device: SshDevice) -> Non
 
 
 def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
-    agent = Agent(tmp_path, (tmp_path / "out").open("wb"))
+    agent = Agent(tmp_path, io.BytesIO())
     for number, name in enumerate("abc"):
         (tmp_path / "files" / name).write_bytes(b"12345")
         os.utime(tmp_path / "files" / name, (number, number))
     agent._tidy(10)
     assert [path.name for path in files_of(tmp_path, "files")] == ["b", "c"]
-    with pytest.raises(JobError, match="file a is not here any more"):
+    with pytest.raises(JobError, match=r"file a is not here any more"):
         agent._unpacked({"$file": "a"})
