@@ -13,7 +13,12 @@ from . import look as looking
 from . import probe as probing
 from .errors import JobError
 
-RUNTIMES = {"onnxruntime": "onnxruntime_jobs", "trtexec": "trtexec_jobs"}
+RUNTIMES = {
+    "onnxruntime": "onnxruntime_jobs",
+    "tensorrt": "tensorrt_jobs",
+    "tensorrt-rtx": "tensorrt_jobs",
+    "trtexec": "trtexec_jobs",
+}
 
 _loaded: List[Tuple[str, Any]] = []  # the last network that outputs were asked of
 

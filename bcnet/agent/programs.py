@@ -1,9 +1,7 @@
 """Programs of the device: started as argument lists, ended in time. Out: what they said, or why they fail."""
 
 import re
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import List
 
@@ -63,12 +61,3 @@ def reason_of(said: str) -> str:
     telling = [text for text in errors if "ERROR:" in text] or [t for t in errors if not HOLLOW.search(t)]
     others = [line.strip() for line in lines if line.strip() and not line.startswith("&&&&")]
     return (telling or errors or others[-1:] or [""])[0]
-
-
-def asked(*command: str) -> str:
-    """What a small program of the system says; nothing where it is not here or fails."""
-    program = shutil.which(command[0]) or shutil.which("/usr/sbin/" + command[0])
-    try:
-        return run_program([program, *command[1:]], ASKING_S, tempfile.gettempdir()) if program else ""
-    except JobError:
-        return ""

@@ -14,17 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from . import kept, look
 from .arrays import Packed
 from .errors import JobError, one_line
 from .onnx_inputs import onnx_inputs
-from .programs import ASKING_S, asked, run_program
+from .programs import ASKING_S, run_program
 
-PLACES = ("/usr/src/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
 DEVICE_TREE = Path("/proc/device-tree/model")  # a Jetson's
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 LOADING_S = 180.0  # beside what is measured: CUDA is started, and the engine loaded
 BUILDING_S = 3600.0  # int8 on a small Jetson takes many minutes
-KEPT_BYTES = 2 << 30  # of engines, for the next time that a network is asked for
 WARMUP_MS = 200
 ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
 BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]+)", re.IGNORECASE)
@@ -39,9 +38,9 @@ def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
     release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text(L4T_RELEASE))
     if release:
         found["l4t"] = "%s.%s" % release.groups()
-    mode = re.search(r"Power Mode:\s*(\S+)", asked("nvpmodel", "-q"))
+    mode = look.power_mode()
     if mode:
-        found["power_mode"] = mode.group(1)
+        found["power_mode"] = mode
     return found
 
 
@@ -61,6 +60,8 @@ def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -
         "precision": settings.get("precision", "fp32"),
         "batches": list(batches),
         "layers": told.get("layers"),
+        "layers_source": "trtexec",
+        "gpu": _device()["processor"],
     }
     return {"engine": path.read_bytes(), "info": info}
 
@@ -174,11 +175,9 @@ def missing(settings: Dict[str, Any]) -> Optional[str]:
 def _program(settings: Dict[str, Any]) -> str:
     """The program: the one that the settings name, else on PATH, else where JetPack puts it."""
     named = settings.get("trtexec")
-    found = shutil.which(named) if named else shutil.which("trtexec")
-    for place in () if named else PLACES:
-        found = found or shutil.which(place)
+    found = shutil.which(named) if named else look.trtexec()
     if not found:
-        wanted = "'%s' is not a program" % named if named else "trtexec is not on PATH, nor %s" % PLACES[0]
+        wanted = "'%s' is not a program" % named if named else "trtexec is not on PATH, nor %s" % look.TRTEXEC
         raise JobError("device", "%s; it comes with TensorRT (on a Jetson: apt install tensorrt)" % wanted)
     return os.path.abspath(found)
 
@@ -204,7 +203,8 @@ def _device() -> Dict[str, str]:
     """The board, where it is one, else the GPU and its driver."""
     if not _devices:
         board = _text(DEVICE_TREE).strip("\0 \n")
-        rows = asked("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").splitlines()
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        rows = look.output(query).splitlines()
         if board:
             _devices.append({"processor": board})
         elif rows and "," in rows[0]:
@@ -220,42 +220,42 @@ def _engine_file(model: bytes, settings: Dict[str, Any], batches: Sequence[int] 
 
     A network is visited several times in a build of a table, and building takes longer than timing.
     """
-    program = _program(settings)
-    version = _version(program)
-    inputs = onnx_inputs(model)
-    made_by = [hashlib.sha256(model).hexdigest(), version, settings.get("precision", "fp32"), list(batches)]
-    made_by.append(sorted(_device().items()))  # a home folder may be shared
-    name = hashlib.sha256(repr(made_by).encode()).hexdigest()[:32]
-    folder = _cache()
-    path = folder / (name + ".engine")
-    try:
+    made_by = hashlib.sha256(model).hexdigest(), settings.get("precision", "fp32"), list(batches)
+    path = _kept_at(settings, "engine", made_by)
+    if path.exists():
+        os.utime(str(path))  # it is used: others are forgotten first
+    else:
+        inputs = onnx_inputs(model)
+        content, told = (model, {}) if inputs is None else _built(model, inputs, settings, batches)
+        kept.write(path.with_suffix(".json"), json.dumps(told).encode())
+        kept.write(path, content)
         if not path.exists():
-            if inputs is None:
-                _write(path, model)
-            else:
-                _build(program, version, model, inputs, settings, batches, path)
-            _forget_old(folder, path)
-        path.touch()
-    except OSError as cause:
-        raise JobError("device", "engines cannot be kept in %s: %s" % (folder, one_line(cause)))
+            raise JobError("device", "engines cannot be kept in %s; is the disk full?" % path.parent)
     return path
 
 
-def _build(
-    program: str,
-    version: Tuple[int, int, int],
-    model: bytes,
-    inputs: List[Tuple[str, List[int]]],
-    settings: Dict[str, Any],
-    batches: Sequence[int],
-    path: Path,
-) -> None:
-    """Build an engine from an ONNX file; beside it, what trtexec says about its layers."""
-    machine = hashlib.sha256(repr(sorted(_device().items())).encode()).hexdigest()[:8]
-    cache = path.parent / ("timing-%s-%s.cache" % (_dotted(version), machine))
-    with tempfile.TemporaryDirectory(dir=str(path.parent)) as folder:
+def _kept_at(settings: Dict[str, Any], kind: str, made_by: Any = None) -> Path:
+    """Where a file of that kind is kept: by what it was made from, and for which device and version."""
+    told = repr((_version(_program(settings)), sorted(_device().items()), made_by))
+    return kept.folder("trtexec") / ("%s.%s" % (hashlib.sha256(told.encode()).hexdigest(), kind))
+
+
+def _built(
+    model: bytes, inputs: List[Tuple[str, List[int]]], settings: Dict[str, Any], batches: Sequence[int]
+) -> Tuple[bytes, Dict[str, Any]]:
+    """An engine from an ONNX file, and what trtexec says about its layers."""
+    program, cache = _program(settings), _kept_at(settings, "timing")
+    version = _version(program)
+    with tempfile.TemporaryDirectory() as folder:
+        own_cache = Path(folder, "timing.cache")
+        own_cache.write_bytes(kept.read(cache) or b"")
         Path(folder, "model.onnx").write_bytes(model)
-        command = [program, "--onnx=model.onnx", "--saveEngine=model.engine", "--timingCacheFile=%s" % cache]
+        command = [
+            program,
+            "--onnx=model.onnx",
+            "--saveEngine=model.engine",
+            "--timingCacheFile=timing.cache",
+        ]
         command += ["--profilingVerbosity=detailed", "--exportLayerInfo=layers.json"]
         command.append("--skipInference" if version >= (8, 6) else "--buildOnly")
         precision = settings.get("precision", "fp32")
@@ -272,14 +272,14 @@ def _build(
         said = run_program(command, BUILDING_S, folder)
         if not Path(folder, "model.engine").exists():
             raise JobError("network", "trtexec ended well but wrote no engine")
+        kept.write(cache, own_cache.read_bytes())
         capability = re.search(r"Compute Capability: ([\d.]+)", said)
         layers = Path(folder, "layers.json")
         told = {
             "compute_capability": capability.group(1) if capability else None,
             "layers": _json(layers).get("Layers") if layers.exists() else None,
         }
-        _write(path.with_suffix(".json"), json.dumps(told).encode())
-        os.replace(str(Path(folder, "model.engine")), str(path))
+        return Path(folder, "model.engine").read_bytes(), told
 
 
 def _at(name: str, shape: List[int], batch: int) -> List[int]:
@@ -338,42 +338,6 @@ def _origins(path: Path) -> Dict[str, str]:
         for layer in layers
         if isinstance(layer, dict) and "Name" in layer and layer.get("Metadata")
     }
-
-
-def _cache() -> Path:
-    """The folder of engines and of the timing cache, readable by this user only."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base, "bcnet", "trtexec")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as cause:
-        raise JobError("device", "engines cannot be kept in %s: %s" % (folder, one_line(cause)))
-    return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing: a second process may read it meanwhile."""
-    part = path.with_name("%s.%d" % (path.name, os.getpid()))
-    try:
-        part.write_bytes(content)
-        os.replace(str(part), str(path))
-    finally:
-        if part.exists():
-            part.unlink()
-
-
-def _forget_old(folder: Path, newest: Path) -> None:
-    """Delete the engines that were not used for the longest time, until the others fit."""
-    engines = sorted(folder.glob("*.engine"), key=lambda path: path.stat().st_mtime, reverse=True)
-    kept = newest.stat().st_size
-    for path in engines:
-        if path == newest:
-            continue
-        kept += path.stat().st_size
-        if kept > KEPT_BYTES:
-            path.unlink()
-            if path.with_suffix(".json").exists():
-                path.with_suffix(".json").unlink()
 
 
 def _part(packed: Packed, start: int, size: int) -> bytes:

@@ -1,18 +1,21 @@
 """Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
 from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
+from bcnet.runtimes.engine import Engine
+
+__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on"]
 
 
 class Runtime(Protocol):
-    """A runtime on a device, at one setting. `model` is the bytes of an ONNX file.
+    """A runtime on a device, at one setting. `model` is the bytes of an ONNX file, or of an engine.
 
     Methods raise DeviceError where the runtime is not there, NetworkError where it cannot run the network.
     """
@@ -27,6 +30,12 @@ class Runtime(Protocol):
     def probe(self) -> dict[str, float]:
         """One reading of the device's probe (`bcnet.agent.probe`), milliseconds by part."""
 
+    def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
+        """What the runtime makes of an ONNX file: of its shapes, or for batches from least to largest.
+
+        With three sizes, the one in the middle is the one that is used most.
+        """
+
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
         """Milliseconds of each whole inference on a constant input, warmed up, without profiling."""
 
@@ -37,30 +46,58 @@ class Runtime(Protocol):
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
-def runtime_on(device: Device, name: str, *, provider: str = "cpu", threads: int = 1) -> Runtime:
-    """The runtime of that name on a device. Raises DeviceError for a name that there is not."""
+class Settings(TypedDict, total=False):
+    """What a runtime is asked for beside its name; see `runtime_on`."""
+
+    provider: str
+    threads: int
+    precision: str
+    compute_capability: str | None
+    power_mode: str
+    batch: int | None
+
+
+def runtime_on(
+    device: Device,
+    name: str,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str = "fp32",
+    compute_capability: str | None = None,
+    power_mode: str = "default",
+    batch: int | None = None,
+) -> Runtime:
+    """The runtime of that name on a device. Raises DeviceError for a name that there is not.
+
+    Provider and threads are ONNX Runtime's, the others TensorRT's (see their classes).
+    """
     if name == "onnxruntime":
         from bcnet.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(device, provider, threads)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from bcnet.runtimes.tensorrt import TensorRt
+
+        return TensorRt(device, name, precision, compute_capability, power_mode, batch)
     raise DeviceError(f"this bcnet does not execute networks with '{name}'")
 
 
 @cache
-def runtime_here(name: str, provider: str = "cpu", threads: int = 1, record_to: str | None = None) -> Runtime:
+def runtime_here(name: str, *, record_to: str | None = None, **settings: Unpack[Settings]) -> Runtime:
     """The same on this machine. One a process: a runtime measures once what its profiler adds.
 
     `record_to` is a file that its answers are added to.
     """
-    return runtime_on(_noted(LocalDevice(), record_to), name, provider=provider, threads=threads)
+    return runtime_on(_noted(LocalDevice(), record_to), name, **settings)
 
 
 @cache
-def runtime_recorded(recording: str, name: str, *, provider: str, threads: int) -> Runtime:
+def runtime_recorded(recording: str, name: str, **settings: Unpack[Settings]) -> Runtime:
     """The same as a file of its answers: nothing is run. Raises DeviceError where that cannot be read."""
     from bcnet.runtimes.recorded import Recorded
 
-    return runtime_on(Recorded(Path(recording)), name, provider=provider, threads=threads)
+    return runtime_on(Recorded(Path(recording)), name, **settings)
 
 
 def _noted(device: Device, record_to: str | None) -> Device:
@@ -74,12 +111,11 @@ def runtime_on_hosts(
     hosts: tuple[str, ...],
     name: str,
     *,
-    provider: str,
-    threads: int,
     python: str,
     folder: str,
     machine: str | None,
     record_to: str | None = None,
+    **settings: Unpack[Settings],
 ) -> Runtime:
     """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
 
@@ -96,6 +132,6 @@ def runtime_on_hosts(
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return runtime_on(_noted(devices[0], record_to), name, provider=provider, threads=threads)
-    check_alike({d.host: runtime_on(d, name, provider=provider, threads=threads) for d in devices})
-    return runtime_on(_noted(Hosts(devices), record_to), name, provider=provider, threads=threads)
+        return runtime_on(_noted(devices[0], record_to), name, **settings)
+    check_alike({device.host: runtime_on(device, name, **settings) for device in devices})
+    return runtime_on(_noted(Hosts(devices), record_to), name, **settings)

@@ -9,7 +9,7 @@ import platform
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts, runtime_recorded
+from bcnet.runtimes import Runtime, Settings, runtime_here, runtime_on_hosts, runtime_recorded
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -42,22 +42,17 @@ def runtime_of(profile: HwProfile) -> Runtime:
     cannot be reached.
     """
     if profile.recording:
-        return runtime_recorded(
-            os.path.abspath(profile.recording),
-            profile.runtime,
-            provider=profile.provider,
-            threads=profile.threads,
-        )
+        recording = os.path.abspath(profile.recording)
+        return runtime_recorded(recording, profile.runtime, **_settings(profile))
     if profile.host:
         return runtime_on_hosts(
             profile.host,
             profile.runtime,
-            provider=profile.provider,
-            threads=profile.threads,
             python=profile.host_python,
             folder=profile.host_folder,
             machine=profile.machine,
             record_to=_absolute(profile.record_to),
+            **_settings(profile),
         )
     reason = why_not_here(profile)
     if reason is not None:
@@ -69,8 +64,19 @@ def runtime_of(profile: HwProfile) -> Runtime:
 
 
 def _runtime_here(profile: HwProfile) -> Runtime:
-    noted = _absolute(profile.record_to)
-    return runtime_here(profile.runtime, profile.provider, profile.threads, noted)
+    record_to = _absolute(profile.record_to)
+    return runtime_here(profile.runtime, record_to=record_to, **_settings(profile))
+
+
+def _settings(profile: HwProfile) -> Settings:
+    return Settings(
+        provider=profile.provider,
+        threads=profile.threads,
+        precision=profile.precision,
+        compute_capability=profile.compute_capability,
+        power_mode=profile.power_mode,
+        batch=profile.batch,
+    )
 
 
 def _absolute(path: str | None) -> str | None:
