@@ -30,6 +30,7 @@ BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]
 
 _versions: Dict[str, Tuple[int, int, int]] = {}  # of each program that was asked
 _devices: List[Dict[str, str]] = []  # this one, when it was asked
+_bound: Dict[Path, Dict[str, Any]] = {}  # what each engine was asked for
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
@@ -110,15 +111,7 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
 def load(model: bytes, settings: Dict[str, Any]) -> Dict[str, Any]:
     """What `infer` runs: the engine's file, and names and shapes of its inputs and outputs."""
     engine = _engine_file(model, settings)
-    with tempfile.TemporaryDirectory() as folder:
-        said = run_program(_once(_program(settings), engine), LOADING_S, folder)
-    found: Dict[str, Dict[str, List[int]]] = {"input": {}, "output": {}}
-    for kind, name, sides in BINDING.findall(said):
-        found[kind.lower()][name] = [int(side) for side in sides.split("x")]
-    if not found["input"] or not found["output"]:
-        raise JobError("device", "trtexec does not tell the engine's inputs and outputs: a new version?")
-    dynamic = "Dynamic dimensions required for input" in said or "overriding shape to" in said
-    return {"engine": engine, "settings": settings, "dynamic": dynamic, **found}
+    return {"engine": engine, "settings": settings, **_bindings(_program(settings), engine)}
 
 
 def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
@@ -132,7 +125,7 @@ def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
         raise JobError("network", "the engine has %d inputs, %d were given" % (len(names), len(inputs)))
     if any("," in name for name in names):
         raise JobError("network", "trtexec cannot be given inputs whose names have a comma: %s" % names)
-    size = int(loaded["settings"].get("batch", 1)) if loaded["dynamic"] else loaded["input"][names[0]][0]
+    size = int(loaded["settings"].get("batch") or 1) if loaded["dynamic"] else loaded["input"][names[0]][0]
     count = inputs[0]["shape"][0]
     values: Dict[str, "array.array[float]"] = {name: array.array("f") for name in loaded["output"]}
     shapes: Dict[str, List[int]] = {}
@@ -293,6 +286,21 @@ def _shapes(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
     return ",".join("%s:%s" % (name, "x".join(map(str, shape))) for name, shape in zip(names, shapes))
 
 
+def _bindings(program: str, engine: Path) -> Dict[str, Any]:
+    """An engine's "input" and "output" {name: shape}, as trtexec binds them; whether sizes are "dynamic"."""
+    if engine not in _bound:
+        with tempfile.TemporaryDirectory() as folder:
+            said = run_program(_once(program, engine), LOADING_S, folder)
+        found: Dict[str, Any] = {"input": {}, "output": {}}
+        for kind, name, sides in BINDING.findall(said):
+            found[kind.lower()][name] = [int(side) for side in sides.split("x")]
+        if not found["input"] or not found["output"]:
+            raise JobError("device", "trtexec does not tell the engine's inputs and outputs: a new version?")
+        found["dynamic"] = "Dynamic dimensions required for input" in said
+        _bound[engine] = found
+    return _bound[engine]
+
+
 def _measuring(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[str]:
@@ -304,6 +312,12 @@ def _measuring(
     command.append("--duration=%g" % seconds if version >= (8, 4) else "--duration=%d" % -(-seconds // 1))
     if version < (11,):  # later ones do so by default
         command += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
+    batch = settings.get("batch") or 1
+    if batch > 1:  # a dynamic one is 1, if nothing is said
+        bound = _bindings(program, engine)
+        if bound["dynamic"]:
+            sides = [[batch] + shape[1:] for shape in bound["input"].values()]
+            command.append("--shapes=" + _shapes(list(bound["input"]), sides))
     return command
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from bcnet.agent.arrays import pack, unpack
 from bcnet.agent.errors import JobError
 from bcnet.agent.onnx_inputs import onnx_inputs
 from bcnet.agent.programs import reason_of
+from bcnet.runtimes.device import LocalDevice
+from bcnet.runtimes.tensorrt import TensorRt
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = {
@@ -147,6 +150,11 @@ def test_a_dynamic_batch_is_built_from_least_usual_and_largest(tmp_path: Path) -
     outputs = job(program, "infer", model=engine, inputs=inputs)["outputs"]
     assert unpack(outputs[1]).tolist() == [[3.0, 4.0, 5.0]] * 3
     assert calls(program)[-1]["--shapes"] == "input:1x1x2x2,other:1x3"
+    settings = {"precision": "fp32", "trtexec": str(program), "batch": 8}
+    trtexec_jobs.time_runs(engine, settings, 0, 0.1, 3)  # a dynamic batch is timed at the profile's
+    assert calls(program)[-1]["--shapes"] == "input:8x1x2x2,other:8x3"
+    trtexec_jobs.time_runs(network(8), settings, 0, 0.1, 3)
+    assert "--shapes" not in calls(program)[-1]
     with pytest.raises(JobError, match="'input' has a fixed batch in the ONNX file"):
         job(program, "build", model=network(2), batches=[1, 8])
 
@@ -213,6 +221,27 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other.write_text("#!/bin/sh\necho hello\n")
     other.chmod(0o755)
     assert "does not tell its version" in str(trtexec_jobs.missing({"trtexec": str(other)}))
+
+
+def test_a_device_without_the_python_module_is_used_through_its_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = fake_trtexec.write(tmp_path, "v8502")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed
+    runtime = TensorRt(LocalDevice(), precision="fp16")
+    assert runtime.fingerprint()["through"] == "trtexec"
+    assert runtime.time_network(network(), 0, 0.1, 3) == pytest.approx([1.502, 1.503, 1.504])
+    rows = runtime.profile_nodes(network(), 5)
+    assert [(name, ms.shape) for name, ms in rows] == [
+        ("conv + out [ONNX Layer: conv] [ONNX Layer: out]", (1,)),
+        ("second [ONNX Layer: second]", (1,)),
+    ]
+    engine = runtime.build(network(), [1, 8, 32])
+    assert engine.info["batches"] == [1, 8, 32]
+    assert calls(program)[-1]["--optShapes"] == "input:8x1x2x2,other:8x3"
+    images, others = np.zeros((3, 1, 2, 2), np.float32), np.ones((3, 3), np.float32)
+    assert runtime.predictor(network())(images, others)[1].tolist() == [[3.0, 4.0, 5.0]] * 3
 
 
 def test_a_jetson_tells_its_board_release_and_power_mode(

@@ -315,10 +315,14 @@ def listed_by_rtx(model: bytes) -> list[str]:
     return [line[len("Name: ") :] for line in lines if line.startswith("Name: ")]
 
 
-def test_rows_of_tensorrt_for_rtx_are_read_with_and_without_what_it_says_of_their_origin() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_rows_of_tensorrt_for_rtx_are_read_with_and_without_what_it_says_of_their_origin(
+    precision: str,
+) -> None:
     torch.manual_seed(0)
     model = Joined().eval()
-    graph = OnnxSupernet(model, discover_space(model, torch.zeros(1, 3, 32, 32), bins=4), (1, 3, 32, 32))
+    space = discover_space(model, torch.zeros(1, 3, 32, 32), bins=4)
+    graph = OnnxSupernet(model, space, (1, 3, 32, 32), precision, unsigned=False)
     lines = listed_by_rtx(graph.variant(graph.space.largest()))
     names = [line.split(", LayerType: ")[0] for line in lines]
     origins = [" ".join(["", *ORIGIN.findall(line)]) for line in lines]
