@@ -26,6 +26,7 @@ LOADING_S = 180.0  # beside what is measured: CUDA is started, and the engine lo
 BUILDING_S = 3600.0  # int8 on a small Jetson takes many minutes
 WARMUP_MS = 200
 ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
+DYNAMIC = re.compile(r"Dynamic dimensions required for input|Shape missing for input with dynamic shape")
 BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]+)", re.IGNORECASE)
 
 _versions: Dict[str, Tuple[int, int, int]] = {}  # of each program that was asked
@@ -296,7 +297,7 @@ def _bindings(program: str, engine: Path) -> Dict[str, Any]:
             found[kind.lower()][name] = [int(side) for side in sides.split("x")]
         if not found["input"] or not found["output"]:
             raise JobError("device", "trtexec does not tell the engine's inputs and outputs: a new version?")
-        found["dynamic"] = "Dynamic dimensions required for input" in said
+        found["dynamic"] = DYNAMIC.search(said) is not None
         _bound[engine] = found
     return _bound[engine]
 

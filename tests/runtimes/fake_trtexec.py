@@ -120,8 +120,10 @@ for kind, side in (("input", "inputs"), ("output", "outputs")):
     for name, shape in engine[side].items():
         batch = int(list(shapes.values())[0].split("x")[0]) if shapes else 1
         if kind == "input" and -1 in shape and name not in shapes:
-            sys.stderr.write(stamp + "[W] Dynamic dimensions required for input: %s, but no shapes were "
-                             "provided. Automatically overriding shape to: 1\n" % name)
+            said = "Shape missing for input with dynamic shape: %s"
+            if VERSION == "v8201":
+                said = "Dynamic dimensions required for input: %s, but no shapes were provided. "
+            sys.stderr.write(stamp + "[W] " + said % name + "Automatically setting shape to: 1x1\n")
         bound[name] = [batch if n == -1 else n for n in shape]
         dims = "x".join(map(str, bound[name]))
         info("Created %s binding for %s with dimensions %s" % (kind, name, dims) if old else

@@ -139,8 +139,9 @@ def test_a_network_is_built_once_and_all_share_a_timing_cache(tmp_path: Path) ->
     assert len([given for given in calls(program) if "--onnx" in given]) == 3
 
 
-def test_a_dynamic_batch_is_built_from_least_usual_and_largest(tmp_path: Path) -> None:
-    program = fake_trtexec.write(tmp_path, "v100300")
+@pytest.mark.parametrize("version", ["v8201", "v100300"])
+def test_a_dynamic_batch_is_built_from_least_usual_and_largest(version: str, tmp_path: Path) -> None:
+    program = fake_trtexec.write(tmp_path, version)
     engine = job(program, "build", model=network("N"), batches=[1, 8, 32])["engine"]
     given = calls(program)[0]
     assert given["--minShapes"] == "input:1x1x2x2,other:1x3"

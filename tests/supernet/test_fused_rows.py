@@ -254,7 +254,7 @@ def test_a_table_is_built_from_one_median_a_row_and_the_rest_is_its_constant(
     model = Joined().eval()
     space = discover_space(model, torch.zeros(1, 3, 32, 32), bins=4, channel_multiple=1)
     graph = OnnxSupernet(model, space, (1, 3, 32, 32))
-    monkeypatch.setattr(measure, "runtime_here", lambda *_: Profiled(graph))
+    monkeypatch.setattr(measure, "runtime_here", lambda *_, **__: Profiled(graph))
     profile = HwProfile(name="jetson", description="", runtime="tensorrt", seconds=0.01, iterations=2)
     table = LatencyTable("jetson")
     report = stage.build_lut(graph, profile, table)
