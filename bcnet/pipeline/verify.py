@@ -34,10 +34,10 @@ PATIENCE = 5  # measurements of a network that seems over the budget
 class VerifyReport:
     """One backend's findings.
 
-    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
-    and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file ran on
-    its device: else `not_verified` says why not, `measured` and `full` are None, and all else was checked
-    with ONNX Runtime on this processor.
+    `output_error` is the largest difference to PyTorch, relative to the largest output (at fp16 and int8 it
+    is told, and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file
+    ran on its device: else `not_verified` says why not, `measured` and `full` are None, and all else was
+    checked with ONNX Runtime on this processor.
     """
 
     backend: str
@@ -116,9 +116,7 @@ def verify(
     check_file(proto)
     content = proto.SerializeToString()
     if not_measured:
-        # A file is of fp32 where the device's runtime is to make fp16 of it.
-        precision = "fp32" if profile.precision == "fp16" else profile.precision
-        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "precision": precision}
+        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
         elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
         profile = profile.model_copy(update={**here, **elsewhere})
     runtime = runtime_of(profile)

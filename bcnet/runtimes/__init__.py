@@ -11,7 +11,17 @@ from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.engine import Engine
 
-__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on"]
+__all__ = [
+    "Device",
+    "Engine",
+    "LocalDevice",
+    "Runtime",
+    "Settings",
+    "runtime_here",
+    "runtime_on",
+    "runtime_on_hosts",
+    "runtime_recorded",
+]
 
 
 class Runtime(Protocol):
