@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from bcnet.latency_tables.model import LayerSlot
 
 ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+TOLD = re.compile(r" \[ONNX Layer: .*", re.DOTALL)
 REFORMAT = re.compile(r"Reformatting CopyNode for (Input|Output) Tensor \d+ to (.*)", re.DOTALL)
 NETWORK_REFORMAT = re.compile(r"Reformatting CopyNode for Network (Input|Output) (\S+)")
 COPY = re.compile(r"(\S+) copy\b")
@@ -45,8 +46,11 @@ class RowReader:
         convolution and a pool, two convolutions side by side, a region of Myelin's) are split in proportion
         to the layers' arithmetic: sums stay right, and each part follows the layer's own widths.
         """
+        whole = {TOLD.sub("", name): name for name in names}
         foreign = [FOREIGN.search(name) for name in names]
-        found = [[] if region else self._layers(name) for name, region in zip(names, foreign, strict=True)]
+        found = [
+            [] if region else self._layers(name, whole) for name, region in zip(names, foreign, strict=True)
+        ]
         seen = {layer for layers in found for layer in layers}
         regions: dict[str, list[int]] = {}
         for name, region in zip(names, foreign, strict=True):
@@ -63,20 +67,20 @@ class RowReader:
         total = sum(each.values())
         return {layer: work / total if total else 1 / len(each) for layer, work in each.items()}
 
-    def _layers(self, name: str) -> list[int]:
-        """The layers of a row that is no region of Myelin's."""
-        reformat = REFORMAT.match(name)
+    def _layers(self, name: str, whole: Mapping[str, str]) -> list[int]:
+        """The layers of a row that is no region of Myelin's; `whole` are rows with what is told of them."""
+        reformat = REFORMAT.match(TOLD.sub("", name))
         if reformat:  # it is its consumer's: what runs in the other format has asked for it
-            side, of = reformat.groups()
+            side, of = reformat[1], whole.get(reformat[2], reformat[2])
             nodes = self._nodes(of)
             after = self._consumer(nodes[-1]) if side == "Output" and nodes else []
-            return after or self._layers(of)
-        whole = NETWORK_REFORMAT.match(name)
-        if whole:
-            return self._consumer(whole.group(2)) or self._layers(whole.group(2))
+            return after or self._layers(of, whole)
+        outer = NETWORK_REFORMAT.match(name)
+        if outer:
+            return self._consumer(outer[2]) or self._layers(outer[2], whole)
         copied = COPY.match(name)
         if copied:  # a part of a concatenation, which is nothing but such copies
-            return self._consumer(copied.group(1)) or self._layers(copied.group(1))
+            return self._consumer(copied[1]) or self._layers(copied[1], whole)
         nodes = self._nodes(name)
         anchors = [self._owner[node] for node in nodes if self._slots[self._owner[node]].nodes[0] == node]
         if anchors or nodes:
@@ -90,7 +94,7 @@ class RowReader:
     def _region(self, name: str, first: str, last: str, seen: set[int]) -> list[int]:
         """The layers of "{ForeignNode[first...last]}": what lies between and has no row of its own."""
         if ORIGIN.search(name):
-            return self._layers(name)
+            return self._layers(name, {})
         begin = [self._owner[node] for node in self._nodes(first)]
         end = [self._owner[node] for node in self._nodes(last)]
         low = begin[0] if begin else 0

@@ -1,9 +1,7 @@
 """Jobs that go through trtexec, against a program of that name that the test writes (see fake_trtexec)."""
 
-import ast
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from bcnet.agent.programs import reason_of
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.tensorrt import TensorRt
 
-ROOT = Path(__file__).parents[2]
 VERSIONS = {
     "v8201": "8.2.1",
     "v8502": "8.5.2",
@@ -291,15 +288,3 @@ def test_an_onnx_files_inputs_are_read_without_onnx() -> None:
     assert onnx_inputs(whole.SerializeToString()) == onnx_inputs(network(2))
     for other in (b"", b"ftrt" + bytes(range(256)), b"\0" * 64, network(2)[:50], b"{}", b"\xff" * 20):
         assert onnx_inputs(other) is None
-
-
-def test_the_agent_is_python_3_6() -> None:
-    for path in sorted((ROOT / "bcnet" / "agent").glob("*.py")):
-        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 6))
-    old = Path.home() / ".pyenv/versions/3.6.15/bin/python"
-    if old.exists():
-        line = "import agent.jobs, agent.trtexec_jobs as j; print(j.missing({'trtexec': '/nothing'}))"
-        said = subprocess.run(
-            [old, "-c", line], cwd=ROOT / "bcnet", capture_output=True, text=True, check=True
-        )
-        assert said.stdout.startswith("'/nothing' is not a program")

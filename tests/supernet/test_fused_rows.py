@@ -132,6 +132,16 @@ def test_a_row_of_several_layers_is_split_by_their_arithmetic() -> None:
     ]
 
 
+def test_a_change_of_format_is_that_of_the_row_that_it_is_for_whatever_is_told_of_itself() -> None:
+    fused = "__myl_Fc_myl0_3"
+    rows = (
+        f"Reformatting CopyNode for Input Tensor 0 to {fused} [ONNX Layer: conv_1]",
+        f"{fused} [ONNX Layer: head]",
+    )
+    assert whose(*rows) == [{"head": 1.0}] * 2
+    assert whose("relu_l copy [ONNX Layer: left]") == [{"cat": 1.0}]
+
+
 def test_a_region_is_what_lies_between_its_ends_and_has_no_row_of_its_own() -> None:
     assert whose("{ForeignNode[conv_12...relu_r]}", "right + relu_r") == [
         {"conv_12": 6 / 7, "left": 1 / 7},
