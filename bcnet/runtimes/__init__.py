@@ -1,5 +1,6 @@
 """Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
 
+import atexit
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -138,6 +139,7 @@ def runtime_on_hosts(
 
     devices = [SshDevice(host, python=python, folder=folder) for host in hosts]
     for device in devices:
+        atexit.register(device.close)
         there = device.hello()["machine"]
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
