@@ -25,8 +25,9 @@ from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.runtimes.tensorrt import TensorRt, is_engine
+from bcnet.supernet.discover import discover_space
 from bcnet.supernet.half import half
-from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.opset import at_opset
 from bcnet.supernet.quantize import quantized
 
@@ -119,6 +120,18 @@ def test_an_int8_engine_is_built_from_signed_integers() -> None:
 @pytest.mark.parametrize("family", ["segmentation", "shufflenet"])
 def test_files_of_opset_17_are_built_too(family: str) -> None:
     assert is_engine(builder("fp16").build(content(half(at_opset(network(family), 17))), (1, 4)).content)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_narrow_networks_sliced_from_a_supernets_file_are_built(precision: str) -> None:
+    model = Tiny().eval()
+    space = discover_space(model, torch.zeros(SHAPE), bins=3, min_width=0.4)
+    graph = OnnxSupernet(model, space, SHAPE, precision, unsigned=False, opset=17)
+    sizes = [
+        len(builder(precision).build(graph.variant(widths)).content)
+        for widths in (graph.space.smallest(), graph.space.largest())
+    ]
+    assert sizes[0] < sizes[1]
 
 
 def test_an_engine_is_built_once_for_all_jobs_of_a_network(cache_folder: Path) -> None:
