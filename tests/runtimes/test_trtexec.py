@@ -10,15 +10,22 @@ import fake_trtexec
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from bcnet.agent import jobs, look, trtexec_jobs
 from bcnet.agent.arrays import pack, unpack
 from bcnet.agent.errors import JobError
 from bcnet.agent.onnx_inputs import onnx_inputs
 from bcnet.agent.programs import reason_of
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.table import LatencyTable
+from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.tensorrt import TensorRt
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import OnnxSupernet
 
 VERSIONS = {
     "v8201": "8.2.1",
@@ -240,6 +247,30 @@ def test_a_device_without_the_python_module_is_used_through_its_program(
     assert calls(program)[-1]["--optShapes"] == "input:8x1x2x2,other:8x3"
     images, others = np.zeros((3, 1, 2, 2), np.float32), np.ones((3, 3), np.float32)
     assert runtime.predictor(network())(images, others)[1].tolist() == [[3.0, 4.0, 5.0]] * 3
+
+
+def test_a_table_is_built_through_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_trtexec.write(tmp_path, "v100300")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 10)
+    )
+    space = discover_space(model.eval(), torch.zeros(1, 3, 8, 8), bins=3, channel_multiple=1)
+    graph = OnnxSupernet(model, space, (1, 3, 8, 8))
+    # A batch of its own: this test's runtime is no other's.
+    profile = HwProfile(
+        name="board", description="", runtime="tensorrt", seconds=0.01, iterations=2, threads=7
+    )
+    table = LatencyTable("board")
+    report = build_lut(graph, profile, table)
+    assert report.failed == ()
+    assert table.sessions[0].provenance["through"] == "trtexec"
+    rows = {layer: row.stat.median_ms for (layer, _), row in table.rows.items()}
+    first, second, head = (rows[slot.at(space.largest())] for slot in graph.slots)
+    # Rows of 0.01 ms, 0.02 ms and so on: a convolution with its ReLU, the next one, a reshape, the head.
+    assert [first, second, head] == pytest.approx([0.01, 0.02 + 0.03, 0.04])
 
 
 def test_a_jetson_tells_its_board_release_and_power_mode(
