@@ -66,6 +66,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
     if found["estimate"]:
         metadata["latency"] = "estimate, not measured"
+    elif project.replayed:
+        metadata["latency"] = project.replayed
     if isinstance(example, Tensor) and example.ndim == 4:
         metadata["input"] = json.dumps({"layout": "NCHW", "shape": list(example.shape)})
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
@@ -74,7 +76,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         proto = project.at_precision(export(model, example, metadata))
     predicted_ms = float(found["best"]["predicted_ms"])
     announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
-    not_measured = project.not_measured(project.latency_model())
+    not_measured = project.not_measured(project.latency_model()) or project.replayed
     report = verify(
         model,
         proto,
@@ -96,6 +98,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "file": str(stage.path("model.onnx")),
         "device": project.profile.name,
         "estimate": bool(found["estimate"]),
+        "recorded": project.profile.recording,
         **report.to_json(),
     }
     if not report.passed:

@@ -117,7 +117,8 @@ def verify(
     content = proto.SerializeToString()
     if not_measured:
         here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
-        profile = profile.model_copy(update=here)
+        elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
+        profile = profile.model_copy(update={**here, **elsewhere})
     runtime = runtime_of(profile)
     task = task or Task()
     differences = Differences()

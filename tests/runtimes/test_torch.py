@@ -327,7 +327,7 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
         def call(self, job: Any, limit_s: float) -> dict[str, Any]:
             raise AssertionError("nothing is sent there")
 
-    with pytest.raises(DeviceError, match="this machine only, not over ssh"):
+    with pytest.raises(DeviceError, match="this process only, neither over ssh nor from a recording"):
         runtime_on(Elsewhere(), "torch")
     with pytest.raises(DeviceError, match="in fp32 or fp16, not in int8"):
         runtime_on(LocalDevice(), "torch", precision="int8")
