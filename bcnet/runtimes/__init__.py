@@ -97,8 +97,8 @@ def runtime_on(
 
         if not isinstance(device, LocalDevice):
             raise DeviceError(
-                "torch-cuda runs in this process only, neither over ssh nor from a recording: run bcnet on the "
-                "machine with the GPU, without host, recording and record_to"
+                "torch-cuda runs in this process only, neither over ssh nor from a recording: run bcnet on "
+                "the machine with the GPU, without host, recording and record_to"
             )
         if precision == "int8":
             raise DeviceError("torch-cuda runs networks in fp32 or fp16, not in int8: set precision")

@@ -3,8 +3,10 @@
 The runtime runs on the processor here, without graphs and events: what needs a GPU is skipped without one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -392,6 +394,115 @@ def test_the_settings_of_pytorch_are_as_they_were_afterwards() -> None:
 
 def test_the_probe_has_the_parts_that_a_table_compares() -> None:
     assert set(RUNTIME.probe()) == {"matmul_ms", "stream_ms"}
+
+
+class PlayedCuda:
+    """torch.cuda as far as the runtime uses it, with tensors that stay on the processor. Notes what is asked.
+
+    A replay does nothing, and an event's time is its number: this shows the order of calls, not that a GPU
+    accepts them.
+    """
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.events = 0
+        self.properties = SimpleNamespace(name="GPU X", major=8, minor=9, uuid="0-1")
+
+    def is_available(self) -> bool:
+        return True
+
+    def get_device_capability(self, index: int) -> tuple[int, int]:
+        return self.properties.major, self.properties.minor
+
+    def get_device_name(self, index: int) -> str:
+        return str(self.properties.name)
+
+    def get_device_properties(self, index: int) -> SimpleNamespace:
+        return self.properties
+
+    def current_stream(self) -> Stream:
+        return self.Stream()
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    @contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        self.calls.append(name)
+        yield
+        self.calls.append(f"end of {name}")
+
+    def stream(self, stream: Stream) -> AbstractContextManager[None]:
+        return self._noted("stream")
+
+    def graph(self, graph: object, stream: Stream) -> AbstractContextManager[None]:
+        return self._noted("graph")
+
+    def CUDAGraph(self) -> SimpleNamespace:
+        return SimpleNamespace(replay=lambda: self.calls.append("replay"))
+
+    def Event(self, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+
+        def record() -> None:
+            self.events += 1
+            event.number = self.events
+            self.calls.append("event")
+
+        event = SimpleNamespace(record=record)
+        event.elapsed_time = lambda other: float(other.number - event.number)
+        return event
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> PlayedCuda:
+    cuda = PlayedCuda()
+    monkeypatch.setattr("bcnet.runtimes.torch.cuda", cuda)
+    return cuda
+
+
+def test_each_inference_is_a_replay_between_two_events_of_a_graph_that_was_warmed_up(
+    played: PlayedCuda,
+) -> None:
+    samples = TorchCuda(device="cpu:0").time_network(one_node("Relu", (2, 4)), 0, 0, 3)
+    assert samples.tolist() == [1, 1, 1]
+    capture = ["stream", "end of stream", "graph", "end of graph"]
+    assert played.calls == capture + 4 * ["event", "replay", "event", "synchronize"]
+
+
+def test_a_short_node_is_repeated_in_its_graph_and_its_time_divided(
+    played: PlayedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bcnet.runtimes.torch.REPLAY_MS", 4.0)  # an event's time is 1 here: four copies
+    ((name, durations),) = TorchCuda(device="cpu:0").profile_nodes(one_node("Relu", (2, 4)), 2)
+    assert (name, durations.tolist()) == ("node", [0.25, 0.25])
+
+
+def test_a_gpu_is_known_by_its_versions_and_refused_for_another_profile(
+    played: PlayedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text('#!/bin/sh\n[ "$2" = GPU-0-1 ] && echo "580.1, 1980 MHz, 3201 MHz, 700.00 W"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = TorchCuda("8.9", "cpu:0").fingerprint()
+    assert (found["runtime"], found["processor"], found["compute_capability"]) == (
+        "torch-cuda",
+        "GPU X",
+        "8.9",
+    )
+    assert found["runtime_version"] == torch.__version__
+    assert found["driver"] == "580.1"
+    assert found["max_sm_clock"] == "1980 MHz"
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert "driver" not in TorchCuda(device="cpu:0").fingerprint()
+    with pytest.raises(
+        DeviceError, match=r"is GPU X of compute capability 8\.9, the hardware profile's is 9\.0"
+    ):
+        TorchCuda("9.0", "cpu:0").probe()
 
 
 @pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
