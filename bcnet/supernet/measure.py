@@ -57,7 +57,7 @@ def runtime_of(profile: HwProfile) -> Runtime:
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(
-            f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
+            f"{reason}; measure on the device itself, or over ssh (--host user@name), or calculate a table: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
     return _runtime_here(profile)

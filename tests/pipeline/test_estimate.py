@@ -38,7 +38,7 @@ def test_without_the_device_only_an_estimate_can_be_made(refused: Refused) -> No
     assert "device 't4' is not at hand: " in refused(1, "build-lut", "--device", "t4")
     line = refused(1, "build-lut", *NANO)
     assert "device 'jetson-nano' is" in line
-    assert "a table is measured on the device itself" in line
+    assert "measure on the device itself, or over ssh (--host user@name)" in line
     assert "`bcnet build-lut --device jetson-nano --estimate`" in line
 
 
