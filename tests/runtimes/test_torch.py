@@ -19,8 +19,8 @@ from torch import nn
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import LocalDevice, runtime_here, runtime_on
-from bcnet.runtimes.onnx_torch import OPERATORS
 from bcnet.runtimes.torch import TorchCuda
+from bcnet.runtimes.torch_operators import OPERATORS
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.half import half
 from bcnet.supernet.layer_times import charge
