@@ -52,7 +52,7 @@ Batch = Annotated[int | None, typer.Option(help="Images an inference (default: t
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the profile's).")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32 or int8 (default: the profile's); what a table's rows are kept under."),
+    typer.Option(help="fp32, fp16 or int8 (default: the profile's); what a table's rows are kept under."),
 ]
 Host = Annotated[
     list[str] | None,

@@ -13,7 +13,11 @@ from . import look as looking
 from . import probe as probing
 from .errors import JobError
 
-RUNTIMES = {"onnxruntime": "onnxruntime_jobs"}
+RUNTIMES = {
+    "onnxruntime": "onnxruntime_jobs",
+    "tensorrt": "tensorrt_jobs",
+    "tensorrt-rtx": "tensorrt_jobs",
+}
 
 _loaded: List[Tuple[str, Any]] = []  # the last network that outputs were asked of
 
@@ -28,7 +32,11 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
     runtime, settings = _runtime(job["runtime"]), job["settings"]
     if what == "fingerprint":
         return {"fingerprint": runtime.fingerprint(settings)}
+    if what == "missing":
+        return {"missing": runtime.missing(settings)}
     model = job["model"]
+    if what == "build":
+        return dict(runtime.build(model, settings, job["batches"]))
     if what == "time":
         limits = job["warmup_ms"], job["seconds"], job["iterations"]
         return {"ms": runtime.time_runs(model, settings, *limits)}

@@ -40,7 +40,7 @@ def trtexec() -> Optional[str]:
 
 def power_mode() -> Optional[str]:
     """The name of a Jetson's power mode; None on other machines."""
-    for line in _output(["nvpmodel", "-q"]).splitlines():
+    for line in output(["nvpmodel", "-q"]).splitlines():
         if "NV Power Mode" in line:
             return line.split(":", 1)[-1].strip()
     return None
@@ -62,7 +62,7 @@ def _version(module: str) -> Optional[str]:
         return None
 
 
-def _output(command: List[str]) -> str:
+def output(command: List[str]) -> str:
     try:
         done = subprocess.run(
             command,

@@ -72,6 +72,7 @@ class HwProfile(BaseModel):
     compute_capability: str | None = Field(
         None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, as 8.7"
     )
+    opset: Literal[17, 18] = Field(18, description="of the ONNX files; TensorRT 8 reads none above 17")
     channel_multiple: int = Field(8, ge=1, description="widths are multiples of this")
     warmup_ms: float = Field(100.0, ge=0, description="run this long before timing a network")
     seconds: float = Field(1.0, gt=0, description="time a network for at least this long")

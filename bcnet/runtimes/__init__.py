@@ -1,6 +1,6 @@
 """Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -8,10 +8,13 @@ import numpy as np
 
 from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
+from bcnet.runtimes.engine import Engine
+
+__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on"]
 
 
 class Runtime(Protocol):
-    """A runtime on a device, at one setting. `model` is the bytes of an ONNX file.
+    """A runtime on a device, at one setting. `model` is the bytes of an ONNX file, or of an engine.
 
     Methods raise DeviceError where the runtime is not there, NetworkError where it cannot run the network.
     """
@@ -26,6 +29,12 @@ class Runtime(Protocol):
     def probe(self) -> dict[str, float]:
         """One reading of the device's probe (`bcnet.agent.probe`), milliseconds by part."""
 
+    def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
+        """What the runtime makes of an ONNX file: of its shapes, or for batches from least to largest.
+
+        With three sizes, the one in the middle is the one that is used most.
+        """
+
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
         """Milliseconds of each whole inference on a constant input, warmed up, without profiling."""
 
@@ -36,19 +45,53 @@ class Runtime(Protocol):
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
-def runtime_on(device: Device, name: str, *, provider: str = "cpu", threads: int = 1) -> Runtime:
-    """The runtime of that name on a device. Raises DeviceError for a name that there is not."""
+def runtime_on(
+    device: Device,
+    name: str,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str = "fp32",
+    compute_capability: str | None = None,
+    power_mode: str = "default",
+    batch: int | None = None,
+) -> Runtime:
+    """The runtime of that name on a device. Raises DeviceError for a name that there is not.
+
+    Provider and threads are ONNX Runtime's, the others TensorRT's (see their classes).
+    """
     if name == "onnxruntime":
         from bcnet.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(device, provider, threads)
+    if name in ("tensorrt", "tensorrt-rtx"):
+        from bcnet.runtimes.tensorrt import TensorRt
+
+        return TensorRt(device, name, precision, compute_capability, power_mode, batch)
     raise DeviceError(f"this bcnet does not execute networks with '{name}'")
 
 
 @cache
-def runtime_here(name: str, provider: str = "cpu", threads: int = 1) -> Runtime:
+def runtime_here(
+    name: str,
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str = "fp32",
+    compute_capability: str | None = None,
+    power_mode: str = "default",
+    batch: int | None = None,
+) -> Runtime:
     """The same on this machine. One a process: a runtime measures once what its profiler adds."""
-    return runtime_on(LocalDevice(), name, provider=provider, threads=threads)
+    return runtime_on(
+        LocalDevice(),
+        name,
+        provider=provider,
+        threads=threads,
+        precision=precision,
+        compute_capability=compute_capability,
+        power_mode=power_mode,
+        batch=batch,
+    )
 
 
 @cache
@@ -56,11 +99,15 @@ def runtime_on_hosts(
     hosts: tuple[str, ...],
     name: str,
     *,
-    provider: str,
-    threads: int,
     python: str,
     folder: str,
     machine: str | None,
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str = "fp32",
+    compute_capability: str | None = None,
+    power_mode: str = "default",
+    batch: int | None = None,
 ) -> Runtime:
     """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
 
@@ -70,12 +117,24 @@ def runtime_on_hosts(
     from bcnet.runtimes.hosts import Hosts, check_alike
     from bcnet.runtimes.ssh import SshDevice
 
+    def on(device: Device) -> Runtime:
+        return runtime_on(
+            device,
+            name,
+            provider=provider,
+            threads=threads,
+            precision=precision,
+            compute_capability=compute_capability,
+            power_mode=power_mode,
+            batch=batch,
+        )
+
     devices = [SshDevice(host, python=python, folder=folder) for host in hosts]
     for device in devices:
         there = device.hello()["machine"]
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return runtime_on(devices[0], name, provider=provider, threads=threads)
-    check_alike({d.host: runtime_on(d, name, provider=provider, threads=threads) for d in devices})
-    return runtime_on(Hosts(devices), name, provider=provider, threads=threads)
+        return on(devices[0])
+    check_alike({device.host: on(device) for device in devices})
+    return on(Hosts(devices))

@@ -3,7 +3,7 @@
 It runs on the CPU, or through another of its execution providers, by name, where that is installed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from bcnet.agent.arrays import pack, unpack
 from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device
+from bcnet.runtimes.engine import Engine
+from bcnet.runtimes.onnx_batch import with_free_batch
 
 ATTEMPTS = 4  # profiles of a network whose clock jumped
 LOADING_S = 120.0  # what a job may take beside its measuring
@@ -40,6 +42,12 @@ class OnnxRuntime:
     def probe(self) -> dict[str, float]:
         """One reading of the device's probe, milliseconds by part."""
         return dict(self.device.call({"do": "probe"}, LOADING_S)["probe"])
+
+    def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
+        """The file itself, of its own batch or of any, loaded once to see that it can be."""
+        content = with_free_batch(model) if batches else model
+        info = self._call("build", model=content, batches=list(batches))["info"]
+        return Engine(content, info)
 
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
         """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""

@@ -26,7 +26,7 @@ def why_not_here(profile: HwProfile) -> str | None:
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        runtime_here(profile.runtime, profile.provider, profile.threads).fingerprint()
+        _runtime_here(profile).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -42,10 +42,14 @@ def runtime_of(profile: HwProfile) -> Runtime:
             profile.host,
             profile.runtime,
             provider=profile.provider,
-            threads=profile.threads,
             python=profile.host_python,
             folder=profile.host_folder,
             machine=profile.machine,
+            threads=profile.threads,
+            precision=profile.precision,
+            compute_capability=profile.compute_capability,
+            power_mode=profile.power_mode,
+            batch=profile.batch,
         )
     reason = why_not_here(profile)
     if reason is not None:
@@ -53,7 +57,19 @@ def runtime_of(profile: HwProfile) -> Runtime:
             f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return runtime_here(profile.runtime, profile.provider, profile.threads)
+    return _runtime_here(profile)
+
+
+def _runtime_here(profile: HwProfile) -> Runtime:
+    return runtime_here(
+        profile.runtime,
+        profile.provider,
+        profile.threads,
+        profile.precision,
+        profile.compute_capability,
+        profile.power_mode,
+        profile.batch,
+    )
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

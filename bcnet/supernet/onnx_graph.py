@@ -20,16 +20,18 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import DeviceError, ModelError, SpaceError, one_line
+from bcnet.errors import ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import say
+from bcnet.supernet.half import half
 from bcnet.supernet.onnx_slices import SlicedGraph
+from bcnet.supernet.opset import NEWEST, at_opset
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
 from bcnet.supernet.quantize import quantized
 from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
 
-OPSET = 18
+OPSET = NEWEST
 # Operators that begin a fused layer; all others join the layer whose result they change.
 ANCHORS = frozenset(
     (
@@ -116,16 +118,17 @@ class OnnxSupernet:
         example: Any,
         precision: str = "fp32",
         unsigned: bool = True,
+        opset: int = OPSET,
     ) -> None:
         """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own.
 
-        `precision` is "fp32" or "int8"; for `unsigned` see `quantized`.
+        `precision` is "fp32", "fp16" or "int8"; for `unsigned` see `quantized`, for `opset` see `at_opset`.
         """
-        self.precision, self.unsigned = precision, unsigned
+        self.precision, self.unsigned, self.opset = precision, unsigned, opset
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
         self.space = space.without_extra()
         self.model, self.example = _with_statistics(model), example
-        self.proto = to_onnx(self.model, example)
+        self.proto = at_opset(to_onnx(self.model, example), opset)
         graph = self.proto.graph
         self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
         self.dimensions = self._attach()
@@ -150,20 +153,18 @@ class OnnxSupernet:
 
     @cached_property
     def _file(self) -> SlicedGraph:
-        """What variants are sliced from; quantised on first use (seconds), not again for each of them."""
+        """What variants are sliced from; made on first use (seconds), not again for each of them."""
         if self.precision == "fp32":
             return self._float
         full = self._float.at(self.space, path_of(self.space, self.space.largest()))
-        return self._float.quantized(self._at_precision(onnx.load_from_string(full)))
+        return self._float.converted(self._at_precision(onnx.load_from_string(full)))
 
     def _at_precision(self, proto: ModelProto) -> ModelProto:
-        """The file, quantised on noise where INT8 is asked for: its latency does not depend on values."""
+        """The file, half, or quantised on noise: its latency does not depend on values."""
         if self.precision == "fp32":
             return proto
-        if self.precision != "int8":
-            raise DeviceError(
-                f"ONNX Runtime gets networks in fp32 or int8, not in {self.precision}: set precision"
-            )
+        if self.precision == "fp16":
+            return half(proto)
         rng = np.random.default_rng(0)
         feeds = []
         for _ in range(CALIBRATION):
@@ -176,7 +177,7 @@ class OnnxSupernet:
         return quantized(proto, feeds, self.unsigned)
 
     def _exported(self, widths: Widths) -> ModelProto:
-        return to_onnx(cut(self.model, self.space, widths), self.example)
+        return at_opset(to_onnx(cut(self.model, self.space, widths), self.example), self.opset)
 
     def _holds_sizes(self) -> bool:
         """Whether constants that are not the network's own might hold sizes that follow the widths."""

@@ -58,8 +58,8 @@ class SlicedGraph:
                 _set_attribute(node, "group", sliced[weight].shape[0] // size)
         return bytes(proto.SerializeToString())
 
-    def quantized(self, proto: ModelProto) -> "SlicedGraph":
-        """The same dimensions on a quantised file of the whole graph, whose layers have kept their names."""
+    def converted(self, proto: ModelProto) -> "SlicedGraph":
+        """The same dimensions on a half or quantised file of the whole graph, with the same node names."""
         arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
         dequantized = {
             node.output[0]: node

@@ -63,10 +63,11 @@ class Project:
                 self.data.example(self.profile.batch),
                 self.profile.precision,
                 unsigned=unsigned_activations(self.profile),
+                opset=self.profile.opset,
             )
 
     def at_precision(self, proto: ModelProto) -> ModelProto:
-        """An exported network at the profile's precision; INT8 is calibrated on training images (seconds)."""
+        """An exported network at the profile's opset and precision; INT8 is calibrated (seconds)."""
         return at_precision(proto, self.data, self.profile, self.config.seed)
 
     @cached_property

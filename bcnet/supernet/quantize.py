@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bcnet.data import ImageData
-from bcnet.errors import BcnetError, DeviceError, ModelError, one_line
+from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
+from bcnet.supernet.half import half
+from bcnet.supernet.opset import at_opset
 
 # The layers that have integer kernels, and what keeps their results integers on the way to the next one.
 QUANTISED = (
@@ -45,15 +47,16 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
     """An INT8 copy of a float network (QDQ format), calibrated on `feeds`, each {input's name: array}.
 
     Weights are int8, symmetric, one scale an output channel; activations have one scale a tensor, from the
-    largest value seen. Signed activations have zero points of 0, as TensorRT demands. Unsigned ones are
-    symmetric, too: a tensor that is never negative has its zero point at 0, any other at 128. ONNX Runtime's
-    CPU kernels for x86 take only these without falling back to floats (docs/results.md has the figures).
-    Nodes keep their names. Raises ModelError with the library's reason.
+    largest value seen. Signed activations have zero points of 0, and biases stay floats: TensorRT demands
+    both. Unsigned activations are symmetric, too: a tensor that is never negative has its zero point at 0,
+    any other at 128. ONNX Runtime's CPU kernels for x86 take only these without falling back to floats
+    (docs/results.md has the figures). Nodes keep their names. Raises ModelError with the library's reason.
     """
     source = ModelProto()  # the library changes what it is given
     source.CopyFrom(proto)
     options = {"WeightSymmetric": True}
     options["ActivationRestrictedAsymmetric" if unsigned else "ActivationSymmetric"] = True
+    options["QuantizeBias"] = unsigned
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet():
             path = Path(folder) / "int8.onnx"
@@ -81,16 +84,15 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
 
 
 def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: int) -> ModelProto:
-    """An exported network as the profile's precision says: as it is, or INT8 calibrated on training images.
+    """An exported network as the profile says: in its opset, and as it is, half, or INT8.
 
-    Raises DeviceError for a precision that no file can be made in.
+    INT8 is calibrated on training images. Raises ModelError where the network cannot be written so.
     """
-    if profile.precision == "fp32" or (profile.precision == "fp16" and profile.runtime != "onnxruntime"):
-        return proto  # TensorRT is to make fp16 of it itself
-    if profile.precision != "int8":
-        raise DeviceError(
-            f"ONNX Runtime gets networks in fp32 or int8, not in {profile.precision}: set precision"
-        )
+    proto = at_opset(proto, profile.opset)
+    if profile.precision == "fp32":
+        return proto
+    if profile.precision == "fp16":
+        return half(proto)
     names = [entry.name for entry in proto.graph.input]
     feeds = calibration_feeds(data, names, profile.batch, seed)
     return quantized(proto, feeds, unsigned_activations(profile))

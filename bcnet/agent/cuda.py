@@ -1,0 +1,225 @@
+"""CUDA for the runtimes of a device: buffers by PyCUDA, or by cuda-python where that is not; graphs, events.
+
+PyCUDA knows no CUDA graphs, so streams, events and graphs are those of the driver's library, through ctypes.
+All of them live in the GPU's primary context, as TensorRT's own work does. One thread uses it.
+"""
+
+import ctypes
+from typing import Any, Callable, Dict, List, Optional
+
+from .errors import JobError, one_line
+
+NAME_BYTES = 256
+CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is no concern
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+IN_FLIGHT = 2  # inferences that the stream is given ahead, so that no launch is in their times
+
+Handle = ctypes.c_void_p
+
+_found: List["Cuda"] = []  # one a process
+
+
+def cuda() -> "Cuda":
+    """This machine's first GPU. Raises JobError, one line, where there is none, or no way to its memory."""
+    if not _found:
+        _found.append(Cuda())
+    return _found[0]
+
+
+class Cuda:
+    """A GPU: what it is, buffers, a stream, events and graphs. See `cuda`."""
+
+    def __init__(self) -> None:
+        try:
+            self._driver = ctypes.CDLL("libcuda.so.1")
+        except OSError as cause:
+            raise JobError("device", "there is no NVIDIA driver here, so nothing runs on a GPU (%s)" % cause)
+        self._call("cuInit", 0)
+        self._device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
+        self._buffers = _buffers()
+        self.through = self._buffers.name
+        self.stream = Handle()
+        # A blocking stream: copies, which go through the default one, are done before it goes on.
+        self._call("cuStreamCreate", ctypes.byref(self.stream), 0)
+        self.events = [(self._event(), self._event()) for _ in range(IN_FLIGHT)]
+
+    def facts(self) -> Dict[str, str]:
+        """The GPU's name, its compute capability ("8.7"), its PCI address, its driver's CUDA ("12.6")."""
+        name, address = ctypes.create_string_buffer(NAME_BYTES), ctypes.create_string_buffer(NAME_BYTES)
+        self._call("cuDeviceGetName", name, NAME_BYTES, self._device)
+        self._call("cuDeviceGetPCIBusId", address, NAME_BYTES, self._device)
+        numbers = []
+        for attribute in CAPABILITY:
+            number = ctypes.c_int()
+            self._call("cuDeviceGetAttribute", ctypes.byref(number), attribute, self._device)
+            numbers.append(number.value)
+        version = ctypes.c_int()
+        self._call("cuDriverGetVersion", ctypes.byref(version))
+        return {
+            "name": name.value.decode(errors="replace"),
+            "address": address.value.decode(errors="replace"),
+            "compute_capability": "%d.%d" % tuple(numbers),
+            "cuda_driver": "%d.%d" % (version.value // 1000, version.value % 1000 // 10),
+        }
+
+    def buffer(self, size_bytes: int) -> Any:
+        """Memory of the GPU, its address by int(); it goes with the object. Raises JobError "network"."""
+        return self._buffers.allocate(max(size_bytes, 1))
+
+    def write(self, buffer: Any, array: Any) -> None:
+        """A contiguous numpy array into a buffer."""
+        self._buffers.write(buffer, array)
+
+    def read(self, array: Any, buffer: Any) -> None:
+        """A buffer's begin into a contiguous numpy array."""
+        self._buffers.read(array, buffer)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has done all that it was given."""
+        self._call("cuStreamSynchronize", self.stream)
+
+    def _event(self) -> Handle:
+        event = Handle()  # waiting for it spins, which is quick
+        self._call("cuEventCreate", ctypes.byref(event), 0)
+        return event
+
+    def record(self, event: Handle) -> None:
+        """Record the moment when the stream gets here."""
+        self._call("cuEventRecord", event, self.stream)
+
+    def elapsed_ms(self, start: Handle, end: Handle) -> float:
+        """Milliseconds between two recorded events; waits for the second."""
+        self._call("cuEventSynchronize", end)
+        found = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(found), start, end)
+        return found.value
+
+    def captured(self, enqueue: Callable[[], bool]) -> Optional[Callable[[], None]]:
+        """What `enqueue` gives to the stream, as one CUDA graph to launch; None where that cannot be.
+
+        `enqueue` has run before, so that it prepares nothing any more.
+        """
+        graph, executable = Handle(), Handle()
+        self._call("cuStreamBeginCapture_v2", self.stream, THREAD_LOCAL)
+        done = enqueue()
+        ended = self._driver.cuStreamEndCapture(self.stream, ctypes.byref(graph))  # also after a failure
+        if not done or ended or not graph:
+            return None
+        instantiate = self._driver.cuGraphInstantiateWithFlags
+        failed = instantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        self._call("cuGraphDestroy", graph)
+        if failed:
+            return None
+        return _Graph(self, executable).launch
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """A function of the driver. Raises JobError with its own words."""
+        code = getattr(self._driver, name)(*arguments)
+        if code:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(code, ctypes.byref(text))
+            words = text.value.decode(errors="replace") if text.value else "error %d" % code
+            kind = "network" if code == OUT_OF_MEMORY else "device"
+            raise JobError(kind, "CUDA's driver cannot do %s: %s" % (name, words))
+
+
+class _Graph:
+    """A graph that can be launched; it goes with the object."""
+
+    def __init__(self, cuda: Cuda, executable: Handle) -> None:
+        self._cuda, self._executable = cuda, executable
+
+    def launch(self) -> None:
+        self._cuda._call("cuGraphLaunch", self._executable, self._cuda.stream)
+
+    def __del__(self) -> None:
+        self._cuda._driver.cuGraphExecDestroy(self._executable)
+
+
+def _buffers() -> Any:
+    """The GPU's memory through PyCUDA, else through cuda-python. Raises JobError with why neither can."""
+    reasons = []
+    for kind in (_PyCuda, _CudaPython):
+        try:
+            return kind()
+        except JobError:
+            raise
+        except Exception as cause:
+            reasons.append("%s: %s" % (kind.package, one_line(cause)))
+    raise JobError(
+        "device",
+        "the GPU's memory cannot be reached (%s); install one: pip install pycuda" % "; ".join(reasons),
+    )
+
+
+class _PyCuda:
+    package = "PyCUDA"
+
+    def __init__(self) -> None:
+        import pycuda.autoprimaryctx
+        import pycuda.driver
+
+        self._driver = pycuda.driver
+        self.name = "PyCUDA " + pycuda.VERSION_TEXT
+
+    def allocate(self, size_bytes: int) -> Any:
+        try:
+            return self._driver.mem_alloc(size_bytes)
+        except Exception as cause:
+            raise _no_memory(size_bytes, one_line(cause))
+
+    def write(self, buffer: Any, array: Any) -> None:
+        self._driver.memcpy_htod(buffer, array)
+
+    def read(self, array: Any, buffer: Any) -> None:
+        self._driver.memcpy_dtoh(array, buffer)
+
+
+class _CudaPython:
+    package = "cuda-python"
+
+    def __init__(self) -> None:
+        try:
+            import cuda.bindings.runtime as runtime
+        except ImportError:  # before 12.6
+            import cuda.cudart as runtime
+        self._runtime = runtime
+        self.name = "cuda-python"
+        self.check(runtime.cudaFree(0), "cudaFree")  # opens the primary context
+
+    def check(self, answer: Any, name: str) -> None:
+        """The first thing that a function answers is its error. Raises JobError."""
+        if answer[0] != self._runtime.cudaError_t.cudaSuccess:
+            raise JobError("device", "CUDA's runtime cannot do %s: %s" % (name, answer[0]))
+
+    def allocate(self, size_bytes: int) -> Any:
+        answer = self._runtime.cudaMalloc(size_bytes)
+        if answer[0] != self._runtime.cudaError_t.cudaSuccess:
+            raise _no_memory(size_bytes, str(answer[0]))
+        return _Allocation(int(answer[1]), self._runtime.cudaFree)
+
+    def write(self, buffer: Any, array: Any) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.check(self._runtime.cudaMemcpy(int(buffer), array.ctypes.data, array.nbytes, kind), "cudaMemcpy")
+
+    def read(self, array: Any, buffer: Any) -> None:
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.check(self._runtime.cudaMemcpy(array.ctypes.data, int(buffer), array.nbytes, kind), "cudaMemcpy")
+
+
+class _Allocation:
+    def __init__(self, address: int, free: Callable[[int], Any]) -> None:
+        self._address, self._free = address, free
+
+    def __int__(self) -> int:
+        return self._address
+
+    def __del__(self) -> None:
+        self._free(self._address)
+
+
+def _no_memory(size_bytes: int, reason: str) -> JobError:
+    return JobError("network", "the GPU has no %.1f MB for a buffer: %s" % (size_bytes / 1e6, reason))

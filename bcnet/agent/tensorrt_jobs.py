@@ -1,0 +1,248 @@
+"""TensorRT on a device, by its Python modules `tensorrt` (8.5, 8.6, 10, 11) and `tensorrt_rtx`.
+
+They are alike; flags, whose bits move from one version to the next, are looked up by name. Engines are kept
+on the device, so that a network is built once for all jobs that it is in. Failures are in TensorRT's words.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from . import look
+from .arrays import Packed, batches, pack, unpack
+from .cuda import cuda
+from .errors import JobError
+from .tensorrt_engine import engine_of
+from .tensorrt_module import Api, api_of
+from .tensorrt_network import Network
+
+WARMUP_RUNS = 3  # before a profile
+BOARD = Path("/proc/device-tree/model")
+L4T = Path("/etc/nv_tegra_release")
+CLOCKS = Path("/sys/class/devfreq")  # a Jetson's
+
+
+def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
+    """Version of TensorRT, GPU, CUDA's driver; where there are any, power mode, clocks, L4T. All strings."""
+    api, gpu = api_of(settings), cuda()
+    found = gpu.facts()
+    board = _text(BOARD).strip("\0 \n")
+    answer = {
+        "runtime_version": api.version,
+        "processor": board if board.startswith("NVIDIA") else found["name"],
+        "compute_capability": found["compute_capability"],
+        "cuda_driver": found["cuda_driver"],
+        "through": gpu.through,
+    }
+    mode, clocks = look.power_mode(), _clocks(found["address"])
+    release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text(L4T))
+    if mode:
+        answer["power_mode"] = mode
+    if clocks:
+        answer["gpu_clocks"] = clocks
+    if release:
+        answer["l4t"] = "%s.%s" % release.groups()
+    return answer
+
+
+def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
+    """ "engine", the serialised engine of an ONNX file, and "info" about it.
+
+    `batches` are none (the file's own shapes), or sizes of a dynamic batch: the least, the one that is most
+    used in the middle, the largest. TensorRT for RTX builds ahead of time for settings["compute_capability"],
+    on any machine.
+    """
+    api = api_of(settings)
+    content = engine_of(api, model, settings, batches)
+    layers, source = _layers(api, content)
+    info = {
+        "flavour": settings["runtime"],
+        "versions": {settings["runtime"]: api.version},
+        "compute_capability": settings.get("compute_capability"),
+        "precision": settings["precision"],
+        "batches": list(batches),
+        "layers": layers,
+        "layers_source": source,
+    }
+    try:
+        facts = cuda().facts()
+        info["gpu"] = facts["name"]
+        if settings["runtime"] == "tensorrt" or not info["compute_capability"]:
+            info["compute_capability"] = facts["compute_capability"]
+    except JobError:
+        info["gpu"] = None  # built ahead of time
+    return {"engine": content, "info": info}
+
+
+def time_runs(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """Milliseconds of each inference on the GPU, without copies: `seconds` long and `iterations` often.
+
+    The network is one CUDA graph between two events; the next is launched before the last is waited for, so
+    that the GPU does not idle between them, as in trtexec.
+    """
+    network = load(model, settings)
+    network.fill()
+    network.enqueue()
+    network.gpu.synchronize()
+    launch = network.gpu.captured(network.try_enqueue)
+    if launch is None:
+        raise JobError("network", network.api.said("its work cannot be captured in a CUDA graph"))
+    gpu = network.gpu
+    pairs = gpu.events
+    started = waited = 0
+    samples: List[float] = []
+    warm = time.perf_counter() + warmup_ms / 1000
+    end = None
+    while end is None or len(samples) < iterations or time.perf_counter() < end:
+        while started < waited + len(pairs):
+            start, stop = pairs[started % len(pairs)]
+            gpu.record(start)
+            launch()
+            gpu.record(stop)
+            started += 1
+        ms = gpu.elapsed_ms(*pairs[waited % len(pairs)])
+        waited += 1
+        if end is not None:
+            samples.append(ms)
+        elif time.perf_counter() >= warm:
+            end = time.perf_counter() + seconds
+    gpu.synchronize()
+    return samples
+
+
+def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
+    """ "names" of the engine's layers, their "ms" in each run [runs][layers], "walls_ms" of the runs.
+
+    Where the engine knows from which ONNX nodes a layer was made, they follow its name: "fused_3 [ONNX Layer:
+    conv1]".
+    """
+    network = load(model, settings)
+    api, gpu = network.api, network.gpu
+    network.fill()
+    network.enqueue()
+    gpu.synchronize()
+    rows: List[Tuple[str, float]] = []
+    network.context.profiler = profiler = api.profiler(rows)
+    network.context.enqueue_emits_profile = False
+    network.enqueue()  # with the profiler's events, once before it is captured
+    gpu.synchronize()
+    launch = gpu.captured(network.try_enqueue) or network.enqueue
+    found, walls = [], []
+    for run in range(WARMUP_RUNS + runs):
+        begun = time.perf_counter()
+        launch()
+        gpu.synchronize()
+        wall = (time.perf_counter() - begun) * 1000
+        del rows[:]
+        if not network.context.report_to_profiler() or not rows:
+            raise JobError("device", api.said("TensorRT's profiler reports nothing"))
+        if run >= WARMUP_RUNS:
+            walls.append(wall)
+            found.append(list(rows))
+    del profiler
+    names = [name for name, _ in found[0]]
+    if any([name for name, _ in row] != names for row in found):
+        raise JobError("device", "TensorRT's profile does not repeat from run to run; it cannot be read")
+    origins = _origins(_inspected(api, network.engine))
+    return {
+        "names": [name + origins.get(name, "") for name in names],
+        "ms": [[ms for _, ms in row] for row in found],
+        "walls_ms": walls,
+    }
+
+
+def load(model: bytes, settings: Dict[str, Any]) -> Network:
+    """What `infer` runs: an engine with its buffers on the GPU. An ONNX file is built first."""
+    api = api_of(settings)
+    return Network(api, engine_of(api, model, settings, ()), settings)
+
+
+def infer(network: Network, inputs: List[Packed]) -> List[Packed]:
+    """Every output (N, ...) for inputs (N, ...), in batches of the engine's size, or of its largest."""
+    import numpy as np
+
+    arrays = [unpack(packed) for packed in inputs]
+    if len(arrays) != len(network.inputs):
+        wanted = ", ".join(network.inputs)
+        raise JobError("network", "the engine has inputs %s; %d were given" % (wanted, len(arrays)))
+    outputs = []
+    size = min(network.batch, max(network.least, len(arrays[0])))
+    for parts, count in batches(arrays, size):
+        outputs.append([array[:count] for array in network.run(parts)])
+    return [pack(np.concatenate(parts)) for parts in zip(*outputs)]
+
+
+def missing(settings: Dict[str, Any]) -> Optional[str]:
+    """What is not here of this runtime; None where all is."""
+    try:
+        api_of(settings)
+        cuda()
+    except JobError as reason:
+        return reason.message
+    return None
+
+
+def _layers(api: Api, content: bytes) -> Tuple[Optional[List[Any]], str]:
+    """The engine's layers, and who tells of them: the inspector needs a GPU, the builder tells less."""
+    listed = api.listed
+    try:
+        cuda()
+    except JobError as reason:
+        layers = [_listed(line) for line in listed.splitlines() if line.startswith("Name: ")]
+        if layers:
+            return layers, "the builder's log: %s" % reason.message
+        return None, reason.message
+    engine = api.trt.Runtime(api.log).deserialize_cuda_engine(content)
+    if engine is None:
+        return None, api.said("cannot load the engine")
+    return _inspected(api, engine), "the engine inspector"
+
+
+def _inspected(api: Api, engine: Any) -> List[Any]:
+    """The engine inspector's layers: objects, or mere names where the engine holds no more."""
+    inspector = engine.create_engine_inspector()
+    text = inspector.get_engine_information(api.trt.LayerInformationFormat.JSON)
+    try:
+        return list(json.loads(text, strict=False).get("Layers", []))
+    except (AttributeError, ValueError):
+        return []
+
+
+def _listed(line: str) -> Dict[str, str]:
+    """A layer as the builder's log lists it, with the fields of the inspector's JSON."""
+    name, _, rest = line[len("Name: ") :].partition(", LayerType: ")
+    return {"Name": name, "LayerType": rest.partition(",")[0], "Metadata": rest.rpartition("Metadata: ")[2]}
+
+
+def _origins(layers: Sequence[Any]) -> Dict[str, str]:
+    """ONNX nodes that each layer was made of, as text that follows its name."""
+    return {
+        layer["Name"]: "".join(
+            " " + part for part in re.findall(r"\[ONNX Layer: [^\]]*\]", layer["Metadata"])
+        )
+        for layer in layers
+        if isinstance(layer, dict) and layer.get("Metadata") and "Name" in layer
+    }
+
+
+def _clocks(address: str) -> str:
+    """The range of the GPU's clock: on a Jetson the governor's, else what nvidia-smi tells of its limits."""
+    for path in sorted(CLOCKS.glob("*")):
+        if re.search(r"\.(gpu|ga10b|gv11b|gp10b|gm20b)$|gpu-gpc", path.name):
+            limits = [_text(path / ("%s_freq" % which)).strip() for which in ("min", "max")]
+            if all(limits):
+                return "%s to %s MHz" % tuple(str(int(limit) // 1000000) for limit in limits)
+    fields = "clocks.max.sm,clocks.max.memory,power.limit,driver_version"
+    command = ["nvidia-smi", "--query-gpu=" + fields, "--format=csv,noheader", "--id=" + address]
+    return look.output(command).strip()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,130 @@
+"""An engine on the GPU, with its buffers. In: a serialised engine. Out: its outputs, or bare inferences."""
+
+from typing import Any, Dict, List, Sequence, Tuple
+
+from .cuda import cuda
+from .errors import JobError
+from .tensorrt_module import Api
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Network:
+    """An engine on the GPU, with a buffer for each input and output."""
+
+    def __init__(self, api: Api, content: bytes, settings: Dict[str, Any]) -> None:
+        trt = api.trt
+        self.api = api
+        self.gpu = cuda()
+        self._runtime = trt.Runtime(api.log)
+        self.engine = self._runtime.deserialize_cuda_engine(content)
+        if self.engine is None:
+            raise JobError("network", api.said("cannot load the engine"))
+        self.context = _context(api, self.engine)
+        if self.context is None:
+            raise JobError("network", api.said("cannot make room for the engine"))
+        names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
+        is_input = [self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names]
+        self.inputs = [name for name, incoming in zip(names, is_input) if incoming]
+        self.outputs = [name for name, incoming in zip(names, is_input) if not incoming]
+        self.types = {name: _dtype(self.engine, name) for name in names}
+        self.least, usual, self.batch = self._sizes()
+        self._set_batch(self.batch)
+        self.buffers = {name: self.gpu.buffer(self._size(name)) for name in names}
+        for name in names:
+            if not self.context.set_tensor_address(name, int(self.buffers[name])):
+                raise JobError("network", api.said("takes no buffer for '%s'" % name))
+        self.timed = int(settings.get("batch") or usual)
+
+    def _sizes(self) -> Tuple[int, int, int]:
+        """The least, usual and largest batch; the same three where it is fixed."""
+        name = self.inputs[0]
+        shape = tuple(self.engine.get_tensor_shape(name))
+        if shape and shape[0] >= 0:
+            return shape[0], shape[0], shape[0]
+        least, usual, most = self.engine.get_tensor_profile_shape(name, 0)
+        return least[0], usual[0], most[0]
+
+    def _set_batch(self, size: int) -> None:
+        for name in self.inputs:
+            shape = tuple(self.engine.get_tensor_shape(name))
+            if -1 in shape and not self.context.set_input_shape(name, (size,) + shape[1:]):
+                raise JobError("network", self.api.said("takes no batch of %d" % size))
+
+    def _shape(self, name: str) -> Tuple[int, ...]:
+        shape = tuple(self.context.get_tensor_shape(name))
+        if -1 in shape:
+            raise JobError("network", "the size of '%s' depends on values: %s" % (name, shape))
+        return shape
+
+    def _size(self, name: str) -> int:
+        size = self.types[name].itemsize
+        for side in self._shape(name):
+            size *= side
+        return int(size)
+
+    def fill(self) -> None:
+        """Noise of the batch that is timed into every input; zeros where it is an index or a switch."""
+        import numpy as np
+
+        self._set_batch(self.timed)
+        rng = np.random.RandomState(0)
+        for name in self.inputs:
+            kind, shape = self.types[name], self._shape(name)
+            array = rng.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
+            self.gpu.write(self.buffers[name], np.ascontiguousarray(array.astype(kind)))
+
+    def run(self, arrays: Sequence[Any]) -> List[Any]:
+        """All outputs for one batch of inputs, in the engine's order."""
+        import numpy as np
+
+        self._set_batch(len(arrays[0]))
+        for name, array in zip(self.inputs, arrays):
+            if tuple(array.shape) != self._shape(name):
+                shapes = (name, self._shape(name), tuple(array.shape))
+                raise JobError("network", "input '%s' takes %s, not %s" % shapes)
+            self.gpu.write(self.buffers[name], np.ascontiguousarray(array.astype(self.types[name])))
+        self.enqueue()
+        self.gpu.synchronize()
+        found = []
+        for name in self.outputs:
+            array = np.empty(self._shape(name), self.types[name])
+            self.gpu.read(array, self.buffers[name])
+            found.append(array)
+        return found
+
+    def enqueue(self) -> None:
+        """Give one inference to the stream. Raises JobError."""
+        if not self.try_enqueue():
+            raise JobError("network", self.api.said("cannot run the network"))
+
+    def try_enqueue(self) -> bool:
+        """The same; False where it did not go."""
+        return bool(self.context.execute_async_v3(self.gpu.stream.value))
+
+
+def _context(api: Api, engine: Any) -> Any:
+    """What executes an engine. RTX compiles kernels for a shape when it is first seen: at once, not later."""
+    kinds = getattr(api.trt, "DynamicShapesKernelSpecializationStrategy", None)
+    if kinds is None or not hasattr(engine, "create_runtime_config"):
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+    return engine.create_execution_context(config)
+
+
+def _dtype(engine: Any, name: str) -> Any:
+    import numpy as np
+
+    kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
+    if kind not in DTYPES:
+        raise JobError("network", "'%s' is of type %s, which numpy has not" % (name, kind))
+    return np.dtype(DTYPES[kind])

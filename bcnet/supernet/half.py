@@ -1,0 +1,89 @@
+"""FP16 files: newer TensorRT takes the precision from the file. In: an exported float network. Out: the same
+network in half precision, from a cast of its inputs to a cast of its outputs, so that both stay float32.
+"""
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bcnet.errors import ModelError, one_line
+
+LARGEST = float(np.finfo(np.float16).max)
+SCALES = 2  # the input of a Resize that stays float32, by ONNX's definition
+
+
+def half(proto: ModelProto) -> ModelProto:
+    """An FP16 copy of a float network. Nodes keep their names, inputs and outputs their names and types.
+
+    Finite values beyond the largest half (65504), such as limits of a Clip, become that. Raises ModelError
+    where an operator of the network has no half precision.
+    """
+    result = ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    del graph.value_info[:]
+    scales = {node.input[SCALES] for node in graph.node if _scaled(node)}
+    others = {
+        name
+        for node in graph.node
+        for place, name in enumerate(node.input)
+        if not (_scaled(node) and place == SCALES)
+    }
+    for entry in list(graph.initializer):
+        if entry.name in scales and entry.name in others:  # the exporter makes equal tensors one
+            kept = graph.initializer.add()
+            kept.CopyFrom(entry)
+            kept.name = f"{entry.name}_scales"
+        if entry.name not in scales or entry.name in others:
+            _convert(entry)
+    for node in graph.node:
+        if _scaled(node) and node.input[SCALES] in others:
+            node.input[SCALES] = f"{node.input[SCALES]}_scales"
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _convert(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.FLOAT16
+    _cast_ends(graph)
+    try:
+        onnx.checker.check_model(result, full_check=True)
+    except Exception as cause:
+        raise ModelError(f"the network cannot be made half precision: {one_line(cause)}") from None
+    return result
+
+
+def _scaled(node: NodeProto) -> bool:
+    return node.op_type == "Resize" and len(node.input) > SCALES and bool(node.input[SCALES])
+
+
+def _convert(tensor: TensorProto) -> None:
+    """A float32 tensor to half; others stay as they are."""
+    if tensor.data_type == TensorProto.FLOAT:
+        values = numpy_helper.to_array(tensor)
+        limited = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
+        tensor.CopyFrom(numpy_helper.from_array(limited.astype(np.float16), tensor.name))
+
+
+def _cast_ends(graph: onnx.GraphProto) -> None:
+    """Cast float inputs to half where they enter, and half outputs to float where they leave."""
+    fixed = {entry.name for entry in graph.initializer}
+    floats = [
+        {entry.name for entry in entries if entry.type.tensor_type.elem_type == TensorProto.FLOAT}
+        for entries in (graph.input, graph.output)
+    ]
+    inputs, outputs = floats[0] - fixed, floats[1]
+    inner = {name: f"{name}_half" for name in inputs | outputs}
+    for node in graph.node:
+        node.input[:] = [inner.get(name, name) for name in node.input]
+        node.output[:] = [inner.get(name, name) for name in node.output]
+    before = [
+        helper.make_node("Cast", [name], [inner[name]], name=inner[name], to=TensorProto.FLOAT16)
+        for name in sorted(inputs)
+    ]
+    after = [
+        helper.make_node("Cast", [inner[name]], [name], name=f"{name}_float", to=TensorProto.FLOAT)
+        for name in sorted(outputs - inputs)
+    ]
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
