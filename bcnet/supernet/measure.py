@@ -60,6 +60,14 @@ def runtime_of(profile: HwProfile) -> Runtime:
     return _runtime_here(profile)
 
 
+def builder_of(profile: HwProfile) -> Runtime:
+    """The runtime that builds engines for the device: as `runtime_of`, but for TensorRT for RTX also this
+    machine, whatever its GPU.
+    """
+    ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
+    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
+
+
 def _runtime_here(profile: HwProfile) -> Runtime:
     return runtime_here(
         profile.runtime,
