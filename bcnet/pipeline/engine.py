@@ -57,8 +57,8 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
     target = profile.model_copy(update={"runtime": flavour or profile.runtime})
     if target.runtime == "tensorrt-rtx" and target.compute_capability is None and why_not_here(target):
         raise DeviceError(
-            f"device '{profile.name}' has no `compute_capability` in its profile: TensorRT for RTX cannot build "
-            "for it ahead of time"
+            f"device '{profile.name}' has no `compute_capability` in its profile: TensorRT for RTX cannot "
+            "build for it ahead of time"
         )
     return target
 
@@ -87,7 +87,8 @@ def build_and_verify(
         engine = builder.build(content, batches)
     if reason:
         reason = f"the engine was built ahead of time and not executed: {reason}"
-        return Built(replace(of_file, not_verified=reason), of_file, engine)
+        size = len(engine.content)
+        return Built(replace(of_file, not_verified=reason, size_bytes=size), of_file, engine)
     with working("building the full network's engine"), suppress(NetworkError):
         full = builder.build(full, batches).content
     return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
@@ -113,7 +114,8 @@ def how_to_verify(file: str, proto: ModelProto, target: HwProfile, batches: tupl
         return f"run `bcnet verify --engine {file}{run}` on the device, or here with --host user@device"
     sizes = f" --batch {','.join(map(str, batches))}" if batches else ""
     flags = f"--device {target.name} --host user@device{sizes}{run}"
-    return f"build the engine on the device: `bcnet export --trt {flags}`, or there `{trtexec_line(file, proto, target, batches)}`, which verifies nothing"
+    line = trtexec_line(file, proto, target, batches)
+    return f"build it on the device: `bcnet export --trt {flags}`, or there, without checks: `{line}`"
 
 
 def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...]) -> str:
