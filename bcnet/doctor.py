@@ -7,7 +7,8 @@ from bcnet.agent.look import TRTEXEC
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.runtimes.device import Device, LocalDevice
-from bcnet.runtimes.ssh import SshDevice, check_host
+from bcnet.runtimes.ssh import SshDevice
+from bcnet.runtimes.ssh_line import check_host
 
 ROOM_MB = 500  # for a network's files, an engine and a timing cache
 STEADY = 0.10  # a probe that varies by more is of a machine that is busy, or whose clocks move

@@ -71,11 +71,11 @@ class Cuda:
 
     def write(self, buffer: Any, array: Any) -> None:
         """A contiguous numpy array into a buffer."""
-        self._buffers.write(buffer, array)
+        _copied(self._buffers.write, buffer, array)
 
     def read(self, array: Any, buffer: Any) -> None:
         """A buffer's begin into a contiguous numpy array."""
-        self._buffers.read(array, buffer)
+        _copied(self._buffers.read, array, buffer)
 
     def synchronize(self) -> None:
         """Wait until the stream has done all that it was given."""
@@ -137,6 +137,15 @@ class _Graph:
 
     def __del__(self) -> None:
         self._cuda._driver.cuGraphExecDestroy(self._executable)
+
+
+def _copied(copy: Callable[[Any, Any], None], *ends: Any) -> None:
+    try:
+        copy(*ends)
+    except JobError:
+        raise
+    except Exception as cause:
+        raise JobError("device", "the GPU's memory cannot be copied: %s" % one_line(cause))
 
 
 def _buffers() -> Any:

@@ -29,11 +29,11 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
         return {"probe": probing.probe()}
     if what == "look":
         return looking.look(job["folder"])
+    if what == "missing":
+        return {"missing": _missing(job["runtime"], job["settings"])}
     runtime, settings = _runtime(job["runtime"]), job["settings"]
     if what == "fingerprint":
         return {"fingerprint": runtime.fingerprint(settings)}
-    if what == "missing":
-        return {"missing": runtime.missing(settings)}
     model = job["model"]
     if what == "build":
         return dict(runtime.build(model, settings, job["batches"]))
@@ -45,6 +45,14 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
     if what == "infer":
         return {"outputs": runtime.infer(_network(runtime, job["runtime"], model, settings), job["inputs"])}
     raise JobError("device", "this agent does not know how to do '%s'" % what)
+
+
+def _missing(name: str, settings: Dict[str, Any]) -> Any:
+    """What is not here of a runtime, in words; None where all is."""
+    try:
+        return _runtime(name).missing(settings)
+    except JobError as reason:
+        return reason.message
 
 
 def _runtime(name: str) -> Any:

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Optional
 
-KEPT_BYTES = 4 * 1024**3  # of engines; those that were not used for the longest time go first
+KEPT_BYTES = 2 * 1024**3  # of engines; those that were not used for the longest time go first
 
 
 def folder(name: str) -> Path:

@@ -66,7 +66,7 @@ def _built(api: Api, model: bytes, settings: Dict[str, Any], batches: Sequence[i
     if not api.is_rtx:  # there, it is there and does nothing
         path = _kept_at(api, "timing")
         cache = config.create_timing_cache(kept.read(path) or b"")
-        if not config.set_timing_cache(cache, False):
+        if cache is None or not config.set_timing_cache(cache, False):  # another version's, or damaged
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
     api.forget()

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.machine import CLOCK, FELT_BY_ALL, MAD, MEDIAN, Machine, Probed, felt_by
+from bcnet.latency_tables.machine import FELT_BY_ALL, MAD, MEDIAN, Machine, Probed, felt_by
 from bcnet.latency_tables.rows import LayerSpec
 
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
@@ -299,7 +299,7 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
             raise TableError(f"{o.name}: {figures} are not times in ms; measure that row anew")
         if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
             raise TableError(f"{o.name}: its spread is no number; measure that row anew")
-    if CLOCK not in then.medians_ms or CLOCK not in now.medians_ms:
+    if Machine(then, now).clock is None:
         raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut --again`")
     for probed in (then, now):
         for value in probed.medians_ms.values():
@@ -369,7 +369,7 @@ def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
         [
             min(1.0, 2 * float(norm.sf((abs(machine.change(part)) - limit) / machine.error(part))))
             for part in machine.parts
-            for limit in [allowed if part == CLOCK else allowed / FELT_BY_ALL[0]]
+            for limit in [allowed if part == machine.clock else allowed / FELT_BY_ALL[0]]
         ]
     )
     return tuple(

@@ -10,7 +10,8 @@ from functools import cached_property
 # other work came and went: all rows together 0.1 to 0.5, 1x1 and depthwise convolutions 0.1 to 0.6, the
 # first convolution up to 1.4; what uses each number once feels most: ReduceMean and Gemm, 0.5 to 2.5.
 FELT_BY_ALL, FELT_BY_CONVOLUTIONS, FELT_BY_OTHERS = (0.35, 0.25), (0.5, 0.4), (1.5, 1.0)
-CLOCK, MEMORY = "matmul_ms", "stream_ms"
+CLOCKS = "matmul_ms", "loop_ms"  # the second is that of a device without numpy
+MEMORY = "stream_ms"
 PROBE_DRIFT = 0.01
 MAD = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
 MEDIAN = 1.2533  # standard error of a median over that of a mean
@@ -40,6 +41,11 @@ class Machine:
         """The parts of the probe that both sessions have."""
         return tuple(part for part in self.then.medians_ms if part in self.now.medians_ms)
 
+    @property
+    def clock(self) -> str | None:
+        """The part of the probe that tells the clock in both sessions."""
+        return next((part for part in CLOCKS if part in self.parts), None)
+
     def change(self, part: str) -> float:
         """How much slower a part that is in both has become."""
         return math.log(self.now.medians_ms[part] / self.then.medians_ms[part])
@@ -53,17 +59,23 @@ class Machine:
 
     def _memory(self) -> float:
         """The memory's change; the clock's where the probe of one session does not tell."""
-        return self.change(MEMORY if MEMORY in self.parts else CLOCK)
+        return self.change(MEMORY if MEMORY in self.parts else self._clock)
+
+    @property
+    def _clock(self) -> str:
+        clock = self.clock
+        assert clock is not None  # `judge` refuses sessions without
+        return clock
 
     def explains(self, felt: tuple[float, float]) -> tuple[float, float]:
         """The change of layers that feel so much (mean, deviation) of what memory loses, and its error."""
-        clock, memory = self.change(CLOCK), self._memory()
+        clock, memory = self.change(self._clock), self._memory()
         error = (felt[1] * (memory - clock)) ** 2 + (felt[0] * self.error(MEMORY)) ** 2
-        return clock + felt[0] * (memory - clock), math.sqrt(error + self.error(CLOCK) ** 2)
+        return clock + felt[0] * (memory - clock), math.sqrt(error + self.error(self._clock) ** 2)
 
     def explains_beyond_all(self, felt: tuple[float, float]) -> tuple[float, float]:
         """The same against all other rows: the clock cancels, and so does `FELT_BY_ALL`."""
-        beyond, memory = felt[0] - FELT_BY_ALL[0], self._memory() - self.change(CLOCK)
+        beyond, memory = felt[0] - FELT_BY_ALL[0], self._memory() - self.change(self._clock)
         error = math.hypot(felt[1], FELT_BY_ALL[1]) * memory
         return beyond * memory, math.hypot(error, beyond * self.error(MEMORY))
 

@@ -1,8 +1,9 @@
 """Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
 
+import atexit
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.engine import Engine
 
-__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on"]
+__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on", "runtime_on_hosts"]
 
 
 class Runtime(Protocol):
@@ -72,69 +73,31 @@ def runtime_on(
 
 
 @cache
-def runtime_here(
-    name: str,
-    provider: str = "cpu",
-    threads: int = 1,
-    precision: str = "fp32",
-    compute_capability: str | None = None,
-    power_mode: str = "default",
-    batch: int | None = None,
-) -> Runtime:
+def runtime_here(name: str, provider: str = "cpu", threads: int = 1, **tensorrt: Any) -> Runtime:
     """The same on this machine. One a process: a runtime measures once what its profiler adds."""
-    return runtime_on(
-        LocalDevice(),
-        name,
-        provider=provider,
-        threads=threads,
-        precision=precision,
-        compute_capability=compute_capability,
-        power_mode=power_mode,
-        batch=batch,
-    )
+    return runtime_on(LocalDevice(), name, provider=provider, threads=threads, **tensorrt)
 
 
 @cache
 def runtime_on_hosts(
-    hosts: tuple[str, ...],
-    name: str,
-    *,
-    python: str,
-    folder: str,
-    machine: str | None,
-    provider: str = "cpu",
-    threads: int = 1,
-    precision: str = "fp32",
-    compute_capability: str | None = None,
-    power_mode: str = "default",
-    batch: int | None = None,
+    hosts: tuple[str, ...], name: str, *, python: str, folder: str, machine: str | None, **setting: Any
 ) -> Runtime:
     """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
 
     `python` and `folder` are the interpreter and the agent's folder there, `machine` is the kind of processor
-    that there must be. Raises DeviceError where a host is not reached, another machine, or unlike the others.
+    that there must be, `setting` is as for `runtime_on`. Raises DeviceError where a host is not reached,
+    another machine, or unlike the others.
     """
     from bcnet.runtimes.hosts import Hosts, check_alike
     from bcnet.runtimes.ssh import SshDevice
 
-    def on(device: Device) -> Runtime:
-        return runtime_on(
-            device,
-            name,
-            provider=provider,
-            threads=threads,
-            precision=precision,
-            compute_capability=compute_capability,
-            power_mode=power_mode,
-            batch=batch,
-        )
-
     devices = [SshDevice(host, python=python, folder=folder) for host in hosts]
     for device in devices:
+        atexit.register(device.close)
         there = device.hello()["machine"]
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return on(devices[0])
-    check_alike({device.host: on(device) for device in devices})
-    return on(Hosts(devices))
+        return runtime_on(devices[0], name, **setting)
+    check_alike({device.host: runtime_on(device, name, **setting) for device in devices})
+    return runtime_on(Hosts(devices), name, **setting)

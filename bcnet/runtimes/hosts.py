@@ -9,7 +9,8 @@ from bcnet.errors import DeviceError
 from bcnet.progress import say
 from bcnet.runtimes import Runtime
 from bcnet.runtimes.device import Job
-from bcnet.runtimes.ssh import HostLost, SshDevice
+from bcnet.runtimes.ssh import SshDevice
+from bcnet.runtimes.ssh_line import HostLost
 
 READINGS = 9
 ALIKE = 0.05  # how far the probes of two hosts may be apart

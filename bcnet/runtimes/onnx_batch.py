@@ -26,7 +26,7 @@ def with_free_batch(model: bytes) -> bytes:
         return model  # it is free already
     try:
         _free(proto, size)
-    except Exception as cause:
+    except shape_inference.InferenceError as cause:
         raise NetworkError(f"the sizes inside the network cannot be inferred: {one_line(cause)}") from None
     content: bytes = proto.SerializeToString()
     reason = _differs(model, content, size)
@@ -40,7 +40,7 @@ def with_free_batch(model: bytes) -> bytes:
 def resize_by_factors(graph: GraphProto) -> None:
     """Let every Resize have factors for all axes, in the place of sizes, which hold for one batch and width.
 
-    `graph` has the inferred sizes of its values.
+    `graph` has the inferred sizes of its values. Raises NetworkError where factors would take other pixels.
     """
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -50,9 +50,16 @@ def resize_by_factors(graph: GraphProto) -> None:
         axes = any(entry.name == "axes" for entry in node.attribute)
         if node.op_type != "Resize" or (len(node.input) < 4 and not axes):
             continue
-        pairs = zip(sizes[node.input[0]], sizes[node.output[0]], strict=True)
+        pairs = list(zip(sizes[node.input[0]], sizes[node.output[0]], strict=True))
         name = f"{node.output[0]}_factors"
         factors = np.array([_factor(*pair) for pair in pairs], np.float32)
+        plain = np.array([target / source for source, target in pairs], np.float32)
+        linear = any(entry.name == "mode" and entry.s != b"nearest" for entry in node.attribute)
+        if not linear and (factors != plain).any():
+            raise NetworkError(
+                f"'{node.name}' resizes {pairs[-2:]} to the nearest pixel, by a factor that is no float: "
+                "resize by whole numbers, or linearly"
+            )
         graph.initializer.append(numpy_helper.from_array(factors, name))
         kept = [entry for entry in node.attribute if entry.name != "axes"]
         del node.attribute[:]
@@ -61,12 +68,9 @@ def resize_by_factors(graph: GraphProto) -> None:
 
 
 def _factor(source: int, target: int) -> np.float32:
-    """What `source` is multiplied with, and rounded down, to give `target`.
-
-    In single precision, in which ONNX Runtime and TensorRT do it: 7 times 31 / 7 is not always 31 there.
-    """
+    """What `source` is multiplied with, and rounded down, to give `target`: above what a float can say."""
     factor = np.float32(target / source)
-    while np.floor(np.float32(source) * factor) < target:
+    while int(source * float(factor)) < target:
         factor = np.nextafter(factor, np.float32(np.inf))
     return factor
 

@@ -4,6 +4,7 @@ In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 """
 
 import platform
+from typing import Any
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
@@ -26,7 +27,7 @@ def why_not_here(profile: HwProfile) -> str | None:
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        _runtime_here(profile).fingerprint()
+        runtime_here(profile.runtime, **_of_runtime(profile)).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -41,15 +42,10 @@ def runtime_of(profile: HwProfile) -> Runtime:
         return runtime_on_hosts(
             profile.host,
             profile.runtime,
-            provider=profile.provider,
             python=profile.host_python,
             folder=profile.host_folder,
             machine=profile.machine,
-            threads=profile.threads,
-            precision=profile.precision,
-            compute_capability=profile.compute_capability,
-            power_mode=profile.power_mode,
-            batch=profile.batch,
+            **_of_runtime(profile),
         )
     reason = why_not_here(profile)
     if reason is not None:
@@ -57,7 +53,7 @@ def runtime_of(profile: HwProfile) -> Runtime:
             f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return _runtime_here(profile)
+    return runtime_here(profile.runtime, **_of_runtime(profile))
 
 
 def builder_of(profile: HwProfile) -> Runtime:
@@ -65,19 +61,13 @@ def builder_of(profile: HwProfile) -> Runtime:
     machine, whatever its GPU.
     """
     ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
-    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
+    return runtime_here(profile.runtime, **_of_runtime(profile)) if ahead_of_time else runtime_of(profile)
 
 
-def _runtime_here(profile: HwProfile) -> Runtime:
-    return runtime_here(
-        profile.runtime,
-        profile.provider,
-        profile.threads,
-        profile.precision,
-        profile.compute_capability,
-        profile.power_mode,
-        profile.batch,
-    )
+def _of_runtime(profile: HwProfile) -> dict[str, Any]:
+    """What the profile says about its runtime, as `runtime_on` takes it."""
+    names = ("provider", "threads", "precision", "compute_capability", "power_mode", "batch")
+    return {name: getattr(profile, name) for name in names}
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 
-from bcnet.errors import ModelError, one_line
+from bcnet.errors import ModelError, NetworkError, one_line
 from bcnet.runtimes.onnx_batch import resize_by_factors
 
 NEWEST = 18
@@ -34,7 +34,10 @@ def at_opset(proto: ModelProto, opset: int) -> ModelProto:
     except shape_inference.InferenceError as cause:
         raise ModelError(f"the sizes inside the network cannot be inferred: {one_line(cause)}") from None
     graph = result.graph
-    resize_by_factors(graph)
+    try:
+        resize_by_factors(graph)
+    except NetworkError as reason:
+        raise ModelError(f"opset {opset}: {reason}") from None
     arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -186,11 +186,14 @@ def test_a_layer_of_next_to_no_time_is_as_uncertain_as_the_clock_and_breaks_noth
     assert flatten.high > 1.0
 
 
-def test_a_probe_without_the_memory_explains_the_clock_alone() -> None:
-    clock_only = Machine(Probed({"matmul_ms": 0.04}, {}), Probed({"matmul_ms": 0.042}, {}))
+@pytest.mark.parametrize("part", ["matmul_ms", "loop_ms"])  # the latter without numpy
+def test_a_probe_without_the_memory_explains_the_clock_alone(part: str) -> None:
+    clock_only = Machine(Probed({part: 0.04}, {}), Probed({part: 0.042}, {}))
     explained, error = clock_only.explains((0.35, 0.25))
     assert explained == pytest.approx(math.log(1.05))
-    assert error >= clock_only.error("matmul_ms")
+    assert error >= clock_only.error(part)
+    steady = Probed({part: 0.04}, {part: 0.005}, 20)
+    assert judge(observed(), steady, steady).status == "ok"
 
 
 def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> None:

@@ -19,10 +19,10 @@ from torch import nn
 from bcnet.agent.errors import JobError
 from bcnet.agent.serve import Agent
 from bcnet.errors import DeviceError, NetworkError
-from bcnet.runtimes import ssh
 from bcnet.runtimes.hosts import Hosts, check_alike, check_probes
 from bcnet.runtimes.onnxruntime import OnnxRuntime
-from bcnet.runtimes.ssh import HostLost, SshDevice
+from bcnet.runtimes.ssh import SshDevice
+from bcnet.runtimes.ssh_line import CONNECT_S, HostLost
 from bcnet.supernet.onnx_graph import to_onnx
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
@@ -198,7 +198,7 @@ def test_a_wrong_host_key_is_refused_at_once(sshd: Sshd, tmp_path: Path) -> None
     start = time.monotonic()
     with pytest.raises(HostLost, match=r"Host key verification failed; its key is unknown or has changed"):
         device.hello()
-    assert time.monotonic() - start < ssh.CONNECT_S
+    assert time.monotonic() - start < CONNECT_S
     assert not (tmp_path / "there").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_machine_that_asks_for_a_password_is_refused_at_once(tmp_path: Path, m
             SshDevice("device").hello()
     finally:
         server.stop()
-    assert time.monotonic() - start < ssh.CONNECT_S
+    assert time.monotonic() - start < CONNECT_S
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a\nb", "--", "-v"])

@@ -36,7 +36,7 @@ class Parts(nn.Module):
         left, right = torch.relu(self.stem(x)).chunk(2, 1)
         y = torch.relu(self.mix(torch.cat([self.a(left), right], 1)))
         small = functional.interpolate(y, size=(6, 9), mode="bilinear")
-        z: Tensor = functional.interpolate(self.head(small * y.mean((2, 3), keepdim=True)), size=(14, 20))
+        z: Tensor = functional.interpolate(self.head(small * y.mean((2, 3), keepdim=True)), size=(18, 27))
         return z
 
 
@@ -93,7 +93,7 @@ def test_an_operator_without_halves_is_named() -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4]) for name in ("input", "scores")]
     output = helper.make_tensor_value_info("output", TensorProto.INT64, [None, 3])
     proto = helper.make_model(helper.make_graph(nodes, "g", ends, [output]))
-    with pytest.raises(ModelError, match="cannot be made half precision: .*NonMaxSuppression"):
+    with pytest.raises(ModelError, match=r"cannot be made half precision: .*NonMaxSuppression"):
         half(proto)
 
 
@@ -132,6 +132,14 @@ def test_what_only_opset_18_can_say_is_refused() -> None:
     del resize.attribute[:]
     resize.attribute.extend([*kept, helper.make_attribute("antialias", 1)])
     with pytest.raises(ModelError, match=f"opset 17: '{resize.name}' has antialias"):
+        at_opset(proto, 17)
+
+
+def test_a_factor_that_is_no_float_is_refused_where_it_would_take_other_pixels() -> None:
+    proto = to_onnx(nn.Upsample(size=(14, 20)).eval(), (1, 2, 6, 9))
+    with pytest.raises(
+        ModelError, match=r"opset 17: .* resizes \[\(6, 14\), \(9, 20\)\] to the nearest pixel"
+    ):
         at_opset(proto, 17)
 
 

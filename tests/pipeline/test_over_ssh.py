@@ -1,0 +1,113 @@
+"""The whole way to a device over a real ssh, with ONNX Runtime behind it."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import clear_projects
+from sshd import PYTHON, SSHD, Sshd, agents, kill
+
+from bcnet.cli import main
+from bcnet.latency_tables.table import LatencyTable
+from bcnet.runtimes import runtime_on_hosts
+from bcnet.runtimes.ssh import SshDevice
+
+pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
+
+PROFILE = """
+description = "this machine, over ssh"
+runtime = "onnxruntime"
+host = "device"
+host_python = "{python}"
+host_folder = "{folder}"
+warmup_ms = 2.0
+seconds = 0.05
+iterations = 10
+"""
+
+
+@pytest.fixture
+def there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A finished run's folder with one more device, `far`; the folder of its agent."""
+    server = Sshd(tmp_path / "sshd").start()
+    monkeypatch.setenv("PATH", server.path)
+    folder = tmp_path / "there"
+    text = PROFILE.format(python=PYTHON, folder=folder)
+    Path("hw_profiles/far.toml").write_text(text, encoding="utf-8")
+    clear_projects()
+    yield folder
+    clear_projects()
+    server.stop()
+    runtime_on_hosts.cache_clear()
+
+
+def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("build-lut", "search", "slice", "export"):
+        assert main([command, "--device", "far", "--json"]) == 0, capsys.readouterr().err
+    verified = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (verified["device"], verified["verified"], verified["executed"]) == ("far", True, True)
+    near, far = (LatencyTable.load(f"latency_tables/{name}.json") for name in ("cpu", "far"))
+    assert near.rows.keys() == far.rows.keys()
+    # On a busy machine single layers differ; a factor in all of them would be another way of measuring.
+    ratios = [far.rows[key].stat.median_ms / row.stat.median_ms for key, row in near.rows.items()]
+    assert 0.5 < statistics.median(ratios) < 2
+    assert far.sessions[0].provenance == near.sessions[0].provenance
+    assert far.sessions[0].probe.keys() == near.sessions[0].probe.keys()
+    assert len(list((there / "answers").iterdir())) > len(far.rows) / 2
+    # Complete: nothing more is asked of the device.
+    done = len(list((there / "answers").iterdir()))
+    assert main(["build-lut", "--device", "far", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows_measured"] == 0
+    assert len([path for path in (there / "answers").iterdir() if '"ms"' in path.read_text()]) <= done
+
+
+def test_a_build_over_ssh_survives_agents_that_are_killed(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = SshDevice.call, [0]
+
+    def call(self: SshDevice, job: dict[str, object], limit_s: float) -> dict[str, object]:
+        calls[0] += 1
+        if calls[0] % 20 == 0:
+            for pid in agents(there):
+                kill(pid)
+        return real(self, job, limit_s)
+
+    monkeypatch.setattr(SshDevice, "call", call)
+    assert main(["build-lut", "--device", "far"]) == 0
+    assert "the agent died" in capsys.readouterr().err
+    assert (
+        LatencyTable.load("latency_tables/far.json").rows.keys()
+        == LatencyTable.load("latency_tables/cpu.json").rows.keys()
+    )
+
+
+def test_doctor_tells_what_there_is_and_what_is_missing(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["doctor", "--device", "far", "--json"])
+    steps = {step["name"]: step for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert steps["device: reached over ssh, agent started"]["passed"] is True
+    assert steps["device: runtime"]["found"].startswith("onnxruntime ")
+    assert code == (3 if any(step["passed"] is False for step in steps.values()) else 0)
+
+    profile = Path("hw_profiles/far.toml")
+    text = profile.read_text(encoding="utf-8")
+    profile.write_text(text + 'machine = "aarch64"\npower_mode = "15W"\n', encoding="utf-8")
+    assert main(["doctor", "--device", "far"]) == 3
+    out = capsys.readouterr().out
+    assert "the profile says aarch64: take another --device" in out
+    assert "nvpmodel is not there" in out
+
+    profile.write_text(text.replace(PYTHON, "/no/python"), encoding="utf-8")
+    assert main(["doctor", "--device", "far"]) == 3
+    assert "/no/python" in capsys.readouterr().out
+
+
+def test_a_host_that_is_none_is_refused_before_anything_is_done(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build-lut", "--device", "far", "--host", "-oProxyCommand=false"]) == 1
+    assert "a host is written as user@name" in capsys.readouterr().err
