@@ -184,6 +184,7 @@ def main() -> None:
         )
         out.flush()
         return
+    os.environ["XDG_CACHE_HOME"] = str(agent.folder / "cache")  # engines, too, go to the disk that was chosen
     for line in sys.stdin.buffer:
         number = 0
         try:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from onnx import ModelProto
+from sshd import PYTHON, SSHD, Sshd
 from torch import Tensor, nn
 
 from bcnet.agent import cuda as agent_cuda
@@ -24,6 +25,7 @@ from bcnet.runtimes import runtime_on
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.runtimes.onnxruntime import OnnxRuntime
+from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.tensorrt import TensorRt, is_engine
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.half import half
@@ -145,6 +147,23 @@ def test_an_engine_is_built_once_for_all_jobs_of_a_network(cache_folder: Path) -
     assert again.info == first.info
     for other in (builder(compute_capability="8.6").build(file), builder().build(file, (1, 2))):
         assert not other.content.endswith(b"kept")
+
+
+@pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
+def test_an_engine_is_built_over_ssh_and_kept_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, there = Sshd(tmp_path / "sshd").start(), tmp_path / "there"
+    monkeypatch.setenv("PATH", server.path)
+    device = SshDevice("device", python=PYTHON, folder=str(there), patience_s=20)
+    try:
+        engine = TensorRt(device, "tensorrt-rtx", "fp32", "8.9").build(content(network("tiny")), (1, 4))
+        with pytest.raises(NetworkError, match="Failed to parse the ONNX model"):
+            TensorRt(device, "tensorrt-rtx", "fp32", "8.9").build(b"no ONNX file")
+    finally:
+        device.close()
+        server.stop()
+    assert is_engine(engine.content)
+    (kept,) = (there / "cache" / "bcnet" / "tensorrt-rtx").glob("*.engine")
+    assert kept.read_bytes() == engine.content
 
 
 def test_an_engine_that_cannot_be_kept_is_built_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
