@@ -195,7 +195,7 @@ class ExportConfig(Section):
         1e-3, gt=0, description="largest allowed output error of fp32, relative to the largest output"
     )
     fp16_output_tolerance: float = Field(
-        0.02, gt=0, description="the same at fp16, and in TensorRT, whose fp32 is TF32 on newer GPUs"
+        0.01, gt=0, description="the same at fp16, and in TensorRT, whose fp32 is TF32 on newer GPUs"
     )
     accuracy_tolerance: float = Field(
         0.005, ge=0, description="largest allowed drop of accuracy against PyTorch"
