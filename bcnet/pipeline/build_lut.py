@@ -360,6 +360,7 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         "stage": "build-lut",
         "table": str(path),
         "device": project.profile.name,
+        "target": config.target(project.profile.name),
         "rows_measured": report.measured,
         "rows_used": report.rows,
         "rows_failed": len(report.failed),
