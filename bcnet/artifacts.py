@@ -142,6 +142,17 @@ class Stage:
                 )
         return digest(manifest)
 
+    def missing(self, inputs: Mapping[str, str], *keys: str) -> str | None:
+        """Why the stage must run for those of `inputs` to be what it was made from; None where they are.
+
+        Raises ArtifactError where its files were changed: they are not written over.
+        """
+        if not self.path(MANIFEST).exists():
+            return "not done yet"
+        found = self.manifest()["inputs"]
+        changed = [key for key in keys if inputs[key] != found.get(key)]
+        return f"{', '.join(changed)} changed" if changed else None
+
     def outdated(self, inputs: Mapping[str, str]) -> str | None:
         """Why the stage must run; None when it is finished, whole, and made from exactly these inputs."""
         if not self.path(MANIFEST).exists():

@@ -346,7 +346,7 @@ def search(
             "generations": generations,
         },
     }
-    _stage(stage.run, flags, run, config, as_json)
+    _stage(stage.run, flags, run, config, as_json, on_last_table=True)
 
 
 @app.command("slice")
@@ -374,13 +374,33 @@ def slice_(
         "train": {"train_device": train_device},
         "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
     }
-    _stage(stage.run, flags, run, config, as_json)
+    _stage(stage.run, flags, run, config, as_json, on_last_table=True)
 
 
 @app.command()
 def export(
+    trt: Annotated[
+        bool,
+        typer.Option(
+            "--trt",
+            help="Also build the engine of TensorRT, on the device or, for RTX, ahead of time.",
+        ),
+    ] = False,
+    flavour: Annotated[
+        str | None,
+        typer.Option(
+            help="With --trt: tensorrt, or rtx for TensorRT for RTX (default: the device profile's)."
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER[,...]",
+            help="Images an inference (default: the device profile's); with --trt also sizes from least to "
+            "largest, as 1,8,32: of one engine, timed at the first.",
+        ),
+    ] = None,
     device: Device = None,
-    batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
     host: Host = None,
@@ -389,17 +409,60 @@ def export(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; the
-    exit code is 3 when one of them fails, 4 when the latency cannot be verified here."""
-    from bcnet.pipeline import export as stage
+    """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; with
+    --trt through the engine, too. A winner that is not sliced yet is, first. The exit code is 3 when a check
+    fails, 4 when the latency cannot be verified here."""
+    batches = _batches(batch)
+    if flavour is not None and not trt:
+        raise UsageError("--flavour is that of an engine: add --trt")
+    if flavour not in (None, "tensorrt", "rtx"):
+        raise UsageError(f"--flavour is tensorrt or rtx, not '{flavour}'")
+    if len(batches) > 1 and not trt:
+        raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
+    from bcnet.artifacts import Run
+    from bcnet.pipeline import export, slice
+    from bcnet.pipeline.engine import EngineWanted
+    from bcnet.progress import say
 
-    _stage(
-        stage.run,
-        {"": {"seed": seed, **_target(device, batch, threads, precision, host)}},
-        run,
-        config,
-        as_json,
-    )
+    target = Run.named(_checked_name(run))
+    own = _target(device, batches[0] if batches else None, threads, precision, host)
+    settings = _on_last_table(_configured(config, {"": {"seed": seed, **own}}), target)
+    wanted = None
+    if trt:
+        runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
+        wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
+    with redirect_stdout(sys.stderr):
+        why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
+        if why is not None:
+            say(f"slicing the winner first: {why}")
+            slice.run(target, settings)
+        summary = export.run(target, settings, wanted)
+    _show(summary, as_json)
+    _refuse_unverified(summary)
+
+
+@app.command()
+def verify(
+    engine: Annotated[
+        Path, typer.Option(help="The engine, as runs/NAME/export/model.engine; engine.json is beside it.")
+    ],
+    host: Host = None,
+    run: RunName = "default",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Verify an engine on its device: outputs, accuracy on the test images, latency. Updates the verify.json
+    beside it; the exit code is 3 when a check fails, 4 when the device is not at hand."""
+    from bcnet.artifacts import Run
+    from bcnet.pipeline import verify_engine as stage
+
+    facts = stage.facts_beside(engine)
+    target = Run.named(_checked_name(run))
+    own = _target(facts["device"], facts["batches"][0], None, facts["precision"], host)
+    settings = _on_last_table(_configured(config, {"": own}), target)
+    with redirect_stdout(sys.stderr):
+        summary = stage.run(target, settings, engine)
+    _show(summary, as_json)
 
 
 @app.command("run")
@@ -537,6 +600,19 @@ def _target(
     }
 
 
+def _batches(text: str | None) -> tuple[int, ...]:
+    """ "1,8,32" as numbers, () for None. Raises UsageError for what is not whole, above zero, ascending."""
+    if text is None:
+        return ()
+    words = text.split(",")
+    sizes = tuple(int(word) for word in words if re.fullmatch(r"\s*\d{1,5}\s*", word))
+    if len(sizes) < len(words) or sizes[0] < 1 or list(sizes) != sorted(set(sizes)) or sizes[-1] > 65_536:
+        raise UsageError(
+            f"--batch takes sizes from 1 to 65536, from least to largest, as 1,8,32, not '{text}'"
+        )
+    return sizes
+
+
 def _budget(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:
     return {"latency_ms": latency_ms, "latency": latency, "min_accuracy": min_accuracy}
 
@@ -569,21 +645,51 @@ def _configured(config: Path | None, flags: Flags) -> "Config":
     return settings
 
 
+def _on_last_table(settings: "Config", run: "Run") -> "Config":
+    """The device, and how it is set, of the table that was built last in this run, where none is named."""
+    from bcnet.artifacts import read_json
+    from bcnet.hw_profiles import load_profile
+    from bcnet.progress import say
+
+    stage = run.stage("build-lut")
+    if not stage.path("report.json").exists():
+        return settings
+    last = read_json(stage.path("report.json"), stage.command).get("target", {})
+    named = settings.model_fields_set
+    if "device" in named and load_profile(settings.device).name != last.get("device"):
+        return settings
+    other = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in last.items()
+        if key not in named
+    }
+    taken = {key: value for key, value in other.items() if getattr(settings, key) != value}
+    if taken:
+        words = [
+            f"{key} {' '.join(value) if isinstance(value, tuple) else value}" for key, value in taken.items()
+        ]
+        say(f"{', '.join(words)}: as in the table that was built last in this run")
+    return settings.model_copy(update=taken)
+
+
 def _stage(
     stage: "Callable[[Run, Config], dict[str, Any]]",
     flags: Flags,
     run: str,
     config: Path | None,
     as_json: bool,
+    on_last_table: bool = False,
 ) -> None:
     """Run one stage and print its summary."""
     from bcnet.artifacts import Run
 
+    target = Run.named(_checked_name(run))
     settings = _configured(config, flags)
+    if on_last_table:
+        settings = _on_last_table(settings, target)
     with redirect_stdout(sys.stderr):  # what a user's own code prints is no result
-        summary = stage(Run.named(_checked_name(run)), settings)
+        summary = stage(target, settings)
     _show(summary, as_json)
-    _refuse_unverified(summary)
 
 
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:
@@ -596,11 +702,8 @@ def _show(summary: Mapping[str, Any], as_json: bool) -> None:
 def _refuse_unverified(export: Mapping[str, Any]) -> None:
     """End with exit code 4 after an export that is complete, but whose latency was not checked."""
     if export.get("not_verified"):
-        name = export["device"]
-        raise NotVerified(
-            f"{export['file']} is not verified: {export['not_verified']}; to verify it, measure on the "
-            f"device itself: bcnet build-lut --device {name}, then search, slice and export"
-        )
+        reason, mend = export["not_verified"], export["verify_with"]
+        raise NotVerified(f"{export['file']} is not verified: {reason}; to verify it, {mend}")
 
 
 INTERRUPTED = 130

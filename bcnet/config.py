@@ -194,9 +194,13 @@ class ExportConfig(Section):
     output_tolerance: float = Field(
         1e-3, gt=0, description="largest allowed output error of fp32, relative to the largest output"
     )
+    fp16_output_tolerance: float = Field(
+        0.01, gt=0, description="the same at fp16, and in TensorRT, whose fp32 is TF32 on newer GPUs"
+    )
     accuracy_tolerance: float = Field(
         0.005, ge=0, description="largest allowed drop of accuracy against PyTorch"
     )
+    fp16_accuracy_tolerance: float = Field(0.005, ge=0, description="the same at fp16")
     int8_accuracy_tolerance: float = Field(
         0.02, ge=0, description="the same at int8, where outputs differ and accuracy alone decides"
     )
@@ -232,6 +236,12 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+    def target(self, device: str) -> dict[str, Any]:
+        """The device by that name, and what is configured of its setting: JSON values that name it again."""
+        own = {"batch": self.batch, "threads": self.threads, "precision": self.precision}
+        named = {key: value for key, value in own.items() if value is not None}
+        return {"device": device, **named, **({"host": list(self.host)} if self.host else {})}
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

@@ -131,6 +131,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "estimate": True,
         "table": str(path),
         "device": profile.name,
+        "target": config.target(profile.name),
         "rows_measured": 0,
         "rows_used": rows,
         "full_ms": round(latency(project.space.original()), 5),

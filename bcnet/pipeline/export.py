@@ -1,26 +1,41 @@
 """Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
 
-`export/`: model.onnx, verify.json. A failed check leaves what stood there before. Where the device is not at
-hand, or its table is an estimate, the file is written and all but its latency is checked: it is not verified.
+`export/`: model.onnx, verify.json, and where an engine was built, model.engine, engine.json. A failed check
+leaves what stood there before. Where the device is not at hand, or its table is an estimate, the file is
+written and all but its latency is checked: it is not verified.
 """
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
+from bcnet.pipeline.engine import (
+    ENGINE,
+    FACTS,
+    Built,
+    EngineWanted,
+    build_and_verify,
+    engine_profile,
+    facts_of,
+    how_to_verify,
+)
 from bcnet.pipeline.verify import verify
 from bcnet.progress import announce, say, working
+from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.project import load_project
+from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.space import Widths
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:
@@ -46,67 +61,82 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     }
 
 
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Export, verify, save. Raises CheckFailed (exit 3) where a check did not pass.
+def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[str, Any]:
+    """Export, verify, save; with `wanted`, build its engine, too. Raises CheckFailed (exit 3).
 
-    In the summary, "not_verified" says why the latency could not be checked, or is None.
+    In the summary, "not_verified" says why the latency could not be checked, and "verify_with" what to do
+    about it; both are None where it was.
     """
     project = load_project(config)
     stage, inputs = run.stage("export"), stage_inputs(run, config)
+    target = engine_profile(project.profile, wanted.flavour) if wanted else project.profile
+    batches = wanted.batches if wanted else ()
     search = run.stage("search")
     found = read_json(search.path("result.json"), search.command)
     widths = searched_widths(run, project)
     model = sliced_model(run, project)
     data = project.data
-    example = data.example(project.profile.batch)
-    metadata = {
-        "bcnet_version": version("bcnet"),
-        "widths": str(widths),
-        "classes": json.dumps(data.classes),
-    }
-    if found["estimate"]:
-        metadata["latency"] = "estimate, not measured"
-    elif project.replayed:
-        metadata["latency"] = project.replayed
-    if isinstance(example, Tensor) and example.ndim == 4:
-        metadata["input"] = json.dumps({"layout": "NCHW", "shape": list(example.shape)})
-    if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
-        metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     with working("exporting to ONNX"):
-        proto = project.at_precision(export(model, example, metadata))
+        metadata = _metadata(project, widths, bool(found["estimate"]), bool(batches))
+        proto = project.at_precision(export(model, data.example(target.batch), metadata))
+        if batches:
+            proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
+    content = proto.SerializeToString()
     predicted_ms = float(found["best"]["predicted_ms"])
-    announce("verifying on the test images", len(data.test) / project.profile.batch * predicted_ms / 1000)
-    not_measured = project.not_measured(project.latency_model()) or project.replayed
-    report = verify(
+    announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
+    check = partial(
+        verify,
         model,
         proto,
         project.space,
         widths,
         data,
-        project.profile,
-        config.export,
+        limits=config.export,
         predicted_ms=predicted_ms,
         budget_ms=found["budget_ms"],
-        full=b"" if not_measured else project.graph.variant(project.space.original()),
-        full_predicted_ms=float(found["full_predicted_ms"]),
+        full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
         task=project.task,
-        not_measured=not_measured,
     )
+    not_measured = project.not_measured(project.latency_model()) or project.replayed
+    full = b"" if not_measured and not wanted else project.graph.variant(project.space.original())
+    files = {"model.onnx": content}
+    if wanted:
+        built = build_and_verify(check, content, full, target, batches)
+        report = built.report
+        if built.engine:
+            facts = facts_of(built.engine, content, target, batches)
+            files |= {ENGINE: built.engine.content, FACTS: json_bytes(facts)}
+    else:
+        built, report = None, check(profile=target, full=full, not_measured=not_measured)
+    file = str(stage.path(ENGINE if ENGINE in files else "model.onnx"))
     summary = {
         "stage": "export",
         "folder": str(stage.folder),
-        "file": str(stage.path("model.onnx")),
-        "device": project.profile.name,
+        "file": file,
+        "device": target.name,
         "estimate": bool(found["estimate"]),
         "recorded": project.profile.recording,
         **report.to_json(),
+        "verify_with": None,
     }
+    if report.not_verified:
+        summary["verify_with"] = (
+            how_to_verify(file, proto, target, batches, stage.command.removeprefix("bcnet export"))
+            if wanted
+            else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
+        )
+    if built:
+        summary |= _beside(built, project.profile.runtime)
     if not report.passed:
         failed = stage.path("failed.json")
         write_file(failed, json_bytes(summary))
         raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
-    stage.finish(inputs, {"model.onnx": proto.SerializeToString(), "verify.json": json_bytes(summary)})
+    stage.finish(inputs, {**files, "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
+    if ENGINE not in files and stage.path(ENGINE).exists():
+        say(f"removed {stage.path(ENGINE)}: it was of an earlier export")
+        stage.path(ENGINE).unlink()
+        stage.path(FACTS).unlink(missing_ok=True)
     if report.not_verified:
         return summary
     if report.budget_ms is not None and report.measured and report.measured.median_ms > report.budget_ms:
@@ -114,5 +144,32 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             f"measured {report.measured.median_ms:.4g} ms is over the budget of {report.budget_ms:.4g} ms, "
             f"within the {config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
         )
-    say(f"verified: {stage.path('model.onnx')}")
+    say(f"verified: {file}")
     return summary
+
+
+def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:
+    """What the file says of itself."""
+    data, example = project.data, project.data.example(project.profile.batch)
+    metadata = {
+        "bcnet_version": version("bcnet"),
+        "widths": str(widths),
+        "classes": json.dumps(data.classes),
+    }
+    if estimate:
+        metadata["latency"] = "estimate, not measured"
+    elif project.replayed:
+        metadata["latency"] = project.replayed
+    if isinstance(example, Tensor) and example.ndim == 4:
+        shape = [BATCH if any_batch else example.shape[0], *example.shape[1:]]
+        metadata["input"] = json.dumps({"layout": "NCHW", "shape": shape})
+    if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
+        metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
+    return metadata
+
+
+def _beside(built: Built, predicted_for: str) -> dict[str, Any]:
+    """What verify.json tells of an engine beside the report: the ONNX file on this processor, too."""
+    keys = ("backend", "precision", "output_error", "top1_agreement", "accuracy", "size_bytes")
+    own = built.of_file.to_json()
+    return {"predicted_for": predicted_for, "onnx_file": {key: own[key] for key in keys}}

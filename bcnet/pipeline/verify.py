@@ -34,10 +34,10 @@ PATIENCE = 5  # measurements of a network that seems over the budget
 class VerifyReport:
     """One backend's findings.
 
-    `output_error` is the largest difference to PyTorch, relative to the largest output (at fp16 and int8 it
-    is told, and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file
-    ran on its device: else `not_verified` says why not, `measured` and `full` are None, and all else was
-    checked with ONNX Runtime on this processor.
+    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
+    and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file, or the
+    engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and `full`
+    are None, and all else was checked with ONNX Runtime on this processor.
     """
 
     backend: str
@@ -106,15 +106,17 @@ def verify(
     full_predicted_ms: float | None = None,
     task: Task | None = None,
     not_measured: str | None = None,
+    engine: bytes | None = None,
 ) -> VerifyReport:
     """Run the file on the whole test set and time it beside the unpruned network, `full`.
 
     `full_predicted_ms` serves to tell a slower machine from a slower network in a failure's text. Accuracy is
     the task's metric, where it has another. With `not_measured`, why its latency on the device cannot be
-    known here, nothing is timed, and all else is checked with ONNX Runtime on this processor.
+    known here, nothing is timed, and all else is checked with ONNX Runtime on this processor. With `engine`,
+    what the profile's runtime built from the file, that is run in its place; `full` is an engine then, too.
     """
     check_file(proto)
-    content = proto.SerializeToString()
+    content = engine or proto.SerializeToString()
     if not_measured:
         here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
         elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
@@ -133,17 +135,16 @@ def verify(
     if not not_measured:
         with working("timing the exported and the full network"):
             measured, full_stat = _timed(content, full, profile, budget_ms)
-    match = shapes_match(proto, space, widths)
+    match, what = shapes_match(proto, space, widths), "engine" if engine else "file"
     failures = []
     if not match:
         failures.append("the file's shapes are not the searched widths")
     if not differences.finite:
         failures.append("the outputs are not finite")
-    elif profile.precision == "fp32" and error > limits.output_tolerance:
-        failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {limits.output_tolerance:g}")
-    int8 = profile.precision == "int8"
-    if accuracy_torch - accuracy > (limits.int8_accuracy_tolerance if int8 else limits.accuracy_tolerance):
-        failures.append(f"accuracy is {accuracy:.4f} in the file and {accuracy_torch:.4f} in PyTorch")
+    elif (allowed := _output_tolerance(profile, limits)) is not None and error > allowed:
+        failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {allowed:g}")
+    if accuracy_torch - accuracy > _accuracy_tolerance(profile, limits):
+        failures.append(f"accuracy is {accuracy:.4f} in the {what} and {accuracy_torch:.4f} in PyTorch")
     if budget_ms is not None and measured and measured.median_ms > budget_ms * (1 + limits.latency_tolerance):
         over = f"measured latency is {measured.median_ms:.4g} ms, the budget {budget_ms:.4g} ms"
         slower = full_stat.median_ms / full_predicted_ms - 1 if full_stat and full_predicted_ms else 0.0
@@ -170,6 +171,23 @@ def verify(
         failures=tuple(failures),
         not_verified=not_measured,
     )
+
+
+def _output_tolerance(profile: HwProfile, limits: ExportConfig) -> float | None:
+    """How far outputs may be off, relative to the largest; None at int8, where accuracy decides."""
+    if profile.precision == "int8":
+        return None
+    # From compute capability 8.0 on, TensorRT multiplies float32 as TF32: 10 bits of mantissa, as in fp16.
+    exact = profile.precision == "fp32" and profile.runtime == "onnxruntime"
+    return limits.output_tolerance if exact else limits.fp16_output_tolerance
+
+
+def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
+    return {
+        "fp32": limits.accuracy_tolerance,
+        "fp16": limits.fp16_accuracy_tolerance,
+        "int8": limits.int8_accuracy_tolerance,
+    }[profile.precision]
 
 
 def _timed(

@@ -91,6 +91,14 @@ def replayed(profile: HwProfile) -> str | None:
     return f"latencies are replayed from the recording {profile.recording}, not measured now"
 
 
+def builder_of(profile: HwProfile) -> Runtime:
+    """The runtime that builds engines for the device: as `runtime_of`, but for TensorRT for RTX also this
+    machine, whatever its GPU.
+    """
+    ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
+    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
+
+
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
     """Time a network in three windows and keep the fastest one: other work on a machine only adds time.
 

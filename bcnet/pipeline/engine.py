@@ -1,0 +1,139 @@
+"""Engines of TensorRT. In: a network's ONNX file and a device. Out: its engine, checked where it can be run.
+
+An engine of `tensorrt` is built only on its device. Those of TensorRT for RTX are built on any machine, for a
+compute capability, and not executed there.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnx import ModelProto
+
+from bcnet.errors import DeviceError, NetworkError
+from bcnet.hw_profiles import HwProfile
+from bcnet.pipeline.verify import VerifyReport
+from bcnet.progress import working
+from bcnet.runtimes import Engine
+from bcnet.supernet.measure import builder_of, why_not_here
+
+ENGINE, FACTS = "model.engine", "engine.json"
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
+CHECKED_HERE = "checked with ONNX Runtime on this processor"
+
+
+@dataclass(frozen=True)
+class EngineWanted:
+    """An engine of TensorRT: the runtime that is to read it, the device's own if None.
+
+    `batches` are the sizes of a dynamic batch, from least to largest; with () the batch is fixed.
+    """
+
+    flavour: str | None = None
+    batches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Built:
+    """The report that counts, that of the ONNX file on this processor, and the engine if one was built."""
+
+    report: VerifyReport
+    of_file: VerifyReport
+    engine: Engine | None = None
+
+
+def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
+    """The device with the runtime that is to read its engine.
+
+    Raises DeviceError where the device has no TensorRT, or is not known well enough to build ahead of time.
+    """
+    if profile.runtime not in FLAVOURS:
+        raise DeviceError(
+            f"device '{profile.name}' runs {profile.runtime}, so there is no engine to build; name a device "
+            "with TensorRT (see `bcnet devices`), with a table and a search of its own"
+        )
+    target = profile.model_copy(update={"runtime": flavour or profile.runtime})
+    if target.runtime == "tensorrt-rtx" and target.compute_capability is None and why_not_here(target):
+        raise DeviceError(
+            f"device '{profile.name}' has no `compute_capability` in its profile: TensorRT for RTX cannot "
+            "build for it ahead of time"
+        )
+    return target
+
+
+def build_and_verify(
+    check: Callable[..., VerifyReport],
+    content: bytes,
+    full: bytes,
+    target: HwProfile,
+    batches: tuple[int, ...],
+) -> Built:
+    """Check an ONNX file on this processor, build its engine, and verify that where it can be executed.
+
+    `check` is `verify` of the network, `full` the unpruned network's ONNX file. No engine is built of a file
+    that fails. Raises NetworkError, DeviceError where the build fails.
+    """
+    of_file = check(profile=target, full=b"", not_measured=CHECKED_HERE)
+    if not of_file.passed:
+        return Built(of_file, of_file)
+    reason = why_not_here(target)
+    if reason and target.runtime == "tensorrt":
+        reason = f"no engine was built, which TensorRT does only on the device itself: {reason}"
+        return Built(replace(of_file, not_verified=reason), of_file)
+    builder = builder_of(target)
+    with working("building the engine"):
+        engine = builder.build(content, batches)
+    if reason:
+        reason = f"the engine was built ahead of time and not executed: {reason}"
+        size = len(engine.content)
+        return Built(replace(of_file, not_verified=reason, size_bytes=size), of_file, engine)
+    with working("building the full network's engine"), suppress(NetworkError):
+        full = builder.build(full, batches).content
+    return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
+
+
+def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...]) -> dict[str, Any]:
+    """engine.json: what the runtime tells of an engine, from which ONNX file it was built, and for what."""
+    return {
+        **built.info,
+        "precision": target.precision,
+        "batches": list(batches) or [target.batch],
+        "dynamic": bool(batches),
+        "device": target.name,
+        "size_bytes": len(built.content),
+        "sha256": hashlib.sha256(built.content).hexdigest(),
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def how_to_verify(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...], run: str) -> str:
+    """What to do about a file that was not verified on its device; `run` is " --run NAME", or nothing."""
+    if file.endswith(ENGINE):
+        return f"run `bcnet verify --engine {file}{run}` on the device, or here with --host user@device"
+    sizes = f" --batch {','.join(map(str, batches))}" if batches else ""
+    flags = f"--device {target.name} --host user@device{sizes}{run}"
+    line = trtexec_line(file, proto, target, batches)
+    return f"build it on the device: `bcnet export --trt {flags}`, or there, without checks: `{line}`"
+
+
+def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...]) -> str:
+    """The command that builds the engine of an ONNX file with TensorRT's own program."""
+    words = ["trtexec", f"--onnx={file}", f"--saveEngine={file.removesuffix('model.onnx')}{ENGINE}"]
+    if target.precision != "fp32":
+        # The types are in the file; TensorRT 8, which reads opset 17, uses them only with its flag.
+        words.append(f"--{target.precision}" if target.opset == 17 else "--stronglyTyped")
+    if batches:
+        named = {"min": batches[0], "opt": batches[len(batches) // 2], "max": batches[-1]}
+        words += [f"--{key}Shapes={_shapes(proto, size)}" for key, size in named.items()]
+    return " ".join(words)
+
+
+def _shapes(proto: ModelProto, size: int) -> str:
+    """All inputs' shapes at a batch, as trtexec reads them."""
+    fixed: Mapping[str, list[int]] = {
+        entry.name: [side.dim_value for side in entry.type.tensor_type.shape.dim[1:]]
+        for entry in proto.graph.input
+    }
+    return ",".join(f"{name}:{'x'.join(map(str, [size, *sides]))}" for name, sides in fixed.items())

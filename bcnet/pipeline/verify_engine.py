@@ -1,0 +1,101 @@
+"""`bcnet verify --engine`. In: an exported engine and the run that it is of. Out: its verify.json, executed.
+
+The same checks that `bcnet export --trt` makes where the device is at hand: outputs, accuracy, latency.
+"""
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from bcnet.artifacts import Run, json_bytes, read_json, write_file
+from bcnet.config import Config
+from bcnet.errors import ArtifactError, CheckFailed, NetworkError, NotVerified
+from bcnet.pipeline.engine import FACTS
+from bcnet.pipeline.verify import verify
+from bcnet.progress import say, working
+from bcnet.supernet.measure import runtime_of, why_not_here
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import searched_widths, sliced_model
+
+MEND = "bcnet export --trt"
+NEEDED = {
+    "flavour": str,
+    "precision": str,
+    "batches": list,
+    "dynamic": bool,
+    "device": str,
+    "sha256": str,
+    "onnx_sha256": str,
+}
+
+
+def facts_beside(engine: Path) -> dict[str, Any]:
+    """The engine.json beside an engine. Raises ArtifactError where it is missing, or another engine's."""
+    path = engine.with_name(FACTS)
+    facts = read_json(path, MEND)
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(k), kind) for k, kind in NEEDED.items()):
+        raise ArtifactError(f"{path} is not what export wrote; run `{MEND}` again")
+    for file, key in ((engine, "sha256"), (engine.with_name("model.onnx"), "onnx_sha256")):
+        if not file.is_file():
+            raise ArtifactError(f"{file} is missing; run `{MEND}`")
+        if hashlib.sha256(file.read_bytes()).hexdigest() != facts[key]:
+            raise ArtifactError(f"{file} is not the one that {path} tells of; run `{MEND}` again")
+    return facts
+
+
+def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
+    """Execute an engine on its device and write what was found into the verify.json beside it.
+
+    `config` names the device, batch and precision of the engine's facts. Raises NotVerified (exit 4) where
+    the device is not at hand, CheckFailed (exit 3) where a check did not pass: verify.json stays as it was.
+    """
+    facts = facts_beside(engine)
+    project = load_project(config)
+    target = project.profile.model_copy(update={"runtime": facts["flavour"]})
+    stage, search = run.stage("export"), run.stage("search")
+    inside = engine.parent.resolve() == stage.folder.resolve()
+    manifest = stage.manifest() if inside else None
+    found = read_json(search.path("result.json"), search.command)
+    reason = why_not_here(target)
+    if reason:
+        raise NotVerified(
+            f"{engine} is not verified: {reason}; run this on the device itself, or here with "
+            "--host user@device"
+        )
+    widths, model = searched_widths(run, project), sliced_model(run, project)
+    full = project.graph.variant(project.space.original())
+    with working("building the full network's engine"), suppress(NetworkError):
+        full = runtime_of(target).build(full, facts["batches"] if facts["dynamic"] else ()).content
+    report = verify(
+        model,
+        onnx.load(engine.with_name("model.onnx")),
+        project.space,
+        widths,
+        project.data,
+        target,
+        config.export,
+        predicted_ms=float(found["best"]["predicted_ms"]),
+        budget_ms=found["budget_ms"],
+        full=full,
+        full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
+        task=project.task,
+        engine=engine.read_bytes(),
+    )
+    path = engine.with_name("verify.json")
+    before = read_json(path, MEND) if path.exists() else {}
+    summary = {**before, "file": str(engine), "device": target.name, **report.to_json(), "verify_with": None}
+    if not report.passed:
+        failed = engine.with_name("failed.json")
+        write_file(failed, json_bytes(summary))
+        raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
+    if manifest:
+        kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
+        stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary)})
+    else:
+        write_file(path, json_bytes(summary))
+    engine.with_name("failed.json").unlink(missing_ok=True)
+    say(f"verified: {engine}")
+    return summary

@@ -1,0 +1,386 @@
+"""Engines: built for real by TensorRT for RTX, without a GPU; executed ones, through ONNX Runtime's."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import PROFILE, Refused, clear_projects, contents
+
+from bcnet.agent.tensorrt_module import flavour_of
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import Config, load_config
+from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
+from bcnet.pipeline.verify import verify
+from bcnet.runtimes import runtime_here
+from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import searched_widths, sliced_model
+
+pytest.importorskip("tensorrt_rtx")
+
+EXPORT = Path("runs/default/export")
+ENGINE, FACTS, VERIFIED = EXPORT / "model.engine", EXPORT / "engine.json", EXPORT / "verify.json"
+# Slow enough for widths to matter in so small a network.
+PEAKS = """
+[roofline]
+fp32_tflops = 0.236
+fp16_tflops = 0.472
+int8_tops = 0.9
+bandwidth_gb_s = 25.6
+launch_us = 3.4
+source = "figures of this test"
+"""
+DESK = f"""
+description = "a desktop's GPU that is not here"
+runtime = "tensorrt-rtx"
+precision = "fp16"
+compute_capability = "8.9"
+{PEAKS}
+"""
+BOARD = DESK.replace("tensorrt-rtx", "tensorrt").replace("8.9", "8.7").replace("a desktop's", "a board's")
+Done = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture(scope="module")
+def searched(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished project with two more devices, each with an estimate; searched for `desk`, not sliced."""
+    path = tmp_path_factory.mktemp("engines") / "project"
+    shutil.copytree(finished[0], path)
+    (path / "hw_profiles/desk.toml").write_text(DESK, encoding="utf-8")
+    (path / "hw_profiles/board.toml").write_text(BOARD, encoding="utf-8")
+    clear_projects()
+    with contextlib.chdir(path):
+        for words in (["build-lut", "--estimate", "--device", "desk"], ["search", "--device", "desk"]):
+            assert main(words) == 0
+    clear_projects()
+    return path
+
+
+@pytest.fixture
+def desk(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = tmp_path / "project"
+    shutil.copytree(searched, copy)
+    monkeypatch.chdir(copy)
+    clear_projects()
+    return copy
+
+
+@pytest.fixture
+def done(capfd: pytest.CaptureFixture[str]) -> Done:
+    """`done(code, *arguments)`: what a command answered with --json, and what it said on stderr."""
+
+    def run(code: int, *arguments: str) -> tuple[dict[str, Any], str]:
+        capfd.readouterr()
+        found = main([*arguments, "--json"])
+        out, err = capfd.readouterr()
+        assert found == code, err
+        answer = json.loads(out)
+        assert isinstance(answer, dict)
+        return answer, err
+
+    return run
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
+
+
+@pytest.mark.usefixtures("desk")
+def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) -> None:
+    exported, said = done(4, "export", "--trt")
+    content, facts = ENGINE.read_bytes(), json.loads(FACTS.read_text(encoding="utf-8"))
+    assert flavour_of(content) == "tensorrt-rtx"
+    assert facts["flavour"] == "tensorrt-rtx"
+    assert list(facts["versions"]) == ["tensorrt-rtx"]
+    assert (facts["compute_capability"], facts["precision"], facts["device"]) == ("8.9", "fp16", "desk")
+    assert (facts["batches"], facts["dynamic"], facts["gpu"]) == ([1], False, None)
+    assert (facts["size_bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    file = (EXPORT / "model.onnx").read_bytes()
+    assert facts["onnx_sha256"] == hashlib.sha256(file).hexdigest()
+    origins = " ".join(layer["Metadata"] for layer in facts["layers"])
+    assert all(
+        node.name in origins for node in onnx.load_from_string(file).graph.node if node.op_type == "Conv"
+    )
+    assert "the builder's log" in facts["layers_source"]
+    # What could be checked here was: the FP16 file, by ONNX Runtime. No latency is told.
+    assert exported["onnx_file"]["precision"] == "fp16"
+    assert 0 < exported["onnx_file"]["output_error"] < 2e-3
+    assert exported["onnx_file"]["accuracy"] == pytest.approx(exported["accuracy_torch"], abs=0.005)
+    assert exported["onnx_file"]["size_bytes"] == len(file)
+    assert exported["file"] == str(ENGINE)
+    assert (exported["executed"], exported["verified"], exported["passed"]) == (False, False, True)
+    assert (exported["measured"], exported["full"]) == (None, None)
+    assert json.loads(VERIFIED.read_text(encoding="utf-8")) == exported
+    last = last_line(said)
+    assert last.startswith(
+        f"bcnet: {ENGINE} is not verified: the engine was built ahead of time and not executed"
+    )
+    assert "device 'desk' is not at hand" in last
+    assert f"`bcnet verify --engine {ENGINE}` on the device, or here with --host user@device" in last
+    assert f"`bcnet verify --engine {ENGINE}`" in exported["verify_with"]
+    # The slice was that of the cpu's search, and the device is that of the last table.
+    assert "slicing the winner first: search changed" in said
+    assert "device desk: as in the table that was built last in this run" in said
+    # All of it is vouched for, and complete: a run has nothing more to do for it.
+    assert set(Run.named("default").stage("export").manifest()["outputs"]) == {
+        "model.onnx",
+        "model.engine",
+        "engine.json",
+        "verify.json",
+    }
+
+
+@pytest.mark.usefixtures("desk")
+def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(
+    done: Done, refused: Refused
+) -> None:
+    done(4, "export", "--trt")
+    line = refused(4, "verify", "--engine", str(ENGINE))
+    assert f"{ENGINE} is not verified: device 'desk' is not at hand" in line
+    assert "run this on the device itself, or here with --host user@device" in line
+    ENGINE.write_bytes(ENGINE.read_bytes() + b"x")
+    assert "is not the one that" in refused(1, "verify", "--engine", str(ENGINE))
+    assert "engine.json is missing" in refused(1, "verify", "--engine", "nowhere/model.engine")
+
+
+@pytest.mark.usefixtures("desk")
+def test_a_build_that_fails_leaves_the_export_before_it_as_it_was(done: Done, refused: Refused) -> None:
+    done(4, "export", "--trt")
+    clear_projects()
+    Path("hw_profiles/desk.toml").write_text(DESK.replace("8.9", "9.0"), encoding="utf-8")
+    line = refused(1, "export", "--trt", "--device", "desk")
+    assert "TensorRT for RTX builds for SM75, SM80, SM86, SM89" in line
+    assert "not for SM90: build on the device itself, with runtime 'tensorrt'" in line
+    clear_projects()
+    Path("hw_profiles/desk.toml").write_text(DESK.replace('compute_capability = "8.9"', ""), encoding="utf-8")
+    assert "has no `compute_capability` in its profile" in refused(1, "export", "--trt", "--device", "desk")
+
+
+@pytest.mark.usefixtures("desk")
+def test_int8_and_a_batch_of_several_sizes(done: Done) -> None:
+    for words in (["build-lut", "--estimate", "--device", "desk"], ["search"]):
+        done(0, *words, "--precision", "int8")
+    exported, said = done(4, "export", "--trt", "--batch", "1,3,8")
+    assert "device desk, precision int8: as in the table that was built last in this run" in said
+    facts = json.loads(FACTS.read_text(encoding="utf-8"))
+    assert (facts["batches"], facts["dynamic"], facts["precision"]) == ([1, 3, 8], True, "int8")
+    file = onnx.load(EXPORT / "model.onnx")
+    assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {node.op_type for node in file.graph.node} > {"QuantizeLinear", "DequantizeLinear"}
+    assert json.loads({e.key: e.value for e in file.metadata_props}["input"])["shape"] == ["batch", 1, 16, 16]
+    assert 1e-4 < exported["onnx_file"]["output_error"] < 0.5
+
+
+@pytest.mark.usefixtures("desk")
+def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> None:
+    done(4, "export", "--trt")
+    assert ENGINE.exists()
+    for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
+        done(0, *words)
+    exported, said = done(4, "export", "--trt", "--batch", "1,4")
+    assert not ENGINE.exists()
+    assert not FACTS.exists()
+    assert f"removed {ENGINE}: it was of an earlier export" in said
+    assert exported["file"] == str(EXPORT / "model.onnx")
+    assert (exported["executed"], exported["verified"], exported["measured"]) == (False, False, None)
+    assert 0 < exported["output_error"] < 2e-3
+    last = last_line(said)
+    assert (
+        "no engine was built, which TensorRT does only on the device itself: device 'board' is not at hand"
+        in last
+    )
+    assert "`bcnet export --trt --device board --host user@device --batch 1,4`" in last
+    assert f"trtexec --onnx={EXPORT}/model.onnx --saveEngine={ENGINE} --stronglyTyped" in last
+    assert "--minShapes=input:1x1x16x16 --optShapes=input:4x1x16x16 --maxShapes=input:4x1x16x16" in last
+    # Not even when it is asked for: TensorRT for RTX does not know the board's GPU.
+    clear_projects()
+    before = contents(EXPORT)
+    assert main(["export", "--trt", "--flavour", "rtx"]) == 1
+    assert contents(EXPORT) == before
+
+
+@pytest.mark.usefixtures("desk")
+def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_for(done: Done) -> None:
+    Path("hw_profiles/board.toml").write_text(BOARD.replace("8.7", "7.5"), encoding="utf-8")
+    for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
+        done(0, *words)
+    done(4, "export", "--trt")
+    assert not ENGINE.exists()
+    exported, _ = done(4, "export", "--trt", "--flavour", "rtx")
+    assert flavour_of(ENGINE.read_bytes()) == "tensorrt-rtx"
+    assert json.loads(FACTS.read_text(encoding="utf-8"))["compute_capability"] == "7.5"
+    assert (exported["executed"], exported["predicted_for"]) == (False, "tensorrt")
+
+
+@pytest.mark.usefixtures("project")
+def test_a_device_without_tensorrt_has_no_engine(refused: Refused) -> None:
+    line = refused(1, "export", "--trt")
+    assert "device 'cpu' runs onnxruntime, so there is no engine to build" in line
+    assert "name a device with TensorRT" in line
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("text", ["1,,8", "8,1", "0", "0,8", "1,1", "", "-1", "1.5", "two", "1,99999"])
+def test_a_batch_that_cannot_be_meant_is_wrong_usage(refused: Refused, text: str) -> None:
+    assert "--batch takes sizes from 1 to 65536, from least to largest, as 1,8,32" in refused(
+        2, "export", "--trt", f"--batch={text}"
+    )
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--batch", "1,8"], "--batch takes several sizes for an engine only: add --trt"),
+        (["export", "--flavour", "rtx"], "--flavour is that of an engine: add --trt"),
+        (["export", "--trt", "--flavour", "lite"], "--flavour is tensorrt or rtx, not 'lite'"),
+        (["verify"], "--engine"),
+    ],
+)
+def test_flags_that_do_not_fit_are_wrong_usage(refused: Refused, arguments: list[str], message: str) -> None:
+    assert message in refused(2, *arguments)
+
+
+def test_trtexec_is_told_the_types_and_all_shapes(project: Path) -> None:
+    profile = load_project(load_config(None)).profile
+    proto = onnx.load(EXPORT / "model.onnx")
+    plain = "trtexec --onnx=a/model.onnx --saveEngine=a/model.engine"
+    assert trtexec_line("a/model.onnx", proto, profile, ()) == plain
+    old = profile.model_copy(update={"opset": 17, "precision": "int8"})
+    assert trtexec_line("a/model.onnx", proto, old, ()) == f"{plain} --int8"
+    dynamic = trtexec_line("a/model.onnx", proto, profile, (1, 8, 32))
+    shapes = "--minShapes=input:1x1x16x16 --optShapes=input:8x1x16x16 --maxShapes=input:32x1x16x16"
+    assert dynamic == f"{plain} {shapes}"
+
+
+def configured() -> Config:
+    clear_projects()
+    return load_config(None)
+
+
+@pytest.mark.parametrize("batches", [(), (1, 2, 8)])
+def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
+    project: Path, batches: tuple[int, ...]
+) -> None:
+    """ONNX Runtime's engine, which is the file itself, takes the place of a GPU's."""
+    config = configured()
+    found = load_project(config)
+    run = Run.named("default")
+    content = (EXPORT / "model.onnx").read_bytes()
+    content = with_free_batch(content) if batches else content
+    check = partial(
+        verify,
+        sliced_model(run, found),
+        onnx.load_from_string(content),
+        found.space,
+        searched_widths(run, found),
+        found.data,
+        limits=config.export,
+        predicted_ms=1.0,
+        budget_ms=1000.0,
+    )
+    full = found.graph.variant(found.space.original())
+    built = build_and_verify(check, content, full, found.profile, batches)
+    assert built.engine is not None
+    assert built.of_file.executed is False
+    assert built.report.executed is True
+    assert built.report.verified, built.report.failures
+    assert built.report.measured is not None
+    assert built.report.full is not None
+    assert 0 < built.report.measured.median_ms < built.report.full.median_ms
+    facts = facts_of(built.engine, content, found.profile, batches)
+    assert (facts["batches"], facts["dynamic"]) == (list(batches) or [1], bool(batches))
+    # A file that fails here is not built at all.
+    strict = config.export.model_copy(update={"output_tolerance": 1e-12})
+    failed = build_and_verify(partial(check, limits=strict), content, full, found.profile, batches)
+    assert failed.engine is None
+    assert "outputs differ from PyTorch" in failed.report.failures[0]
+
+
+def with_engine() -> None:
+    """An engine of ONNX Runtime in the finished run's export, as `bcnet export --trt` leaves one of a GPU."""
+    profile = load_project(configured()).profile
+    content = (EXPORT / "model.onnx").read_bytes()
+    engine = runtime_here("onnxruntime").build(content)
+    stage = Run.named("default").stage("export")
+    inputs = stage.manifest()["inputs"]
+    report = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    report |= {"executed": False, "verified": False, "measured": None, "not_verified": "a test's"}
+    files = {
+        "model.onnx": content,
+        "model.engine": engine.content,
+        "engine.json": json.dumps(facts_of(engine, content, profile, ())).encode(),
+        "verify.json": json.dumps(report).encode(),
+    }
+    stage.finish(inputs, files)
+
+
+def test_an_engine_that_was_built_elsewhere_is_verified_on_its_device(project: Path, done: Done) -> None:
+    with_engine()
+    found, said = done(0, "verify", "--engine", str(ENGINE))
+    assert found == json.loads(VERIFIED.read_text(encoding="utf-8"))
+    assert (found["executed"], found["verified"], found["not_verified"]) == (True, True, None)
+    assert 0 < found["measured"]["median_ms"] < found["full"]["median_ms"]
+    assert found["accuracy"] == found["accuracy_torch"]
+    assert last_line(said) == f"verified: {ENGINE}"
+    assert main(["run"]) == 0  # the stage is still whole
+    # Elsewhere, too, beside its own files.
+    shutil.copytree(EXPORT, "taken")
+    assert done(0, "verify", "--engine", "taken/model.engine")[0]["file"] == "taken/model.engine"
+
+
+def test_an_engine_that_fails_its_checks_is_exit_code_3_and_its_report_stays(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with_engine()
+    before = contents(EXPORT)
+    with Path("bcnet.toml").open("a", encoding="utf-8") as file:
+        file.write("output_tolerance = 1e-12\n")
+    assert main(["verify", "--engine", str(ENGINE)]) == 3
+    assert "verification failed: outputs differ from PyTorch" in last_line(capfd.readouterr().err)
+    after = contents(EXPORT)
+    failed = json.loads(after.pop("failed.json") or b"")
+    assert (failed["executed"], failed["passed"]) == (True, False)
+    assert after == before
+
+
+def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
+    project: Path, done: Done
+) -> None:
+    Path("hw_profiles/other.toml").write_text(PROFILE + 'aliases = ["it"]\n', encoding="utf-8")
+    done(0, "build-lut", "--device", "it", "--batch", "2")
+    told = "as in the table that was built last in this run"
+    searched, said = done(0, "search")
+    assert f"device other, batch 2: {told}" in said
+    assert searched["device"] == "other"
+    _, said = done(0, "slice")
+    assert f"device other, batch 2: {told}" in said
+    exported, said = done(0, "export")
+    assert exported["device"] == "other"
+    assert onnx.load(EXPORT / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    # A device that is named wins, by a flag or in the file; of the same one, the setting is the table's.
+    assert done(0, "search", "--device", "cpu")[1].count(told) == 0
+    assert f"batch 2: {told}" in done(0, "search", "--device", "it")[1]
+    text = Path("bcnet.toml").read_text(encoding="utf-8")
+    Path("bcnet.toml").write_text(f'device = "cpu"\n{text}', encoding="utf-8")
+    searched, said = done(0, "search")
+    assert (searched["device"], said.count(told)) == ("cpu", 0)
+
+
+def test_an_export_slices_the_winner_that_is_not_sliced_yet(project: Path, done: Done) -> None:
+    shutil.rmtree("runs/default/slice")
+    exported, said = done(0, "export")
+    assert "slicing the winner first: not done yet" in said
+    assert exported["verified"] is True
+    assert "slicing" not in done(0, "export")[1]
+    # What was sliced with other settings is kept: it is this search's winner.
+    done(0, "slice", "--epochs", "0")
+    assert "slicing" not in done(0, "export")[1]
