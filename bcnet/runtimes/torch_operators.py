@@ -1,6 +1,6 @@
 """ONNX's operators in PyTorch's functions: those that its exporter makes of convolutional networks.
 
-In: attributes and inputs of a node, as ONNX defines them at opsets 13 to 20. Out: a tensor, or a tuple of some.
+In: attributes and inputs of a node, as ONNX defines them at opsets 13 to 20. Out: one tensor, or several.
 """
 
 import math
