@@ -42,6 +42,21 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
+class _Recorded:
+    """A CUDA graph, and the work that it was recorded from.
+
+    The graph knows only addresses: the weights and inputs there must live as long as it does, and the work is
+    what holds them.
+    """
+
+    graph: Any
+    work: Work
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True)
 class TorchCuda:
     """PyTorch on the first visible GPU of this machine, in this process.
 
@@ -252,8 +267,7 @@ class TorchCuda:
         graph = cuda.CUDAGraph()
         with cuda.graph(graph, stream=side):
             work()
-        replay: Work = graph.replay
-        return replay
+        return _Recorded(graph, work)
 
     def _once_ms(self, works: Sequence[Work]) -> list[float]:
         """Do all works in turn; the milliseconds of each, by events of the GPU."""

@@ -3,6 +3,8 @@
 The runtime runs on the processor here, without graphs and events: what needs a GPU is skipped without one.
 """
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import nn
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import LocalDevice, runtime_here, runtime_on
+from bcnet.runtimes.onnx_torch import TorchNetwork, load_network
 from bcnet.runtimes.torch import TorchCuda
 from bcnet.runtimes.torch_operators import OPERATORS
 from bcnet.supernet.discover import discover_space
@@ -471,6 +474,25 @@ def test_each_inference_is_a_replay_between_two_events_of_a_graph_that_was_warme
     assert samples.tolist() == [1, 1, 1]
     capture = ["stream", "end of stream", "graph", "end of graph"]
     assert played.calls == capture + 4 * ["event", "replay", "event", "synchronize"]
+
+
+def test_a_predictor_keeps_the_weights_whose_addresses_its_graph_has(
+    played: PlayedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+
+    def noted(model: bytes, device: torch.device) -> TorchNetwork:
+        network = load_network(model, device)
+        weights.append(weakref.ref(network.steps[0].fixed[1]))
+        return network
+
+    monkeypatch.setattr("bcnet.runtimes.torch.load_network", noted)
+    predict = TorchCuda(device="cpu:0").predictor(one_node("Conv", IMAGE, [noise(6, 4, 3, 3)]))
+    gc.collect()
+    assert weights[0]() is not None
+    del predict
+    gc.collect()
+    assert weights[0]() is None
 
 
 def test_a_short_node_is_repeated_in_its_graph_and_its_time_divided(
