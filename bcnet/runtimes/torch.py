@@ -72,7 +72,7 @@ class TorchCuda:
     workers = 1
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions of PyTorch, CUDA, cuDNN and driver, the GPU, and its highest clocks where it tells.
+        """Versions of PyTorch, CUDA, cuDNN and driver, TF32, the GPU, and its highest clocks if it tells.
 
         Raises DeviceError where there is no GPU, or one of another compute capability.
         """
@@ -87,6 +87,7 @@ class TorchCuda:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": str(torch.version.cuda),
             "cudnn": str(cudnn.version()),
+            "tf32": "off",  # see `_settled`
             **_smi(f"GPU-{properties.uuid}"),
         }
 

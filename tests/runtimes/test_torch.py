@@ -388,6 +388,26 @@ def test_an_engine_is_the_file_with_its_own_batch() -> None:
         RUNTIME.build(model, (1, 8))
 
 
+def test_tf32_is_off_while_a_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv: Any = torch.backends.cudnn.conv
+    matmul: Any = torch.backends.cuda.matmul
+    seen = set()
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        seen.add((conv.fp32_precision, matmul.fp32_precision))
+        return torch.relu(x)
+
+    monkeypatch.setattr("bcnet.runtimes.onnx_torch.OPERATORS", {"Relu": lambda at, x: noted(x)})
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "tf32"
+        RUNTIME.predictor(one_node("Relu", (2, 4)))(np.ones((2, 4), np.float32))
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+    assert seen == {("ieee", "ieee")}
+
+
 def test_the_settings_of_pytorch_are_as_they_were_afterwards() -> None:
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.benchmark
     RUNTIME.predictor(one_node("Relu", (2, 4)))(np.ones((3, 4), np.float32))
@@ -517,6 +537,7 @@ def test_a_gpu_is_known_by_its_versions_and_refused_for_another_profile(
         "8.9",
     )
     assert found["runtime_version"] == torch.__version__
+    assert found["tf32"] == "off"
     assert found["driver"] == "580.1"
     assert found["max_sm_clock"] == "1980 MHz"
     smi.write_text("#!/bin/sh\nexit 9\n")
