@@ -42,6 +42,21 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
+class _Recorded:
+    """A CUDA graph, and the work that it was recorded from.
+
+    The graph knows only addresses: the weights and inputs there must live as long as it does, and the work is
+    what holds them.
+    """
+
+    graph: Any
+    work: Work
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True)
 class TorchCuda:
     """PyTorch on the first visible GPU of this machine, in this process.
 
@@ -57,7 +72,7 @@ class TorchCuda:
     workers = 1
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions of PyTorch, CUDA, cuDNN and driver, the GPU, and its highest clocks where it tells.
+        """Versions of PyTorch, CUDA, cuDNN and driver, TF32, the GPU, and its highest clocks if it tells.
 
         Raises DeviceError where there is no GPU, or one of another compute capability.
         """
@@ -72,6 +87,7 @@ class TorchCuda:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": str(torch.version.cuda),
             "cudnn": str(cudnn.version()),
+            "tf32": "off",  # see `_settled`
             **_smi(f"GPU-{properties.uuid}"),
         }
 
@@ -252,8 +268,7 @@ class TorchCuda:
         graph = cuda.CUDAGraph()
         with cuda.graph(graph, stream=side):
             work()
-        replay: Work = graph.replay
-        return replay
+        return _Recorded(graph, work)
 
     def _once_ms(self, works: Sequence[Work]) -> list[float]:
         """Do all works in turn; the milliseconds of each, by events of the GPU."""

@@ -3,6 +3,8 @@
 The runtime runs on the processor here, without graphs and events: what needs a GPU is skipped without one.
 """
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import nn
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import LocalDevice, runtime_here, runtime_on
+from bcnet.runtimes.onnx_torch import TorchNetwork, load_network
 from bcnet.runtimes.torch import TorchCuda
 from bcnet.runtimes.torch_operators import OPERATORS
 from bcnet.supernet.discover import discover_space
@@ -385,6 +388,26 @@ def test_an_engine_is_the_file_with_its_own_batch() -> None:
         RUNTIME.build(model, (1, 8))
 
 
+def test_tf32_is_off_while_a_network_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv: Any = torch.backends.cudnn.conv
+    matmul: Any = torch.backends.cuda.matmul
+    seen = set()
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        seen.add((conv.fp32_precision, matmul.fp32_precision))
+        return torch.relu(x)
+
+    monkeypatch.setattr("bcnet.runtimes.onnx_torch.OPERATORS", {"Relu": lambda at, x: noted(x)})
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "tf32"
+        RUNTIME.predictor(one_node("Relu", (2, 4)))(np.ones((2, 4), np.float32))
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+    assert seen == {("ieee", "ieee")}
+
+
 def test_the_settings_of_pytorch_are_as_they_were_afterwards() -> None:
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.benchmark
     RUNTIME.predictor(one_node("Relu", (2, 4)))(np.ones((3, 4), np.float32))
@@ -473,6 +496,25 @@ def test_each_inference_is_a_replay_between_two_events_of_a_graph_that_was_warme
     assert played.calls == capture + 4 * ["event", "replay", "event", "synchronize"]
 
 
+def test_a_predictor_keeps_the_weights_whose_addresses_its_graph_has(
+    played: PlayedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+
+    def noted(model: bytes, device: torch.device) -> TorchNetwork:
+        network = load_network(model, device)
+        weights.append(weakref.ref(network.steps[0].fixed[1]))
+        return network
+
+    monkeypatch.setattr("bcnet.runtimes.torch.load_network", noted)
+    predict = TorchCuda(device="cpu:0").predictor(one_node("Conv", IMAGE, [noise(6, 4, 3, 3)]))
+    gc.collect()
+    assert weights[0]() is not None
+    del predict
+    gc.collect()
+    assert weights[0]() is None
+
+
 def test_a_short_node_is_repeated_in_its_graph_and_its_time_divided(
     played: PlayedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,6 +537,7 @@ def test_a_gpu_is_known_by_its_versions_and_refused_for_another_profile(
         "8.9",
     )
     assert found["runtime_version"] == torch.__version__
+    assert found["tf32"] == "off"
     assert found["driver"] == "580.1"
     assert found["max_sm_clock"] == "1980 MHz"
     smi.write_text("#!/bin/sh\nexit 9\n")
