@@ -56,8 +56,9 @@ def runtime_of(profile: HwProfile) -> Runtime:
         )
     reason = why_not_here(profile)
     if reason is not None:
+        over = "" if profile.runtime == "torch" else ", or over ssh (--host user@name)"
         raise DeviceError(
-            f"{reason}; measure on the device itself, or over ssh (--host user@name), or calculate a table: "
+            f"{reason}; measure on the device itself{over}, or calculate a table: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
     return _runtime_here(profile)
