@@ -1,12 +1,16 @@
 """Programs of the device: started as argument lists, ended in time. Out: what they said, or why they fail."""
 
+import ctypes
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import List
 
 from .errors import JobError, one_line
 
+PR_SET_PDEATHSIG = 1  # of prctl
 ASKING_S = 60.0  # what a program may take to tell about itself
 # What says only that something was wrong, after or around the line that says what.
 HOLLOW = re.compile(
@@ -25,7 +29,12 @@ def run_program(command: List[str], limit_s: float, folder: str) -> str:
     """Run the program in a folder; what it said. Raises JobError with its own line where it fails."""
     try:
         process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     except OSError as cause:
         raise JobError("device", "%s cannot be run: %s" % (command[0], one_line(cause)))
@@ -45,6 +54,11 @@ def run_program(command: List[str], limit_s: float, folder: str) -> str:
         kind = "device" if NO_DEVICE.search(reason) else "network"
         raise JobError(kind, "%s failed: %s" % (Path(command[0]).name, reason))
     return said
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process with its parent: an agent that is killed leaves nothing measuring."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def reason_of(said: str) -> str:

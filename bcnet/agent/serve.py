@@ -6,6 +6,7 @@ answers, {"$base64": ...} stands for few bytes, {"$file": name} for many.
 """
 
 import base64
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -25,6 +26,7 @@ INLINE = 64 * 1024  # more bytes than this travel as files
 CHUNK = 1024 * 1024
 KEPT_BYTES = 2 * 1024**3  # of files; the longest unused go first
 KEPT_S = 7 * 24 * 3600.0
+WAIT_S = 1.0  # for another agent's job, before it is said again
 
 
 class Agent:
@@ -42,7 +44,7 @@ class Agent:
         if what == "hello":
             return self._hello(request["session"], request.get("stop", False))
         if what == "have":
-            return {"have": self._have(request["file"])}
+            return {"have": self._have(str(request["file"]), request["size"])}
         if what == "put":
             return {"have": self._put(request)}
         if what == "get":
@@ -64,34 +66,46 @@ class Agent:
         }
 
     def _stop(self) -> None:
-        """End a job that this session has given up; only its own."""
-        try:
-            owner = json.loads((self.folder / "lock").read_text())
-            if owner["session"] == self.session and owner["pid"] != os.getpid():
-                os.kill(owner["pid"], signal.SIGKILL)
-        except (OSError, ValueError, KeyError):
-            pass
+        """End a job that this session has given up; only its own, and only while it runs."""
+        with (self.folder / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    owner = json.loads(lock.read())
+                    if owner["session"] == self.session:
+                        os.kill(owner["pid"], signal.SIGKILL)
 
-    def _have(self, name: str) -> int:
+    def _have(self, name: str, size: int) -> int:
         """How many bytes of a file are here; -1 when all are."""
-        if (self.files / name).exists():
-            os.utime(str(self.files / name))
-            return -1
-        part = self.files / (name + ".part")
+        file, part = self.files / name, self._part(name)
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_size == size:
+                os.utime(str(file))
+                return -1
+            file.unlink()  # a power cut left it so
         return part.stat().st_size if part.exists() else 0
+
+    def _part(self, name: str) -> Path:
+        """Where this session keeps what has come of a file; others may be sending it, too."""
+        return self.files / ("%s.%s.part" % (name, self.session))
 
     def _put(self, request: Dict[str, Any]) -> int:
         name, data = str(request["file"]), base64.b64decode(request["data"])
-        part = self.files / (name + ".part")
+        part = self._part(name)
         try:
             with part.open("ab") as file:
                 if file.tell() != request["offset"]:
                     return int(file.tell())
                 file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as cause:
-            part.unlink()
-            if cause.errno == errno.ENOSPC:
-                self._tidy(0)
+            with contextlib.suppress(FileNotFoundError):
+                part.unlink()
+            if cause.errno == errno.ENOSPC and self._tidy(0):
+                raise JobError("gone", "files were deleted to make room: send them again")
             raise
         if part.stat().st_size < request["size"]:
             return part.stat().st_size
@@ -106,21 +120,22 @@ class Agent:
         kept = self.answers / str(request["key"])
         with (self.folder / "lock").open("a+") as lock:
             self._alone(lock, request["id"])
-            if kept.exists():
+            with contextlib.suppress(OSError, ValueError):  # a power cut may have left it empty
                 return dict(json.loads(kept.read_text()))
             answer: Dict[str, Any] = self._packed(jobs.run(self._unpacked(request["job"])))
-            part = kept.with_name(kept.name + ".part")
-            part.write_text(json.dumps(answer))
-            part.rename(kept)
+            with contextlib.suppress(OSError):  # a full disk: it is heard now, or measured again
+                _write(kept, json.dumps(answer).encode())
             return answer
 
     def _alone(self, lock: Any, number: int) -> None:
         """Wait until nobody else measures here."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.send({"id": number, "waiting": "another agent measures there"})
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:  # said again and again: where nobody listens any more, this agent ends
+                self.send({"id": number, "waiting": "another agent measures there"})
+                time.sleep(WAIT_S)
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid(), "session": self.session}))
         lock.flush()
@@ -149,22 +164,30 @@ class Agent:
         if len(value) <= INLINE:
             return {"$base64": base64.b64encode(value).decode()}
         name = hashlib.sha256(value).hexdigest()
-        part = self.files / (name + ".part")
-        part.write_bytes(value)
-        part.rename(self.files / name)
+        _write(self.files / name, value)
         return {"$file": name, "size": len(value)}
 
-    def _tidy(self, most_bytes: int) -> None:
-        """Delete old answers and parts of files, and the longest unused files beyond `most_bytes`."""
-        now = time.time()
-        for path in list(self.answers.iterdir()) + list(self.files.glob("*.part")):
-            if now - path.stat().st_mtime > KEPT_S:
-                path.unlink()
-        used = 0
-        for path in sorted(self.files.iterdir(), key=lambda path: -path.stat().st_mtime):
-            used += path.stat().st_size
+    def _tidy(self, most_bytes: int) -> int:
+        """Delete old answers and parts of files, and the longest unused files beyond `most_bytes`.
+
+        Returns how many bytes of files were deleted. Other agents may delete at the same time.
+        """
+        now, used, freed = time.time(), 0, 0
+        found = []
+        for path in list(self.answers.iterdir()) + list(self.files.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                facts = path.stat()
+                if path.parent == self.files and path.suffix != ".part":
+                    found.append((facts.st_mtime, facts.st_size, path))
+                elif now - facts.st_mtime > KEPT_S:
+                    path.unlink()
+        for _, size, path in sorted(found, reverse=True):
+            used += size
             if used > most_bytes:
-                path.unlink()
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+                    freed += size
+        return freed
 
     def send(self, message: Dict[str, Any]) -> None:
         """One line out."""
@@ -200,6 +223,21 @@ def main() -> None:
         except Exception as cause:
             message = {"id": number, "error": {"kind": "device", "message": one_line(cause)}}
         agent.send(message)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A whole file or none, also after a power cut."""
+    part = path.with_name("%s.%d.part" % (path.name, os.getpid()))
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def _cannot(cause: OSError) -> str:

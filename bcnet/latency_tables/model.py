@@ -222,7 +222,10 @@ class LatencyModel:
     @property
     def current(self) -> bool:
         """Whether it is calibrated, and for the rows that it uses as they are now."""
-        return self.calibration is not None and self.calibration.rows == self.rows_digest
+        fit = self.calibration
+        if fit is None or fit.rows != self.rows_digest:
+            return False
+        return not fit.memory_ms_per_mb or fit.cache_mb == self.cache_mb
 
     @cached_property
     def rows_digest(self) -> str:

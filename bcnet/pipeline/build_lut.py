@@ -5,11 +5,12 @@ costs where it stands: fused with its neighbours, in their memory layout. The su
 whole subnets, and the error on subnets that were left out of the fit is kept.
 """
 
+import contextlib
 import datetime
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -200,7 +201,8 @@ def _measure(
             if whole:
                 begun = time.perf_counter()
                 ms = measure_network(model, profile, share=0.1).median_ms
-                found.whole_seconds += time.perf_counter() - begun
+                with keeping:
+                    found.whole_seconds += time.perf_counter() - begun
                 return Entry(number, tuple(widths), whole_ms=ms, probe_ms=reading)
             times = layers_ms(graph, widths, model, profile, runs)
         except NetworkError as cause:
@@ -257,13 +259,31 @@ def _at_once(workers: int, visits: Sequence[Callable[[], None]]) -> Iterator[Non
         for visit in visits:
             yield visit()
         return
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for future in as_completed([pool.submit(visit) for visit in visits]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    waiting, done = queue.SimpleQueue[Callable[[], None]](), queue.SimpleQueue[BaseException | None]()
+    for visit in visits:
+        waiting.put(visit)
+
+    def work() -> None:
+        while not waiting.empty():
+            with contextlib.suppress(queue.Empty):
+                visit = waiting.get_nowait()
+                try:
+                    done.put(visit())
+                except BaseException as error:
+                    done.put(error)
+
+    # Daemons: after an error or Ctrl-C, nobody waits for what still runs on a device.
+    for _ in range(workers):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in visits:
+            if (error := done.get()) is not None:
+                raise error
+            yield
+    finally:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
 
 
 def _tried_alone(

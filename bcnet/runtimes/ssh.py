@@ -22,15 +22,14 @@ from bcnet.runtimes.device import Job
 from bcnet.runtimes.ssh_line import LIMIT_S, Dropped, Gone, HostLost, Line, Overdue, check_host
 
 PATIENCE_S = 300.0  # a dropped line is tried again for so long: a Jetson is up again after two minutes
-DEATHS = 3  # of the agent in one job
+DEATHS, DROPS = 3, 6  # of the agent, and of the line for any reason, in one job
 # What ssh says of a host that may come back. Others (a wrong key, no password) do not mend themselves.
 PASSING = re.compile(
     r"Connection (refused|timed out|reset|closed)|No route to host|Network is unreachable|Broken pipe"
     r"|kex_exchange_identification|not responding|lost connection|Connection to .* (timed out|closed)"
 )
 ADVICE = (
-    ("Host key verification failed", "its key is unknown or has changed: connect once by hand, `ssh {host}`"),
-    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its key has changed: `ssh-keygen -R`, if that is right"),
+    ("Host key verification failed", "its key is unknown or has changed: `ssh {host}` by hand says which"),
     ("Permission denied", "it must let you in without a password: `ssh-copy-id {host}`"),
     ("Could not resolve", "is the name right?"),
     ("Connection refused", "is sshd running there?"),
@@ -83,7 +82,7 @@ class SshDevice:
 
     def _persist(self, ask: Callable[["Line"], dict[str, Any]]) -> dict[str, Any]:
         """Ask until there is an answer, over as many lines as it takes. Raises HostLost at the end."""
-        deaths = 0
+        deaths = drops = 0
         while True:
             line = self._connected()
             try:
@@ -95,7 +94,12 @@ class SshDevice:
             except Dropped as cause:
                 died = line.alive()
                 self.close()
-                deaths += died
+                deaths, drops = deaths + died, drops + 1
+                if drops == DROPS:
+                    raise NetworkError(
+                        f"{self.host}: the line dropped {DROPS} times in one job ({cause}): does this "
+                        "network bring the machine down?"
+                    ) from None
                 if deaths == DEATHS:
                     raise NetworkError(
                         f"{self.host}: the agent died {DEATHS} times in one job ({cause}): is its memory "
@@ -143,9 +147,9 @@ class SshDevice:
         self, line: "Line", request: dict[str, Any], sent: Mapping[str, bytes], limit_s: float
     ) -> dict[str, Any]:
         for attempt in (1, 2):
-            for name, content in sent.items():
-                self._send_file(line, name, content)
             try:
+                for name, content in sent.items():
+                    self._send_file(line, name, content)
                 return dict(self._unpacked(line, line.ask(request, limit_s)))
             except Gone:
                 if attempt == 2:
@@ -153,7 +157,7 @@ class SshDevice:
         raise AssertionError
 
     def _send_file(self, line: "Line", name: str, content: bytes) -> None:
-        have = line.ask({"do": "have", "file": name}, LIMIT_S)["have"]
+        have = line.ask({"do": "have", "file": name, "size": len(content)}, LIMIT_S)["have"]
         while have >= 0:
             data = base64.b64encode(content[have : have + CHUNK]).decode()
             put = {"do": "put", "file": name, "size": len(content), "offset": have, "data": data}

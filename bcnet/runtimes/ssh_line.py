@@ -26,6 +26,7 @@ from bcnet.progress import say
 from bcnet.runtimes.device import error_of
 
 CONNECT_S = 10  # for one attempt to connect
+WAITING_S = 4 * 3600.0  # at most, for other agents' jobs on the same machine
 LIMIT_S = 60.0  # for each step beside a job: copying the agent, its answer to a hello, one chunk of a file
 OPTIONS = (
     *("-o", "BatchMode=yes"),
@@ -67,19 +68,20 @@ class Line:
         self._count = 0
         # What it runs ends with its input, so that no connection outlives this process, however it ends.
         shared = ("-M", "-S", self._socket, "-o", "ControlPersist=no")
-        self._master = subprocess.Popen(
-            ("ssh", *shared, "-T", *OPTIONS, "--", host, "exec cat"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        with (Path(self._folder.name) / "said").open("wb") as said:  # a pipe that nobody reads would fill up
+            self._master = subprocess.Popen(
+                ("ssh", *shared, "-T", *OPTIONS, "--", host, "exec cat"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
         # What waits for ever (a host that answers nothing, a proxy that asks) ends here.
         until = time.monotonic() + 3 * CONNECT_S
         while not self.alive():
             if self._master.poll() is not None:
-                said = self._master.communicate()[1].decode(errors="replace")
+                words = (Path(self._folder.name) / "said").read_text(errors="replace")
                 self.close()
-                raise HostLost(last_words(said) or f"ssh ended with code {self._master.returncode}")
+                raise HostLost(last_words(words) or f"ssh ended with code {self._master.returncode}")
             if time.monotonic() > until:
                 self.close()
                 raise HostLost(f"Connection timed out: not open after {3 * CONNECT_S} s")
@@ -113,7 +115,10 @@ class Line:
         content = agent_file()
         name = f"agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz"
         where, file = quoted(folder), f"{quoted(folder)}/{name}"
-        present = f"test -f {file} || (mkdir -p {where} && cat > {file}.$$ && mv {file}.$$ {file})"
+        # A copy that was cut short, by the line or by a power cut, is no copy.
+        whole = f'test "$(wc -c < {file})" -eq {len(content)}'
+        part = whole.replace(file, f"{file}.$$")
+        present = f"{whole} || (mkdir -p {where} && cat > {file}.$$ && {part} && mv {file}.$$ {file})"
         code, said = self.shell(present, content)
         if code:
             raise DeviceError(
@@ -138,10 +143,11 @@ class Line:
             self._agent.stdin.flush()
         except OSError:
             raise Dropped(self._why()) from None
-        until = time.monotonic() + limit_s
+        until, waited = time.monotonic() + limit_s, False
+        latest = until + WAITING_S
         while True:
             try:
-                line = self._answers.get(timeout=max(until - time.monotonic(), 0.0))
+                line = self._answers.get(timeout=max(min(until, latest) - time.monotonic(), 0.0))
             except queue.Empty:
                 raise Overdue(f"no answer after {limit_s:g} s") from None
             if line is None:
@@ -150,8 +156,10 @@ class Line:
                 message = json.loads(line)
             except ValueError:
                 raise Dropped(f"no answer of an agent: {line[:80]!r}") from None
-            if "waiting" in message:
-                say(f"{self.host}: waiting, {message['waiting']}")
+            if "waiting" in message:  # its own time begins when it begins
+                if not waited:
+                    say(f"{self.host}: waiting, {message['waiting']}")
+                until, waited = time.monotonic() + limit_s, True
                 continue
             if "error" in message:
                 kind, text = message["error"]["kind"], message["error"]["message"]
@@ -171,7 +179,7 @@ class Line:
                     process.kill()
                     process.wait()
         for thread in self._threads:
-            thread.join()
+            thread.join(2)
         for process in (self._agent, self._master):
             for pipe in (process.stdin, process.stdout, process.stderr) if process is not None else ():
                 if pipe is not None:

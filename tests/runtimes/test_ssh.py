@@ -1,5 +1,8 @@
 """A device over a real ssh: jobs, and what goes wrong on the way. Nothing measured is lost, nothing hangs."""
 
+import base64
+import fcntl
+import hashlib
 import io
 import json
 import os
@@ -316,6 +319,69 @@ def test_hosts_with_other_versions_are_refused_by_name(device: SshDevice) -> Non
         check_alike({"new": OnnxRuntime(device), "old": Older(device)})
 
 
+def test_an_agent_that_was_copied_only_in_part_is_copied_again(device: SshDevice, tmp_path: Path) -> None:
+    device.hello()
+    device.close()
+    (copy,) = (tmp_path / "there").glob("agent-*.pyz")
+    content = copy.read_bytes()
+    copy.write_bytes(content[: len(content) // 2])  # the line dropped, or the power was cut
+    assert device.hello()["folder"] == str(tmp_path / "there")
+    assert copy.read_bytes() == content
+
+
+def test_files_and_answers_that_a_power_cut_left_empty_are_made_again(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, io.BytesIO())
+    agent.session = "s"
+    name = hashlib.sha256(b"content").hexdigest()
+    (tmp_path / "files" / name).write_bytes(b"")
+    assert agent.answer({"do": "have", "file": name, "size": 7}) == {"have": 0}
+    data = base64.b64encode(b"content").decode()
+    put = {"do": "put", "file": name, "size": 7, "offset": 0, "data": data}
+    assert agent.answer(put) == {"have": -1}
+    (tmp_path / "answers" / "key").write_bytes(b"")
+    answer = agent.answer({"do": "job", "id": 1, "key": "key", "job": {"do": "probe"}})
+    assert json.loads((tmp_path / "answers" / "key").read_text()) == answer
+    # An answer that is whole is given again: the probe would read otherwise now.
+    assert agent.answer({"do": "job", "id": 2, "key": "key", "job": {"do": "probe"}}) == answer
+
+
+def test_a_line_that_drops_in_every_attempt_ends_as_a_network_that_cannot_be_run(
+    sshd: Sshd, device: SshDevice, tmp_path: Path
+) -> None:
+    over = threading.Event()
+    device.hello()
+
+    def cut_always() -> None:
+        while not over.wait(0.05):
+            if a_job_runs(tmp_path / "there")():
+                sshd.cut()
+                for pid in agents(tmp_path / "there"):
+                    kill(pid)
+                (tmp_path / "there" / "lock").write_text("")
+
+    cutter = threading.Thread(target=cut_always)
+    cutter.start()
+    try:
+        with pytest.raises(NetworkError, match=r"(the line dropped 6|the agent died 3) times in one job"):
+            OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
+    finally:
+        over.set()
+        cutter.join()
+
+
+def test_another_agents_job_is_waited_for_and_that_time_does_not_count(
+    device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device.hello()
+    with (tmp_path / "there" / "lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        later = time.monotonic() + 3.5
+        free = meanwhile(lambda: fcntl.flock(lock, fcntl.LOCK_UN), lambda: time.monotonic() > later)
+        assert "matmul_ms" in device.call({"do": "probe"}, 2.0)["probe"]
+        free.join()
+    assert capsys.readouterr().err.count("waiting, another agent measures there") == 1
+
+
 def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
     agent = Agent(tmp_path, io.BytesIO())
     for number, name in enumerate("abc"):
@@ -323,5 +389,6 @@ def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
         os.utime(tmp_path / "files" / name, (number, number))
     agent._tidy(10)
     assert [path.name for path in files_of(tmp_path, "files")] == ["b", "c"]
+    assert agent._tidy(0) == 10
     with pytest.raises(JobError, match=r"file a is not here any more"):
         agent._unpacked({"$file": "a"})
