@@ -237,7 +237,7 @@ def _measure(
         turns += [(widths, True) for widths in subnets] if number < PASSES else []
         with progress_bar(f"measuring, pass {number + 1}", len(turns)) as advance:
             visits = [partial(visit, number, *turns[index]) for index in rng.permutation(len(turns))]
-            for _ in _at_once(runtime.workers, visits):
+            for _ in at_once(runtime.workers, visits):
                 advance("")
         if number == 0 and errors:
             again += _tried_alone(graph, found, errors, lambda widths: visit(0, widths))
@@ -253,7 +253,7 @@ def _measure(
     return found
 
 
-def _at_once(workers: int, visits: Sequence[Callable[[], None]]) -> Iterator[None]:
+def at_once(workers: int, visits: Sequence[Callable[[], None]]) -> Iterator[None]:
     """Make all visits, so many at a time; yields after each of them."""
     if workers == 1:
         for visit in visits:

@@ -4,8 +4,10 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
-from bcnet.pipeline.build_lut import build_lut
+from bcnet.pipeline.build_lut import at_once, build_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.measure import setting_of
@@ -182,3 +184,20 @@ def test_measured_rows_take_the_place_of_an_estimates(graph: OnnxSupernet) -> No
     assert report.measured == rows
     assert [session.estimate for session in table.sessions] == [False]
     assert not table.is_estimate([spec for spec, _ in table.rows], setting_of(QUICK))
+
+
+def test_several_devices_share_the_visits_and_an_error_ends_them() -> None:
+    done: list[int] = []
+    assert len(list(at_once(2, [partial(done.append, number) for number in range(20)]))) == 20
+    assert sorted(done) == list(range(20))
+
+    def fails() -> None:
+        raise NetworkError("no more")
+
+    def slow() -> None:
+        time.sleep(0.05)
+        done.append(-1)
+
+    with pytest.raises(NetworkError, match="no more"):
+        list(at_once(2, [slow, fails, *[slow] * 50]))
+    assert done.count(-1) < 10
