@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bcnet.agent.look import TRTEXEC
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.runtimes.device import Device, LocalDevice
@@ -61,7 +60,7 @@ def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
     facts = device.call({"do": "look", "folder": folder}, LIMIT_S)
     return [
         _kind(profile, facts),
-        _runtime(profile, facts),
+        _runtime(profile, device, facts),
         _disk(facts),
         _power_mode(profile, facts),
         _clocks(facts),
@@ -71,26 +70,23 @@ def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
 
 def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
     wrong = profile.machine not in (None, facts["machine"])
-    mend = f"the profile says {profile.machine}: take another --device" if wrong else ""
+    over = "" if profile.host else ", or reach it over ssh: --host user@name"
+    mend = f"the profile says {profile.machine}: take another --device{over}" if wrong else ""
     return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", mend)
 
 
-def _runtime(profile: HwProfile, facts: dict[str, Any]) -> Step:
-    """The profile's runtime; TensorRT may be the Python module or trtexec."""
-    name = profile.runtime
-    if name == "onnxruntime":
-        version, numpy = facts["onnxruntime"], facts["numpy"]
-        if version and numpy:
-            return Step("runtime", True, f"onnxruntime {version}, numpy {numpy}")
-        mend = f"pip install onnxruntime, for {profile.host_python} there"
-        return Step("runtime", False, "onnxruntime is not there", mend)
-    module = name.replace("-", "_")
-    if facts.get(module):
-        return Step("runtime", True, f"{module} {facts[module]}")
-    if name == "tensorrt" and facts["trtexec"]:
-        return Step("runtime", True, f"{facts['trtexec']}, without TensorRT's Python module")
-    mend = f"install JetPack's TensorRT (trtexec is then {TRTEXEC}), or pip install {name}"
-    return Step("runtime", False, f"neither the Python module {module} nor trtexec is there", mend)
+def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
+    """Whether the profile's runtime can start there; TensorRT may be the Python module or trtexec."""
+    reasons = []
+    for name in (profile.runtime, *(["trtexec"] if profile.runtime == "tensorrt" else [])):
+        settings = {"runtime": name, "provider": profile.provider, "precision": profile.precision}
+        job = {"do": "missing", "runtime": name, "settings": settings}
+        reason = device.call(job, LIMIT_S)["missing"]
+        if reason is None:
+            version = facts.get(name.replace("-", "_"))
+            return Step("runtime", True, f"{name} {version}" if version else name)
+        reasons.append(str(reason))
+    return Step("runtime", False, "; ".join(reasons))
 
 
 def _disk(facts: dict[str, Any]) -> Step:

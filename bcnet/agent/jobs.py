@@ -17,6 +17,7 @@ RUNTIMES = {
     "onnxruntime": "onnxruntime_jobs",
     "tensorrt": "tensorrt_jobs",
     "tensorrt-rtx": "tensorrt_jobs",
+    "trtexec": "trtexec_jobs",
 }
 
 _loaded: List[Tuple[str, Any]] = []  # the last network that outputs were asked of

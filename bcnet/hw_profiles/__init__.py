@@ -68,6 +68,12 @@ class HwProfile(BaseModel):
     )
     host_python: str = Field("python3", min_length=1, description="the Python interpreter there")
     host_folder: str = Field("~/.cache/bcnet", min_length=1, description="the agent's folder there")
+    recording: str | None = Field(
+        None, min_length=1, description="a file of recorded answers that are replayed; nothing is run"
+    )
+    record_to: str | None = Field(
+        None, min_length=1, description="a file that the device's answers are added to, to be replayed"
+    )
     machine: str | None = Field(None, description="the kind of processor, as `uname -m` names it there")
     compute_capability: str | None = Field(
         None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, as 8.7"
@@ -149,6 +155,8 @@ def _read(path: Path) -> HwProfile:
         error = cause.errors()[0]
         where = ".".join(str(part) for part in error["loc"])
         raise DeviceError(f"{path}: {where}: {error['msg']}") from None
+    if profile.recording and profile.record_to:
+        raise DeviceError(f"{path}: recording and record_to: what is replayed is not recorded; remove one")
     if profile.provider != "cpu" and profile.runtime != "onnxruntime":
         raise DeviceError(f"{path}: provider: only ONNX Runtime has execution providers; remove it")
     return profile

@@ -18,7 +18,8 @@ class CheckReport:
 
     `against` names what it was compared with: another table, or this machine now. `findings` are certain,
     such as rows that are missing: any of them fails the check. `notes` are no fault. `unchecked` counts rows
-    that could not be compared: those of other networks or settings.
+    that could not be compared: those of other networks or settings. `recorded` is the file whose answers were
+    replayed in the place of measurements: such a check never passes.
     """
 
     table: str
@@ -32,11 +33,12 @@ class CheckReport:
     networks: int = 0
     rounds: int = 0
     seconds: float = 0.0
+    recorded: str | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 3 slower or a finding, 4 machine differs or inconclusive."""
-        return 3 if self.findings else self.verdict.exit_code
+        """0 ok, 3 slower or a finding, 4 machine differs, inconclusive, or not measured now."""
+        return 3 if self.findings else self.verdict.exit_code or (4 if self.recorded else 0)
 
     @property
     def status(self) -> str:
@@ -48,6 +50,8 @@ class CheckReport:
         """The findings and the verdict in one line."""
         verdict, everything = self.verdict, self.verdict.everything
         findings = f"incomplete: {'; '.join(self.findings)}; times: " if self.findings else ""
+        if self.recorded:
+            findings = f"replayed from {self.recorded}, not measured now: {findings}"
         return (
             f"{findings}{verdict.status}: {verdict.reason} (all {self.rows} rows {everything.change:+.1%}, "
             f"95 % interval {everything.low:+.1%} to {everything.high:+.1%})"
@@ -77,7 +81,7 @@ def junit(report: CheckReport) -> bytes:
             ElementTree.SubElement(test, "skipped", message=skipped)
 
     case("every row is there", failure="; ".join(report.findings), kind="incomplete")
-    unsure = report.headline if verdict.exit_code == 4 else ""
+    unsure = report.headline if report.exit_code == 4 else ""
     slower = {change.name: change for change in verdict.slower} if verdict.status == "slower" else {}
     case("all rows together", failure=report.headline if verdict.status == "slower" else "", skipped=unsure)
     kinds = {kind.name: kind for kind in verdict.kinds}
@@ -105,7 +109,8 @@ def annotations(report: CheckReport) -> list[str]:
         text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         return f"::{level} file={file},title=bcnet check-lut::{text}"
 
-    level = {0: "notice", 3: "error", 4: "warning"}[verdict.exit_code]
+    code = 4 if report.recorded and not verdict.exit_code else verdict.exit_code
+    level = {0: "notice", 3: "error", 4: "warning"}[code]
     lines = [line("error", finding) for finding in report.findings]
     lines.append(line(level, report.headline))
     if verdict.status == "slower":

@@ -184,7 +184,7 @@ def _measure(
     if networks:
         ordered = [graph.space.largest(), *networks]
         full_ms = _first_that_runs(
-            ordered, lambda widths: layers_ms(graph, graph.variant(widths), profile, 5)
+            ordered, lambda widths: layers_ms(graph, widths, graph.variant(widths), profile, 5)
         )
         runs = int(np.clip(round(100 / full_ms), 12, 60))
     each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
@@ -202,7 +202,7 @@ def _measure(
                 ms = measure_network(model, profile, share=0.1).median_ms
                 found.whole_seconds += time.perf_counter() - begun
                 return Entry(number, tuple(widths), whole_ms=ms, probe_ms=reading)
-            times = layers_ms(graph, model, profile, runs)
+            times = layers_ms(graph, widths, model, profile, runs)
         except NetworkError as cause:
             return Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
         rounded = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)
@@ -316,7 +316,8 @@ def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np
 
 def _provenance(profile: HwProfile) -> dict[str, str]:
     """What is recorded of the runtime and the machine. Raises DeviceError where the device is not here."""
-    return {"runtime": profile.runtime, **runtime_of(profile).fingerprint()}
+    recorded = {"recorded": profile.recording} if profile.recording else {}
+    return {"runtime": profile.runtime, **runtime_of(profile).fingerprint(), **recorded}
 
 
 def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, float]]) -> Session:
@@ -349,6 +350,8 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
             f"never chosen: {report.failed[0].layer}: {report.failed[0].error}"
         )
     calibration = report.calibration
+    if project.replayed:
+        say(project.replayed)
     say(
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} whole "
         f"subnets, each left out of the fit; measuring one of them again differs by {calibration.noise:.1%}"
@@ -363,6 +366,7 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         "rows_failed": len(report.failed),
         "networks": report.networks,
         "seconds": report.seconds,
+        "recorded": project.profile.recording,
         "calibration": asdict(calibration),
     }
     stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})

@@ -90,7 +90,7 @@ def check_lut(
     )
     return CheckReport(
         table=name,
-        against="this machine now",
+        against="this machine now" if not profile.recording else f"the recording {profile.recording}",
         device=table.device,
         verdict=verdict,
         rows=len(compared),
@@ -108,6 +108,7 @@ def check_lut(
         networks=len(networks) - len(errors),
         rounds=rounds,
         seconds=round(time.perf_counter() - start, 1),
+        recorded=profile.recording,
     )
 
 
@@ -167,7 +168,7 @@ def _measure(
     seen: dict[LayerSpec, dict[Widths, list[float]]] = {layer: {} for layer in shown}
 
     def profiled(widths: Widths, runs: int) -> np.ndarray:
-        return layers_ms(graph, models[widths], profile, runs)
+        return layers_ms(graph, widths, models[widths], profile, runs)
 
     # The first visits load the runtime and settle the clock; nothing of them is kept.
     first, errors = {}, []

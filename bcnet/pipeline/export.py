@@ -77,7 +77,8 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     model = sliced_model(run, project)
     data = project.data
     with working("exporting to ONNX"):
-        metadata = _metadata(project, widths, bool(found["estimate"]), bool(batches))
+        told = "estimate, not measured" if found["estimate"] else project.replayed
+        metadata = _metadata(project, widths, told, bool(batches))
         proto = project.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
@@ -97,7 +98,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
         task=project.task,
     )
-    not_measured = project.not_measured(project.latency_model())
+    not_measured = project.not_measured(project.latency_model()) or project.replayed
     full = b"" if not_measured and not wanted else project.graph.variant(project.space.original())
     files = {"model.onnx": content}
     if wanted:
@@ -115,6 +116,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "file": file,
         "device": target.name,
         "estimate": bool(found["estimate"]),
+        "recorded": project.profile.recording,
         **report.to_json(),
         "verify_with": None,
     }
@@ -147,16 +149,16 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     return summary
 
 
-def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:
-    """What the file says of itself."""
+def _metadata(project: Project, widths: Widths, latency: str | None, any_batch: bool) -> dict[str, str]:
+    """What the file says of itself; `latency`, where its latency was not measured."""
     data, example = project.data, project.data.example(project.profile.batch)
     metadata = {
         "bcnet_version": version("bcnet"),
         "widths": str(widths),
         "classes": json.dumps(data.classes),
     }
-    if estimate:
-        metadata["latency"] = "estimate, not measured"
+    if latency:
+        metadata["latency"] = latency
     if isinstance(example, Tensor) and example.ndim == 4:
         shape = [BATCH if any_batch else example.shape[0], *example.shape[1:]]
         metadata["input"] = json.dumps({"layout": "NCHW", "shape": shape})

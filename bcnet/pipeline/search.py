@@ -276,8 +276,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         resume=resume,
         on_generation=save_state,
     )
-    if not_measured:
-        result = replace(result, note=f"{result.note}; {not_measured}")
+    if not_measured or project.replayed:
+        notes = result.note, not_measured, project.replayed
+        result = replace(result, note="; ".join(note for note in notes if note))
     if result.note:
         say(result.note)
     summary = {
@@ -291,6 +292,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "candidates": len(result.history),
         "full_predicted_ms": round(latency(project.space.original()), 5),
         "estimate": latency.estimate,
+        "recorded": project.profile.recording,
         "table_error": latency.calibration.mean_error if latency.calibration else None,
         "groups": [group.name for group in project.space.groups],
         "seed": result.seed,

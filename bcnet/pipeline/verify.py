@@ -118,8 +118,9 @@ def verify(
     check_file(proto)
     content = engine or proto.SerializeToString()
     if not_measured:
-        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1, "machine": None, "host": ()}
-        profile = profile.model_copy(update=here)
+        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
+        elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
+        profile = profile.model_copy(update={**here, **elsewhere})
     runtime = runtime_of(profile)
     task = task or Task()
     differences = Differences()

@@ -3,7 +3,8 @@
 import atexit
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -11,7 +12,17 @@ from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.engine import Engine
 
-__all__ = ["Device", "Engine", "LocalDevice", "Runtime", "runtime_here", "runtime_on", "runtime_on_hosts"]
+__all__ = [
+    "Device",
+    "Engine",
+    "LocalDevice",
+    "Runtime",
+    "Settings",
+    "runtime_here",
+    "runtime_on",
+    "runtime_on_hosts",
+    "runtime_recorded",
+]
 
 
 class Runtime(Protocol):
@@ -46,6 +57,17 @@ class Runtime(Protocol):
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
+class Settings(TypedDict, total=False):
+    """What a runtime is asked for beside its name; see `runtime_on`."""
+
+    provider: str
+    threads: int
+    precision: str
+    compute_capability: str | None
+    power_mode: str
+    batch: int | None
+
+
 def runtime_on(
     device: Device,
     name: str,
@@ -73,20 +95,44 @@ def runtime_on(
 
 
 @cache
-def runtime_here(name: str, provider: str = "cpu", threads: int = 1, **tensorrt: Any) -> Runtime:
-    """The same on this machine. One a process: a runtime measures once what its profiler adds."""
-    return runtime_on(LocalDevice(), name, provider=provider, threads=threads, **tensorrt)
+def runtime_here(name: str, *, record_to: str | None = None, **settings: Unpack[Settings]) -> Runtime:
+    """The same on this machine. One a process: a runtime measures once what its profiler adds.
+
+    `record_to` is a file that its answers are added to.
+    """
+    return runtime_on(_noted(LocalDevice(), record_to), name, **settings)
+
+
+@cache
+def runtime_recorded(recording: str, name: str, **settings: Unpack[Settings]) -> Runtime:
+    """The same as a file of its answers: nothing is run. Raises DeviceError where that cannot be read."""
+    from bcnet.runtimes.recorded import Recorded
+
+    return runtime_on(Recorded(Path(recording)), name, **settings)
+
+
+def _noted(device: Device, record_to: str | None) -> Device:
+    from bcnet.runtimes.recorded import Recording
+
+    return Recording(device, Path(record_to)) if record_to else device
 
 
 @cache
 def runtime_on_hosts(
-    hosts: tuple[str, ...], name: str, *, python: str, folder: str, machine: str | None, **setting: Any
+    hosts: tuple[str, ...],
+    name: str,
+    *,
+    python: str,
+    folder: str,
+    machine: str | None,
+    record_to: str | None = None,
+    **settings: Unpack[Settings],
 ) -> Runtime:
     """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
 
     `python` and `folder` are the interpreter and the agent's folder there, `machine` is the kind of processor
-    that there must be, `setting` is as for `runtime_on`. Raises DeviceError where a host is not reached,
-    another machine, or unlike the others.
+    that there must be, `record_to` a file that answers are added to. Raises DeviceError where a host is not
+    reached, another machine, or unlike the others.
     """
     from bcnet.runtimes.hosts import Hosts, check_alike
     from bcnet.runtimes.ssh import SshDevice
@@ -98,6 +144,6 @@ def runtime_on_hosts(
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return runtime_on(devices[0], name, **setting)
-    check_alike({device.host: runtime_on(device, name, **setting) for device in devices})
-    return runtime_on(Hosts(devices), name, **setting)
+        return runtime_on(_noted(devices[0], record_to), name, **settings)
+    check_alike({device.host: runtime_on(device, name, **settings) for device in devices})
+    return runtime_on(_noted(Hosts(devices), record_to), name, **settings)

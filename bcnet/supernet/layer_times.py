@@ -6,17 +6,31 @@ from dataclasses import replace
 
 import numpy as np
 
+from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
+from bcnet.latency_tables.roofline import operations
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.supernet.fused_rows import RowReader, Shares
 from bcnet.supernet.measure import runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.space import Widths
+
+LEAST_NAMED = 0.5  # of a profile's time: with less, its rows are not this network's layers
 
 
-def layers_ms(graph: OnnxSupernet, model: bytes, profile: HwProfile, runs: int) -> np.ndarray:
-    """Milliseconds (layers, runs) of `model`, a variant of `graph`: see `charge`. Raises DeviceError."""
-    nodes = runtime_of(profile).profile_nodes(model, runs)
-    return charge(graph.slots, nodes)
+def layers_ms(graph: OnnxSupernet, widths: Widths, model: bytes, profile: HwProfile, runs: int) -> np.ndarray:
+    """Milliseconds (layers, runs) of `model`, the variant of `graph` with these widths.
+
+    An array of one run where the runtime gives medians of all. See `charge` and `charge_fused`. Raises
+    DeviceError.
+    """
+    rows = runtime_of(profile).profile_nodes(model, runs)
+    if not profile.runtime.startswith("tensorrt"):
+        return charge(graph.slots, rows)
+    work = [float(operations(slot.at(widths), profile.batch)) for slot in graph.slots]
+    shares = RowReader(graph.slots, graph.readers, work).shares([name for name, _ in rows])
+    return charge_fused(len(graph.slots), rows, shares)
 
 
 def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -39,6 +53,31 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
             pending = np.zeros(runs)
             last = index
     total[last] += pending
+    return _fastest_first(total)
+
+
+def charge_fused(layers: int, profile: list[tuple[str, np.ndarray]], shares: Sequence[Shares]) -> np.ndarray:
+    """The same from TensorRT's rows, of which `shares` tells whose they are.
+
+    A row that is no layer's is left out: calibration finds it in whole networks, as their constant part.
+    Raises DeviceError where that is most of the time.
+    """
+    total = np.zeros((layers, len(profile[0][1])))
+    for (_, durations), parts in zip(profile, shares, strict=True):
+        for layer, part in parts.items():
+            total[layer] += part * durations
+    everything = float(np.sum([durations for _, durations in profile]))
+    if total.sum() < LEAST_NAMED * everything:
+        others = [(ms.sum(), name) for (name, ms), parts in zip(profile, shares, strict=True) if not parts]
+        raise DeviceError(
+            f"only {total.sum() / everything:.0%} of the time in TensorRT's profile is in rows named after "
+            f"this network's nodes, so no table can be measured from it; the longest other row is "
+            f"'{max(others)[1][:80]}'"
+        )
+    return _fastest_first(total)
+
+
+def _fastest_first(total: np.ndarray) -> np.ndarray:
     return total[:, np.argsort(total.sum(0), kind="stable")]
 
 

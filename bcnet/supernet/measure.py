@@ -3,13 +3,13 @@
 In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 """
 
+import os
 import platform
-from typing import Any
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat, Setting
-from bcnet.runtimes import Runtime, runtime_here, runtime_on_hosts
+from bcnet.runtimes import Runtime, Settings, runtime_here, runtime_on_hosts, runtime_recorded
 
 WINDOWS = 3
 AGREE = 1.025  # how far the two fastest windows may be apart
@@ -22,12 +22,14 @@ def setting_of(profile: HwProfile) -> Setting:
 
 def why_not_here(profile: HwProfile) -> str | None:
     """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    if profile.recording:
+        return None  # its answers are: see `replayed`
     if profile.host:
         return None
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        runtime_here(profile.runtime, **_of_runtime(profile)).fingerprint()
+        _runtime_here(profile).fingerprint()
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -36,8 +38,12 @@ def why_not_here(profile: HwProfile) -> str | None:
 def runtime_of(profile: HwProfile) -> Runtime:
     """The runtime that executes networks on the profile's device, over ssh where it has a host.
 
-    Raises DeviceError where the device is not here or cannot be reached.
+    Where the profile names a recording, that answers. Raises DeviceError where the device is not here or
+    cannot be reached.
     """
+    if profile.recording:
+        recording = os.path.abspath(profile.recording)
+        return runtime_recorded(recording, profile.runtime, **_settings(profile))
     if profile.host:
         return runtime_on_hosts(
             profile.host,
@@ -45,15 +51,16 @@ def runtime_of(profile: HwProfile) -> Runtime:
             python=profile.host_python,
             folder=profile.host_folder,
             machine=profile.machine,
-            **_of_runtime(profile),
+            record_to=_absolute(profile.record_to),
+            **_settings(profile),
         )
     reason = why_not_here(profile)
     if reason is not None:
         raise DeviceError(
-            f"{reason}; a table is measured on the device itself, or calculated from its roofline: "
+            f"{reason}; measure on the device itself, or over ssh (--host user@name), or calculate a table: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
-    return runtime_here(profile.runtime, **_of_runtime(profile))
+    return _runtime_here(profile)
 
 
 def builder_of(profile: HwProfile) -> Runtime:
@@ -61,13 +68,35 @@ def builder_of(profile: HwProfile) -> Runtime:
     machine, whatever its GPU.
     """
     ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
-    return runtime_here(profile.runtime, **_of_runtime(profile)) if ahead_of_time else runtime_of(profile)
+    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
 
 
-def _of_runtime(profile: HwProfile) -> dict[str, Any]:
-    """What the profile says about its runtime, as `runtime_on` takes it."""
-    names = ("provider", "threads", "precision", "compute_capability", "power_mode", "batch")
-    return {name: getattr(profile, name) for name in names}
+def _runtime_here(profile: HwProfile) -> Runtime:
+    record_to = _absolute(profile.record_to)
+    return runtime_here(profile.runtime, record_to=record_to, **_settings(profile))
+
+
+def _settings(profile: HwProfile) -> Settings:
+    return Settings(
+        provider=profile.provider,
+        threads=profile.threads,
+        precision=profile.precision,
+        compute_capability=profile.compute_capability,
+        power_mode=profile.power_mode,
+        batch=profile.batch,
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    """Runtimes are kept for the process, and the working folder may change."""
+    return os.path.abspath(path) if path else None
+
+
+def replayed(profile: HwProfile) -> str | None:
+    """Why no latency is measured now, though the device answers: a recording does; None where none does."""
+    if not profile.recording:
+        return None
+    return f"latencies are replayed from the recording {profile.recording}, not measured now"
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

@@ -152,6 +152,15 @@ class OnnxSupernet:
         return self._file.at(self.space, path_of(self.space, widths))
 
     @cached_property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """For each value of the graph, the names of the nodes that take it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for node in self.proto.graph.node:
+            for value in node.input:
+                found[value] = (*found.get(value, ()), node.output[0])
+        return found
+
+    @cached_property
     def _file(self) -> SlicedGraph:
         """What variants are sliced from; made on first use (seconds), not again for each of them."""
         if self.precision == "fp32":

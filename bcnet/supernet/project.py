@@ -30,7 +30,7 @@ from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import runtime_of, setting_of, why_not_here
+from bcnet.supernet.measure import replayed, runtime_of, setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.quantize import at_precision, unsigned_activations
@@ -180,6 +180,11 @@ class Project:
             return f"{self.table_path} is an estimate, not measured"
         return why_not_here(self.profile)
 
+    @property
+    def replayed(self) -> str | None:
+        """Why latencies are not measured now though the device answers: a recording does; None elsewhere."""
+        return replayed(self.profile)
+
 
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
     """Say it where rows were measured with another runtime or processor than this one, or long ago."""
@@ -188,6 +193,8 @@ def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here
     }
     for number in sorted(used):
         session = table.sessions[number]
+        if "recorded" in session.provenance:
+            _say_once(f"{path}: layers are of {session.date}, replayed from {session.provenance['recorded']}")
         mend = f"`bcnet check-lut --device {table.device}` tells whether they still hold"
         if _days_since(session.date) > OLD_DAYS:
             _say_once(f"{path}: layers were measured on {session.date}; {mend}")

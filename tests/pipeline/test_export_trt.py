@@ -352,8 +352,6 @@ def test_an_engine_that_fails_its_checks_is_exit_code_3_and_its_report_stays(
     assert after == before
 
 
-
-
 def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
     project: Path, done: Done
 ) -> None:

@@ -1,0 +1,362 @@
+"""TensorRT through its program `trtexec`, where its Python module is not: engines, times, profiles, outputs.
+
+Each job runs the program once, and reads the files that it writes. Standard library only. Which version takes
+which flags was read in its source, samples/common/sampleOptions.cpp, and stands in docs/tensorrt.md.
+"""
+
+import array
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from . import kept, look
+from .arrays import Packed
+from .errors import JobError, one_line
+from .onnx_inputs import onnx_inputs
+from .programs import ASKING_S, run_program
+
+DEVICE_TREE = Path("/proc/device-tree/model")  # a Jetson's
+L4T_RELEASE = Path("/etc/nv_tegra_release")
+LOADING_S = 180.0  # beside what is measured: CUDA is started, and the engine loaded
+BUILDING_S = 3600.0  # int8 on a small Jetson takes many minutes
+WARMUP_MS = 200
+ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
+DYNAMIC = re.compile(r"Dynamic dimensions required for input|Shape missing for input with dynamic shape")
+BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]+)", re.IGNORECASE)
+
+_versions: Dict[str, Tuple[int, int, int]] = {}  # of each program that was asked
+_devices: List[Dict[str, str]] = []  # this one, when it was asked
+_bound: Dict[Path, Dict[str, Any]] = {}  # what each engine was asked for
+
+
+def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
+    """Version of TensorRT, processor (the board, or the GPU); driver, L4T, power mode where there are any."""
+    found = {"runtime_version": _dotted(_version(_program(settings))), "through": "trtexec", **_device()}
+    release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text(L4T_RELEASE))
+    if release:
+        found["l4t"] = "%s.%s" % release.groups()
+    mode = look.power_mode()
+    if mode:
+        found["power_mode"] = mode
+    return found
+
+
+def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
+    """ "engine", the serialised engine of an ONNX file, and "info" about it.
+
+    `batches` are none (the file's own batch), or the least, the usual and the largest of a dynamic one.
+    """
+    program = _program(settings)
+    path = _engine_file(model, settings, batches)
+    told = json.loads(_text(path.with_suffix(".json")) or "{}")
+    info = {
+        "flavour": "tensorrt",
+        "through": "trtexec",
+        "versions": {"tensorrt": _dotted(_version(program))},
+        "compute_capability": told.get("compute_capability"),
+        "precision": settings.get("precision", "fp32"),
+        "batches": list(batches),
+        "layers": told.get("layers"),
+        "layers_source": "trtexec",
+        "gpu": _device()["processor"],
+    }
+    return {"engine": path.read_bytes(), "info": info}
+
+
+def time_runs(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """Milliseconds of each inference on the GPU, without copies: the file of `--exportTimes`."""
+    limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
+    with tempfile.TemporaryDirectory() as folder:
+        command = _measuring(model, settings, warmup_ms, seconds, iterations) + ["--exportTimes=times.json"]
+        run_program(command, limit_s, folder)
+        rows = _json(Path(folder, "times.json"))
+    try:
+        warm = [
+            row for row in rows if row["startComputeMs"] >= int(warmup_ms)
+        ]  # before 8.5 all of them are exported
+        return [float(row["computeMs"]) for row in warm or rows]
+    except (KeyError, TypeError, ValueError) as cause:
+        raise JobError("device", "trtexec's file of times is not as expected: %s" % one_line(cause))
+
+
+def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
+    """ "names" of the engine's layers and their "ms", ONE row: the medians (before 8.4, means) of `runs`.
+
+    trtexec exports no single runs, so there are no "walls_ms" either. Where the engine holds from which ONNX
+    nodes a layer was made, they follow its name: "__myl_Fc_myl0_3 [ONNX Layer: linear]".
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = _measuring(model, settings, WARMUP_MS, 0.0, runs)
+        command += ["--exportProfile=profile.json", "--exportLayerInfo=layers.json"]
+        if _version(command[0]) < (11,):
+            command.append("--separateProfileRun")  # later ones always do
+        run_program(command, 2 * LOADING_S + 2 * runs, folder)
+        rows = _json(Path(folder, "profile.json"))
+        origins = _origins(Path(folder, "layers.json"))
+    try:
+        layers = [row for row in rows if "name" in row]
+        names = [row["name"] + origins.get(row["name"], "") for row in layers]
+        ms = [float(row.get("medianMs", row["averageMs"])) for row in layers]
+    except (KeyError, TypeError, ValueError) as cause:
+        raise JobError("device", "trtexec's profile is not as expected: %s" % one_line(cause))
+    return {"names": names, "ms": [ms], "walls_ms": None}
+
+
+def load(model: bytes, settings: Dict[str, Any]) -> Dict[str, Any]:
+    """What `infer` runs: the engine's file, and names and shapes of its inputs and outputs."""
+    engine = _engine_file(model, settings)
+    return {"engine": engine, "settings": settings, **_bindings(_program(settings), engine)}
+
+
+def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
+    """Every output (N, ...) as float32 for inputs (N, ...), in batches as the engine was built for.
+
+    trtexec is started for each batch, and writes six digits of each value.
+    """
+    program = _program(loaded["settings"])
+    names = list(loaded["input"])
+    if len(names) != len(inputs):
+        raise JobError("network", "the engine has %d inputs, %d were given" % (len(names), len(inputs)))
+    if any("," in name for name in names):
+        raise JobError("network", "trtexec cannot be given inputs whose names have a comma: %s" % names)
+    size = int(loaded["settings"].get("batch") or 1) if loaded["dynamic"] else loaded["input"][names[0]][0]
+    count = inputs[0]["shape"][0]
+    values: Dict[str, "array.array[float]"] = {name: array.array("f") for name in loaded["output"]}
+    shapes: Dict[str, List[int]] = {}
+    for start in range(0, count, size):
+        with tempfile.TemporaryDirectory() as folder:
+            command = _once(program, loaded["engine"]) + ["--exportOutput=outputs.json"]
+            if _version(program) >= (11,):
+                command.append("--includeDataTransfers")
+            for number, packed in enumerate(inputs):
+                Path(folder, "input%d" % number).write_bytes(_part(packed, start, size))
+            files = ["%s:input%d" % (name, number) for number, name in enumerate(names)]
+            command.append("--loadInputs=" + ",".join(files))
+            if loaded["dynamic"]:
+                sides = [[size] + list(packed["shape"][1:]) for packed in inputs]
+                command.append("--shapes=" + _shapes(names, sides))
+            run_program(command, LOADING_S, folder)
+            for row in _json(Path(folder, "outputs.json")):
+                values[row["name"]].extend(float(value) for value in row["values"])
+                shapes[row["name"]] = [int(side) for side in row["dimensions"].split("x")]
+    packed_outputs = []
+    for name in loaded["output"]:
+        shape = [count] + shapes[name][1:]
+        wanted = count
+        for side in shape[1:]:
+            wanted *= side
+        data = values[name][:wanted].tobytes()
+        packed_outputs.append({"dtype": "<f4", "shape": shape, "data": data})
+    return packed_outputs
+
+
+def missing(settings: Dict[str, Any]) -> Optional[str]:
+    """What is not here of this runtime; None where all is."""
+    try:
+        _version(_program(settings))
+    except JobError as reason:
+        return reason.message
+    return None
+
+
+def _program(settings: Dict[str, Any]) -> str:
+    """The program: the one that the settings name, else on PATH, else where JetPack puts it."""
+    named = settings.get("trtexec")
+    found = shutil.which(named) if named else look.trtexec()
+    if not found:
+        wanted = "'%s' is not a program" % named if named else "trtexec is not on PATH, nor %s" % look.TRTEXEC
+        raise JobError("device", "%s; it comes with TensorRT (on a Jetson: apt install tensorrt)" % wanted)
+    return os.path.abspath(found)
+
+
+def _version(program: str) -> Tuple[int, int, int]:
+    """The version of TensorRT that the program's first line tells: v8502 is 8.5.2, v100300 is 10.3.0."""
+    if program not in _versions:
+        said = run_program([program, "--help"], ASKING_S, tempfile.gettempdir())
+        number = re.search(r"\[TensorRT v(\d+)\]", said)
+        if not number:
+            raise JobError("device", "%s does not tell its version; is it TensorRT's?" % program)
+        value = int(number.group(1))
+        step = 1000 if value < 10000 else 10000
+        _versions[program] = (value // step, value % step // 100, value % 100)
+    return _versions[program]
+
+
+def _dotted(version: Tuple[int, int, int]) -> str:
+    return "%d.%d.%d" % version
+
+
+def _device() -> Dict[str, str]:
+    """The board, where it is one, else the GPU and its driver."""
+    if not _devices:
+        board = _text(DEVICE_TREE).strip("\0 \n")
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        rows = look.output(query).splitlines()
+        if board:
+            _devices.append({"processor": board})
+        elif rows and "," in rows[0]:
+            name, driver = rows[0].split(",")[:2]
+            _devices.append({"processor": name.strip(), "driver": driver.strip()})
+        else:
+            _devices.append({"processor": "unknown"})
+    return _devices[0]
+
+
+def _engine_file(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Path:
+    """The engine's file: of what is no ONNX file, itself; of an ONNX file, built now or on another day.
+
+    A network is visited several times in a build of a table, and building takes longer than timing.
+    """
+    made_by = hashlib.sha256(model).hexdigest(), settings.get("precision", "fp32"), list(batches)
+    path = _kept_at(settings, "engine", made_by)
+    if path.exists():
+        os.utime(str(path))  # it is used: others are forgotten first
+    else:
+        inputs = onnx_inputs(model)
+        content, told = (model, {}) if inputs is None else _built(model, inputs, settings, batches)
+        kept.write(path.with_suffix(".json"), json.dumps(told).encode())
+        kept.write(path, content)
+        if not path.exists():
+            raise JobError("device", "engines cannot be kept in %s; is the disk full?" % path.parent)
+    return path
+
+
+def _kept_at(settings: Dict[str, Any], kind: str, made_by: Any = None) -> Path:
+    """Where a file of that kind is kept: by what it was made from, and for which device and version."""
+    told = repr((_version(_program(settings)), sorted(_device().items()), made_by))
+    return kept.folder("trtexec") / ("%s.%s" % (hashlib.sha256(told.encode()).hexdigest(), kind))
+
+
+def _built(
+    model: bytes, inputs: List[Tuple[str, List[int]]], settings: Dict[str, Any], batches: Sequence[int]
+) -> Tuple[bytes, Dict[str, Any]]:
+    """An engine from an ONNX file, and what trtexec says about its layers."""
+    program, cache = _program(settings), _kept_at(settings, "timing")
+    version = _version(program)
+    with tempfile.TemporaryDirectory() as folder:
+        own_cache = Path(folder, "timing.cache")
+        own_cache.write_bytes(kept.read(cache) or b"")
+        Path(folder, "model.onnx").write_bytes(model)
+        command = [
+            program,
+            "--onnx=model.onnx",
+            "--saveEngine=model.engine",
+            "--timingCacheFile=timing.cache",
+        ]
+        command += ["--profilingVerbosity=detailed", "--exportLayerInfo=layers.json"]
+        command.append("--skipInference" if version >= (8, 6) else "--buildOnly")
+        precision = settings.get("precision", "fp32")
+        if (10,) <= version < (11,):
+            command.append("--stronglyTyped")  # the file's own types; later ones know nothing else
+        elif version < (10,) and precision != "fp32":
+            command.append("--" + precision)
+        if batches:
+            least, usual, most = min(batches), sorted(batches)[len(batches) // 2], max(batches)
+            names = [name for name, _ in inputs]
+            for word, size in (("min", least), ("opt", usual), ("max", most)):
+                sides = [_at(name, shape, size) for name, shape in inputs]
+                command.append("--%sShapes=%s" % (word, _shapes(names, sides)))
+        said = run_program(command, BUILDING_S, folder)
+        if not Path(folder, "model.engine").exists():
+            raise JobError("network", "trtexec ended well but wrote no engine")
+        kept.write(cache, own_cache.read_bytes())
+        capability = re.search(r"Compute Capability: ([\d.]+)", said)
+        layers = Path(folder, "layers.json")
+        told = {
+            "compute_capability": capability.group(1) if capability else None,
+            "layers": _json(layers).get("Layers") if layers.exists() else None,
+        }
+        return Path(folder, "model.engine").read_bytes(), told
+
+
+def _at(name: str, shape: List[int], batch: int) -> List[int]:
+    """An input's shape at a batch size. Raises JobError where the file fixes it."""
+    if not shape or shape[0] > 0:
+        raise JobError("network", "input '%s' has a fixed batch in the ONNX file: %s" % (name, shape))
+    return [batch] + shape[1:]
+
+
+def _shapes(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
+    return ",".join("%s:%s" % (name, "x".join(map(str, shape))) for name, shape in zip(names, shapes))
+
+
+def _bindings(program: str, engine: Path) -> Dict[str, Any]:
+    """An engine's "input" and "output" {name: shape}, as trtexec binds them; whether sizes are "dynamic"."""
+    if engine not in _bound:
+        with tempfile.TemporaryDirectory() as folder:
+            said = run_program(_once(program, engine), LOADING_S, folder)
+        found: Dict[str, Any] = {"input": {}, "output": {}}
+        for kind, name, sides in BINDING.findall(said):
+            found[kind.lower()][name] = [int(side) for side in sides.split("x")]
+        if not found["input"] or not found["output"]:
+            raise JobError("device", "trtexec does not tell the engine's inputs and outputs: a new version?")
+        found["dynamic"] = DYNAMIC.search(said) is not None
+        _bound[engine] = found
+    return _bound[engine]
+
+
+def _measuring(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[str]:
+    """The command that runs a network so long and so often. Versions differ in defaults: all is named."""
+    program, engine = _program(settings), _engine_file(model, settings)
+    version = _version(program)
+    command = [program, "--loadEngine=%s" % engine, "--warmUp=%d" % warmup_ms, "--iterations=%d" % iterations]
+    # Before 8.4 it takes whole seconds only.
+    command.append("--duration=%g" % seconds if version >= (8, 4) else "--duration=%d" % -(-seconds // 1))
+    if version < (11,):  # later ones do so by default
+        command += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
+    batch = settings.get("batch") or 1
+    if batch > 1:  # a dynamic one is 1, if nothing is said
+        bound = _bindings(program, engine)
+        if bound["dynamic"]:
+            sides = [[batch] + shape[1:] for shape in bound["input"].values()]
+            command.append("--shapes=" + _shapes(list(bound["input"]), sides))
+    return command
+
+
+def _once(program: str, engine: Path) -> List[str]:
+    return [program, "--loadEngine=%s" % engine, "--warmUp=0", "--duration=0", "--iterations=1"]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> Any:
+    """A file that trtexec wrote: names are not escaped, and what was not counted is nan."""
+    try:
+        text = re.sub(r"(: |\[ |, )-?nan\b", r"\1NaN", path.read_text(encoding="utf-8", errors="replace"))
+        return json.loads(text, strict=False)
+    except (OSError, ValueError) as cause:
+        raise JobError("device", "trtexec wrote no readable %s: %s" % (path.name, one_line(cause)))
+
+
+def _origins(path: Path) -> Dict[str, str]:
+    """The ONNX nodes that each layer was made of, as text, where a detailed engine tells."""
+    if not path.exists():
+        return {}
+    told = _json(path)
+    layers = told.get("Layers", []) if isinstance(told, dict) else []
+    return {
+        layer["Name"]: "".join(" " + part for part in ORIGIN.findall(layer["Metadata"]))
+        for layer in layers
+        if isinstance(layer, dict) and "Name" in layer and layer.get("Metadata")
+    }
+
+
+def _part(packed: Packed, start: int, size: int) -> bytes:
+    """The bytes of `size` items of an array from `start` on, filled up with zeros."""
+    data = packed["data"]
+    each = len(data) // packed["shape"][0]
+    return bytes(data[start * each : (start + size) * each]).ljust(size * each, b"\0")

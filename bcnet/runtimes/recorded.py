@@ -1,0 +1,239 @@
+"""A device's answers in a file: recorded while it works, replayed where it is not.
+
+The file holds one JSON value a line, compressed if its name ends in .gz. The first is {"bcnet_recording": 1},
+each other one a job and what came of it:
+
+    {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "answer": {...}}
+    {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "network_error": "one line"}
+
+`bytes` in an answer are {"base64": TEXT}. The hash is that of all that the job says (what is done, the
+runtime, its settings, for how long), with ONNX files by their structure: nodes, shapes of weights and inputs,
+not the weights' values, so that a recording outlives retraining. Outputs and engines depend on values: jobs
+that ask for these are found by the whole content of file and inputs. Lines of the same job are replayed in
+order, then from the first one again.
+"""
+
+import base64
+import datetime
+import gzip
+import json
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
+
+from bcnet.artifacts import write_file
+from bcnet.errors import DeviceError, NetworkError
+from bcnet.runtimes.device import Device, Job
+
+HEADER = {"bcnet_recording": 1}
+OF_VALUES = frozenset(("infer", "build"))  # jobs whose answers depend on weights
+
+
+class Recording:
+    """A device that also writes what it answers into a file, each answer before it is given."""
+
+    def __init__(self, device: Device, path: Path) -> None:
+        """Adds to `path` if it is there. Raises DeviceError where that is another kind of file."""
+        self.device, self.path = device, path
+        self._writing = threading.Lock()
+        if path.exists():
+            entries, cut = _entries(path)
+            if cut:  # what is added to it could not be read
+                lines = [HEADER, *entries]
+                write_file(path, _packed("".join(json.dumps(line) + "\n" for line in lines), path))
+
+    @property
+    def workers(self) -> int:
+        """How many jobs can be done at once."""
+        return self.device.workers
+
+    def call(self, job: Job, limit_s: float) -> dict[str, Any]:
+        """Do one job on the device, and keep its answer, or why the network cannot be run."""
+        try:
+            answer = self.device.call(job, limit_s)
+        except NetworkError as reason:
+            self._keep(job, {"network_error": str(reason)})
+            raise
+        self._keep(job, {"answer": _to_json(answer)})
+        return answer
+
+    def _keep(self, job: Job, result: Mapping[str, Any]) -> None:
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        line = json.dumps({"key": key_of(job), "job": in_words(job), "date": date, **result}) + "\n"
+        with self._writing:
+            try:
+                if not self.path.exists():
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    line = json.dumps(HEADER) + "\n" + line
+                with self.path.open("ab") as file:
+                    file.write(_packed(line, self.path))
+            except OSError as cause:
+                raise DeviceError(f"{self.path} cannot be written: {cause.strerror}") from None
+
+
+class Recorded:
+    """A device that is a file of answers: nothing is run."""
+
+    workers = 1
+
+    def __init__(self, path: Path) -> None:
+        """Raises DeviceError where there is no such file, or it is no recording."""
+        self.path = path
+        self._entries: dict[str, list[dict[str, Any]]] = {}
+        for entry in _entries(path)[0]:
+            self._entries.setdefault(entry["key"], []).append(entry)
+        self._given: Counter[str] = Counter()
+        self._reading = threading.Lock()
+
+    def call(self, job: Job, limit_s: float) -> dict[str, Any]:
+        """The next recorded answer to a job. Raises NetworkError where that was one, DeviceError: none."""
+        key = key_of(job)
+        with self._reading:
+            own = self._entries.get(key)
+            if not own:
+                raise DeviceError(
+                    f"{self.path} has no answer to this job: {in_words(job)}; record it on the device: put "
+                    f'`record_to = "{self.path}"` in the place of `recording` in its hardware profile, and '
+                    "run this command there"
+                )
+            entry = own[self._given[key] % len(own)]
+            self._given[key] += 1
+        if "network_error" in entry:
+            raise NetworkError(entry["network_error"])
+        answer: dict[str, Any] = _from_json(entry["answer"])
+        return answer
+
+
+def key_of(job: Job) -> str:
+    """What a job is found by; see the head of this file."""
+    by_structure = job["do"] not in OF_VALUES
+    content = {
+        name: structure(value) if name == "model" and by_structure else _digested(value)
+        for name, value in job.items()
+    }
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def in_words(job: Job) -> str:
+    """A job as people read it, in one line."""
+    words = [str(job["do"])]
+    if "runtime" in job:
+        settings = ", ".join(f"{name} {value}" for name, value in job["settings"].items())
+        words.append(f"with {job['runtime']} ({settings})" if settings else f"with {job['runtime']}")
+    if isinstance(job.get("model"), bytes):
+        proto = _onnx(job["model"])
+        if proto is None:
+            words.append(f"of an engine of {len(job['model'])} bytes")
+        else:
+            kinds = Counter(node.op_type for node in proto.graph.node).most_common(3)
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds)
+            words.append(f"of a network of {len(proto.graph.node)} nodes ({listed})")
+    limits = [f"{name} {value:g}" for name, value in job.items() if isinstance(value, int | float)]
+    return " ".join([*words, *(["for", ", ".join(limits)] if limits else [])])
+
+
+def structure(model: bytes) -> str:
+    """A hash of an ONNX file without the values of its weights; of another file, of its content.
+
+    Values of integers are kept: sizes and axes, of which the structure consists.
+    """
+    proto = _onnx(model)
+    if proto is None:
+        return sha256(model).hexdigest()
+    graph = proto.graph
+    parts: list[Any] = [
+        sorted((opset.domain, opset.version) for opset in proto.opset_import),
+        [_value(entry) for entry in (*graph.input, *graph.output)],
+        sorted(_tensor(entry) for entry in graph.initializer),
+        [[node.op_type, node.domain, node.name, *node.input, "->", *node.output] for node in graph.node],
+        [sorted(map(_attribute, node.attribute)) for node in graph.node],
+    ]
+    return sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _attribute(entry: AttributeProto) -> list[Any]:
+    if entry.type == AttributeProto.TENSOR:
+        return [entry.name, *_tensor(entry.t)]
+    return [entry.name, entry.SerializeToString(deterministic=True).hex()]
+
+
+def _onnx(model: bytes) -> ModelProto | None:
+    try:
+        proto: ModelProto = onnx.load_from_string(model)
+    except Exception:  # an engine
+        return None
+    return proto if proto.graph.node else None
+
+
+def _tensor(tensor: TensorProto) -> list[Any]:
+    values = numpy_helper.to_array(tensor).tolist() if tensor.data_type == TensorProto.INT64 else None
+    return [tensor.name, tensor.data_type, list(tensor.dims), values]
+
+
+def _value(entry: onnx.ValueInfoProto) -> list[Any]:
+    kind = entry.type.tensor_type
+    return [entry.name, kind.elem_type, [dim.dim_value or dim.dim_param for dim in kind.shape.dim]]
+
+
+def _digested(value: Any) -> Any:
+    """A job's value with hashes in the place of bytes."""
+    if isinstance(value, bytes):
+        return sha256(value).hexdigest()
+    if isinstance(value, Mapping):
+        return {str(name): _digested(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_digested(part) for part in value]
+    return value
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(part) for part in value]
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"base64"}:
+            return base64.b64decode(value["base64"])
+        return {name: _from_json(part) for name, part in value.items()}
+    return [_from_json(part) for part in value] if isinstance(value, list) else value
+
+
+def _packed(text: str, path: Path) -> bytes:
+    return gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode()
+
+
+def _entries(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The file's lines after its first, and whether its last one was cut short and is left out.
+
+    Raises DeviceError where the file cannot be read.
+    """
+    lines, cut = [], False
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            try:
+                for line in file:
+                    lines.append(line)
+            except EOFError:  # its process was killed
+                cut = True
+        if lines and not lines[-1].endswith(b"\n"):
+            cut = bool(lines.pop())
+        first, *entries = [json.loads(line) for line in lines] or [None]
+    except OSError as cause:
+        raise DeviceError(f"{path} cannot be read: {cause.strerror or cause}") from None
+    except ValueError as cause:
+        raise DeviceError(f"{path} is no recording, or was edited ({cause})") from None
+    if first != HEADER or not all("key" in entry for entry in entries):
+        raise DeviceError(f"{path} is no recording of this version of bcnet")
+    return entries, cut
