@@ -8,6 +8,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import check_host
+from bcnet.supernet.measure import why_not_here
 
 ROOM_MB = 500  # for a network's files, an engine and a timing cache
 STEADY = 0.10  # a probe that varies by more is of a machine that is busy, or whose clocks move
@@ -77,6 +78,9 @@ def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
     """Whether the profile's runtime can start there; TensorRT may be the Python module or trtexec."""
+    if profile.runtime == "torch":  # in this process only
+        reason = why_not_here(profile)
+        return Step("runtime", reason is None, reason or f"torch {facts['torch']}")
     reasons = []
     for name in (profile.runtime, *(["trtexec"] if profile.runtime == "tensorrt" else [])):
         settings = {"runtime": name, "provider": profile.provider, "precision": profile.precision}

@@ -50,9 +50,9 @@ CHECKS = {
     UNCHANGED[0]: 75,
     UNCHANGED[1]: 75,
     "delay of 10 %, all rows": 50,
-    "delay of 20 %, all rows": 50,
+    "delay of 20 %, all rows": 80,
     f"delay of 10 %, {SLOWED}": 50,
-    f"delay of 20 %, {SLOWED}": 50,
+    f"delay of 20 %, {SLOWED}": 80,
     "two threads down to one": 20,
     "graph optimisation off": 20,
 }

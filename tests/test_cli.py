@@ -317,7 +317,7 @@ def training() -> Iterator["subprocess.Popen[str]"]:
     """`bcnet train` in a process of its own, with epochs enough to be interrupted."""
     configure(
         '[model]\nname = "cli_networks:tiny"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
-        "[space]\nbins = 2\n[train]\nepochs = 400\nbatch_size = 32\nmethod = 'unilateral'\n"
+        "[space]\nbins = 2\n[train]\nepochs = 800\nbatch_size = 32\nmethod = 'unilateral'\n"
     )
     command = [sys.executable, "-m", "bcnet.cli", "train", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -343,7 +343,7 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     assert main(["train", "--json"]) == 0
     out, err = capfd.readouterr()
     assert "continuing after epoch " in err
-    assert json.loads(out)["epochs"] == 400
+    assert json.loads(out)["epochs"] == 800
     curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
-    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 401))]
+    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 801))]
     assert not checkpoint.exists()

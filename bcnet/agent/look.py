@@ -24,6 +24,7 @@ def look(folder: str) -> Dict[str, Any]:
         "onnxruntime": _version("onnxruntime"),
         "tensorrt": _version("tensorrt"),
         "tensorrt_rtx": _version("tensorrt_rtx"),
+        "torch": _version("torch"),
         "trtexec": trtexec(),
         "free_bytes": disk.f_bavail * disk.f_frsize,
         "power_mode": power_mode(),

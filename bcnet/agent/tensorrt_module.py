@@ -13,8 +13,8 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 BEGINS = {b"ftrt": "tensorrt", b"ptrt": "tensorrt", b"vtrt": "tensorrt-rtx"}  # ptrt: old versions
 INSTALL = {
-    "tensorrt": "on a Jetson: apt install python3-libnvinfer; elsewhere: pip install tensorrt",
-    "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
+    "tensorrt": "a Jetson: apt install python3-libnvinfer; others: pip install tensorrt pycuda (bcnet[trt])",
+    "tensorrt-rtx": "pip install tensorrt-rtx-cu13 cuda-python (bcnet[rtx])",
 }
 WORDS = 400  # of TensorRT's, at most, in an error
 

@@ -53,7 +53,7 @@ class HwProfile(BaseModel):
     name: str
     description: str
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="other names for it")
-    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch"] = Field(
         description="the runtime that executes the network"
     )
     provider: Annotated[str, AfterValidator(_short)] = Field(
@@ -89,9 +89,12 @@ class HwProfile(BaseModel):
     def setting(self) -> tuple[str, str, int, int, str]:
         """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode.
 
-        With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME".
+        With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME"; that of PyTorch
+        is "torch-cuda".
         """
-        runtime = self.runtime if self.provider == "cpu" else f"{self.runtime}:{self.provider}"
+        runtime: str = "torch-cuda" if self.runtime == "torch" else self.runtime
+        if self.provider != "cpu":
+            runtime = f"{runtime}:{self.provider}"
         return runtime, self.precision, self.batch, self.threads, self.power_mode
 
 

@@ -205,7 +205,7 @@ def _measure(
             times = layers_ms(graph, widths, model, profile, runs)
         except NetworkError as cause:
             return Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
-        rounded = tuple(tuple(round(float(ms), 4) for ms in layer) for layer in times)
+        rounded = tuple(tuple(round(float(ms), 5) for ms in layer) for layer in times)
         return Entry(number, tuple(widths), rounded, probe_ms=reading)
 
     def visit(number: int, widths: Widths, whole: bool = False) -> None:

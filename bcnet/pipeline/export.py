@@ -77,8 +77,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     model = sliced_model(run, project)
     data = project.data
     with working("exporting to ONNX"):
-        told = "estimate, not measured" if found["estimate"] else project.replayed
-        metadata = _metadata(project, widths, told, bool(batches))
+        metadata = _metadata(project, widths, bool(found["estimate"]), bool(batches))
         proto = project.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
@@ -149,16 +148,18 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     return summary
 
 
-def _metadata(project: Project, widths: Widths, latency: str | None, any_batch: bool) -> dict[str, str]:
-    """What the file says of itself; `latency`, where its latency was not measured."""
+def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:
+    """What the file says of itself."""
     data, example = project.data, project.data.example(project.profile.batch)
     metadata = {
         "bcnet_version": version("bcnet"),
         "widths": str(widths),
         "classes": json.dumps(data.classes),
     }
-    if latency:
-        metadata["latency"] = latency
+    if estimate:
+        metadata["latency"] = "estimate, not measured"
+    elif project.replayed:
+        metadata["latency"] = project.replayed
     if isinstance(example, Tensor) and example.ndim == 4:
         shape = [BATCH if any_batch else example.shape[0], *example.shape[1:]]
         metadata["input"] = json.dumps({"layout": "NCHW", "shape": shape})

@@ -81,7 +81,8 @@ def runtime_on(
 ) -> Runtime:
     """The runtime of that name on a device. Raises DeviceError for a name that there is not.
 
-    Provider and threads are ONNX Runtime's, the others TensorRT's (see their classes).
+    Provider and threads are ONNX Runtime's, the others TensorRT's (see their classes); PyTorch takes the
+    compute capability, too.
     """
     if name == "onnxruntime":
         from bcnet.runtimes.onnxruntime import OnnxRuntime
@@ -91,6 +92,17 @@ def runtime_on(
         from bcnet.runtimes.tensorrt import TensorRt
 
         return TensorRt(device, name, precision, compute_capability, power_mode, batch)
+    if name == "torch":
+        from bcnet.runtimes.torch import TorchCuda
+
+        if not isinstance(device, LocalDevice):
+            raise DeviceError(
+                "torch-cuda runs in this process only, neither over ssh nor from a recording: run bcnet on "
+                "the machine with the GPU, without host, recording and record_to"
+            )
+        if precision == "int8":
+            raise DeviceError("torch-cuda runs networks in fp32 or fp16, not in int8: set precision")
+        return TorchCuda(compute_capability)
     raise DeviceError(f"this bcnet does not execute networks with '{name}'")
 
 

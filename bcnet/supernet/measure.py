@@ -56,19 +56,12 @@ def runtime_of(profile: HwProfile) -> Runtime:
         )
     reason = why_not_here(profile)
     if reason is not None:
+        over = "" if profile.runtime == "torch" else ", or over ssh (--host user@name)"
         raise DeviceError(
-            f"{reason}; measure on the device itself, or over ssh (--host user@name), or calculate a table: "
+            f"{reason}; measure on the device itself{over}, or calculate a table: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
         )
     return _runtime_here(profile)
-
-
-def builder_of(profile: HwProfile) -> Runtime:
-    """The runtime that builds engines for the device: as `runtime_of`, but for TensorRT for RTX also this
-    machine, whatever its GPU.
-    """
-    ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
-    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
 
 
 def _runtime_here(profile: HwProfile) -> Runtime:
@@ -97,6 +90,14 @@ def replayed(profile: HwProfile) -> str | None:
     if not profile.recording:
         return None
     return f"latencies are replayed from the recording {profile.recording}, not measured now"
+
+
+def builder_of(profile: HwProfile) -> Runtime:
+    """The runtime that builds engines for the device: as `runtime_of`, but for TensorRT for RTX also this
+    machine, whatever its GPU.
+    """
+    ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
+    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

@@ -33,8 +33,8 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
     best = json.loads(capfd.readouterr().out)["best"]
     # Four images at once take longer than one, and the search measured them together.
     assert best["measured"]["median_ms"] > 0
-    assert "batch 4, 1 thread" in refused(1, "search", "--batch", "4")
-    assert "batch 4, 2 thread(s)" in refused(1, "search", "--batch", "3")
+    assert "batch 4, 1 thread" in refused(1, "search", "--batch", "4", "--threads", "1", "--device", "cpu")
+    assert "batch 3, 2 thread(s)" in refused(1, "search", "--batch", "3", "--threads", "2", "--device", "cpu")
     clear_projects()
 
 

@@ -374,7 +374,7 @@ def test_a_file_that_was_cut_short_is_refused(
             '"device": "jetson"',
             "was measured on 'jetson'; keep",
         ),
-        ("search", TABLE, '"schema": 2', '"schema": 7', "has schema 7, this bcnet reads 1 and 2"),
+        ("search", TABLE, '"schema": 3', '"schema": 7', "has schema 7, this bcnet reads 1 to 3"),
         ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "is not calibrated for this network"),
         (
             "search",

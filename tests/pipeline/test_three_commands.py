@@ -29,7 +29,7 @@ iterations = 10
 
 @pytest.fixture
 def there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A trained folder with a device `jetson`, whose host is not in its profile; the folder of its agent."""
+    """A trained supernet's folder, a device `jetson` whose host is not in its profile; the agent's folder."""
     server = Sshd(tmp_path / "sshd").start()
     monkeypatch.setenv("PATH", server.path)
     folder = tmp_path / "there"
