@@ -16,7 +16,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.pipeline.verify import VerifyReport
 from bcnet.progress import working
 from bcnet.runtimes import Engine
-from bcnet.supernet.measure import builder_of, why_not_here
+from bcnet.supernet.measure import builder_of, replayed, why_not_here
 
 ENGINE, FACTS = "model.engine", "engine.json"
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
@@ -77,7 +77,7 @@ def build_and_verify(
     of_file = check(profile=target, full=b"", not_measured=CHECKED_HERE)
     if not of_file.passed:
         return Built(of_file, of_file)
-    reason = why_not_here(target)
+    reason = why_not_here(target) or replayed(target)
     if reason and target.runtime == "tensorrt":
         reason = f"no engine was built, which TensorRT does only on the device itself: {reason}"
         return Built(replace(of_file, not_verified=reason), of_file)

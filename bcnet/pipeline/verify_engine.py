@@ -15,7 +15,7 @@ from bcnet.errors import ArtifactError, CheckFailed, NetworkError, NotVerified
 from bcnet.pipeline.engine import FACTS
 from bcnet.pipeline.verify import verify
 from bcnet.progress import say, working
-from bcnet.supernet.measure import runtime_of, why_not_here
+from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
 
@@ -58,7 +58,7 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     inside = engine.parent.resolve() == stage.folder.resolve()
     manifest = stage.manifest() if inside else None
     found = read_json(search.path("result.json"), search.command)
-    reason = why_not_here(target)
+    reason = why_not_here(target) or replayed(target)
     if reason:
         raise NotVerified(
             f"{engine} is not verified: {reason}; run this on the device itself, or here with "

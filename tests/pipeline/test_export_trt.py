@@ -337,6 +337,15 @@ def test_an_engine_that_was_built_elsewhere_is_verified_on_its_device(project: P
     assert done(0, "verify", "--engine", "taken/model.engine")[0]["file"] == "taken/model.engine"
 
 
+def test_what_a_recording_answers_verifies_no_engine(project: Path, refused: Refused) -> None:
+    with_engine()
+    Path("recording.jsonl").write_text('{"bcnet_recording": 1}\n', encoding="utf-8")
+    Path("hw_profiles/cpu.toml").write_text(PROFILE + 'recording = "recording.jsonl"\n', encoding="utf-8")
+    clear_projects()
+    line = refused(4, "verify", "--engine", str(ENGINE))
+    assert f"{ENGINE} is not verified: latencies are replayed from the recording recording.jsonl" in line
+
+
 def test_an_engine_that_fails_its_checks_is_exit_code_3_and_its_report_stays(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
