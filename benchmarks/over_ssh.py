@@ -47,7 +47,8 @@ def main() -> None:
     shape = (1, 3, 160, 160)
     model = build_model(ModelConfig(name="torchvision:mobilenet_v2"), 3, 1000)
     graph = OnnxSupernet(model, discover_space(model, torch.zeros(shape), bins=4, channel_multiple=8), shape)
-    networks = [graph.variant(widths) for widths in (graph.space.largest(), *design(graph.space))[:NETWORKS]]
+    chosen = (graph.space.largest(), *design(graph.space))[:NETWORKS]
+    networks = [(widths, graph.variant(widths)) for widths in chosen]
     with tempfile.TemporaryDirectory() as folder:
         server = Sshd(Path(folder) / "sshd").start()
         os.environ["PATH"] = server.path
@@ -59,15 +60,15 @@ def main() -> None:
         try:
             for network in networks:  # sent, loaded, settled
                 for profile in profiles.values():
-                    layers_ms(graph, network, profile, 5)
+                    layers_ms(graph, *network, profile, 5)
             with progress_bar("rounds", rounds) as advance:
                 for _ in range(rounds):
                     for way, profile in profiles.items():
                         layers[way].append(
-                            np.array([undisturbed_ms(layers_ms(graph, n, profile, 20)) for n in networks])
+                            np.array([undisturbed_ms(layers_ms(graph, *n, profile, 20)) for n in networks])
                         )
                         whole[way].append(
-                            np.array([measure_network(n, profile, 0.2).median_ms for n in networks])
+                            np.array([measure_network(n[1], profile, 0.2).median_ms for n in networks])
                         )
                     advance("")
         finally:
