@@ -5,7 +5,7 @@ compute capability, and not executed there.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.pipeline.verify import VerifyReport
 from bcnet.progress import working
-from bcnet.runtimes import Engine
+from bcnet.runtimes import Engine, Runtime
 from bcnet.supernet.measure import builder_of, replayed, why_not_here
 
 ENGINE, FACTS = "model.engine", "engine.json"
@@ -88,12 +88,17 @@ def build_and_verify(
         reason = f"the engine was built ahead of time and not executed: {reason}"
         size = len(engine.content)
         return Built(replace(of_file, not_verified=reason, size_bytes=size), of_file, engine)
+    full = full_engine(builder, full, batches)
+    return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
+
+
+def full_engine(builder: Runtime, full: bytes, batches: Sequence[int]) -> bytes:
+    """The unpruned network's engine, built in the same way; empty where that cannot be."""
     with working("building the full network's engine"):
         try:
-            full = builder.build(full, batches).content
+            return builder.build(full, batches).content
         except NetworkError:
-            full = b""  # it cannot be built in the same way, so there is nothing to compare with
-    return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
+            return b""
 
 
 def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...]) -> dict[str, Any]:

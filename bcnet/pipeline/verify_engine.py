@@ -11,10 +11,10 @@ import onnx
 
 from bcnet.artifacts import Run, json_bytes, read_json, write_file
 from bcnet.config import Config
-from bcnet.errors import ArtifactError, CheckFailed, NetworkError, NotVerified
-from bcnet.pipeline.engine import FACTS
+from bcnet.errors import ArtifactError, CheckFailed, NotVerified
+from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.verify import verify
-from bcnet.progress import say, working
+from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import searched_widths, sliced_model
@@ -65,12 +65,8 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
             "--host user@device"
         )
     widths, model = searched_widths(run, project), sliced_model(run, project)
-    full = project.graph.variant(project.space.original())
-    with working("building the full network's engine"):
-        try:
-            full = runtime_of(target).build(full, facts["batches"] if facts["dynamic"] else ()).content
-        except NetworkError:
-            full = b""  # it cannot be built in the same way, so there is nothing to compare with
+    batches = facts["batches"] if facts["dynamic"] else ()
+    full = full_engine(runtime_of(target), project.graph.variant(project.space.original()), batches)
     report = verify(
         model,
         onnx.load(engine.with_name("model.onnx")),
