@@ -31,6 +31,9 @@ class Runtime(Protocol):
     Methods raise DeviceError where the runtime is not there, NetworkError where it cannot run the network.
     """
 
+    def __hash__(self) -> int:
+        """By its device and its setting."""
+
     @property
     def workers(self) -> int:
         """How many networks can be measured at once; methods may be called from as many threads."""

@@ -5,6 +5,7 @@ In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
 
 import os
 import platform
+from functools import cache
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
@@ -29,7 +30,7 @@ def why_not_here(profile: HwProfile) -> str | None:
     if profile.machine not in (None, platform.machine()):
         return f"device '{profile.name}' is {profile.machine}, this machine {platform.machine()}"
     try:
-        _runtime_here(profile).fingerprint()
+        _answers(_runtime_here(profile))
     except DeviceError as reason:
         return f"device '{profile.name}' is not at hand: {reason}"
     return None
@@ -67,6 +68,15 @@ def runtime_of(profile: HwProfile) -> Runtime:
 def _runtime_here(profile: HwProfile) -> Runtime:
     record_to = _absolute(profile.record_to)
     return runtime_here(profile.runtime, record_to=record_to, **_settings(profile))
+
+
+@cache
+def _answers(runtime: Runtime) -> None:
+    """Raises DeviceError where the runtime is not here. Once it was, it is not asked before each network:
+
+    TensorRT's fingerprint starts programs of the system.
+    """
+    runtime.fingerprint()
 
 
 def _settings(profile: HwProfile) -> Settings:
