@@ -30,6 +30,7 @@ EXAMPLES = {
     "latency_ms": "5.0",
     "latency": '"60%"',
     "min_accuracy": "0.9",
+    "margin": "0.02",
     "transforms": '"package.module:function"',
     "collate": '"package.module:function"',
     "train_step": '"package.module:function"',
@@ -163,6 +164,13 @@ class SearchConfig(Section):
     generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
+    margin: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the budget that measured networks leave free for the machine's noise; "
+        "the noise that the table's calibration saw, if not given",
+    )
     recalibration_images: int = Field(128, ge=2, description="training images for batch-norm statistics")
 
     @model_validator(mode="after")
