@@ -66,6 +66,35 @@ MinAccuracy = Annotated[
     float | None,
     typer.Option(help="No budget: the fastest network with at least this supernet accuracy, 0 to 1."),
 ]
+MaxParams = Annotated[
+    int | None,
+    typer.Option(
+        help="At most so many parameters, a plain count as 1500000; buffers are not counted. Beside a "
+        "latency budget, or alone. Counts are exact, not rounded."
+    ),
+]
+MaxMacs = Annotated[
+    int | None,
+    typer.Option(
+        help="At most so many multiply-accumulates an image, of convolutions and linear layers, a plain "
+        "count as 100000000."
+    ),
+]
+MaxSizeMb = Annotated[
+    float | None,
+    typer.Option(
+        help="At most so many megabytes (1,000,000 bytes) of weights in the exported file, at the "
+        "device's precision; counted to the byte, told rounded up to 0.001."
+    ),
+]
+Pareto = Annotated[
+    bool,
+    typer.Option(
+        "--pareto",
+        help="Search the whole front of accuracy against latency, up to the budget where one is given; "
+        "`bcnet slice --latency-ms` takes any point of it.",
+    ),
+]
 TrainDevice = Annotated[
     str | None, typer.Option(help="Where to train: auto, cpu or cuda. Not the target --device.")
 ]
@@ -322,6 +351,10 @@ def search(
     latency_ms: LatencyMs = None,
     latency: Latency = None,
     min_accuracy: MinAccuracy = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    max_size_mb: MaxSizeMb = None,
+    pareto: Pareto = False,
     device: Device = None,
     batch: Batch = None,
     threads: Threads = None,
@@ -335,13 +368,18 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Stage 3: search the best widths in the budget. The most accurate few are measured on the device
-    before one of them wins; a killed search continues where it was."""
+    before one of them wins; a killed search continues where it was. Bounds without a latency budget are
+    bounds alone: then no latency is demanded."""
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
         "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "search": {
             **_budget(latency_ms, latency, min_accuracy),
+            "max_params": max_params,
+            "max_macs": max_macs,
+            "max_size_mb": max_size_mb,
+            "pareto": pareto or None,
             "population": population,
             "generations": generations,
         },
@@ -351,6 +389,16 @@ def search(
 
 @app.command("slice")
 def slice_(
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Slice the most accurate point of the search's front inside so many ms, measured first, "
+            "without a new search."
+        ),
+    ] = None,
+    latency: Annotated[
+        str | None, typer.Option(help='The same inside a part of the full network, as "60%".')
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train the winner anew instead of fine-tuning it.")
@@ -366,15 +414,19 @@ def slice_(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 4: cut out the winner and fine-tune it. The result is a plain network that needs no bcnet."""
-    from bcnet.pipeline import slice as stage
-
+    """Stage 4: cut out the winner and fine-tune it. The result is a plain network that needs no bcnet. With a
+    latency, another point of the front that the search found; export and verify then hold it to that."""
     flags: Flags = {
         "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "train": {"train_device": train_device},
-        "slice": {"epochs": epochs, "from_scratch": from_scratch or None},
+        "slice": {
+            "epochs": epochs,
+            "from_scratch": from_scratch or None,
+            "latency_ms": latency_ms,
+            "latency": latency,
+        },
     }
-    _stage(stage.run, flags, run, config, as_json, on_last_table=True)
+    _stage(_sliced, flags, run, config, as_json, on_last_table=True)
 
 
 @app.command()
@@ -435,7 +487,7 @@ def export(
         why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
         if why is not None:
             say(f"slicing the winner first: {why}")
-            slice.run(target, settings)
+            _sliced(target, settings)
         summary = export.run(target, settings, wanted)
     _show(summary, as_json)
     _refuse_unverified(summary)
@@ -513,7 +565,7 @@ def run_all(
             else:
                 start = time.perf_counter()
                 say(f"{label}: {why}")
-                stage.run(target, settings)
+                _sliced(target, settings) if stage is slice else stage.run(target, settings)
                 say(f"{label}: {time.perf_counter() - start:.0f} s")
         if name == "export":
             exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
@@ -690,6 +742,14 @@ def _stage(
     with redirect_stdout(sys.stderr):  # what a user's own code prints is no result
         summary = stage(target, settings)
     _show(summary, as_json)
+
+
+def _sliced(target: "Run", settings: "Config") -> dict[str, Any]:
+    """Slice the winner, or the point of the search's front that [slice] asks for."""
+    from bcnet.pipeline import slice
+    from bcnet.pipeline.front import point_inside
+
+    return slice.run(target, settings, point_inside(target, settings))
 
 
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:

@@ -31,6 +31,9 @@ EXAMPLES = {
     "latency": '"60%"',
     "min_accuracy": "0.9",
     "margin": "0.02",
+    "max_params": "1_500_000",
+    "max_macs": "100_000_000",
+    "max_size_mb": "6.0",
     "transforms": '"package.module:function"',
     "collate": '"package.module:function"',
     "train_step": '"package.module:function"',
@@ -160,6 +163,38 @@ class SearchConfig(Section):
         description="instead of a budget: the fastest network with at least this accuracy (0 to 1), or value "
         "of task.metric",
     )
+    max_params: int | None = Field(
+        None,
+        ge=1,
+        description="at most so many parameters, beside a budget or alone; buffers are not counted",
+    )
+    max_macs: int | None = Field(
+        None,
+        ge=1,
+        description="at most so many multiply-accumulates an image, of convolutions and linear layers",
+    )
+    max_size_mb: float | None = Field(
+        None,
+        gt=0,
+        description="at most so many megabytes (1,000,000 bytes) of weights in the exported file, at the "
+        "device's precision",
+    )
+    pareto: bool = Field(
+        False,
+        description="search the whole front of accuracy against latency (NSGA-II), up to the budget where "
+        "one is given",
+    )
+    fitness: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard: most accurate inside the budget; soft: accuracy * (latency / budget) ** "
+        "latency_exponent, scored beyond the budget, too",
+    )
+    latency_exponent: float = Field(
+        -0.07, le=0, description="soft only: what latency is worth; MnasNet's is -0.07"
+    )
+    over_budget: bool = Field(
+        False, description="soft only: the winner may be over the budget, which is then not verified"
+    )
     population: int = Field(16, ge=2, le=100_000, description="candidates a generation")
     generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
@@ -183,6 +218,12 @@ class SearchConfig(Section):
             latency_share(self.latency)
         if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
             raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
+        if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):
+            raise ValueError(
+                "fitness 'soft' weighs latency against a budget: not with min_accuracy or pareto"
+            )
+        if self.over_budget and self.fitness == "hard":
+            raise ValueError("over_budget is for fitness 'soft': set that, or raise the budget")
         return self
 
 
@@ -194,6 +235,27 @@ class SliceConfig(Section):
     from_scratch: bool = Field(
         False, description="train the winner anew at train.learning_rate instead: give it more epochs"
     )
+    latency_ms: float | None = Field(
+        None,
+        gt=0,
+        description="slice the most accurate point of the search's front inside so many ms, not its winner",
+    )
+    latency: str | None = Field(
+        None, description='the same inside a part of the full network\'s latency, as "60%"'
+    )
+
+    @property
+    def of_front(self) -> bool:
+        """Whether a point of the search's front is sliced, and not the search's winner."""
+        return self.latency_ms is not None or self.latency is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> "SliceConfig":
+        if self.latency_ms is not None and self.latency is not None:
+            raise ValueError("give only one of latency_ms and latency")
+        if self.latency is not None:
+            latency_share(self.latency)
+        return self
 
 
 class ExportConfig(Section):
@@ -301,6 +363,9 @@ def load_config(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None
             for key, value in values.get("search", {}).items()
             if key not in ("latency_ms", "latency", "min_accuracy")
         }
+    if {"latency_ms", "latency"} & given.get("slice", {}).keys():
+        own = values.get("slice", {}).items()
+        values["slice"] = {key: value for key, value in own if key not in ("latency_ms", "latency")}
     for name, keys in given.items():
         if name:
             values[name] = {**values.get(name, {}), **keys}

@@ -87,7 +87,7 @@ def test_the_template_has_a_title_for_every_section() -> None:
 def test_every_example_in_the_templates_comments_is_valid() -> None:
     lines = template().splitlines()
     examples = [number for number, line in enumerate(lines) if re.match(r"# \w+ = ", line)]
-    assert len(examples) == len(EXAMPLES)
+    assert {lines[number].split()[1] for number in examples} == EXAMPLES.keys()
     for number in examples:
         text = "\n".join([*lines[:number], lines[number].removeprefix("# "), *lines[number + 1 :]])
         assert load_config(write(text)) != Config()

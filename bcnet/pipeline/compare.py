@@ -24,7 +24,7 @@ from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import searched_widths
+from bcnet.supernet.saved import sliced
 from bcnet.supernet.space import Widths
 
 ROUNDS = 3
@@ -152,7 +152,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     export = run.stage("export").require({"device": project.device_key})
     return {
         "export": export,
-        "training settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "training settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
         "metric": metric_digest(config),
     }
 
@@ -162,7 +162,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     project = load_project(config)
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
     recipe = Recipe.of(config, project.total_epochs, config.train.learning_rate)
-    widths = searched_widths(run, project)
+    widths = sliced(run, project).widths
     export = run.stage("export")
     entries = compare(project, export.path("model.onnx").read_bytes(), widths, recipe)
     verified = read_json(export.path("verify.json"), export.command)

@@ -34,7 +34,7 @@ from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.saved import sliced, sliced_model
 from bcnet.supernet.space import Widths
 
 
@@ -73,7 +73,8 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     batches = wanted.batches if wanted else ()
     search = run.stage("search")
     found = read_json(search.path("result.json"), search.command)
-    widths = searched_widths(run, project)
+    chosen = sliced(run, project)
+    widths = chosen.widths
     model = sliced_model(run, project)
     data = project.data
     with working("exporting to ONNX"):
@@ -82,7 +83,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
     content = proto.SerializeToString()
-    predicted_ms = float(found["best"]["predicted_ms"])
+    predicted_ms = chosen.predicted_ms
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
     check = partial(
         verify,
@@ -93,7 +94,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         data,
         limits=config.export,
         predicted_ms=predicted_ms,
-        budget_ms=found["budget_ms"],
+        budget_ms=chosen.budget_ms,
         full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
         task=project.task,
     )

@@ -1,27 +1,39 @@
 """Stage 3, evolutionary search. In: a supernet's scores, a latency model, a budget. Out: the best widths.
 
-Only networks that fit the budget are ever scored, none twice, and every loop ends. The best few are measured
-as whole networks on the device before one of them wins.
+Only networks that fit the budget and the bounds are ever scored, none twice, and every loop ends. The best
+few are measured as whole networks on the device before one of them wins.
 
 `search/`: result.json, history.json (every scored candidate), pareto.json, and while searching state.json,
 from which a killed search continues.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.config import Config, latency_share
 from bcnet.errors import ArtifactError, BudgetError
+from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.progress import announce, say, working
-from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, ScoreOf, SearchSettings, fastest
+from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
+from bcnet.supernet.evolution import (
+    Candidate,
+    Evolution,
+    LatencyOf,
+    Prior,
+    ScoreOf,
+    SearchSettings,
+    fastest,
+)
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.measure import measure_network
+from bcnet.supernet.prior import Limit, potential_losses
 from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import supernet_tensors, training_records
@@ -31,6 +43,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 MeasureOf = Callable[[Widths], LatencyStat]
 NOT_MEASURED = "not measured: the latency is the table's prediction"
 ROUNDS = 4  # batches of candidates that are measured, before the search gives up
+BUDGETS = 6  # that the first generation of a front is drawn for
 
 
 @dataclass(frozen=True)
@@ -53,47 +66,84 @@ def search(
     score_of: ScoreOf,
     settings: SearchSettings,
     *,
-    prior: Sequence[np.ndarray] | None = None,
+    prior: Prior | None = None,
+    priors: Sequence[Prior] = (),
+    bounds: Sequence[Bound] = (),
     measure_of: MeasureOf | None = None,
     resume: Sequence[Candidate] = (),
     on_generation: Callable[[Sequence[Candidate]], None] | None = None,
 ) -> SearchResult:
-    """The most accurate widths within a latency budget, or the fastest that are accurate enough.
+    """The most accurate widths within a latency budget and bounds, or the fastest that are accurate enough.
 
     `latency_of` gives ms, `score_of` an accuracy or a Score; `prior` holds each group's probabilities for
-    the first generation; `measure_of` times whole networks, which are then looked for `settings.margin` below
-    the budget. `on_generation` gets all candidates so far, and `resume` takes them: a continued search
-    reaches the same candidates as one that was not killed.
-    Raises BudgetError: the budget is below the fastest network, or no candidate meets the demand.
+    the first generation, `priors` several of these, drawn from in turn; `measure_of` times whole networks,
+    which are then looked for `settings.margin` below the budget. `on_generation` gets all candidates so far,
+    and `resume` takes them: a continued search reaches the same candidates as one that was not killed.
+    Raises BudgetError: a budget or bound is below the least possible, or no candidate meets the demand.
     """
-    if (settings.budget_ms is None) == (settings.min_accuracy is None):
-        raise BudgetError("a search needs a latency budget or a minimum accuracy, and not both")
-    full = space.largest()
-    narrowest = fastest(space, latency_of)
-    lowest = latency_of(narrowest)
-    if lowest >= FAILED_MS:
-        raise BudgetError(
-            "the runtime runs no network of this space; the table's rows tell which layers fail"
-        )
-    pressed = settings
-    if settings.budget_ms is not None:
-        if lowest > settings.budget_ms:
+    budget = settings.budget_ms
+    if budget is not None and settings.min_accuracy is not None:
+        raise BudgetError("a search takes a latency budget or a minimum accuracy, not both")
+    if budget is None and settings.min_accuracy is None and not bounds and not settings.pareto:
+        raise BudgetError("a search needs a latency budget, a minimum accuracy or a bound")
+    if budget is None and settings.fitness == "soft":
+        raise BudgetError("a soft fitness needs a latency budget: latencies are taken relative to it")
+    narrowest, lowest = _fastest(space, latency_of, bounds)
+    full, pressed = space.largest(), settings
+    if budget is not None:
+        if lowest > budget:
             raise BudgetError(
-                f"no network meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
+                f"no network meets {budget:.4g} ms: the fastest takes {lowest:.4g} ms"
+                f"{' within the other bounds' if bounds else ''}; "
                 "raise the budget, or widen the choices (space.min_width, space.bins)"
             )
         if measure_of is not None:
-            pressed = replace(settings, budget_ms=max(lowest, settings.limit_ms(settings.budget_ms)))
-    evolution = Evolution(space, latency_of, score_of, pressed)
+            pressed = replace(settings, budget_ms=max(lowest, settings.limit_ms(budget)))
+    evolution = Evolution(space, latency_of, score_of, pressed, bounds)
     evolution.anchor = narrowest
-    if settings.budget_ms is not None and latency_of(full) <= settings.budget_ms:
+    if settings.presses and evolution.fits(
+        full, float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
+    ):
         measured = measure_of(full) if measure_of else None
-        if measured is None or measured.median_ms <= settings.budget_ms:
+        if budget is None or measured is None or measured.median_ms <= budget:
             best = replace(evolution.scored(full, 0), measured=measured)
-            above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
-            kept = f"{above}: kept whole" if measured else f"{above}: kept whole, {NOT_MEASURED}"
-            return _result(settings, best, (best,), (best,), kept)
-    candidates = evolution.run(prior, resume, on_generation)
+            kept = "every bound is" if budget is None else f"the budget of {budget:.4g} ms is"
+            kept = f"{kept} above the full network's{'' if budget is None else ' latency'}: kept whole"
+            kept = kept if measured else f"{kept}, {NOT_MEASURED}"
+            return replace(_result(settings, best, (best,), (best,), kept), pareto=(best,))
+    candidates = evolution.run(priors or ([prior] if prior is not None else ()), resume, on_generation)
+    result = _winner(evolution, settings, candidates, measure_of)
+    history = {candidate.widths: candidate for candidate in (*candidates, *result.history)}
+    return replace(result, history=tuple(history.values()), pareto=evolution.front(tuple(history.values())))
+
+
+def _fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound]) -> tuple[Widths, float]:
+    """The fastest widths within the bounds, and their latency. Raises BudgetError where there are none."""
+    for bound in bounds:
+        least = bound.cost(space.smallest())
+        if least > bound.limit:
+            raise BudgetError(
+                f"no network has at most {bound.limit / bound.unit:,.10g} {bound.name}: the narrowest has "
+                f"{bound.shown(least)}; raise search.{bound.key}, or widen the choices (space.min_width, "
+                "space.bins)"
+            )
+    narrowest = fastest(space, latency_of, bounds)
+    lowest = latency_of(narrowest)
+    if lowest >= FAILED_MS:
+        raise BudgetError(
+            f"the runtime runs no network of this space{' within the bounds' if bounds else ''}; "
+            "the table's rows tell which layers fail"
+        )
+    return narrowest, lowest
+
+
+def _winner(
+    evolution: Evolution,
+    settings: SearchSettings,
+    candidates: tuple[Candidate, ...],
+    measure_of: MeasureOf | None,
+) -> SearchResult:
+    """The winner of all candidates that may win, measured where that is possible."""
     ranked = evolution.ranked(candidates)
     if settings.min_accuracy is not None and ranked[0].score.accuracy < settings.min_accuracy:
         best_accuracy = max(candidate.score.accuracy for candidate in candidates)
@@ -101,12 +151,34 @@ def search(
             f"no candidate reaches an accuracy of {settings.min_accuracy:.4g} in the supernet: the best has "
             f"{best_accuracy:.4g}; lower it, or train the supernet longer"
         )
-    if measure_of is None:
-        return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, NOT_MEASURED)
-    return _measured_best(evolution, settings, candidates, measure_of)
+    limit, free = evolution.settings.budget_ms, settings.over_budget and settings.fitness == "soft"
+    if limit is not None and not free:
+        inside = tuple(c for c in candidates if c.predicted_ms <= limit)
+        candidates = inside or _led_inside(evolution, ranked[: settings.measured], limit)
+        ranked = evolution.ranked(candidates)
+    top = tuple(ranked[: settings.measured])
+    if measure_of is not None and settings.min_accuracy is None and (limit is None or free):
+        top = _measured(top, measure_of)
+        result = _result(settings, top[0], top, candidates, "")
+    elif measure_of is not None:
+        result = measured_best(evolution, settings, candidates, measure_of)
+    else:
+        result = _result(settings, top[0], top, candidates, NOT_MEASURED)
+    if free:
+        target = f"the budget of {settings.budget_ms:.4g} ms is a target that need not be kept (over_budget)"
+        result = replace(result, budget_ms=None, note="; ".join(filter(None, (target, result.note))))
+    return result
 
 
-def _measured_best(
+def _led_inside(evolution: Evolution, best: Sequence[Candidate], limit_ms: float) -> tuple[Candidate, ...]:
+    """The best, narrowed until they fit: where all that were scored are over the budget."""
+    settings = evolution.settings
+    rng = np.random.default_rng((settings.seed, settings.generations + ROUNDS))
+    fitting = dict.fromkeys(evolution.repaired(candidate.widths, rng, limit_ms) for candidate in best)
+    return tuple(evolution.scored(widths, settings.generations + 1) for widths in fitting)
+
+
+def measured_best(
     evolution: Evolution, settings: SearchSettings, candidates: Sequence[Candidate], measure_of: MeasureOf
 ) -> SearchResult:
     """Measure the best few; the best that really is inside the budget, by the margin, wins.
@@ -181,19 +253,6 @@ def _slower(candidate: Candidate, again: LatencyStat) -> Candidate:
     return replace(candidate, measured=again)
 
 
-def pareto_front(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Candidates that no other beats in both latency and score, fastest first."""
-    front: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (c.predicted_ms, _reversed(c.score))):
-        if not front or candidate.score > front[-1].score:
-            front.append(candidate)
-    return tuple(front)
-
-
-def _reversed(value: Score) -> tuple[float, float]:
-    return -value.accuracy, -value.negative_loss
-
-
 def _result(
     settings: SearchSettings,
     best: Candidate,
@@ -204,7 +263,7 @@ def _result(
     return SearchResult(
         best=best,
         top=tuple(top),
-        pareto=pareto_front(candidates),
+        pareto=(),  # that of all candidates: `search` fills it in
         history=tuple(candidates),
         budget_ms=settings.budget_ms,
         min_accuracy=settings.min_accuracy,
@@ -214,18 +273,14 @@ def _result(
 
 
 def settings_of(project: Project) -> SearchSettings:
-    """The configured search, its budget in ms (60 % of the full network where none is given)."""
+    """The configured search, its budget in ms (60 % of the full network where nothing else is given)."""
     config, latency = project.config.search, project.latency_model()
     noise = (latency.calibration.noise if latency.calibration else None) or 0.0
-    budget = config.latency_ms
-    if budget is None and config.min_accuracy is None:
-        full = latency(project.space.original())
-        if full >= FAILED_MS:
-            raise BudgetError(
-                "the full network holds a layer that the runtime cannot run, so there is no share of its "
-                "latency; give --latency-ms"
-            )
-        budget = latency_share(config.latency or "60%") * full
+    own = config.latency_ms is not None or config.latency is not None
+    bounded = any(value is not None for value in (config.max_params, config.max_macs, config.max_size_mb))
+    budget = None
+    if own or (config.min_accuracy is None and not (bounded and config.fitness == "hard")):
+        budget = budget_ms(project, latency, config.latency_ms, config.latency or "60%")
     return SearchSettings(
         budget_ms=budget,
         min_accuracy=config.min_accuracy,
@@ -235,6 +290,58 @@ def settings_of(project: Project) -> SearchSettings:
         measured=config.measured,
         margin=noise if config.margin is None else config.margin,
         seed=project.config.seed,
+        fitness=config.fitness,
+        latency_exponent=config.latency_exponent,
+        over_budget=config.over_budget,
+        pareto=config.pareto,
+        whole_front=config.pareto and not own,
+    )
+
+
+def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:
+    """A budget in ms: `own_ms`, or where that is None the share of the full network's latency, as "60%"."""
+    if own_ms is not None:
+        return own_ms
+    full = latency(project.space.original())
+    if full >= FAILED_MS:
+        raise BudgetError(
+            "the full network holds a layer that the runtime cannot run, so there is no share of its "
+            "latency; give --latency-ms"
+        )
+    return latency_share(share) * full
+
+
+def bounds_of(project: Project) -> tuple[Bound, ...]:
+    """The configured bounds beside the budget."""
+    config, space, found = project.config.search, project.space, []
+    if config.max_params is not None:
+        found.append(Bound("max_params", "parameters", parameters(space), config.max_params))
+    if config.max_macs is not None:
+        found.append(Bound("max_macs", "multiply-accumulates", multiply_accumulates(space), config.max_macs))
+    if config.max_size_mb is not None:
+        name = f"megabytes of weights at {project.profile.precision}"
+        limit = config.max_size_mb * MEGABYTE
+        found.append(Bound("max_size_mb", name, weight_bytes(project.graph), limit, MEGABYTE))
+    return tuple(found)
+
+
+def priors_of(
+    project: Project, run: Run, settings: SearchSettings, bounds: Sequence[Bound]
+) -> tuple[Prior, ...]:
+    """What the first generation is drawn from: for a front, distributions for several budgets."""
+    latency, choices = project.latency_model(), project.choices
+    lowest = latency(fastest(project.space, latency, bounds))
+    budgets: list[float | None] = [settings.budget_ms]
+    if settings.pareto:
+        highest = settings.scored_ms or latency(project.space.largest())
+        budgets = [*np.geomspace(lowest, max(lowest, highest), BUDGETS + 1)[1:].tolist()]
+    if (budgets == [None] and not bounds) or lowest >= FAILED_MS:
+        return ()
+    others = [Limit(*bound.cost.pairwise(choices), bound.limit) for bound in bounds]
+    losses = potential_losses(training_records(run), choices)
+    return tuple(
+        prior_population(losses, [*([] if ms is None else [Limit(*latency.pairwise(), ms)]), *others])
+        for ms in budgets
     )
 
 
@@ -246,7 +353,13 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "supernet": run.stage("train").require(project.inputs()),
         "latency table": digest(asdict(calibration) if calibration else None),
         "device": project.device_key,
-        "search settings": digest([asdict(settings_of(project)), config.search.recalibration_images]),
+        "search settings": digest(
+            [
+                asdict(settings_of(project)),
+                config.search.recalibration_images,
+                *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
+            ]
+        ),
         "metric": metric_digest(config),
     }
 
@@ -256,7 +369,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     project = load_project(config)
     state = supernet_tensors(run, project)
     latency = project.latency_model()
-    settings = settings_of(project)
+    settings, bounds = settings_of(project), bounds_of(project)
     stage, inputs = run.stage("search"), stage_inputs(run, config)
     state_path = stage.path("state.json")
     resume: tuple[Candidate, ...] = ()
@@ -266,29 +379,23 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             resume = tuple(candidate_from_json(value, project.space) for value in saved.get("candidates", []))
             say(f"continuing a search with {len(resume)} candidates scored")
 
-    def score_of(widths: Widths) -> Score:
-        images = config.search.recalibration_images
-        return score(project.model, project.space, state, widths, project.data, images, project.task)
+    score_of = scoring(project, state)
 
     def save_state(candidates: Sequence[Candidate]) -> None:
         state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}
         write_file(state_path, json_bytes(state))
 
-    def measure(widths: Widths) -> LatencyStat:
-        return measure_network(project.graph.variant(widths), project.profile, 0.5)
-
     not_measured = project.not_measured(latency)
-    starting = None
-    if settings.budget_ms is not None:
-        starting = prior_population(training_records(run), latency, settings.budget_ms)
+    _fastest(project.space, latency, bounds)  # says what is not possible before anything is made of it
     announce("searching", _seconds(project, score_of, settings))
     result = search(
         project.space,
         latency,
         score_of,
         settings,
-        prior=starting,
-        measure_of=None if not_measured else measure,
+        priors=priors_of(project, run, settings, bounds),
+        bounds=bounds,
+        measure_of=None if not_measured else measuring(project),
         resume=resume,
         on_generation=save_state,
     )
@@ -303,7 +410,22 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "device": project.profile.name,
         "budget_ms": result.budget_ms,
         "min_accuracy": result.min_accuracy,
+        **(
+            {"fitness": settings.fitness, "target_ms": settings.budget_ms}
+            if result.budget_ms is None and settings.budget_ms is not None
+            else {}
+        ),
+        **{bound.key: round(bound.limit / bound.unit, 6) for bound in bounds},
         "best": _to_json(result.best),
+        "params": project.space.params(result.best.widths),
+        "macs": project.space.macs(result.best.widths),
+        **{
+            bound.key.replace("max_", ""): bound.cost(result.best.widths) / bound.unit
+            for bound in bounds
+            if bound.unit > 1
+        },
+        "pareto": len(result.pareto),
+        "searched_to_ms": settings.scored_ms,
         "measured": [_to_json(c) for c in result.top],
         "candidates": len(result.history),
         "full_predicted_ms": round(latency(project.space.original()), 5),
@@ -328,6 +450,19 @@ def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: Se
     start = time.perf_counter()
     score_of(project.space.uniform(0.6))
     return (time.perf_counter() - start) * settings.population * (settings.generations + 1)
+
+
+def scoring(project: Project, state: Mapping[str, Tensor]) -> Callable[[Widths], Score]:
+    """How widths are scored in a trained supernet, whose tensors are `state`."""
+    images = project.config.search.recalibration_images
+    return lambda widths: score(
+        project.model, project.space, state, widths, project.data, images, project.task
+    )
+
+
+def measuring(project: Project) -> MeasureOf:
+    """How whole networks are measured on the device."""
+    return lambda widths: measure_network(project.graph.variant(widths), project.profile, 0.5)
 
 
 def _to_json(candidate: Candidate) -> dict[str, Any]:

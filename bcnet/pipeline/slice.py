@@ -1,5 +1,7 @@
 """Stage 4, the winner as a plain network. In: a supernet, widths. Out: an ordinary network, fine-tuned.
 
+The widths are those of the search's winner, or of another point of its front.
+
 `slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json.
 """
 
@@ -21,7 +23,7 @@ from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fi
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import searched_widths, supernet_tensors
+from bcnet.supernet.saved import Chosen, searched, supernet_tensors
 from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
 
@@ -74,19 +76,23 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
-        "fine-tuning settings": digest([config.slice.model_dump(), training_digest(config)]),
+        "fine-tuning settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
         "metric": metric_digest(config),
     }
 
 
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Cut, fine-tune, save. Returns a summary."""
+def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any]:
+    """Cut, fine-tune, save. Returns a summary.
+
+    `chosen` is sliced in place of the search's winner, and is what later stages hold the network to.
+    """
     from safetensors.torch import save
 
     project = load_project(config)
     stage, inputs = run.stage("slice"), stage_inputs(run, config)
     state = supernet_tensors(run, project)
-    widths = searched_widths(run, project)
+    chosen = chosen or searched(run, project)
+    widths = chosen.widths
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
         rate, scratch = config.train.learning_rate, project.fresh_model()
@@ -111,6 +117,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "stage": "slice",
         "folder": str(stage.folder),
         "widths": list(widths),
+        "predicted_ms": chosen.predicted_ms,
+        "budget_ms": chosen.budget_ms,
         "side": result.side,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,

@@ -17,7 +17,7 @@ from bcnet.pipeline.verify import verify
 from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.saved import sliced, sliced_model
 
 MEND = "bcnet export --trt"
 NEEDED = {
@@ -64,19 +64,19 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
             f"{engine} is not verified: {reason}; run this on the device itself, or here with "
             "--host user@device"
         )
-    widths, model = searched_widths(run, project), sliced_model(run, project)
+    chosen, model = sliced(run, project), sliced_model(run, project)
     batches = facts["batches"] if facts["dynamic"] else ()
     full = full_engine(runtime_of(target), project.graph.variant(project.space.original()), batches)
     report = verify(
         model,
         onnx.load(engine.with_name("model.onnx")),
         project.space,
-        widths,
+        chosen.widths,
         project.data,
         target,
         config.export,
-        predicted_ms=float(found["best"]["predicted_ms"]),
-        budget_ms=found["budget_ms"],
+        predicted_ms=chosen.predicted_ms,
+        budget_ms=chosen.budget_ms,
         full=full,
         full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
         task=project.task,

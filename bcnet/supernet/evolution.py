@@ -1,4 +1,4 @@
-"""Evolution inside a latency budget. In: a space, prices, scores. Out: generations of candidates that fit.
+"""Evolution inside a latency budget and other bounds. In: a space, prices, scores. Out: candidates that fit.
 
 What does not fit is repaired before it is scored, nothing is scored twice, and every loop ends. Each
 generation has a random generator of its own, so that a continued search draws what an uninterrupted one
@@ -7,24 +7,34 @@ would have drawn.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.progress import progress_bar
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
+from bcnet.supernet.smooth import expected_scores
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
+Prior = Sequence[np.ndarray]
 ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What to look for, and how long. Exactly one of `budget_ms` and `min_accuracy` is given.
+    """What to look for, and how long. Of `budget_ms` and `min_accuracy` at most one is given.
 
     `margin` is the share by which networks that are measured stay below the budget: a machine's noise.
+    With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
+    `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2); with `over_budget`
+    such a network may win. With `pareto`, the front of accuracy against latency is looked for, by NSGA-II,
+    with `whole_front` also beyond the budget, which then only says who wins. With `smooth`, candidates
+    are ranked by what all scores together say of each (`expected_scores`), else by their own scores.
     """
 
     budget_ms: float | None = None
@@ -35,10 +45,26 @@ class SearchSettings:
     measured: int = 5
     margin: float = 0.0
     seed: int = 0
+    fitness: Literal["hard", "soft"] = "hard"
+    latency_exponent: float = -0.07
+    over_budget: bool = False
+    pareto: bool = False
+    whole_front: bool = False
+    smooth: bool = True
 
     def limit_ms(self, budget_ms: float) -> float:
         """What a network may be measured at, in ms, to keep the budget when the machine is slower."""
         return budget_ms / (1 + self.margin)
+
+    @property
+    def scored_ms(self) -> float | None:
+        """The latency, in ms, above which nothing is scored; None: there is none."""
+        return None if self.fitness == "soft" or self.whole_front else self.budget_ms
+
+    @property
+    def presses(self) -> bool:
+        """Whether candidates grow until they reach the budget or a bound: the most accurate lie there."""
+        return self.fitness == "hard" and not self.pareto and self.min_accuracy is None
 
 
 @dataclass(frozen=True)
@@ -53,37 +79,46 @@ class Candidate:
 
 
 class Evolution:
-    """Generations of candidates that all fit the budget."""
+    """Generations of candidates that all fit the budget and the bounds."""
 
     def __init__(
-        self, space: WidthSpace, latency_of: LatencyOf, score_of: ScoreOf, settings: SearchSettings
+        self,
+        space: WidthSpace,
+        latency_of: LatencyOf,
+        score_of: ScoreOf,
+        settings: SearchSettings,
+        bounds: Sequence[Bound] = (),
     ) -> None:
         self.space = space
         self.latency_of = latency_of
         self.score_of = score_of
         self.settings = settings
+        self.bounds = tuple(bounds)
         self.anchor: Widths | None = None  # the fastest widths: repair can always end there
+        self._scores: dict[Widths, Score] = {}
+        self._expected: dict[Widths, float] = {}  # of as many as were scored when they were worked out
 
     def run(
         self,
-        prior: Sequence[np.ndarray] | None,
+        priors: Sequence[Prior],
         resume: Sequence[Candidate],
         on_generation: Callable[[Sequence[Candidate]], None] | None,
     ) -> tuple[Candidate, ...]:
+        """All candidates. The first generation is drawn from the priors in turn, without any at random."""
         found = {candidate.widths: candidate for candidate in resume}
+        self.know(resume)
         first = 1 + max((candidate.generation for candidate in resume), default=-1)
         total = (self.settings.generations + 1 - first) * self.settings.population
         with progress_bar("searching", max(total, 0)) as advance:
             for generation in range(first, self.settings.generations + 1):
                 # A generator of its own for each generation: a continued search draws the same.
                 rng = np.random.default_rng((self.settings.seed, generation))
-                parents = self.ranked(tuple(found.values()))[: max(2, self.settings.population // 2)]
-                fresh = self._propose(generation, rng, parents, prior, set(found))
+                fresh = self._propose(generation, rng, tuple(found.values()), priors)
                 if not fresh:
                     break  # the space is exhausted
                 for widths in fresh:
                     found[widths] = self.scored(widths, generation)
-                    best = self.ranked(tuple(found.values()))[0]
+                    best = max(found.values(), key=lambda c: c.score)
                     advance(f"best {best.score.accuracy:.4f} at {best.predicted_ms:.3g} ms")
                 if on_generation is not None:
                     on_generation(tuple(found.values()))
@@ -92,48 +127,103 @@ class Evolution:
     def scored(self, widths: Widths, generation: int) -> Candidate:
         value = self.score_of(widths)
         result = value if isinstance(value, Score) else Score(float(value))
+        self._scores[widths] = result
         return Candidate(widths, float(self.latency_of(widths)), result, generation)
 
+    def know(self, candidates: Sequence[Candidate]) -> None:
+        """Take in the scores of an earlier search: what is expected of others rests on them, too."""
+        self._scores |= {candidate.widths: candidate.score for candidate in candidates}
+
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Best first: most accurate, or the fastest of those that are accurate enough."""
+        """Best first: the fittest, or the fastest of those that are accurate enough."""
         wanted = self.settings.min_accuracy
         if wanted is None:
-            return sorted(candidates, key=lambda c: (c.score, -c.predicted_ms), reverse=True)
+            return sorted(
+                candidates, key=lambda c: (self._fitness(c), c.score, -c.predicted_ms), reverse=True
+            )
         good = [c for c in candidates if c.score.accuracy >= wanted]
         rest = [c for c in candidates if c.score.accuracy < wanted]
         return sorted(good, key=lambda c: c.predicted_ms) + sorted(rest, key=lambda c: c.score, reverse=True)
 
+    def expected(self, candidate: Candidate) -> float:
+        """The candidate's accuracy in the supernet, without the luck that the other scores tell of."""
+        if not self.settings.smooth:
+            return candidate.score.accuracy
+        if len(self._expected) != len(self._scores):
+            places = np.array([self._places(widths) for widths in self._scores])
+            scores = np.array([score.accuracy for score in self._scores.values()])
+            self._expected = dict(zip(self._scores, expected_scores(places, scores).tolist(), strict=True))
+        return self._expected.get(candidate.widths, candidate.score.accuracy)
+
+    def _places(self, widths: Widths) -> list[float]:
+        own = zip(self.space.groups, widths, strict=True)
+        return [g.choices.index(width) / max(1, len(g.choices) - 1) for g, width in own]
+
+    def _fitness(self, candidate: Candidate) -> float:
+        value, settings = self.expected(candidate), self.settings
+        if settings.fitness == "hard" or settings.budget_ms is None:
+            return value
+        factor = (candidate.predicted_ms / settings.budget_ms) ** settings.latency_exponent
+        return float(
+            value * factor if value > 0 else value / factor
+        )  # a metric of the user's own may be negative
+
+    def front(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """Candidates that no other beats in both latency and expected accuracy, fastest first."""
+        kept: list[Candidate] = []
+        value = {c.widths: (self.expected(c), c.score) for c in candidates}
+        for candidate in sorted(candidates, key=lambda c: (c.predicted_ms, -value[c.widths][0])):
+            if not kept or value[candidate.widths] > value[kept[-1].widths]:
+                kept.append(candidate)
+        return tuple(kept)
+
+    def _parents(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], np.ndarray]:
+        """Who has children, best first, and how good each is: more is better, equal ones are drawn evenly."""
+        count = self.settings.population
+        if not self.settings.pareto:
+            best = self.ranked(candidates)[: max(2, count // 2)]
+            return best, np.zeros(len(best))
+        if not candidates:
+            return (), np.zeros(0)
+        costs = np.array([(c.predicted_ms, -self.expected(c)) for c in candidates])
+        front = fronts(costs[:, 0], costs[:, 1])
+        order = np.lexsort((-crowding(costs, front), front))[: max(2, count)]
+        return [candidates[index] for index in order], -np.arange(len(order), dtype=float)
+
     def _propose(
-        self,
-        generation: int,
-        rng: np.random.Generator,
-        parents: Sequence[Candidate],
-        prior: Sequence[np.ndarray] | None,
-        seen: set[Widths],
+        self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
     ) -> list[Widths]:
-        fresh: list[Widths] = []
-        for _ in range(self.settings.population * ATTEMPTS):
-            if len(fresh) == self.settings.population:
+        settings, seen, fresh = self.settings, {candidate.widths for candidate in found}, list[Widths]()
+        parents, worth = self._parents(found)
+
+        def parent() -> Candidate:
+            """The better of two that are drawn (Deb et al., 2002: binary tournament)."""
+            a, b = (int(place) for place in rng.integers(len(parents), size=2))
+            return parents[a if worth[a] >= worth[b] else b]
+
+        for attempt in range(settings.population * ATTEMPTS):
+            if len(fresh) == settings.population:
                 break
             if generation == 0 or len(parents) < 2:
-                widths = self._sample(rng, prior)
+                widths = self._sample(rng, priors, attempt)
             elif rng.random() < 0.5:
-                widths = self._mutate(parents[int(rng.integers(len(parents)))].widths, rng)
+                widths = self._mutate(parent().widths, rng)
             else:
-                a, b = rng.choice(len(parents), 2, replace=False).tolist()
-                widths = self._mutate(self._cross(parents[a].widths, parents[b].widths, rng), rng)
-            widths = self.repaired(widths, rng, self.settings.budget_ms)
+                widths = self._mutate(self._cross(parent().widths, parent().widths, rng), rng)
+            widths = self.repaired(widths, rng, settings.scored_ms, fill=settings.presses)
             if widths not in seen:
                 seen.add(widths)
                 fresh.append(widths)
         return fresh
 
-    def _sample(self, rng: np.random.Generator, prior: Sequence[np.ndarray] | None) -> Widths:
-        if prior is None:
+    def _sample(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
+        if self.settings.pareto and number < 2 and self.anchor is not None:
+            return self.space.largest() if number else self.anchor  # the ends of the front
+        if not priors:
             return self.space.random(rng)
         return Widths(
             group.choices[rng.choice(len(group.choices), p=p)]
-            for group, p in zip(self.space.groups, prior, strict=True)
+            for group, p in zip(self.space.groups, priors[number % len(priors)], strict=True)
         )
 
     def _mutate(self, widths: Widths, rng: np.random.Generator) -> Widths:
@@ -145,43 +235,53 @@ class Evolution:
     def _cross(self, a: Widths, b: Widths, rng: np.random.Generator) -> Widths:
         return Widths(x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True))
 
-    def repaired(self, widths: Widths, rng: np.random.Generator, budget: float | None) -> Widths:
-        """Within a budget in ms: groups step towards the fastest network, then one pass of steps up that fit.
+    def repaired(
+        self, widths: Widths, rng: np.random.Generator, budget: float | None, *, fill: bool = True
+    ) -> Widths:
+        """Within the bounds and a budget in ms: groups step towards the fastest network.
 
+        Then, with `fill`, one pass of steps up that fit; without a budget and bounds, nothing says how far.
         Without a budget, networks that the runtime cannot run are led to one that it can. Ends after as many
         steps as there are choices in all. The budget is at least the fastest's latency.
         """
-        if self.anchor is None or (budget is None and self.latency_of(widths) < FAILED_MS):
+        limit = float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
+        fill = fill and (budget is not None or bool(self.bounds))
+        if self.anchor is None or (not fill and self.fits(widths, limit)):
             return widths
         index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
         goal = [g.choices.index(width) for g, width in zip(self.space.groups, self.anchor, strict=True)]
-        limit = np.nextafter(FAILED_MS, 0) if budget is None else budget
-        while self.latency_of(self._at(index)) > limit:
+        while not self.fits(self._at(index), limit):
             movable = [group for group in range(len(index)) if index[group] != goal[group]]
             group = movable[rng.integers(len(movable))]
             index[group] += 1 if index[group] < goal[group] else -1
-        for group in rng.permutation(len(index)) if budget is not None else ():
+        for group in rng.permutation(len(index)) if fill else ():
             if index[group] + 1 < len(self.space.groups[group].choices):
                 index[group] += 1
-                if self.latency_of(self._at(index)) > limit:
+                if not self.fits(self._at(index), limit):
                     index[group] -= 1
         return self._at(index)
+
+    def fits(self, widths: Widths, limit_ms: float) -> bool:
+        """Whether the network is within a latency in ms and all bounds."""
+        return self.latency_of(widths) <= limit_ms and all(bound.holds(widths) for bound in self.bounds)
 
     def _at(self, index: Sequence[int]) -> Widths:
         return Widths(g.choices[i] for g, i in zip(self.space.groups, index, strict=True))
 
 
-def fastest(space: WidthSpace, latency_of: LatencyOf) -> Widths:
+def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = ()) -> Widths:
     """The lowest latency: the narrowest widths, then each group in turn at its fastest choice.
 
-    Narrower is not always faster: an unaligned layer can cost more than a wider one.
+    Narrower is not always faster: an unaligned layer can cost more than a wider one. Only what is within the
+    bounds is looked at; the narrowest widths have to be.
     """
     best = space.smallest()
     for _ in range(3):
         before = best
         for group, entry in enumerate(space.groups):
             options = [Widths((*best[:group], width, *best[group + 1 :])) for width in entry.choices]
-            best = min(options, key=lambda widths: (latency_of(widths), widths))
+            within = [widths for widths in options if all(bound.holds(widths) for bound in bounds)]
+            best = min(within, key=lambda widths: (latency_of(widths), widths))
         if best == before:
             break
     return best

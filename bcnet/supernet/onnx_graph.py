@@ -151,6 +151,11 @@ class OnnxSupernet:
             return bytes(self._at_precision(self._exported(widths)).SerializeToString())
         return self._file.at(self.space, path_of(self.space, widths))
 
+    @property
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, dict[int, Dimension]]]:
+        """The full network's arrays as its file stores them, and which of their axes follow which groups."""
+        return self._file.arrays, self._file.dimensions
+
     @cached_property
     def readers(self) -> dict[str, tuple[str, ...]]:
         """For each value of the graph, the names of the nodes that take it."""

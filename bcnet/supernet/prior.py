@@ -1,13 +1,13 @@
 """Where a search starts: width distributions that promise low loss inside the budget.
 
-In: the losses recorded in supernet training, and a latency model. Out: one distribution a group.
+In: the losses recorded in supernet training, and what is to be kept. Out: one distribution a group.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bcnet.latency_tables.model import LatencyModel
 from bcnet.supernet.space import Widths
 
 ITERATIONS = 30
@@ -36,44 +36,61 @@ def potential_losses(
     return tables
 
 
-def prior(
-    records: Sequence[tuple[Widths, float]], latency: LatencyModel, budget_ms: float
-) -> tuple[np.ndarray, ...]:
-    """Per group, probabilities of its choices: least expected loss at an expected latency of the budget.
+@dataclass(frozen=True)
+class Limit:
+    """What is to be at most `at_most` on average: an offset and arrays that add up, by groups' choices."""
 
-    BCNet, section 3.3, with the latency table's pairwise cost in place of FLOPs. Solved as
-    `p ~ exp(-(loss + price * marginal latency) / temperature)`: marginals of the other groups' current
-    distributions, the price found by bisection. The temperature is the losses' own spread, so that weak
-    evidence gives a flat distribution.
+    offset: float
+    arrays: Sequence[tuple[tuple[int, ...], np.ndarray]]
+    at_most: float
+
+    def kept(self, p: Sequence[np.ndarray]) -> bool:
+        """Whether these distributions keep it."""
+        return self.offset + _expected(self.arrays, p) <= self.at_most
+
+
+def prior(losses: Sequence[np.ndarray], limits: Sequence[Limit]) -> tuple[np.ndarray, ...]:
+    """Per group, probabilities of its choices: least expected loss where every limit is kept on average.
+
+    BCNet, section 3.3, with the latency table's pairwise cost in place of FLOPs; `losses` are those of
+    `potential_losses`. Solved as `p ~ exp(-(loss + price * marginal cost) / temperature)`: marginals of the
+    other groups' current distributions, the price of each limit that is not kept found by bisection, in turn.
+    The temperature is the losses' own spread.
     """
-    losses = potential_losses(records, latency.choices)
     temperature = max(float(np.std(np.concatenate([row - row.mean() for row in losses]))), 1e-6)
-    offset, arrays = latency.pairwise()
 
-    def solve(price: float) -> list[np.ndarray]:
+    def solve(prices: Sequence[float]) -> list[np.ndarray]:
         p = [np.full(len(row), 1 / len(row)) for row in losses]
         for _ in range(ITERATIONS):
-            marginal = _marginals(arrays, p)
-            fresh = [
-                _softmax(-(row + price * m) / temperature) for row, m in zip(losses, marginal, strict=True)
-            ]
+            cost = [row.copy() for row in losses]
+            for limit, price in zip(limits, prices, strict=True):
+                if price:
+                    for row, marginal in zip(cost, _marginals(limit.arrays, p), strict=True):
+                        row += price * marginal
+            fresh = [_softmax(-row / temperature) for row in cost]
             p = [(old + new) / 2 for old, new in zip(p, fresh, strict=True)]
         return p
 
-    low, high = 0.0, 1.0
-    if offset + _expected(arrays, solve(low)) <= budget_ms:
-        return tuple(solve(low))
-    for _ in range(40):
-        if offset + _expected(arrays, solve(high)) <= budget_ms:
-            break
-        high *= 2
-    for _ in range(30):
-        middle = (low + high) / 2
-        if offset + _expected(arrays, solve(middle)) <= budget_ms:
-            high = middle
-        else:
-            low = middle
-    return tuple(solve(high))
+    prices = [0.0] * len(limits)
+    for number, limit in enumerate(limits):
+        if limit.kept(solve(prices)):
+            continue
+
+        def at(price: float, number: int = number) -> list[np.ndarray]:
+            return solve([*prices[:number], price, *prices[number + 1 :]])
+
+        # One that moves losses as far as the cheapest and the dearest choices are apart.
+        unit = temperature / max(1e-12, max((float(np.ptp(a)) for _, a in limit.arrays), default=0.0))
+        low, high = 0.0, unit
+        for _ in range(40):
+            if limit.kept(at(high)):
+                break
+            high *= 2
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (low, middle) if limit.kept(at(middle)) else (middle, high)
+        prices[number] = high
+    return tuple(solve(prices))
 
 
 def _softmax(values: np.ndarray) -> np.ndarray:

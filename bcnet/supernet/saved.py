@@ -1,6 +1,8 @@
 """What finished stages left behind: each reader checks it first and names the command that makes it anew."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -38,14 +40,43 @@ def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
     return tuple((Widths(widths), float(loss)) for widths, loss in records)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Widths that are handed on, and what they are held to: None, where there is no budget."""
+
+    widths: Widths
+    predicted_ms: float
+    budget_ms: float | None
+
+
+def searched(run: Run, project: Project) -> Chosen:
+    """The winner of a finished search."""
+    stage = run.stage("search")
+    found = read_json(stage.path("result.json"), stage.command)
+    best = found.get("best") if isinstance(found, dict) else None
+    return _chosen(
+        {**(best or {}), "budget_ms": found["budget_ms"]} if best else None, run, "search", project
+    )
+
+
+def sliced(run: Run, project: Project) -> Chosen:
+    """What a finished slice stage has cut out: the search's winner, or another point of its front."""
+    stage = run.stage("slice")
+    return _chosen(read_json(stage.path("result.json"), stage.command), run, "slice", project)
+
+
+def _chosen(found: Any, run: Run, name: str, project: Project) -> Chosen:
+    try:
+        budget = None if found["budget_ms"] is None else float(found["budget_ms"])
+        return Chosen(project.space.check(Widths(found["widths"])), float(found["predicted_ms"]), budget)
+    except (KeyError, TypeError, ValueError, SpaceError) as cause:
+        stage = run.stage(name)
+        raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
+
+
 def searched_widths(run: Run, project: Project) -> Widths:
     """The winner's widths of a finished search."""
-    stage = run.stage("search")
-    result = read_json(stage.path("result.json"), stage.command)
-    try:
-        return project.space.check(Widths(result["best"]["widths"]))
-    except (KeyError, TypeError, SpaceError) as cause:
-        raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
+    return searched(run, project).widths
 
 
 def sliced_model(run: Run, project: Project) -> nn.Module:
