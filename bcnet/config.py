@@ -133,6 +133,12 @@ class TrainConfig(Section):
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
+    step: Literal["plain", "sandwich", "taught", "us-nets"] = Field(
+        "plain",
+        description="paths of a step: plain (drawn widths), sandwich (and the widest and narrowest), taught "
+        "(and the widest, whose outputs teach the others), us-nets (both)",
+    )
+    draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
     complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
@@ -315,6 +321,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        task = self.task
+        if self.train.step in ("taught", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
+            raise ValueError(
+                f"train: step = {self.train.step} teaches by the widest network's class probabilities, which "
+                "needs task.loss = cross-entropy; use plain or sandwich"
+            )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.
         if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:
