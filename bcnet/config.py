@@ -34,6 +34,7 @@ EXAMPLES = {
     "max_params": "1_500_000",
     "max_macs": "100_000_000",
     "max_size_mb": "6.0",
+    "inside_exponent": "0.0",
     "transforms": '"package.module:function"',
     "collate": '"package.module:function"',
     "train_step": '"package.module:function"',
@@ -197,6 +198,11 @@ class SearchConfig(Section):
     )
     latency_exponent: float = Field(
         -0.07, le=0, description="soft only: what latency is worth; MnasNet's is -0.07"
+    )
+    inside_exponent: float | None = Field(
+        None,
+        le=0,
+        description="soft only: the same inside the budget, latency_exponent if not given; 0: accuracy alone",
     )
     over_budget: bool = Field(
         False, description="soft only: the winner may be over the budget, which is then not verified"

@@ -292,6 +292,7 @@ def settings_of(project: Project) -> SearchSettings:
         seed=project.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,
+        inside_exponent=config.inside_exponent,
         over_budget=config.over_budget,
         pareto=config.pareto,
         whole_front=config.pareto and not own,

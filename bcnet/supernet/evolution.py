@@ -31,10 +31,11 @@ class SearchSettings:
 
     `margin` is the share by which networks that are measured stay below the budget: a machine's noise.
     With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
-    `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2); with `over_budget`
-    such a network may win. With `pareto`, the front of accuracy against latency is looked for, by NSGA-II,
-    with `whole_front` also beyond the budget, which then only says who wins. With `smooth`, candidates
-    are ranked by what all scores together say of each (`expected_scores`), else by their own scores.
+    `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), those inside the
+    budget by `inside_exponent` where that is given; with `over_budget` a slower network may win.
+    With `pareto`, the front of accuracy against latency is looked for, by NSGA-II, with `whole_front` also
+    beyond the budget, which then only says who wins. With `smooth`, candidates are ranked by what all scores
+    together say of each (`expected_scores`), else by their own scores.
     """
 
     budget_ms: float | None = None
@@ -47,6 +48,7 @@ class SearchSettings:
     seed: int = 0
     fitness: Literal["hard", "soft"] = "hard"
     latency_exponent: float = -0.07
+    inside_exponent: float | None = None
     over_budget: bool = False
     pareto: bool = False
     whole_front: bool = False
@@ -163,7 +165,10 @@ class Evolution:
         value, settings = self.expected(candidate), self.settings
         if settings.fitness == "hard" or settings.budget_ms is None:
             return value
-        factor = (candidate.predicted_ms / settings.budget_ms) ** settings.latency_exponent
+        relative, exponent = candidate.predicted_ms / settings.budget_ms, settings.latency_exponent
+        if relative <= 1 and settings.inside_exponent is not None:
+            exponent = settings.inside_exponent
+        factor = relative**exponent
         return float(
             value * factor if value > 0 else value / factor
         )  # a metric of the user's own may be negative
