@@ -91,7 +91,7 @@ Pareto = Annotated[
     bool,
     typer.Option(
         "--pareto",
-        help="Search the whole front of accuracy against latency, up to the budget where one is given; "
+        help="Search the whole front of accuracy against latency, where a budget only says who wins; "
         "`bcnet slice --latency-ms` takes any point of it.",
     ),
 ]

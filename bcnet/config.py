@@ -188,8 +188,7 @@ class SearchConfig(Section):
     )
     pareto: bool = Field(
         False,
-        description="search the whole front of accuracy against latency (NSGA-II), up to the budget where "
-        "one is given",
+        description="search the whole front of accuracy against latency (NSGA-II); a budget says who wins",
     )
     fitness: Literal["hard", "soft"] = Field(
         "hard",

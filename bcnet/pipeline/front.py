@@ -61,7 +61,6 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         fitness="hard",
         over_budget=False,
         pareto=False,
-        whole_front=False,
     )
     pressed = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
     score_of = scoring(project, supernet_tensors(run, project))

@@ -295,7 +295,6 @@ def settings_of(project: Project) -> SearchSettings:
         inside_exponent=config.inside_exponent,
         over_budget=config.over_budget,
         pareto=config.pareto,
-        whole_front=config.pareto and not own,
     )
 
 
@@ -334,8 +333,8 @@ def priors_of(
     lowest = latency(fastest(project.space, latency, bounds))
     budgets: list[float | None] = [settings.budget_ms]
     if settings.pareto:
-        highest = settings.scored_ms or latency(project.space.largest())
-        budgets = [*np.geomspace(lowest, max(lowest, highest), BUDGETS + 1)[1:].tolist()]
+        highest = max(lowest, min(latency(project.space.largest()), FAILED_MS))
+        budgets = [*np.geomspace(lowest, highest, BUDGETS + 1)[1:].tolist()]
     if (budgets == [None] and not bounds) or lowest >= FAILED_MS:
         return ()
     others = [Limit(*bound.cost.pairwise(choices), bound.limit) for bound in bounds]

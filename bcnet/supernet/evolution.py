@@ -33,8 +33,8 @@ class SearchSettings:
     With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
     `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), those inside the
     budget by `inside_exponent` where that is given; with `over_budget` a slower network may win.
-    With `pareto`, the front of accuracy against latency is looked for, by NSGA-II, with `whole_front` also
-    beyond the budget, which then only says who wins. With `smooth`, candidates are ranked by what all scores
+    With `pareto`, the whole front of accuracy against latency is looked for, by NSGA-II; a budget only says
+    who wins. With `smooth`, candidates are ranked by what all scores
     together say of each (`expected_scores`), else by their own scores.
     """
 
@@ -51,7 +51,6 @@ class SearchSettings:
     inside_exponent: float | None = None
     over_budget: bool = False
     pareto: bool = False
-    whole_front: bool = False
     smooth: bool = True
 
     def limit_ms(self, budget_ms: float) -> float:
@@ -61,7 +60,7 @@ class SearchSettings:
     @property
     def scored_ms(self) -> float | None:
         """The latency, in ms, above which nothing is scored; None: there is none."""
-        return None if self.fitness == "soft" or self.whole_front else self.budget_ms
+        return None if self.fitness == "soft" or self.pareto else self.budget_ms
 
     @property
     def presses(self) -> bool:

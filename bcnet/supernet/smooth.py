@@ -7,6 +7,7 @@ import numpy as np
 
 FEWEST = 10  # candidates from which something is learned
 MOST = 1000  # the best that the process is fitted on: its time grows with their cube
+SOME = 250  # of these, evenly from best to worst, say how much is luck
 LENGTHS = (0.5, 1.0)  # how far apart, as parts of a group's range, choices still tell of each other
 PAIRS = (0.2, 0.5)  # what pairs of groups explain beside single ones
 NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of luck over that of what is explained
@@ -24,7 +25,20 @@ def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return scores
     best = np.argsort(-scores, kind="stable")[:MOST]
     seen, values = places[best], (scores[best] - scores.mean()) / spread
-    likeliest, chosen = -np.inf, (LENGTHS[0], PAIRS[0], values, 0.0)
+    some = slice(None, None, -(-len(best) // SOME))
+    length, share, noise = _likeliest(seen[some], values[some])
+    single, pairs = _kernels(seen, seen, length)
+    alike = (1 - share) * single + share * pairs + noise * np.eye(len(seen))
+    of_values, of_ones = np.linalg.solve(alike, np.stack([values, np.ones(len(seen))], axis=1)).T
+    level = of_values.sum() / of_ones.sum()
+    single, pairs = _kernels(places, seen, length)
+    expected = ((1 - share) * single + share * pairs) @ (of_values - level * of_ones) + level
+    return np.asarray(expected * spread + scores.mean())
+
+
+def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """The length, the share of pairs and the noise that make the values most likely."""
+    likeliest, chosen = -np.inf, (LENGTHS[0], PAIRS[0], NOISES[-1])
     for length in LENGTHS:
         single, pairs = _kernels(seen, seen, length)
         for share in PAIRS:
@@ -37,12 +51,8 @@ def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
                 rest = seen_values - level * ones
                 likelihood = -len(rest) * np.log((rest * rest / total).mean()) - np.log(total).sum()
                 if likelihood > likeliest:
-                    likeliest, chosen = likelihood, (length, share, axes @ (rest / total), float(level))
-    length, share, weights, level = chosen
-    single, pairs = _kernels(places, seen, length)
-    expected: np.ndarray = ((1 - share) * single + share * pairs) @ weights + level
-    expected = expected * spread + scores.mean()
-    return expected
+                    likeliest, chosen = likelihood, (length, share, noise)
+    return chosen
 
 
 def _kernels(one: np.ndarray, other: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,160 @@
+"""From `bcnet search --pareto` and bounds through the later stages, on a tiny project."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import CONFIG, Refused, clear_projects
+from onnx import numpy_helper
+
+from bcnet.cli import main
+
+RUN = Path("runs/default")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _projects_of_this_module() -> Iterator[None]:
+    clear_projects()
+    yield
+    clear_projects()
+
+
+def read(path: str) -> Any:
+    return json.loads((RUN / path).read_text(encoding="utf-8"))
+
+
+def done(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON object that a command printed, and what it said."""
+    capfd.readouterr()
+    code = main([*arguments, "--json"])
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    return json.loads(out), err
+
+
+def test_a_point_of_the_front_is_sliced_exported_and_verified_against_its_own_budget(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found, _ = done(capfd, "search", "--pareto", "--generations", "2")
+    front = read("search/pareto.json")
+    assert found["pareto"] == len(front) >= 3
+    assert found["searched_to_ms"] is None
+    latencies = [point["predicted_ms"] for point in front]
+    assert latencies == sorted(latencies)
+    assert latencies[-1] == pytest.approx(found["full_predicted_ms"], abs=1e-4)
+    # Twice what the front's second point is predicted at: the machine may be busy when it is measured.
+    budget = 2 * latencies[1]
+    sliced, said = done(capfd, "slice", "--latency-ms", str(budget))
+    assert "is sliced" in said
+    assert "measured at" in said
+    assert sliced["budget_ms"] == budget
+    assert sliced["predicted_ms"] <= budget
+    assert read("search/result.json") == found  # nothing was searched again
+    exported, said = done(capfd, "export")
+    assert "slicing" not in said
+    assert exported["budget_ms"] == budget
+    assert exported["predicted_ms"] == sliced["predicted_ms"]
+    assert exported["measured"]["median_ms"] <= budget * 6
+    metadata = {entry.key: entry.value for entry in onnx.load(RUN / "export/model.onnx").metadata_props}
+    assert metadata["widths"] == "-".join(map(str, sliced["widths"]))
+
+
+def test_a_run_with_a_budget_of_its_own_for_the_slice_compares_that_point(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIG.replace('latency = "75%"', "pareto = true").replace("[slice]", '[slice]\nlatency = "90%"')
+    Path("bcnet.toml").write_text(text, encoding="utf-8")
+    found, _ = done(capfd, "run")
+    sliced = read("slice/result.json")
+    assert found["networks"][2]["widths"] == sliced["widths"]
+    full_ms = read("search/result.json")["full_predicted_ms"]
+    assert found["budget_ms"] == sliced["budget_ms"] == pytest.approx(0.9 * full_ms, rel=1e-3)
+    _, said = done(capfd, "run")
+    assert said.count("already done") == 6
+    # Without it the winner is sliced, from the same search.
+    Path("bcnet.toml").write_text(text.replace('latency = "90%"\n', ""), encoding="utf-8")
+    _, said = done(capfd, "run")
+    assert said.count("already done") == 3
+    assert read("slice/result.json")["widths"] == read("search/result.json")["best"]["widths"]
+
+
+def test_a_plain_search_has_a_front_too_and_says_where_it_ends(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reached = read("search/result.json")["searched_to_ms"]
+    sliced, said = done(capfd, "slice", "--latency-ms", str(50 * reached), "--epochs", "0")
+    assert f"the search scored nothing above {reached:.4g} ms" in said
+    best = max(read("search/pareto.json"), key=lambda point: point["predicted_ms"])
+    assert sliced["predicted_ms"] <= best["predicted_ms"] + 1e-9
+    done(capfd, "slice")
+    assert read("slice/result.json")["budget_ms"] == read("search/result.json")["budget_ms"]
+
+
+def test_a_budget_below_the_front_names_its_fastest_point(project: Path, refused: Refused) -> None:
+    line = refused(1, "slice", "--latency-ms", "0.00001")
+    assert "no point of the search's front is within 1e-05 ms: the fastest takes 0." in line
+    assert "bcnet search --pareto" in line
+
+
+def test_a_slice_takes_one_kind_of_budget(project: Path, refused: Refused) -> None:
+    assert "slice: give only one of latency_ms and latency" in refused(
+        2, "slice", "--latency-ms", "5", "--latency", "60%"
+    )
+    assert "60%" in refused(2, "slice", "--latency", "60")
+
+
+def test_bounds_alone_and_beside_a_budget_hold_for_the_exported_file(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text(CONFIG.replace('latency = "75%"\n', ""), encoding="utf-8")
+    found, _ = done(
+        capfd, "search", "--max-params", "900000", "--max-macs", "12000000", "--max-size-mb", "2.5"
+    )
+    assert found["budget_ms"] is None
+    assert found["params"] <= 900_000
+    assert found["macs"] <= 12_000_000
+    assert found["max_size_mb"] == 2.5
+    assert found["best"]["measured"]["median_ms"] > 0
+    exported, _ = done(capfd, "export")
+    assert exported["budget_ms"] is None
+    weights = onnx.load(RUN / "export/model.onnx").graph.initializer
+    stored = sum(numpy_helper.to_array(entry).nbytes for entry in weights)
+    assert stored <= 2_500_000
+    assert found["size_mb"] == pytest.approx(stored / 1e6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--max-params", "1000", "at most 1,000 parameters: the narrowest has"),
+        ("--max-macs", "1000", "at most 1,000 multiply-accumulates: the narrowest has"),
+        ("--max-size-mb", "0.001", "at most 0.001 megabytes of weights at fp32: the narrowest has"),
+    ],
+)
+def test_a_bound_below_the_narrowest_network_is_one_line(
+    project: Path, refused: Refused, flag: str, value: str, message: str
+) -> None:
+    line = refused(1, "search", flag, value)
+    assert message in line
+    assert f"raise search.{flag[2:].replace('-', '_')}" in line
+
+
+def test_a_soft_fitness_may_hand_over_what_is_over_the_budget_and_nothing_is_held_to_it(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = CONFIG.replace(
+        "[search]", '[search]\nfitness = "soft"\nover_budget = true\nlatency_exponent = 0.0'
+    )
+    Path("bcnet.toml").write_text(text.replace('"75%"', '"1%"'), encoding="utf-8")
+    capfd.readouterr()
+    assert main(["search", "--json"]) == 1  # even so, a budget has to be possible
+    assert "no network meets" in capfd.readouterr().err
+    Path("bcnet.toml").write_text(text, encoding="utf-8")
+    found, _ = done(capfd, "search")
+    assert found["budget_ms"] is None
+    assert found["target_ms"] == pytest.approx(0.75 * found["full_predicted_ms"], rel=1e-3)
+    assert np.isfinite(found["best"]["measured"]["median_ms"])
