@@ -24,7 +24,10 @@ CLOCKS = Path("/sys/class/devfreq")  # a Jetson's
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Version of TensorRT, GPU, CUDA's driver; where there are any, power mode, clocks, L4T. All strings."""
+    """Version of TensorRT, GPU, its cache in megabytes, CUDA's driver; on a Jetson power mode and L4T, too.
+
+    All strings. Clocks and cache are there where they are known.
+    """
     api, gpu = api_of(settings), cuda()
     found = gpu.facts()
     answer = {
@@ -35,6 +38,8 @@ def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
         "through": gpu.through,
     }
     answer.update(look.jetson())
+    if "cache_mb" in found:
+        answer["cache_mb"] = found["cache_mb"]
     clocks = _clocks(found["address"])
     if clocks:
         answer["gpu_clocks"] = clocks
