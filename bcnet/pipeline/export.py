@@ -120,8 +120,9 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "verify_with": None,
     }
     if report.not_verified:
+        run_flag = stage.command.removeprefix("bcnet export")
         summary["verify_with"] = (
-            how_to_verify(file, proto, target, batches, stage.command.removeprefix("bcnet export"))
+            how_to_verify(file, proto, project.profile, target, batches, run_flag)
             if wanted
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )

@@ -208,6 +208,20 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
 
 
 @pytest.mark.usefixtures("desk")
+def test_the_advice_names_the_flavour_where_it_is_not_the_profiles_own(done: Done) -> None:
+    advised = "build it on the device: `bcnet export --trt --device desk --host user@device"
+    _, said = done(4, "export", "--trt", "--flavour", "tensorrt", "--batch", "1,4")
+    assert not ENGINE.exists()
+    assert f"{advised} --flavour tensorrt --batch 1,4`" in last_line(said)
+    # Of its own flavour it is advised without.
+    Path("hw_profiles/desk.toml").write_text(DESK.replace("tensorrt-rtx", "tensorrt"), encoding="utf-8")
+    for words in (["build-lut", "--estimate", "--device", "desk"], ["search"]):
+        done(0, *words)
+    for flavour in ((), ("--flavour", "tensorrt")):
+        assert f"{advised}`" in last_line(done(4, "export", "--trt", *flavour)[1])
+
+
+@pytest.mark.usefixtures("desk")
 def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_for(done: Done) -> None:
     Path("hw_profiles/board.toml").write_text(BOARD.replace("8.7", "7.5"), encoding="utf-8")
     for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
