@@ -103,8 +103,13 @@ def full_engine(builder: Runtime, full: bytes, batches: Sequence[int]) -> bytes:
             return b""
 
 
-def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...]) -> dict[str, Any]:
-    """engine.json: what the runtime tells of an engine, from which ONNX file it was built, and for what."""
+def facts_of(
+    built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """engine.json: what the runtime tells of an engine, from which ONNX file it was built, and for what.
+
+    Of export's `inputs` it keeps what says which network it is: an engine may be carried elsewhere.
+    """
     return {
         **built.info,
         "precision": target.precision,
@@ -114,6 +119,8 @@ def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[in
         "size_bytes": len(built.content),
         "sha256": hashlib.sha256(built.content).hexdigest(),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "search": inputs["search"],
+        "slice": inputs["slice"],
     }
 
 

@@ -104,7 +104,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         built = build_and_verify(check, content, full, target, batches)
         report = built.report
         if built.engine:
-            facts = facts_of(built.engine, content, target, batches)
+            facts = facts_of(built.engine, content, target, batches, inputs)
             files |= {ENGINE: built.engine.content, FACTS: json_bytes(facts)}
     else:
         built, report = None, check(profile=target, full=full, not_measured=not_measured)
