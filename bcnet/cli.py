@@ -510,7 +510,7 @@ def verify(
 
     facts = stage.facts_beside(engine)
     target = Run.named(_checked_name(run))
-    own = _target(facts["device"], facts["batches"][0], None, facts["precision"], host)
+    own = _target(facts.device, facts.batches[0], None, facts.precision, host)
     settings = _on_last_table(_configured(config, {"": own}), target)
     with redirect_stdout(sys.stderr):
         summary = stage.run(target, settings, engine)

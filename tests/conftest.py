@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sshd import PYTHON, Sshd
 
 from bcnet.cli import main
 
@@ -89,6 +90,33 @@ def project(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: 
     shutil.copytree(finished[0], copy)
     monkeypatch.chdir(copy)
     return copy
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """A server that the `ssh` on PATH knows as host "device"."""
+    server = Sshd(tmp_path / "sshd").start()
+    monkeypatch.setenv("PATH", server.path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def there(project: Path, sshd: Sshd, tmp_path: Path) -> Iterator[Path]:
+    """A finished run's folder with two more devices, both this machine over ssh; the folder of their agent.
+
+    `far` has its host in its profile, `jetson` has none.
+    """
+    from bcnet.runtimes import runtime_on_hosts
+
+    folder = tmp_path / "there"
+    jetson = f'{PROFILE}host_python = "{PYTHON}"\nhost_folder = "{folder}"\n'
+    Path("hw_profiles/jetson.toml").write_text(jetson, encoding="utf-8")
+    Path("hw_profiles/far.toml").write_text(f'{jetson}host = "device"\n', encoding="utf-8")
+    clear_projects()
+    yield folder
+    clear_projects()
+    runtime_on_hosts.cache_clear()
 
 
 LargestFile = Callable[[int], AbstractContextManager[None]]

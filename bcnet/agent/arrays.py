@@ -1,6 +1,6 @@
 """Arrays as they cross to a device: type, shape and bytes. Without numpy they are passed on as they are."""
 
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Sequence, Tuple
 
 Packed = Dict[str, Any]  # {"dtype": "<f4", "shape": [N, C, H, W], "data": bytes}
 
@@ -15,6 +15,12 @@ def unpack(packed: Packed) -> Any:
     import numpy as np
 
     return np.frombuffer(packed["data"], np.dtype(packed["dtype"])).reshape(packed["shape"]).copy()
+
+
+def least_usual_most(sizes: Sequence[int]) -> Tuple[int, int, int]:
+    """Of the sizes of a dynamic batch the least, the one in the middle (the one most used), the largest."""
+    ordered = sorted(sizes)
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 def batches(arrays: Sequence[Any], size: int) -> Any:

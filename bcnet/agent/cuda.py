@@ -11,6 +11,7 @@ from .errors import JobError, one_line
 
 NAME_BYTES = 256
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+CACHE_BYTES = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: 0 where there is none
 THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is no concern
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
@@ -47,23 +48,31 @@ class Cuda:
         self.events = [(self._event(), self._event()) for _ in range(IN_FLIGHT)]
 
     def facts(self) -> Dict[str, str]:
-        """The GPU's name, its compute capability ("8.7"), its PCI address, its driver's CUDA ("12.6")."""
+        """The GPU's name, its compute capability ("8.7"), its PCI address, its driver's CUDA ("12.6").
+
+        "cache_mb" is its level-2 cache in 10^6 bytes, where it has one: all of its memory is behind that.
+        """
         name, address = ctypes.create_string_buffer(NAME_BYTES), ctypes.create_string_buffer(NAME_BYTES)
         self._call("cuDeviceGetName", name, NAME_BYTES, self._device)
         self._call("cuDeviceGetPCIBusId", address, NAME_BYTES, self._device)
-        numbers = []
-        for attribute in CAPABILITY:
-            number = ctypes.c_int()
-            self._call("cuDeviceGetAttribute", ctypes.byref(number), attribute, self._device)
-            numbers.append(number.value)
         version = ctypes.c_int()
         self._call("cuDriverGetVersion", ctypes.byref(version))
-        return {
+        found = {
             "name": name.value.decode(errors="replace"),
             "address": address.value.decode(errors="replace"),
-            "compute_capability": "%d.%d" % tuple(numbers),
+            "compute_capability": "%d.%d" % tuple(self._attribute(number) for number in CAPABILITY),
             "cuda_driver": "%d.%d" % (version.value // 1000, version.value % 1000 // 10),
         }
+        cache = self._attribute(CACHE_BYTES)
+        if cache > 0:
+            found["cache_mb"] = "%.4g" % (cache / 1e6)
+        return found
+
+    def _attribute(self, number: int) -> int:
+        """One of the GPU's attributes, by its number in cuda.h."""
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
+        return value.value
 
     def buffer(self, size_bytes: int) -> Any:
         """Memory of the GPU, its address by int(); it goes with the object. Raises JobError "network"."""

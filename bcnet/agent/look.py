@@ -4,12 +4,16 @@ import contextlib
 import importlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+DEVICE_TREE = Path("/proc/device-tree/model")
+L4T_RELEASE = Path("/etc/nv_tegra_release")
+BOARDS = ("NVIDIA", "Jetson", "quill")  # the latter two with JetPack 4: "Jetson-AGX", and a TX2
 LIMIT_S = 10.0
 
 
@@ -45,6 +49,32 @@ def power_mode() -> Optional[str]:
         if "NV Power Mode" in line:
             return line.split(":", 1)[-1].strip()
     return None
+
+
+def board() -> str:
+    """The name of a Jetson's board; "" on other machines."""
+    named = text(DEVICE_TREE).strip("\0 \n")
+    return named if named.startswith(BOARDS) else ""
+
+
+def jetson() -> Dict[str, str]:
+    """A Jetson's "power_mode" and release of Linux, "l4t" ("36.4.3"); of each what there is."""
+    found = {}
+    mode = power_mode()
+    if mode:
+        found["power_mode"] = mode
+    release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text(L4T_RELEASE))
+    if release:
+        found["l4t"] = "%s.%s" % release.groups()
+    return found
+
+
+def text(path: Path) -> str:
+    """What stands in a small file of the system; "" where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def governors() -> List[str]:

@@ -1,8 +1,8 @@
 """The agent's loop on another machine: one JSON object a line in, one a line out, until the input ends.
 
 Requests have an "id" that their answer repeats. "hello" tells about the machine; "have" and "put" bring
-files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`). In jobs and
-answers, {"$base64": ...} stands for few bytes, {"$file": name} for many.
+files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`), with its bytes
+and its answer's as `parcels` packs them.
 """
 
 import base64
@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, Dict
 
 from . import jobs, look
 from .errors import JobError, one_line
+from .parcels import packed, unpacked
 
-INLINE = 64 * 1024  # more bytes than this travel as files
 CHUNK = 1024 * 1024
 KEPT_BYTES = 2 * 1024**3  # of files; the longest unused go first
 KEPT_S = 7 * 24 * 3600.0
@@ -122,7 +122,8 @@ class Agent:
             self._alone(lock, request["id"])
             with contextlib.suppress(OSError, ValueError):  # a power cut may have left it empty
                 return dict(json.loads(kept.read_text()))
-            answer: Dict[str, Any] = self._packed(jobs.run(self._unpacked(request["job"])))
+            done = jobs.run(unpacked(request["job"], self._fetch))
+            answer: Dict[str, Any] = packed(done, self._keep)
             with contextlib.suppress(OSError):  # a full disk: it is heard now, or measured again
                 _write(kept, json.dumps(answer).encode())
             return answer
@@ -140,32 +141,14 @@ class Agent:
         lock.write(json.dumps({"pid": os.getpid(), "session": self.session}))
         lock.flush()
 
-    def _unpacked(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._unpacked(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "$base64" in value:
-            return base64.b64decode(value["$base64"])
-        if "$file" in value:
-            try:
-                return (self.files / value["$file"]).read_bytes()
-            except FileNotFoundError:
-                raise JobError("gone", "file %s is not here any more" % value["$file"])
-        return {key: self._unpacked(item) for key, item in value.items()}
+    def _fetch(self, name: str, size: int) -> bytes:
+        try:
+            return (self.files / name).read_bytes()
+        except FileNotFoundError:
+            raise JobError("gone", "file %s is not here any more" % name)
 
-    def _packed(self, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            return [self._packed(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self._packed(item) for key, item in value.items()}
-        if not isinstance(value, bytes):
-            return value
-        if len(value) <= INLINE:
-            return {"$base64": base64.b64encode(value).decode()}
-        name = hashlib.sha256(value).hexdigest()
-        _write(self.files / name, value)
-        return {"$file": name, "size": len(value)}
+    def _keep(self, name: str, content: bytes) -> None:
+        _write(self.files / name, content)
 
     def _tidy(self, most_bytes: int) -> int:
         """Delete old answers and parts of files, and the longest unused files beyond `most_bytes`.

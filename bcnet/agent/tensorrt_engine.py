@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Dict, Sequence
 
 from . import kept, look
+from .arrays import least_usual_most
 from .cuda import cuda
 from .errors import JobError, one_line
 from .tensorrt_module import Api, flavour_of, other_flavour
@@ -89,7 +90,7 @@ def _bits(flags: Any, *names: str) -> int:
 
 def _batch_profile(builder: Any, network: Any, batches: Sequence[int]) -> Any:
     """The sizes that an engine of dynamic batch takes. Raises JobError where the file fixes its batch."""
-    sizes = sorted(batches)
+    sizes = least_usual_most(batches)
     found = builder.create_optimization_profile()
     for number in range(network.num_inputs):
         entry = network.get_input(number)
@@ -98,8 +99,7 @@ def _batch_profile(builder: Any, network: Any, batches: Sequence[int]) -> Any:
             raise JobError(
                 "network", "input '%s' has a fixed batch in the ONNX file: %s" % (entry.name, shape)
             )
-        least, usual, most = sizes[0], sizes[len(sizes) // 2], sizes[-1]
-        found.set_shape(entry.name, *[(size,) + shape[1:] for size in (least, usual, most)])
+        found.set_shape(entry.name, *[(size,) + shape[1:] for size in sizes])
     return found
 
 

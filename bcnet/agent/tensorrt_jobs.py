@@ -14,36 +14,35 @@ from . import look
 from .arrays import Packed, batches, pack, unpack
 from .cuda import cuda
 from .errors import JobError
+from .layers import origins
 from .tensorrt_engine import engine_of
 from .tensorrt_module import Api, api_of
 from .tensorrt_network import Network
 
 WARMUP_RUNS = 3  # before a profile
-BOARD = Path("/proc/device-tree/model")
-L4T = Path("/etc/nv_tegra_release")
 CLOCKS = Path("/sys/class/devfreq")  # a Jetson's
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Version of TensorRT, GPU, CUDA's driver; where there are any, power mode, clocks, L4T. All strings."""
+    """Version of TensorRT, GPU, its cache in megabytes, CUDA's driver; on a Jetson power mode and L4T, too.
+
+    All strings. Clocks and cache are there where they are known.
+    """
     api, gpu = api_of(settings), cuda()
     found = gpu.facts()
-    board = _text(BOARD).strip("\0 \n")
     answer = {
         "runtime_version": api.version,
-        "processor": board if board.startswith("NVIDIA") else found["name"],
+        "processor": look.board() or found["name"],
         "compute_capability": found["compute_capability"],
         "cuda_driver": found["cuda_driver"],
         "through": gpu.through,
     }
-    mode, clocks = look.power_mode(), _clocks(found["address"])
-    release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text(L4T))
-    if mode:
-        answer["power_mode"] = mode
+    answer.update(look.jetson())
+    if "cache_mb" in found:
+        answer["cache_mb"] = found["cache_mb"]
+    clocks = _clocks(found["address"])
     if clocks:
         answer["gpu_clocks"] = clocks
-    if release:
-        answer["l4t"] = "%s.%s" % release.groups()
     return answer
 
 
@@ -147,9 +146,9 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
     names = [name for name, _ in found[0]]
     if any([name for name, _ in row] != names for row in found):
         raise JobError("device", "TensorRT's profile does not repeat from run to run; it cannot be read")
-    origins = _origins(_inspected(api, network.engine))
+    made_of = origins(_inspected(api, network.engine))
     return {
-        "names": [name + origins.get(name, "") for name in names],
+        "names": [name + made_of.get(name, "") for name in names],
         "ms": [[ms for _, ms in row] for row in found],
         "walls_ms": walls,
     }
@@ -218,31 +217,13 @@ def _listed(line: str) -> Dict[str, str]:
     return {"Name": name, "LayerType": rest.partition(",")[0], "Metadata": rest.rpartition("Metadata: ")[2]}
 
 
-def _origins(layers: Sequence[Any]) -> Dict[str, str]:
-    """ONNX nodes that each layer was made of, as text that follows its name."""
-    return {
-        layer["Name"]: "".join(
-            " " + part for part in re.findall(r"\[ONNX Layer: [^\]]*\]", layer["Metadata"])
-        )
-        for layer in layers
-        if isinstance(layer, dict) and layer.get("Metadata") and "Name" in layer
-    }
-
-
 def _clocks(address: str) -> str:
     """The range of the GPU's clock: on a Jetson the governor's, else what nvidia-smi tells of its limits."""
     for path in sorted(CLOCKS.glob("*")):
         if re.search(r"\.(gpu|ga10b|gv11b|gp10b|gm20b)$|gpu-gpc", path.name):
-            limits = [_text(path / ("%s_freq" % which)).strip() for which in ("min", "max")]
+            limits = [look.text(path / ("%s_freq" % which)).strip() for which in ("min", "max")]
             if all(limits):
                 return "%s to %s MHz" % tuple(str(int(limit) // 1000000) for limit in limits)
     fields = "clocks.max.sm,clocks.max.memory,power.limit,driver_version"
     command = ["nvidia-smi", "--query-gpu=" + fields, "--format=csv,noheader", "--id=" + address]
     return look.output(command).strip()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

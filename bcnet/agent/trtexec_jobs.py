@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import kept, look
-from .arrays import Packed
+from .arrays import Packed, least_usual_most
 from .errors import JobError, one_line
+from .layers import origins
 from .onnx_inputs import onnx_inputs
 from .programs import ASKING_S, run_program
 
-DEVICE_TREE = Path("/proc/device-tree/model")  # a Jetson's
-L4T_RELEASE = Path("/etc/nv_tegra_release")
 LOADING_S = 180.0  # beside what is measured: CUDA is started, and the engine loaded
 BUILDING_S = 3600.0  # int8 on a small Jetson takes many minutes
 WARMUP_MS = 200
-ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
 DYNAMIC = re.compile(r"Dynamic dimensions required for input|Shape missing for input with dynamic shape")
 BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]+)", re.IGNORECASE)
 
@@ -36,14 +34,8 @@ _bound: Dict[Path, Dict[str, Any]] = {}  # what each engine was asked for
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
     """Version of TensorRT, processor (the board, or the GPU); driver, L4T, power mode where there are any."""
-    found = {"runtime_version": _dotted(_version(_program(settings))), "through": "trtexec", **_device()}
-    release = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", _text(L4T_RELEASE))
-    if release:
-        found["l4t"] = "%s.%s" % release.groups()
-    mode = look.power_mode()
-    if mode:
-        found["power_mode"] = mode
-    return found
+    version = _dotted(_version(_program(settings)))
+    return {"runtime_version": version, "through": "trtexec", **_device(), **look.jetson()}
 
 
 def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
@@ -53,7 +45,7 @@ def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -
     """
     program = _program(settings)
     path = _engine_file(model, settings, batches)
-    told = json.loads(_text(path.with_suffix(".json")) or "{}")
+    told = json.loads(look.text(path.with_suffix(".json")) or "{}")
     info = {
         "flavour": "tensorrt",
         "through": "trtexec",
@@ -99,10 +91,10 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
             command.append("--separateProfileRun")  # later ones always do
         run_program(command, 2 * LOADING_S + 2 * runs, folder)
         rows = _json(Path(folder, "profile.json"))
-        origins = _origins(Path(folder, "layers.json"))
+        made_of = origins(_layers(Path(folder, "layers.json")) or [])
     try:
         layers = [row for row in rows if "name" in row]
-        names = [row["name"] + origins.get(row["name"], "") for row in layers]
+        names = [row["name"] + made_of.get(row["name"], "") for row in layers]
         ms = [float(row.get("medianMs", row["averageMs"])) for row in layers]
     except (KeyError, TypeError, ValueError) as cause:
         raise JobError("device", "trtexec's profile is not as expected: %s" % one_line(cause))
@@ -196,7 +188,7 @@ def _dotted(version: Tuple[int, int, int]) -> str:
 def _device() -> Dict[str, str]:
     """The board, where it is one, else the GPU and its driver."""
     if not _devices:
-        board = _text(DEVICE_TREE).strip("\0 \n")
+        board = look.board()
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         rows = look.output(query).splitlines()
         if board:
@@ -258,9 +250,8 @@ def _built(
         elif version < (10,) and precision != "fp32":
             command.append("--" + precision)
         if batches:
-            least, usual, most = min(batches), sorted(batches)[len(batches) // 2], max(batches)
             names = [name for name, _ in inputs]
-            for word, size in (("min", least), ("opt", usual), ("max", most)):
+            for word, size in zip(("min", "opt", "max"), least_usual_most(batches)):
                 sides = [_at(name, shape, size) for name, shape in inputs]
                 command.append("--%sShapes=%s" % (word, _shapes(names, sides)))
         said = run_program(command, BUILDING_S, folder)
@@ -268,10 +259,9 @@ def _built(
             raise JobError("network", "trtexec ended well but wrote no engine")
         kept.write(cache, own_cache.read_bytes())
         capability = re.search(r"Compute Capability: ([\d.]+)", said)
-        layers = Path(folder, "layers.json")
         told = {
             "compute_capability": capability.group(1) if capability else None,
-            "layers": _json(layers).get("Layers") if layers.exists() else None,
+            "layers": _layers(Path(folder, "layers.json")),
         }
         return Path(folder, "model.engine").read_bytes(), told
 
@@ -326,13 +316,6 @@ def _once(program: str, engine: Path) -> List[str]:
     return [program, "--loadEngine=%s" % engine, "--warmUp=0", "--duration=0", "--iterations=1"]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _json(path: Path) -> Any:
     """A file that trtexec wrote: names are not escaped, and what was not counted is nan."""
     try:
@@ -342,17 +325,10 @@ def _json(path: Path) -> Any:
         raise JobError("device", "trtexec wrote no readable %s: %s" % (path.name, one_line(cause)))
 
 
-def _origins(path: Path) -> Dict[str, str]:
-    """The ONNX nodes that each layer was made of, as text, where a detailed engine tells."""
-    if not path.exists():
-        return {}
-    told = _json(path)
-    layers = told.get("Layers", []) if isinstance(told, dict) else []
-    return {
-        layer["Name"]: "".join(" " + part for part in ORIGIN.findall(layer["Metadata"]))
-        for layer in layers
-        if isinstance(layer, dict) and "Name" in layer and layer.get("Metadata")
-    }
+def _layers(path: Path) -> Any:
+    """The engine's layers from the file of `--exportLayerInfo`; None where trtexec wrote none."""
+    told = _json(path) if path.exists() else None
+    return told.get("Layers") if isinstance(told, dict) else None
 
 
 def _part(packed: Packed, start: int, size: int) -> bytes:

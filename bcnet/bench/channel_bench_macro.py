@@ -5,8 +5,7 @@ and choose among them. The accuracies are noisy, so regrets are taken against a 
 """
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,32 +130,39 @@ class BenchTable:
 
 
 def ranking(scores: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Kendall's tau with its 95 % interval over resampled settings (paired bootstrap), Spearman, Pearson."""
-    rng = np.random.default_rng(seed)
-    resamples = [
-        rng.integers(len(scores), size=len(scores)) for _ in range(RESAMPLES if len(scores) <= 500 else 100)
-    ]
-    taus = [float(stats.kendalltau(scores[i], truth[i]).statistic) for i in resamples]
-    low, high = np.nanquantile(taus, (0.025, 0.975))
+    """Kendall's tau with its 95 % interval over resampled settings (bootstrap), Spearman and Pearson."""
     return {
-        "kendall": _number(stats.kendalltau(scores, truth).statistic),
-        "interval": [_number(low), _number(high)],
-        "spearman": _number(stats.spearmanr(scores, truth).statistic),
-        "pearson": _number(stats.pearsonr(scores, truth).statistic),
+        "kendall": _tau(scores, truth),
+        "interval": _interval([_tau(scores[i], truth[i]) for i in _resamples(len(truth), seed)]),
+        "spearman": _correlation(stats.spearmanr, scores, truth),
+        "pearson": _correlation(stats.pearsonr, scores, truth),
     }
 
 
 def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """How much higher the first scores' tau is, with a 95 % interval: settings resampled for both alike."""
+    found = [_tau(first[i], truth[i]) - _tau(second[i], truth[i]) for i in _resamples(len(truth), seed)]
+    return {"kendall": round(_tau(first, truth) - _tau(second, truth), 4), "interval": _interval(found)}
+
+
+def _resamples(count: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(RESAMPLES):
-        i = rng.integers(len(truth), size=len(truth))
-        taus = [float(stats.kendalltau(scores[i], truth[i]).statistic) for scores in (first, second)]
-        found.append(taus[0] - taus[1])
-    whole = [float(stats.kendalltau(scores, truth).statistic) for scores in (first, second)]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return {"kendall": _number(whole[0] - whole[1]), "interval": [_number(low), _number(high)]}
+    return [rng.integers(count, size=count) for _ in range(RESAMPLES if count <= 2000 else RESAMPLES // 10)]
+
+
+def _interval(found: Sequence[float]) -> list[float]:
+    return [round(float(bound), 4) for bound in np.quantile(found, (0.025, 0.975))]
+
+
+def _tau(scores: np.ndarray, truth: np.ndarray) -> float:
+    return _correlation(stats.kendalltau, scores, truth)
+
+
+def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) -> float:
+    """Rounded; 0 with scores that are all equal, where none is defined."""
+    if np.ptp(scores) == 0 or np.ptp(truth) == 0:
+        return 0.0
+    return round(float(of(scores, truth).statistic), 4)
 
 
 def compared(table: BenchTable, index: Sequence[int], scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -169,12 +175,7 @@ def compared(table: BenchTable, index: Sequence[int], scores: Mapping[str, np.nd
     return {
         name: {
             **ranking(values, table.accuracy[index]),
-            "regret": [_number(lost) for lost in table.regret(values, index)],
+            "regret": [round(lost, 4) for lost in table.regret(values, index)],
         }
         for name, values in {**scores, **untrained}.items()
     }
-
-
-def _number(value: float) -> float:
-    """Rounded; 0 where it is not defined, as the correlation of equal scores."""
-    return round(float(value), 4) if math.isfinite(value) else 0.0

@@ -11,6 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from bcnet.agent.arrays import least_usual_most
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.pipeline.verify import VerifyReport
@@ -20,6 +21,7 @@ from bcnet.supernet.measure import builder_of, replayed, why_not_here
 
 ENGINE, FACTS = "model.engine", "engine.json"
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
+NEWEST_OF_TENSORRT_8 = 17  # opset that it reads: a profile that asks for files of it has TensorRT 8
 CHECKED_HERE = "checked with ONNX Runtime on this processor"
 
 
@@ -101,8 +103,13 @@ def full_engine(builder: Runtime, full: bytes, batches: Sequence[int]) -> bytes:
             return b""
 
 
-def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...]) -> dict[str, Any]:
-    """engine.json: what the runtime tells of an engine, from which ONNX file it was built, and for what."""
+def facts_of(
+    built: Engine, content: bytes, target: HwProfile, batches: tuple[int, ...], inputs: Mapping[str, str]
+) -> dict[str, Any]:
+    """engine.json: what the runtime tells of an engine, from which ONNX file it was built, and for what.
+
+    Of export's `inputs` it keeps what says which network it is: an engine may be carried elsewhere.
+    """
     return {
         **built.info,
         "precision": target.precision,
@@ -112,28 +119,40 @@ def facts_of(built: Engine, content: bytes, target: HwProfile, batches: tuple[in
         "size_bytes": len(built.content),
         "sha256": hashlib.sha256(built.content).hexdigest(),
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "search": inputs["search"],
+        "slice": inputs["slice"],
     }
 
 
-def how_to_verify(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...], run: str) -> str:
-    """What to do about a file that was not verified on its device; `run` is " --run NAME", or nothing."""
+def how_to_verify(
+    file: str, proto: ModelProto, profile: HwProfile, target: HwProfile, batches: tuple[int, ...], run: str
+) -> str:
+    """What to do about a file that was not verified on its device; `run` is " --run NAME", or nothing.
+
+    `target` is the device's `profile` with the runtime that is to read the engine.
+    """
     if file.endswith(ENGINE):
         return f"run `bcnet verify --engine {file}{run}` on the device, or here with --host user@device"
     sizes = f" --batch {','.join(map(str, batches))}" if batches else ""
-    flags = f"--device {target.name} --host user@device{sizes}{run}"
+    flavour = f" --flavour {target.runtime.removeprefix('tensorrt-')}"
+    flags = f"{'' if target.runtime == profile.runtime else flavour}{sizes}{run}"
     line = trtexec_line(file, proto, target, batches)
-    return f"build it on the device: `bcnet export --trt {flags}`, or there, without checks: `{line}`"
+    return (
+        f"build it on the device: `bcnet export --trt --device {target.name} --host user@device{flags}`, "
+        f"or there, without checks: `{line}`"
+    )
 
 
 def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...]) -> str:
     """The command that builds the engine of an ONNX file with TensorRT's own program."""
     words = ["trtexec", f"--onnx={file}", f"--saveEngine={file.removesuffix('model.onnx')}{ENGINE}"]
     if target.precision != "fp32":
-        # The types are in the file; TensorRT 8, which reads opset 17, uses them only with its flag.
-        words.append(f"--{target.precision}" if target.opset == 17 else "--stronglyTyped")
+        # The types are in the file; TensorRT 8 uses them only with the precision's own flag.
+        has_tensorrt_8 = target.opset <= NEWEST_OF_TENSORRT_8
+        words.append(f"--{target.precision}" if has_tensorrt_8 else "--stronglyTyped")
     if batches:
-        named = {"min": batches[0], "opt": batches[len(batches) // 2], "max": batches[-1]}
-        words += [f"--{key}Shapes={_shapes(proto, size)}" for key, size in named.items()]
+        named = zip(("min", "opt", "max"), least_usual_most(batches), strict=True)
+        words += [f"--{key}Shapes={_shapes(proto, size)}" for key, size in named]
     return " ".join(words)
 
 

@@ -105,7 +105,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         built = build_and_verify(check, content, full, target, batches)
         report = built.report
         if built.engine:
-            facts = facts_of(built.engine, content, target, batches)
+            facts = facts_of(built.engine, content, target, batches, inputs)
             files |= {ENGINE: built.engine.content, FACTS: json_bytes(facts)}
     else:
         built, report = None, check(profile=target, full=full, not_measured=not_measured)
@@ -121,8 +121,9 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "verify_with": None,
     }
     if report.not_verified:
+        run_flag = stage.command.removeprefix("bcnet export")
         summary["verify_with"] = (
-            how_to_verify(file, proto, target, batches, stage.command.removeprefix("bcnet export"))
+            how_to_verify(file, proto, project.profile, target, batches, run_flag)
             if wanted
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )

@@ -5,9 +5,10 @@ The same checks that `bcnet export --trt` makes where the device is at hand: out
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import onnx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bcnet.artifacts import Run, json_bytes, read_json, write_file
 from bcnet.config import Config
@@ -16,31 +17,41 @@ from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.verify import verify
 from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
-from bcnet.supernet.project import load_project
+from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import sliced, sliced_model
 
 MEND = "bcnet export --trt"
-NEEDED = {
-    "flavour": str,
-    "precision": str,
-    "batches": list,
-    "dynamic": bool,
-    "device": str,
-    "sha256": str,
-    "onnx_sha256": str,
-}
 
 
-def facts_beside(engine: Path) -> dict[str, Any]:
+class EngineFacts(BaseModel):
+    """What verifying an engine needs of the engine.json beside it (see `facts_of`)."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    flavour: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]  # ONNX Runtime's engine is the file itself
+    precision: Literal["fp32", "fp16", "int8"]
+    batches: Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(min_length=1)]
+    dynamic: bool
+    device: str
+    sha256: str
+    onnx_sha256: str
+    search: str
+    slice: str
+
+
+def facts_beside(engine: Path) -> EngineFacts:
     """The engine.json beside an engine. Raises ArtifactError where it is missing, or another engine's."""
-    path = engine.with_name(FACTS)
-    facts = read_json(path, MEND)
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(k), kind) for k, kind in NEEDED.items()):
-        raise ArtifactError(f"{path} is not what export wrote; run `{MEND}` again")
-    for file, key in ((engine, "sha256"), (engine.with_name("model.onnx"), "onnx_sha256")):
+    path = engine.parent / FACTS
+    try:
+        facts = EngineFacts.model_validate(read_json(path, MEND))
+    except ValidationError as cause:
+        where = ".".join(str(part) for part in cause.errors()[0]["loc"])
+        what = f"{path}: {where}" if where else path
+        raise ArtifactError(f"{what} is not what export wrote; run `{MEND}` again") from None
+    for file, sha256 in ((engine, facts.sha256), (engine.parent / "model.onnx", facts.onnx_sha256)):
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; run `{MEND}`")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != facts[key]:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
             raise ArtifactError(f"{file} is not the one that {path} tells of; run `{MEND}` again")
     return facts
 
@@ -53,10 +64,15 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     """
     facts = facts_beside(engine)
     project = load_project(config)
-    target = project.profile.model_copy(update={"runtime": facts["flavour"]})
+    target = project.profile.model_copy(update={"runtime": facts.flavour})
     stage, search = run.stage("export"), run.stage("search")
     inside = engine.parent.resolve() == stage.folder.resolve()
     manifest = stage.manifest() if inside else None
+    _check_network(run, project, engine, facts)
+    path = engine.with_name("verify.json")
+    before = read_json(path, MEND) if path.exists() else {}
+    if not isinstance(before, dict):
+        raise ArtifactError(f"{path} is not what export wrote; run `{MEND}` again")
     found = read_json(search.path("result.json"), search.command)
     reason = why_not_here(target) or replayed(target)
     if reason:
@@ -65,7 +81,7 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
             "--host user@device"
         )
     chosen, model = sliced(run, project), sliced_model(run, project)
-    batches = facts["batches"] if facts["dynamic"] else ()
+    batches = facts.batches if facts.dynamic else ()
     full = full_engine(runtime_of(target), project.graph.variant(project.space.original()), batches)
     report = verify(
         model,
@@ -82,8 +98,6 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
         task=project.task,
         engine=engine.read_bytes(),
     )
-    path = engine.with_name("verify.json")
-    before = read_json(path, MEND) if path.exists() else {}
     summary = {**before, "file": str(engine), "device": target.name, **report.to_json(), "verify_with": None}
     if not report.passed:
         failed = engine.with_name("failed.json")
@@ -97,3 +111,18 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     engine.with_name("failed.json").unlink(missing_ok=True)
     say(f"verified: {engine}")
     return summary
+
+
+def _check_network(run: Run, project: Project, engine: Path, facts: EngineFacts) -> None:
+    """Raises ArtifactError where an engine is not of the network that the run holds now.
+
+    The device may have another setting than it was searched for: a power mode, for one.
+    """
+    made_from = {"search": facts.search, "slice": facts.slice}
+    changed = [name for name, was in made_from.items() if run.stage(name).require({}) != was]
+    if changed:
+        raise ArtifactError(
+            f"{engine} was made with another {' and '.join(changed)}; run `{run.stage('export').command} "
+            "--trt` again, or name its run with --run NAME"
+        )
+    run.stage("train").require(project.inputs())

@@ -13,9 +13,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from bcnet.agent.serve import CHUNK, INLINE
+from bcnet.agent.parcels import packed, unpacked
+from bcnet.agent.serve import CHUNK
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.progress import say
 from bcnet.runtimes.device import Job
@@ -63,9 +65,9 @@ class SshDevice:
         with self._busy:
             self._jobs += 1
             sent: dict[str, bytes] = {}
-            packed = _packed(job, sent)
-            content = json.dumps([self._session, self._jobs, packed], sort_keys=True)
-            request = {"do": "job", "key": hashlib.sha256(content.encode()).hexdigest(), "job": packed}
+            parcel = packed(dict(job), sent.__setitem__)
+            content = json.dumps([self._session, self._jobs, parcel], sort_keys=True)
+            request = {"do": "job", "key": hashlib.sha256(content.encode()).hexdigest(), "job": parcel}
             return self._persist(lambda line: self._ask(line, request, sent, limit_s))
 
     def hello(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class SshDevice:
             try:
                 for name, content in sent.items():
                     self._send_file(line, name, content)
-                return dict(self._unpacked(line, line.ask(request, limit_s)))
+                return dict(unpacked(line.ask(request, limit_s), partial(self._fetched, line)))
             except Gone:
                 if attempt == 2:
                     raise DeviceError(f"{self.host}: its disk is too small for the files of a job") from None
@@ -163,35 +165,12 @@ class SshDevice:
             put = {"do": "put", "file": name, "size": len(content), "offset": have, "data": data}
             have = line.ask(put, LIMIT_S)["have"]
 
-    def _unpacked(self, line: "Line", value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._unpacked(line, item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "$base64" in value:
-            return base64.b64decode(value["$base64"])
-        if "$file" in value:
-            content = b""
-            while len(content) < value["size"]:
-                get = {"do": "get", "file": value["$file"], "offset": len(content)}
-                content += base64.b64decode(line.ask(get, LIMIT_S)["data"])
-            return content
-        return {key: self._unpacked(line, item) for key, item in value.items()}
-
-
-def _packed(value: Any, sent: dict[str, bytes]) -> Any:
-    """A job as JSON values; `sent` gets the bytes that travel as files, by name."""
-    if isinstance(value, Mapping):
-        return {key: _packed(item, sent) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_packed(item, sent) for item in value]
-    if not isinstance(value, bytes):
-        return value
-    if len(value) <= INLINE:
-        return {"$base64": base64.b64encode(value).decode()}
-    name = hashlib.sha256(value).hexdigest()
-    sent[name] = value
-    return {"$file": name}
+    def _fetched(self, line: "Line", name: str, size: int) -> bytes:
+        content = b""
+        while len(content) < size:
+            get = {"do": "get", "file": name, "offset": len(content)}
+            content += base64.b64decode(line.ask(get, LIMIT_S)["data"])
+        return content
 
 
 def _explained(host: str, reason: str) -> str:

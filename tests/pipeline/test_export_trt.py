@@ -208,6 +208,20 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
 
 
 @pytest.mark.usefixtures("desk")
+def test_the_advice_names_the_flavour_where_it_is_not_the_profiles_own(done: Done) -> None:
+    advised = "build it on the device: `bcnet export --trt --device desk --host user@device"
+    _, said = done(4, "export", "--trt", "--flavour", "tensorrt", "--batch", "1,4")
+    assert not ENGINE.exists()
+    assert f"{advised} --flavour tensorrt --batch 1,4`" in last_line(said)
+    # Of its own flavour it is advised without.
+    Path("hw_profiles/desk.toml").write_text(DESK.replace("tensorrt-rtx", "tensorrt"), encoding="utf-8")
+    for words in (["build-lut", "--estimate", "--device", "desk"], ["search"]):
+        done(0, *words)
+    for flavour in ((), ("--flavour", "tensorrt")):
+        assert f"{advised}`" in last_line(done(4, "export", "--trt", *flavour)[1])
+
+
+@pytest.mark.usefixtures("desk")
 def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_for(done: Done) -> None:
     Path("hw_profiles/board.toml").write_text(BOARD.replace("8.7", "7.5"), encoding="utf-8")
     for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
@@ -296,7 +310,8 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
     assert built.report.measured is not None
     assert built.report.full is not None
     assert 0 < built.report.measured.median_ms < built.report.full.median_ms
-    facts = facts_of(built.engine, content, found.profile, batches)
+    made_from = run.stage("export").manifest()["inputs"]
+    facts = facts_of(built.engine, content, found.profile, batches, made_from)
     assert (facts["batches"], facts["dynamic"]) == (list(batches) or [1], bool(batches))
     # A file that fails here is not built at all.
     strict = config.export.model_copy(update={"output_tolerance": 1e-12})
@@ -317,7 +332,7 @@ def with_engine() -> None:
     files = {
         "model.onnx": content,
         "model.engine": engine.content,
-        "engine.json": json.dumps(facts_of(engine, content, profile, ())).encode(),
+        "engine.json": json.dumps(facts_of(engine, content, profile, (), inputs)).encode(),
         "verify.json": json.dumps(report).encode(),
     }
     stage.finish(inputs, files)
@@ -335,6 +350,86 @@ def test_an_engine_that_was_built_elsewhere_is_verified_on_its_device(project: P
     # Elsewhere, too, beside its own files.
     shutil.copytree(EXPORT, "taken")
     assert done(0, "verify", "--engine", "taken/model.engine")[0]["file"] == "taken/model.engine"
+
+
+BROKEN = {
+    "batches": ([], 1, None),
+    "batches.0": (["1"], [True], [0], [1.5], [99_999]),
+    "dynamic": (1, "no"),
+    "flavour": ("torch", "lite", None),
+    "precision": ("fp64", 16),
+    "device": (None, 3),
+    "sha256": (0,),
+    "onnx_sha256": (None,),
+    "search": (None,),
+    "slice": ({},),
+}
+
+
+def test_a_broken_engine_json_is_one_line_that_names_the_field(project: Path, refused: Refused) -> None:
+    with_engine()
+    facts = json.loads(FACTS.read_text(encoding="utf-8"))
+    wrote = "is not what export wrote; run `bcnet export --trt` again"
+    for where, values in BROKEN.items():
+        key = where.split(".")[0]
+        for value in values:
+            FACTS.write_text(json.dumps({**facts, key: value}), encoding="utf-8")
+            assert refused(1, "verify", "--engine", str(ENGINE)) == f"bcnet: {FACTS}: {where} {wrote}"
+        FACTS.write_text(json.dumps({k: v for k, v in facts.items() if k != key}), encoding="utf-8")
+        assert refused(1, "verify", "--engine", str(ENGINE)) == f"bcnet: {FACTS}: {key} {wrote}"
+    for text in ("[]", "null", "1"):
+        FACTS.write_text(text, encoding="utf-8")
+        assert refused(1, "verify", "--engine", str(ENGINE)) == f"bcnet: {FACTS} {wrote}"
+    FACTS.write_text("{", encoding="utf-8")
+    assert "is cut short or edited" in refused(1, "verify", "--engine", str(ENGINE))
+    assert "engine.json is missing" in refused(1, "verify", "--engine", ".")
+
+
+def test_an_engine_json_that_was_edited_to_what_could_be_is_refused_all_the_same(
+    project: Path, refused: Refused
+) -> None:
+    with_engine()
+    facts = json.loads(FACTS.read_text(encoding="utf-8"))
+    for edit in ({"batches": [2]}, {"dynamic": True}, {"precision": "fp16"}, {"slice": "another"}):
+        FACTS.write_text(json.dumps({**facts, **edit}), encoding="utf-8")
+        line = refused(1, "verify", "--engine", str(ENGINE))
+        assert f"{FACTS} is not what export wrote (cut short or edited)" in line
+    FACTS.write_text(json.dumps({**facts, "device": "nowhere"}), encoding="utf-8")
+    assert "unknown device 'nowhere'" in refused(2, "verify", "--engine", str(ENGINE))
+    # Where no manifest vouches for it, its report may have been edited, too.
+    shutil.copytree(EXPORT, "taken")
+    Path("taken/engine.json").write_text(json.dumps(facts), encoding="utf-8")
+    Path("taken/verify.json").write_text("[]", encoding="utf-8")
+    assert "taken/verify.json is not what export wrote" in refused(
+        1, "verify", "--engine", "taken/model.engine"
+    )
+
+
+def test_an_engine_of_an_earlier_search_or_slice_is_refused_wherever_it_lies(
+    project: Path, done: Done, refused: Refused
+) -> None:
+    with_engine()
+    shutil.copytree(EXPORT, "taken")
+    again = "run `bcnet export --trt` again, or name its run with --run NAME"
+    done(0, "slice", "--epochs", "0")
+    assert refused(1, "verify", "--engine", str(ENGINE)) == (
+        f"bcnet: {ENGINE} was made with another slice; {again}"
+    )
+    done(0, "search", "--latency", "90%")
+    for engine in (str(ENGINE), "taken/model.engine"):
+        line = refused(1, "verify", "--engine", engine)
+        assert line == f"bcnet: {engine} was made with another search and slice; {again}"
+    assert "holds no finished search" in refused(1, "verify", "--engine", str(ENGINE), "--run", "other")
+
+
+def test_an_engine_of_another_space_than_the_configured_one_is_refused(
+    project: Path, refused: Refused
+) -> None:
+    with_engine()
+    text = Path("bcnet.toml").read_text(encoding="utf-8")
+    Path("bcnet.toml").write_text(text.replace("bins = 3", "bins = 4"), encoding="utf-8")
+    line = refused(1, "verify", "--engine", str(ENGINE))
+    assert "runs/default/train was made with another space; run `bcnet train` again" in line
 
 
 def test_what_a_recording_answers_verifies_no_engine(project: Path, refused: Refused) -> None:

@@ -2,45 +2,16 @@
 
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import clear_projects
-from sshd import PYTHON, SSHD, Sshd, agents, kill
+from sshd import PYTHON, SSHD, agents, kill
 
 from bcnet.cli import main
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.runtimes import runtime_on_hosts
 from bcnet.runtimes.ssh import SshDevice
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
-
-PROFILE = """
-description = "this machine, over ssh"
-runtime = "onnxruntime"
-host = "device"
-host_python = "{python}"
-host_folder = "{folder}"
-warmup_ms = 2.0
-seconds = 0.05
-iterations = 10
-"""
-
-
-@pytest.fixture
-def there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A finished run's folder with one more device, `far`; the folder of its agent."""
-    server = Sshd(tmp_path / "sshd").start()
-    monkeypatch.setenv("PATH", server.path)
-    folder = tmp_path / "there"
-    text = PROFILE.format(python=PYTHON, folder=folder)
-    Path("hw_profiles/far.toml").write_text(text, encoding="utf-8")
-    clear_projects()
-    yield folder
-    clear_projects()
-    server.stop()
-    runtime_on_hosts.cache_clear()
 
 
 def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,15 @@
-"""What the README promises: a table over ssh, a search, an export, and the device is named once."""
+"""What the README promises: a table over ssh, a search, an export, and the device is named once.
+
+ONNX Runtime on this machine takes the place of a board's TensorRT.
+"""
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import clear_projects
-from sshd import PYTHON, SSHD, Sshd
+from sshd import SSHD
 
 from bcnet.cli import main
 from bcnet.runtimes import runtime_on_hosts
@@ -15,31 +17,6 @@ from bcnet.runtimes import runtime_on_hosts
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-# ONNX Runtime on this machine takes the place of a board's TensorRT.
-PROFILE = """
-description = "this machine, over ssh"
-runtime = "onnxruntime"
-host_python = "{python}"
-host_folder = "{folder}"
-warmup_ms = 2.0
-seconds = 0.05
-iterations = 10
-"""
-
-
-@pytest.fixture
-def there(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A trained supernet's folder, a device `jetson` whose host is not in its profile; the agent's folder."""
-    server = Sshd(tmp_path / "sshd").start()
-    monkeypatch.setenv("PATH", server.path)
-    folder = tmp_path / "there"
-    text = PROFILE.format(python=PYTHON, folder=folder)
-    Path("hw_profiles/jetson.toml").write_text(text, encoding="utf-8")
-    clear_projects()
-    yield folder
-    server.stop()
-    runtime_on_hosts.cache_clear()
-    clear_projects()
 
 
 def test_a_table_over_ssh_a_search_and_an_export_without_naming_the_device_again(

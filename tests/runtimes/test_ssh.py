@@ -1,6 +1,7 @@
 """A device over a real ssh: jobs, and what goes wrong on the way. Nothing measured is lost, nothing hangs."""
 
 import base64
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -36,14 +37,6 @@ LONG = {"warmup_ms": 0.0, "seconds": 1.0, "iterations": 2}  # a job that is long
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    server = Sshd(tmp_path / "sshd").start()
-    monkeypatch.setenv("PATH", server.path)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def device(sshd: Sshd, tmp_path: Path) -> Iterator[SshDevice]:
     found = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"), patience_s=20)
     yield found
@@ -76,6 +69,28 @@ def a_job_runs(folder: Path) -> Callable[[], bool]:
         return lock.exists() and bool(lock.read_text()) and not list((folder / "answers").glob("*"))
 
     return runs
+
+
+@contextlib.contextmanager
+def whenever_a_job_runs(folder: Path, action: Callable[[], None]) -> Iterator[None]:
+    """Do something, and kill the agents, each time that one of them has begun a job."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            if a_job_runs(folder)():
+                action()
+                for pid in agents(folder):
+                    kill(pid)
+                (folder / "lock").write_text("")
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def test_a_network_gives_the_same_outputs_there_as_here(device: SshDevice) -> None:
@@ -161,24 +176,12 @@ def test_an_agent_that_is_killed_does_its_job_again(
 def test_a_job_that_always_kills_its_agent_is_a_network_that_cannot_be_run(
     device: SshDevice, tmp_path: Path
 ) -> None:
-    there, over = tmp_path / "there", threading.Event()
     device.hello()
-
-    def kill_all() -> None:
-        while not over.wait(0.05):
-            if a_job_runs(there)():
-                for pid in agents(there):
-                    kill(pid)
-                (there / "lock").write_text("")
-
-    killer = threading.Thread(target=kill_all)
-    killer.start()
-    try:
-        with pytest.raises(NetworkError, match=r"the agent died 3 times in one job"):
-            OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
-    finally:
-        over.set()
-        killer.join()
+    with (
+        whenever_a_job_runs(tmp_path / "there", lambda: None),
+        pytest.raises(NetworkError, match=r"the agent died 3 times in one job"),
+    ):
+        OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
 
 
 def test_a_job_that_takes_too_long_is_ended_there(device: SshDevice, tmp_path: Path) -> None:
@@ -348,25 +351,12 @@ def test_files_and_answers_that_a_power_cut_left_empty_are_made_again(tmp_path: 
 def test_a_line_that_drops_in_every_attempt_ends_as_a_network_that_cannot_be_run(
     sshd: Sshd, device: SshDevice, tmp_path: Path
 ) -> None:
-    over = threading.Event()
     device.hello()
-
-    def cut_always() -> None:
-        while not over.wait(0.05):
-            if a_job_runs(tmp_path / "there")():
-                sshd.cut()
-                for pid in agents(tmp_path / "there"):
-                    kill(pid)
-                (tmp_path / "there" / "lock").write_text("")
-
-    cutter = threading.Thread(target=cut_always)
-    cutter.start()
-    try:
-        with pytest.raises(NetworkError, match=r"(the line dropped 6|the agent died 3) times in one job"):
-            OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
-    finally:
-        over.set()
-        cutter.join()
+    with (
+        whenever_a_job_runs(tmp_path / "there", sshd.cut),
+        pytest.raises(NetworkError, match=r"(the line dropped 6|the agent died 3) times in one job"),
+    ):
+        OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
 
 
 def test_another_agents_job_is_waited_for_and_that_time_does_not_count(
@@ -391,4 +381,4 @@ def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
     assert [path.name for path in files_of(tmp_path, "files")] == ["b", "c"]
     assert agent._tidy(0) == 10
     with pytest.raises(JobError, match=r"file a is not here any more"):
-        agent._unpacked({"$file": "a"})
+        agent.answer({"do": "job", "id": 1, "key": "key", "job": {"model": {"$file": "a", "size": 5}}})

@@ -150,9 +150,8 @@ def test_an_engine_is_built_once_for_all_jobs_of_a_network(cache_folder: Path) -
 
 
 @pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
-def test_an_engine_is_built_over_ssh_and_kept_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, there = Sshd(tmp_path / "sshd").start(), tmp_path / "there"
-    monkeypatch.setenv("PATH", server.path)
+def test_an_engine_is_built_over_ssh_and_kept_there(sshd: Sshd, tmp_path: Path) -> None:
+    there = tmp_path / "there"
     device = SshDevice("device", python=PYTHON, folder=str(there), patience_s=20)
     try:
         engine = TensorRt(device, "tensorrt-rtx", "fp32", "8.9").build(content(network("tiny")), (1, 4))
@@ -160,7 +159,6 @@ def test_an_engine_is_built_over_ssh_and_kept_there(tmp_path: Path, monkeypatch:
             TensorRt(device, "tensorrt-rtx", "fp32", "8.9").build(b"no ONNX file")
     finally:
         device.close()
-        server.stop()
     assert is_engine(engine.content)
     (kept,) = (there / "cache" / "bcnet" / "tensorrt-rtx").glob("*.engine")
     assert kept.read_bytes() == engine.content

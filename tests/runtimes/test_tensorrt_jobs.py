@@ -8,13 +8,15 @@ import ctypes
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from bcnet.agent import tensorrt_engine, tensorrt_jobs, tensorrt_module, tensorrt_network
+from bcnet.agent import cuda as agent_cuda
+from bcnet.agent import look, tensorrt_engine, tensorrt_jobs, tensorrt_module, tensorrt_network
 from bcnet.errors import NetworkError
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.tensorrt import TensorRt
@@ -38,7 +40,8 @@ class Gpu:
         self.launches = 0
 
     def facts(self) -> dict[str, str]:
-        return {"name": "Orin", "address": "0", "compute_capability": "8.7", "cuda_driver": "12.6"}
+        found = {"name": "Orin", "address": "0", "compute_capability": "8.7", "cuda_driver": "12.6"}
+        return {**found, "cache_mb": "4.194"}
 
     def buffer(self, size_bytes: int) -> "Buffer":
         memory = ctypes.create_string_buffer(size_bytes)
@@ -259,7 +262,7 @@ def test_an_engine_that_cannot_be_loaded_is_told_in_tensorrts_words(module: Modu
 
 
 def test_a_fingerprint_has_what_latency_depends_on(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_jobs.look, "power_mode", lambda: "15W")
+    monkeypatch.setattr(look, "power_mode", lambda: "15W")
     monkeypatch.setattr(tensorrt_jobs, "_clocks", lambda address: "306 to 625 MHz")
     found = runtime(compute_capability="8.7", power_mode="15W").fingerprint()
     assert found == {
@@ -269,5 +272,63 @@ def test_a_fingerprint_has_what_latency_depends_on(module: Module, monkeypatch: 
         "cuda_driver": "12.6",
         "through": "stand-in",
         "power_mode": "15W",
+        "cache_mb": "4.194",
         "gpu_clocks": "306 to 625 MHz",
     }
+
+
+class Driver:
+    """CUDA's driver, as much of it as tells what the GPU is; every function returns 0, which is success."""
+
+    attributes: ClassVar = {75: 8, 76: 7, 38: 4 * 2**20}  # as cuda.h numbers them
+
+    def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:
+        value._obj.value = self.attributes[number]
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
+        name.value = b"Orin"
+        return 0
+
+    def cuDeviceGetPCIBusId(self, name: Any, size: int, device: Any) -> int:
+        name.value = b"0000:00:00.0"
+        return 0
+
+    def cuDriverGetVersion(self, value: Any) -> int:
+        value._obj.value = 12060
+        return 0
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *arguments: 0
+
+
+@pytest.mark.parametrize(("size_bytes", "cache"), [(4 * 2**20, {"cache_mb": "4.194"}), (0, {})])
+def test_the_driver_tells_what_the_gpu_is_and_its_cache(
+    monkeypatch: pytest.MonkeyPatch, size_bytes: int, cache: dict[str, str]
+) -> None:
+    monkeypatch.setattr(agent_cuda.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(agent_cuda, "_buffers", lambda: SimpleNamespace(name="stand-in"))
+    monkeypatch.setitem(Driver.attributes, 38, size_bytes)
+    assert agent_cuda.Cuda().facts() == {
+        "name": "Orin",
+        "address": "0000:00:00.0",
+        "compute_capability": "8.7",
+        "cuda_driver": "12.6",
+        **cache,
+    }
+
+
+@pytest.mark.parametrize(
+    ("named", "processor"),
+    [
+        ("NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson Orin Nano Developer Kit"),
+        ("Jetson-AGX", "Jetson-AGX"),  # JetPack 4 on an AGX Xavier
+        ("Some other board with a GPU in a slot", "Orin"),
+    ],
+)
+def test_a_jetson_is_called_by_its_board_and_other_machines_by_their_gpu(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, processor: str
+) -> None:
+    (tmp_path / "model").write_text(named + "\0", encoding="utf-8")
+    monkeypatch.setattr(look, "DEVICE_TREE", tmp_path / "model")
+    assert runtime().fingerprint()["processor"] == processor

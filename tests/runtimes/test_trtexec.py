@@ -284,8 +284,8 @@ def test_a_jetson_tells_its_board_release_and_power_mode(
     nvpmodel.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(trtexec_jobs, "_devices", [])
-    monkeypatch.setattr(trtexec_jobs, "DEVICE_TREE", tmp_path / "model")
-    monkeypatch.setattr(trtexec_jobs, "L4T_RELEASE", tmp_path / "release")
+    monkeypatch.setattr(look, "DEVICE_TREE", tmp_path / "model")
+    monkeypatch.setattr(look, "L4T_RELEASE", tmp_path / "release")
     assert job(program, "fingerprint")["fingerprint"] == {
         "runtime_version": "10.3.0",
         "through": "trtexec",
