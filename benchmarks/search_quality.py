@@ -5,8 +5,9 @@
 The score is the table's mean of three trainings, which is noisy; regrets are taken against the denoised truth
 (`bcnet/bench/channel_bench_macro.py`), in points. Cost is multiply-accumulates; budgets are their 10, 25, 50
 and 75 % quantiles. First the search against random search and brute force, for both forms of the fitness and
-as one front, then the prior initial population against a random one. Takes some ten minutes on one core;
-writes search_quality.json and .md into --folder.
+as one front, then the prior initial population against a random one. Takes some ten minutes on one core.
+Writes search_quality.jsonl and .md into --folder; stopped, the same line goes on. Delete the .jsonl to begin
+anew, after a change to the search.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcnet.artifacts import json_bytes, write_file
+from bcnet.artifacts import write_file
 from bcnet.bench.channel_bench_macro import BUDGETS, MAXIMA, BenchTable
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.pipeline.search import search
@@ -36,6 +37,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 BAR = 0.05  # points of regret, at each budget
 DEFAULT = {"population": 16, "generations": 4}  # bcnet's own: 80 candidates
 LARGE = {"population": 20, "generations": 24}  # 500 candidates
+FRONT = "**one front** for all four budgets"
 SOFT = "**evolution**, soft fitness, w = -1 beyond the budget, 0 inside"
 EXPONENTS = (-0.07, -0.007)  # MnasNet's, and one that fits how little accuracy costs here
 RECORDS = 3000  # training steps, of which the prior takes the second half
@@ -109,7 +111,7 @@ class Bench:
         return int(drawn[scores.argmax()])
 
 
-def regrets(bench: Bench, seeds: int) -> list[dict[str, Any]]:
+def regrets(bench: Bench, seeds: int, done: "Done") -> None:
     """Mean regret of each way at each budget, with the standard error over seeds."""
     truth, noisy = bench.table.denoised, bench.table.accuracy
 
@@ -147,8 +149,9 @@ def regrets(bench: Bench, seeds: int) -> list[dict[str, Any]]:
         ways.append((f"brute force, soft fitness, w = {w}", len(bench.table), w, brute_soft(w)))
         ways.append((f"**evolution**, soft fitness, w = {w}", 500, w, soft(w, LARGE)))
         ways.append((f"**evolution**, soft fitness, w = {w}", 80, w, soft(w, DEFAULT)))
-    found = []
     for name, scored, exponent, pick in ways:
+        if done.has(way=name, scored=scored):
+            continue
         start, entry = time.perf_counter(), {"way": name, "scored": scored, "exponent": exponent}
         lost, unfit = [], []
         for budget in bench.table.budgets() / MILLION:
@@ -159,15 +162,15 @@ def regrets(bench: Bench, seeds: int) -> list[dict[str, Any]]:
             unfit.append(fitness[inside].max() - fitness[picks])
         entry |= {"regret": _means(lost), "regret_of_fitness": _means(unfit), "error": _errors(lost)}
         entry["seconds"] = round(time.perf_counter() - start, 1)
-        found.append(entry)
-        print(json.dumps(entry), flush=True)
-    return found
+        done.add(entry)
 
 
-def of_one_front(bench: Bench, seeds: int) -> list[dict[str, Any]]:
+def of_one_front(bench: Bench, seeds: int, done: "Done") -> None:
     """Mean regret at each budget of the most accurate point inside it, of the front of one search for all."""
-    truth, found = bench.table.denoised, []
+    truth = bench.table.denoised
     for scored, size in ((500, LARGE), (80, DEFAULT)):
+        if done.has(way=FRONT, scored=scored):
+            continue
         lost: list[list[float]] = [[] for _ in BUDGETS]
         points = []
         for seed in range(seeds):
@@ -179,11 +182,9 @@ def of_one_front(bench: Bench, seeds: int) -> list[dict[str, Any]]:
             for place, budget in enumerate(bench.table.budgets() / MILLION):
                 best = [c for c in front if c.predicted_ms <= budget][-1]  # the front ascends in both
                 lost[place].append(float(truth[bench.inside(budget)].max() - truth[bench.index[best.widths]]))
-        entry = {"way": "**one front** for all four budgets", "scored": scored, "exponent": 0.0}
+        entry = {"way": FRONT, "scored": scored, "exponent": 0.0}
         entry |= {"regret": _means(lost), "error": _errors(lost), "points": float(np.mean(points))}
-        found.append(entry)
-        print(json.dumps(entry), flush=True)
-    return found
+        done.add(entry)
 
 
 def records_of(bench: Bench, noise: float, seed: int, permuted: bool) -> list[tuple[Widths, float]]:
@@ -194,24 +195,28 @@ def records_of(bench: Bench, noise: float, seed: int, permuted: bool) -> list[tu
     return list(zip(widths, rng.permutation(losses) if permuted else losses, strict=True))
 
 
-def of_the_prior(bench: Bench, seeds: int) -> list[dict[str, Any]]:
+def of_the_prior(
+    bench: Bench, seeds: int, steps: Sequence[int] = STEPS, noises: Sequence[float] = NOISES
+) -> list[dict[str, Any]]:
     """The best score, noisy and denoised, in points, after some generations: means over budgets and seeds."""
     choices = [group.choices for group in bench.space.groups]
     starts: list[tuple[str, float, bool | None]] = [("random", 0.0, None)]
-    for noise in NOISES:
+    for noise in noises:
         starts += [("prior", noise, False), ("prior, losses permuted", noise, True)]
     found, base = [], np.zeros(0)
     for name, noise, permuted in starts:
-        best, true = np.zeros((len(BUDGETS), seeds, len(STEPS))), np.zeros((len(BUDGETS), seeds, len(STEPS)))
+        best, true = np.zeros((2, len(BUDGETS), seeds, len(steps)))
         for place, budget in enumerate(bench.table.budgets() / MILLION):
             for seed in range(seeds):
                 own = None
                 if permuted is not None:
                     losses = potential_losses(records_of(bench, noise, seed, permuted), choices)
                     own = prior(losses, [Limit(*bench.macs.pairwise(choices), budget * MILLION)])
-                settings = SearchSettings(budget_ms=budget, seed=seed, population=16, generations=19)
+                settings = SearchSettings(
+                    budget_ms=budget, seed=seed, population=16, generations=steps[-1] - 1
+                )
                 history = search(bench.space, bench.cost, bench.score, settings, prior=own).history
-                for step, generations in enumerate(STEPS):
+                for step, generations in enumerate(steps):
                     kept = [bench.index[c.widths] for c in history if c.generation < generations]
                     best[place, seed, step] = bench.table.accuracy[kept].max()
                     true[place, seed, step] = bench.table.denoised[kept].max()
@@ -228,7 +233,6 @@ def of_the_prior(bench: Bench, seeds: int) -> list[dict[str, Any]]:
             "best_at_budgets": best.mean(1).round(3).tolist(),
         }
         found.append(entry)
-        print(json.dumps(entry), flush=True)
     return found
 
 
@@ -240,14 +244,34 @@ def _errors(values: Sequence[Any]) -> list[float]:
     return [round(float(np.std(own) / np.sqrt(len(own))), 4) for own in values]
 
 
-def as_text(report: dict[str, Any]) -> str:
+class Done:
+    """What was measured, a JSON line each, in a file that a stopped run continues."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def has(self, **keys: object) -> bool:
+        """Whether there is an entry with these values."""
+        return any(all(entry.get(k) == v for k, v in keys.items()) for entry in self.entries)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Keep an entry, with the commit that it was measured at."""
+        self.entries.append({**entry, "commit": _commit()})
+        text = "".join(json.dumps(own) + "\n" for own in self.entries)
+        write_file(self.path, text.encode())
+        print(json.dumps(entry), flush=True)
+
+
+def as_text(entries: Sequence[dict[str, Any]]) -> str:
     """The figures as markdown."""
 
     def row(*cells: object) -> str:
         return "| " + " | ".join(map(str, cells)) + " |"
 
     lines = [row("picked by", "scored", *(f"{b:.0%} budget" for b in BUDGETS)), row(*["---"] * 6)]
-    for entry in report["regret"]:
+    for entry in [e for e in entries if "way" in e]:
         shown = (
             entry["regret"]
             if not entry["exponent"]
@@ -256,7 +280,7 @@ def as_text(report: dict[str, Any]) -> str:
         cells = [f"{v:.3f}" if isinstance(v, float) else f"{v[0]:.3f} ({v[1]:.3f})" for v in shown]
         lines.append(row(entry["way"], f"{entry['scored']:,}", *cells))
     lines += ["", row("start", "noise of a record", *(f"after {n}" for n in STEPS)), row(*["---"] * 6)]
-    for entry in report["prior"]:
+    for entry in [e for e in entries if "start" in e]:
         cells = [
             f"{best:.3f} ({gain:+.3f} ± {error:.3f})" if entry["noise"] else f"{best:.3f}"
             for best, gain, error in zip(entry["best"], entry["gain"], entry["error"], strict=True)
@@ -278,24 +302,18 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench.load(options.table, options.space)
-    report = {
-        "space": options.space,
-        "seeds": options.seeds,
-        "commit": _commit(),
-        "regret": [*regrets(bench, options.seeds), *of_one_front(bench, options.seeds)],
-        "prior": of_the_prior(bench, 5),
-    }
     name = "search_quality" if options.space == "mobilenet" else f"search_quality_{options.space}"
-    text = as_text(report)
-    write_file(options.folder / f"{name}.json", json_bytes(report))
+    done = Done(options.folder / f"{name}.jsonl")
+    regrets(bench, options.seeds, done)
+    of_one_front(bench, options.seeds, done)
+    if not any("start" in entry for entry in done.entries):
+        for entry in of_the_prior(bench, 5):
+            done.add(entry)
+    text = as_text(done.entries)
     write_file(options.folder / f"{name}.md", text.encode())
     print(text)
-    held = [
-        entry
-        for entry in report["regret"]
-        if entry["scored"] == 500 and entry["way"].startswith("**evolution**")
-    ]
-    missed = [entry["way"] for entry in held if max(entry.get("regret_of_fitness", entry["regret"])) > BAR]
+    held = [e for e in done.entries if e.get("scored") == 500 and e["way"].startswith("**evolution**")]
+    missed = [entry["way"] for entry in held if max(entry["regret_of_fitness"]) > BAR]
     print(f"bar: {BAR} points at all four budgets; {'missed by ' + ', '.join(missed) if missed else 'met'}")
     return 1 if missed else 0
 

@@ -43,7 +43,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 MeasureOf = Callable[[Widths], LatencyStat]
 NOT_MEASURED = "not measured: the latency is the table's prediction"
 ROUNDS = 4  # batches of candidates that are measured, before the search gives up
-BUDGETS = 6  # that the first generation of a front is drawn for
+BUDGETS = 4  # that the first generation of a front is drawn for
 
 
 @dataclass(frozen=True)

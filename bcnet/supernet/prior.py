@@ -86,7 +86,7 @@ def prior(losses: Sequence[np.ndarray], limits: Sequence[Limit]) -> tuple[np.nda
             if limit.kept(at(high)):
                 break
             high *= 2
-        for _ in range(20):
+        for _ in range(14):
             middle = (low + high) / 2
             low, high = (low, middle) if limit.kept(at(middle)) else (middle, high)
         prices[number] = high

@@ -41,13 +41,13 @@ def test_a_point_of_the_front_is_sliced_exported_and_verified_against_its_own_bu
 ) -> None:
     found, _ = done(capfd, "search", "--pareto", "--generations", "2")
     front = read("search/pareto.json")
-    assert found["pareto"] == len(front) >= 3
+    assert found["pareto"] == len(front) >= 1
     assert found["searched_to_ms"] is None
     latencies = [point["predicted_ms"] for point in front]
     assert latencies == sorted(latencies)
-    assert latencies[-1] == pytest.approx(found["full_predicted_ms"], abs=1e-4)
-    # Twice what the front's second point is predicted at: the machine may be busy when it is measured.
-    budget = 2 * latencies[1]
+    scored = [candidate["predicted_ms"] for candidate in read("search/history.json")]
+    assert max(scored) == pytest.approx(found["full_predicted_ms"], abs=1e-4)
+    budget = 3 * latencies[0]  # the machine may be busy when it is measured
     sliced, said = done(capfd, "slice", "--latency-ms", str(budget))
     assert "is sliced" in said
     assert "measured at" in said

@@ -1,0 +1,69 @@
+"""The search on networks whose accuracy is known: the table is the score, its denoised truth the judge."""
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared/data/channel_bench_macro/Results_MobileNet.json"
+pytestmark = pytest.mark.skipif(not REAL.exists(), reason="the authors' table is not here")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("search_quality", ROOT / "benchmarks/search_quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["search_quality"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bench(script: ModuleType) -> Any:
+    return script.Bench.load(REAL, "mobilenet")
+
+
+def mean_regret(bench: Any, seeds: int, budgets: int = 4, **settings: Any) -> list[float]:
+    truth, found = bench.table.denoised, []
+    for budget in bench.table.budgets()[:budgets] / 1e6:
+        best = truth[bench.inside(budget)].max()
+        picks = [bench.searched(budget, seed, **settings) for seed in range(seeds)]
+        found.append(float(np.mean(best - truth[picks])))
+    return found
+
+
+def test_the_default_search_loses_little_and_less_than_by_single_scores(
+    script: ModuleType, bench: Any
+) -> None:
+    together = mean_regret(bench, 5, **script.DEFAULT)
+    alone = mean_regret(bench, 5, smooth=False, **script.DEFAULT)
+    assert max(together) <= 0.08
+    assert np.mean(together) <= 0.6 * np.mean(alone)
+
+
+@pytest.mark.parametrize(
+    "fitness",
+    [{}, {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}],
+    ids=["hard", "soft beyond the budget"],
+)
+def test_five_hundred_candidates_lose_at_most_a_twentieth_of_a_point(
+    script: ModuleType, bench: Any, fitness: dict[str, Any]
+) -> None:
+    """One seed at the two lower budgets; `benchmarks/search_quality.py` takes twenty at all four."""
+    assert max(mean_regret(bench, 1, 2, **script.LARGE, **fitness)) <= 0.05
+
+
+def test_a_prior_starts_better_and_one_from_permuted_losses_does_not(script: ModuleType, bench: Any) -> None:
+    found = script.of_the_prior(bench, 2, steps=(1,), noises=(0.01,))
+    random, known, permuted = (entry["best"][0] for entry in found)
+    assert known > random + 0.05
+    assert abs(permuted - random) < 0.12
+    assert all(a["start"] != b["start"] for a, b in itertools.pairwise(found))
