@@ -183,3 +183,26 @@ def test_a_latency_share_is_a_percentage(text: str, share: float) -> None:
 def test_other_texts_are_no_latency_share(text: str) -> None:
     with pytest.raises(ValueError, match="a latency share is written as 60%"):
         latency_share(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('fitness = "soft"\nmin_accuracy = 0.9', "fitness 'soft' weighs latency against a budget"),
+        ('fitness = "soft"\npareto = true', "fitness 'soft' weighs latency against a budget"),
+        ("over_budget = true", "over_budget is for fitness 'soft'"),
+        ("max_params = 0", "search.max_params: input should be greater than or equal to 1, not 0"),
+        ("max_size_mb = 0.0", "search.max_size_mb: input should be greater than 0"),
+        ("latency_exponent = 0.1", "search.latency_exponent: input should be less than or equal to 0"),
+    ],
+)
+def test_ways_to_search_that_contradict_each_other_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(write(f"[search]\n{text}\n"))
+
+
+def test_a_flag_for_the_slices_budget_replaces_the_files_of_either_kind() -> None:
+    write('[slice]\nlatency = "60%"\nepochs = 3\n')
+    own = load_config(None, {"slice": {"latency_ms": 2.0}}).slice
+    assert (own.latency_ms, own.latency, own.epochs, own.of_front) == (2.0, None, 3, True)
+    assert not Config().slice.of_front

@@ -471,6 +471,7 @@ def _to_json(candidate: Candidate) -> dict[str, Any]:
         "predicted_ms": candidate.predicted_ms,
         "accuracy": candidate.score.accuracy,
         "loss": candidate.score.loss,
+        **({} if candidate.expected is None else {"expected_accuracy": candidate.expected}),
         "generation": candidate.generation,
         "measured": asdict(candidate.measured) if candidate.measured else None,
     }

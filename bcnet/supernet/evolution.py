@@ -6,7 +6,7 @@ would have drawn.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -70,13 +70,17 @@ class SearchSettings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Scored widths: predicted latency in ms, accuracy and loss in the supernet, when they were found."""
+    """Scored widths: predicted latency in ms, accuracy and loss in the supernet, when they were found.
+
+    `expected` is the accuracy that all scores together say it has, where it is on a front.
+    """
 
     widths: Widths
     predicted_ms: float
     score: Score
     generation: int
     measured: LatencyStat | None = None
+    expected: float | None = None
 
 
 class Evolution:
@@ -179,7 +183,7 @@ class Evolution:
         for candidate in sorted(candidates, key=lambda c: (c.predicted_ms, -value[c.widths][0])):
             if not kept or value[candidate.widths] > value[kept[-1].widths]:
                 kept.append(candidate)
-        return tuple(kept)
+        return tuple(replace(candidate, expected=value[candidate.widths][0]) for candidate in kept)
 
     def _parents(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], np.ndarray]:
         """Who has children, best first, and how good each is: more is better, equal ones are drawn evenly."""

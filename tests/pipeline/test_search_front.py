@@ -127,6 +127,9 @@ def test_one_search_finds_the_front_of_accuracy_against_latency() -> None:
     latencies = [c.predicted_ms for c in result.pareto]
     scores = [c.score.accuracy for c in result.pareto]
     assert latencies == sorted(latencies)
+    expected = [c.expected or 0.0 for c in result.pareto]
+    assert expected == sorted(expected)
+    assert expected == pytest.approx(scores, abs=1e-3)  # here no score is luck
     assert all(a < b + 1e-4 for a, b in itertools.pairwise(scores))
     assert {SPACE.smallest(), SPACE.largest()} <= {c.widths for c in result.pareto}
     for budget_ms in np.linspace(0.3, 3.1, 15):
