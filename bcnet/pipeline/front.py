@@ -9,15 +9,8 @@ from pathlib import Path
 from bcnet.artifacts import Run, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
-from bcnet.pipeline.search import (
-    bounds_of,
-    budget_ms,
-    candidate_from_json,
-    measured_best,
-    measuring,
-    scoring,
-    settings_of,
-)
+from bcnet.pipeline.search import candidate_from_json, measured_best
+from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scoring, settings_of
 from bcnet.progress import say
 from bcnet.supernet.evolution import Candidate, Evolution, fastest
 from bcnet.supernet.project import load_project

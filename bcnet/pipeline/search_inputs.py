@@ -1,0 +1,112 @@
+"""What a search is made from. In: a project, a trained supernet. Out: settings, bounds, priors, and functions
+that score and measure widths.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from bcnet.artifacts import Run
+from bcnet.config import latency_share
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
+from bcnet.supernet.evolution import Prior, SearchSettings, fastest
+from bcnet.supernet.measure import measure_network
+from bcnet.supernet.prior import Limit, potential_losses
+from bcnet.supernet.prior import prior as prior_population
+from bcnet.supernet.project import Project
+from bcnet.supernet.saved import training_records
+from bcnet.supernet.score import Score, score
+from bcnet.supernet.space import Widths
+
+MeasureOf = Callable[[Widths], LatencyStat]
+BUDGETS = 4  # that the first generation of a front is drawn for
+
+
+def settings_of(project: Project) -> SearchSettings:
+    """The configured search, its budget in ms (60 % of the full network where nothing else is given)."""
+    config, latency = project.config.search, project.latency_model()
+    noise = (latency.calibration.noise if latency.calibration else None) or 0.0
+    own = config.latency_ms is not None or config.latency is not None
+    bounded = any(value is not None for value in (config.max_params, config.max_macs, config.max_size_mb))
+    budget = None
+    if own or (config.min_accuracy is None and not (bounded and config.fitness == "hard")):
+        budget = budget_ms(project, latency, config.latency_ms, config.latency or "60%")
+    return SearchSettings(
+        budget_ms=budget,
+        min_accuracy=config.min_accuracy,
+        population=config.population,
+        generations=config.generations,
+        mutation=config.mutation,
+        measured=config.measured,
+        margin=noise if config.margin is None else config.margin,
+        seed=project.config.seed,
+        fitness=config.fitness,
+        latency_exponent=config.latency_exponent,
+        inside_exponent=config.inside_exponent,
+        over_budget=config.over_budget,
+        pareto=config.pareto,
+    )
+
+
+def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:
+    """A budget in ms: `own_ms`, or where that is None the share of the full network's latency, as "60%"."""
+    if own_ms is not None:
+        return own_ms
+    full = latency(project.space.original())
+    if full >= FAILED_MS:
+        raise BudgetError(
+            "the full network holds a layer that the runtime cannot run, so there is no share of its "
+            "latency; give --latency-ms"
+        )
+    return latency_share(share) * full
+
+
+def bounds_of(project: Project) -> tuple[Bound, ...]:
+    """The configured bounds beside the budget."""
+    config, space, found = project.config.search, project.space, []
+    if config.max_params is not None:
+        found.append(Bound("max_params", "parameters", parameters(space), config.max_params))
+    if config.max_macs is not None:
+        found.append(Bound("max_macs", "multiply-accumulates", multiply_accumulates(space), config.max_macs))
+    if config.max_size_mb is not None:
+        name = f"megabytes of weights at {project.profile.precision}"
+        limit = config.max_size_mb * MEGABYTE
+        found.append(Bound("max_size_mb", name, weight_bytes(project.graph), limit, MEGABYTE))
+    return tuple(found)
+
+
+def priors_of(
+    project: Project, run: Run, settings: SearchSettings, bounds: Sequence[Bound]
+) -> tuple[Prior, ...]:
+    """What the first generation is drawn from: for a front, distributions for several budgets."""
+    latency, choices = project.latency_model(), project.choices
+    lowest = latency(fastest(project.space, latency, bounds))
+    budgets: list[float | None] = [settings.budget_ms]
+    if settings.pareto:
+        highest = max(lowest, min(latency(project.space.largest()), FAILED_MS))
+        budgets = [*np.geomspace(lowest, highest, BUDGETS + 1)[1:].tolist()]
+    if (budgets == [None] and not bounds) or lowest >= FAILED_MS:
+        return ()
+    others = [Limit(*bound.cost.pairwise(choices), bound.limit) for bound in bounds]
+    losses = potential_losses(training_records(run), choices)
+    return tuple(
+        prior_population(losses, [*([] if ms is None else [Limit(*latency.pairwise(), ms)]), *others])
+        for ms in budgets
+    )
+
+
+def scoring(project: Project, state: Mapping[str, Tensor]) -> Callable[[Widths], Score]:
+    """How widths are scored in a trained supernet, whose tensors are `state`."""
+    images = project.config.search.recalibration_images
+    return lambda widths: score(
+        project.model, project.space, state, widths, project.data, images, project.task
+    )
+
+
+def measuring(project: Project) -> MeasureOf:
+    """How whole networks are measured on the device."""
+    return lambda widths: measure_network(project.graph.variant(widths), project.profile, 0.5)
