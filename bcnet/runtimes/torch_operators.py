@@ -256,7 +256,7 @@ def _pad(at: Attributes, x: Tensor, pads: list[int], fill: Any = None, axes: Any
         return F.pad(x, both, value=fill or 0.0)
     inner = 2 * max(x.ndim - 2, 1)  # PyTorch takes all inner axes and no other
     _refuse(any(both[inner:]), f"Pad of batch or channels, {mode}")
-    return F.pad(x, both[:inner], {"edge": "replicate", "wrap": "circular"}.get(mode, mode))
+    return F.pad(x, both[:inner], {"edge": "replicate", "wrap": "circular"}.get(mode, str(mode)))
 
 
 def _resize(at: Attributes, x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
