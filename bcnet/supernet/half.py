@@ -9,14 +9,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bcnet.errors import ModelError, one_line
 
 LARGEST = float(np.finfo(np.float16).max)
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 SCALES = 2  # the input of a Resize that stays float32, by ONNX's definition
 
 
 def half(proto: ModelProto) -> ModelProto:
     """An FP16 copy of a float network. Nodes keep their names, inputs and outputs their names and types.
 
-    Finite values beyond the largest half (65504), such as limits of a Clip, become that. Raises ModelError
-    where an operator of the network has no half precision.
+    Finite values beyond the largest half (65504), such as limits of a Clip, become that. A single value too
+    small for a half, such as the 1e-12 that keeps a norm from being 0, becomes the smallest. Outputs that are
+    constants stay as they are. Raises ModelError where an operator of the network has no half precision.
     """
     result = ModelProto()
     result.CopyFrom(proto)
@@ -29,12 +31,15 @@ def half(proto: ModelProto) -> ModelProto:
         for place, name in enumerate(node.input)
         if not (_scaled(node) and place == SCALES)
     }
+    ends = {entry.name for entry in graph.output}
     for entry in list(graph.initializer):
-        if entry.name in scales and entry.name in others:  # the exporter makes equal tensors one
-            kept = graph.initializer.add()
-            kept.CopyFrom(entry)
-            kept.name = f"{entry.name}_scales"
-        if entry.name not in scales or entry.name in others:
+        name, used = entry.name, entry.name in others
+        if used and name in scales:  # the exporter makes equal tensors one
+            _copy(graph, entry, f"{name}_scales")
+        if used and name in ends and entry.data_type == TensorProto.FLOAT:
+            _copy(graph, entry, name)
+            entry.name = f"{name}_half"  # as `_cast_ends` calls it
+        if used or name not in scales | ends:
             _convert(entry)
     for node in graph.node:
         if _scaled(node) and node.input[SCALES] in others:
@@ -56,11 +61,19 @@ def _scaled(node: NodeProto) -> bool:
     return node.op_type == "Resize" and len(node.input) > SCALES and bool(node.input[SCALES])
 
 
+def _copy(graph: onnx.GraphProto, entry: TensorProto, name: str) -> None:
+    graph.initializer.append(entry)
+    graph.initializer[-1].name = name
+
+
 def _convert(tensor: TensorProto) -> None:
     """A float32 tensor to half; others stay as they are."""
     if tensor.data_type == TensorProto.FLOAT:
         values = numpy_helper.to_array(tensor)
         limited = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
+        if values.size == 1:
+            tiny = (values != 0) & (np.abs(values) < SMALLEST)
+            limited = np.where(tiny, np.copysign(SMALLEST, values), limited)
         tensor.CopyFrom(numpy_helper.from_array(limited.astype(np.float16), tensor.name))
 
 
@@ -82,7 +95,7 @@ def _cast_ends(graph: onnx.GraphProto) -> None:
     ]
     after = [
         helper.make_node("Cast", [inner[name]], [name], name=f"{name}_float", to=TensorProto.FLOAT)
-        for name in sorted(outputs - inputs)
+        for name in sorted(outputs - inputs - fixed)
     ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
