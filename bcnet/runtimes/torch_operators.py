@@ -159,6 +159,7 @@ def _reduce(how: Callable[..., Tensor], at: Attributes, x: Tensor, axes: Any = N
 
 def _batch_norm(at: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     _refuse(bool(at.get("training_mode", 0)), "BatchNormalization in training mode")
+    scale, bias = scale.to(mean.dtype), bias.to(mean.dtype)  # a half file's statistics may be float32
     return F.batch_norm(x, mean, var, scale, bias, eps=at.get("epsilon", 1e-5))
 
 

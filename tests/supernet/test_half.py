@@ -16,6 +16,7 @@ from bcnet.data import load_data
 from bcnet.errors import ModelError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import runtime_here
+from bcnet.runtimes.torch import TorchCuda
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.half import half
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
@@ -95,6 +96,23 @@ def test_what_keeps_a_norm_from_zero_does_not_vanish() -> None:
     content = half(to_onnx(Direction(), SHAPE)).SerializeToString()
     (found,) = runtime_here("onnxruntime").predictor(content)(np.zeros(SHAPE, np.float32))
     assert np.array_equal(found, np.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_statistics_beyond_the_largest_half_keep_their_values(name: str) -> None:
+    norm, conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1e5, 0.0, 3e3]))
+    norm.running_var.copy_(torch.tensor([1e5, 4e5, 1e6]))
+    proto = to_onnx(nn.Sequential(norm, conv), SHAPE)
+    assert [node.op_type for node in proto.graph.node] == ["BatchNormalization", "Conv"]
+    images = 500 * np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    (wanted,) = runtime_here("onnxruntime").predictor(proto.SerializeToString())(images)
+    content = half(proto).SerializeToString()
+    runtime = TorchCuda(device="cpu") if name == "torch" else runtime_here(name)
+    (found,) = runtime.predictor(content)(images)
+    assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
 
 
 class WithAnchors(nn.Module):
