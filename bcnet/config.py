@@ -17,8 +17,10 @@ from pydantic.fields import FieldInfo
 from bcnet.errors import ConfigError, UsageError
 
 CONFIG_FILE = Path("bcnet.toml")
-# What the template shows for keys that are not set by default.
+# What the template shows, in a comment, for keys that it does not set.
 EXAMPLES = {
+    "device": '"jetson"',
+    "host": '["user@jetson"]',
     "batch": "1",
     "threads": "1",
     "precision": '"fp32"',
@@ -294,7 +296,9 @@ class Config(Section):
     """Everything that a run is made from."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
-    device: str = Field("cpu", description="target device: a hardware profile, see `bcnet devices`")
+    device: str = Field(
+        "cpu", description="target: see `bcnet devices`; if not given the last table's, or cpu"
+    )
     batch: int | None = Field(
         None, ge=1, le=65_536, description="images an inference on the device; its profile's if not given"
     )
@@ -437,7 +441,7 @@ def template() -> str:
 
 def _lines(key: str, field: FieldInfo) -> list[str]:
     default = field.get_default(call_default_factory=True)
-    if default is None:
+    if key in EXAMPLES:  # no default, or one that, written down, would win over the run's last table
         return [f"# {field.description}", f"# {key} = {EXAMPLES[key]}"]
     if isinstance(default, bool):
         value = str(default).lower()

@@ -8,7 +8,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import check_host
-from bcnet.supernet.measure import why_not_here
+from bcnet.supernet.measure import runtime_of, why_not_here
 
 ROOM_MB = 500  # for a network's files, an engine and a timing cache
 STEADY = 0.10  # a probe that varies by more is of a machine that is busy, or whose clocks move
@@ -27,11 +27,25 @@ class Step:
 
 
 def examine(profile: HwProfile) -> list[Step]:
-    """Every step for each host of the profile, or for this machine; the first that fails ends a host's."""
+    """Every step for each host of the profile, or for this machine, or that a recording answers instead.
+
+    A host that is not reached, or is lost on the way, ends its own steps only.
+    """
+    if profile.recording:
+        return [_recording(profile)]
     steps = []
     for host in profile.host:
         steps += [_named(host, step) for step in _host(profile, host)]
     return steps or _machine(profile, LocalDevice(), ".")
+
+
+def _recording(profile: HwProfile) -> Step:
+    try:
+        found = runtime_of(profile).fingerprint()
+    except DeviceError as cause:
+        return Step("recording", False, str(cause))
+    told = f"{found.get('processor')}, {profile.runtime} {found.get('runtime_version')}"
+    return Step("recording", True, f"{profile.recording} answers in the device's place: {told}")
 
 
 def _named(host: str, step: Step) -> Step:
@@ -48,11 +62,11 @@ def _host(profile: HwProfile, host: str) -> list[Step]:
         told = device.hello()
     except DeviceError as cause:
         return [Step("reached over ssh, agent started", False, str(cause))]
+    reached = Step("reached over ssh, agent started", True, f"Python {told['python']} in {told['folder']}")
     try:
-        reached = Step(
-            "reached over ssh, agent started", True, f"Python {told['python']} in {told['folder']}"
-        )
         return [reached, *_machine(profile, device, told["folder"])]
+    except DeviceError as cause:
+        return [reached, Step("examined", False, str(cause))]
     finally:
         device.close()
 

@@ -70,6 +70,10 @@ def test_the_template_loads_to_the_defaults() -> None:
     assert load_config(write(template())) == Config()
 
 
+def test_the_template_leaves_the_device_to_the_table_that_was_built_last() -> None:
+    assert not {"device", "host"} & load_config(write(template())).model_fields_set
+
+
 @pytest.mark.parametrize(("section", "key", "description"), keys())
 def test_the_template_documents_every_key_in_its_section(section: str, key: str, description: str) -> None:
     parts = re.split(r"^\[(\w+)\]$", template(), flags=re.MULTILINE)

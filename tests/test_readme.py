@@ -16,8 +16,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[list[str]]:
-    """Every `bcnet` command of the README's blocks, in order, as arguments."""
-    lines = re.findall(r"^\.venv/bin/bcnet ([^#\n]+)", README, flags=re.MULTILINE)
+    """Every `bcnet` command of the block under "Your own network", in order, as arguments."""
+    block = README.split("## Your own network")[1].split("```")[1]
+    lines = re.findall(r"^bcnet ([^#\n]+)", block, flags=re.MULTILINE)
     return [line.split() for line in lines]
 
 

@@ -23,6 +23,7 @@ Attributes = Mapping[str, Any]
 LISTS = {
     "Expand": (1,),
     "Pad": (1, 2, 3),
+    "ReduceL2": (1,),
     "ReduceMax": (1,),
     "ReduceMean": (1,),
     "ReduceMin": (1,),
@@ -158,6 +159,7 @@ def _reduce(how: Callable[..., Tensor], at: Attributes, x: Tensor, axes: Any = N
 
 def _batch_norm(at: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     _refuse(bool(at.get("training_mode", 0)), "BatchNormalization in training mode")
+    scale, bias = scale.to(mean.dtype), bias.to(mean.dtype)  # a half file's statistics may be float32
     return F.batch_norm(x, mean, var, scale, bias, eps=at.get("epsilon", 1e-5))
 
 
@@ -225,7 +227,9 @@ def _slice(at: Attributes, x: Tensor, starts: Any, ends: Any, axes: Any = None, 
 
 def _split(at: Attributes, x: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, ...]:
     axis = at.get("axis", 0)
-    return torch.split(x, sizes or -(-x.shape[axis] // at["outputs"]), axis)
+    parts = torch.split(x, sizes or -(-x.shape[axis] // at["outputs"]), axis)
+    _refuse(len(parts) != at["outputs"], f"Split of {x.shape[axis]} into {at['outputs']} parts")
+    return parts
 
 
 def _gather(at: Attributes, x: Tensor, indices: Any) -> Tensor:
@@ -237,6 +241,11 @@ def _gather(at: Attributes, x: Tensor, indices: Any) -> Tensor:
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
+def _gather_nd(at: Attributes, x: Tensor, indices: Tensor) -> Tensor:
+    _refuse(bool(at.get("batch_dims", 0)), "GatherND with batch_dims")
+    return x[indices.unbind(-1)]
+
+
 def _pad(at: Attributes, x: Tensor, pads: list[int], fill: Any = None, axes: Any = None) -> Tensor:
     count = len(pads) // 2
     begins, ends = [0] * x.ndim, [0] * x.ndim
@@ -246,17 +255,24 @@ def _pad(at: Attributes, x: Tensor, pads: list[int], fill: Any = None, axes: Any
     both = _last_first(begins, ends)
     if mode == "constant":
         return F.pad(x, both, value=fill or 0.0)
-    while not any(both[-2:]):  # PyTorch reflects and repeats the last axes only
-        both = both[:-2]
-    return F.pad(x, both, "replicate" if mode == "edge" else str(mode))
+    inner = 2 * max(x.ndim - 2, 1)  # PyTorch takes all inner axes and no other
+    _refuse(any(both[inner:]), f"Pad of batch or channels, {mode}")
+    return F.pad(x, both[:inner], {"edge": "replicate", "wrap": "circular"}.get(mode, str(mode)))
 
 
 def _resize(at: Attributes, x: Tensor, roi: Any = None, scales: Any = None, sizes: Any = None) -> Tensor:
     mode, where = at.get("mode", "nearest"), at.get("coordinate_transformation_mode", "half_pixel")
     rounding = at.get("nearest_mode", "round_prefer_floor")
-    exact = mode == "nearest" and where == "half_pixel" and rounding.startswith("round")
+    axes = [axis % x.ndim for axis in at.get("axes", range(x.ndim))]
+    to = dict(zip(axes, sizes or scales, strict=True))
+    factors = [size / x.shape[axis] if sizes else size for axis, size in to.items()]
+    # What lies halfway goes up in PyTorch. By whole factors nothing does.
+    halfway_up = rounding == "round_prefer_ceil" or (
+        rounding == "round_prefer_floor" and all(factor == int(factor) > 0 for factor in factors)
+    )
+    exact = mode == "nearest" and where == "half_pixel" and halfway_up
     plain = mode == "nearest" and where == "asymmetric" and rounding == "floor"
-    smooth = mode != "nearest" and where in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    smooth = mode != "nearest" and where in ("half_pixel", "align_corners")
     _refuse(
         not (exact or plain or smooth)
         or bool(at.get("antialias", 0) or at.get("exclude_outside", 0))
@@ -264,8 +280,6 @@ def _resize(at: Attributes, x: Tensor, roi: Any = None, scales: Any = None, size
         or (mode == "cubic" and at.get("cubic_coeff_a", -0.75) != -0.75),
         f"Resize of this kind ({mode}, {where}, {rounding})",
     )
-    axes = [axis % x.ndim for axis in at.get("axes", range(x.ndim))]
-    to = dict(zip(axes, sizes or scales, strict=True))
     still = [
         to.get(axis, x.shape[axis] if sizes else 1) == (x.shape[axis] if sizes else 1) for axis in (0, 1)
     ]
@@ -319,21 +333,27 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "DepthToSpace": _depth_to_space,
     "Div": _divide,
     "Elu": lambda at, x: F.elu(x, at.get("alpha", 1.0)),
+    "Equal": _plain(operator.eq),
     "Erf": _plain(torch.erf),
     "Exp": _plain(torch.exp),
     "Expand": lambda at, x, shape: x.expand(np.broadcast_shapes(tuple(x.shape), tuple(shape))),
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Gelu": lambda at, x: F.gelu(x, approximate=at.get("approximate", "none")),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda at, x: x.mean(_spatial(x), keepdim=True),
     "GlobalMaxPool": lambda at, x: x.amax(_spatial(x), keepdim=True),
+    "Greater": _plain(operator.gt),
+    "GreaterOrEqual": _plain(operator.ge),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _plain(F.hardswish),
     "Identity": _plain(lambda x: x),
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": lambda at, x: F.leaky_relu(x, at.get("alpha", 0.01)),
+    "Less": _plain(operator.lt),
+    "LessOrEqual": _plain(operator.le),
     "Log": _plain(torch.log),
     "MatMul": _plain(torch.matmul),
     "Max": partial(_extreme, torch.maximum),
@@ -346,6 +366,7 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
     "Pad": _pad,
     "Pow": _plain(operator.pow),
     "Reciprocal": _plain(torch.reciprocal),
+    "ReduceL2": partial(_reduce, torch.linalg.vector_norm),
     "ReduceMax": partial(_reduce, torch.amax),
     "ReduceMean": partial(_reduce, torch.mean),
     "ReduceMin": partial(_reduce, torch.amin),

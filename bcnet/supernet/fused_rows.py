@@ -54,7 +54,7 @@ class RowReader:
         seen = {layer for layers in found for layer in layers}
         regions: dict[str, list[int]] = {}
         for name, region in zip(names, foreign, strict=True):
-            if region and not REFORMAT.match(name):
+            if region and not REFORMAT.match(name) and region[0] not in regions:  # one may run twice
                 regions[region[0]] = self._region(name, region[1], region[2], seen)
                 seen.update(regions[region[0]])
         return [

@@ -9,36 +9,45 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bcnet.errors import ModelError, one_line
 
 LARGEST = float(np.finfo(np.float16).max)
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 SCALES = 2  # the input of a Resize that stays float32, by ONNX's definition
+STATISTICS = (3, 4)  # inputs of a BatchNormalization that may
 
 
 def half(proto: ModelProto) -> ModelProto:
     """An FP16 copy of a float network. Nodes keep their names, inputs and outputs their names and types.
 
-    Finite values beyond the largest half (65504), such as limits of a Clip, become that. Raises ModelError
-    where an operator of the network has no half precision.
+    Finite values beyond the largest half (65504), such as limits of a Clip, become that; statistics of a
+    batch norm that have such values stay float32. A single value too small for a half, such as the 1e-12 that
+    keeps a norm from being 0, becomes the smallest. Outputs that are constants stay as they are. Raises
+    ModelError where an operator of the network has no half precision.
     """
     result = ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
     del graph.value_info[:]
-    scales = {node.input[SCALES] for node in graph.node if _scaled(node)}
+    large = {entry.name for entry in graph.initializer if _overflows(entry)}
+    floats = {node.input[place] for node in graph.node for place in _float_places(node, large)}
     others = {
         name
         for node in graph.node
         for place, name in enumerate(node.input)
-        if not (_scaled(node) and place == SCALES)
+        if place not in _float_places(node, large)
     }
+    ends = {entry.name for entry in graph.output}
     for entry in list(graph.initializer):
-        if entry.name in scales and entry.name in others:  # the exporter makes equal tensors one
-            kept = graph.initializer.add()
-            kept.CopyFrom(entry)
-            kept.name = f"{entry.name}_scales"
-        if entry.name not in scales or entry.name in others:
+        name, used = entry.name, entry.name in others
+        if used and name in floats:  # the exporter makes equal tensors one
+            _copy(graph, entry, f"{name}_float32")
+        if used and name in ends and entry.data_type == TensorProto.FLOAT:
+            _copy(graph, entry, name)
+            entry.name = f"{name}_half"  # as `_cast_ends` calls it
+        if used or name not in floats | ends:
             _convert(entry)
     for node in graph.node:
-        if _scaled(node) and node.input[SCALES] in others:
-            node.input[SCALES] = f"{node.input[SCALES]}_scales"
+        for place in _float_places(node, large):
+            if node.input[place] in others:
+                node.input[place] = f"{node.input[place]}_float32"
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 _convert(attribute.t)
@@ -52,8 +61,25 @@ def half(proto: ModelProto) -> ModelProto:
     return result
 
 
-def _scaled(node: NodeProto) -> bool:
-    return node.op_type == "Resize" and len(node.input) > SCALES and bool(node.input[SCALES])
+def _float_places(node: NodeProto, large: set[str]) -> tuple[int, ...]:
+    """Which inputs of a node stay float32."""
+    if node.op_type == "Resize" and len(node.input) > SCALES and node.input[SCALES]:
+        return (SCALES,)
+    if node.op_type == "BatchNormalization" and any(node.input[place] in large for place in STATISTICS):
+        return STATISTICS
+    return ()
+
+
+def _overflows(tensor: TensorProto) -> bool:
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    values = np.abs(numpy_helper.to_array(tensor))
+    return bool((np.isfinite(values) & (values > LARGEST)).any())
+
+
+def _copy(graph: onnx.GraphProto, entry: TensorProto, name: str) -> None:
+    graph.initializer.append(entry)
+    graph.initializer[-1].name = name
 
 
 def _convert(tensor: TensorProto) -> None:
@@ -61,6 +87,9 @@ def _convert(tensor: TensorProto) -> None:
     if tensor.data_type == TensorProto.FLOAT:
         values = numpy_helper.to_array(tensor)
         limited = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
+        if values.size == 1:
+            tiny = (values != 0) & (np.abs(values) < SMALLEST)
+            limited = np.where(tiny, np.copysign(SMALLEST, values), limited)
         tensor.CopyFrom(numpy_helper.from_array(limited.astype(np.float16), tensor.name))
 
 
@@ -82,7 +111,7 @@ def _cast_ends(graph: onnx.GraphProto) -> None:
     ]
     after = [
         helper.make_node("Cast", [inner[name]], [name], name=f"{name}_float", to=TensorProto.FLOAT)
-        for name in sorted(outputs - inputs)
+        for name in sorted(outputs - inputs - fixed)
     ]
     nodes = [*before, *graph.node, *after]
     del graph.node[:]

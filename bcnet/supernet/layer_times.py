@@ -26,6 +26,12 @@ def layers_ms(graph: OnnxSupernet, widths: Widths, model: bytes, profile: HwProf
     DeviceError.
     """
     rows = runtime_of(profile).profile_nodes(model, runs)
+    times = np.array([durations for _, durations in rows])
+    if not np.isfinite(times).all() or not times.sum() > 0:
+        raise DeviceError(
+            f"{profile.runtime}'s profile of a network holds no times, or what is none, so no table can be "
+            "measured from it"
+        )
     if not profile.runtime.startswith("tensorrt"):
         return charge(graph.slots, rows)
     work = [float(operations(slot.at(widths), profile.batch)) for slot in graph.slots]

@@ -54,7 +54,7 @@ def at_opset(proto: ModelProto, opset: int) -> ModelProto:
         elif node.op_type == "Resize":
             _drop(node, ADDED["Resize"])
     del graph.value_info[:]
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in node.input} | {entry.name for entry in graph.output}
     kept = [entry for entry in graph.initializer if entry.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

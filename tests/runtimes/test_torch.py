@@ -70,6 +70,7 @@ def scalar(value: float) -> np.ndarray:
 
 
 IMAGE = (1, 4, 9, 7)
+COMPARISONS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
 POSITIVE = ("Log", "Sqrt", "Pow")
 CASES: list[tuple[str, Sequence[int], list[np.ndarray | None], dict[str, Any]]] = [
     ("Conv", IMAGE, [noise(6, 4, 3, 3), noise(6)], {}),
@@ -102,6 +103,7 @@ CASES: list[tuple[str, Sequence[int], list[np.ndarray | None], dict[str, Any]]] 
     ("ReduceMean", IMAGE, [], {"opset": 17, "axes": [2, 3]}),
     ("ReduceSum", IMAGE, [], {}),
     ("ReduceSum", IMAGE, [], {"noop_with_empty_axes": 1}),
+    ("ReduceL2", IMAGE, [ints(1)], {}),
     ("ReduceMax", IMAGE, [ints(1)], {}),
     ("ReduceMin", IMAGE, [ints(1)], {"keepdims": 0}),
     ("BatchNormalization", IMAGE, [noise(4), noise(4), noise(4), np.abs(noise(4))], {"epsilon": 0.01}),
@@ -148,6 +150,7 @@ CASES: list[tuple[str, Sequence[int], list[np.ndarray | None], dict[str, Any]]] 
     ("Gather", IMAGE, [ints(2, -1, 0)], {"axis": 1}),
     ("Gather", IMAGE, [np.array(-2)], {"axis": 3}),
     ("Gather", IMAGE, [np.array([[0, 1], [2, 3]])], {"axis": 1}),
+    ("GatherND", IMAGE, [np.array([[[0, 3], [0, -1]]])], {}),
     ("Reshape", IMAGE, [ints(0, 2, -1)], {}),
     ("Flatten", IMAGE, [], {"axis": 2}),
     ("Transpose", IMAGE, [], {"perm": [0, 2, 3, 1]}),
@@ -160,6 +163,9 @@ CASES: list[tuple[str, Sequence[int], list[np.ndarray | None], dict[str, Any]]] 
     ("Pad", IMAGE, [ints(1, 2), None, ints(2)], {}),
     ("Pad", IMAGE, [ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "reflect"}),
     ("Pad", IMAGE, [ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "edge"}),
+    ("Pad", IMAGE, [ints(0, 0, 0, 0, 0, 0, 0, 0)], {"mode": "edge"}),
+    ("Pad", IMAGE, [ints(0, 0, 0, 1, 0, 0, 0, 2)], {"mode": "reflect"}),
+    ("Pad", IMAGE, [ints(0, 0, 1, 2, 0, 0, 2, 1)], {"mode": "wrap", "opset": 19}),
     (
         "Resize",
         IMAGE,
@@ -184,6 +190,12 @@ CASES: list[tuple[str, Sequence[int], list[np.ndarray | None], dict[str, Any]]] 
         [None, None, ints(1, 4, 18, 7)],
         {"mode": "nearest", "nearest_mode": "round_prefer_floor"},
     ),
+    (  # pixels halfway between two
+        "Resize",
+        (1, 4, 8, 6),
+        [None, None, ints(1, 4, 4, 9)],
+        {"mode": "nearest", "nearest_mode": "round_prefer_ceil"},
+    ),
     ("Resize", IMAGE, [None, None, ints(1, 4, 18, 14)], {"mode": "cubic"}),
     ("DepthToSpace", (2, 8, 3, 2), [], {"blocksize": 2}),
     ("DepthToSpace", (2, 8, 3, 2), [], {"blocksize": 2, "mode": "CRD"}),
@@ -207,8 +219,32 @@ def test_an_operator_gives_what_onnx_runtime_gives(
 
 
 def test_every_operator_has_a_case() -> None:
-    others = {"Cast", "Constant", "Where"}  # of other types: see the next test
-    assert {operator for operator, *_ in CASES} == set(OPERATORS) - others
+    others = {"Cast", "Constant", "Where"}  # of other types: see the next tests
+    assert {operator for operator, *_ in CASES} == set(OPERATORS) - others - COMPARISONS
+
+
+@pytest.mark.parametrize("operator", sorted(COMPARISONS))
+def test_a_comparison_chooses_between_values(operator: str) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node(operator, ["input", "limit"], ["is_set"]),
+            helper.make_node("Where", ["is_set", "input", "limit"], ["output"]),
+        ],
+        "chosen",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3])],
+        [
+            helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3]),
+            helper.make_tensor_value_info("is_set", TensorProto.BOOL, [1, 3]),
+        ],
+        [numpy_helper.from_array(scalar(1), "limit")],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    model = bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    values = np.array([[0, 1, 2]], np.float32)
+    expected = runtime_here("onnxruntime").predictor(model)(values)
+    found = RUNTIME.predictor(model)(values)
+    assert [array.tolist() for array in found] == [array.tolist() for array in expected]
+    assert found[1].dtype == bool
 
 
 def test_nodes_made_of_constants_are_folded_and_other_types_are_kept() -> None:
@@ -292,6 +328,18 @@ def test_an_operator_that_is_not_known_is_named() -> None:
         (
             one_node("Resize", IMAGE, [None, None, ints(1, 4, 9, 9)], mode="nearest", nearest_mode="ceil"),
             r"Resize of this kind \(nearest, half_pixel, ceil\)",
+        ),
+        (  # by 1.5, pixels halfway would be others than PyTorch's
+            one_node("Resize", (1, 4, 8, 6), [None, None, ints(1, 4, 12, 9)], mode="nearest"),
+            r"Resize of this kind \(nearest, half_pixel, round_prefer_floor\)",
+        ),
+        (
+            one_node("Pad", IMAGE, [ints(0, 1, 0, 0, 0, 1, 0, 0)], mode="reflect"),
+            "does not execute Pad of batch or channels, reflect",
+        ),
+        (
+            one_node("Split", (1, 5), axis=1, num_outputs=4, outputs=4),
+            "does not execute Split of 5 into 4 parts",
         ),
     ],
 )

@@ -19,10 +19,10 @@ from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline import build_lut as stage
-from bcnet.supernet import measure
+from bcnet.supernet import layer_times, measure
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fused_rows import RowReader
-from bcnet.supernet.layer_times import charge_fused
+from bcnet.supernet.layer_times import charge_fused, layers_ms
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
 
@@ -164,6 +164,31 @@ def test_a_region_is_what_lies_between_its_ends_and_has_no_row_of_its_own() -> N
     assert whose(*rows) == [{"left": 0.25, "right": 0.75, "cat": 0.0}] * 2
     assert whose("{ForeignNode[conv_1...act_1]}") == [{"conv_1": 1.0}]
     assert whose("{ForeignNode[a...b]}", "conv_1", "head")[0].keys() == LAYERS.keys() - {"conv_1", "head"}
+
+
+def test_a_region_that_has_two_rows_is_the_same_layers_twice() -> None:
+    region = "{ForeignNode[left...cat]}"
+    assert whose(region, region, "head")[:2] == [{"left": 0.25, "right": 0.75, "cat": 0.0}] * 2
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [("conv_1", np.array([np.nan]))], [("conv_1", np.array([0.0])), ("head", np.array([0.0]))]]
+)
+def test_a_profile_without_times_is_an_error(
+    rows: list[tuple[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Joined().eval()
+    space = discover_space(model, torch.zeros(1, 3, 32, 32), bins=2)
+    graph = OnnxSupernet(model, space, (1, 3, 32, 32))
+
+    class Empty:
+        def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
+            return rows
+
+    monkeypatch.setattr(layer_times, "runtime_of", lambda profile: Empty())
+    profile = HwProfile(name="jetson", description="", runtime="tensorrt")
+    with pytest.raises(DeviceError, match="tensorrt's profile of a network holds no times"):
+        layers_ms(graph, space.largest(), b"", profile, 1)
 
 
 def test_what_has_a_layer_stays_and_the_rest_is_left_to_the_calibration() -> None:

@@ -1,6 +1,7 @@
 """Half precision and opset 17: what is in the files, and that they calculate the same."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from bcnet.data import load_data
 from bcnet.errors import ModelError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import runtime_here
+from bcnet.runtimes.torch import TorchCuda
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.half import half
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
@@ -84,6 +86,55 @@ def test_values_beyond_the_largest_half_become_it_and_infinity_stays() -> None:
     proto = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], limits))
     (found,) = half(proto).graph.initializer
     assert numpy_helper.to_array(found).tolist() == [65504.0, -65504.0, np.inf, 2.0]
+
+
+def test_what_keeps_a_norm_from_zero_does_not_vanish() -> None:
+    class Direction(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.normalize(x, dim=1)  # at least 1e-12
+
+    content = half(to_onnx(Direction(), SHAPE)).SerializeToString()
+    (found,) = runtime_here("onnxruntime").predictor(content)(np.zeros(SHAPE, np.float32))
+    assert np.array_equal(found, np.zeros(SHAPE))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_statistics_beyond_the_largest_half_keep_their_values(name: str) -> None:
+    norm, conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(torch.tensor([1e5, 0.0, 3e3]))
+    norm.running_var.copy_(torch.tensor([1e5, 4e5, 1e6]))
+    proto = to_onnx(nn.Sequential(norm, conv), SHAPE)
+    assert [node.op_type for node in proto.graph.node] == ["BatchNormalization", "Conv"]
+    images = 500 * np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    (wanted,) = runtime_here("onnxruntime").predictor(proto.SerializeToString())(images)
+    content = half(proto).SerializeToString()
+    runtime = TorchCuda(device="cpu") if name == "torch" else runtime_here(name)
+    (found,) = runtime.predictor(content)(images)
+    assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+class WithAnchors(nn.Module):
+    """Gives constants, too, as detectors do: one that it also calculates with, one that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([[[[1000.1]], [[0.25]], [[3.0]]]]))
+        self.register_buffer("anchors", torch.tensor([[500.3, 1.0]]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any, Any]:
+        return x * self.shift, self.shift, self.anchors
+
+
+def test_outputs_that_are_constants_stay_as_they_are() -> None:
+    proto = to_onnx(WithAnchors(), SHAPE)
+    images = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
+    product, *wanted = runtime_here("onnxruntime").predictor(proto.SerializeToString())(images)
+    for converted, tolerance in ((half(proto), 1e-2), (at_opset(proto, 17), 0.0)):
+        scaled, *found = runtime_here("onnxruntime").predictor(converted.SerializeToString())(images)
+        assert [array.tolist() for array in found] == [array.tolist() for array in wanted]
+        assert np.abs(scaled - product).max() <= tolerance * np.abs(product).max()
 
 
 def test_an_operator_without_halves_is_named() -> None:

@@ -1,0 +1,54 @@
+"""The way to a device: what stands in its place, and that each host is looked at for itself."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcnet import doctor
+from bcnet.doctor import examine
+from bcnet.errors import DeviceError
+from bcnet.hw_profiles import HwProfile
+from bcnet.supernet.measure import runtime_of
+
+
+def test_where_a_recording_answers_this_machine_is_not_looked_at(tmp_path: Path) -> None:
+    file = str(tmp_path / "answers.jsonl")
+    own = HwProfile(name="own", description="", runtime="onnxruntime", record_to=file)
+    version = runtime_of(own).fingerprint()["runtime_version"]
+    (step,) = examine(own.model_copy(update={"record_to": None, "recording": file}))
+    assert (step.name, step.passed) == ("recording", True)
+    assert step.found.startswith(f"{file} answers in the device's place: ")
+    assert version in step.found
+
+
+def test_a_recording_that_is_not_there_is_told(tmp_path: Path) -> None:
+    profile = HwProfile(name="own", description="", runtime="onnxruntime", recording=str(tmp_path / "none"))
+    (step,) = examine(profile)
+    assert (step.name, step.passed) == ("recording", False)
+    assert "cannot be read" in step.found
+
+
+def test_a_host_that_is_lost_on_the_way_ends_its_own_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost:
+        def __init__(self, host: str, **_: Any) -> None:
+            self.host = host
+
+        def hello(self) -> dict[str, str]:
+            return {"python": "3.8", "folder": "/tmp"}
+
+        def call(self, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
+            raise DeviceError(f"{self.host} does not answer any more")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(doctor, "SshDevice", Lost)
+    steps = examine(HwProfile(name="own", description="", runtime="onnxruntime", host=("me@a", "me@b")))
+    assert [(step.name, step.passed) for step in steps] == [
+        ("me@a: reached over ssh, agent started", True),
+        ("me@a: examined", False),
+        ("me@b: reached over ssh, agent started", True),
+        ("me@b: examined", False),
+    ]
+    assert steps[3].found == "me@b does not answer any more"
