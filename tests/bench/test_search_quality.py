@@ -61,8 +61,12 @@ def test_five_hundred_candidates_lose_at_most_a_twentieth_of_a_point(
     assert max(mean_regret(bench, 1, 2, **script.LARGE, **fitness)) <= 0.05
 
 
-def test_a_prior_starts_better_and_one_from_permuted_losses_does_not(script: ModuleType, bench: Any) -> None:
-    found = script.of_the_prior(bench, 2, steps=(1,), noises=(0.01,))
+def test_a_prior_starts_better_and_one_from_permuted_losses_does_not(
+    script: ModuleType, bench: Any, tmp_path: Path
+) -> None:
+    done = script.Done(tmp_path / "done.jsonl")
+    script.of_the_prior(bench, 2, done, steps=(1,), noises=(0.01,))
+    found = script.Done(tmp_path / "done.jsonl").entries
     random, known, permuted = (entry["best"][0] for entry in found)
     assert known > random + 0.05
     assert abs(permuted - random) < 0.12
