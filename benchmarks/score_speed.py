@@ -1,0 +1,210 @@
+"""How many candidates a minute are scored, and whether the faster scores rank networks as well.
+
+    bcnet train                                            # in an empty folder, or with a bcnet.toml
+    taskset -c 0 python benchmarks/score_speed.py --folder runs/score_speed
+
+Random widths of the trained supernet are scored in several ways, in turn, in one process on one thread; the
+order turns with each network, and the first network is scored once before the clock runs. The straightforward
+way is `score`: recalibrate, then evaluate, side by side, reading and normalising images each time. What
+`Scorer` does otherwise is added one idea at a time. Seconds are the processor's, so that others on the
+machine disturb them less.
+
+Which way ranks best is judged by a reference that costs too much for a search: statistics from many
+training images, both sides on the test images, which none of the ways sees. Kendall's tau of each way with
+it, and its difference from the straightforward way's, have 95 % intervals: a bootstrap over the networks, the
+same draws for all ways. The reference is kept in the folder.
+"""
+
+import argparse
+import json
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is loaded
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+from train_step import _processor
+
+from bcnet.artifacts import Run, digest, json_bytes, write_file
+from bcnet.config import load_config
+from bcnet.progress import progress_bar
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.score import Score, Scorer, evaluate, recalibrated, score
+from bcnet.supernet.space import Widths
+
+GOAL = 3.0
+DRAWS = 2000
+Way = Callable[[Widths], Score]
+STRAIGHT = "one by one"
+
+
+def main() -> None:
+    """Parse, score, print."""
+    options = _options()
+    torch.set_num_threads(1)
+    config = load_config(options.config)
+    project = load_project(config)
+    state = supernet_tensors(Run.named(options.run), project)
+    networks = drawn(project, options.networks)
+    truth = reference(project, state, networks, options)
+    found = timed(ways(project, state, Recipe.of(config, 1, 1.0).amp), networks)
+    data = project.data
+    machine = f"{_processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
+    print(
+        f"{machine}\n{config.model.name} on {config.data.name}, {config.train.method}, "
+        f"{config.train.epochs} epochs on {len(data.train)} images; {len(data.val)} validation images, "
+        f"{config.search.recalibration_images} for statistics; {len(networks)} random widths\n"
+        f"reference: {options.statistics or len(data.train)} images for statistics, "
+        f"{options.test or len(data.test)} test images; accuracies "
+        f"{min(s.accuracy for s in truth):.3f} to {max(s.accuracy for s in truth):.3f}\n"
+    )
+    rows = report(found, truth)
+    print("| way | candidates a minute | times | tau with the reference | difference of tau |")
+    print("|---|---|---|---|---|")
+    for name, row in rows.items():
+        print(
+            f"| {name} | {row['a_minute']:.0f} | {_interval(row['times'])} | {_interval(row['tau'])} "
+            f"| {_interval(row['difference'])} |"
+        )
+    print(f"\ntimes: medians and quartiles of single networks; goal: {GOAL:.0f} at an equal tau")
+    if options.json:
+        settings = {key: str(value) for key, value in vars(options).items() if key != "json"}
+        write_file(options.json, json_bytes({"machine": machine, "settings": settings, "ways": rows}))
+
+
+def ways(project: Project, state: Mapping[str, torch.Tensor], amp: bool) -> dict[str, Way]:
+    """The straightforward way, and `Scorer` with one idea more each time."""
+    images = project.config.search.recalibration_images
+    given = project.model, project.space, state, project.data, images, project.task
+
+    def straightforward(widths: Widths) -> Score:
+        return score(project.model, project.space, state, widths, project.data, images, project.task)
+
+    return {
+        STRAIGHT: straightforward,
+        "images kept in memory": Scorer(*given, shared=False),
+        "and bfloat16": Scorer(*given, shared=False, amp=amp),
+        "and images shared out between the sides": Scorer(*given, amp=amp),
+    }
+
+
+def drawn(project: Project, count: int) -> list[Widths]:
+    """Distinct random widths."""
+    rng, found = np.random.default_rng(7), dict[Widths, None]()
+    for _ in range(100 * count):
+        if len(found) < count:
+            found[project.space.random(rng)] = None
+    return list(found)
+
+
+def reference(
+    project: Project,
+    state: Mapping[str, torch.Tensor],
+    networks: Sequence[Widths],
+    options: argparse.Namespace,
+) -> list[Score]:
+    """Both sides' mean on test images, with statistics from many training images; kept in the folder."""
+    data, path = project.data, options.folder / "reference.json"
+    test = data.test.take(torch.arange(min(options.test or len(data.test), len(data.test))))
+    images = options.statistics or len(data.train)
+    key = digest(
+        [project.inputs(), str(sum(float(t.double().sum()) for t in state.values())), images, len(test)]
+    )
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known = known if known.get("key") == key else {"key": key}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    waiting = [widths for widths in networks if str(widths) not in known]
+    with progress_bar("reference", len(waiting)) as advance:
+        for widths in waiting:
+            sides = []
+            for side in project.space.rule.sides:
+                fresh = recalibrated(project.model, project.space, state, widths, side, data, images)
+                sides.append(evaluate(project.model, project.space, fresh, data, test, project.task))
+            means = np.mean([[side.accuracy, side.negative_loss] for side in sides], axis=0)
+            known[str(widths)] = means.tolist()
+            write_file(path, json_bytes(known))
+            advance("")
+    return [Score(*known[str(widths)]) for widths in networks]
+
+
+def timed(ways: Mapping[str, Way], networks: Sequence[Widths]) -> dict[str, dict[str, list[Any]]]:
+    """Scores and seconds of every network in every way."""
+    found: dict[str, dict[str, list[Any]]] = {name: {"scores": [], "seconds": []} for name in ways}
+    for way in ways.values():
+        way(networks[0])
+    with progress_bar("scoring", len(networks)) as advance:
+        for number, widths in enumerate(networks):
+            order = list(ways)
+            turned = number % len(order)
+            for name in order[turned:] + order[:turned]:
+                start = time.process_time()
+                found[name]["scores"].append(ways[name](widths))
+                found[name]["seconds"].append(time.process_time() - start)
+            advance("")
+    return found
+
+
+def report(found: Mapping[str, Mapping[str, list[Any]]], truth: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Speed and rank correlation of each way, with intervals (low, middle, high)."""
+    ranks = {name: _ranks(entry["scores"]) for name, entry in found.items()}
+    true, rng = _ranks(truth), np.random.default_rng(0)
+    draws = [rng.integers(len(truth), size=len(truth)) for _ in range(DRAWS)]
+    straight = np.array(found[STRAIGHT]["seconds"])
+    resampled = {name: [_tau(own[draw], true[draw]) for draw in draws] for name, own in ranks.items()}
+    rows = {}
+    for name, entry in found.items():
+        tau, difference = _tau(ranks[name], true), np.subtract(resampled[name], resampled[STRAIGHT])
+        low, middle, high = np.quantile(straight / np.array(entry["seconds"]), [0.25, 0.5, 0.75]).tolist()
+        rows[name] = {
+            "a_minute": 60 * len(truth) / sum(entry["seconds"]),
+            "times": (low, middle, high),
+            "tau": _around(tau, resampled[name]),
+            "difference": _around(tau - _tau(ranks[STRAIGHT], true), difference),
+            "seconds": entry["seconds"],
+            "scores": [[s.accuracy, s.negative_loss] for s in entry["scores"]],
+        }
+    return rows
+
+
+def _ranks(scores: Sequence[Score]) -> np.ndarray:
+    order = {score: place for place, score in enumerate(sorted(set(scores)))}
+    return np.array([order[score] for score in scores])
+
+
+def _tau(a: np.ndarray, b: np.ndarray) -> float:
+    return float(kendalltau(a, b).statistic)
+
+
+def _around(middle: float, resampled: Any) -> tuple[float, float, float]:
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    return low, middle, high
+
+
+def _interval(values: tuple[float, float, float]) -> str:
+    low, middle, high = values
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="where the reference is kept")
+    parser.add_argument("--config", type=Path, help="bcnet.toml of the supernet's run")
+    parser.add_argument("--run", default="default", help="name of the supernet's run")
+    parser.add_argument("--networks", type=int, default=60)
+    parser.add_argument("--statistics", type=int, help="training images of the reference; all if not given")
+    parser.add_argument("--test", type=int, help="test images of the reference; all if not given")
+    parser.add_argument("--json", type=Path, help="write everything there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
