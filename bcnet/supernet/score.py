@@ -188,7 +188,7 @@ class Scorer:
         amp: bool = False,
         shared: bool = True,
     ) -> None:
-        self.model, self.space, self.state, self.task = model, space, state, task
+        self.model, self.space, self.state, self.data, self.task = model, space, state, data, task
         sides = space.rule.sides
         self._amp = amp
         train = data.train.take(torch.arange(min(images, len(data.train))))
