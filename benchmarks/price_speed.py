@@ -8,7 +8,8 @@ groups, of their milliseconds and of their weights, each indexed by NumPy with a
 Both ways price the same random networks, in turn, in one process on one thread, and have to agree. They do so
 with and without the calibration's term of weights that come from memory (its size does not matter here).
 Single networks are priced by calls of the model, as the repair of candidates does it; the straightforward
-way prices an array of one. Figures are medians of the rounds, and their quartiles.
+way prices an array of one. Figures are medians of the rounds, and their quartiles; seconds are the
+processor's, so that others on the machine disturb them less.
 """
 
 import argparse
@@ -163,9 +164,9 @@ class FirstWay:
 
 
 def _seconds(function: Callable[..., Any], *given: Any) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function(*given)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _quartiles(values: list[float]) -> str:
