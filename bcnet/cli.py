@@ -584,6 +584,72 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
     return 0 if all(step.passed is not False for step in found) else 3
 
 
+bench = typer.Typer(
+    help="Benchmarks whose truth is known.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _benchmarks() -> None:
+    """Benchmarks whose truth is known."""
+
+
+@bench.command("channel-bench-macro")
+def channel_bench_macro(
+    table: Annotated[
+        Path,
+        typer.Option(help="The authors' table, as Results_MobileNet.json.", show_default=False),
+    ],
+    data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
+    space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
+    method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
+    step: Annotated[str, typer.Option(help="Paths of a step: plain, sandwich, taught or us-nets.")] = "plain",
+    draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
+    complementary: Annotated[bool, typer.Option(help="Follow widths by their complements.")] = True,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 20,000 images, "
+            "widths divided by 4), or tiny (seconds: nothing but the machinery)."
+        ),
+    ] = "full",
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
+    run: RunName = "channel-bench-macro",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """How well does a supernet rank networks whose accuracy is known? Trains one on CIFAR-10, scores
+    settings of Channel-Bench-Macro, and compares with their accuracies when trained from scratch: Kendall's
+    tau, and what is lost by choosing by score. Stopped, the same command continues. Needs no device."""
+    from bcnet.artifacts import Run
+    from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
+    from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
+    from bcnet.config import load_config
+
+    _one_of("--preset", preset, PRESETS)
+    _one_of("--space", space, MAXIMA)
+    target = Run.named(_checked_name(run))
+    known = BenchTable.load(table, space)
+    size = PRESETS[preset]
+    given = flags(size, space, data, method, step, draws, complementary, passes, seed)
+    with redirect_stdout(sys.stderr):
+        report = rank_settings(target, load_config(config, given), known, sample or size.sample)
+    print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
+
+
+def _one_of(flag: str, value: str, known: Mapping[str, Any]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} is one of {', '.join(known)}, not '{value}'")
+
+
 def _target(
     device: str | None,
     batch: int | None,

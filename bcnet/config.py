@@ -30,6 +30,7 @@ EXAMPLES = {
     "latency_ms": "5.0",
     "latency": '"60%"',
     "min_accuracy": "0.9",
+    "margin": "0.02",
     "transforms": '"package.module:function"',
     "collate": '"package.module:function"',
     "train_step": '"package.module:function"',
@@ -129,6 +130,12 @@ class TrainConfig(Section):
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
+    step: Literal["plain", "sandwich", "taught", "us-nets"] = Field(
+        "plain",
+        description="paths of a step: plain (drawn widths), sandwich (and the widest and narrowest), taught "
+        "(and the widest, whose outputs teach the others), us-nets (both)",
+    )
+    draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
     complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
@@ -163,6 +170,13 @@ class SearchConfig(Section):
     generations: int = Field(4, ge=0, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
     measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
+    margin: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the budget that measured networks leave free for the machine's noise; "
+        "the noise that the table's calibration saw, if not given",
+    )
     recalibration_images: int = Field(128, ge=2, description="training images for batch-norm statistics")
 
     @model_validator(mode="after")
@@ -245,6 +259,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
+        task = self.task
+        if self.train.step in ("taught", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
+            raise ValueError(
+                f"train: step = {self.train.step} teaches by the widest network's class probabilities, which "
+                "needs task.loss = cross-entropy; use plain or sandwich"
+            )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.
         if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:

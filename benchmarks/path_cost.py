@@ -180,7 +180,7 @@ def peak_bytes(
         model.train()
 
         def gradients() -> None:
-            supernet_step(model, space, parameters, buffers, space.largest(), images, labels, recipe)
+            supernet_step(model, space, parameters, buffers, [space.largest()], images, labels, recipe)
 
     optimizer = _optimizer(parameters, recipe)
 

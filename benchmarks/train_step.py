@@ -143,7 +143,7 @@ def _supernet(
     optimizer = _optimizer(parameters, recipe)
 
     def run(widths: Widths, batch: Batch) -> None:
-        supernet_step(model, space, parameters, buffers, widths, *batch, recipe)
+        supernet_step(model, space, parameters, buffers, [widths], *batch, recipe)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 

@@ -61,13 +61,13 @@ def search(
     """The most accurate widths within a latency budget, or the fastest that are accurate enough.
 
     `latency_of` gives ms, `score_of` an accuracy or a Score; `prior` holds each group's probabilities for
-    the first generation; `measure_of` times whole networks. `on_generation` gets all candidates so far,
-    and `resume` takes them: a continued search reaches the same candidates as one that was not killed.
+    the first generation; `measure_of` times whole networks, which are then looked for `settings.margin` below
+    the budget. `on_generation` gets all candidates so far, and `resume` takes them: a continued search
+    reaches the same candidates as one that was not killed.
     Raises BudgetError: the budget is below the fastest network, or no candidate meets the demand.
     """
     if (settings.budget_ms is None) == (settings.min_accuracy is None):
         raise BudgetError("a search needs a latency budget or a minimum accuracy, and not both")
-    evolution = Evolution(space, latency_of, score_of, settings)
     full = space.largest()
     narrowest = fastest(space, latency_of)
     lowest = latency_of(narrowest)
@@ -75,20 +75,24 @@ def search(
         raise BudgetError(
             "the runtime runs no network of this space; the table's rows tell which layers fail"
         )
-    evolution.anchor = narrowest
+    pressed = settings
     if settings.budget_ms is not None:
         if lowest > settings.budget_ms:
             raise BudgetError(
                 f"no network meets {settings.budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms; "
                 "raise the budget, or widen the choices (space.min_width, space.bins)"
             )
-        if latency_of(full) <= settings.budget_ms:
-            measured = measure_of(full) if measure_of else None
-            if measured is None or measured.median_ms <= settings.budget_ms:
-                best = replace(evolution.scored(full, 0), measured=measured)
-                above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
-                kept = f"{above}: kept whole" if measured else f"{above}: kept whole, {NOT_MEASURED}"
-                return _result(settings, best, (best,), (best,), kept)
+        if measure_of is not None:
+            pressed = replace(settings, budget_ms=max(lowest, settings.limit_ms(settings.budget_ms)))
+    evolution = Evolution(space, latency_of, score_of, pressed)
+    evolution.anchor = narrowest
+    if settings.budget_ms is not None and latency_of(full) <= settings.budget_ms:
+        measured = measure_of(full) if measure_of else None
+        if measured is None or measured.median_ms <= settings.budget_ms:
+            best = replace(evolution.scored(full, 0), measured=measured)
+            above = f"the budget of {settings.budget_ms:.4g} ms is above the full network's latency"
+            kept = f"{above}: kept whole" if measured else f"{above}: kept whole, {NOT_MEASURED}"
+            return _result(settings, best, (best,), (best,), kept)
     candidates = evolution.run(prior, resume, on_generation)
     ranked = evolution.ranked(candidates)
     if settings.min_accuracy is not None and ranked[0].score.accuracy < settings.min_accuracy:
@@ -99,20 +103,19 @@ def search(
         )
     if measure_of is None:
         return _result(settings, ranked[0], tuple(ranked[: settings.measured]), candidates, NOT_MEASURED)
-    return _measured_best(evolution, candidates, measure_of)
+    return _measured_best(evolution, settings, candidates, measure_of)
 
 
 def _measured_best(
-    evolution: Evolution, candidates: Sequence[Candidate], measure_of: MeasureOf
+    evolution: Evolution, settings: SearchSettings, candidates: Sequence[Candidate], measure_of: MeasureOf
 ) -> SearchResult:
-    """Measure the best few; the best that really is inside the budget wins.
+    """Measure the best few; the best that really is inside the budget, by the margin, wins.
 
     The winner is measured once more, after all others, and has to fit again; the slower measurement counts.
     The best of several that press against the budget is otherwise likely one that was measured too fast.
     Where all of them miss it, the table is off by some factor here: the next ones are made to fit a budget
-    that is tighter by as much.
+    that is tighter by as much. In the end, one that is inside the budget without the margin will do.
     """
-    settings = evolution.settings
     found = {candidate.widths: candidate for candidate in candidates}
     if settings.min_accuracy is not None:
         wanted = evolution.ranked([c for c in candidates if c.score.accuracy >= settings.min_accuracy])
@@ -120,9 +123,14 @@ def _measured_best(
         best = min(top, key=lambda c: c.measured.median_ms if c.measured else 0.0)
         return _result(settings, best, top, candidates, "")
     assert settings.budget_ms is not None
+    assert evolution.settings.budget_ms is not None
     assert evolution.anchor is not None
-    lowest = evolution.latency_of(evolution.anchor)
-    limit, measured, note = settings.budget_ms, dict[Widths, Candidate](), ""
+    lowest, wanted_ms = evolution.latency_of(evolution.anchor), settings.limit_ms(settings.budget_ms)
+    limit, measured, note = evolution.settings.budget_ms, dict[Widths, Candidate](), ""
+
+    def inside(candidate: Candidate, bound_ms: float) -> bool:
+        return candidate.measured is not None and candidate.measured.median_ms <= bound_ms
+
     for number in range(ROUNDS):
         waiting = [c for c in evolution.ranked(tuple(found.values())) if c.widths not in measured]
         if number:
@@ -136,17 +144,23 @@ def _measured_best(
         batch = _measured([c for c in waiting if c.predicted_ms <= limit][: settings.measured], measure_of)
         measured |= {c.widths: c for c in batch}
         for candidate in evolution.ranked(tuple(measured.values())):
-            if candidate.measured and candidate.measured.median_ms <= settings.budget_ms:
+            if inside(candidate, wanted_ms):
                 confirmed = _slower(candidate, measure_of(candidate.widths))
                 measured[candidate.widths] = confirmed
-                if confirmed.measured and confirmed.measured.median_ms <= settings.budget_ms:
+                if inside(confirmed, wanted_ms):
                     tops = tuple(measured.values())
                     return _result(settings, confirmed, tops, tuple(found.values()), note)
         if not batch:
             break
         counted = [measured[c.widths] for c in batch]
         ratios = [c.measured.median_ms / c.predicted_ms for c in counted if c.measured]
-        limit = max(lowest, min(limit, settings.budget_ms / float(np.median(ratios))))
+        limit = max(lowest, min(limit, wanted_ms / float(np.median(ratios))))
+    for candidate in evolution.ranked([c for c in measured.values() if inside(c, settings.budget_ms)]):
+        confirmed = _slower(candidate, measure_of(candidate.widths))
+        measured[candidate.widths] = confirmed
+        if inside(confirmed, settings.budget_ms):
+            note = f"inside the budget, but by less than the machine's noise of {settings.margin:.1%}"
+            return _result(settings, confirmed, tuple(measured.values()), tuple(found.values()), note)
     closest = min(c.measured.median_ms for c in measured.values() if c.measured)
     raise BudgetError(
         f"none of the {len(measured)} best candidates, measured as whole networks, is within "
@@ -201,10 +215,11 @@ def _result(
 
 def settings_of(project: Project) -> SearchSettings:
     """The configured search, its budget in ms (60 % of the full network where none is given)."""
-    config = project.config.search
+    config, latency = project.config.search, project.latency_model()
+    noise = (latency.calibration.noise if latency.calibration else None) or 0.0
     budget = config.latency_ms
     if budget is None and config.min_accuracy is None:
-        full = project.latency_model()(project.space.original())
+        full = latency(project.space.original())
         if full >= FAILED_MS:
             raise BudgetError(
                 "the full network holds a layer that the runtime cannot run, so there is no share of its "
@@ -218,6 +233,7 @@ def settings_of(project: Project) -> SearchSettings:
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
+        margin=noise if config.margin is None else config.margin,
         seed=project.config.seed,
     )
 

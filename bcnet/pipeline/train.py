@@ -27,7 +27,7 @@ from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import supernet_step
+from bcnet.supernet.step import STEPS, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 TAYLOR_BATCHES = 8
@@ -60,13 +60,16 @@ def train(
     recipe: Recipe,
     *,
     complementary: bool = True,
+    plan: StepPlan = STEPS["plain"],
+    draws: int = 1,
     state: State | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
 ) -> TrainResult:
     """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
 
-    `state` is what it begins with: `supernet_state(model, space)` if not given.
+    `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
+    is what it begins with: `supernet_state(model, space)` if not given.
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
     parameters, buffers = _trainable(model, state, recipe)
@@ -78,10 +81,12 @@ def train(
     curve = list(resume.curve) if resume else []
 
     def step(inputs: Any, targets: Any, number: int) -> float:
-        widths = Widths(sampler.at(number))
-        loss = supernet_step(model, space, parameters, buffers, widths, inputs, targets, recipe)
-        records.append((widths, round(loss, 5)))
-        return loss
+        drawn = [Widths(sampler.at(number * draws + i)) for i in range(draws)]
+        losses = supernet_step(
+            model, space, parameters, buffers, drawn, inputs, targets, recipe, plan=plan, number=number
+        )
+        records.extend((widths, round(loss, 5)) for widths, loss in zip(drawn, losses, strict=True))
+        return sum(losses) / len(losses)
 
     def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
         curve.append(round(mean_loss, 5))
@@ -134,7 +139,8 @@ def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[st
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         for _, (inputs, targets) in zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False):
-            recipe.training_loss(probe, inputs, targets).backward()  # type: ignore[no-untyped-call]
+            loss, _ = recipe.training_loss(probe, inputs, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
     return {name: p.grad.cpu() for name, p in probe.named_parameters() if p.grad is not None}
 
 
@@ -166,6 +172,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         project.data,
         recipe,
         complementary=config.train.complementary,
+        plan=STEPS[config.train.step],
+        draws=config.train.draws,
         state=first_state(project, recipe),
         resume=resume,
         on_epoch=lambda checkpoint: _save_checkpoint(checkpoint_path, checkpoint, inputs),
@@ -195,11 +203,12 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
     project = load_project(config)
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
-    widths = project.space.uniform(0.55)
+    drawn = [project.space.uniform(0.55)] * config.train.draws
+    plan = STEPS[config.train.step]
     model = project.model.to(recipe.device).train()
     seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        supernet_step(model, project.space, parameters, buffers, widths, inputs, targets, recipe)
+        supernet_step(model, project.space, parameters, buffers, drawn, inputs, targets, recipe, plan=plan)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too
     model.cpu().eval()

@@ -22,7 +22,10 @@ ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with few
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What to look for, and how long. Exactly one of `budget_ms` and `min_accuracy` is given."""
+    """What to look for, and how long. Exactly one of `budget_ms` and `min_accuracy` is given.
+
+    `margin` is the share by which networks that are measured stay below the budget: a machine's noise.
+    """
 
     budget_ms: float | None = None
     min_accuracy: float | None = None
@@ -30,7 +33,12 @@ class SearchSettings:
     generations: int = 4
     mutation: float = 0.15
     measured: int = 5
+    margin: float = 0.0
     seed: int = 0
+
+    def limit_ms(self, budget_ms: float) -> float:
+        """What a network may be measured at, in ms, to keep the budget when the machine is slower."""
+        return budget_ms / (1 + self.margin)
 
 
 @dataclass(frozen=True)

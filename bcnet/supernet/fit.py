@@ -29,7 +29,7 @@ from bcnet.parts import IGNORED, Split
 from bcnet.progress import progress_bar
 from bcnet.seeds import seeded
 from bcnet.supernet.paths import arguments
-from bcnet.supernet.task import Task
+from bcnet.supernet.task import Task, logits_of
 
 # (inputs, targets, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
 Step = Callable[[Any, Any, int], float]
@@ -82,15 +82,24 @@ class Recipe:
         """The task's loss of a batch, a scalar: by default cross entropy with label smoothing."""
         return self.task.loss_of(outputs, targets, self.label_smoothing)
 
-    def training_loss(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Tensor:
-        """The loss by which `model`, called as the user's own module is, learns from a batch."""
+    def training_loss(
+        self, model: Callable[..., Any], inputs: Any, targets: Any, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """The loss by which `model`, called as the user's own module is, learns from a batch; its outputs.
+
+        With a `teacher`'s logits (N, C, ...), it learns from their probabilities in place of the targets.
+        A task's own step gives no outputs: None.
+        """
         args, kwargs = arguments(inputs)
         with self.autocast():
             if self.task.train_step is not None:
-                return self.task.step(model, inputs, targets)
+                return self.task.step(model, inputs, targets), None
             outputs = model(*args, **kwargs)
         # Outside: losses want float32, and not all of PyTorch's allow autocast.
-        return self.loss(tree_map_only(Tensor, _single, outputs), targets)
+        outputs = tree_map_only(Tensor, _single, outputs)
+        if teacher is not None:
+            return nn.functional.cross_entropy(logits_of(outputs), teacher.softmax(1)), outputs
+        return self.loss(outputs, targets), outputs
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where `amp` is set: unlike float16 it needs no loss scaling."""
@@ -274,7 +283,7 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
     model.to(recipe.device).train()
 
     def step(inputs: Any, targets: Any, _: int) -> float:
-        loss = recipe.training_loss(model, inputs, targets)
+        loss, _ = recipe.training_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -289,7 +298,7 @@ def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     probe = copy.deepcopy(model).to(recipe.device).train()
     seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
-        loss = recipe.training_loss(probe, inputs, targets)
+        loss, _ = recipe.training_loss(probe, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too

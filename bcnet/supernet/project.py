@@ -35,6 +35,7 @@ from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.quantize import at_precision, unsigned_activations
 from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.step import STEPS
 from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.widen import widened
 
@@ -97,9 +98,10 @@ class Project:
 
     @property
     def total_epochs(self) -> int:
-        """Passes over the training images that a winner has had in all: each side of the supernet counts."""
-        config = self.config
-        return config.train.epochs * len(self.space.rule.sides) + config.slice.epochs
+        """Passes over the training images that a winner has had in all: each path of a step counts."""
+        train = self.config.train
+        paths = train.draws * len(self.space.rule.sides) + STEPS[train.step].more
+        return train.epochs * paths + self.config.slice.epochs
 
     def fresh_model(self) -> nn.Module:
         """The network of this space with its initial weights, as wide as the supernet's."""

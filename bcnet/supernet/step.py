@@ -1,9 +1,10 @@
-"""One training step of a supernet: the paths of drawn widths, each with a backward pass of its own.
+"""One training step of a supernet: which paths it trains, each with a backward pass, and who teaches whom.
 
-In: the supernet's parameters, widths, a batch. Out: the mean loss; gradients added to the parameters.
+In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.supernet.fit import Recipe
+from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import Path, path_of, path_state, ranges, run_with
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.task import bound_to
+from bcnet.supernet.task import bound_to, logits_of
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which paths a step trains beside those of the drawn widths, and whether the widest teaches the others.
+
+    The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
+    comes first and learns from the labels, all others learn from its outputs.
+    """
+
+    widest: bool = False
+    narrowest: bool = False
+    taught: bool = False
+
+    @property
+    def more(self) -> int:
+        """Paths beside those of the drawn widths."""
+        return self.widest + self.narrowest
+
+
+STEPS = {
+    "plain": StepPlan(),
+    "sandwich": StepPlan(widest=True, narrowest=True),
+    "taught": StepPlan(widest=True, taught=True),
+    "us-nets": StepPlan(widest=True, narrowest=True, taught=True),
+}
 
 
 def supernet_step(
@@ -21,35 +49,40 @@ def supernet_step(
     space: WidthSpace,
     parameters: Mapping[str, nn.Parameter],
     buffers: Mapping[str, Tensor],
-    widths: Widths,
+    drawn: Sequence[Widths],
     inputs: Any,
     targets: Any,
     recipe: Recipe,
-) -> float:
-    """Run every side's path on the batch and add its gradients, at equal weight; the mean loss.
+    *,
+    plan: StepPlan = STEPS["plain"],
+    number: int = 0,
+) -> list[float]:
+    """Run every path of the step on the batch and add its gradients, at equal weight.
 
-    Left and right run one after the other, so only one path's activations are held (BCNetV2). The path's
-    slices are the leaves: the gradient of a narrow slice costs what the slice costs, not what the supernet
-    costs.
+    Returns the mean loss of each of the `drawn` widths' sides. Paths run one after the other, so only one
+    path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow slice
+    costs what the slice costs, not what the supernet costs. The plan's own paths change sides with the step's
+    `number`.
     """
     sides = space.rule.sides
-    return sum(
-        _side(
-            model,
-            space,
-            parameters,
-            buffers,
-            path_of(space, widths, side),
-            inputs,
-            targets,
-            recipe,
-            len(sides),
-        )
-        for side in sides
-    )
+    turn = sides[number % len(sides)]
+    count = plan.more + len(drawn) * len(sides)
+
+    def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[float, Any]:
+        path = path_of(space, widths, side)
+        return _path(model, space, parameters, buffers, path, inputs, targets, recipe, count, teacher)
+
+    teacher = None
+    if plan.widest:
+        _, outputs = run(space.largest(), turn, None)
+        teacher = logits_of(outputs).detach() if plan.taught else None
+    losses = [sum(run(widths, side, teacher)[0] for side in sides) / len(sides) for widths in drawn]
+    if plan.narrowest:
+        run(space.smallest(), turn, teacher)
+    return losses
 
 
-def _side(
+def _path(
     model: nn.Module,
     space: WidthSpace,
     parameters: Mapping[str, nn.Parameter],
@@ -58,9 +91,10 @@ def _side(
     inputs: Any,
     targets: Any,
     recipe: Recipe,
-    sides: int,
-) -> float:
-    """One path's part of the loss, its gradients added. A function: its slices are freed before the next."""
+    count: int,
+    teacher: Tensor | None,
+) -> tuple[float, Any]:
+    """One path of `count`: its loss and outputs. A function: its slices are freed before the next."""
     with torch.no_grad():
         taken = path_state(parameters, space, path)
     leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
@@ -72,9 +106,9 @@ def _side(
         )
     state = {**leaves, **path_state(buffers, space, path)}
     called = bound_to(model.forward, partial(run_with, model, space, state))
-    loss = recipe.training_loss(called, inputs, targets) / sides
-    loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach())
+    loss, outputs = recipe.training_loss(called, inputs, targets, teacher)
+    (loss / count).backward()  # type: ignore[no-untyped-call]
+    return float(loss.detach()), outputs
 
 
 def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:

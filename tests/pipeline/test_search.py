@@ -9,7 +9,7 @@ import pytest
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.pipeline.search import search
-from bcnet.supernet.evolution import Candidate, SearchSettings
+from bcnet.supernet.evolution import Candidate, SearchSettings, fastest
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
 
@@ -100,6 +100,35 @@ def test_the_winner_is_within_the_budget_as_measured(factor: float) -> None:
     assert len({candidate.widths for candidate in result.history}) == len(result.history)
     inside = [widths for widths in ALL if latency_ms(widths) * factor <= 1.2]
     assert accuracy(result.best.widths) >= max(map(accuracy, inside)) - 0.02
+
+
+def test_a_measured_winner_leaves_the_margin_free() -> None:
+    settings = SearchSettings(budget_ms=1.2, population=16, generations=6, margin=0.05)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
+    assert result.best.measured is not None
+    assert result.best.measured.median_ms <= 1.2 / 1.05
+    assert not result.note
+    inside = [widths for widths in ALL if latency_ms(widths) <= 1.2 / 1.05]
+    assert accuracy(result.best.widths) >= max(map(accuracy, inside)) - 0.02
+
+
+def test_a_budget_too_near_the_fastest_network_for_the_margin_is_met_without_it_and_says_so() -> None:
+    lowest = latency_ms(fastest(SPACE, latency_ms))
+    settings = SearchSettings(budget_ms=lowest * 1.01, margin=0.05)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
+    assert result.best.measured is not None
+    assert result.best.measured.median_ms <= lowest * 1.01
+    assert "by less than the machine's noise of 5.0%" in result.note
+
+
+def test_a_prediction_that_is_not_measured_may_use_the_whole_budget() -> None:
+    settings = SearchSettings(budget_ms=1.2, population=16, generations=6, margin=0.5)
+    result = search(SPACE, latency_ms, accuracy, settings)
+    assert 1.2 / 1.5 < result.best.predicted_ms <= 1.2
+
+
+def as_predicted(widths: Widths) -> LatencyStat:
+    return LatencyStat.of(np.array([latency_ms(widths)]))
 
 
 def test_a_full_network_that_fits_as_predicted_but_not_as_measured_is_searched() -> None:

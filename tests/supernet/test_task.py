@@ -232,7 +232,7 @@ def test_a_training_step_of_the_users_own_fills_the_same_gradients_as_its_loss()
         task = DETECTION if stepwise else Task()
         recipe = Recipe(epochs=1, learning_rate=0.1, task=task)
         labels = targets if stepwise else torch.stack([t["label"] for t in targets])
-        supernet_step(model, space, parameters, {}, Widths((4, 4)), inputs, labels, recipe)
+        supernet_step(model, space, parameters, {}, [Widths((4, 4))], inputs, labels, recipe)
         gradients.append([p.grad for p in parameters.values()])
     for own, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(own, plain)

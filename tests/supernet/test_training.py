@@ -73,7 +73,7 @@ def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int
     own = dict(model.named_parameters())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     parameters = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
-    loss = supernet_step(model, space, parameters, buffers, Widths(widths), x, labels, recipe)
+    (loss,) = supernet_step(model, space, parameters, buffers, [Widths(widths)], x, labels, recipe)
     reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
     total = torch.zeros(())
     for side in space.rule.sides:
@@ -93,7 +93,14 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
     recipe = Recipe(epochs=1, learning_rate=0.1)
     labels = torch.tensor([0, 1])
     supernet_step(
-        model.train(), space, parameters, buffers, Widths((2, 4, 2)), torch.randn(2, 1, 8, 8), labels, recipe
+        model.train(),
+        space,
+        parameters,
+        buffers,
+        [Widths((2, 4, 2))],
+        torch.randn(2, 1, 8, 8),
+        labels,
+        recipe,
     )
     gradient = parameters["a.weight"].grad
     assert gradient is not None

@@ -1,0 +1,1 @@
+"""Benchmarks with a known truth: how well supernets rank, and searches choose."""

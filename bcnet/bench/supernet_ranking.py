@@ -1,0 +1,238 @@
+"""How well a supernet ranks Channel-Bench-Macro's settings, and what a search by its scores loses.
+
+In: the authors' table, CIFAR-10, a method. Out: report.json and scatter.png in `runs/NAME/bench/`. The
+supernet is an ordinary run of stage 1, in `runs/NAME/train/`; it and the scoring continue when stopped.
+"""
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
+from bcnet.config import Config
+from bcnet.errors import ArtifactError, UsageError
+from bcnet.pipeline.train import run as train
+from bcnet.pipeline.train import stage_inputs
+from bcnet.progress import announce, progress_bar, say
+from bcnet.supernet.fit import training_device
+from bcnet.supernet.methods import method_named
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.score import score_sides
+from bcnet.supernet.space import Widths
+from bcnet.supernet.step import STEPS
+
+KEPT_EVERY = 20  # scored settings, after which they are written
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How large a benchmark is. `passes` are forward and backward passes over the training images in all."""
+
+    passes: int
+    scale: float  # of the benchmark's widths
+    train_limit: int | None
+    val_fraction: float
+    batch_size: int
+    sample: int
+    recalibration_images: int
+
+
+PRESETS = {
+    "full": Preset(120, 1.0, None, 0.1, 256, 2000, 2048),
+    "small": Preset(40, 0.25, 20_000, 0.1, 128, 200, 512),
+    "tiny": Preset(4, 1 / 16, 200, 0.5, 20, 12, 40),
+}
+
+
+def flags(
+    preset: Preset,
+    space: str,
+    data: str,
+    method: str,
+    step: str,
+    draws: int,
+    complementary: bool,
+    passes: int | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """The configuration of such a run, as `load_config` takes it: the recipe of the benchmark's authors.
+
+    Raises SpaceError, UsageError: unknown method or step.
+    """
+    if step not in STEPS:
+        raise UsageError(f"--step is one of {', '.join(STEPS)}, not '{step}'")
+    paths = draws * len(method_named(method).sides) + STEPS[step].more
+    return {
+        "": {"seed": seed},
+        "model": {
+            "name": f"cbm-{space}",
+            "args": {"widths": [round(width * preset.scale) for width in MAXIMA[space]]},
+        },
+        "data": {
+            "name": data,
+            "image_size": 32,
+            "train_limit": preset.train_limit,
+            "val_fraction": preset.val_fraction,
+            "flip": True,
+            "shift": 4,
+        },
+        "space": {"bins": QUARTERS, "channel_multiple": 1, "min_width": 1 / QUARTERS},
+        "train": {
+            "method": method,
+            "step": step,
+            "draws": draws,
+            "complementary": complementary,
+            "epochs": max(1, round((passes or preset.passes) / paths)),
+            "batch_size": preset.batch_size,
+            "label_smoothing": 0.0,
+        },
+        "search": {"recalibration_images": preset.recalibration_images},
+    }
+
+
+def rank_settings(run: Run, config: Config, table: BenchTable, sample: int) -> dict[str, Any]:
+    """Train the supernet where it is not trained, score the settings, compare; returns the report."""
+    start = time.perf_counter()
+    if run.stage("train").outdated(stage_inputs(run, config)) is not None:
+        train(run, config)
+    trained_s = time.perf_counter() - start
+    index = list(range(len(table))) if sample >= len(table) else table.sample(sample, 0)
+    scores = _scores(run, config, table, index)
+    scored_s = time.perf_counter() - start - trained_s
+    project = load_project(config)
+    columns = _columns(scores, table, index)
+    report = {
+        "benchmark": "channel-bench-macro",
+        "space": table.space,
+        "method": config.train.method,
+        "step": config.train.step,
+        "draws": config.train.draws,
+        "complementary": config.train.complementary,
+        "passes": project.total_epochs - config.slice.epochs,
+        "training_images": len(project.data.train),
+        "widths": list(project.space.largest()),
+        "settings": len(index),
+        "recalibration_images": config.search.recalibration_images,
+        "validation_images": len(project.data.val),
+        "seed": config.seed,
+        "figures": compared(table, index, columns),
+        "published_kendall": PUBLISHED[table.space],
+        "seconds": {"training": round(trained_s, 1), "scoring": round(scored_s, 1)},
+        "machine": _machine(config),
+        "scores": {table.key(i): scores[table.key(i)] for i in index},
+    }
+    folder = run.folder / "bench"
+    write_file(folder / "report.json", json_bytes(report))
+    _plot(folder / "scatter.png", columns["accuracy"], table, index, report)
+    return report
+
+
+def _columns(
+    scores: dict[str, dict[str, list[float]]], table: BenchTable, index: list[int]
+) -> dict[str, np.ndarray]:
+    """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone."""
+    rows = [scores[table.key(i)] for i in index]
+    sides = list(rows[0])
+    values = np.array([[row[side] for side in sides] for row in rows])  # (N, sides, accuracy and loss)
+    columns = {"accuracy": values[:, :, 0].mean(1), "loss": -values[:, :, 1].mean(1)}
+    if len(sides) > 1:
+        columns |= {f"accuracy, {side}": values[:, i, 0] for i, side in enumerate(sides)}
+        columns |= {f"loss, {side}": -values[:, i, 1] for i, side in enumerate(sides)}
+    return columns
+
+
+def _scores(
+    run: Run, config: Config, table: BenchTable, index: list[int]
+) -> dict[str, dict[str, list[float]]]:
+    """Each setting's {side: [accuracy, loss]}; what a stopped run of this supernet scored is kept."""
+    project = load_project(config)
+    device = training_device(config)
+    state = {name: tensor.to(device) for name, tensor in supernet_tensors(run, project).items()}
+    path = run.folder / "bench" / "scores.json"
+    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images])
+    kept = read_json(path, f"rm {path}") if path.exists() else {}
+    scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
+    maxima = [group.channels for group in project.space.groups]
+    if maxima != config.model.args.get("widths"):
+        raise ArtifactError(
+            f"the groups found in cbm-{table.space} are {maxima}, not the benchmark's seven widths "
+            f"{config.model.args.get('widths')}"
+        )
+    waiting = [i for i in index if table.key(i) not in scores]
+    if scores and waiting:
+        say(f"continuing with {len(index) - len(waiting)} settings scored")
+    model, images = project.model.to(device), config.search.recalibration_images
+    start = time.perf_counter()
+    with progress_bar("scoring settings", len(waiting)) as advance:
+        for number, i in enumerate(waiting, 1):
+            widths = Widths(table.widths(i, maxima))
+            sides = score_sides(model, project.space, state, widths, project.data, images, project.task)
+            scores[table.key(i)] = {side: [s.accuracy, round(s.loss, 5)] for side, s in sides.items()}
+            if number == 1:
+                announce("scoring settings", (time.perf_counter() - start) * len(waiting))
+            if number % KEPT_EVERY == 0 or number == len(waiting):
+                write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
+            advance("")
+    model.cpu()
+    return scores
+
+
+def _machine(config: Config) -> dict[str, Any]:
+    device = training_device(config)
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    found = {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return {**found, "commit": commit.stdout.strip() or None}
+
+
+def _plot(
+    path: Path, scores: np.ndarray, table: BenchTable, index: list[int], report: dict[str, Any]
+) -> None:
+    """Scores against true accuracies, coloured by multiply-accumulates; needs matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        say('no scatter plot: it needs matplotlib (pip install "bcnet[plot]")')
+        return
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    points = axes.scatter(scores * 100, table.accuracy[index], c=table.macs[index], s=9)
+    figure.colorbar(points, label="multiply-accumulates (M)")
+    tau, (low, high) = (report["figures"]["accuracy"][key] for key in ("kendall", "interval"))
+    axes.set_title(
+        f"Channel-Bench-Macro, {table.space}: {report['method']}, {report['step']}\n"
+        f"Kendall's tau {tau:.3f} ({low:.3f} to {high:.3f})"
+    )
+    axes.set_xlabel("accuracy in the supernet (%)")
+    axes.set_ylabel("accuracy trained from scratch, mean of three (%)")
+    figure.savefig(path, dpi=120)
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    lines = [
+        f"{'score':<34} {'tau (95 %)':<24} spearman pearson  regret at 10 / 25 / 50 / 75 % of the MACs",
+    ]
+    for name, found in report["figures"].items():
+        low, high = found["interval"]
+        regret = " / ".join(f"{lost:.2f}" for lost in found["regret"])
+        tau = f"{found['kendall']:.3f} ({low:.3f} to {high:.3f})"
+        lines.append(f"{name:<34} {tau:<24} {found['spearman']:<8.3f} {found['pearson']:<8.3f} {regret}")
+    lines += [f"{name:<34} {tau:.3f}" for name, tau in report["published_kendall"].items()]
+    return "\n".join(lines)
+
+
+def summary_json(report: dict[str, Any]) -> str:
+    """The report without the single scores."""
+    return json.dumps({key: value for key, value in report.items() if key != "scores"})

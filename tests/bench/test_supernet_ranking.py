@@ -1,0 +1,69 @@
+"""The benchmark's command, in its tiny form: the machinery, not the science."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_channel_bench_macro import KEYS, rows
+
+from bcnet.cli import main
+
+COMMAND = ["bench", "channel-bench-macro", "--table", "table.json", "--data", "digits", "--preset", "tiny"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).normal(0, 0.1, len(KEYS))
+    Path("table.json").write_text(json.dumps(rows(dict(zip(KEYS, (90 + noise).tolist(), strict=True)))))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("method", "step"), [("unilateral", "us-nets"), ("bcnetv2", "plain")])
+def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
+    folder: Path, method: str, step: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND, "--method", method, "--step", step]
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["settings"] == 12
+    assert told["passes"] == 3 if method == "unilateral" else 4
+    bench = folder / "runs/channel-bench-macro/bench"
+    report = json.loads((bench / "report.json").read_text())
+    assert report["figures"] == told["figures"]
+    assert {"accuracy", "loss", "multiply-accumulates"} <= set(report["figures"])
+    assert (bench / "scatter.png").read_bytes()[:4] == b"\x89PNG"
+    sides = {"left"} if method == "unilateral" else {"left", "right"}
+    assert all(set(own) == sides for own in report["scores"].values())
+
+    kept = json.loads((bench / "scores.json").read_text())
+    first, second, *_ = kept["scores"]
+    before = kept["scores"].pop(first)
+    other = {side: [0.123, 4.5] for side in sides}
+    kept["scores"][second] = other
+    (bench / "scores.json").write_text(json.dumps(kept))
+    assert main(command) == 0
+    assert "continuing with 11 settings" in capsys.readouterr().err
+    again = json.loads((bench / "report.json").read_text())["scores"]
+    assert again[first] == before  # scored anew, to the same values
+    assert again[second] == other  # kept
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
+        (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
+        (["--step", "leap"], "--step is one of plain, sandwich, taught, us-nets, not 'leap'"),
+        (["--table", "none.json"], "none.json is missing"),
+        (["--method", "both"], "unknown method 'both'"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    folder: Path, change: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, *change]) in (1, 2)
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
