@@ -211,7 +211,9 @@ def reference(
     than the choice of the images does.
     """
     data, path = project.data, options.folder / "reference.json"
-    test = data.test.take(torch.arange(min(options.test or len(data.test), len(data.test))))
+    count = min(options.test or len(data.test), len(data.test))
+    # Evenly spaced: a folder's images lie class by class.
+    test = data.test.take(torch.linspace(0, len(data.test) - 1, count).round().long())
     images = options.statistics or len(data.train)
     key = digest(
         [project.inputs(), str(sum(float(t.double().sum()) for t in state.values())), images, len(test), amp]

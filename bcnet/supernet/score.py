@@ -170,10 +170,10 @@ class Scorer:
     """Scores the widths of one supernet fast: `scorer(widths)` is the mean of both sides, as `score` is.
 
     The sides share the images out: each judges its half of the validation images, with statistics from its
-    half of the `images` training images, so that every image is seen once a candidate. What a pass over the
-    images can tell of a width lies more in the number of distinct images than in seeing each twice. All
-    candidates are judged by the same images on the same sides. Images are read once and kept in memory (see
-    `KeptBatches`); `amp` computes in bfloat16, for processors that do so faster.
+    half of the `images` training images, so that every image is seen once a candidate (both sides see all
+    where that would leave fewer than `SHARED`, or without `shared`). All candidates are judged by the same
+    images on the same sides. Images are read once and kept in memory (see `KeptBatches`); `amp` computes in
+    bfloat16, for processors that do so faster.
     """
 
     def __init__(
@@ -203,7 +203,11 @@ class Scorer:
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
-        return _mean([self._side(widths, *entry) for entry in self._batches.items()])
+        return _mean(list(self.sides(widths).values()))
+
+    def sides(self, widths: Widths) -> dict[Side, Score]:
+        """The score of each side's path on the images that it judges."""
+        return {side: self._side(widths, side, batches) for side, batches in self._batches.items()}
 
     def _side(self, widths: Widths, side: Side, batches: tuple[KeptBatches, KeptBatches]) -> Score:
         train, val = batches
