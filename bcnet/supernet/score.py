@@ -169,11 +169,11 @@ def _mean(sides: Sequence[Score]) -> Score:
 class Scorer:
     """Scores the widths of one supernet fast: `scorer(widths)` is the mean of both sides, as `score` is.
 
-    The sides share the images out: each judges its half of the validation images, with statistics from its
-    half of the `images` training images, so that every image is seen once a candidate (both sides see all
-    where that would leave fewer than `SHARED`, or without `shared`). All candidates are judged by the same
-    images on the same sides. Images are read once and kept in memory (see `KeptBatches`); `amp` computes in
-    bfloat16, for processors that do so faster.
+    Images are read once and kept in memory (see `KeptBatches`); `amp` computes in bfloat16, for processors
+    that do so faster. With `shared` the sides share the images out: each judges its half of the validation
+    images, with statistics from its half of the `images` training images, so that every image is seen once a
+    candidate (both sides see all where that would leave fewer than `SHARED`). All candidates are judged by
+    the same images on the same sides. Half the answers make the accuracy noisier: rank shared scores by loss.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Scorer:
         task: Task | None = None,
         *,
         amp: bool = False,
-        shared: bool = True,
+        shared: bool = False,
     ) -> None:
         self.model, self.space, self.state, self.data, self.task = model, space, state, data, task
         sides = space.rule.sides

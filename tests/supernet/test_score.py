@@ -47,7 +47,7 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
         fresh = recalibrated(model, space, state, WIDTHS, side, own, SHARED)
         half = data.val.take(torch.arange(number, 300, 2))
         sides.append(evaluate(model, space, fresh, data, half))
-    fast = Scorer(model, space, state, data, count)(WIDTHS)
+    fast = Scorer(model, space, state, data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
     assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
 
@@ -57,7 +57,7 @@ def test_where_images_are_few_or_there_is_one_side_all_are_judged_as_in_a_plain_
     model, space = network(method)
     data = images(2 * SHARED - 1 if method == "bcnet" else 200)
     plain = score(model, space, dict(model.state_dict()), WIDTHS, data, 100)
-    fast = Scorer(model, space, dict(model.state_dict()), data, 100)(WIDTHS)
+    fast = Scorer(model, space, dict(model.state_dict()), data, 100, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx(plain.accuracy)
     assert fast.loss == pytest.approx(plain.loss)
 
