@@ -28,6 +28,7 @@ from bcnet.seeds import seeded
 NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
 EVALUATED = 256  # items at most that are scored at once,
 PIXELS = 2**25  # and so many values in their inputs
+KEPT_BYTES = 2**30  # of batches that are kept to be scored with again
 DIGESTED = 256  # items of a Dataset that tell whether it has changed
 
 
@@ -124,6 +125,38 @@ class ImageData:
                 for leaf in tree_leaves(part.take(some).items()):
                     found.update(_content(leaf))
         return found.hexdigest()[:16]
+
+
+class KeptBatches:
+    """`ImageData.batches` of a part, equal in size, to be gone through many times: read once and kept.
+
+    What does not fit into `room` bytes is read again each time; so is what a user's metric has changed.
+    """
+
+    def __init__(self, data: ImageData, part: Split | Items, room: int = KEPT_BYTES) -> None:
+        self._data, self._part, self._room = data, part, room
+        count = math.ceil(len(part) / data.evaluated)
+        self._size = math.ceil(len(part) / max(count, 1))
+        self._kept: dict[int, tuple[Item, list[int]]] = {}
+
+    def __iter__(self) -> Iterator[Item]:
+        for start in range(0, len(self._part), self._size):
+            batch, versions = self._kept.get(start, (None, []))
+            if batch is None or versions != _versions(batch):
+                index = torch.arange(start, min(start + self._size, len(self._part)))
+                with seeded(start):
+                    batch = self._data.batch(self._part.take(index))
+                size_bytes = sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
+                if start in self._kept or size_bytes <= self._room:
+                    self._room -= 0 if start in self._kept else size_bytes
+                    self._kept[start] = batch, _versions(batch)
+            yield batch
+
+
+def _versions(tree: Any) -> list[int]:
+    """How often each tensor was changed in place."""
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def to_device(tree: Any, device: str | torch.device) -> Any:

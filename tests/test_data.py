@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from bcnet.config import DataConfig
-from bcnet.data import ImageData, Split, load_data
+from bcnet.data import ImageData, KeptBatches, Split, load_data
 from bcnet.errors import DataError
+from bcnet.parts import Items
 from bcnet.supernet.fit import Recipe, batches
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -599,3 +602,55 @@ def test_the_digest_of_a_dataset_follows_its_items(name: str) -> None:
     assert not isinstance(data.test, Split)
     data.test.dataset.numbers = range(21, 29)  # type: ignore[attr-defined]
     assert data.digest() != before
+
+
+class Counting(Dataset[tuple[Tensor, int]]):
+    """Items that know how often they were read."""
+
+    def __init__(self, count: int) -> None:
+        self.reads = [0] * count
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.reads[index] += 1
+        return torch.full((1, 2, 2), float(index)), index
+
+
+def counting(count: int) -> tuple[ImageData, Items, Counting]:
+    dataset = Counting(count)
+    part = Items(dataset, torch.arange(count), "counting")
+    return ImageData(part, part, part, ()), part, dataset
+
+
+def test_kept_batches_are_read_once_equal_in_size_and_in_order() -> None:
+    data, part, dataset = counting(300)
+    kept = KeptBatches(data, part)
+    dataset.reads = [0] * 300
+    first, again = list(kept), list(kept)
+    assert [len(targets) for _, targets in first] == [150, 150]
+    assert torch.cat([targets for _, targets in again]).tolist() == list(range(300))
+    assert all(inputs is same for (inputs, _), (same, _) in zip(first, again, strict=True))
+    assert dataset.reads == [1] * 300
+
+
+def test_what_does_not_fit_into_memory_is_read_again() -> None:
+    data, part, dataset = counting(300)
+    kept = KeptBatches(data, part, room=150 * (4 * 4 + 8))  # one of the two batches
+    dataset.reads = [0] * 300
+    first, again = list(kept), list(kept)
+    assert dataset.reads == [1] * 150 + [2] * 150
+    assert torch.equal(first[1][0], again[1][0])
+
+
+def test_a_batch_that_was_changed_in_place_is_read_again() -> None:
+    data, part, dataset = counting(10)
+    kept = KeptBatches(data, part)
+    dataset.reads = [0] * 10
+    for inputs, _ in kept:
+        inputs.zero_()
+    for _ in range(2):
+        ((inputs, targets),) = kept
+        assert torch.equal(inputs[:, 0, 0, 0], targets.float())
+    assert dataset.reads == [2] * 10

@@ -8,11 +8,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import FAILED_MS, Calibration, LayerSpec, Setting
+from bcnet.latency_tables.sums import Sums, Values
 from bcnet.latency_tables.table import LatencyTable
 
 # (group or None, entries a channel or fixed entries): a sum of such terms is a channel count.
@@ -50,18 +52,25 @@ class LayerSlot:
             len({g for g, _ in terms if g is not None}) > 1 for terms in (self.in_terms, self.out_terms)
         )
 
-    def at(self, widths: Sequence[int]) -> LayerSpec:
-        """The layer at these widths."""
-        in_channels = _count(self.in_terms, widths)
+    def channels(self, widths: Sequence[Any]) -> tuple[Any, Any]:
+        """Input and output channels at these widths; of many networks where each width is an array (N,)."""
+        return _count(self.in_terms, widths), _count(self.out_terms, widths)
+
+    def of(self, in_channels: int, out_channels: int) -> LayerSpec:
+        """The layer with so many channels."""
         return replace(
             self.template,
             in_channels=in_channels,
-            out_channels=_count(self.out_terms, widths),
+            out_channels=out_channels,
             groups=in_channels // self.group_size if self.group_size else self.template.groups,
         )
 
+    def at(self, widths: Sequence[int]) -> LayerSpec:
+        """The layer at these widths."""
+        return self.of(*self.channels(widths))
 
-def _count(terms: Terms, widths: Sequence[int]) -> int:
+
+def _count(terms: Terms, widths: Sequence[Any]) -> Any:
     return sum(size if group is None else size * widths[group] for group, size in terms)
 
 
@@ -105,6 +114,7 @@ class LatencyModel:
         self._rows = table.look_up(setting)
         self._known: dict[LayerSpec, float] = {}
         self._others: list[LayerSlot] = []
+        self._behind: dict[tuple[int, int, int], Values] = {}
         self._specs: list[tuple[tuple[int, ...], dict[tuple[int, ...], LayerSpec]]] = []
         summed: dict[tuple[int, ...], np.ndarray] = {}
         for slot in self.slots:
@@ -116,7 +126,6 @@ class LatencyModel:
             array = np.zeros([len(self.choices[group]) for group in slot.groups])
             for index, spec in specs.items():
                 array[index] = self._layer_ms(slot, spec)
-            # Layers that follow the same groups share one array: fewer look-ups a candidate.
             summed[slot.groups] = summed[slot.groups] + array if slot.groups in summed else array
         self._arrays = list(summed.items())
 
@@ -127,21 +136,60 @@ class LatencyModel:
         return self._known[spec]
 
     def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
-        """Choice indices (N, groups) of networks whose widths are all among the choices."""
-        return np.array(
-            [[own.index(width) for own, width in zip(self.choices, w, strict=True)] for w in networks]
-        )
+        """Choice indices (N, groups) of networks whose widths are all among the choices.
+
+        Raises ValueError for another width.
+        """
+        widths = np.array(networks, dtype=np.int64).reshape(len(networks), len(self.choices))
+        found = np.empty_like(widths)
+        for group, (own, column) in enumerate(zip(self._widths, widths.T, strict=True)):
+            found[:, group] = np.searchsorted(own, column).clip(max=len(own) - 1)
+            if (own[found[:, group]] != column).any():
+                raise ValueError(f"a width of group {group} is not among its choices {own.tolist()}")
+        return found
+
+    @cached_property
+    def _widths(self) -> list[np.ndarray]:
+        return [np.array(own, dtype=np.int64) for own in self.choices]
+
+    @cached_property
+    def _sums(self) -> Sums:
+        """Of layers in ms, and of what `LookUp.weights_mb` tells, apart from `_others`."""
+        terms = []
+        for groups, array in self._arrays:
+            three = np.zeros((*array.shape, 3))
+            three[..., 0] = array
+            terms.append((groups, three))
+        by_groups = dict(terms)
+        for groups, specs in self._specs:
+            for index, spec in specs.items():
+                by_groups[groups][index][1:] += self._rows.weights_mb(spec)
+        return Sums(terms, self.choices)
+
+    def _totals(self, indices: np.ndarray, values: int) -> np.ndarray:
+        """The first `values` of three sums (values, N): layers in ms, and as `LookUp.weights_mb` tells."""
+        totals = self._sums.many(indices, values)
+        if not self._others:
+            return totals
+        widths = [own[column] for own, column in zip(self._widths, indices.T, strict=True)]
+        for number, slot in enumerate(self._others):
+            # Few channel counts are distinct: their layers are looked up once.
+            channels = np.stack(np.broadcast_arrays(*slot.channels(widths)))
+            distinct, where = np.unique(channels, axis=1, return_inverse=True)
+            found = [self._other(number, slot, *pair) for pair in distinct.T.tolist()]
+            totals += np.array(found)[where, :values].T
+        return totals
+
+    def _other(self, number: int, slot: LayerSlot, in_channels: int, out_channels: int) -> Values:
+        key = number, in_channels, out_channels
+        if key not in self._behind:
+            spec = slot.of(in_channels, out_channels)
+            self._behind[key] = (self._layer_ms(slot, spec), *self._rows.weights_mb(spec))
+        return self._behind[key]
 
     def layers_ms(self, indices: np.ndarray) -> np.ndarray:
         """Sums of layers in ms, not calibrated, for choice indices (N, groups)."""
-        total = np.zeros(len(indices))
-        for groups, array in self._arrays:
-            total += array[tuple(indices[:, group] for group in groups)]
-        for slot in self._others:
-            for row, index in enumerate(indices):
-                widths = [own[i] for own, i in zip(self.choices, index, strict=True)]
-                total[row] += self._layer_ms(slot, slot.at(widths))
-        return total
+        return np.asarray(self._totals(indices, 1)[0])
 
     @cached_property
     def cache_mb(self) -> float:
@@ -154,48 +202,40 @@ class LatencyModel:
         Of a network whose weights fill a share of the last-level cache, that share comes from memory: the
         part that stays cached falls evenly, until a network as large as the cache finds nothing in it.
         """
-        total = np.zeros((len(indices), 2))
-        for groups, array in self._weights:
-            total += array[tuple(indices[:, group] for group in groups)]
-        for slot in self._others:
-            for row, index in enumerate(indices):
-                widths = [own[i] for own, i in zip(self.choices, index, strict=True)]
-                total[row] += self._rows.weights_mb(slot.at(widths))
-        return self._evicted(total)
+        return np.asarray(self._evicted(*self._totals(indices, 3)[1:]))
 
-    def _evicted(self, total: np.ndarray) -> np.ndarray:
-        """From megabytes of weights (..., 2): all, and those from memory when rows were measured."""
+    def _evicted(self, weights: Any, measured: Any) -> Any:
+        """From megabytes of weights: all, and those from memory when rows were measured; floats or arrays."""
         if not self.cache_mb:
-            return np.zeros(total.shape[:-1])
-        weights, measured = total[..., 0], total[..., 1]
-        return np.asarray(weights * np.minimum(weights / self.cache_mb, 1.0) - measured)
-
-    @cached_property
-    def _weights(self) -> list[tuple[tuple[int, ...], np.ndarray]]:
-        """As `_arrays`, of what `LookUp.weights_mb` tells (..., 2)."""
-        summed: dict[tuple[int, ...], np.ndarray] = {}
-        for groups, specs in self._specs:
-            array = np.zeros([len(self.choices[group]) for group in groups] + [2])
-            for index, spec in specs.items():
-                array[index] = self._rows.weights_mb(spec)
-            summed[groups] = summed[groups] + array if groups in summed else array
-        return list(summed.items())
+            return 0.0 * weights
+        return weights * np.minimum(weights / self.cache_mb, 1.0) - measured
 
     def price_many(self, indices: np.ndarray) -> np.ndarray:
-        """Latencies in ms for choice indices (N, groups)."""
+        """Latencies in ms for choice indices (N, groups): millions a second.
+
+        Raises IndexError where there is no such choice.
+        """
         spills = self.calibration is not None and self.calibration.memory_ms_per_mb
-        return self._calibrated(self.layers_ms(indices), self.evicted_mb(indices) if spills else 0.0)
+        layers, *weights = self._totals(indices, 3 if spills else 1)
+        return self._calibrated(layers, self._evicted(*weights) if spills else 0.0)
 
     def __call__(self, widths: Sequence[int]) -> float:
-        """The latency in ms of one network; widths between the choices are interpolated."""
-        if all(width in own for width, own in zip(widths, self.choices, strict=True)):
-            return float(self.price_many(self.indices([widths]))[0])
-        specs = [(slot, slot.at(widths)) for slot in self.slots]
-        layers = sum(self._layer_ms(slot, spec) for slot, spec in specs)
-        weights = np.sum([self._rows.weights_mb(spec) for _, spec in specs], axis=0)
-        return float(self._calibrated(np.array(layers), self._evicted(weights)))
+        """The latency in ms of one network: microseconds; widths between the choices are interpolated."""
+        if len(widths) != len(self.choices):
+            raise ValueError(f"{len(widths)} widths given, the network has {len(self.choices)} groups")
+        sums = self._sums.one(widths)
+        if sums is not None:
+            layers, weights, measured = sums
+            for number, slot in enumerate(self._others):
+                more = self._other(number, slot, *slot.channels(widths))
+                layers, weights, measured = layers + more[0], weights + more[1], measured + more[2]
+        else:
+            specs = [(slot, slot.at(widths)) for slot in self.slots]
+            layers = sum(self._layer_ms(slot, spec) for slot, spec in specs)
+            weights, measured = np.sum([self._rows.weights_mb(spec) for _, spec in specs], axis=0)
+        return float(self._calibrated(layers, self._evicted(weights, measured)))
 
-    def _calibrated(self, layers_ms: np.ndarray, evicted_mb: np.ndarray | float) -> np.ndarray:
+    def _calibrated(self, layers_ms: Any, evicted_mb: Any) -> np.ndarray:
         if self.calibration is None:
             raise TableError("this latency model is not calibrated; run `bcnet build-lut`")
         return self.calibration.whole_ms(layers_ms, evicted_mb)

@@ -1,0 +1,104 @@
+"""Fast scores of a search's candidates: every image judged once, the same each time, nothing left changed."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bcnet.data import ImageData, Split
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.score import SHARED, Scorer, evaluate, recalibrated, score
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.task import Task
+
+WIDTHS = Widths((4, 6))
+
+
+def network(method: str = "bcnet") -> tuple[nn.Module, WidthSpace]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 12, 3, bias=False), nn.BatchNorm2d(12), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+    space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=4, channel_multiple=2, method=method)
+    return model.eval(), space
+
+
+def images(count: int) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3 * count, 1, 8, 8), generator=generator).to(torch.uint8)
+    split = Split(pixels, torch.randint(0, 3, (3 * count,), generator=generator))
+    train, val, test = (split.take(torch.arange(n * count, (n + 1) * count)) for n in range(3))
+    return ImageData(train, val, test, ("a", "b", "c"), (0.5,), (0.3,))
+
+
+def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics() -> None:
+    model, space = network()
+    state, data, count = dict(model.state_dict()), images(300), 2 * SHARED
+    sides = []
+    for number, side in enumerate(space.rule.sides):
+        own = replace(data, train=data.train.take(torch.arange(number, count, 2)))
+        fresh = recalibrated(model, space, state, WIDTHS, side, own, SHARED)
+        half = data.val.take(torch.arange(number, 300, 2))
+        sides.append(evaluate(model, space, fresh, data, half))
+    fast = Scorer(model, space, state, data, count, shared=True)(WIDTHS)
+    assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
+    assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
+
+
+@pytest.mark.parametrize("method", ["bcnet", "unilateral"])
+def test_where_images_are_few_or_there_is_one_side_all_are_judged_as_in_a_plain_score(method: str) -> None:
+    model, space = network(method)
+    data = images(2 * SHARED - 1 if method == "bcnet" else 200)
+    plain = score(model, space, dict(model.state_dict()), WIDTHS, data, 100)
+    fast = Scorer(model, space, dict(model.state_dict()), data, 100, shared=True)(WIDTHS)
+    assert fast.accuracy == pytest.approx(plain.accuracy)
+    assert fast.loss == pytest.approx(plain.loss)
+
+
+def test_the_same_widths_score_the_same_whatever_was_scored_between_and_the_supernet_stays_as_it_was() -> (
+    None
+):
+    model, space = network()
+    state = dict(model.state_dict())
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    scorer = Scorer(model, space, state, images(200), 128)
+    first = scorer(WIDTHS)
+    assert scorer(space.largest()) != first
+    assert scorer(WIDTHS) == first
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_a_metric_that_changes_its_targets_in_place_gives_the_same_each_time() -> None:
+    def metric(batches: Iterable[tuple[Any, Any]]) -> float:
+        hits = 0
+        for outputs, targets in batches:
+            hits += int((outputs.argmax(1) == targets).sum())
+            targets.fill_(0)
+        return float(hits)
+
+    model, space = network()
+    scorer = Scorer(model, space, dict(model.state_dict()), images(200), 128, Task(metric=metric))
+    assert scorer(WIDTHS) == scorer(WIDTHS)
+
+
+def test_in_bfloat16_the_network_is_rounded_and_judged_in_float32() -> None:
+    model, space = network()
+    seen = set()
+
+    def metric(batches: Iterable[tuple[Any, Any]]) -> float:
+        for outputs, _ in batches:
+            seen.add((outputs.dtype, torch.is_autocast_enabled("cpu")))
+        return 0.5
+
+    given = model, space, dict(model.state_dict()), images(200), 128, Task(metric=metric)
+    rounded, exact = Scorer(*given, amp=True)(WIDTHS), Scorer(*given)(WIDTHS)
+    assert seen == {(torch.float32, False)}
+    assert rounded.loss != exact.loss
+    assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
