@@ -14,12 +14,13 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.supernet.evolution import Prior, SearchSettings, fastest
+from bcnet.supernet.fit import Recipe
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.prior import Limit, potential_losses
 from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import training_records
-from bcnet.supernet.score import Score, score
+from bcnet.supernet.score import Score, Scorer
 from bcnet.supernet.space import Widths
 
 MeasureOf = Callable[[Widths], LatencyStat]
@@ -101,9 +102,15 @@ def priors_of(
 
 def scoring(project: Project, state: Mapping[str, Tensor]) -> Callable[[Widths], Score]:
     """How widths are scored in a trained supernet, whose tensors are `state`."""
-    images = project.config.search.recalibration_images
-    return lambda widths: score(
-        project.model, project.space, state, widths, project.data, images, project.task
+    config = project.config
+    return Scorer(
+        project.model,
+        project.space,
+        state,
+        project.data,
+        config.search.recalibration_images,
+        project.task,
+        amp=Recipe.of(config, epochs=1, learning_rate=1.0).amp,
     )
 
 
