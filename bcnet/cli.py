@@ -662,7 +662,7 @@ def channel_bench_macro(
     preset: Annotated[
         str,
         typer.Option(
-            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 20,000 images, "
+            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 images, "
             "widths divided by 4), or tiny (seconds: nothing but the machinery)."
         ),
     ] = "full",
