@@ -656,7 +656,9 @@ def channel_bench_macro(
     data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
     space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
     method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
-    step: Annotated[str, typer.Option(help="Paths of a step: plain, sandwich, taught or us-nets.")] = "plain",
+    step: Annotated[
+        str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
+    ] = "plain",
     draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
     complementary: Annotated[bool, typer.Option(help="Follow widths by their complements.")] = True,
     preset: Annotated[

@@ -136,10 +136,11 @@ class TrainConfig(Section):
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
-    step: Literal["plain", "sandwich", "taught", "us-nets"] = Field(
+    step: Literal["plain", "turns", "sandwich", "taught", "us-nets"] = Field(
         "plain",
-        description="paths of a step: plain (drawn widths), sandwich (and the widest and narrowest), taught "
-        "(and the widest, whose outputs teach the others), us-nets (both)",
+        description="paths of a step: plain (drawn widths), turns (on one side, left and right by turns), "
+        "sandwich (and the widest and narrowest), taught (and the widest, whose outputs teach the others), "
+        "us-nets (both)",
     )
     draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
     complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")

@@ -70,7 +70,7 @@ def flags(
     """
     if step not in STEPS:
         raise UsageError(f"--step is one of {', '.join(STEPS)}, not '{step}'")
-    paths = draws * len(method_named(method).sides) + STEPS[step].more
+    paths = STEPS[step].paths(len(method_named(method).sides), draws)
     return {
         "": {"seed": seed},
         "model": {

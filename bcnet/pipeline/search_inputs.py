@@ -111,6 +111,7 @@ def scoring(project: Project, state: Mapping[str, Tensor]) -> Callable[[Widths],
         config.search.recalibration_images,
         project.task,
         amp=Recipe.of(config, epochs=1, learning_rate=1.0).amp,
+        shared=True,
     )
 
 

@@ -100,7 +100,7 @@ class Project:
     def total_epochs(self) -> int:
         """Passes over the training images that a winner has had in all: each path of a step counts."""
         train = self.config.train
-        paths = train.draws * len(self.space.rule.sides) + STEPS[train.step].more
+        paths = STEPS[train.step].paths(len(self.space.rule.sides), train.draws)
         return train.epochs * paths + self.config.slice.epochs
 
     def fresh_model(self) -> nn.Module:

@@ -173,7 +173,8 @@ class Scorer:
     that do so faster. With `shared` the sides share the images out: each judges its half of the validation
     images, with statistics from its half of the `images` training images, so that every image is seen once a
     candidate (both sides see all where that would leave fewer than `SHARED`). All candidates are judged by
-    the same images on the same sides. Half the answers make the accuracy noisier: rank shared scores by loss.
+    the same images on the same sides. Half the answers make an accuracy noisier; over many candidates the
+    ranking was the same (docs/results.md).
     """
 
     def __init__(

@@ -23,21 +23,23 @@ class StepPlan:
     """Which paths a step trains beside those of the drawn widths, and whether the widest teaches the others.
 
     The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
-    comes first and learns from the labels, all others learn from its outputs.
+    comes first and learns from the labels, all others learn from its outputs. With `turns`, drawn widths run
+    on one side only, left and right step by step: twice the steps for as many passes.
     """
 
+    turns: bool = False
     widest: bool = False
     narrowest: bool = False
     taught: bool = False
 
-    @property
-    def more(self) -> int:
-        """Paths beside those of the drawn widths."""
-        return self.widest + self.narrowest
+    def paths(self, sides: int, draws: int) -> int:
+        """Forward and backward passes of a step that draws so many widths."""
+        return draws * (1 if self.turns else sides) + self.widest + self.narrowest
 
 
 STEPS = {
     "plain": StepPlan(),
+    "turns": StepPlan(turns=True),
     "sandwich": StepPlan(widest=True, narrowest=True),
     "taught": StepPlan(widest=True, taught=True),
     "us-nets": StepPlan(widest=True, narrowest=True, taught=True),
@@ -59,14 +61,14 @@ def supernet_step(
 ) -> list[float]:
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
-    Returns the mean loss of each of the `drawn` widths' sides. Paths run one after the other, so only one
-    path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow slice
+    Returns the mean loss of the sides of each of the `drawn` widths. Paths run one after the other, so only
+    one path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow slice
     costs what the slice costs, not what the supernet costs. The plan's own paths change sides with the step's
     `number`.
     """
-    sides = space.rule.sides
-    turn = sides[number % len(sides)]
-    count = plan.more + len(drawn) * len(sides)
+    turn = space.rule.sides[number % len(space.rule.sides)]
+    sides = (turn,) if plan.turns else space.rule.sides
+    count = plan.paths(len(sides), len(drawn))
 
     def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[float, Any]:
         path = path_of(space, widths, side)

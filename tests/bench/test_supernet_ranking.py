@@ -55,7 +55,7 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     [
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
-        (["--step", "leap"], "--step is one of plain, sandwich, taught, us-nets, not 'leap'"),
+        (["--step", "leap"], "--step is one of plain, turns, sandwich, taught, us-nets, not 'leap'"),
         (["--table", "none.json"], "none.json is missing"),
         (["--method", "both"], "unknown method 'both'"),
     ],

@@ -61,8 +61,8 @@ def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: 
     batch = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2])
     recipe, plan = Recipe(epochs=1, learning_rate=0.1), STEPS[name]
     losses = supernet_step(model, space, parameters, {}, DRAWN, *batch, recipe, plan=plan, number=number)
-    sides = space.rule.sides
-    turn = sides[number % len(sides)]
+    turn = space.rule.sides[number % len(space.rule.sides)]
+    sides = (turn,) if plan.turns else space.rule.sides
     paths = of(sides)
     paths = [(space.largest(), turn), *paths] if plan.widest else paths
     paths = [*paths, (space.smallest(), turn)] if plan.narrowest else paths
