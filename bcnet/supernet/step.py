@@ -62,9 +62,9 @@ def supernet_step(
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
     Returns the mean loss of the sides of each of the `drawn` widths. Paths run one after the other, so only
-    one path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow slice
-    costs what the slice costs, not what the supernet costs. The plan's own paths change sides with the step's
-    `number`.
+    one path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow
+    slice costs what the slice costs, not what the supernet costs. The plan's own paths change sides with the
+    step's `number`.
     """
     turn = space.rule.sides[number % len(space.rule.sides)]
     sides = (turn,) if plan.turns else space.rule.sides
