@@ -27,6 +27,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import supernet_tensors
 from bcnet.supernet.score import score_sides
+from bcnet.supernet.smooth import expected_scores
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -139,11 +140,21 @@ def rank_settings(run: Run, config: Config, table: BenchTable, sample: int) -> d
 def _columns(
     scores: dict[str, dict[str, list[float]]], table: BenchTable, index: list[int]
 ) -> dict[str, np.ndarray]:
-    """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone."""
+    """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone.
+
+    `expected` is what a search ranks by: accuracies without their luck, by those of all settings together.
+    """
     rows = [scores[table.key(i)] for i in index]
     sides = list(rows[0])
     values = np.array([[row[side] for side in sides] for row in rows])  # (N, sides, accuracy and loss)
-    columns = {"accuracy": values[:, :, 0].mean(1), "loss": -values[:, :, 1].mean(1)}
+    accuracy, loss = values.mean(1).T
+    places = (table.settings[index] - 1) / (QUARTERS - 1)
+    columns = {
+        "accuracy, expected": expected_scores(places, accuracy),
+        "accuracy": accuracy,
+        "loss": -loss,
+        "loss, expected": expected_scores(places, -loss),
+    }
     if len(sides) > 1:
         columns |= {f"accuracy, {side}": values[:, i, 0] for i, side in enumerate(sides)}
         columns |= {f"loss, {side}": -values[:, i, 1] for i, side in enumerate(sides)}

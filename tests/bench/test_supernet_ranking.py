@@ -32,7 +32,7 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     bench = folder / "runs/channel-bench-macro/bench"
     report = json.loads((bench / "report.json").read_text())
     assert report["figures"] == told["figures"]
-    assert {"accuracy", "loss", "multiply-accumulates"} <= set(report["figures"])
+    assert {"accuracy", "accuracy, expected", "loss", "multiply-accumulates"} <= set(report["figures"])
     assert (bench / "scatter.png").read_bytes()[:4] == b"\x89PNG"
     sides = {"left"} if method == "unilateral" else {"left", "right"}
     assert all(set(own) == sides for own in report["scores"].values())
