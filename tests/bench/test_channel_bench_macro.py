@@ -11,8 +11,8 @@ import torch
 from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable, difference, ranking
 from bcnet.errors import ArtifactError
 from bcnet.models.channel_bench_macro import mobilenet, resnet
+from bcnet.supernet.costs import multiply_accumulates, parameters
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.space import Widths
 
 REAL = Path(__file__).parents[3] / "shared/data/channel_bench_macro/Results_MobileNet.json"
 needs_table = pytest.mark.skipif(not REAL.exists(), reason="the authors' table is not here")
@@ -106,9 +106,9 @@ def test_counts_of_every_setting_equal_the_authors() -> None:
     assert tuple(group.channels for group in space.groups) == maxima
     quarters = [tuple(m * q // 4 for q in (1, 2, 3, 4)) for m in maxima]
     assert [group.choices for group in space.groups] == quarters
-    widths = [Widths(table.widths(i, maxima)) for i in range(len(table))]
-    assert [space.params(own) for own in widths] == table.params.tolist()
-    assert [space.macs(own) for own in widths] == table.macs.tolist()
+    widths = np.array([table.widths(i, maxima) for i in range(len(table))])
+    assert np.array_equal(parameters(space).price_many(widths), table.params)
+    assert np.array_equal(multiply_accumulates(space).price_many(widths), table.macs)
 
 
 @needs_table
