@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bcnet.supernet.paths import cut as cut
     from bcnet.supernet.paths import forward_path as forward_path
     from bcnet.supernet.score import Score as Score
+    from bcnet.supernet.score import Scorer as Scorer
     from bcnet.supernet.score import score as score
     from bcnet.supernet.space import Widths as Widths
     from bcnet.supernet.space import WidthSpace as WidthSpace
@@ -37,6 +38,7 @@ _HOME = {
     "OnnxSupernet": "bcnet.supernet.onnx_graph",
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
+    "Scorer": "bcnet.supernet.score",
     "SearchResult": "bcnet.pipeline.search",
     "SearchSettings": "bcnet.supernet.evolution",
     "Task": "bcnet.supernet.task",

@@ -59,7 +59,7 @@ def configure(text: str = CONFIG) -> None:
 
 def test_the_commands_are_those_of_the_readme() -> None:
     stages = ["train", "build-lut", "check-lut", "search", "slice", "export"]
-    assert list(COMMANDS) == ["init", "inspect", *stages, "verify", "run", "devices", "doctor"]
+    assert list(COMMANDS) == ["init", "inspect", *stages, "verify", "run", "devices", "doctor", "bench"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
