@@ -218,7 +218,7 @@ def _plot(
         return
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    points = axes.scatter(scores * 100, table.accuracy[index], c=table.macs[index], s=9)
+    points = axes.scatter(scores * 100, table.accuracy[index], c=table.macs[index] / 1e6, s=9)
     figure.colorbar(points, label="multiply-accumulates (M)")
     tau, (low, high) = (report["figures"]["accuracy"][key] for key in ("kendall", "interval"))
     axes.set_title(
