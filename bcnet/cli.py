@@ -687,9 +687,11 @@ def channel_bench_macro(
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
     from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
     from bcnet.config import load_config
+    from bcnet.supernet.step import STEPS
 
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
+    _one_of("--step", step, STEPS)
     target = Run.named(_checked_name(run))
     known = BenchTable.load(table, space)
     size = PRESETS[preset]

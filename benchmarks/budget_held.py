@@ -74,11 +74,6 @@ def time_here(path: Path, profile: HwProfile) -> dict[str, float]:
     return {"median_ms": float(np.median(samples)), "window_ms": window}
 
 
-def noise_of(latency: LatencyModel) -> float:
-    """The margin that `bcnet search` keeps by default."""
-    return (latency.calibration.noise if latency.calibration else None) or 0.0
-
-
 def one_search(
     graph: OnnxSupernet, latency: LatencyModel, profile: HwProfile, budget_ms: float, seed: int
 ) -> tuple[SearchResult, float]:
@@ -88,7 +83,7 @@ def one_search(
         graph.space,
         latency,
         pressing_score,
-        SearchSettings(budget_ms=budget_ms, seed=seed, margin=noise_of(latency)),
+        SearchSettings(budget_ms=budget_ms, seed=seed, margin=latency.noise),
         measure_of=lambda widths: measure_network(graph.variant(widths), profile, 0.5),
     )
     return result, time.perf_counter() - start
@@ -147,7 +142,7 @@ def main() -> None:
     lowest, highest = latency(fastest(graph.space, latency)), latency(graph.space.largest())
     for seed in range(len(searches), options.searches):
         budget_ms = float(np.random.default_rng((200, seed)).uniform(lowest, highest))
-        entry: dict[str, Any] = {"seed": seed, "budget_ms": budget_ms, "margin": noise_of(latency)}
+        entry: dict[str, Any] = {"seed": seed, "budget_ms": budget_ms, "margin": latency.noise}
         try:
             result, seconds = one_search(graph, latency, profile, budget_ms, seed)
         except BudgetError as cause:

@@ -213,14 +213,14 @@ def of_the_prior(
         best, true = np.zeros((2, len(BUDGETS), seeds, len(steps)))
         for place, budget in enumerate(bench.table.budgets() / MILLION):
             for seed in range(seeds):
-                own = None
+                own = []
                 if permuted is not None:
                     losses = potential_losses(records_of(bench, noise, seed, permuted), choices)
-                    own = prior(losses, [Limit(*bench.macs.pairwise(choices), budget * MILLION)])
+                    own = [prior(losses, [Limit(*bench.macs.pairwise(choices), budget * MILLION)])]
                 settings = SearchSettings(
                     budget_ms=budget, seed=seed, population=16, generations=steps[-1] - 1
                 )
-                history = search(bench.space, bench.cost, bench.score, settings, prior=own).history
+                history = search(bench.space, bench.cost, bench.score, settings, priors=own).history
                 for step, generations in enumerate(steps):
                     kept = [bench.index[c.widths] for c in history if c.generation < generations]
                     best[place, seed, step] = bench.table.accuracy[kept].max()

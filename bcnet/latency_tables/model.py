@@ -255,6 +255,11 @@ class LatencyModel:
         ]
 
     @property
+    def noise(self) -> float:
+        """The share by which measuring a network twice differed in calibration; 0 where it was not done."""
+        return (self.calibration.noise if self.calibration else None) or 0.0
+
+    @property
     def estimate(self) -> bool:
         """Whether its rows were calculated for a device that was not at hand."""
         return self.table.is_estimate(self.used, self.setting)

@@ -60,7 +60,6 @@ def search(
     score_of: ScoreOf,
     settings: SearchSettings,
     *,
-    prior: Prior | None = None,
     priors: Sequence[Prior] = (),
     bounds: Sequence[Bound] = (),
     measure_of: MeasureOf | None = None,
@@ -69,10 +68,10 @@ def search(
 ) -> SearchResult:
     """The most accurate widths within a latency budget and bounds, or the fastest that are accurate enough.
 
-    `latency_of` gives ms, `score_of` an accuracy or a Score; `prior` holds each group's probabilities for
-    the first generation, `priors` several of these, drawn from in turn; `measure_of` times whole networks,
-    which are then looked for `settings.margin` below the budget. `on_generation` gets all candidates so far,
-    and `resume` takes them: a continued search reaches the same candidates as one that was not killed.
+    `latency_of` gives ms, `score_of` an accuracy or a Score; `priors` hold each group's probabilities for the
+    first generation, which is drawn from them in turn; `measure_of` times whole networks, which are then
+    looked for `settings.margin` below the budget. `on_generation` gets all candidates so far, and `resume`
+    takes them: a continued search reaches the same candidates as one that was not killed.
     Raises BudgetError: a budget or bound is below the least possible, or no candidate meets the demand.
     """
     budget = settings.budget_ms
@@ -105,7 +104,7 @@ def search(
             kept = f"{kept} above the full network's{'' if budget is None else ' latency'}: kept whole"
             kept = kept if measured else f"{kept}, {NOT_MEASURED}"
             return replace(_result(settings, best, (best,), (best,), kept), pareto=(best,))
-    candidates = evolution.run(priors or ([prior] if prior is not None else ()), resume, on_generation)
+    candidates = evolution.run(priors, resume, on_generation)
     result = _winner(evolution, settings, candidates, measure_of)
     history = {candidate.widths: candidate for candidate in (*candidates, *result.history)}
     return replace(result, history=tuple(history.values()), pareto=evolution.front(tuple(history.values())))

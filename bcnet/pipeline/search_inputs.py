@@ -30,7 +30,6 @@ BUDGETS = 4  # that the first generation of a front is drawn for
 def settings_of(project: Project) -> SearchSettings:
     """The configured search, its budget in ms (60 % of the full network where nothing else is given)."""
     config, latency = project.config.search, project.latency_model()
-    noise = (latency.calibration.noise if latency.calibration else None) or 0.0
     own = config.latency_ms is not None or config.latency is not None
     bounded = any(value is not None for value in (config.max_params, config.max_macs, config.max_size_mb))
     budget = None
@@ -43,7 +42,7 @@ def settings_of(project: Project) -> SearchSettings:
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
-        margin=noise if config.margin is None else config.margin,
+        margin=latency.noise if config.margin is None else config.margin,
         seed=project.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,

@@ -74,11 +74,6 @@ def _chosen(found: Any, run: Run, name: str, project: Project) -> Chosen:
         raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
 
 
-def searched_widths(run: Run, project: Project) -> Widths:
-    """The winner's widths of a finished search."""
-    return searched(run, project).widths
-
-
 def sliced_model(run: Run, project: Project) -> nn.Module:
     """The small network of a finished slice stage, in eval mode."""
     stage = run.stage("slice")

@@ -22,7 +22,7 @@ from bcnet.pipeline.verify import verify
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import searched_widths, sliced_model
+from bcnet.supernet.saved import sliced, sliced_model
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -295,7 +295,7 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
         sliced_model(run, found),
         onnx.load_from_string(content),
         found.space,
-        searched_widths(run, found),
+        sliced(run, found).widths,
         found.data,
         limits=config.export,
         predicted_ms=1.0,

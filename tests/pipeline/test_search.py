@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.pipeline.search import search
+from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate, SearchSettings, fastest
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
@@ -53,9 +55,8 @@ def test_finds_the_fastest_network_that_is_accurate_enough() -> None:
     assert result.best.predicted_ms == pytest.approx(latency_ms(fastest))
 
 
-def test_a_killed_search_reaches_the_same_candidates() -> None:
-    settings = SearchSettings(budget_ms=1.2, population=6, generations=5, seed=4)
-    whole = search(SPACE, latency_ms, accuracy, settings)
+def killed_after_the_third(settings: SearchSettings, bounds: Sequence[Bound] = ()) -> list[Candidate]:
+    """The candidates of a search that is killed when its third generation is scored."""
     kept: list[Candidate] = []
 
     def kill_after_the_third(candidates: object) -> None:
@@ -64,7 +65,14 @@ def test_a_killed_search_reaches_the_same_candidates() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(SPACE, latency_ms, accuracy, settings, on_generation=kill_after_the_third)
+        search(SPACE, latency_ms, accuracy, settings, bounds=bounds, on_generation=kill_after_the_third)
+    return kept
+
+
+def test_a_killed_search_reaches_the_same_candidates() -> None:
+    settings = SearchSettings(budget_ms=1.2, population=6, generations=5, seed=4)
+    whole = search(SPACE, latency_ms, accuracy, settings)
+    kept = killed_after_the_third(settings)
     assert search(SPACE, latency_ms, accuracy, settings, resume=kept) == whole
 
 

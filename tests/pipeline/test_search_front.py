@@ -4,13 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from test_search import ALL, CHOICES, SPACE, accuracy, latency_ms
+from test_search import ALL, CHOICES, SPACE, accuracy, as_predicted, killed_after_the_third, latency_ms
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.search import search
 from bcnet.supernet.costs import MEGABYTE, Bound, Cost
-from bcnet.supernet.evolution import Candidate, SearchSettings
+from bcnet.supernet.evolution import SearchSettings
 from bcnet.supernet.space import Segment, Widths
 
 CHANNELS = Cost(4, [(1, ((Segment(group, 1),),)) for group in range(4)])
@@ -23,10 +22,6 @@ def at_most(limit: float, cost: Cost = PAIRS) -> Bound:
 
 def best_within(limit: float, budget_ms: float = np.inf) -> Widths:
     return max((w for w in ALL if PAIRS(w) <= limit and latency_ms(w) <= budget_ms), key=accuracy)
-
-
-def measured(widths: Widths) -> LatencyStat:
-    return LatencyStat.of(np.array([latency_ms(widths)]))
 
 
 class Scored:
@@ -55,7 +50,7 @@ WAYS = {
 def test_no_search_scores_what_is_beyond_a_bound(way: str, limits: tuple[float, float]) -> None:
     scored = Scored()
     bounds = (at_most(limits[0]), at_most(limits[1], CHANNELS))
-    result = search(SPACE, latency_ms, scored, WAYS[way], bounds=bounds, measure_of=measured)
+    result = search(SPACE, latency_ms, scored, WAYS[way], bounds=bounds, measure_of=as_predicted)
     assert len(scored.widths) == len(set(scored.widths)) <= 16 * 7 + 5
     assert all(PAIRS(w) <= limits[0] and CHANNELS(w) <= limits[1] for w in scored.widths)
     assert result.best.measured is not None
@@ -139,7 +134,7 @@ def test_one_search_finds_the_front_of_accuracy_against_latency() -> None:
 
 def test_a_front_goes_beyond_the_budget_that_chooses_the_winner() -> None:
     settings = SearchSettings(budget_ms=1.5, pareto=True, population=16, generations=8)
-    result = search(SPACE, latency_ms, accuracy, settings, measure_of=measured)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.pareto[-1].widths == SPACE.largest()
     assert result.best.predicted_ms <= 1.5
     assert result.best.measured is not None
@@ -150,15 +145,7 @@ def test_a_front_goes_beyond_the_budget_that_chooses_the_winner() -> None:
 def test_a_killed_search_of_any_kind_reaches_the_same_candidates(way: str) -> None:
     bounds = [at_most(1500.0)]
     whole = search(SPACE, latency_ms, accuracy, WAYS[way], bounds=bounds)
-    kept: list[Candidate] = []
-
-    def kill_after_the_third(candidates: object) -> None:
-        kept[:] = candidates  # type: ignore[call-overload]
-        if max(candidate.generation for candidate in kept) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        search(SPACE, latency_ms, accuracy, WAYS[way], bounds=bounds, on_generation=kill_after_the_third)
+    kept = killed_after_the_third(WAYS[way], bounds)
     scored = Scored()
     assert search(SPACE, latency_ms, scored, WAYS[way], bounds=bounds, resume=kept) == whole
     assert not set(scored.widths) & {candidate.widths for candidate in kept}
@@ -173,7 +160,7 @@ def test_a_soft_fitness_scores_beyond_the_budget_and_hands_over_what_is_inside(e
     settings = SearchSettings(
         budget_ms=1.0, fitness="soft", latency_exponent=exponent, population=16, generations=10
     )
-    result = search(SPACE, latency_ms, accuracy, settings, measure_of=measured)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert any(c.predicted_ms > 1.0 for c in result.history)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= 1.0
@@ -191,7 +178,7 @@ def test_a_soft_fitness_may_hand_over_what_is_beyond_the_budget_where_that_is_wa
         population=16,
         generations=8,
     )
-    result = search(SPACE, latency_ms, accuracy, settings, measure_of=measured)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.best.measured is not None
     assert result.best.measured.median_ms > 0.5
     assert result.budget_ms is None
@@ -221,7 +208,7 @@ def test_where_all_that_was_scored_is_over_the_budget_the_best_are_narrowed() ->
         population=4,
         generations=0,
     )
-    result = search(SPACE, latency_ms, accuracy, settings, measure_of=measured)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.best.widths == SPACE.smallest()
 
 
