@@ -675,6 +675,15 @@ def channel_bench_macro(
     sample: Annotated[
         int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
     ] = None,
+    scratch: Annotated[
+        int,
+        typer.Option(
+            "--from-scratch",
+            help="Train so many other settings from scratch, at least 10, and compare what regressions on "
+            "their accuracies predict.",
+        ),
+    ] = 0,
+    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
     run: RunName = "channel-bench-macro",
     config: ConfigFile = None,
@@ -692,12 +701,16 @@ def channel_bench_macro(
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
+    if scratch and not 10 <= scratch <= 1000:
+        raise UsageError(f"--from-scratch is 10 to 1000 settings, not {scratch}; none if left out")
     target = Run.named(_checked_name(run))
     known = BenchTable.load(table, space)
     size = PRESETS[preset]
     given = flags(size, space, data, method, step, draws, complementary, passes, seed)
     with redirect_stdout(sys.stderr):
-        report = rank_settings(target, load_config(config, given), known, sample or size.sample)
+        report = rank_settings(
+            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs
+        )
     print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 

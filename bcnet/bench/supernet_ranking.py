@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
@@ -98,17 +99,36 @@ def flags(
     }
 
 
-def rank_settings(run: Run, config: Config, table: BenchTable, sample: int) -> dict[str, Any]:
-    """Train the supernet where it is not trained, score the settings, compare; returns the report."""
+def rank_settings(
+    run: Run, config: Config, table: BenchTable, sample: int, scratch: int = 0, scratch_epochs: int = 1
+) -> dict[str, Any]:
+    """Train the supernet where it is not trained, score the settings, compare; returns the report.
+
+    With `scratch`, so many other settings are trained from scratch, for `scratch_epochs` each, and what
+    regressions on them predict is compared, too; these are left out of all figures.
+    """
     start = time.perf_counter()
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
     trained_s = time.perf_counter() - start
     index = list(range(len(table))) if sample >= len(table) else table.sample(sample, 0)
-    scores = _scores(run, config, table, index)
+    own = table.sample(scratch, 1) if scratch else []
+    index = sorted(set(index) - set(own))
+    scores = _scores(run, config, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     project = load_project(config)
     columns = _columns(scores, table, index)
+    start = time.perf_counter()
+    learned: dict[str, Any] = {}
+    if own:
+        known = from_scratch.accuracies(run, config, table, own, scratch_epochs)
+        columns |= _regressions(known, scores, table, index, own)
+        learned = {
+            "epochs": scratch_epochs,
+            "passes": scratch_epochs * len(own),
+            "accuracy": dict(zip(map(table.key, own), known.tolist(), strict=True)),
+        }
+    scratch_s = time.perf_counter() - start
     report = {
         "benchmark": "channel-bench-macro",
         "space": table.space,
@@ -125,8 +145,13 @@ def rank_settings(run: Run, config: Config, table: BenchTable, sample: int) -> d
         "seed": config.seed,
         "figures": compared(table, index, columns),
         "published_kendall": PUBLISHED[table.space],
-        "seconds": {"training": round(trained_s, 1), "scoring": round(scored_s, 1)},
+        "seconds": {
+            "training": round(trained_s, 1),
+            "scoring": round(scored_s, 1),
+            "from scratch": round(scratch_s, 1),
+        },
         "machine": _machine(config),
+        **({"from_scratch": learned} if learned else {}),
         "scores": {table.key(i): scores[table.key(i)] for i in index},
     }
     folder = run.folder / "bench"
@@ -157,6 +182,24 @@ def _columns(
         columns |= {f"accuracy, {side}": values[:, i, 0] for i, side in enumerate(sides)}
         columns |= {f"loss, {side}": -values[:, i, 1] for i, side in enumerate(sides)}
     return columns
+
+
+def _regressions(
+    known: np.ndarray,
+    scores: dict[str, dict[str, list[float]]],
+    table: BenchTable,
+    index: list[int],
+    own: list[int],
+) -> dict[str, np.ndarray]:
+    """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
+    everything = index + own
+    widths = np.log(table.settings[everything])
+    scored = np.column_stack([widths, _columns(scores, table, everything)["accuracy, expected"]])
+    first, name = len(index), f"regression on {len(own)} from scratch"
+    return {
+        name: from_scratch.predicted(widths[first:], known, widths[:first]),
+        f"{name}, and scores": from_scratch.predicted(scored[first:], known, scored[:first]),
+    }
 
 
 def _scores(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_channel_bench_macro import KEYS, rows
 
+from bcnet.bench.from_scratch import predicted
 from bcnet.cli import main
 
 COMMAND = ["bench", "channel-bench-macro", "--table", "table.json", "--data", "digits", "--preset", "tiny"]
@@ -50,9 +51,48 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     assert again[second] == other  # kept
 
 
+def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND, "--method", "unilateral", "--from-scratch", "10"]
+    assert main(command) == 0
+    assert "10 of 10: setting" in capsys.readouterr().err
+    bench = folder / "runs/channel-bench-macro/bench"
+    report = json.loads((bench / "report.json").read_text())
+    trained = report["from_scratch"]
+    assert len(trained["accuracy"]) == trained["passes"] == 10
+    assert not set(trained["accuracy"]) & set(report["scores"])
+    assert {"regression on 10 from scratch", "regression on 10 from scratch, and scores"} <= set(
+        report["figures"]
+    )
+
+    path = bench / "from_scratch.json"
+    kept = json.loads(path.read_text())
+    lost, changed, *_ = kept["accuracy"]
+    before = kept["accuracy"].pop(lost)
+    kept["accuracy"][changed] = 0.987
+    path.write_text(json.dumps(kept))
+    assert main(command) == 0
+    assert "1 of 1: setting" in capsys.readouterr().err  # the others are kept
+    again = json.loads((bench / "report.json").read_text())["from_scratch"]["accuracy"]
+    assert (again[lost], again[changed]) == (before, 0.987)
+
+
+def test_a_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> None:
+    rng = np.random.default_rng(0)
+    known, others = rng.normal(size=(24, 8)), rng.normal(size=(500, 8))
+    weights = np.arange(8.0)
+    exact = predicted(known, 3 + known @ weights, others)
+    assert exact == pytest.approx(3 + others @ weights, abs=0.05)
+    luck = predicted(known, rng.normal(size=24), others)
+    assert luck.std() < 0.3
+    assert predicted(np.ones((24, 2)), np.arange(24.0), others[:, :2]) == pytest.approx(11.5)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        (["--from-scratch", "3"], "--from-scratch is 10 to 1000 settings, not 3"),
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
         (["--step", "leap"], "--step is one of plain, turns, sandwich, taught, us-nets, not 'leap'"),

@@ -1,0 +1,69 @@
+"""What a few settings trained from scratch say of all others: a regression on widths, and on any scores.
+
+In: a benchmark's configuration and table, the settings to train. Out: their accuracies, and predictions. No
+supernet is needed; its scores may be a feature. What these trainings cost is the caller's to report.
+"""
+
+import time
+
+import numpy as np
+
+from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.bench.channel_bench_macro import BenchTable
+from bcnet.config import Config
+from bcnet.progress import announce, say
+from bcnet.supernet.fit import Recipe, fit_network, training_digest
+from bcnet.supernet.project import fresh_model, load_project
+from bcnet.supernet.score import evaluate_network
+
+PENALTIES = np.logspace(-3, 3, 25)  # of the regression, for features of mean 0 and deviation 1
+
+
+def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
+    """Validation accuracies (N,), 0 to 1, of the settings `index`, each trained from scratch for `epochs`.
+
+    By the recipe of the supernet. Kept in `bench/from_scratch.json`: a stopped run goes on.
+    """
+    project = load_project(config)
+    path = run.folder / "bench" / "from_scratch.json"
+    inputs = digest([project.inputs(), training_digest(config), epochs])
+    kept = read_json(path, f"rm {path}") if path.exists() else {}
+    found: dict[str, float] = kept["accuracy"] if kept.get("inputs") == inputs else {}
+    waiting = [i for i in index if table.key(i) not in found]
+    recipe = Recipe.of(config, epochs, config.train.learning_rate)
+    start = time.perf_counter()
+    for number, i in enumerate(waiting, 1):
+        widths = list(table.widths(i, config.model.args["widths"]))
+        sized = config.model.model_copy(update={"args": {**config.model.args, "widths": widths}})
+        model = fresh_model(config.model_copy(update={"model": sized}), project.data)
+        fit_network(model, project.data, recipe, f"setting {table.key(i)}")
+        found[table.key(i)] = evaluate_network(model, project.data, project.data.val, project.task).accuracy
+        write_file(path, json_bytes({"inputs": inputs, "accuracy": found}))
+        if number == 1:
+            announce(
+                "training settings from scratch", (time.perf_counter() - start) * (len(waiting) - number)
+            )
+        say(f"{number} of {len(waiting)}: setting {table.key(i)}, accuracy {found[table.key(i)]:.3f}")
+    return np.array([found[table.key(i)] for i in index])
+
+
+def predicted(known: np.ndarray, accuracy: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Predictions (M,) at `features` (M, F), from accuracies (N,) at `known` (N, F), by ridge regression.
+
+    The penalty is the one of the least leave-one-out error (Hastie, Tibshirani and Friedman, "The elements of
+    statistical learning", 2009, sections 3.4.1 and 7.10).
+    """
+    middle, scale = known.mean(0), known.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    design, target = (known - middle) / scale, accuracy - accuracy.mean()
+    left, values, right = np.linalg.svd(design, full_matrices=False)
+    best, weights = np.inf, np.zeros(design.shape[1])
+    for penalty in PENALTIES:
+        shrunk = values / (values**2 + penalty)
+        leverage = ((left * (values * shrunk)) * left).sum(1) + 1 / len(target)
+        found = right.T @ (shrunk * (left.T @ target))
+        error = float((((target - design @ found) / (1 - leverage)) ** 2).mean())
+        if error < best:
+            best, weights = error, found
+    result: np.ndarray = (features - middle) / scale @ weights + accuracy.mean()
+    return result
