@@ -187,12 +187,17 @@ def of_one_front(bench: Bench, seeds: int, done: "Done") -> None:
         done.add(entry)
 
 
-def records_of(bench: Bench, noise: float, seed: int, permuted: bool) -> list[tuple[Widths, float]]:
-    """Loss records as a training leaves them: random settings, minus their accuracy, and noise."""
+def records_of(bench: Bench, noise: float, seed: int, changed: str = "") -> list[tuple[Widths, float]]:
+    """Loss records as a training leaves them: random settings, minus their accuracy, and noise.
+
+    As controls, losses that are "permuted", or "all equal": then the prior knows nothing but the budget.
+    """
     rng = np.random.default_rng((seed, 77))
     widths = [bench.space.random(rng) for _ in range(RECORDS)]
     losses = np.array([-bench.score(w) for w in widths]) + rng.normal(0, noise, RECORDS)
-    return list(zip(widths, rng.permutation(losses) if permuted else losses, strict=True))
+    if changed:
+        losses = rng.permutation(losses) if changed == "permuted" else np.zeros(RECORDS)
+    return list(zip(widths, losses.tolist(), strict=True))
 
 
 def of_the_prior(
@@ -204,18 +209,19 @@ def of_the_prior(
 ) -> None:
     """The best score, noisy and denoised, in points, after some generations: means over budgets and seeds."""
     choices = [group.choices for group in bench.space.groups]
-    starts: list[tuple[str, float, bool | None]] = [("random", 0.0, None)]
+    starts: list[tuple[str, float, str | None]] = [("random", 0.0, None)]
+    starts.append(("prior, losses all equal", 0.0, "all equal"))
     for noise in noises:
-        starts += [("prior", noise, False), ("prior, losses permuted", noise, True)]
-    for name, noise, permuted in starts:
+        starts += [("prior", noise, ""), ("prior, losses permuted", noise, "permuted")]
+    for name, noise, changed in starts:
         if done.has(start=name, noise=noise):
             continue
         best, true = np.zeros((2, len(BUDGETS), seeds, len(steps)))
         for place, budget in enumerate(bench.table.budgets() / MILLION):
             for seed in range(seeds):
                 own = []
-                if permuted is not None:
-                    losses = potential_losses(records_of(bench, noise, seed, permuted), choices)
+                if changed is not None:
+                    losses = potential_losses(records_of(bench, noise, seed, changed), choices)
                     own = [prior(losses, [Limit(*bench.macs.pairwise(choices), budget * MILLION)])]
                 settings = SearchSettings(
                     budget_ms=budget, seed=seed, population=16, generations=steps[-1] - 1
@@ -286,7 +292,7 @@ def as_text(entries: Sequence[dict[str, Any]]) -> str:
     lines += ["", row("start", "noise of a record", *(f"after {n}" for n in STEPS)), row(*["---"] * 6)]
     for entry in [e for e in entries if "start" in e]:
         cells = [
-            f"{best:.3f} ({gain:+.3f} ± {error:.3f})" if entry["noise"] else f"{best:.3f}"
+            f"{best:.3f} ({gain:+.3f} ± {error:.3f})" if entry["start"] != "random" else f"{best:.3f}"
             for best, gain, error in zip(entry["best"], entry["gain"], entry["error"], strict=True)
         ]
         noise = f"{100 * entry['noise']:g} points" if entry["noise"] else "none used"
