@@ -64,8 +64,9 @@ class SearchSettings:
 
     @property
     def presses(self) -> bool:
-        """Whether candidates grow until they reach the budget or a bound: the most accurate lie there."""
-        return self.fitness == "hard" and not self.pareto and self.min_accuracy is None
+        """Whether candidates that fit grow up to the budget or a bound: the fittest lie there."""
+        by_accuracy = self.fitness == "hard" or self.inside_exponent == 0
+        return by_accuracy and not self.pareto and self.min_accuracy is None
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,12 @@ class Evolution:
                 widths = self._mutate(parent().widths, rng)
             else:
                 widths = self._mutate(self._cross(parent().widths, parent().widths, rng), rng)
-            widths = self.repaired(widths, rng, settings.scored_ms, fill=settings.presses)
+            limit, grow = settings.scored_ms, settings.presses
+            if grow and settings.fitness == "soft" and settings.budget_ms is not None:
+                # What may win is looked for first; later, what is beyond the budget leads there, too.
+                grow = self.fits(widths, settings.budget_ms) or not (generation or settings.over_budget)
+                limit = settings.budget_ms if grow else limit
+            widths = self.repaired(widths, rng, limit, fill=grow)
             if widths not in seen:
                 seen.add(widths)
                 fresh.append(widths)

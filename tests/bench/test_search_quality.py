@@ -49,6 +49,13 @@ def test_the_default_search_loses_little_and_less_than_by_single_scores(
     assert np.mean(together) <= 0.6 * np.mean(alone)
 
 
+def test_a_soft_fitness_that_asks_for_accuracy_inside_the_budget_grows_up_to_it(
+    script: ModuleType, bench: Any
+) -> None:
+    soft = {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}
+    assert max(mean_regret(bench, 5, **script.DEFAULT, **soft)) <= 0.1
+
+
 @pytest.mark.parametrize(
     "fitness",
     [{}, {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}],
