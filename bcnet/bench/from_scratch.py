@@ -1,7 +1,6 @@
-"""What a few settings trained from scratch say of all others: a regression on widths, and on any scores.
+"""Settings of a benchmark trained from scratch, as the supernet's images and recipe allow.
 
-In: a benchmark's configuration and table, the settings to train. Out: their accuracies, and predictions. No
-supernet is needed; its scores may be a feature. What these trainings cost is the caller's to report.
+In: a benchmark's configuration and table, the settings to train. Out: their accuracies.
 """
 
 import time
@@ -15,8 +14,6 @@ from bcnet.progress import announce, say
 from bcnet.supernet.fit import Recipe, fit_network, training_digest
 from bcnet.supernet.project import fresh_model, load_project
 from bcnet.supernet.score import evaluate_network
-
-PENALTIES = np.logspace(-3, 3, 25)  # of the regression, for features of mean 0 and deviation 1
 
 
 def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
@@ -45,25 +42,3 @@ def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], ep
             )
         say(f"{number} of {len(waiting)}: setting {table.key(i)}, accuracy {found[table.key(i)]:.3f}")
     return np.array([found[table.key(i)] for i in index])
-
-
-def predicted(known: np.ndarray, accuracy: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Predictions (M,) at `features` (M, F), from accuracies (N,) at `known` (N, F), by ridge regression.
-
-    The penalty is the one of the least leave-one-out error (Hastie, Tibshirani and Friedman, "The elements of
-    statistical learning", 2009, sections 3.4.1 and 7.10).
-    """
-    middle, scale = known.mean(0), known.std(0)
-    scale = np.where(scale > 0, scale, 1.0)
-    design, target = (known - middle) / scale, accuracy - accuracy.mean()
-    left, values, right = np.linalg.svd(design, full_matrices=False)
-    best, weights = np.inf, np.zeros(design.shape[1])
-    for penalty in PENALTIES:
-        shrunk = values / (values**2 + penalty)
-        leverage = ((left * (values * shrunk)) * left).sum(1) + 1 / len(target)
-        found = right.T @ (shrunk * (left.T @ target))
-        error = float((((target - design @ found) / (1 - leverage)) ** 2).mean())
-        if error < best:
-            best, weights = error, found
-    result: np.ndarray = (features - middle) / scale @ weights + accuracy.mean()
-    return result

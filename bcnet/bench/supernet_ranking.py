@@ -28,7 +28,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import supernet_tensors
 from bcnet.supernet.score import score_sides
-from bcnet.supernet.smooth import expected_scores
+from bcnet.supernet.smooth import expected_scores, places_of, ridge
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -171,7 +171,7 @@ def _columns(
     sides = list(rows[0])
     values = np.array([[row[side] for side in sides] for row in rows])  # (N, sides, accuracy and loss)
     accuracy, loss = values.mean(1).T
-    places = (table.settings[index] - 1) / (QUARTERS - 1)
+    places = _places(table, index)
     columns = {
         "accuracy, expected": expected_scores(places, accuracy),
         "accuracy": accuracy,
@@ -192,14 +192,19 @@ def _regressions(
     own: list[int],
 ) -> dict[str, np.ndarray]:
     """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
-    everything = index + own
-    widths = np.log(table.settings[everything])
-    scored = np.column_stack([widths, _columns(scores, table, everything)["accuracy, expected"]])
-    first, name = len(index), f"regression on {len(own)} from scratch"
+    everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
+    places, expected = _places(table, everything), _columns(scores, table, everything)["accuracy, expected"]
+    widths = np.column_stack([places.sum(1), places])
+    scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {
-        name: from_scratch.predicted(widths[first:], known, widths[:first]),
-        f"{name}, and scores": from_scratch.predicted(scored[first:], known, scored[:first]),
+        name: ridge(widths[first:], widths[:first], known, free=1),
+        f"{name}, and scores": ridge(scored[first:], scored[:first], known, free=2),
     }
+
+
+def _places(table: BenchTable, index: list[int]) -> np.ndarray:
+    ends = np.ones(7), np.full(7, QUARTERS)
+    return places_of(table.settings[index], *ends)
 
 
 def _scores(

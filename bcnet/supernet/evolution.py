@@ -16,7 +16,7 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
-from bcnet.supernet.smooth import expected_scores
+from bcnet.supernet.smooth import expected_scores, places_of
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
@@ -156,14 +156,11 @@ class Evolution:
         if not self.settings.smooth:
             return candidate.score.accuracy
         if len(self._expected) != len(self._scores):
-            places = np.array([self._places(widths) for widths in self._scores])
+            ends = (np.array([g.choices[end] for g in self.space.groups]) for end in (0, -1))
+            places = places_of(np.array(list(self._scores)), *ends)
             scores = np.array([score.accuracy for score in self._scores.values()])
             self._expected = dict(zip(self._scores, expected_scores(places, scores).tolist(), strict=True))
         return self._expected.get(candidate.widths, candidate.score.accuracy)
-
-    def _places(self, widths: Widths) -> list[float]:
-        own = zip(self.space.groups, widths, strict=True)
-        return [g.choices.index(width) / max(1, len(g.choices) - 1) for g, width in own]
 
     def _fitness(self, candidate: Candidate) -> float:
         value, settings = self.expected(candidate), self.settings

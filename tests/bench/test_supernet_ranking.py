@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from test_channel_bench_macro import KEYS, rows
 
-from bcnet.bench.from_scratch import predicted
 from bcnet.cli import main
 
 COMMAND = ["bench", "channel-bench-macro", "--table", "table.json", "--data", "digits", "--preset", "tiny"]
@@ -76,17 +75,6 @@ def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
     assert "1 of 1: setting" in capsys.readouterr().err  # the others are kept
     again = json.loads((bench / "report.json").read_text())["from_scratch"]["accuracy"]
     assert (again[lost], again[changed]) == (before, 0.987)
-
-
-def test_a_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> None:
-    rng = np.random.default_rng(0)
-    known, others = rng.normal(size=(24, 8)), rng.normal(size=(500, 8))
-    weights = np.arange(8.0)
-    exact = predicted(known, 3 + known @ weights, others)
-    assert exact == pytest.approx(3 + others @ weights, abs=0.05)
-    luck = predicted(known, rng.normal(size=24), others)
-    assert luck.std() < 0.3
-    assert predicted(np.ones((24, 2)), np.arange(24.0), others[:, :2]) == pytest.approx(11.5)
 
 
 @pytest.mark.parametrize(

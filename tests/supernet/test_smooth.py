@@ -1,17 +1,27 @@
-"""Expected scores: luck is taken out, what is no luck stays."""
+"""Expected scores: luck is taken out, and what only a supernet does; what networks have alone stays."""
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
-from bcnet.supernet.smooth import FEWEST, expected_scores
+from bcnet.supernet.smooth import FEWEST, expected_scores, places_of, ridge
 
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 4, (count, groups)) / 3
+    widths = np.random.default_rng(seed).integers(1, 5, (count, groups)) * 16
+    return places_of(widths, np.full(groups, 16), np.full(groups, 64))
 
 
 def truth(at: np.ndarray) -> np.ndarray:
-    return np.asarray(0.7 + 0.02 * np.sqrt(at).sum(axis=1) + 0.01 * at[:, 0] * at[:, 1])
+    """Slopes of 0.02 to 0.07, and a rest of 1 % of their variance."""
+    slopes = 0.01 * np.arange(2, 2 + at.shape[1])
+    return np.asarray(0.7 + at @ slopes + 0.03 * (at[:, 0] - 0.5) * (at[:, 1] - 0.5))
+
+
+def test_a_place_is_halfway_where_one_over_the_root_is() -> None:
+    found = places_of(np.array([[16, 8], [64, 8], [36, 8]]), np.array([16, 8]), np.array([64, 8]))
+    assert found[:, 0].tolist() == pytest.approx([0, 1, 2 / 3])
+    assert found[:, 1].tolist() == [0, 0, 0]  # a group of one choice
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -27,8 +37,26 @@ def test_scores_without_luck_stay_as_they_are() -> None:
     np.testing.assert_allclose(expected_scores(at, truth(at)), truth(at), atol=2e-4)
 
 
+def test_what_only_a_supernet_does_is_hardly_believed() -> None:
+    at = places(200)
+    scores = truth(at) - 0.03 * (at == 1).sum(1)  # the widest choices do worse than they would alone
+    before, after = (kendalltau(s, truth(at)).statistic for s in (scores, expected_scores(at, scores)))
+    assert before < 0.7
+    assert after > before + 0.1
+
+
+def test_a_ridge_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> None:
+    rng = np.random.default_rng(0)
+    known, others = rng.normal(size=(24, 8)), rng.normal(size=(500, 8))
+    weights = np.arange(8.0)
+    exact = ridge(known, others, 3 + known @ weights, free=0)
+    assert exact == pytest.approx(3 + others @ weights, abs=0.05)
+    assert ridge(known, others, rng.normal(size=24), free=0).std() < 0.3
+    assert ridge(np.ones((24, 2)), others[:, :2], np.arange(24.0), free=1) == pytest.approx(11.5)
+
+
 def test_scores_of_luck_alone_are_drawn_to_their_mean() -> None:
-    at = np.random.default_rng(0).integers(0, 4, (80, 20)) / 3
+    at = places(80, 20)
     luck = np.random.default_rng(1).normal(0.5, 0.01, len(at))
     assert expected_scores(at, luck).std() < 0.7 * luck.std()
 

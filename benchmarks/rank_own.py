@@ -1,0 +1,144 @@
+"""Does a supernet rank the widths of your own network? Random networks, trained from scratch, are the truth.
+
+    python benchmarks/rank_own.py --config bcnet.toml --networks 60 --epochs 20 --passes 24
+
+In an empty folder: trains each of the networks for so many epochs and tests it, then supernets of so many
+passes over the training images, of each method and seed, scores the same networks in them, and prints
+Kendall's tau with the accuracy from scratch: of scores as they are, of expected scores (what a search ranks
+by), and of what takes no training. One training each is a noisy truth, the same for all. Writes
+rank_own.json; stopped, the same line goes on, from the network or the supernet that it was at.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bcnet.artifacts import Run, json_bytes, write_file
+from bcnet.bench.channel_bench_macro import ranking
+from bcnet.config import Config, load_config
+from bcnet.pipeline.train import run as train
+from bcnet.pipeline.train import stage_inputs
+from bcnet.progress import say
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.paths import cut
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.score import evaluate_network, score_sides
+from bcnet.supernet.smooth import expected_scores, places_of
+from bcnet.supernet.space import Widths
+from bcnet.supernet.step import STEPS
+
+RESULT = Path("rank_own.json")
+
+
+def networks(config: Config, count: int) -> list[Widths]:
+    """Random widths, none twice."""
+    space, rng = load_project(config).space, np.random.default_rng(0)
+    drawn: dict[Widths, None] = {}
+    while len(drawn) < count:
+        drawn[space.random(rng)] = None
+    return list(drawn)
+
+
+def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[str, Any]) -> None:
+    """Adds [test accuracy, test loss] of each network that is not there yet."""
+    project = load_project(config)
+    recipe = Recipe.of(config, epochs, config.train.learning_rate)
+    for number, widths in enumerate(wanted, 1):
+        if key(widths) in found["scratch"]:
+            continue
+        network = cut(project.fresh_model(), project.space, widths)
+        fit_network(network, project.data, recipe, f"network {number}")
+        tested = evaluate_network(network, project.data, project.data.test, project.task)
+        found["scratch"][key(widths)] = [tested.accuracy, round(tested.loss, 5)]
+        write_file(RESULT, json_bytes(found))
+        say(f"network {number} of {len(wanted)}, {key(widths)}: {tested.accuracy:.4f}")
+
+
+def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, list[float]]:
+    """[accuracy, loss] of each network, the mean of both sides, in a supernet that is trained first."""
+    run, project = Run.named(name), load_project(config)
+    if run.stage("train").outdated(stage_inputs(run, config)) is not None:
+        train(run, config)
+    state, images = supernet_tensors(run, project), config.search.recalibration_images
+    found = {}
+    for widths in wanted:
+        sides = score_sides(project.model, project.space, state, widths, project.data, images, project.task)
+        means = np.mean([[own.accuracy, own.loss] for own in sides.values()], axis=0)
+        found[key(widths)] = [float(value) for value in means]
+    return found
+
+
+def key(widths: Widths) -> str:
+    return "-".join(map(str, widths))
+
+
+def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
+    """Taus, with 95 % intervals over resampled networks, as markdown."""
+    space = load_project(config).space
+    truth = np.array([found["scratch"][key(widths)][0] for widths in wanted])
+    ends = (np.array([group.choices[end] for group in space.groups]) for end in (0, -1))
+    places = places_of(np.array(wanted), *ends)
+    lines = [
+        f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
+        "",
+        "| supernet | as scored | by loss | expected |",
+        "|---|---|---|---|",
+    ]
+
+    def tau(scores: np.ndarray) -> str:
+        own = ranking(scores, truth)
+        return f"{own['kendall']:.3f} ({own['interval'][0]:.3f} to {own['interval'][1]:.3f})"
+
+    for name, scores in found["supernets"].items():
+        accuracy, loss = np.array([scores[key(widths)] for widths in wanted]).T
+        cells = (tau(accuracy), tau(-loss), tau(expected_scores(places, accuracy)))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    macs = np.array([space.macs(widths) for widths in wanted], dtype=float)
+    lines += [
+        f"| *multiply-accumulates* | {tau(macs)} | | |",
+        f"| *sum of the widths' logarithms* | {tau(np.log(wanted).sum(1))} | | |",
+        f"| *expected of the truth itself* | | | {tau(expected_scores(places, truth))} |",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, help="bcnet.toml if not given")
+    parser.add_argument("--networks", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=20, help="of each network from scratch")
+    parser.add_argument("--passes", type=int, default=24, help="of each supernet, each path counted")
+    parser.add_argument("--methods", nargs="+", default=["unilateral", "bcnet"])
+    parser.add_argument("--seeds", type=int, default=2)
+    options = parser.parse_args()
+    config = load_config(options.config)
+    asked = {"networks": options.networks, "epochs": options.epochs, "passes": options.passes}
+    new: dict[str, Any] = {"asked": asked, "scratch": {}, "supernets": {}}
+    found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
+    if found["asked"] != asked:
+        raise SystemExit(f"{RESULT} is of {found['asked']}: work in another folder")
+    wanted = networks(config, options.networks)
+    for seed in range(options.seeds):
+        for method in options.methods:
+            name = f"{method}-{seed}"
+            own = load_config(options.config, {"": {"seed": seed}, "train": {"method": method}})
+            paths = STEPS[own.train.step].paths(len(load_project(own).space.rule.sides), own.train.draws)
+            epochs = max(1, round(options.passes / paths))
+            own = load_config(
+                options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
+            )
+            if name not in found["supernets"]:
+                found["supernets"][name] = in_supernet(own, name, wanted)
+                write_file(RESULT, json_bytes(found))
+    from_scratch(config, wanted, options.epochs, found)
+    print(report(config, wanted, found))
+
+
+if __name__ == "__main__":
+    main()
