@@ -319,7 +319,7 @@ def training() -> Iterator["subprocess.Popen[str]"]:
         '[model]\nname = "cli_networks:tiny"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
         "[space]\nbins = 2\n[train]\nepochs = 800\nbatch_size = 32\nmethod = 'unilateral'\n"
     )
-    command = [sys.executable, "-m", "bcnet.cli", "train", "--json"]
+    command = [sys.executable, "-m", "bcnet", "train", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield process
     process.kill()

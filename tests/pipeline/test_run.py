@@ -442,7 +442,7 @@ def test_a_disk_that_is_full_for_torchs_own_file_does_not_abort(project: Path) -
     assert weights.stat().st_size < limit < program.stat().st_size
     before = contents(project)
     done = subprocess.run(
-        [sys.executable, "-m", "bcnet.cli", "slice"],
+        [sys.executable, "-m", "bcnet", "slice"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,

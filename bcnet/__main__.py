@@ -1,0 +1,7 @@
+"""`python -m bcnet` is `bcnet`."""
+
+import sys
+
+from bcnet.cli import main
+
+sys.exit(main())
