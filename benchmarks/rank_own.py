@@ -4,9 +4,10 @@
 
 In an empty folder: trains each of the networks for so many epochs and tests it, then supernets of so many
 passes over the training images, of each method and seed, scores the same networks in them, and prints
-Kendall's tau with the accuracy from scratch: of scores as they are, of expected scores (what a search ranks
-by), and of what takes no training. One training each is a noisy truth, the same for all. Writes
-rank_own.json; stopped, the same line goes on, from the network or the supernet that it was at.
+Kendall's tau with the accuracy from scratch: of scores on all images, of those that a search takes (the sides
+share the images out), each as it is and as expected scores, and of what takes no training. One training each
+is a noisy truth, the same for all. Writes rank_own.json; stopped, the same line goes on, from the network or
+the supernet that it was at.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 from bcnet.artifacts import Run, json_bytes, write_file
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
+from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
@@ -59,16 +61,16 @@ def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[
 
 
 def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, list[float]]:
-    """[accuracy, loss] of each network, the mean of both sides, in a supernet that is trained first."""
+    """Each network's accuracy, loss, and accuracy as a search scores it, in a supernet that is trained first."""
     run, project = Run.named(name), load_project(config)
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
     state, images = supernet_tensors(run, project), config.search.recalibration_images
-    found = {}
+    found, quick = {}, scoring(project, state)
     for widths in wanted:
         sides = score_sides(project.model, project.space, state, widths, project.data, images, project.task)
         means = np.mean([[own.accuracy, own.loss] for own in sides.values()], axis=0)
-        found[key(widths)] = [float(value) for value in means]
+        found[key(widths)] = [*(float(value) for value in means), quick(widths).accuracy]
     return found
 
 
@@ -85,8 +87,8 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",
-        "| supernet | as scored | by loss | expected |",
-        "|---|---|---|---|",
+        "| supernet | accuracy | loss | accuracy, expected | as in a search | as in a search, expected |",
+        "|---|---|---|---|---|---|",
     ]
 
     def tau(scores: np.ndarray) -> str:
@@ -94,14 +96,15 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
         return f"{own['kendall']:.3f} ({own['interval'][0]:.3f} to {own['interval'][1]:.3f})"
 
     for name, scores in found["supernets"].items():
-        accuracy, loss = np.array([scores[key(widths)] for widths in wanted]).T
-        cells = (tau(accuracy), tau(-loss), tau(expected_scores(places, accuracy)))
+        accuracy, loss, quick = np.array([scores[key(widths)] for widths in wanted]).T
+        expected, both = expected_scores(places, accuracy), expected_scores(places, quick)
+        cells = [tau(values) for values in (accuracy, -loss, expected, quick, both)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     macs = np.array([space.macs(widths) for widths in wanted], dtype=float)
     lines += [
-        f"| *multiply-accumulates* | {tau(macs)} | | |",
-        f"| *sum of the widths' logarithms* | {tau(np.log(wanted).sum(1))} | | |",
-        f"| *expected of the truth itself* | | | {tau(expected_scores(places, truth))} |",
+        f"| *multiply-accumulates* | {tau(macs)} | | | | |",
+        f"| *sum of the widths' logarithms* | {tau(np.log(wanted).sum(1))} | | | | |",
+        f"| *the truth, expected* | | | {tau(expected_scores(places, truth))} | | |",
     ]
     return "\n".join(lines)
 
