@@ -61,7 +61,7 @@ def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[
 
 
 def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, list[float]]:
-    """Each network's accuracy, loss, and accuracy as a search scores it, in a supernet that is trained first."""
+    """Each network's accuracy, loss, and accuracy as a search scores it; the supernet is trained first."""
     run, project = Run.named(name), load_project(config)
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
