@@ -28,7 +28,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import supernet_tensors
 from bcnet.supernet.score import score_sides
-from bcnet.supernet.smooth import expected_scores, places_of, ridge
+from bcnet.supernet.smooth import Ridge, expected_scores, places_of
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -197,8 +197,8 @@ def _regressions(
     widths = np.column_stack([places.sum(1), places])
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {
-        name: ridge(widths[first:], widths[:first], known, free=1),
-        f"{name}, and scores": ridge(scored[first:], scored[:first], known, free=2),
+        name: Ridge.of(widths[first:], known, free=1).at(widths[:first]),
+        f"{name}, and scores": Ridge.of(scored[first:], known, free=2).at(scored[:first]),
     }
 
 

@@ -3,6 +3,8 @@
 In: widths and scores. Out: for each candidate the expected score: a trend in the widths, and what is left.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 FEWEST = 10  # candidates from which something is learned
@@ -29,8 +31,9 @@ def places_of(widths: np.ndarray, narrowest: np.ndarray, widest: np.ndarray) -> 
     return result
 
 
-def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Expected scores (N,) at places (N, groups), those of `places_of`, of scores (N,).
+@dataclass(frozen=True)
+class Expectation:
+    """What scores together say of any widths, scored or not.
 
     The best of many scores is a lucky one; and in a supernet, some widths do better or worse than they would
     alone, by the weights that they share. So a score is taken as a trend, a slope a group; a rest, smooth
@@ -38,59 +41,114 @@ def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
     is believed as far as it is small, and a fifth of it in any case. Scores without luck, of a trend and
     little rest, stay as they are.
     """
-    spread = float(scores.std()) if len(scores) >= FEWEST else 0.0
-    if spread == 0 or not np.isfinite(spread):
-        return scores
-    values = (scores - scores.mean()) / spread
-    features = np.column_stack([places.sum(1), places])  # what all slopes have in common is not shrunk
-    trend = ridge(features, features, values, free=1)
-    rest = _smooth(places, values - trend, values)
-    rest -= rest.mean()
-    believed = max(LEAST, min(1.0, REST * trend.var() / max(float(rest.var()), 1e-12)))
-    return np.asarray((trend + believed * rest) * spread + scores.mean())
+
+    trend: "Ridge"
+    rest: "_Smooth | None"
+    believed: float  # of the rest
+    middle: float
+    spread: float
+
+    @classmethod
+    def of(cls, places: np.ndarray, scores: np.ndarray) -> "Expectation | None":
+        """Learned from scores (N,) at places (N, groups), those of `places_of`; None: there are too few."""
+        spread = float(scores.std()) if len(scores) >= FEWEST else 0.0
+        if spread == 0 or not np.isfinite(spread):
+            return None
+        middle = float(scores.mean())
+        values = (scores - middle) / spread
+        trend = Ridge.of(_features(places), values, free=1)
+        along = trend.at(_features(places))
+        rest = _Smooth.of(places, values - along, values)
+        left = rest.at(places) if rest else np.zeros(1)
+        believed = max(LEAST, min(1.0, REST * float(along.var()) / max(float(left.var()), 1e-12)))
+        return cls(trend, rest, believed, middle - believed * float(left.mean()) * spread, spread)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Expected scores (M,) at places (M, groups)."""
+        along = self.trend.at(_features(places))
+        rest = self.rest.at(places) if self.rest else 0.0
+        return np.asarray((along + self.believed * rest) * self.spread + self.middle)
 
 
-def ridge(known: np.ndarray, at: np.ndarray, values: np.ndarray, free: int) -> np.ndarray:
-    """Predictions (M,) at features (M, F), from values (N,) at `known` (N, F), by ridge regression.
-
-    Features are centred, not scaled; the first `free` are not shrunk. The penalty is that of the least
-    leave-one-out error (Hastie, Tibshirani and Friedman, "The elements of statistical learning", 2009, 3.4.1
-    and 7.10).
-    """
-    middle, level = known.mean(0), values.mean()
-    design, target = known - middle, values - level
-    shrunk = np.diag(np.r_[np.full(free, 1e-9), np.ones(design.shape[1] - free)])
-    least, slopes = np.inf, np.zeros(design.shape[1])
-    for penalty in PENALTIES:
-        solver = np.linalg.solve(design.T @ design + penalty * shrunk, design.T)
-        found = solver @ target
-        leverage = (design * solver.T).sum(1) + 1 / len(target)
-        error = float((((target - design @ found) / np.maximum(1 - leverage, 1e-9)) ** 2).mean())
-        if error < least:
-            least, slopes = error, found
-    return np.asarray((at - middle) @ slopes + level)
+def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """What all of the scores (N,) say of each: those of an `Expectation`; too few stay as they are."""
+    learned = Expectation.of(places, scores)
+    return scores if learned is None else learned.at(places)
 
 
-def _smooth(places: np.ndarray, values: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """A Gaussian process's mean (N,) of values (N,): smooth functions of single places and of pairs.
+def _features(places: np.ndarray) -> np.ndarray:
+    return np.column_stack([places.sum(1), places])  # what all slopes have in common is not shrunk
 
-    How much is luck is what makes the values most likely (Rasmussen and Williams, "Gaussian processes for
-    machine learning", 2006, section 5.4.1). It is fitted where the scores are best.
-    """
-    best = np.argsort(-scores, kind="stable")[:MOST]
-    seen, spread = places[best], float(values[best].std())
-    if spread == 0:
-        return np.zeros(len(values))
-    values = values[best] / spread
-    some = slice(None, None, -(-len(best) // SOME))
-    length, share, noise = _likeliest(seen[some], values[some])
-    single, pairs = _kernels(seen, seen, length)
-    alike = (1 - share) * single + share * pairs + noise * np.eye(len(seen))
-    of_values, of_ones = np.linalg.solve(alike, np.stack([values, np.ones(len(seen))], axis=1)).T
-    level = of_values.sum() / of_ones.sum()
-    single, pairs = _kernels(places, seen, length)
-    expected = ((1 - share) * single + share * pairs) @ (of_values - level * of_ones) + level
-    return np.asarray(expected * spread)
+
+@dataclass(frozen=True)
+class Ridge:
+    """A ridge regression."""
+
+    middle: np.ndarray
+    level: float
+    slopes: np.ndarray
+
+    @classmethod
+    def of(cls, known: np.ndarray, values: np.ndarray, free: int) -> "Ridge":
+        """Learned from values (N,) at features (N, F), centred, not scaled; the first `free` are not shrunk.
+
+        The penalty is that of the least leave-one-out error (Hastie, Tibshirani and Friedman, "The elements
+        of statistical learning", 2009, sections 3.4.1 and 7.10).
+        """
+        middle, level = known.mean(0), float(values.mean())
+        design, target = known - middle, values - level
+        shrunk = np.diag(np.r_[np.full(free, 1e-9), np.ones(design.shape[1] - free)])
+        least, slopes = np.inf, np.zeros(design.shape[1])
+        for penalty in PENALTIES:
+            solver = np.linalg.solve(design.T @ design + penalty * shrunk, design.T)
+            found = solver @ target
+            leverage = (design * solver.T).sum(1) + 1 / len(target)
+            error = float((((target - design @ found) / np.maximum(1 - leverage, 1e-9)) ** 2).mean())
+            if error < least:
+                least, slopes = error, found
+        return cls(middle, level, slopes)
+
+    def at(self, features: np.ndarray) -> np.ndarray:
+        """Predictions (M,) at features (M, F)."""
+        return np.asarray((features - self.middle) @ self.slopes + self.level)
+
+
+@dataclass(frozen=True)
+class _Smooth:
+    """A Gaussian process's mean: smooth functions of single places and of pairs."""
+
+    seen: np.ndarray
+    weights: np.ndarray
+    level: float
+    length: float
+    share: float
+    spread: float
+
+    @classmethod
+    def of(cls, places: np.ndarray, values: np.ndarray, scores: np.ndarray) -> "_Smooth | None":
+        """Learned from values (N,), where the scores (N,) are best.
+
+        How much is luck is what makes the values most likely (Rasmussen and Williams, "Gaussian processes for
+        machine learning", 2006, section 5.4.1).
+        """
+        best = np.argsort(-scores, kind="stable")[:MOST]
+        seen, spread = places[best], float(values[best].std())
+        if spread == 0:
+            return None
+        values = values[best] / spread
+        some = slice(None, None, -(-len(best) // SOME))
+        length, share, noise = _likeliest(seen[some], values[some])
+        single, pairs = _kernels(seen, seen, length)
+        alike = (1 - share) * single + share * pairs + noise * np.eye(len(seen))
+        of_values, of_ones = np.linalg.solve(alike, np.stack([values, np.ones(len(seen))], axis=1)).T
+        level = float(of_values.sum() / of_ones.sum())
+        return cls(seen, of_values - level * of_ones, level, length, share, spread)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        single, pairs = _kernels(places, self.seen, self.length)
+        return np.asarray(
+            (((1 - self.share) * single + self.share * pairs) @ self.weights + self.level) * self.spread
+        )
 
 
 def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:

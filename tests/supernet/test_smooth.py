@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bcnet.supernet.smooth import FEWEST, expected_scores, places_of, ridge
+from bcnet.supernet.smooth import FEWEST, Ridge, expected_scores, places_of
 
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
@@ -49,10 +49,10 @@ def test_a_ridge_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> N
     rng = np.random.default_rng(0)
     known, others = rng.normal(size=(24, 8)), rng.normal(size=(500, 8))
     weights = np.arange(8.0)
-    exact = ridge(known, others, 3 + known @ weights, free=0)
+    exact = Ridge.of(known, 3 + known @ weights, free=0).at(others)
     assert exact == pytest.approx(3 + others @ weights, abs=0.05)
-    assert ridge(known, others, rng.normal(size=24), free=0).std() < 0.3
-    assert ridge(np.ones((24, 2)), others[:, :2], np.arange(24.0), free=1) == pytest.approx(11.5)
+    assert Ridge.of(known, rng.normal(size=24), free=0).at(others).std() < 0.3
+    assert Ridge.of(np.ones((24, 2)), np.arange(24.0), free=1).at(others[:, :2]) == pytest.approx(11.5)
 
 
 def test_scores_of_luck_alone_are_drawn_to_their_mean() -> None:
