@@ -5,7 +5,7 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,13 +16,14 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
-from bcnet.supernet.smooth import expected_scores, places_of
+from bcnet.supernet.smooth import Expectation, places_of
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
 Prior = Sequence[np.ndarray]
 ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
+CHILDREN = 8  # of so many, the one is scored that the scores so far promise most of
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class Evolution:
         self.bounds = tuple(bounds)
         self.anchor: Widths | None = None  # the fastest widths: repair can always end there
         self._scores: dict[Widths, Score] = {}
-        self._expected: dict[Widths, float] = {}  # of as many as were scored when they were worked out
+        self._learned: Expectation | None = None
+        self._expected: dict[Widths, float] = {}  # of as many as were scored when it was learned
 
     def run(
         self,
@@ -153,20 +155,30 @@ class Evolution:
 
     def expected(self, candidate: Candidate) -> float:
         """The candidate's accuracy in the supernet, without the luck that the other scores tell of."""
-        if not self.settings.smooth:
-            return candidate.score.accuracy
-        if len(self._expected) != len(self._scores):
-            ends = (np.array([g.choices[end] for g in self.space.groups]) for end in (0, -1))
-            places = places_of(np.array(list(self._scores)), *ends)
-            scores = np.array([score.accuracy for score in self._scores.values()])
-            self._expected = dict(zip(self._scores, expected_scores(places, scores).tolist(), strict=True))
+        self._learn()
         return self._expected.get(candidate.widths, candidate.score.accuracy)
 
+    def _learn(self) -> None:
+        if not self.settings.smooth or len(self._expected) == len(self._scores):
+            return
+        places = self._places(list(self._scores))
+        scores = np.array([score.accuracy for score in self._scores.values()])
+        self._learned = Expectation.of(places, scores)
+        expected = scores if self._learned is None else self._learned.at(places)
+        self._expected = dict(zip(self._scores, expected.tolist(), strict=True))
+
+    def _places(self, widths: Sequence[Widths]) -> np.ndarray:
+        narrowest, widest = (np.array([g.choices[end] for g in self.space.groups]) for end in (0, -1))
+        return places_of(np.array(widths), narrowest, widest)
+
     def _fitness(self, candidate: Candidate) -> float:
-        value, settings = self.expected(candidate), self.settings
+        return self._worth(self.expected(candidate), candidate.predicted_ms)
+
+    def _worth(self, value: float, latency_ms: float) -> float:
+        settings = self.settings
         if settings.fitness == "hard" or settings.budget_ms is None:
             return value
-        relative, exponent = candidate.predicted_ms / settings.budget_ms, settings.latency_exponent
+        relative, exponent = latency_ms / settings.budget_ms, settings.latency_exponent
         if relative <= 1 and settings.inside_exponent is not None:
             exponent = settings.inside_exponent
         factor = relative**exponent
@@ -199,7 +211,26 @@ class Evolution:
     def _propose(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
     ) -> list[Widths]:
-        settings, seen, fresh = self.settings, {candidate.widths for candidate in found}, list[Widths]()
+        """The next generation: of every few children, the one that the scores so far promise most of."""
+        seen, fresh, promise = {candidate.widths for candidate in found}, list[Widths](), self._promise(found)
+        brood: dict[Widths, float] = {}
+        for widths in self._children(generation, rng, found, priors):
+            if widths not in seen:
+                brood[widths] = promise(widths) if promise else 0.0
+            if len(brood) == (CHILDREN if promise else 1):
+                fresh.append(max(brood, key=brood.__getitem__))
+                seen.add(fresh[-1])
+                brood = {}
+            if len(fresh) == self.settings.population:
+                return fresh
+        # Few are left that were not seen.
+        return [*fresh, *list(brood)[: self.settings.population - len(fresh)]]
+
+    def _children(
+        self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
+    ) -> Iterator[Widths]:
+        """Widths within the bounds, some of them again and again: drawn, or of parents."""
+        settings = self.settings
         parents, worth = self._parents(found)
 
         def parent() -> Candidate:
@@ -207,9 +238,7 @@ class Evolution:
             a, b = (int(place) for place in rng.integers(len(parents), size=2))
             return parents[a if worth[a] >= worth[b] else b]
 
-        for attempt in range(settings.population * ATTEMPTS):
-            if len(fresh) == settings.population:
-                break
+        for attempt in range(settings.population * (ATTEMPTS + CHILDREN)):
             if generation == 0 or len(parents) < 2:
                 widths = self._sample(rng, priors, attempt)
             elif rng.random() < 0.5:
@@ -221,11 +250,27 @@ class Evolution:
                 # What may win is looked for first; later, what is beyond the budget leads there, too.
                 grow = self.fits(widths, settings.budget_ms) or not (generation or settings.over_budget)
                 limit = settings.budget_ms if grow else limit
-            widths = self.repaired(widths, rng, limit, fill=grow)
-            if widths not in seen:
-                seen.add(widths)
-                fresh.append(widths)
-        return fresh
+            yield self.repaired(widths, rng, limit, fill=grow)
+
+    def _promise(self, found: Sequence[Candidate]) -> Callable[[Widths], float] | None:
+        """How good the scores so far say that widths are, more is better; None: they are too few to say."""
+        self._learn()
+        learned, wanted = self._learned, self.settings.min_accuracy
+        if learned is None:
+            return None
+        front = self.front(found) if self.settings.pareto else ()
+        steps = np.array([candidate.predicted_ms for candidate in front])
+
+        def promise(widths: Widths) -> float:
+            value, latency = float(learned.at(self._places([widths]))[0]), self.latency_of(widths)
+            if front:  # how far it would push the front; where that has nothing as fast, how good it is
+                below = int(np.searchsorted(steps, latency, side="right")) - 1
+                return value - (front[below].expected or 0.0 if below >= 0 else 0.0)
+            if wanted is not None:
+                return -latency if value >= wanted else -FAILED_MS + value
+            return self._worth(value, latency)
+
+        return promise
 
     def _sample(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
         if self.settings.pareto and number < 2 and self.anchor is not None:

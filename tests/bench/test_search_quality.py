@@ -56,6 +56,19 @@ def test_a_soft_fitness_that_asks_for_accuracy_inside_the_budget_grows_up_to_it(
     assert max(mean_regret(bench, 5, **script.DEFAULT, **soft)) <= 0.1
 
 
+def test_one_front_of_the_default_size_serves_every_budget(script: ModuleType, bench: Any) -> None:
+    full = bench.cost(bench.space.largest())
+    lost = []
+    for seed in range(3):
+        settings = script.SearchSettings(budget_ms=full, pareto=True, seed=seed, **script.DEFAULT)
+        front = script.search(bench.space, bench.cost, bench.score, settings).pareto
+        for budget in bench.table.budgets() / 1e6:
+            best = [candidate for candidate in front if candidate.predicted_ms <= budget][-1]
+            truth = bench.table.denoised
+            lost.append(truth[bench.inside(budget)].max() - truth[bench.index[best.widths]])
+    assert np.mean(lost) <= 0.12  # 0.18 where children are scored as they come
+
+
 @pytest.mark.parametrize(
     "fitness",
     [{}, {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bcnet.supernet.smooth import FEWEST, Ridge, expected_scores, places_of
+from bcnet.supernet.smooth import FEWEST, Expectation, Ridge, expected_scores, places_of
 
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
@@ -53,6 +53,14 @@ def test_a_ridge_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> N
     assert exact == pytest.approx(3 + others @ weights, abs=0.05)
     assert Ridge.of(known, rng.normal(size=24), free=0).at(others).std() < 0.3
     assert Ridge.of(np.ones((24, 2)), np.arange(24.0), free=1).at(others[:, :2]) == pytest.approx(11.5)
+
+
+def test_widths_that_were_not_scored_are_expected_by_those_that_were() -> None:
+    at, others = places(100), places(50, seed=1)
+    learned = Expectation.of(at, truth(at))
+    assert learned is not None
+    assert learned.at(others) == pytest.approx(truth(others), abs=2e-3)
+    assert Expectation.of(at[:5], truth(at[:5])) is None
 
 
 def test_scores_of_luck_alone_are_drawn_to_their_mean() -> None:
