@@ -660,7 +660,9 @@ def channel_bench_macro(
         str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
     ] = "plain",
     draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
-    complementary: Annotated[bool, typer.Option(help="Follow widths by their complements.")] = True,
+    complementary: Annotated[
+        bool, typer.Option(help="Follow widths by their complements, as BCNet does.")
+    ] = False,
     preset: Annotated[
         str,
         typer.Option(

@@ -143,7 +143,10 @@ class TrainConfig(Section):
         "us-nets (both)",
     )
     draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
-    complementary: bool = Field(True, description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2)")
+    complementary: bool = Field(
+        False,
+        description="follow widths c by l - c (bcnet) or l + b - c (bcnetv2), as the papers do",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     batch_size: int = Field(64, ge=1, le=65_536, description="images a step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")

@@ -59,7 +59,7 @@ def train(
     data: ImageData,
     recipe: Recipe,
     *,
-    complementary: bool = True,
+    complementary: bool = False,
     plan: StepPlan = STEPS["plain"],
     draws: int = 1,
     state: State | None = None,
