@@ -1,0 +1,93 @@
+"""Figures of supernets on Channel-Bench-Macro, from the scores in their reports, also of several together.
+
+    python benchmarks/rankings.py --table Results_MobileNet.json benchmarks/results/channel_bench_macro/*.json
+
+Works every figure out anew from the scores that each report holds, so that what has changed in the statistics
+since then needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
+of accuracy, of loss and of expected accuracy with its 95 % interval, and the regret of the last. With
+--together, one more row for the mean of their accuracies, each taken relative to its own spread: what
+supernets of several seeds say together. With --against REPORT, by how much each row's expected tau is above
+that report's, settings resampled for both alike.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from bcnet.artifacts import read_json
+from bcnet.bench.channel_bench_macro import QUARTERS, BenchTable, difference, ranking
+from bcnet.supernet.smooth import expected_scores, places_of
+
+
+class Rows:
+    """Rows of a markdown table, all on the same settings."""
+
+    def __init__(self, table: BenchTable, keys: list[str]) -> None:
+        self.keys = keys
+        everything = {table.key(i): i for i in range(len(table))}
+        self.table, self.index = table, [everything[key] for key in keys]
+        groups = table.settings.shape[1]
+        self.places = places_of(table.settings[self.index], np.ones(groups), np.full(groups, QUARTERS))
+
+    def expected(self, accuracy: np.ndarray) -> np.ndarray:
+        return expected_scores(self.places, accuracy)
+
+    def row(
+        self, name: str, accuracy: np.ndarray, loss: np.ndarray | None, against: np.ndarray | None
+    ) -> str:
+        truth, expected = self.table.accuracy[self.index], self.expected(accuracy)
+        own = ranking(expected, truth)
+        low, high = own["interval"]
+        cells = [
+            name,
+            f"{ranking(accuracy, truth)['kendall']:.3f}",
+            "" if loss is None else f"{ranking(-loss, truth)['kendall']:.3f}",
+            f"{own['kendall']:.3f} ({low:.3f} to {high:.3f})",
+            " / ".join(f"{lost:.2f}" for lost in self.table.regret(expected, self.index)),
+        ]
+        if against is not None:
+            found = difference(expected, against, truth)
+            low, high = found["interval"]
+            cells.append(f"{found['kendall']:+.3f} ({low:+.3f} to {high:+.3f})")
+        return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, required=True, help="the authors' JSON file")
+    parser.add_argument("--together", action="store_true", help="one more row, for the mean of all")
+    parser.add_argument("--against", type=Path, help="a report to compare all others with")
+    parser.add_argument("reports", type=Path, nargs="+")
+    options = parser.parse_args()
+    paths = list(dict.fromkeys([*options.reports, *([options.against] if options.against else [])]))
+    found = {path: read_json(path, "another report") for path in paths}
+    spaces = {report["space"] for report in found.values()}
+    if len(spaces) > 1:
+        raise SystemExit(f"the reports are of several spaces: {', '.join(sorted(spaces))}")
+    shared = sorted(set.intersection(*(set(report["scores"]) for report in found.values())))
+    rows = Rows(BenchTable.load(options.table, spaces.pop()), shared)
+
+    def means(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Accuracy and loss (N,), the means of the sides."""
+        scores = [list(found[path]["scores"][key].values()) for key in shared]
+        accuracy, loss = np.array(scores).mean(1).T
+        return accuracy, loss
+
+    against = rows.expected(means(options.against)[0]) if options.against else None
+    print(f"{len(shared)} settings\n")
+    print("| report | accuracy | loss | accuracy, expected | regret of that |" + " |" * (against is not None))
+    print("|---|---|---|---|---|" + "---|" * (against is not None))
+    total = np.zeros(len(shared))
+    for path in options.reports:
+        accuracy, loss = means(path)
+        total += (accuracy - accuracy.mean()) / max(float(accuracy.std()), 1e-12)
+        print(rows.row(path.stem, accuracy, loss, against))
+    if options.together:
+        print(rows.row(f"these {len(options.reports)} together", total, None, against))
+
+
+if __name__ == "__main__":
+    main()
