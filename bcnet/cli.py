@@ -703,11 +703,15 @@ def channel_bench_macro(
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
-    if scratch and not 10 <= scratch <= 1000:
-        raise UsageError(f"--from-scratch is 10 to 1000 settings, not {scratch}; none if left out")
     target = Run.named(_checked_name(run))
     known = BenchTable.load(table, space)
     size = PRESETS[preset]
+    others = len(known) - (sample or size.sample)
+    if scratch and not 10 <= scratch <= others:
+        raise UsageError(
+            f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
+            f"not {scratch}"
+        )
     given = flags(size, space, data, method, step, draws, complementary, passes, seed)
     with redirect_stdout(sys.stderr):
         report = rank_settings(

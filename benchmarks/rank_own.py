@@ -2,8 +2,8 @@
 
     python benchmarks/rank_own.py --config bcnet.toml --networks 60 --epochs 20 --passes 24
 
-In an empty folder: trains each of the networks for so many epochs and tests it, then supernets of so many
-passes over the training images, of each method and seed, scores the same networks in them, and prints
+In an empty folder: trains supernets of so many passes over the training images, of each method and seed,
+scores random networks in them, trains each of these from scratch for so many epochs, tests it, and prints
 Kendall's tau with the accuracy from scratch: of scores on all images, of those that a search takes (the sides
 share the images out), each as it is and as expected scores, and of what takes no training. One training each
 is a noisy truth, the same for all. Writes rank_own.json; stopped, the same line goes on, from the network or
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, json_bytes, write_file
+from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
 from bcnet.pipeline.search_inputs import scoring
@@ -40,9 +40,11 @@ def networks(config: Config, count: int) -> list[Widths]:
     """Random widths, none twice."""
     space, rng = load_project(config).space, np.random.default_rng(0)
     drawn: dict[Widths, None] = {}
-    while len(drawn) < count:
+    for _ in range(100 * count):
         drawn[space.random(rng)] = None
-    return list(drawn)
+        if len(drawn) == count:
+            return list(drawn)
+    raise SystemExit(f"there are hardly more than {len(drawn)} networks in this space: lower --networks")
 
 
 def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[str, Any]) -> None:
@@ -122,10 +124,11 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config)
     asked = {"networks": options.networks, "epochs": options.epochs, "passes": options.passes}
+    asked["config"] = digest([config.model_dump(), load_project(config).inputs()])
     new: dict[str, Any] = {"asked": asked, "scratch": {}, "supernets": {}}
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
-        raise SystemExit(f"{RESULT} is of {found['asked']}: work in another folder")
+        raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
     wanted = networks(config, options.networks)
     for seed in range(options.seeds):
         for method in options.methods:

@@ -108,11 +108,15 @@ class BenchTable:
         quantiles: np.ndarray = np.quantile(self.macs, BUDGETS)
         return quantiles
 
-    def sample(self, count: int, seed: int) -> list[int]:
-        """Indices of `count` settings, one drawn from each of as many equal strata of their sizes (macs)."""
+    def sample(self, count: int, seed: int, without: Sequence[int] = ()) -> list[int]:
+        """Indices of `count` settings, one drawn from each of as many equal strata of their sizes (macs).
+
+        All there are, where these are fewer.
+        """
         order = np.argsort(self.macs, kind="stable")
+        order = order[~np.isin(order, without)]
         rng = np.random.default_rng(seed)
-        edges = np.linspace(0, len(self), min(count, len(self)) + 1).round().astype(int)
+        edges = np.linspace(0, len(order), min(count, len(order)) + 1).round().astype(int)
         return sorted(int(order[rng.integers(low, high)]) for low, high in itertools.pairwise(edges))
 
     def regret(self, scores: np.ndarray, index: Sequence[int]) -> list[float]:

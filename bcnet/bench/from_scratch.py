@@ -11,7 +11,7 @@ from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.bench.channel_bench_macro import BenchTable
 from bcnet.config import Config
 from bcnet.progress import announce, say
-from bcnet.supernet.fit import Recipe, fit_network, training_digest
+from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.project import fresh_model, load_project
 from bcnet.supernet.score import evaluate_network
 
@@ -19,15 +19,17 @@ from bcnet.supernet.score import evaluate_network
 def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
     """Validation accuracies (N,), 0 to 1, of the settings `index`, each trained from scratch for `epochs`.
 
-    By the recipe of the supernet. Kept in `bench/from_scratch.json`: a stopped run goes on.
+    By the recipe of the supernet. Kept in `bench/from_scratch.json`: a stopped run goes on, also one of
+    another method, which trains the same.
     """
     project = load_project(config)
     path = run.folder / "bench" / "from_scratch.json"
-    inputs = digest([project.inputs(), training_digest(config), epochs])
+    recipe = Recipe.of(config, epochs, config.train.learning_rate)
+    made_from = {key: project.inputs()[key] for key in ("model", "data")}
+    inputs = digest([made_from, {**vars(recipe), "task": config.task.model_dump()}])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     found: dict[str, float] = kept["accuracy"] if kept.get("inputs") == inputs else {}
     waiting = [i for i in index if table.key(i) not in found]
-    recipe = Recipe.of(config, epochs, config.train.learning_rate)
     start = time.perf_counter()
     for number, i in enumerate(waiting, 1):
         widths = list(table.widths(i, config.model.args["widths"]))

@@ -105,15 +105,14 @@ def rank_settings(
     """Train the supernet where it is not trained, score the settings, compare; returns the report.
 
     With `scratch`, so many other settings are trained from scratch, for `scratch_epochs` each, and what
-    regressions on them predict is compared, too; these are left out of all figures.
+    regressions on them predict is compared, too; their own rank is in no figure.
     """
     start = time.perf_counter()
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
     trained_s = time.perf_counter() - start
-    index = list(range(len(table))) if sample >= len(table) else table.sample(sample, 0)
-    own = table.sample(scratch, 1) if scratch else []
-    index = sorted(set(index) - set(own))
+    index = table.sample(sample, 0)
+    own = table.sample(scratch, 1, without=index) if scratch else []
     scores = _scores(run, config, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     project = load_project(config)
@@ -193,7 +192,9 @@ def _regressions(
 ) -> dict[str, np.ndarray]:
     """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
-    places, expected = _places(table, everything), _columns(scores, table, everything)["accuracy, expected"]
+    accuracy = [[side[0] for side in scores[table.key(i)].values()] for i in everything]
+    places = _places(table, everything)
+    expected = expected_scores(places, np.array(accuracy).mean(1))
     widths = np.column_stack([places.sum(1), places])
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {

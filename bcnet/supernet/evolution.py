@@ -5,7 +5,7 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,8 +22,9 @@ from bcnet.supernet.space import Widths, WidthSpace
 LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
 Prior = Sequence[np.ndarray]
+Acquisition = Callable[[Sequence[Widths]], np.ndarray]
 ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
-CHILDREN = 8  # of so many, the one is scored that the scores so far promise most of
+CHILDREN = 8  # of so many, one is scored
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class SearchSettings:
     `margin` is the share by which networks that are measured stay below the budget: a machine's noise.
     With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
     `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), those inside the
-    budget by `inside_exponent` where that is given; with `over_budget` a slower network may win.
-    With `pareto`, the whole front of accuracy against latency is looked for, by NSGA-II; a budget only says
-    who wins. With `smooth`, candidates are ranked by what all scores
-    together say of each (`expected_scores`), else by their own scores.
+    budget by `inside_exponent` where that is given (at 0 it is the hard search again); with `over_budget` a
+    slower network may win. With `pareto`, the whole front of accuracy against latency is looked for, by
+    NSGA-II; a budget only says who wins. With `smooth`, candidates are ranked, and children chosen, by what
+    all scores together say of each (`Expectation`), else candidates by their own scores.
     """
 
     budget_ms: float | None = None
@@ -59,15 +60,19 @@ class SearchSettings:
         return budget_ms / (1 + self.margin)
 
     @property
+    def by_accuracy_inside(self) -> bool:
+        """Whether nothing counts but accuracy inside the budget: then nothing else is worth scoring."""
+        return self.fitness == "hard" or (self.inside_exponent == 0 and not self.over_budget)
+
+    @property
     def scored_ms(self) -> float | None:
         """The latency, in ms, above which nothing is scored; None: there is none."""
-        return None if self.fitness == "soft" or self.pareto else self.budget_ms
+        return self.budget_ms if self.by_accuracy_inside and not self.pareto else None
 
     @property
     def presses(self) -> bool:
-        """Whether candidates that fit grow up to the budget or a bound: the fittest lie there."""
-        by_accuracy = self.fitness == "hard" or self.inside_exponent == 0
-        return by_accuracy and not self.pareto and self.min_accuracy is None
+        """Whether candidates grow until they reach the budget or a bound: the most accurate lie there."""
+        return self.by_accuracy_inside and not self.pareto and self.min_accuracy is None
 
 
 @dataclass(frozen=True)
@@ -211,20 +216,28 @@ class Evolution:
     def _propose(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
     ) -> list[Widths]:
-        """The next generation: of every few children, the one that the scores so far promise most of."""
-        seen, fresh, promise = {candidate.widths for candidate in found}, list[Widths](), self._promise(found)
-        brood: dict[Widths, float] = {}
+        """The next generation: of every few children, the best by what the scores so far say.
+
+        Surrogate-assisted preselection (Jin, "Surrogate-assisted evolutionary computation", 2011, section 2).
+        """
+        size, acquisition = self.settings.population, self._acquisition(found)
+        seen, fresh = {candidate.widths for candidate in found}, list[Widths]()
+        brood, passed = dict[Widths, None](), dict[Widths, None]()
         for widths in self._children(generation, rng, found, priors):
-            if widths not in seen:
-                brood[widths] = promise(widths) if promise else 0.0
-            if len(brood) == (CHILDREN if promise else 1):
-                fresh.append(max(brood, key=brood.__getitem__))
-                seen.add(fresh[-1])
+            if len(fresh) == size:
+                break
+            if widths in seen:
+                continue
+            brood[widths] = None
+            if len(brood) == (CHILDREN if acquisition else 1):
+                best, *others = _by(acquisition, brood)
+                fresh.append(best)
+                seen.add(best)
+                passed |= dict.fromkeys(others)
                 brood = {}
-            if len(fresh) == self.settings.population:
-                return fresh
-        # Few are left that were not seen.
-        return [*fresh, *list(brood)[: self.settings.population - len(fresh)]]
+        # Where few are left that were not seen, those that were passed over make the generation full.
+        left = [widths for widths in (*brood, *passed) if widths not in seen]
+        return [*fresh, *_by(acquisition, dict.fromkeys(left))[: size - len(fresh)]]
 
     def _children(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
@@ -245,32 +258,30 @@ class Evolution:
                 widths = self._mutate(parent().widths, rng)
             else:
                 widths = self._mutate(self._cross(parent().widths, parent().widths, rng), rng)
-            limit, grow = settings.scored_ms, settings.presses
-            if grow and settings.fitness == "soft" and settings.budget_ms is not None:
-                # What may win is looked for first; later, what is beyond the budget leads there, too.
-                grow = self.fits(widths, settings.budget_ms) or not (generation or settings.over_budget)
-                limit = settings.budget_ms if grow else limit
-            yield self.repaired(widths, rng, limit, fill=grow)
+            yield self.repaired(widths, rng, settings.scored_ms, fill=settings.presses)
 
-    def _promise(self, found: Sequence[Candidate]) -> Callable[[Widths], float] | None:
-        """How good the scores so far say that widths are, more is better; None: they are too few to say."""
+    def _acquisition(self, found: Sequence[Candidate]) -> Acquisition | None:
+        """How good widths are by the scores so far, more is better; None: nothing is learned from them."""
         self._learn()
         learned, wanted = self._learned, self.settings.min_accuracy
         if learned is None:
             return None
         front = self.front(found) if self.settings.pareto else ()
         steps = np.array([candidate.predicted_ms for candidate in front])
+        reached = np.array([candidate.expected for candidate in front], dtype=float)
 
-        def promise(widths: Widths) -> float:
-            value, latency = float(learned.at(self._places([widths]))[0]), self.latency_of(widths)
-            if front:  # how far it would push the front; where that has nothing as fast, how good it is
-                below = int(np.searchsorted(steps, latency, side="right")) - 1
-                return value - (front[below].expected or 0.0 if below >= 0 else 0.0)
+        def acquisition(widths: Sequence[Widths]) -> np.ndarray:
+            # A wanted accuracy is held against the supernet's own.
+            values = learned.at(self._places(widths), shrunk=wanted is None)
+            latencies = np.array([self.latency_of(own) for own in widths])
+            if front:  # how far they would push it
+                below = np.searchsorted(steps, latencies, side="right") - 1
+                return np.asarray(values - reached[np.maximum(below, 0)])
             if wanted is not None:
-                return -latency if value >= wanted else -FAILED_MS + value
-            return self._worth(value, latency)
+                return np.where(values >= wanted, -latencies, values - FAILED_MS)
+            return np.array([self._worth(*own) for own in zip(values, latencies, strict=True)])
 
-        return promise
+        return acquisition
 
     def _sample(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
         if self.settings.pareto and number < 2 and self.anchor is not None:
@@ -323,6 +334,14 @@ class Evolution:
 
     def _at(self, index: Sequence[int]) -> Widths:
         return Widths(g.choices[i] for g, i in zip(self.space.groups, index, strict=True))
+
+
+def _by(acquisition: Acquisition | None, widths: Mapping[Widths, None]) -> list[Widths]:
+    """Best first."""
+    own = list(widths)
+    if acquisition is None or not own:
+        return own
+    return [own[place] for place in np.argsort(-acquisition(own), kind="stable")]
 
 
 def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = ()) -> Widths:

@@ -1,6 +1,6 @@
-"""Scores without their luck, and without what only a supernet does: what all of them together say of each.
+"""Scores without their noise, and without what only a supernet does: what all of them say of any widths.
 
-In: widths and scores. Out: for each candidate the expected score: a trend in the widths, and what is left.
+In: widths and scores. Out: an `Expectation`: a trend in the widths, and what of the residual is believed.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy as np
 
 FEWEST = 10  # candidates from which something is learned
 MOST = 1000  # the best that the process is fitted on: its time grows with their cube
-SOME = 250  # of these, evenly from best to worst, say how much is luck
+SOME = 250  # of these, evenly from best to worst, say how much is noise
 LENGTHS = (0.5, 1.0)  # how far apart, as parts of a group's range, choices still tell of each other
 PAIRS = (0.2, 0.5)  # what pairs of groups explain beside single ones
-NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of luck over that of what is explained
+NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of noise over that of what is explained
 PENALTIES = np.logspace(-3, 3, 13)
-# The part of a trend's variance that networks trained from scratch leave to the rest: 0.010 in all 16,384
-# settings of Channel-Bench-Macro, denoised. Supernets there leave 0.03 to 2.
-REST = 0.02
-LEAST = 0.2  # of the rest is believed in any case: widths can be too narrow for a task
+# The residual's variance over the trend's: 0.010 for accuracies from scratch, of all 16,384 settings of
+# Channel-Bench-Macro, denoised. Supernets there have 0.016 to 1.9.
+RESIDUAL = 0.02
+LEAST = 0.2  # of the residual is believed in any case: widths can be too narrow for a task
 
 
 def places_of(widths: np.ndarray, narrowest: np.ndarray, widest: np.ndarray) -> np.ndarray:
@@ -36,42 +36,46 @@ class Expectation:
     """What scores together say of any widths, scored or not.
 
     The best of many scores is a lucky one; and in a supernet, some widths do better or worse than they would
-    alone, by the weights that they share. So a score is taken as a trend, a slope a group; a rest, smooth
-    functions of single widths and of pairs; and luck. Networks trained from scratch have little rest, so it
-    is believed as far as it is small, and a fifth of it in any case. Scores without luck, of a trend and
-    little rest, stay as they are.
+    alone, by the weights that they share. So a score is taken as a trend, a slope a group; a residual, smooth
+    functions of single widths and of pairs; and noise. Networks trained from scratch have little residual. A
+    larger one is shrunk in the ratio of the two, but not below a fifth. Scores without noise, of a trend and
+    little residual, stay as they are.
     """
 
     trend: "Ridge"
-    rest: "_Smooth | None"
-    believed: float  # of the rest
-    middle: float
-    spread: float
+    residual: "_GaussianProcess | None"
+    shrinkage: float  # factor of the residual, 0 to 1
+    residual_mean: float  # where the scores are
+    mean: float
+    deviation: float
 
     @classmethod
     def of(cls, places: np.ndarray, scores: np.ndarray) -> "Expectation | None":
-        """Learned from scores (N,) at places (N, groups), those of `places_of`; None: there are too few."""
-        spread = float(scores.std()) if len(scores) >= FEWEST else 0.0
-        if spread == 0 or not np.isfinite(spread):
+        """Learned from scores (N,) at places (N, groups), those of `places_of`.
+
+        None where nothing can be learned: scores that are few, all equal, or not finite.
+        """
+        deviation = float(scores.std()) if len(scores) >= FEWEST else 0.0
+        if deviation == 0 or not np.isfinite(deviation):
             return None
-        middle = float(scores.mean())
-        values = (scores - middle) / spread
+        mean = float(scores.mean())
+        values = (scores - mean) / deviation
         trend = Ridge.of(_features(places), values, free=1)
         along = trend.at(_features(places))
-        rest = _Smooth.of(places, values - along, values)
-        left = rest.at(places) if rest else np.zeros(1)
-        believed = max(LEAST, min(1.0, REST * float(along.var()) / max(float(left.var()), 1e-12)))
-        return cls(trend, rest, believed, middle - believed * float(left.mean()) * spread, spread)
+        residual = _GaussianProcess.of(places, values - along, values)
+        left = residual.at(places) if residual else np.zeros(1)
+        shrinkage = max(LEAST, min(1.0, RESIDUAL * float(along.var()) / max(float(left.var()), 1e-12)))
+        return cls(trend, residual, shrinkage, float(left.mean()), mean, deviation)
 
-    def at(self, places: np.ndarray) -> np.ndarray:
-        """Expected scores (M,) at places (M, groups)."""
+    def at(self, places: np.ndarray, shrunk: bool = True) -> np.ndarray:
+        """Expected scores (M,) at places (M, groups); without `shrunk`, those in the supernet itself."""
         along = self.trend.at(_features(places))
-        rest = self.rest.at(places) if self.rest else 0.0
-        return np.asarray((along + self.believed * rest) * self.spread + self.middle)
+        left = self.residual.at(places) - self.residual_mean if self.residual else 0.0
+        return np.asarray((along + (self.shrinkage if shrunk else 1.0) * left) * self.deviation + self.mean)
 
 
 def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """What all of the scores (N,) say of each: those of an `Expectation`; too few stay as they are."""
+    """What all of the scores (N,) say of each; where nothing can be learned they stay as they are."""
     learned = Expectation.of(places, scores)
     return scores if learned is None else learned.at(places)
 
@@ -82,9 +86,9 @@ def _features(places: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ridge:
-    """A ridge regression."""
+    """A ridge regression: `mean` (F,) of the features, `level` of the values, `slopes` (F,)."""
 
-    middle: np.ndarray
+    mean: np.ndarray
     level: float
     slopes: np.ndarray
 
@@ -95,8 +99,8 @@ class Ridge:
         The penalty is that of the least leave-one-out error (Hastie, Tibshirani and Friedman, "The elements
         of statistical learning", 2009, sections 3.4.1 and 7.10).
         """
-        middle, level = known.mean(0), float(values.mean())
-        design, target = known - middle, values - level
+        mean, level = known.mean(0), float(values.mean())
+        design, target = known - mean, values - level
         shrunk = np.diag(np.r_[np.full(free, 1e-9), np.ones(design.shape[1] - free)])
         least, slopes = np.inf, np.zeros(design.shape[1])
         for penalty in PENALTIES:
@@ -106,58 +110,58 @@ class Ridge:
             error = float((((target - design @ found) / np.maximum(1 - leverage, 1e-9)) ** 2).mean())
             if error < least:
                 least, slopes = error, found
-        return cls(middle, level, slopes)
+        return cls(mean, level, slopes)
 
     def at(self, features: np.ndarray) -> np.ndarray:
         """Predictions (M,) at features (M, F)."""
-        return np.asarray((features - self.middle) @ self.slopes + self.level)
+        return np.asarray((features - self.mean) @ self.slopes + self.level)
 
 
 @dataclass(frozen=True)
-class _Smooth:
-    """A Gaussian process's mean: smooth functions of single places and of pairs."""
+class _GaussianProcess:
+    """A Gaussian process's mean: smooth functions of single places and of pairs.
+
+    `seen` (N, groups) are the places it is fitted on, `weights` (N,) theirs.
+    """
 
     seen: np.ndarray
     weights: np.ndarray
     level: float
     length: float
-    share: float
-    spread: float
+    pairs: float  # the part of pairs in the kernel, the rest is that of single places
+    deviation: float
 
     @classmethod
-    def of(cls, places: np.ndarray, values: np.ndarray, scores: np.ndarray) -> "_Smooth | None":
-        """Learned from values (N,), where the scores (N,) are best.
+    def of(cls, places: np.ndarray, values: np.ndarray, scores: np.ndarray) -> "_GaussianProcess | None":
+        """Learned from values (N,), where the scores (N,) are best; None: all values are equal.
 
-        How much is luck is what makes the values most likely (Rasmussen and Williams, "Gaussian processes for
-        machine learning", 2006, section 5.4.1).
+        How much is noise is what makes the values most likely (Rasmussen and Williams, "Gaussian processes
+        for machine learning", 2006, section 5.4.1).
         """
         best = np.argsort(-scores, kind="stable")[:MOST]
-        seen, spread = places[best], float(values[best].std())
-        if spread == 0:
+        seen, deviation = places[best], float(values[best].std())
+        if deviation == 0:
             return None
-        values = values[best] / spread
+        values = values[best] / deviation
         some = slice(None, None, -(-len(best) // SOME))
-        length, share, noise = _likeliest(seen[some], values[some])
-        single, pairs = _kernels(seen, seen, length)
-        alike = (1 - share) * single + share * pairs + noise * np.eye(len(seen))
+        length, pairs, noise = _likeliest(seen[some], values[some])
+        alike = _kernel(seen, seen, length, pairs) + noise * np.eye(len(seen))
         of_values, of_ones = np.linalg.solve(alike, np.stack([values, np.ones(len(seen))], axis=1)).T
         level = float(of_values.sum() / of_ones.sum())
-        return cls(seen, of_values - level * of_ones, level, length, share, spread)
+        return cls(seen, of_values - level * of_ones, level, length, pairs, deviation)
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        single, pairs = _kernels(places, self.seen, self.length)
-        return np.asarray(
-            (((1 - self.share) * single + self.share * pairs) @ self.weights + self.level) * self.spread
-        )
+        """The mean (M,) at places (M, groups)."""
+        alike = _kernel(places, self.seen, self.length, self.pairs)
+        return np.asarray((alike @ self.weights + self.level) * self.deviation)
 
 
 def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """The length, the share of pairs and the noise that make the values most likely."""
+    """The length, the part of pairs and the noise that make the values most likely."""
     likeliest, chosen = -np.inf, (LENGTHS[0], PAIRS[0], NOISES[-1])
     for length in LENGTHS:
-        single, pairs = _kernels(seen, seen, length)
-        for share in PAIRS:
-            variances, axes = np.linalg.eigh((1 - share) * single + share * pairs)
+        for pairs in PAIRS:
+            variances, axes = np.linalg.eigh(_kernel(seen, seen, length, pairs))
             variances = np.maximum(variances, 0.0)
             seen_values, ones = axes.T @ values, axes.sum(axis=0)
             for noise in NOISES:
@@ -166,16 +170,17 @@ def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, floa
                 rest = seen_values - level * ones
                 likelihood = -len(rest) * np.log((rest * rest / total).mean()) - np.log(total).sum()
                 if likelihood > likeliest:
-                    likeliest, chosen = likelihood, (length, share, noise)
+                    likeliest, chosen = likelihood, (length, pairs, noise)
     return chosen
 
 
-def _kernels(one: np.ndarray, other: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """How alike places are, (N, M): by single groups, and by pairs of groups; both at most 1."""
+def _kernel(one: np.ndarray, other: np.ndarray, length: float, pairs: float) -> np.ndarray:
+    """How alike places are, (N, M), at most 1: by single groups, and for a part by pairs of groups."""
     total, squares = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
     for group in range(one.shape[1]):
         alike = np.exp(-((one[:, group, None] - other[:, group]) ** 2) / (2 * length * length))
         total += alike
         squares += alike * alike
     groups = one.shape[1]
-    return total / groups, (total * total - squares) / max(1, groups * (groups - 1))
+    of_pairs = (total * total - squares) / max(1, groups * (groups - 1))
+    return np.asarray((1 - pairs) * total / groups + pairs * of_pairs)

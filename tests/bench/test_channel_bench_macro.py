@@ -55,6 +55,10 @@ def test_a_sample_has_one_setting_of_each_size(synthetic: BenchTable) -> None:
     ranks = np.argsort(np.argsort(synthetic.macs, kind="stable"), kind="stable")[drawn]
     assert sorted(ranks // (len(synthetic) // 64)) == list(range(64))
     assert synthetic.sample(64, 0) == drawn != synthetic.sample(64, 1)
+    assert synthetic.sample(len(synthetic) + 1, 0) == list(range(len(synthetic)))
+    others = synthetic.sample(64, 0, without=drawn)
+    assert len(others) == 64
+    assert not set(others) & set(drawn)
 
 
 def test_ranking_tells_tau_and_an_interval_that_holds_it() -> None:

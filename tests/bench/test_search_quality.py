@@ -49,13 +49,6 @@ def test_the_default_search_loses_little_and_less_than_by_single_scores(
     assert np.mean(together) <= 0.6 * np.mean(alone)
 
 
-def test_a_soft_fitness_that_asks_for_accuracy_inside_the_budget_grows_up_to_it(
-    script: ModuleType, bench: Any
-) -> None:
-    soft = {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}
-    assert max(mean_regret(bench, 5, **script.DEFAULT, **soft)) <= 0.1
-
-
 def test_one_front_of_the_default_size_serves_every_budget(script: ModuleType, bench: Any) -> None:
     full = bench.cost(bench.space.largest())
     lost = []
@@ -88,6 +81,6 @@ def test_a_prior_starts_better_and_one_from_permuted_losses_does_not(
     script.of_the_prior(bench, 2, done, steps=(1,), noises=(0.01,))
     found = script.Done(tmp_path / "done.jsonl").entries
     random, equal, known, permuted = (entry["best"][0] for entry in found)
-    assert known > random + 0.05
-    assert abs(permuted - equal) < 0.12
+    assert known > max(random, permuted) + 0.05
+    assert equal < known
     assert all(a["start"] != b["start"] for a, b in itertools.pairwise(found))

@@ -80,7 +80,14 @@ def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (["--from-scratch", "3"], "--from-scratch is 10 to 1000 settings, not 3"),
+        (
+            ["--from-scratch", "3"],
+            "--from-scratch is 10 settings or more of the 16,372 that are not in the sam",
+        ),
+        (
+            ["--sample", "16384", "--from-scratch", "10"],
+            "10 settings or more of the 0 that are not in the sam",
+        ),
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
         (["--step", "leap"], "--step is one of plain, turns, sandwich, taught, us-nets, not 'leap'"),

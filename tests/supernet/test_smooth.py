@@ -55,6 +55,29 @@ def test_a_ridge_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> N
     assert Ridge.of(np.ones((24, 2)), np.arange(24.0), free=1).at(others[:, :2]) == pytest.approx(11.5)
 
 
+def test_a_fifth_of_what_no_trend_explains_is_believed_however_large_it_is() -> None:
+    at = places(200)
+    bumped = truth(at) - 0.3 * ((at[:, 0] > 0) & (at[:, 0] < 1))
+    learned = Expectation.of(at, bumped)
+    assert learned is not None
+    low, middle, high = (np.r_[end, np.full(5, 0.5)][None] for end in (0.0, 0.6, 1.0))
+
+    def sag(shrunk: bool) -> float:
+        """How far the middle is below the line between both ends."""
+        ends = 0.4 * learned.at(low, shrunk) + 0.6 * learned.at(high, shrunk)
+        return float((ends - learned.at(middle, shrunk))[0])
+
+    assert sag(shrunk=False) == pytest.approx(0.3, abs=0.06)
+    assert sag(shrunk=True) == pytest.approx(0.2 * sag(shrunk=False), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_expected_scores_have_the_mean_of_the_scores(seed: int) -> None:
+    at = places(60, seed=seed)
+    scores = truth(at) + np.random.default_rng(seed).normal(0, 0.02, 60) - 0.1 * (at[:, 3] == 1)
+    assert expected_scores(at, scores).mean() == pytest.approx(scores.mean(), abs=1e-6)
+
+
 def test_widths_that_were_not_scored_are_expected_by_those_that_were() -> None:
     at, others = places(100), places(50, seed=1)
     learned = Expectation.of(at, truth(at))
