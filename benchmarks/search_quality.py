@@ -38,7 +38,6 @@ BAR = 0.05  # points of regret, at each budget
 DEFAULT = {"population": 16, "generations": 4}  # bcnet's own: 80 candidates
 LARGE = {"population": 20, "generations": 24}  # 500 candidates
 FRONT = "**one front** for all four budgets"
-SOFT = "**evolution**, soft fitness, w = -1 beyond the budget, 0 inside"
 EXPONENTS = (-0.007, -0.07)  # one that fits how little accuracy costs here, and MnasNet's
 RECORDS = 3000  # training steps, of which the prior takes the second half
 NOISES = (0.01, 0.05)  # standard deviation of a record's loss around minus the accuracy
@@ -143,9 +142,6 @@ def regrets(bench: Bench, seeds: int, done: "Done") -> None:
         ("evolution, by its own scores", 80, 0.0, lambda b, s: bench.searched(b, s, smooth=False, **DEFAULT)),
         ("**evolution** (bcnet's default)", 80, 0.0, lambda b, s: bench.searched(b, s, **DEFAULT)),
     ]
-    punished = {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}
-    for scored, size in ((500, LARGE), (80, DEFAULT)):
-        ways.append((SOFT, scored, 0.0, lambda b, s, size=size: bench.searched(b, s, **punished, **size)))
     for w in EXPONENTS:
         ways.append((f"brute force, soft fitness, w = {w}", len(bench.table), w, brute_soft(w)))
         ways.append((f"**evolution**, soft fitness, w = {w}", 500, w, soft(w, LARGE)))

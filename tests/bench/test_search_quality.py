@@ -62,16 +62,9 @@ def test_one_front_of_the_default_size_serves_every_budget(script: ModuleType, b
     assert np.mean(lost) <= 0.12  # 0.18 where children are scored as they come
 
 
-@pytest.mark.parametrize(
-    "fitness",
-    [{}, {"fitness": "soft", "latency_exponent": -1.0, "inside_exponent": 0.0}],
-    ids=["hard", "soft beyond the budget"],
-)
-def test_five_hundred_candidates_lose_at_most_a_twentieth_of_a_point(
-    script: ModuleType, bench: Any, fitness: dict[str, Any]
-) -> None:
+def test_five_hundred_candidates_lose_at_most_a_twentieth_of_a_point(script: ModuleType, bench: Any) -> None:
     """One seed at the two lower budgets; `benchmarks/search_quality.py` takes twenty at all four."""
-    assert max(mean_regret(bench, 1, 2, **script.LARGE, **fitness)) <= 0.05
+    assert max(mean_regret(bench, 1, 2, **script.LARGE)) <= 0.05
 
 
 def test_a_prior_starts_better_and_one_from_permuted_losses_does_not(
