@@ -187,7 +187,7 @@ def test_a_soft_fitness_may_hand_over_what_is_beyond_the_budget_where_that_is_wa
     assert fitness(result.best.widths, -0.02, 0.5) == pytest.approx(best, abs=0.005)
 
 
-def test_a_soft_fitness_that_only_punishes_what_is_beyond_the_budget_uses_it_up() -> None:
+def test_a_soft_fitness_that_asks_for_accuracy_alone_inside_the_budget_is_the_hard_search() -> None:
     settings = SearchSettings(
         budget_ms=1.2,
         fitness="soft",
@@ -197,6 +197,8 @@ def test_a_soft_fitness_that_only_punishes_what_is_beyond_the_budget_uses_it_up(
         generations=10,
     )
     result = search(SPACE, latency_ms, accuracy, settings)
+    hard = SearchSettings(budget_ms=1.2, population=16, generations=10)
+    assert result == search(SPACE, latency_ms, accuracy, hard)
     assert accuracy(result.best.widths) >= accuracy(best_within(np.inf, 1.2)) - 0.005
 
 
