@@ -76,5 +76,5 @@ def test_a_profile_adds_up_to_what_the_network_takes_without_one() -> None:
     runtime = runtime_here("onnxruntime")
     content = model.SerializeToString()
     summed = np.sum([ms for _, ms in runtime.profile_nodes(content, 100)], axis=0)
-    whole_ms = float(np.min(runtime.time_network(content, 5, 0.05, 100)))
+    whole_ms = float(np.min(runtime.time_network(content, 25, 0.02, 100)))  # one of them is undisturbed
     assert float(np.min(summed)) == pytest.approx(whole_ms, abs=0.5 * count / 1000)
