@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
 Path = tuple[tuple[int, int], ...]
 State = dict[str, Tensor]
+KEPT = 2  # networks whose places are kept
 
 
 def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
@@ -105,13 +105,17 @@ class _Places:
         )
 
 
-_known: WeakKeyDictionary[nn.Module, _Places] = WeakKeyDictionary()
+_known: dict[int, tuple[nn.Module, _Places]] = {}  # of the last few networks: places hold their network
 
 
 def _places_of(model: nn.Module) -> _Places:
-    places = _known.get(model)
-    if places is None or not places.current():
-        places = _known[model] = _Places.of(model)
+    own, places = _known.get(id(model), (None, None))
+    if own is not model or places is None or not places.current():
+        places = _Places.of(model)
+        _known.pop(id(model), None)
+        while len(_known) >= KEPT:
+            _known.pop(next(iter(_known)))
+        _known[id(model)] = model, places
     return places
 
 
