@@ -129,7 +129,7 @@ def main() -> None:
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
         raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
-    wanted = networks(config, options.networks)
+    wanted, choices = networks(config, options.networks), load_project(config).choices
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
@@ -139,6 +139,10 @@ def main() -> None:
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
             )
+            if load_project(own).choices != choices:
+                raise SystemExit(
+                    f"{method} offers other widths than {config.train.method}: leave it out of --methods"
+                )
             if name not in found["supernets"]:
                 found["supernets"][name] = in_supernet(own, name, wanted)
                 write_file(RESULT, json_bytes(found))
