@@ -25,6 +25,7 @@ from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
 from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.methods import method_named
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import supernet_tensors
@@ -84,8 +85,7 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     """Taus, with 95 % intervals over resampled networks, as markdown."""
     space = load_project(config).space
     truth = np.array([found["scratch"][key(widths)][0] for widths in wanted])
-    ends = (np.array([group.choices[end] for group in space.groups]) for end in (0, -1))
-    places = places_of(np.array(wanted), *ends)
+    places = places_of(wanted, [group.choices for group in space.groups])
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",
@@ -133,8 +133,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
-            own = load_config(options.config, {"": {"seed": seed}, "train": {"method": method}})
-            paths = STEPS[own.train.step].paths(len(load_project(own).space.rule.sides), own.train.draws)
+            paths = STEPS[config.train.step].paths(len(method_named(method).sides), config.train.draws)
             epochs = max(1, round(options.passes / paths))
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}

@@ -16,19 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from bcnet.artifacts import read_json
-from bcnet.bench.channel_bench_macro import QUARTERS, BenchTable, difference, ranking
-from bcnet.supernet.smooth import expected_scores, places_of
+from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
+from bcnet.supernet.smooth import expected_scores
 
 
 class Rows:
     """Rows of a markdown table, all on the same settings."""
 
     def __init__(self, table: BenchTable, keys: list[str]) -> None:
-        self.keys = keys
         everything = {table.key(i): i for i in range(len(table))}
         self.table, self.index = table, [everything[key] for key in keys]
-        groups = table.settings.shape[1]
-        self.places = places_of(table.settings[self.index], np.ones(groups), np.full(groups, QUARTERS))
+        self.places = table.places(self.index)
 
     def expected(self, accuracy: np.ndarray) -> np.ndarray:
         return expected_scores(self.places, accuracy)

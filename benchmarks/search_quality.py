@@ -31,7 +31,7 @@ from bcnet.supernet.costs import Cost, multiply_accumulates
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.evolution import SearchSettings
 from bcnet.supernet.prior import Limit, potential_losses, prior
-from bcnet.supernet.smooth import expected_scores, places_of
+from bcnet.supernet.smooth import expected_scores
 from bcnet.supernet.space import Widths, WidthSpace
 
 BAR = 0.05  # points of regret, at each budget
@@ -106,8 +106,7 @@ class Bench:
         drawn = np.random.default_rng(seed).choice(self.inside(budget), count, replace=False)
         scores = self.table.accuracy[drawn] / 100
         if smooth:
-            places = places_of(self.table.settings[drawn], np.ones(7), np.full(7, 4))
-            scores = expected_scores(places, scores)
+            scores = expected_scores(self.table.places(drawn), scores)
         return int(drawn[scores.argmax()])
 
 
@@ -206,8 +205,10 @@ def of_the_prior(
 ) -> None:
     """The best score, noisy and denoised, in points, after some generations: means over budgets and seeds."""
     choices = [group.choices for group in bench.space.groups]
-    starts: list[tuple[str, float, str | None]] = [("random", 0.0, None)]
-    starts.append(("prior, losses all equal", 0.0, "all equal"))
+    starts: list[tuple[str, float, str | None]] = [
+        ("random", 0.0, None),
+        ("prior, losses all equal", 0.0, "all equal"),
+    ]
     for noise in noises:
         starts += [("prior", noise, ""), ("prior, losses permuted", noise, "permuted")]
     for name, noise, changed in starts:

@@ -17,6 +17,7 @@ from scipy import stats
 from bcnet.artifacts import read_json
 from bcnet.errors import ArtifactError
 from bcnet.models.channel_bench_macro import MOBILENET_WIDTHS, RESNET_WIDTHS
+from bcnet.supernet.smooth import places_of
 
 MAXIMA = {"mobilenet": MOBILENET_WIDTHS, "resnet": RESNET_WIDTHS}
 QUARTERS = 4  # a setting's digits are its widths in quarters of the maxima
@@ -102,6 +103,11 @@ class BenchTable:
         """The sum of the widths' logarithms (N,): a score without any training."""
         total: np.ndarray = np.log(self.settings).sum(1)
         return total
+
+    def places(self, index: Sequence[int]) -> np.ndarray:
+        """The places (N, 7) of settings, as expected scores take them."""
+        quarters = range(1, QUARTERS + 1)
+        return places_of(self.settings[index], [quarters] * self.settings.shape[1])
 
     def budgets(self) -> np.ndarray:
         """Budgets in multiply-accumulates: the 10, 25, 50 and 75 % quantiles of all settings."""

@@ -25,7 +25,7 @@ def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], ep
     project = load_project(config)
     path = run.folder / "bench" / "from_scratch.json"
     recipe = Recipe.of(config, epochs, config.train.learning_rate)
-    made_from = {key: project.inputs()[key] for key in ("model", "data")}
+    made_from = {key: value for key, value in project.inputs().items() if key != "space"}
     inputs = digest([made_from, {**vars(recipe), "task": config.task.model_dump()}])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     found: dict[str, float] = kept["accuracy"] if kept.get("inputs") == inputs else {}

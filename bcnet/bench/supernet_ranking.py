@@ -28,7 +28,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import supernet_tensors
 from bcnet.supernet.score import score_sides
-from bcnet.supernet.smooth import Ridge, expected_scores, places_of
+from bcnet.supernet.smooth import Ridge, expected_scores, features_of
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -166,11 +166,9 @@ def _columns(
 
     `expected` is what a search ranks by: accuracies without their luck, by those of all settings together.
     """
-    rows = [scores[table.key(i)] for i in index]
-    sides = list(rows[0])
-    values = np.array([[row[side] for side in sides] for row in rows])  # (N, sides, accuracy and loss)
+    sides, values = list(scores[table.key(index[0])]), _values(scores, table, index)
     accuracy, loss = values.mean(1).T
-    places = _places(table, index)
+    places = table.places(index)
     columns = {
         "accuracy, expected": expected_scores(places, accuracy),
         "accuracy": accuracy,
@@ -192,10 +190,9 @@ def _regressions(
 ) -> dict[str, np.ndarray]:
     """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
-    accuracy = [[side[0] for side in scores[table.key(i)].values()] for i in everything]
-    places = _places(table, everything)
-    expected = expected_scores(places, np.array(accuracy).mean(1))
-    widths = np.column_stack([places.sum(1), places])
+    places = table.places(everything)
+    expected = expected_scores(places, _values(scores, table, everything).mean(1)[:, 0])
+    widths = features_of(places)
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {
         name: Ridge.of(widths[first:], known, free=1).at(widths[:first]),
@@ -203,9 +200,9 @@ def _regressions(
     }
 
 
-def _places(table: BenchTable, index: list[int]) -> np.ndarray:
-    ends = np.ones(7), np.full(7, QUARTERS)
-    return places_of(table.settings[index], *ends)
+def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index: list[int]) -> np.ndarray:
+    """Accuracy and loss of each side, (N, sides, 2)."""
+    return np.array([list(scores[table.key(i)].values()) for i in index])
 
 
 def _scores(

@@ -5,7 +5,7 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -102,6 +102,7 @@ class Evolution:
         bounds: Sequence[Bound] = (),
     ) -> None:
         self.space = space
+        self._choices = [group.choices for group in space.groups]
         self.latency_of = latency_of
         self.score_of = score_of
         self.settings = settings
@@ -166,15 +167,11 @@ class Evolution:
     def _learn(self) -> None:
         if not self.settings.smooth or len(self._expected) == len(self._scores):
             return
-        places = self._places(list(self._scores))
+        places = places_of(list(self._scores), self._choices)
         scores = np.array([score.accuracy for score in self._scores.values()])
         self._learned = Expectation.of(places, scores)
         expected = scores if self._learned is None else self._learned.at(places)
         self._expected = dict(zip(self._scores, expected.tolist(), strict=True))
-
-    def _places(self, widths: Sequence[Widths]) -> np.ndarray:
-        narrowest, widest = (np.array([g.choices[end] for g in self.space.groups]) for end in (0, -1))
-        return places_of(np.array(widths), narrowest, widest)
 
     def _fitness(self, candidate: Candidate) -> float:
         return self._worth(self.expected(candidate), candidate.predicted_ms)
@@ -236,8 +233,8 @@ class Evolution:
                 passed |= dict.fromkeys(others)
                 brood = {}
         # Where few are left that were not seen, those that were passed over make the generation full.
-        left = [widths for widths in (*brood, *passed) if widths not in seen]
-        return [*fresh, *_by(acquisition, dict.fromkeys(left))[: size - len(fresh)]]
+        left = [widths for widths in brood | passed if widths not in seen]
+        return [*fresh, *_by(acquisition, left)[: size - len(fresh)]]
 
     def _children(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
@@ -272,7 +269,7 @@ class Evolution:
 
         def acquisition(widths: Sequence[Widths]) -> np.ndarray:
             # A wanted accuracy is held against the supernet's own.
-            values = learned.at(self._places(widths), shrunk=wanted is None)
+            values = learned.at(places_of(widths, self._choices), shrunk=wanted is None)
             latencies = np.array([self.latency_of(own) for own in widths])
             if front:  # how far they would push it
                 below = np.searchsorted(steps, latencies, side="right") - 1
@@ -336,7 +333,7 @@ class Evolution:
         return Widths(g.choices[i] for g, i in zip(self.space.groups, index, strict=True))
 
 
-def _by(acquisition: Acquisition | None, widths: Mapping[Widths, None]) -> list[Widths]:
+def _by(acquisition: Acquisition | None, widths: Iterable[Widths]) -> list[Widths]:
     """Best first."""
     own = list(widths)
     if acquisition is None or not own:

@@ -3,9 +3,11 @@
 In: widths and scores. Out: an `Expectation`: a trend in the widths, and what of the residual is believed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 FEWEST = 10  # candidates from which something is learned
 MOST = 1000  # the best that the process is fitted on: its time grows with their cube
@@ -20,13 +22,13 @@ RESIDUAL = 0.02
 LEAST = 0.2  # of the residual is believed in any case: widths can be too narrow for a task
 
 
-def places_of(widths: np.ndarray, narrowest: np.ndarray, widest: np.ndarray) -> np.ndarray:
-    """Places (N, groups), 0 to 1, of widths (N, groups) from the narrowest to the widest (groups,).
+def places_of(widths: ArrayLike, choices: Sequence[Sequence[int]]) -> np.ndarray:
+    """Places (N, groups), 0 to 1, of widths (N, groups) between the ends of each group's ascending choices.
 
     In steps of 1 / sqrt(width), by which accuracies from scratch rise nearly evenly: from one channel to two
     is more than from two to three.
     """
-    low, high = -1 / np.sqrt(narrowest), -1 / np.sqrt(widest)
+    low, high = (-1 / np.sqrt([own[end] for own in choices]) for end in (0, -1))
     result: np.ndarray = (-1 / np.sqrt(widths) - low) / np.where(high > low, high - low, 1.0)
     return result
 
@@ -60,8 +62,9 @@ class Expectation:
             return None
         mean = float(scores.mean())
         values = (scores - mean) / deviation
-        trend = Ridge.of(_features(places), values, free=1)
-        along = trend.at(_features(places))
+        features = features_of(places)
+        trend = Ridge.of(features, values, free=1)
+        along = trend.at(features)
         residual = _GaussianProcess.of(places, values - along, values)
         left = residual.at(places) if residual else np.zeros(1)
         shrinkage = max(LEAST, min(1.0, RESIDUAL * float(along.var()) / max(float(left.var()), 1e-12)))
@@ -69,7 +72,7 @@ class Expectation:
 
     def at(self, places: np.ndarray, shrunk: bool = True) -> np.ndarray:
         """Expected scores (M,) at places (M, groups); without `shrunk`, those in the supernet itself."""
-        along = self.trend.at(_features(places))
+        along = self.trend.at(features_of(places))
         left = self.residual.at(places) - self.residual_mean if self.residual else 0.0
         return np.asarray((along + (self.shrinkage if shrunk else 1.0) * left) * self.deviation + self.mean)
 
@@ -80,8 +83,9 @@ def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return scores if learned is None else learned.at(places)
 
 
-def _features(places: np.ndarray) -> np.ndarray:
-    return np.column_stack([places.sum(1), places])  # what all slopes have in common is not shrunk
+def features_of(places: np.ndarray) -> np.ndarray:
+    """Features (N, 1 + groups) of a trend; the first is what all slopes have in common, to be left free."""
+    return np.column_stack([places.sum(1), places])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from bcnet.supernet.smooth import FEWEST, Expectation, Ridge, expected_scores, p
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
     widths = np.random.default_rng(seed).integers(1, 5, (count, groups)) * 16
-    return places_of(widths, np.full(groups, 16), np.full(groups, 64))
+    return places_of(widths, [(16, 32, 48, 64)] * groups)
 
 
 def truth(at: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def truth(at: np.ndarray) -> np.ndarray:
 
 
 def test_a_place_is_halfway_where_one_over_the_root_is() -> None:
-    found = places_of(np.array([[16, 8], [64, 8], [36, 8]]), np.array([16, 8]), np.array([64, 8]))
+    found = places_of(np.array([[16, 8], [64, 8], [36, 8]]), [(16, 36, 64), (8,)])
     assert found[:, 0].tolist() == pytest.approx([0, 1, 2 / 3])
     assert found[:, 1].tolist() == [0, 0, 0]  # a group of one choice
 
