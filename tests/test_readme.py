@@ -69,7 +69,7 @@ def test_the_readmes_own_task_is_trained_and_learns(
     for language, name in (("python", "own.py"), ("toml", "bcnet.toml")):
         (block,) = re.findall(rf"^```{language}\n(.+?)^```$", section, flags=re.MULTILINE | re.DOTALL)
         Path(name).write_text(block, encoding="utf-8")
-    assert main(["train", "--epochs", "15", "--json"]) == 0, capfd.readouterr().err
+    assert main(["train", "--epochs", "40", "--json"]) == 0, capfd.readouterr().err
     # The same answer for all bars has a loss of 0.089.
-    assert json.loads(capfd.readouterr().out)["final_loss"] < 0.03
+    assert json.loads(capfd.readouterr().out)["final_loss"] < 0.01
     project.forget_project()
