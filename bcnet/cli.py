@@ -235,6 +235,10 @@ def inspect(
 @app.command()
 def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    supernets: Annotated[
+        int | None,
+        typer.Option(help="Supernets, each of so many epochs; widths are scored by the mean of all."),
+    ] = None,
     train_device: TrainDevice = None,
     device: Device = None,
     seed: Seed = None,
@@ -248,7 +252,7 @@ def train(
 
     flags: Flags = {
         "": {"seed": seed, "device": device},
-        "train": {"epochs": epochs, "train_device": train_device},
+        "train": {"epochs": epochs, "supernets": supernets, "train_device": train_device},
     }
     _stage(stage.run, flags, run, config, as_json)
 
@@ -660,6 +664,10 @@ def channel_bench_macro(
         str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
     ] = "plain",
     draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
+    supernets: Annotated[
+        int,
+        typer.Option(min=1, max=16, help="Supernets that share the passes; the mean of their scores counts."),
+    ] = 1,
     complementary: Annotated[
         bool, typer.Option(help="Follow widths by their complements, as BCNet does.")
     ] = False,
@@ -712,7 +720,7 @@ def channel_bench_macro(
             f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
             f"not {scratch}"
         )
-    given = flags(size, space, data, method, step, draws, complementary, passes, seed)
+    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets)
     with redirect_stdout(sys.stderr):
         report = rank_settings(
             target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs

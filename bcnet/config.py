@@ -132,6 +132,13 @@ class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
     epochs: int = Field(5, ge=1, le=100_000, description="passes over the training images")
+    supernets: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="so many supernets, each trained for these epochs from a seed of its own; widths are "
+        "scored by the mean of all",
+    )
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"

@@ -24,7 +24,7 @@ ORDERS = ("as-is", "l1", "bn-scale", "taylor")
 
 def scores(project: Project, recipe: Recipe) -> dict[str, list[float]]:
     """Accuracy of each side at each width."""
-    state = first_state(project, recipe)
+    state = first_state(project, project.model, recipe)
     found: dict[str, list[float]] = {side: [] for side in project.space.rule.sides}
     for ratio in WIDTHS:
         widths = project.space.uniform(ratio, 8)

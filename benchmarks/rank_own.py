@@ -28,7 +28,7 @@ from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import evaluate_network, score_sides
 from bcnet.supernet.smooth import expected_scores, places_of
 from bcnet.supernet.space import Widths
@@ -68,11 +68,17 @@ def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, li
     run, project = Run.named(name), load_project(config)
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
-    state, images = supernet_tensors(run, project), config.search.recalibration_images
-    found, quick = {}, scoring(project, state)
+    supernets, images = trained_supernets(run, project), config.search.recalibration_images
+    found, quick = {}, scoring(project, supernets)
     for widths in wanted:
-        sides = score_sides(project.model, project.space, state, widths, project.data, images, project.task)
-        means = np.mean([[own.accuracy, own.loss] for own in sides.values()], axis=0)
+        sides = [
+            side
+            for state in supernets
+            for side in score_sides(
+                project.model, project.space, state, widths, project.data, images, project.task
+            ).values()
+        ]
+        means = np.mean([[own.accuracy, own.loss] for own in sides], axis=0)
         found[key(widths)] = [*(float(value) for value in means), quick(widths).accuracy]
     return found
 

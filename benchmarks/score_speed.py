@@ -41,7 +41,7 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.paths import run_with
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Score, Scorer, _mean, _recalibrated, _score, evaluate, recalibrated, score
 from bcnet.supernet.space import Widths
 
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config(options.config)
     project = load_project(config)
-    state = supernet_tensors(Run.named(options.run), project)
+    state = trained_supernets(Run.named(options.run), project)[0]
     networks = drawn(project, options.networks)
     amp = Recipe.of(config, 1, 1.0).amp
     truth = reference(project, state, networks, options, amp)
@@ -96,7 +96,7 @@ def main() -> None:
 def ways(project: Project, state: Mapping[str, torch.Tensor], amp: bool) -> dict[str, Way]:
     """The straightforward way, and `Scorer` with one idea more each time."""
     images = project.config.search.recalibration_images
-    given = project.model, project.space, state, project.data, images, project.task
+    given = project.model, project.space, [state], project.data, images, project.task
 
     def straightforward(widths: Widths) -> Score:
         return score(project.model, project.space, state, widths, project.data, images, project.task)
@@ -126,11 +126,11 @@ class OnePass:
         model, space = self.scorer.model, self.scorer.space
         norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         found = []
-        for side, (_, val) in self.scorer._batches.items():
-            fresh = _recalibrated(model, space, self.scorer.state, widths, side, [])
+        for judge in self.scorer.judges:
+            fresh = _recalibrated(model, space, judge.state, widths, judge.side, [])
             for norm in norms:
                 norm.train()
-            found.append(_score(_rounded(self.scorer, fresh, self.amp), val, torch.device("cpu"), None))
+            found.append(_score(_rounded(self.scorer, fresh, self.amp), judge.val, torch.device("cpu"), None))
             for norm in norms:
                 norm.eval()
         return _mean(found)
@@ -148,21 +148,21 @@ class Rejecting:
         self.rejected: set[Widths] = set()
         self.seen: dict[Widths, Score] = {}
         self.parts = {}
-        for side, (train, val) in scorer._batches.items():
-            part, count = val._part, len(val._part)
+        for judge in scorer.judges:
+            part, count = judge.val._part, len(judge.val._part)
             first, rest = torch.arange(count).tensor_split([count // 4])
             data = scorer.data
-            self.parts[side] = train, [KeptBatches(data, part.take(index)) for index in (first, rest)]
-        self.count = sum(len(val._part) for _, val in scorer._batches.values())
+            self.parts[judge.side] = judge, [KeptBatches(data, part.take(index)) for index in (first, rest)]
+        self.count = sum(len(judge.val._part) for judge in scorer.judges)
 
     def __call__(self, widths: Widths) -> Score:
         """The score of a quarter, or of all."""
         scorer = self.scorer
         cpu = torch.device("cpu")
         runs, firsts = {}, []
-        for side, (train, (first, _)) in self.parts.items():
+        for side, (judge, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
-                fresh = _recalibrated(scorer.model, scorer.space, scorer.state, widths, side, train)
+                fresh = _recalibrated(scorer.model, scorer.space, judge.state, widths, side, judge.train)
             runs[side] = _rounded(scorer, fresh, self.amp)
             firsts.append(_score(runs[side], first, cpu, None))
         quarter = _mean(firsts)

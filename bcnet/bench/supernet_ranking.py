@@ -26,7 +26,7 @@ from bcnet.progress import announce, progress_bar, say
 from bcnet.supernet.fit import training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import score_sides
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of
 from bcnet.supernet.space import Widths
@@ -65,10 +65,12 @@ def flags(
     complementary: bool,
     passes: int | None,
     seed: int,
+    supernets: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """The configuration of such a run, as `load_config` takes it: the recipe of the benchmark's authors.
 
-    `step` is one of STEPS. Raises SpaceError for an unknown method.
+    `step` is one of STEPS; `passes` are those of all `supernets` together. Raises SpaceError for an unknown
+    method.
     """
     paths = STEPS[step].paths(len(method_named(method).sides), draws)
     return {
@@ -91,7 +93,8 @@ def flags(
             "step": step,
             "draws": draws,
             "complementary": complementary,
-            "epochs": max(1, round((passes or preset.passes) / paths)),
+            "epochs": max(1, round((passes or preset.passes) / (paths * supernets))),
+            "supernets": supernets,
             "batch_size": preset.batch_size,
             "label_smoothing": 0.0,
         },
@@ -135,6 +138,7 @@ def rank_settings(
         "step": config.train.step,
         "draws": config.train.draws,
         "complementary": config.train.complementary,
+        "supernets": config.train.supernets,
         "passes": project.total_epochs - config.slice.epochs,
         "training_images": len(project.data.train),
         "widths": list(project.space.largest()),
@@ -208,10 +212,16 @@ def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index:
 def _scores(
     run: Run, config: Config, table: BenchTable, index: list[int]
 ) -> dict[str, dict[str, list[float]]]:
-    """Each setting's {side: [accuracy, loss]}; what a stopped run of this supernet scored is kept."""
+    """Each setting's {side: [accuracy, loss]}, of a second supernet {"left 2": ...}.
+
+    What a stopped run of the same supernets scored is kept.
+    """
     project = load_project(config)
     device = training_device(config)
-    state = {name: tensor.to(device) for name, tensor in supernet_tensors(run, project).items()}
+    supernets = [
+        {name: tensor.to(device) for name, tensor in state.items()}
+        for state in trained_supernets(run, project)
+    ]
     path = run.folder / "bench" / "scores.json"
     inputs = digest([run.stage("train").manifest(), config.search.recalibration_images])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
@@ -230,8 +240,12 @@ def _scores(
     with progress_bar("scoring settings", len(waiting)) as advance:
         for number, i in enumerate(waiting, 1):
             widths = Widths(table.widths(i, maxima))
-            sides = score_sides(model, project.space, state, widths, project.data, images, project.task)
-            scores[table.key(i)] = {side: [s.accuracy, round(s.loss, 5)] for side, s in sides.items()}
+            own = scores[table.key(i)] = {}
+            for which, state in enumerate(supernets, 1):
+                sides = score_sides(model, project.space, state, widths, project.data, images, project.task)
+                for side, found in sides.items():
+                    name = side if which == 1 else f"{side} {which}"
+                    own[name] = [found.accuracy, round(found.loss, 5)]
             if number == 1:
                 announce("scoring settings", (time.perf_counter() - start) * len(waiting))
             if number % KEPT_EVERY == 0 or number == len(waiting):

@@ -14,7 +14,7 @@ from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scorin
 from bcnet.progress import say
 from bcnet.supernet.evolution import Candidate, Evolution, fastest
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import Chosen, supernet_tensors
+from bcnet.supernet.saved import Chosen, trained_supernets
 
 
 def point_inside(run: Run, config: Config) -> Chosen | None:
@@ -56,7 +56,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         pareto=False,
     )
     pressed = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
-    score_of = scoring(project, supernet_tensors(run, project))
+    score_of = scoring(project, trained_supernets(run, project))
     evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=pressed), bounds)
     evolution.anchor = fastest(project.space, latency, bounds)
     evolution.know(read("history.json"))

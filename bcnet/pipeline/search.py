@@ -32,7 +32,7 @@ from bcnet.supernet.evolution import (
 )
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import supernet_tensors
+from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths, WidthSpace
 
@@ -287,7 +287,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Search and save; continue a killed search of the same settings. Returns a summary."""
     project = load_project(config)
-    state = supernet_tensors(run, project)
+    supernets = trained_supernets(run, project)
     latency = project.latency_model()
     settings, bounds = settings_of(project), bounds_of(project)
     stage, inputs = run.stage("search"), stage_inputs(run, config)
@@ -299,7 +299,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             resume = tuple(candidate_from_json(value, project.space) for value in saved.get("candidates", []))
             say(f"continuing a search with {len(resume)} candidates scored")
 
-    score_of = scoring(project, state)
+    score_of = scoring(project, supernets)
 
     def save_state(candidates: Sequence[Candidate]) -> None:
         state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}

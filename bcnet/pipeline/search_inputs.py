@@ -99,13 +99,13 @@ def priors_of(
     )
 
 
-def scoring(project: Project, state: Mapping[str, Tensor]) -> Callable[[Widths], Score]:
-    """How widths are scored in a trained supernet, whose tensors are `state`."""
+def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]]) -> Callable[[Widths], Score]:
+    """How widths are scored in trained supernets, each given by its tensors."""
     config = project.config
     return Scorer(
         project.model,
         project.space,
-        state,
+        supernets,
         project.data,
         config.search.recalibration_images,
         project.task,

@@ -23,8 +23,8 @@ from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fi
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import Chosen, searched, supernet_tensors
-from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
+from bcnet.supernet.saved import Chosen, searched, trained_supernets
+from bcnet.supernet.score import Score, evaluate_network, recalibrated, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
 
 
@@ -90,21 +90,29 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
 
     project = load_project(config)
     stage, inputs = run.stage("slice"), stage_inputs(run, config)
-    state = supernet_tensors(run, project)
+    supernets = trained_supernets(run, project)
     chosen = chosen or searched(run, project)
-    widths = chosen.widths
+    widths, images = chosen.widths, config.search.recalibration_images
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
         rate, scratch = config.train.learning_rate, project.fresh_model()
     recipe = Recipe.of(config, epochs, rate)
-    images = config.search.recalibration_images
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
+
+    def best_side(state: dict[str, Tensor]) -> Score:
+        sides = score_sides(project.model, project.space, state, widths, project.data, images, project.task)
+        return max(sides.values())
+
+    number = 0
+    if len(supernets) > 1:
+        with working("scoring both sides of each supernet"):
+            number = max(range(len(supernets)), key=lambda n: best_side(supernets[n]))
     result = slice(
         project.model,
         project.space,
-        state,
+        supernets[number],
         widths,
         project.data,
         recipe,
@@ -119,6 +127,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "widths": list(widths),
         "predicted_ms": chosen.predicted_ms,
         "budget_ms": chosen.budget_ms,
+        "supernet": number + 1,
         "side": result.side,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,

@@ -1,14 +1,17 @@
 """Stage 1, supernet training. In: images and a width space. Out: supernet weights, and each step's loss.
 
 `train/`: supernet.safetensors, space.json, records.json (widths and loss of each step), curve.csv, and while
-training checkpoint.safetensors, from which a killed training continues.
+training checkpoint.safetensors, from which a killed training continues. Further supernets, each from a seed
+of its own, are supernet-2.safetensors and so on.
 """
 
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.saved import supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import STEPS, StepPlan, supernet_step
@@ -65,6 +69,7 @@ def train(
     state: State | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
+    description: str = "training the supernet",
 ) -> TrainResult:
     """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
 
@@ -98,7 +103,7 @@ def train(
         step,
         data,
         recipe,
-        "training the supernet",
+        description,
         resume=resume.snapshot if resume else None,
         on_epoch=after_epoch,
     )
@@ -119,9 +124,9 @@ def _trainable(
     return parameters, {name: tensor for name, tensor in placed.items() if name not in names}
 
 
-def first_state(project: Project, recipe: Recipe) -> State:
-    """What the supernet begins with: the network's tensors, ordered as `train.channel_order` says."""
-    model, space, by = project.model, project.space, project.config.train.channel_order
+def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
+    """What a supernet begins with: the tensors of `model`, ordered as `train.channel_order` says."""
+    space, by = project.space, project.config.train.channel_order
     if by == "as-is":
         return supernet_state(model, space, recipe.seed)
     base = space.without_extra()
@@ -153,48 +158,60 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Train and save; continue a killed training of the same settings. Returns a summary."""
     from safetensors.torch import save
 
-    project = load_project(config)
+    project, count = load_project(config), config.train.supernets
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
-    checkpoint_path = stage.path("checkpoint.safetensors")
-    resume = _load_checkpoint(checkpoint_path, inputs)
-    if resume is not None:
-        say(f"continuing after epoch {resume.snapshot.epoch} of {recipe.epochs}")
-    done = resume.snapshot.epoch if resume else 0
+    checkpoints = [stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in range(count)]
+    kept = _load_checkpoints(checkpoints, inputs)
+    done = sum(checkpoint.snapshot.epoch for checkpoint in kept)
+    if done:
+        say(f"continuing after epoch {done} of {count * recipe.epochs}")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
-    announce("training the supernet", (recipe.epochs - done) * _seconds_an_epoch(config, recipe))
+    what = "training the supernet" if count == 1 else f"training {count} supernets"
+    announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
-    result = train(
-        project.model,
-        project.space,
-        project.data,
-        recipe,
-        complementary=config.train.complementary,
-        plan=STEPS[config.train.step],
-        draws=config.train.draws,
-        state=first_state(project, recipe),
-        resume=resume,
-        on_epoch=lambda checkpoint: _save_checkpoint(checkpoint_path, checkpoint, inputs),
-    )
+    results = []
+    for number, path in enumerate(checkpoints):
+        own = replace(recipe, seed=recipe.seed + number)
+        results.append(
+            train(
+                project.model,
+                project.space,
+                project.data,
+                own,
+                complementary=config.train.complementary,
+                plan=STEPS[config.train.step],
+                draws=config.train.draws,
+                state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
+                resume=kept[number] if number < len(kept) else None,
+                on_epoch=partial(_save_checkpoint, path, inputs=inputs),
+                description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
+            )
+        )
     seconds = time.perf_counter() - start
-    curve = ["epoch,loss", *(f"{epoch},{loss}" for epoch, loss in enumerate(result.curve, 1)), ""]
+    losses = [sum(at) / count for at in zip(*(result.curve for result in results), strict=True)]
+    curve = ["epoch,loss", *(f"{epoch},{round(loss, 5)}" for epoch, loss in enumerate(losses, 1)), ""]
+    # Step by step, so that those of the second half of training are the second half of the file.
+    records = chain.from_iterable(zip(*(result.records for result in results), strict=True))
     files = {
-        "supernet.safetensors": save(result.state),
+        **{supernet_file(number): save(result.state) for number, result in enumerate(results)},
         "space.json": project.space.to_json().encode(),
-        "records.json": json.dumps([[list(widths), loss] for widths, loss in result.records]).encode(),
+        "records.json": json.dumps([[list(widths), loss] for widths, loss in records]).encode(),
         "curve.csv": "\n".join(curve).encode(),
     }
     stage.finish(inputs, files)
-    checkpoint_path.unlink(missing_ok=True)
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
     return {
         "stage": "train",
         "folder": str(stage.folder),
         "method": project.space.method,
         "groups": len(project.space.groups),
         "epochs": recipe.epochs,
-        "final_loss": result.curve[-1],
+        "supernets": count,
+        "final_loss": round(losses[-1], 5),
         "seconds": round(seconds, 1),
     }
 
@@ -215,7 +232,7 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     return min(seconds) * steps_an_epoch(project.data, recipe)
 
 
-def _save_checkpoint(path: Path, checkpoint: Checkpoint, inputs: Mapping[str, str]) -> None:
+def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
     from safetensors.torch import save
 
     metadata = {
@@ -226,6 +243,19 @@ def _save_checkpoint(path: Path, checkpoint: Checkpoint, inputs: Mapping[str, st
     }
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint.snapshot.tensors.items()}
     write_file(path, save(tensors, metadata))
+
+
+def _load_checkpoints(paths: Sequence[Path], inputs: Mapping[str, str]) -> list[Checkpoint]:
+    """Those of a killed training of the same settings; supernets that it had not begun have none."""
+    found = []
+    for path in paths:
+        checkpoint = _load_checkpoint(path, inputs)
+        if checkpoint is None:
+            break
+        found.append(checkpoint)
+    for path in paths[len(found) :]:
+        path.unlink(missing_ok=True)  # left by other settings
+    return found
 
 
 def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:

@@ -98,14 +98,18 @@ class Project:
 
     @property
     def total_epochs(self) -> int:
-        """Passes over the training images that a winner has had in all: each path of a step counts."""
+        """Passes over the training images that a winner has cost in all: each path of a step counts."""
         train = self.config.train
         paths = STEPS[train.step].paths(len(self.space.rule.sides), train.draws)
-        return train.epochs * paths + self.config.slice.epochs
+        return train.supernets * train.epochs * paths + self.config.slice.epochs
 
-    def fresh_model(self) -> nn.Module:
-        """The network of this space with its initial weights, as wide as the supernet's."""
-        return _widened(self.config, fresh_model(self.config, self.data), self.narrow)
+    def fresh_model(self, seed: int | None = None) -> nn.Module:
+        """The network of this space with its initial weights, as wide as the supernet's.
+
+        Those of the configuration's seed, or of another; trained weights that are loaded have none.
+        """
+        config = self.config if seed is None else self.config.model_copy(update={"seed": seed})
+        return _widened(config, fresh_model(config, self.data), self.narrow)
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""

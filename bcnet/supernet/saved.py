@@ -13,14 +13,23 @@ from bcnet.supernet.project import Project
 from bcnet.supernet.space import Widths
 
 
-def supernet_tensors(run: Run, project: Project) -> dict[str, Tensor]:
-    """The trained supernet of a run.
+def supernet_file(number: int) -> str:
+    """The name of the file that holds a run's supernet `number`, from 0."""
+    return f"supernet-{number + 1}.safetensors" if number else "supernet.safetensors"
 
-    Raises ArtifactError where it is missing, or was trained with another model, data or space.
+
+def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ...]:
+    """The tensors of a run's trained supernets, one or more.
+
+    Raises ArtifactError where they are missing, or were trained with another model, data or space.
     """
     stage = run.stage("train")
     stage.require(project.inputs())
-    return load_tensors(stage.path("supernet.safetensors"), stage.command)
+    outputs = stage.manifest()["outputs"]
+    files = [supernet_file(number) for number in range(len(outputs))]
+    return tuple(
+        load_tensors(stage.path(file), stage.command) for file in files if file == files[0] or file in outputs
+    )
 
 
 def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:

@@ -166,22 +166,33 @@ def _mean(sides: Sequence[Score]) -> Score:
     )
 
 
-class Scorer:
-    """Scores the widths of one supernet fast: `scorer(widths)` is the mean of both sides, as `score` is.
+@dataclass(frozen=True)
+class Judge:
+    """One side of one supernet, and the images it sees: for batch-norm statistics, and to judge by."""
 
-    Images are read once and kept in memory (see `KeptBatches`); `amp` computes in bfloat16, for processors
-    that do so faster. With `shared` the sides share the images out: each judges its half of the validation
-    images, with statistics from its half of the `images` training images, so that every image is seen once a
-    candidate (both sides see all where that would leave fewer than `SHARED`). All candidates are judged by
-    the same images on the same sides. Half the answers make an accuracy noisier; over many candidates the
-    ranking was the same (docs/results.md).
+    state: Mapping[str, Tensor]
+    side: Side
+    train: KeptBatches
+    val: KeptBatches
+
+
+class Scorer:
+    """Scores widths fast: `scorer(widths)` is the mean over both sides of each of the `supernets`.
+
+    Supernets of one space are given by their tensors. Images are read once and kept in memory (see
+    `KeptBatches`); `amp` computes in bfloat16, for processors that do so faster. With `shared` the judges,
+    both sides of each supernet, share the images out: each judges its part of the validation images, with
+    statistics from its part of the `images` training images, so that every image is seen once a candidate
+    (all judges see all where that would leave fewer than `SHARED`). All candidates are judged by the same
+    images on the same sides. Fewer answers a judge make an accuracy noisier; over many candidates the ranking
+    of one supernet was the same (docs/results.md).
     """
 
     def __init__(
         self,
         model: nn.Module,
         space: WidthSpace,
-        state: Mapping[str, Tensor],
+        supernets: Sequence[Mapping[str, Tensor]],
         data: ImageData,
         images: int,
         task: Task | None = None,
@@ -189,34 +200,31 @@ class Scorer:
         amp: bool = False,
         shared: bool = False,
     ) -> None:
-        self.model, self.space, self.state, self.data, self.task = model, space, state, data, task
-        sides = space.rule.sides
+        self.model, self.space, self.data, self.task = model, space, data, task
+        judges = [(state, side) for state in supernets for side in space.rule.sides]
         self._amp = amp
         train = data.train.take(torch.arange(min(images, len(data.train))))
-        room = KEPT_BYTES // (2 * len(sides))
 
         def batches(part: Split | Items, number: int) -> KeptBatches:
-            if shared and len(part) >= SHARED * len(sides):
-                part = part.take(torch.arange(number, len(part), len(sides)))
-            return KeptBatches(data, part, room)
+            if shared and len(part) >= SHARED * len(judges):
+                part = part.take(torch.arange(number, len(part), len(judges)))
+            return KeptBatches(data, part, KEPT_BYTES // (2 * len(judges)))
 
-        self._batches = {side: (batches(train, n), batches(data.val, n)) for n, side in enumerate(sides)}
+        self.judges = tuple(
+            Judge(state, side, batches(train, number), batches(data.val, number))
+            for number, (state, side) in enumerate(judges)
+        )
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
-        return _mean(list(self.sides(widths).values()))
+        return _mean([self._judged(judge, widths) for judge in self.judges])
 
-    def sides(self, widths: Widths) -> dict[Side, Score]:
-        """The score of each side's path on the images that it judges."""
-        return {side: self._side(widths, side, batches) for side, batches in self._batches.items()}
-
-    def _side(self, widths: Widths, side: Side, batches: tuple[KeptBatches, KeptBatches]) -> Score:
-        train, val = batches
-        device = _device(self.state)
+    def _judged(self, judge: "Judge", widths: Widths) -> Score:
+        device = _device(judge.state)
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._amp)
         with autocast:
-            fresh = _recalibrated(self.model, self.space, self.state, widths, side, train)
+            fresh = _recalibrated(self.model, self.space, judge.state, widths, judge.side, judge.train)
 
         def run(inputs: Any) -> Any:
             with autocast:
@@ -224,7 +232,7 @@ class Scorer:
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
-        return _score(run, val, device, self.task)
+        return _score(run, judge.val, device, self.task)
 
 
 def _device(state: Mapping[str, Tensor]) -> torch.device:

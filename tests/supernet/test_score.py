@@ -47,9 +47,33 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
         fresh = recalibrated(model, space, state, WIDTHS, side, own, SHARED)
         half = data.val.take(torch.arange(number, 300, 2))
         sides.append(evaluate(model, space, fresh, data, half))
-    fast = Scorer(model, space, state, data, count, shared=True)(WIDTHS)
+    fast = Scorer(model, space, [state], data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
     assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
+
+
+def test_the_score_of_two_supernets_is_the_mean_of_theirs() -> None:
+    model, space = network()
+    first = dict(model.state_dict())
+    second = {name: tensor.flip(0) for name, tensor in first.items() if tensor.ndim} | {
+        name: tensor for name, tensor in first.items() if not tensor.ndim
+    }
+    own = [score(model, space, state, WIDTHS, images(100), 64) for state in (first, second)]
+    assert own[0].loss != own[1].loss
+    both = Scorer(model, space, [first, second], images(100), 64)(WIDTHS)
+    assert both.accuracy == pytest.approx((own[0].accuracy + own[1].accuracy) / 2)
+    assert both.loss == pytest.approx((own[0].loss + own[1].loss) / 2)
+
+
+def test_two_supernets_share_the_images_out_between_all_four_of_their_sides() -> None:
+    model, space = network()
+    data = images(8 * SHARED)
+    scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 4 * SHARED, shared=True)
+    assert [judge.side for judge in scorer.judges] == ["left", "right", "left", "right"]
+    for part, count in (("train", SHARED), ("val", 2 * SHARED)):
+        seen = [tuple(batch[1] for batch in getattr(judge, part)) for judge in scorer.judges]
+        assert [sum(len(targets) for targets in own) for own in seen] == [count] * 4
+    assert [judge.val._part.labels[0] for judge in scorer.judges] == list(data.val.labels[:4])
 
 
 @pytest.mark.parametrize("method", ["bcnet", "unilateral"])
@@ -57,7 +81,7 @@ def test_where_images_are_few_or_there_is_one_side_all_are_judged_as_in_a_plain_
     model, space = network(method)
     data = images(2 * SHARED - 1 if method == "bcnet" else 200)
     plain = score(model, space, dict(model.state_dict()), WIDTHS, data, 100)
-    fast = Scorer(model, space, dict(model.state_dict()), data, 100, shared=True)(WIDTHS)
+    fast = Scorer(model, space, [dict(model.state_dict())], data, 100, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx(plain.accuracy)
     assert fast.loss == pytest.approx(plain.loss)
 
@@ -68,7 +92,7 @@ def test_the_same_widths_score_the_same_whatever_was_scored_between_and_the_supe
     model, space = network()
     state = dict(model.state_dict())
     before = {name: tensor.clone() for name, tensor in state.items()}
-    scorer = Scorer(model, space, state, images(200), 128)
+    scorer = Scorer(model, space, [state], images(200), 128)
     first = scorer(WIDTHS)
     assert scorer(space.largest()) != first
     assert scorer(WIDTHS) == first
@@ -84,7 +108,7 @@ def test_a_metric_that_changes_its_targets_in_place_gives_the_same_each_time() -
         return float(hits)
 
     model, space = network()
-    scorer = Scorer(model, space, dict(model.state_dict()), images(200), 128, Task(metric=metric))
+    scorer = Scorer(model, space, [dict(model.state_dict())], images(200), 128, Task(metric=metric))
     assert scorer(WIDTHS) == scorer(WIDTHS)
 
 
@@ -97,7 +121,7 @@ def test_in_bfloat16_the_network_is_rounded_and_judged_in_float32() -> None:
             seen.add((outputs.dtype, torch.is_autocast_enabled("cpu")))
         return 0.5
 
-    given = model, space, dict(model.state_dict()), images(200), 128, Task(metric=metric)
+    given = model, space, [dict(model.state_dict())], images(200), 128, Task(metric=metric)
     rounded, exact = Scorer(*given, amp=True)(WIDTHS), Scorer(*given)(WIDTHS)
     assert seen == {(torch.float32, False)}
     assert rounded.loss != exact.loss
