@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcnet.errors import BcnetError, DeviceError, NotVerified, UsageError
+from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
 from bcnet.show import show_check, show_comparison, show_summary, show_table
 
 if TYPE_CHECKING:
@@ -487,7 +487,7 @@ def export(
     if trt:
         runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
         wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
-    with redirect_stdout(sys.stderr):
+    with _checking(as_json):
         why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
         if why is not None:
             say(f"slicing the winner first: {why}")
@@ -516,7 +516,7 @@ def verify(
     target = Run.named(_checked_name(run))
     own = _target(facts.device, facts.batches[0], None, facts.precision, host)
     settings = _on_last_table(_configured(config, {"": own}), target)
-    with redirect_stdout(sys.stderr):
+    with _checking(as_json):
         summary = stage.run(target, settings, engine)
     _show(summary, as_json)
 
@@ -562,7 +562,7 @@ def run_all(
     }
     for number, (name, stage) in enumerate(stages.items(), 1):
         label = f"[{number}/{len(stages)}] {name}"
-        with redirect_stdout(sys.stderr):
+        with _checking(as_json):
             why = target.stage(name).outdated(stage.stage_inputs(target, settings))
             if why is None:
                 say(f"{label}: already done")
@@ -847,6 +847,18 @@ def _sliced(target: "Run", settings: "Config") -> dict[str, Any]:
     from bcnet.pipeline.front import point_inside
 
     return slice.run(target, settings, point_inside(target, settings))
+
+
+@contextmanager
+def _checking(as_json: bool) -> Iterator[None]:
+    """For what may fail a check: with --json, what was measured is printed then, too."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except CheckFailed as failed:
+        if as_json and failed.report is not None:
+            print(json.dumps(failed.report))
+        raise
 
 
 def _show(summary: Mapping[str, Any], as_json: bool) -> None:

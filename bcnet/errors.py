@@ -16,6 +16,8 @@ BcnetError (exit 1)
 └── NotVerified (exit 4)   done, but its latency could not be verified here
 """
 
+from typing import Any
+
 
 class BcnetError(Exception):
     """Base of all errors that a message explains; `exit_code` is what the command line returns."""
@@ -70,9 +72,13 @@ class UsageError(BcnetError):
 
 
 class CheckFailed(BcnetError):
-    """What was built did not pass its verification."""
+    """What was built did not pass its verification; `report` holds what was measured, where there is one."""
 
     exit_code = 3
+
+    def __init__(self, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class NotVerified(BcnetError):

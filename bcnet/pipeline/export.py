@@ -132,7 +132,8 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     if not report.passed:
         failed = stage.path("failed.json")
         write_file(failed, json_bytes(summary))
-        raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
+        why = "; ".join(report.failures)
+        raise CheckFailed(f"verification failed: {why} (details in {failed})", summary)
     stage.finish(inputs, {**files, "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():

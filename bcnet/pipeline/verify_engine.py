@@ -102,7 +102,8 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     if not report.passed:
         failed = engine.with_name("failed.json")
         write_file(failed, json_bytes(summary))
-        raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {failed})")
+        why = "; ".join(report.failures)
+        raise CheckFailed(f"verification failed: {why} (details in {failed})", summary)
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
         stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary)})

@@ -464,15 +464,19 @@ def test_a_file_where_a_stages_folder_is_needed_is_explained(
     assert f"cannot write or read {folder}" in refused(1, command)
 
 
-def test_a_failed_check_is_exit_code_3_and_keeps_the_verified_file(project: Path) -> None:
+def test_a_failed_check_is_exit_code_3_and_keeps_the_verified_file(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     configure("[export]", "[export]\noutput_tolerance = 1e-12")
     before = contents(project / RUN)
-    done = run_quietly("export")
+    done = run_quietly("export", "--json")
     assert done.code == 3
     assert done.lines[-1].startswith("bcnet: verification failed: outputs differ from PyTorch by ")
     assert "details in runs/default/export/failed.json" in done.lines[-1]
     after = contents(project / RUN)
-    assert json.loads(after.pop("export/failed.json") or b"")["passed"] is False
+    failed = json.loads(after.pop("export/failed.json") or b"")
+    assert failed["passed"] is False
+    assert only_object(capsys.readouterr().out) == failed
     assert after == before
 
 
