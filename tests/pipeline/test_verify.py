@@ -1,5 +1,6 @@
 """What is exported is judged by what its file really does."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -97,3 +98,9 @@ def test_a_file_that_is_no_onnx_network_is_refused() -> None:
     proto.graph.node[0].op_type = "Convolution"
     with pytest.raises(CheckFailed, match=r"onnx\.checker refuses the exported file"):
         check_file(proto)
+
+
+def test_a_report_of_endless_outputs_is_json_all_the_same() -> None:
+    found = replace(report(), output_error=float("inf")).to_json()
+    assert found["output_error"] is None
+    json.loads(json.dumps(found), parse_constant=pytest.fail)
