@@ -477,8 +477,9 @@ def export(
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
     from bcnet.artifacts import Run
     from bcnet.pipeline import export, slice
-    from bcnet.pipeline.engine import EngineWanted
+    from bcnet.pipeline.engine import EngineWanted, engine_profile
     from bcnet.progress import say
+    from bcnet.supernet.project import target_profile
 
     target = Run.named(_checked_name(run))
     own = _target(device, batches[0] if batches else None, threads, precision, host)
@@ -487,6 +488,7 @@ def export(
     if trt:
         runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
         wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
+        engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
     with _checking(as_json):
         why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
         if why is not None:

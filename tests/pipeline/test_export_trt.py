@@ -235,8 +235,10 @@ def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_f
 
 
 @pytest.mark.usefixtures("project")
-def test_a_device_without_tensorrt_has_no_engine(refused: Refused) -> None:
+def test_a_device_without_tensorrt_has_no_engine_and_nothing_is_sliced_for_it(refused: Refused) -> None:
+    Path("runs/default/slice/manifest.json").unlink()
     line = refused(1, "export", "--trt")
+    assert not Path("runs/default/slice/manifest.json").exists()
     assert "device 'cpu' runs onnxruntime, so there is no engine to build" in line
     assert "name a device with TensorRT" in line
 
