@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="bcnet.toml if not given")
     parser.add_argument("--networks", type=int, default=60)
     parser.add_argument("--epochs", type=int, default=20, help="of each network from scratch")
-    parser.add_argument("--passes", type=int, default=24, help="of each supernet, each path counted")
+    parser.add_argument("--passes", type=int, default=24, help="of all supernets of a run, each path counted")
     parser.add_argument("--methods", nargs="+", default=["unilateral", "bcnet"])
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
@@ -140,7 +140,7 @@ def main() -> None:
         for method in options.methods:
             name = f"{method}-{seed}"
             paths = STEPS[config.train.step].paths(len(method_named(method).sides), config.train.draws)
-            epochs = max(1, round(options.passes / paths))
+            epochs = max(1, round(options.passes / (paths * config.train.supernets)))
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
             )

@@ -1,0 +1,62 @@
+"""The benchmark on one's own network, in its smallest form."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/rank_own.py"
+CONFIG = """
+[model]
+name = "cbm-resnet"
+args = {widths = [4, 4, 4, 4, 4, 4, 4]}
+[data]
+image_size = 16
+train_limit = 80
+test_limit = 40
+[space]
+bins = 4
+channel_multiple = 1
+min_width = 0.25
+[train]
+batch_size = 20
+[search]
+recalibration_images = 20
+"""
+
+
+def ranked(monkeypatch: pytest.MonkeyPatch, networks: int = 10) -> None:
+    given = ["--networks", str(networks), "--epochs", "1", "--passes", "2", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["rank_own.py", *given])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_random_networks_are_trained_ranked_and_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    ranked(monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("10 networks, accuracies ")
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        "| unilateral-0",
+        "| bcnet-0",
+        "| *multiply-accumulates*",
+        "| *sum of the widths' logarithms*",
+        "| *the truth, expected*",
+    ]
+    found = json.loads(Path("rank_own.json").read_text(encoding="utf-8"))
+    assert {len(scores) for scores in (found["scratch"], *found["supernets"].values())} == {10}
+    first, *_ = found["scratch"]
+    before = found["scratch"].pop(first)
+    Path("rank_own.json").write_text(json.dumps(found), encoding="utf-8")
+    ranked(monkeypatch)
+    told = capsys.readouterr()
+    assert told.err.count("network 1 of 10") == 1
+    assert "network 2 of 10" not in told.err  # those that were kept are not trained again
+    assert told.out.splitlines() == lines
+    assert json.loads(Path("rank_own.json").read_text(encoding="utf-8"))["scratch"][first] == before
+    with pytest.raises(SystemExit, match="is of other settings"):
+        ranked(monkeypatch, networks=11)
