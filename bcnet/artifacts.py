@@ -7,6 +7,7 @@ A manifest records a digest of everything the stage read (`inputs`) and of every
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,14 +171,16 @@ class Run:
     """One run's folder: `runs/<name>/` in the working folder."""
 
     folder: Path
+    config: Path | None = None  # of the command line: the commands that mend something name it, too
 
     @classmethod
-    def named(cls, name: str) -> "Run":
+    def named(cls, name: str, config: Path | None = None) -> "Run":
         """The run of that name in the working folder."""
-        return cls(Path("runs") / name)
+        return cls(Path("runs") / name, config)
 
     def stage(self, name: str) -> Stage:
         """The folder of the stage called `name`."""
-        flag = "" if self.folder.name == "default" else f" --run {self.folder.name}"
-        command = "run" if name == "compare" else name
-        return Stage(self.folder / name, name, f"bcnet {command}{flag}")
+        words = ["bcnet", "run" if name == "compare" else name]
+        words += [] if self.folder.name == "default" else ["--run", self.folder.name]
+        words += [] if self.config is None else ["--config", str(self.config)]
+        return Stage(self.folder / name, name, shlex.join(words))

@@ -481,7 +481,7 @@ def export(
     from bcnet.progress import say
     from bcnet.supernet.project import target_profile
 
-    target = Run.named(_checked_name(run))
+    target = Run.named(_checked_name(run), config)
     own = _target(device, batches[0] if batches else None, threads, precision, host)
     settings = _on_last_table(_configured(config, {"": {"seed": seed, **own}}), target)
     wanted = None
@@ -515,7 +515,7 @@ def verify(
     from bcnet.pipeline import verify_engine as stage
 
     facts = stage.facts_beside(engine)
-    target = Run.named(_checked_name(run))
+    target = Run.named(_checked_name(run), config)
     own = _target(facts.device, facts.batches[0], None, facts.precision, host)
     settings = _on_last_table(_configured(config, {"": own}), target)
     with _checking(as_json):
@@ -553,7 +553,7 @@ def run_all(
             "search": _budget(latency_ms, latency, min_accuracy),
         },
     )
-    target = Run.named(_checked_name(run))
+    target = Run.named(_checked_name(run), config)
     stages = {
         "train": train,
         "build-lut": build_lut,
@@ -713,7 +713,7 @@ def channel_bench_macro(
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
-    target = Run.named(_checked_name(run))
+    target = Run.named(_checked_name(run), config)
     known = BenchTable.load(table, space)
     size = PRESETS[preset]
     others = len(known) - (sample or size.sample)
@@ -834,7 +834,7 @@ def _stage(
     """Run one stage and print its summary."""
     from bcnet.artifacts import Run
 
-    target = Run.named(_checked_name(run))
+    target = Run.named(_checked_name(run), config)
     settings = _configured(config, flags)
     if on_last_table:
         settings = _on_last_table(settings, target)

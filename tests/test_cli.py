@@ -305,6 +305,13 @@ def test_a_stage_before_the_one_it_needs_names_the_command(
     assert message in refused(1, command, *(["--run", run] if run else []))
 
 
+def test_a_command_that_mends_names_the_configuration_that_was_given(refused: Refused) -> None:
+    configure()
+    Path("bcnet.toml").rename("my net.toml")
+    line = refused(1, "search", "--run", "night", "--config", "my net.toml")
+    assert "run `bcnet train --run night --config 'my net.toml'` first" in line
+
+
 @pytest.mark.parametrize(("command", "blocked"), [("train", "runs"), ("build-lut", "latency_tables")])
 def test_a_file_where_a_folder_is_needed_is_explained(refused: Refused, command: str, blocked: str) -> None:
     configure()
