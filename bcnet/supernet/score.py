@@ -19,7 +19,7 @@ from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task, entries
 
-SHARED = 64  # images a side, at least, where the sides share them out
+SHARED = 64  # images a judge, at least, where they share them out
 
 
 @dataclass(frozen=True, order=True)
@@ -182,10 +182,10 @@ class Scorer:
     Supernets of one space are given by their tensors. Images are read once and kept in memory (see
     `KeptBatches`); `amp` computes in bfloat16, for processors that do so faster. With `shared` the judges,
     both sides of each supernet, share the images out: each judges its part of the validation images, with
-    statistics from its part of the `images` training images, so that every image is seen once a candidate
-    (all judges see all where that would leave fewer than `SHARED`). All candidates are judged by the same
-    images on the same sides. Fewer answers a judge make an accuracy noisier; over many candidates the ranking
-    of one supernet was the same (docs/results.md).
+    statistics from its part of the `images` training images, so that every image is seen once a candidate (by
+    several judges where a part would hold fewer than `SHARED`). All candidates are judged by the same images
+    on the same sides. Fewer answers a judge make an accuracy noisier; over many candidates the ranking of one
+    supernet was the same (docs/results.md).
     """
 
     def __init__(
@@ -206,8 +206,9 @@ class Scorer:
         train = data.train.take(torch.arange(min(images, len(data.train))))
 
         def batches(part: Split | Items, number: int) -> KeptBatches:
-            if shared and len(part) >= SHARED * len(judges):
-                part = part.take(torch.arange(number, len(part), len(judges)))
+            parts = min(len(judges), len(part) // SHARED) if shared else 1
+            if parts > 1:
+                part = part.take(torch.arange(number % parts, len(part), parts))
             return KeptBatches(data, part, KEPT_BYTES // (2 * len(judges)))
 
         self.judges = tuple(

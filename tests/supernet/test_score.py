@@ -76,6 +76,15 @@ def test_two_supernets_share_the_images_out_between_all_four_of_their_sides() ->
     assert [judge.val._part.labels[0] for judge in scorer.judges] == list(data.val.labels[:4])
 
 
+def test_where_images_are_fewer_than_four_judges_need_they_go_in_two_parts_to_two_judges_each() -> None:
+    model, space = network()
+    data = images(3 * SHARED - 2)
+    scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 3 * SHARED, shared=True)
+    seen = [torch.cat([targets for _, targets in judge.val]).tolist() for judge in scorer.judges]
+    even, odd = (data.val.labels[start::2].tolist() for start in (0, 1))
+    assert seen == [even, odd, even, odd]
+
+
 @pytest.mark.parametrize("method", ["bcnet", "unilateral"])
 def test_where_images_are_few_or_there_is_one_side_all_are_judged_as_in_a_plain_score(method: str) -> None:
     model, space = network(method)
