@@ -130,11 +130,14 @@ class ImageData:
 class KeptBatches:
     """`ImageData.batches` of a part, equal in size, to be gone through many times: read once and kept.
 
-    What does not fit into `room` bytes is read again each time; so is what a user's metric has changed.
+    Inputs are kept on `device`, targets on the CPU. What does not fit into `room` bytes is read again each
+    time; so is what a user's metric has changed.
     """
 
-    def __init__(self, data: ImageData, part: Split | Items, room: int = KEPT_BYTES) -> None:
-        self._data, self._part, self._room = data, part, room
+    def __init__(
+        self, data: ImageData, part: Split | Items, room: int = KEPT_BYTES, device: str = "cpu"
+    ) -> None:
+        self._data, self._part, self._room, self._device = data, part, room, device
         count = math.ceil(len(part) / data.evaluated)
         self._size = math.ceil(len(part) / max(count, 1))
         self._kept: dict[int, tuple[Item, list[int]]] = {}
@@ -145,7 +148,8 @@ class KeptBatches:
             if batch is None or versions != _versions(batch):
                 index = torch.arange(start, min(start + self._size, len(self._part)))
                 with seeded(start):
-                    batch = self._data.batch(self._part.take(index))
+                    inputs, targets = self._data.batch(self._part.take(index), device=self._device)
+                batch = inputs, to_device(targets, "cpu")
                 size_bytes = sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
                 if start in self._kept or size_bytes <= self._room:
                     self._room -= 0 if start in self._kept else size_bytes

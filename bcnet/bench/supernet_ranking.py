@@ -19,6 +19,7 @@ from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
 from bcnet.config import Config
+from bcnet.data import to_device
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
@@ -27,7 +28,7 @@ from bcnet.supernet.fit import training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import score_sides
+from bcnet.supernet.score import Scorer
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
@@ -218,10 +219,7 @@ def _scores(
     """
     project = load_project(config)
     device = training_device(config)
-    supernets = [
-        {name: tensor.to(device) for name, tensor in state.items()}
-        for state in trained_supernets(run, project)
-    ]
+    supernets = [to_device(state, device) for state in trained_supernets(run, project)]
     path = run.folder / "bench" / "scores.json"
     inputs = digest([run.stage("train").manifest(), config.search.recalibration_images])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
@@ -235,23 +233,27 @@ def _scores(
     waiting = [i for i in index if table.key(i) not in scores]
     if scores and waiting:
         say(f"continuing with {len(index) - len(waiting)} settings scored")
-    model, images = project.model.to(device), config.search.recalibration_images
+    images = config.search.recalibration_images
+    scorer = Scorer(project.model, project.space, supernets, project.data, images, project.task)
+    sides = project.space.rule.sides
+    names = [
+        f"{side} {number}" if number > 1 else side
+        for number in range(1, len(supernets) + 1)
+        for side in sides
+    ]
     start = time.perf_counter()
     with progress_bar("scoring settings", len(waiting)) as advance:
         for number, i in enumerate(waiting, 1):
             widths = Widths(table.widths(i, maxima))
-            own = scores[table.key(i)] = {}
-            for which, state in enumerate(supernets, 1):
-                sides = score_sides(model, project.space, state, widths, project.data, images, project.task)
-                for side, found in sides.items():
-                    name = side if which == 1 else f"{side} {which}"
-                    own[name] = [found.accuracy, round(found.loss, 5)]
+            found = [scorer.judged(judge, widths) for judge in scorer.judges]
+            scores[table.key(i)] = {
+                name: [own.accuracy, round(own.loss, 5)] for name, own in zip(names, found, strict=True)
+            }
             if number == 1:
                 announce("scoring settings", (time.perf_counter() - start) * len(waiting))
             if number % KEPT_EVERY == 0 or number == len(waiting):
                 write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
             advance("")
-    model.cpu()
     return scores
 
 

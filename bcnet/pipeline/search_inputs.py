@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bcnet.artifacts import Run
 from bcnet.config import latency_share
+from bcnet.data import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
@@ -100,16 +101,17 @@ def priors_of(
 
 
 def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]]) -> Callable[[Widths], Score]:
-    """How widths are scored in trained supernets, each given by its tensors."""
+    """How widths are scored in trained supernets, each given by its tensors; where supernets are trained."""
     config = project.config
+    recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
     return Scorer(
         project.model,
         project.space,
-        supernets,
+        [to_device(state, recipe.device) for state in supernets],
         project.data,
         config.search.recalibration_images,
         project.task,
-        amp=Recipe.of(config, epochs=1, learning_rate=1.0).amp,
+        amp=recipe.amp,
         shared=True,
     )
 

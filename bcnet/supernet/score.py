@@ -179,13 +179,13 @@ class Judge:
 class Scorer:
     """Scores widths fast: `scorer(widths)` is the mean over both sides of each of the `supernets`.
 
-    Supernets of one space are given by their tensors. Images are read once and kept in memory (see
-    `KeptBatches`); `amp` computes in bfloat16, for processors that do so faster. With `shared` the judges,
-    both sides of each supernet, share the images out: each judges its part of the validation images, with
-    statistics from its part of the `images` training images, so that every image is seen once a candidate (by
-    several judges where a part would hold fewer than `SHARED`). All candidates are judged by the same images
-    on the same sides. Fewer answers a judge make an accuracy noisier; over many candidates the ranking of one
-    supernet was the same (docs/results.md).
+    Supernets of one space are given by their tensors, all on one device: there candidates are scored, and
+    images, read once, are kept (see `KeptBatches`). `amp` computes in bfloat16, for processors that do so
+    faster. With `shared` the judges, both sides of each supernet, share the images out: each judges its part
+    of the validation images, with statistics from its part of the `images` training images, so that every
+    image is seen once a candidate (by several judges where a part would hold fewer than `SHARED`). All
+    candidates are judged by the same images on the same sides. Fewer answers a judge make an accuracy
+    noisier; over many candidates the ranking of one supernet was the same (docs/results.md).
     """
 
     def __init__(
@@ -201,27 +201,29 @@ class Scorer:
         shared: bool = False,
     ) -> None:
         self.model, self.space, self.data, self.task = model, space, data, task
+        self._amp, self._device = amp, _device(supernets[0])
         judges = [(state, side) for state in supernets for side in space.rule.sides]
-        self._amp = amp
-        train = data.train.take(torch.arange(min(images, len(data.train))))
 
-        def batches(part: Split | Items, number: int) -> KeptBatches:
-            parts = min(len(judges), len(part) // SHARED) if shared else 1
-            if parts > 1:
-                part = part.take(torch.arange(number % parts, len(part), parts))
-            return KeptBatches(data, part, KEPT_BYTES // (2 * len(judges)))
+        def shares(part: Split | Items) -> list[KeptBatches]:
+            count = max(1, min(len(judges), len(part) // SHARED)) if shared else 1
+            parts = [part.take(torch.arange(n, len(part), count)) for n in range(count)]
+            room = KEPT_BYTES // (2 * count)
+            return [KeptBatches(data, own, room, str(self._device)) for own in parts]
 
+        train = shares(data.train.take(torch.arange(min(images, len(data.train)))))
+        val = shares(data.val)
         self.judges = tuple(
-            Judge(state, side, batches(train, number), batches(data.val, number))
+            Judge(state, side, train[number % len(train)], val[number % len(val)])
             for number, (state, side) in enumerate(judges)
         )
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
-        return _mean([self._judged(judge, widths) for judge in self.judges])
+        return _mean([self.judged(judge, widths) for judge in self.judges])
 
-    def _judged(self, judge: "Judge", widths: Widths) -> Score:
-        device = _device(judge.state)
+    def judged(self, judge: Judge, widths: Widths) -> Score:
+        """What one of the `judges` says of it."""
+        device = self._device
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._amp)
         with autocast:
