@@ -9,13 +9,18 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
+
+from filelock import FileLock, Timeout
 
 from bcnet.errors import ArtifactError
 
+P = ParamSpec("P")
 MANIFEST = "manifest.json"
 SCHEMA = 1
 
@@ -85,6 +90,15 @@ def read_json(path: Path, mend: str) -> Any:
         ) from None
 
 
+def lock_of(path: Path) -> FileLock:
+    """The lock of a file or folder: the operating system's, it ends with its process.
+
+    Its own file lies in the temporary folder, so that nothing of it is in a folder that is committed.
+    """
+    name = f"bcnet-{os.getuid()}-{digest(str(path.resolve()))}.lock"
+    return FileLock(Path(tempfile.gettempdir()) / name)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage's folder in a run: `runs/<run>/<name>/`."""
@@ -96,6 +110,25 @@ class Stage:
     def path(self, file: str) -> Path:
         """Where this stage keeps `file`."""
         return self.folder / file
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep other processes away from this stage for the length of the block.
+
+        Raises ArtifactError where one is at work.
+        """
+        lock = lock_of(self.folder)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ArtifactError(
+                f"another process is at work in {self.folder}; wait until it is done, or name another run "
+                "with --run NAME"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finish(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
         """Write what the stage made from `inputs`, and last the manifest that vouches for it.
@@ -184,3 +217,20 @@ class Run:
         words += [] if self.folder.name == "default" else ["--run", self.folder.name]
         words += [] if self.config is None else ["--config", str(self.config)]
         return Stage(self.folder / name, name, shlex.join(words))
+
+
+_Runs = Callable[Concatenate[Run, P], dict[str, Any]]
+
+
+def alone_in(stage: str) -> Callable[[_Runs[P]], _Runs[P]]:
+    """For what works in this stage's folder of a run: meanwhile no other process does."""
+
+    def kept_alone(function: _Runs[P]) -> _Runs[P]:
+        @wraps(function)
+        def alone(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+            with run.stage(stage).at_work():
+                return function(run, *args, **kwargs)
+
+        return alone
+
+    return kept_alone

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -214,3 +216,20 @@ def test_a_stage_knows_its_folder_and_its_command(run: str, stage: str, command:
     found = Run.named(run).stage(stage)
     assert found.folder == Path("runs") / run / stage
     assert found.command == command
+
+
+def test_a_second_process_in_one_stage_is_refused_and_in_another_run_it_is_not(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from bcnet.artifacts import Run
+for name in ("night", "day"):
+    with Run(Path(sys.argv[1]) / name).stage("train").at_work():
+        print(name)
+"""
+    with Run(tmp_path / "day").stage("train").at_work():
+        second = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert second.stdout == "night\n"
+    assert f"another process is at work in {tmp_path}/day/train; wait until it is done" in second.stderr
+    with Run(tmp_path / "day").stage("train").at_work():
+        pass  # free again

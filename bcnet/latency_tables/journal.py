@@ -5,8 +5,6 @@ A journal lies beside its table and is deleted when its rows are in there.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from bcnet.artifacts import digest
+from bcnet.artifacts import digest, lock_of
 from bcnet.errors import TableError
 from bcnet.progress import say
 
@@ -73,13 +71,8 @@ class Journal:
 
 @contextmanager
 def alone(table: Path) -> Iterator[None]:
-    """Keep other builds away from a table's file for the length of the block; a second one waits.
-
-    The lock is the operating system's and ends with its process. Its file lies in the temporary folder, so
-    that nothing but tables is in a folder that is committed.
-    """
-    name = f"bcnet-{os.getuid()}-{digest(str(table.resolve()))}.lock"
-    lock = FileLock(Path(tempfile.gettempdir()) / name)
+    """Keep other builds away from a table's file for the length of the block; a second one waits."""
+    lock = lock_of(table)
     try:
         lock.acquire(blocking=False)
     except Timeout:

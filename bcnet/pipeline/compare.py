@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bcnet.artifacts import Run, digest, json_bytes, read_json
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
@@ -157,6 +157,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     }
 
 
+@alone_in("compare")
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Compare and save. Returns a summary with one entry a network."""
     project = load_project(config)

@@ -15,7 +15,7 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import CheckFailed
 from bcnet.pipeline.engine import (
@@ -61,6 +61,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     }
 
 
+@alone_in("export")
 def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[str, Any]:
     """Export, verify, save; with `wanted`, build its engine, too. Raises CheckFailed (exit 3).
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import ArtifactError, BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
@@ -284,6 +284,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     }
 
 
+@alone_in("search")
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Search and save; continue a killed search of the same settings. Returns a summary."""
     project = load_project(config)

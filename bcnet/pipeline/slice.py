@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bcnet.artifacts import Run, digest, json_bytes
+from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
@@ -81,6 +81,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     }
 
 
+@alone_in("slice")
 def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any]:
     """Cut, fine-tune, save. Returns a summary.
 

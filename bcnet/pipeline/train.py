@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, write_file
+from bcnet.artifacts import Run, alone_in, write_file
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
@@ -154,6 +154,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {**load_project(config).inputs(), "training settings": training_digest(config)}
 
 
+@alone_in("train")
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Train and save; continue a killed training of the same settings. Returns a summary."""
     from safetensors.torch import save
