@@ -78,15 +78,19 @@ def train(
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
     parameters, buffers = _trainable(model, state, recipe)
-    sampler = WidthSampler(
-        space.rule, tuple(group.choices for group in space.groups), recipe.seed, complementary
-    )
+    choices = tuple(group.choices for group in space.groups)
+    # Sides that take turns have decks of their own: so each still takes every width equally often.
+    samplers = [
+        WidthSampler(space.rule, choices, recipe.seed, complementary, side)
+        for side in range(len(space.rule.sides) if plan.turns else 1)
+    ]
     model = model.to(recipe.device).train()
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
     def step(inputs: Any, targets: Any, number: int) -> float:
-        drawn = [Widths(sampler.at(number * draws + i)) for i in range(draws)]
+        turn, side = divmod(number, len(samplers))
+        drawn = [Widths(samplers[side].at(turn * draws + i)) for i in range(draws)]
         losses = supernet_step(
             model, space, parameters, buffers, drawn, inputs, targets, recipe, plan=plan, number=number
         )

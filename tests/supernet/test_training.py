@@ -15,7 +15,7 @@ from bcnet.supernet.fit import Recipe, augment, fit_network
 from bcnet.supernet.paths import cut, forward_path, path_of, path_state, run_with
 from bcnet.supernet.score import Score, evaluate_network, recalibrated, score, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import supernet_step
+from bcnet.supernet.step import STEPS, supernet_step
 
 
 class Concatenating(nn.Module):
@@ -139,6 +139,19 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
     first, second, other = (train(model, space, images(), recipe).records for recipe in recipes)
     assert first == second
     assert first != other
+
+
+def test_sides_that_take_turns_each_take_every_width_once_a_deck() -> None:
+    model, space = setup()
+    size = max(len(group.choices) for group in space.groups)
+    recipe = Recipe(epochs=2 * size, learning_rate=0.01, batch_size=48)  # a step an epoch
+    records = train(model, space, images(), recipe, plan=STEPS["turns"]).records
+    assert len(records) == 2 * size
+    for side in (0, 1):
+        for number, group in enumerate(space.groups):
+            drawn = [widths[number] for widths, _ in records[side::2][: len(group.choices)]]
+            assert sorted(drawn) == list(group.choices)
+    assert [widths for widths, _ in records[::2]] != [widths for widths, _ in records[1::2]]
 
 
 def test_training_learns_what_a_bright_row_tells() -> None:
