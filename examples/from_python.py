@@ -38,7 +38,7 @@ budget_ms = 0.6 * latency_of(space.largest())
 found = bcnet.search(
     space,
     latency_of,
-    bcnet.Scorer(model, space, supernet, data, images=128, shared=True),
+    bcnet.Scorer(model, space, [supernet], data, images=128, shared=True),
     bcnet.SearchSettings(budget_ms=budget_ms, population=12, generations=3),
     measure_of=lambda widths: bcnet.measure_network(graph.variant(widths), profile, share=0.5),
 )
@@ -46,7 +46,7 @@ widths = found.best.widths
 
 # The winner as a plain network, fine-tuned, exported, verified.
 tuned = bcnet.Recipe(epochs=3, learning_rate=0.03, label_smoothing=0.05, shift=2)
-small = bcnet.slice(model, space, supernet, widths, data, tuned).model
+small = bcnet.slice(model, space, [supernet], widths, data, tuned).model
 onnx = bcnet.export(small, (profile.batch, *data.input_shape), {"widths": str(widths)})
 promised = {"predicted_ms": found.best.predicted_ms, "budget_ms": budget_ms}
 full = graph.variant(space.largest())

@@ -7,6 +7,7 @@ The widths are those of the search's winner, or of another point of its front.
 
 import io
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,16 @@ from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import Chosen, searched, trained_supernets
-from bcnet.supernet.score import Score, evaluate_network, recalibrated, score_sides
+from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
 
 
 @dataclass(frozen=True)
 class SliceResult:
-    """The small network, the side it was cut from, and its accuracies on the test images."""
+    """The small network, what it was cut from, and its accuracies on the test images."""
 
     model: nn.Module
+    supernet: int  # from 0
     side: Side
     accuracy_before: float
     accuracy_after: float
@@ -41,7 +43,7 @@ class SliceResult:
 def slice(
     model: nn.Module,
     space: WidthSpace,
-    state: dict[str, Tensor],
+    supernets: Sequence[Mapping[str, Tensor]],
     widths: Widths,
     data: ImageData,
     recipe: Recipe,
@@ -49,16 +51,22 @@ def slice(
     images: int = 512,
     scratch: nn.Module | None = None,
 ) -> SliceResult:
-    """Cut the side that scores better on the validation images, and fine-tune it.
+    """Cut the side, of all sides of all supernets, that scores best on the validation images; fine-tune it.
 
     `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
     is trained from there instead.
     """
     widths = space.check(widths)
-    with working("scoring both sides"):
-        sides = score_sides(model, space, state, widths, data, images, recipe.task)
-    side = max(sides, key=lambda name: sides[name])
-    small = with_state(model, space, recalibrated(model, space, state, widths, side, data, images))
+    with working("scoring the winner's sides"):
+        scores = {
+            (number, side): score
+            for number, state in enumerate(supernets)
+            for side, score in score_sides(model, space, state, widths, data, images, recipe.task).items()
+        }
+    number, side = max(scores, key=lambda which: scores[which])
+    small = with_state(
+        model, space, recalibrated(model, space, supernets[number], widths, side, data, images)
+    )
     before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:
         small = cut(scratch, space, widths)
@@ -66,7 +74,7 @@ def slice(
         fit_network(small, data, recipe, "training from scratch" if scratch else "fine-tuning")
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
-    return SliceResult(small, side, before, after)
+    return SliceResult(small, number, side, before, after)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -101,19 +109,10 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
-
-    def best_side(state: dict[str, Tensor]) -> Score:
-        sides = score_sides(project.model, project.space, state, widths, project.data, images, project.task)
-        return max(sides.values())
-
-    number = 0
-    if len(supernets) > 1:
-        with working("scoring both sides of each supernet"):
-            number = max(range(len(supernets)), key=lambda n: best_side(supernets[n]))
     result = slice(
         project.model,
         project.space,
-        supernets[number],
+        supernets,
         widths,
         project.data,
         recipe,
@@ -128,7 +127,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "widths": list(widths),
         "predicted_ms": chosen.predicted_ms,
         "budget_ms": chosen.budget_ms,
-        "supernet": number + 1,
+        "supernet": result.supernet + 1,
         "side": result.side,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,
@@ -140,7 +139,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     files = {
         "model.safetensors": save(tensors),
         "model.pt2": program_bytes(result.model, project.data.example(2)),
-        "widths.json": json_bytes({"widths": groups, "side": result.side}),
+        "widths.json": json_bytes({"widths": groups, "supernet": result.supernet + 1, "side": result.side}),
         "result.json": json_bytes(summary),
     }
     stage.finish(inputs, files)

@@ -8,13 +8,15 @@ of its own, are supernet-2.safetensors and so on.
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,9 @@ def train(
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
     parameters, buffers = _trainable(model, state, recipe)
+    if resume is not None:
+        kept = resume.snapshot.tensors
+        buffers = {n: kept.get(f"buffer:{n}", own).to(recipe.device) for n, own in buffers.items()}
     choices = tuple(group.choices for group in space.groups)
     # Sides that take turns have decks of their own: so each still takes every width equally often.
     samplers = [
@@ -100,7 +105,9 @@ def train(
     def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
         curve.append(round(mean_loss, 5))
         if on_epoch is not None:
-            on_epoch(Checkpoint(snapshot, tuple(records), tuple(curve)))
+            own = {f"buffer:{name}": tensor.cpu() for name, tensor in buffers.items()}
+            kept = replace(snapshot, tensors={**snapshot.tensors, **own})
+            on_epoch(Checkpoint(kept, tuple(records), tuple(curve)))
 
     fit(
         parameters,
@@ -126,6 +133,11 @@ def _trainable(
     placed = {name: tensor.to(recipe.device) for name, tensor in state.items()}
     parameters = {name: nn.Parameter(tensor) for name, tensor in placed.items() if name in names}
     return parameters, {name: tensor for name, tensor in placed.items() if name not in names}
+
+
+def seed_of(number: int, seed: int) -> int:
+    """The seed of a run's supernet `number`, from 0: the run's own, then such as no other run has."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
 
 
 def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
@@ -155,7 +167,9 @@ def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[st
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
-    return {**load_project(config).inputs(), "training settings": training_digest(config)}
+    inputs = {**load_project(config).inputs(), "training settings": training_digest(config)}
+    count = config.train.supernets
+    return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
 
 @alone_in("train")
@@ -166,11 +180,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     project, count = load_project(config), config.train.supernets
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
+    of_each = {key: value for key, value in inputs.items() if key != "supernets"}
     checkpoints = [stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in range(count)]
-    kept = _load_checkpoints(checkpoints, inputs)
-    done = sum(checkpoint.snapshot.epoch for checkpoint in kept)
+    epochs = [_epochs_done(path, of_each) for path in checkpoints]
+    done = sum(epoch or 0 for epoch in epochs)
     if done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
+    elif None in epochs:
+        say("the last training was stopped, but had other settings: beginning anew")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
@@ -179,7 +196,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     start = time.perf_counter()
     results = []
     for number, path in enumerate(checkpoints):
-        own = replace(recipe, seed=recipe.seed + number)
+        own = replace(recipe, seed=seed_of(number, recipe.seed))
         results.append(
             train(
                 project.model,
@@ -190,8 +207,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
                 plan=STEPS[config.train.step],
                 draws=config.train.draws,
                 state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
-                resume=kept[number] if number < len(kept) else None,
-                on_epoch=partial(_save_checkpoint, path, inputs=inputs),
+                resume=_load_checkpoint(path) if epochs[number] else None,
+                on_epoch=partial(_save_checkpoint, path, inputs=of_each),
                 description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
             )
         )
@@ -207,8 +224,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "curve.csv": "\n".join(curve).encode(),
     }
     stage.finish(inputs, files)
-    for path in checkpoints:
-        path.unlink(missing_ok=True)
+    for path in [*stage.folder.glob("checkpoint*.safetensors"), *stage.folder.glob("supernet-*.safetensors")]:
+        if path.name not in files:
+            path.unlink()
     return {
         "stage": "train",
         "folder": str(stage.folder),
@@ -250,34 +268,35 @@ def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str,
     write_file(path, save(tensors, metadata))
 
 
-def _load_checkpoints(paths: Sequence[Path], inputs: Mapping[str, str]) -> list[Checkpoint]:
-    """Those of a killed training of the same settings; supernets that it had not begun have none."""
-    found = []
-    for path in paths:
-        checkpoint = _load_checkpoint(path, inputs)
-        if checkpoint is None:
-            break
-        found.append(checkpoint)
-    for path in paths[len(found) :]:
-        path.unlink(missing_ok=True)  # left by other settings
-    return found
-
-
-def _load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:
-    """The checkpoint of a killed training of the same settings; None where there is none."""
+def _epochs_done(path: Path, inputs: Mapping[str, str]) -> int | None:
+    """How far a killed training came, 0 where there was none; None for one of other settings."""
     if not path.exists():
-        return None
+        return 0
+    with _opened(path) as file:
+        metadata = file.metadata()
+        return int(metadata["epoch"]) if json.loads(metadata["inputs"]) == dict(inputs) else None
+
+
+def _load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint of a killed training."""
+    with _opened(path) as file:
+        metadata = file.metadata()
+        tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        records = tuple((Widths(w), float(loss)) for w, loss in json.loads(metadata["records"]))
+        return Checkpoint(
+            Snapshot(int(metadata["epoch"]), tensors), records, tuple(json.loads(metadata["curve"]))
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checkpoint, open. Raises ArtifactError where it cannot be read."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if json.loads(metadata["inputs"]) != dict(inputs):
-                say("the last training was stopped, but had other settings: beginning anew")
-                return None
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            records = tuple((Widths(w), float(loss)) for w, loss in json.loads(metadata["records"]))
-            curve = tuple(json.loads(metadata["curve"]))
-            return Checkpoint(Snapshot(int(metadata["epoch"]), tensors), records, curve)
+            yield file
     except Exception as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}); delete it to train from the start") from None
+        raise ArtifactError(
+            f"{path} cannot be read ({cause}); delete it to train it from the start"
+        ) from None

@@ -69,10 +69,10 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values: None for what is not finite, which JSON cannot say."""
         found = {**asdict(self), "passed": self.passed, "verified": self.verified}
-        endless = {
-            key for key, value in found.items() if isinstance(value, float) and not math.isfinite(value)
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in found.items()
         }
-        return {key: None if key in endless else value for key, value in found.items()}
 
 
 def check_file(proto: ModelProto) -> None:

@@ -123,8 +123,8 @@ class Snapshot:
 
 
 def training_digest(config: Config) -> str:
-    """A hash of every setting that training depends on, but for the machine that it runs on."""
-    train = config.train.model_dump(exclude={"train_device"})
+    """A hash of every setting that one network's training depends on, but for the machine that it runs on."""
+    train = config.train.model_dump(exclude={"train_device", "supernets"})
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     return digest([train, data.flip, data.shift, config.seed, functions])

@@ -25,11 +25,9 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     """
     stage = run.stage("train")
     stage.require(project.inputs())
-    outputs = stage.manifest()["outputs"]
-    files = [supernet_file(number) for number in range(len(outputs))]
-    return tuple(
-        load_tensors(stage.path(file), stage.command) for file in files if file == files[0] or file in outputs
-    )
+    further = sum(file.startswith("supernet-") for file in stage.manifest()["outputs"])
+    files = map(supernet_file, range(1 + further))
+    return tuple(load_tensors(stage.path(file), stage.command) for file in files)
 
 
 def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:

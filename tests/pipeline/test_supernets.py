@@ -1,6 +1,7 @@
 """Several supernets in one run: trained one after the other, scored together, cut out of the best side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,21 @@ import pytest
 import torch
 from conftest import CONFIG
 from safetensors.torch import load_file
+from torch import nn
 
+from bcnet.artifacts import Run
 from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.data import ImageData, Split
 from bcnet.pipeline import train as stage
+from bcnet.pipeline.search_inputs import scoring
+from bcnet.pipeline.slice import slice
+from bcnet.pipeline.train import train
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.project import load_project
+from bcnet.supernet.saved import trained_supernets
+from bcnet.supernet.score import Scorer
 
 TRAINED = Path("runs/default/train")
 TWO = CONFIG.replace("epochs = 1\nbatch_size", "epochs = 2\nsupernets = 2\nbatch_size")
@@ -49,48 +62,101 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
     assert networks["searched"]["passes"] == 2 * 2 * 2 + 1  # supernets, epochs and sides; fine-tuning
 
 
-def test_supernets_that_were_stopped_in_the_second_end_as_if_they_had_not_been(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("bcnet.toml").write_text(TWO, encoding="utf-8")
+def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> None:
+    """`bcnet train`, stopped after so many epochs of all supernets."""
     save, saved = stage._save_checkpoint, []
 
     def stopped(path: Path, *args: Any, **kwargs: Any) -> None:
         save(path, *args, **kwargs)
         saved.append(path.name)
-        if len(saved) == 3:
+        if len(saved) == epochs:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "_save_checkpoint", stopped)
-    assert main(["train"]) == 130
-    assert saved == ["checkpoint.safetensors"] * 2 + ["checkpoint-2.safetensors"]
-    monkeypatch.setattr(stage, "_save_checkpoint", save)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "_save_checkpoint", stopped)
+        assert main(["train", *flags]) == 130
+
+
+def test_supernets_that_were_stopped_in_the_second_end_as_if_they_had_not_been(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("bcnet.toml").write_text(TWO, encoding="utf-8")
+    interrupted(monkeypatch, 3)
+    kept = {path.name for path in TRAINED.iterdir()}
+    assert kept == {"checkpoint.safetensors", "checkpoint-2.safetensors"}
     assert main(["train"]) == 0
     assert "continuing after epoch 3 of 4" in capsys.readouterr().err
     assert not list(TRAINED.glob("checkpoint*"))
     printed(capsys, "train", "--run", "whole")
     for file in ("supernet.safetensors", "supernet-2.safetensors"):
         whole, own = load_file(Path("runs/whole/train") / file), load_file(TRAINED / file)
-        learned = [name for name in whole if name.endswith((".weight", ".bias"))]
-        assert learned
-        assert all(torch.equal(own[name], whole[name]) for name in learned)
+        assert all(torch.equal(own[name], whole[name]) for name in whole)
     assert (TRAINED / "records.json").read_bytes() == Path("runs/whole/train/records.json").read_bytes()
 
 
-def test_what_one_training_left_does_not_continue_another(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_setting_loses_nothing_and_another_number_of_supernets_goes_on(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
-    TRAINED.mkdir(parents=True)
-    printed(capsys, "train", "--run", "other", "--seed", "1")
-    from bcnet.artifacts import Run
-    from bcnet.config import load_config
+    interrupted(monkeypatch, 3)
+    before = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
+        assert main(["train", "--seed", "1"]) == 130
+    assert "the last training was stopped, but had other settings: beginning anew" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == before
+    found = printed(capsys, "train", "--supernets", "1")
+    assert found["supernets"] == 1
+    files = {"supernet.safetensors", "space.json", "records.json", "curve.csv", "manifest.json"}
+    assert {path.name for path in TRAINED.iterdir()} == files
+    capsys.readouterr()
+    interrupted(monkeypatch, 3, "--supernets", "3")
+    assert "continuing" not in capsys.readouterr().err
+    assert main(["train", "--supernets", "3"]) == 0
+    assert "continuing after epoch 3 of 6" in capsys.readouterr().err
+    assert main(["train", "--supernets", "1"]) == 0
+    assert {path.name for path in TRAINED.iterdir()} == files
 
-    inputs = stage.stage_inputs(Run.named("other"), load_config(None, {"": {"seed": 1}}))
-    kept = stage.Snapshot(2, {})
-    stage._save_checkpoint(
-        TRAINED / "checkpoint-2.safetensors", stage.Checkpoint(kept, (), ()), inputs=inputs
+
+def main_is_stopped() -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_highest_seed_is_one_of_several_supernets_too() -> None:
+    seeds = [stage.seed_of(number, seed) for seed in (0, 1, 2**32 - 1) for number in range(3)]
+    assert seeds[::3] == [0, 1, 2**32 - 1]
+    assert len(set(seeds)) == 9
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_widths_are_cut_out_of_the_side_and_supernet_that_score_best() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
     )
+    images = torch.zeros(40, 1, 5, 5, dtype=torch.uint8)
+    images[::2] = 200
+    split = Split(images, (torch.arange(40) + 1) % 2)
+    data = ImageData(split, split, split, ("dark", "bright"), (0.5,), (0.3,))
+    space = discover_space(model, torch.zeros(1, 1, 5, 5), bins=4, channel_multiple=2)
+    recipe = Recipe(epochs=20, learning_rate=0.05, batch_size=20)
+    good = train(model, space, data, recipe).state
+    bad = {name: -tensor if name.startswith("4.") else tensor for name, tensor in good.items()}
+    small = slice(model, space, [bad, good, bad], space.smallest(), data, replace(recipe, epochs=0))
+    assert (small.supernet, small.accuracy_after) == (1, 1.0)
+    assert slice(model, space, [good, bad], space.smallest(), data, replace(recipe, epochs=0)).supernet == 0
+    scored = [Scorer(model, space, [state], data, 40)(space.smallest()).accuracy for state in (good, bad)]
+    assert scored == [1.0, 0.0]
+    assert Scorer(model, space, [good, bad], data, 40)(space.smallest()).accuracy == 0.5
+
+
+def test_a_search_scores_by_every_supernet_of_its_run(folder: Path) -> None:
+    Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     assert main(["train"]) == 0
-    assert "beginning anew" not in capsys.readouterr().err
-    assert not list(TRAINED.glob("checkpoint*"))
+    project = load_project(load_config(None))
+    supernets = trained_supernets(Run.named("default"), project)
+    scorer = scoring(project, supernets)
+    assert isinstance(scorer, Scorer)
+    assert [judge.side for judge in scorer.judges] == ["left", "right", "left", "right"]
+    assert len({judge.state["0.0.weight"].sum().item() for judge in scorer.judges}) == 2
