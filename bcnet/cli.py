@@ -237,7 +237,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     supernets: Annotated[
         int | None,
-        typer.Option(help="Supernets, each of so many epochs; widths are scored by the mean of all."),
+        typer.Option(help="Supernets, each trained for all epochs; widths are scored by the mean of all."),
     ] = None,
     train_device: TrainDevice = None,
     device: Device = None,

@@ -136,8 +136,8 @@ class TrainConfig(Section):
         1,
         ge=1,
         le=16,
-        description="so many supernets, each trained for these epochs from a seed of its own; widths are "
-        "scored by the mean of all",
+        description="so many supernets, each trained for `epochs` from a seed of its own: so many times the "
+        "training; widths are scored by the mean of all",
     )
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(

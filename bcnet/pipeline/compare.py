@@ -1,7 +1,7 @@
 """The last word of `bcnet run`: is the searched network better than doing nothing clever?
 
 In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, and the
-searched one. Full and uniform get as many passes over the training images as the searched one had in all
+searched one. Full and uniform get as many passes over the training images as the searched one cost in all
 (both sides of the supernet counted), with the same settings. All three are exported and timed alternately.
 
 `compare/`: result.json.

@@ -44,7 +44,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         known = "none is within the bounds" if least is None else f"the fastest takes {least:.4g} ms"
         raise BudgetError(
             f"no point of the search's front is within {budget:.4g} ms: {known}; raise the budget, or search "
-            "again with `bcnet search --pareto`"
+            f"again with `{stage.command} --pareto`"
         )
     _say_where_it_ends(stage.path("result.json"), stage.command, budget)
     settings = replace(
@@ -79,5 +79,5 @@ def _say_where_it_ends(path: Path, mend: str, budget: float) -> None:
     if reached is not None and budget > reached:
         say(
             f"the search scored nothing above {reached:.4g} ms; for the front up to {budget:.4g} ms, run "
-            "`bcnet search --pareto` again"
+            f"`{mend} --pareto` again"
         )
