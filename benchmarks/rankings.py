@@ -5,9 +5,8 @@
 Works every figure out anew from the scores that each report holds, so that what has changed in the statistics
 since then needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
 of accuracy, of loss and of expected accuracy with its 95 % interval, and the regret of the last. With
---together, one more row for the mean of their accuracies, each taken relative to its own spread: what
-supernets of several seeds say together. With --against REPORT, by how much each row's expected tau is above
-that report's, settings resampled for both alike.
+--together, one more row for the mean of their accuracies, as in a run of several supernets. With --against
+REPORT, by how much each row's expected tau is above that report's, settings resampled for both alike.
 """
 
 import argparse
@@ -81,7 +80,7 @@ def main() -> None:
     total = np.zeros(len(shared))
     for path in options.reports:
         accuracy, loss = means(path)
-        total += (accuracy - accuracy.mean()) / max(float(accuracy.std()), 1e-12)
+        total += accuracy
         print(rows.row(path.stem, accuracy, loss, against))
     if options.together:
         print(rows.row(f"these {len(options.reports)} together", total, None, against))
