@@ -4,10 +4,10 @@
 
 In an empty folder: trains supernets of so many passes over the training images, of each method and seed,
 scores random networks in them, trains each of these from scratch for so many epochs, tests it, and prints
-Kendall's tau with the accuracy from scratch: of scores on all images, of those that a search takes (the sides
-share the images out), each as it is and as expected scores, and of what takes no training. One training each
-is a noisy truth, the same for all. Writes rank_own.json; stopped, the same line goes on, from the network or
-the supernet that it was at.
+Kendall's tau with the accuracy from scratch: of accuracy and loss on all images, as they are and as expected
+scores, of the accuracy that a search takes (the sides share the images out), and of what takes no training.
+One training each is a noisy truth, the same for all. Writes rank_own.json; stopped, the same line goes on,
+from the network or the supernet that it was at.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from bcnet.supernet.paths import cut
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import evaluate_network, score_sides
-from bcnet.supernet.smooth import expected_scores, places_of
+from bcnet.supernet.smooth import expected_scores, places_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -95,7 +95,7 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",
-        "| supernet | accuracy | loss | accuracy, expected | as in a search | as in a search, expected |",
+        "| supernet | accuracy | loss | accuracy, expected | both, expected | accuracy as in a search |",
         "|---|---|---|---|---|---|",
     ]
 
@@ -105,8 +105,8 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
 
     for name, scores in found["supernets"].items():
         accuracy, loss, quick = np.array([scores[key(widths)] for widths in wanted]).T
-        expected, both = expected_scores(places, accuracy), expected_scores(places, quick)
-        cells = [tau(values) for values in (accuracy, -loss, expected, quick, both)]
+        alone, both = expected_scores(places, accuracy), expected_scores(places, with_losses(accuracy, loss))
+        cells = [tau(values) for values in (accuracy, -loss, alone, both, quick)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     macs = np.array([space.macs(widths) for widths in wanted], dtype=float)
     lines += [

@@ -4,9 +4,10 @@
 
 Works every figure out anew from the scores that each report holds, so that what has changed in the statistics
 since then needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
-of accuracy, of loss and of expected accuracy with its 95 % interval, and the regret of the last. With
---together, one more row for the mean of their accuracies, as in a run of several supernets. With --against
-REPORT, by how much each row's expected tau is above that report's, settings resampled for both alike.
+of accuracy, of loss, of what is expected by accuracy alone and by both (what a search ranks by) with its 95 %
+interval, and the regret of the last. With --together, one more row for the means of their accuracies and
+losses, as in a run of several supernets. With --against REPORT, by how much the tau of what is expected is
+above that report's, settings resampled for both alike.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 
 from bcnet.artifacts import read_json
 from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
-from bcnet.supernet.smooth import expected_scores
+from bcnet.supernet.smooth import expected_scores, with_losses
 
 
 class Rows:
@@ -27,19 +28,18 @@ class Rows:
         self.table, self.index = table, [everything[key] for key in keys]
         self.places = table.places(self.index)
 
-    def expected(self, accuracy: np.ndarray) -> np.ndarray:
-        return expected_scores(self.places, accuracy)
+    def expected(self, accuracy: np.ndarray, loss: np.ndarray) -> np.ndarray:
+        return expected_scores(self.places, with_losses(accuracy, loss))
 
-    def row(
-        self, name: str, accuracy: np.ndarray, loss: np.ndarray | None, against: np.ndarray | None
-    ) -> str:
-        truth, expected = self.table.accuracy[self.index], self.expected(accuracy)
+    def row(self, name: str, accuracy: np.ndarray, loss: np.ndarray, against: np.ndarray | None) -> str:
+        truth, expected = self.table.accuracy[self.index], self.expected(accuracy, loss)
         own = ranking(expected, truth)
         low, high = own["interval"]
         cells = [
             name,
             f"{ranking(accuracy, truth)['kendall']:.3f}",
-            "" if loss is None else f"{ranking(-loss, truth)['kendall']:.3f}",
+            f"{ranking(-loss, truth)['kendall']:.3f}",
+            f"{ranking(expected_scores(self.places, accuracy), truth)['kendall']:.3f}",
             f"{own['kendall']:.3f} ({low:.3f} to {high:.3f})",
             " / ".join(f"{lost:.2f}" for lost in self.table.regret(expected, self.index)),
         ]
@@ -73,17 +73,20 @@ def main() -> None:
         accuracy, loss = np.array(scores).mean(1).T
         return accuracy, loss
 
-    against = rows.expected(means(options.against)[0]) if options.against else None
+    against = rows.expected(*means(options.against)) if options.against else None
     print(f"{len(shared)} settings\n")
-    print("| report | accuracy | loss | accuracy, expected | regret of that |" + " |" * (against is not None))
-    print("|---|---|---|---|---|" + "---|" * (against is not None))
-    total = np.zeros(len(shared))
+    print(
+        "| report | accuracy | loss | accuracy, expected | expected | regret of that |"
+        + " |" * (against is not None)
+    )
+    print("|---|---|---|---|---|---|" + "---|" * (against is not None))
+    total = np.zeros((2, len(shared)))
     for path in options.reports:
         accuracy, loss = means(path)
-        total += accuracy
+        total += accuracy, loss
         print(rows.row(path.stem, accuracy, loss, against))
     if options.together:
-        print(rows.row(f"these {len(options.reports)} together", total, None, against))
+        print(rows.row(f"these {len(options.reports)} together", *total / len(options.reports), against))
 
 
 if __name__ == "__main__":

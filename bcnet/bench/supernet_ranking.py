@@ -29,7 +29,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Scorer
-from bcnet.supernet.smooth import Ridge, expected_scores, features_of
+from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -169,12 +169,14 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone.
 
-    `expected` is what a search ranks by: accuracies without their luck, by those of all settings together.
+    `expected` is what a search ranks by: accuracy and loss, without their luck, by those of all settings
+    together.
     """
     sides, values = list(scores[table.key(index[0])]), _values(scores, table, index)
     accuracy, loss = values.mean(1).T
     places = table.places(index)
     columns = {
+        "expected": expected_scores(places, with_losses(accuracy, loss)),
         "accuracy, expected": expected_scores(places, accuracy),
         "accuracy": accuracy,
         "loss": -loss,
@@ -196,7 +198,7 @@ def _regressions(
     """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
     places = table.places(everything)
-    expected = expected_scores(places, _values(scores, table, everything).mean(1)[:, 0])
+    expected = expected_scores(places, with_losses(*_values(scores, table, everything).mean(1).T))
     widths = features_of(places)
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {

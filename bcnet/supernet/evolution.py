@@ -16,7 +16,7 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
-from bcnet.supernet.smooth import Expectation, places_of
+from bcnet.supernet.smooth import Expectation, places_of, with_losses
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
@@ -168,9 +168,9 @@ class Evolution:
         if not self.settings.smooth or len(self._expected) == len(self._scores):
             return
         places = places_of(list(self._scores), self._choices)
-        scores = np.array([score.accuracy for score in self._scores.values()])
-        self._learned = Expectation.of(places, scores)
-        expected = scores if self._learned is None else self._learned.at(places)
+        accuracies, losses = np.array([(s.accuracy, s.loss) for s in self._scores.values()]).T
+        self._learned = Expectation.of(places, with_losses(accuracies, losses))
+        expected = accuracies if self._learned is None else self._learned.at(places)
         self._expected = dict(zip(self._scores, expected.tolist(), strict=True))
 
     def _fitness(self, candidate: Candidate) -> float:

@@ -77,6 +77,19 @@ class Expectation:
         return np.asarray((along + (self.shrinkage if shrunk else 1.0) * left) * self.deviation + self.mean)
 
 
+def with_losses(accuracies: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Accuracies (N,), each halfway to the one that the rank of its loss (N,) would have among them.
+
+    A loss tells more than how many answers were right, and ranks as well by itself: supernets of other seeds
+    agree better on both than on either. Losses that are all equal, or not finite, tell nothing.
+    """
+    if not np.isfinite(losses).all() or np.ptp(losses) == 0:
+        return accuracies
+    by_loss = np.empty_like(accuracies)
+    by_loss[np.argsort(losses, kind="stable")] = np.sort(accuracies)[::-1]
+    return np.asarray((accuracies + by_loss) / 2)
+
+
 def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """What all of the scores (N,) say of each; where nothing can be learned they stay as they are."""
     learned = Expectation.of(places, scores)

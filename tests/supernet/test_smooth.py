@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bcnet.supernet.smooth import FEWEST, Expectation, Ridge, expected_scores, places_of
+from bcnet.supernet.smooth import FEWEST, Expectation, Ridge, expected_scores, places_of, with_losses
 
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
@@ -112,3 +112,15 @@ def test_beyond_the_best_thousand_scores_are_expected_too() -> None:
 def test_a_score_that_is_not_finite_does_not_spoil_the_others() -> None:
     scores = np.r_[np.linspace(0, 1, 20), np.nan]
     assert np.isfinite(expected_scores(places(21), scores)[:20]).all()
+
+
+def test_accuracies_go_halfway_to_what_their_losses_rank_would_have() -> None:
+    accuracies, losses = np.array([0.5, 0.7, 0.6, 0.9]), np.array([3.0, 2.0, 1.0, 0.5])
+    # By loss, from best to worst: the fourth, the third, the second, the first.
+    assert with_losses(accuracies, losses) == pytest.approx([0.5, 0.65, 0.65, 0.9])
+
+
+@pytest.mark.parametrize("losses", [[0.0, 0.0, 0.0], [1.0, np.nan, 2.0], [1.0, np.inf, 2.0]])
+def test_losses_that_are_equal_or_not_finite_tell_nothing(losses: list[float]) -> None:
+    accuracies = np.array([0.5, 0.7, 0.6])
+    assert with_losses(accuracies, np.array(losses)).tolist() == accuracies.tolist()
