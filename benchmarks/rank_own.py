@@ -29,7 +29,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import evaluate_network, score_sides
+from bcnet.supernet.score import Scorer, evaluate_network
 from bcnet.supernet.smooth import expected_scores, places_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
@@ -69,17 +69,11 @@ def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, li
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
     supernets, images = trained_supernets(run, project), config.search.recalibration_images
+    every = Scorer(project.model, project.space, supernets, project.data, images, project.task)
     found, quick = {}, scoring(project, supernets)
     for widths in wanted:
-        sides = [
-            side
-            for state in supernets
-            for side in score_sides(
-                project.model, project.space, state, widths, project.data, images, project.task
-            ).values()
-        ]
-        means = np.mean([[own.accuracy, own.loss] for own in sides], axis=0)
-        found[key(widths)] = [*(float(value) for value in means), quick(widths).accuracy]
+        whole = every(widths)
+        found[key(widths)] = [whole.accuracy, whole.loss, quick(widths).accuracy]
     return found
 
 

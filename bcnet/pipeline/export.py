@@ -15,9 +15,8 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
-from bcnet.errors import CheckFailed
 from bcnet.pipeline.engine import (
     ENGINE,
     FACTS,
@@ -28,7 +27,7 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
-from bcnet.pipeline.verify import verify
+from bcnet.pipeline.verify import refuse_failed, verify
 from bcnet.progress import announce, say, working
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.supernet.fit import metric_digest
@@ -130,11 +129,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         )
     if built:
         summary |= _beside(built, project.profile.runtime)
-    if not report.passed:
-        failed = stage.path("failed.json")
-        write_file(failed, json_bytes(summary))
-        why = "; ".join(report.failures)
-        raise CheckFailed(f"verification failed: {why} (details in {failed})", summary)
+    refuse_failed(report, summary, stage.path("failed.json"))
     stage.finish(inputs, {**files, "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():

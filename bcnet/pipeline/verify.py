@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -15,6 +16,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ExportConfig
 from bcnet.data import ImageData
 from bcnet.errors import CheckFailed, NetworkError, one_line
@@ -73,6 +75,14 @@ class VerifyReport:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in found.items()
         }
+
+
+def refuse_failed(report: VerifyReport, summary: dict[str, Any], file: Path) -> None:
+    """Where a check failed, write the summary to `file` and raise CheckFailed with the reasons."""
+    if report.passed:
+        return
+    write_file(file, json_bytes(summary))
+    raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {file})", summary)
 
 
 def check_file(proto: ModelProto) -> None:

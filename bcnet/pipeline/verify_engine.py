@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bcnet.artifacts import Run, json_bytes, read_json, write_file
 from bcnet.config import Config
-from bcnet.errors import ArtifactError, CheckFailed, NotVerified
+from bcnet.errors import ArtifactError, NotVerified
 from bcnet.pipeline.engine import FACTS, full_engine
-from bcnet.pipeline.verify import verify
+from bcnet.pipeline.verify import refuse_failed, verify
 from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import Project, load_project
@@ -99,11 +99,7 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
         engine=engine.read_bytes(),
     )
     summary = {**before, "file": str(engine), "device": target.name, **report.to_json(), "verify_with": None}
-    if not report.passed:
-        failed = engine.with_name("failed.json")
-        write_file(failed, json_bytes(summary))
-        why = "; ".join(report.failures)
-        raise CheckFailed(f"verification failed: {why} (details in {failed})", summary)
+    refuse_failed(report, summary, engine.with_name("failed.json"))
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
         stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary)})

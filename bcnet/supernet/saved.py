@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, read_json
+from bcnet.artifacts import MANIFEST, Run, read_json
 from bcnet.errors import ArtifactError, SpaceError
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
@@ -25,7 +25,8 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     """
     stage = run.stage("train")
     stage.require(project.inputs())
-    further = sum(file.startswith("supernet-") for file in stage.manifest()["outputs"])
+    outputs = read_json(stage.path(MANIFEST), stage.command)["outputs"]  # checked just now
+    further = sum(file.startswith("supernet-") for file in outputs)
     files = map(supernet_file, range(1 + further))
     return tuple(load_tensors(stage.path(file), stage.command) for file in files)
 
