@@ -680,6 +680,12 @@ def channel_bench_macro(
             "widths divided by 4), or tiny (seconds: nothing but the machinery)."
         ),
     ] = "full",
+    shared: Annotated[
+        bool,
+        typer.Option(
+            help="Let sides and supernets share the images out that settings are scored with, as in a search."
+        ),
+    ] = False,
     passes: Annotated[
         int | None,
         typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
@@ -725,7 +731,7 @@ def channel_bench_macro(
     given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets)
     with redirect_stdout(sys.stderr):
         report = rank_settings(
-            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs
+            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared
         )
     print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 

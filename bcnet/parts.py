@@ -27,6 +27,10 @@ class Split:
         """The images at `index`."""
         return Split(self.images[index], self.labels[index])
 
+    def to(self, device: str) -> "Split":
+        """The same on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
     @property
     def classified(self) -> bool:
         """Whether the targets are one class index an image."""

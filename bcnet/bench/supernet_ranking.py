@@ -24,7 +24,7 @@ from bcnet.errors import ArtifactError
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import announce, progress_bar, say
-from bcnet.supernet.fit import training_device
+from bcnet.supernet.fit import Recipe, training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
@@ -50,7 +50,7 @@ class Preset:
 
 
 PRESETS = {
-    "full": Preset(120, 1.0, None, 0.1, 256, 2000, 2048),
+    "full": Preset(120, 1.0, None, 0.05, 256, 2000, 1024),
     "small": Preset(24, 0.25, 22_400, 0.16, 64, 200, 256),
     "tiny": Preset(4, 1 / 16, 200, 0.5, 20, 12, 40),
 }
@@ -104,12 +104,19 @@ def flags(
 
 
 def rank_settings(
-    run: Run, config: Config, table: BenchTable, sample: int, scratch: int = 0, scratch_epochs: int = 1
+    run: Run,
+    config: Config,
+    table: BenchTable,
+    sample: int,
+    scratch: int = 0,
+    scratch_epochs: int = 1,
+    shared: bool = False,
 ) -> dict[str, Any]:
     """Train the supernet where it is not trained, score the settings, compare; returns the report.
 
-    With `scratch`, so many other settings are trained from scratch, for `scratch_epochs` each, and what
-    regressions on them predict is compared, too; their own rank is in no figure.
+    With `shared`, sides and supernets share the images out, as in a search. With `scratch`, so many other
+    settings are trained from scratch, for `scratch_epochs` each, and what regressions on them predict is
+    compared, too; their own rank is in no figure.
     """
     start = time.perf_counter()
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
@@ -117,7 +124,7 @@ def rank_settings(
     trained_s = time.perf_counter() - start
     index = table.sample(sample, 0)
     own = table.sample(scratch, 1, without=index) if scratch else []
-    scores = _scores(run, config, table, index + own)
+    scores = _scores(run, config, table, index + own, shared)
     scored_s = time.perf_counter() - start - trained_s
     project = load_project(config)
     columns = _columns(scores, table, index)
@@ -146,6 +153,7 @@ def rank_settings(
         "settings": len(index),
         "recalibration_images": config.search.recalibration_images,
         "validation_images": len(project.data.val),
+        "shared": shared,
         "seed": config.seed,
         "figures": compared(table, index, columns),
         "published_kendall": PUBLISHED[table.space],
@@ -213,7 +221,7 @@ def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index:
 
 
 def _scores(
-    run: Run, config: Config, table: BenchTable, index: list[int]
+    run: Run, config: Config, table: BenchTable, index: list[int], shared: bool
 ) -> dict[str, dict[str, list[float]]]:
     """Each setting's {side: [accuracy, loss]}, of a second supernet {"left 2": ...}.
 
@@ -223,7 +231,7 @@ def _scores(
     device = training_device(config)
     supernets = [to_device(state, device) for state in trained_supernets(run, project)]
     path = run.folder / "bench" / "scores.json"
-    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images])
+    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images, shared])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
     maxima = [group.channels for group in project.space.groups]
@@ -236,7 +244,11 @@ def _scores(
     if scores and waiting:
         say(f"continuing with {len(index) - len(waiting)} settings scored")
     images = config.search.recalibration_images
-    scorer = Scorer(project.model, project.space, supernets, project.data, images, project.task)
+    # In the precision of a search's scores.
+    amp = Recipe.of(config, config.train.epochs, config.train.learning_rate).amp
+    scorer = Scorer(
+        project.model, project.space, supernets, project.data, images, project.task, amp=amp, shared=shared
+    )
     sides = project.space.rule.sides
     names = [
         f"{side} {number}" if number > 1 else side

@@ -170,7 +170,9 @@ def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, 
             return  # a small last batch would disturb the batch statistics
         part = data.train.take(index)
         if isinstance(part, Split) and part.movable:
-            part = _moved(part, recipe, generator)
+            # Users' functions get what is on the CPU.
+            own = data.transforms is None and data.collate is None
+            part = _moved(part.to(recipe.device) if own else part, recipe, generator)
         # What users' functions draw depends on neither dropout nor the batches before.
         with seeded(recipe.seed, epoch, number):
             batch = data.batch(part, data.transforms, recipe.device)
@@ -178,7 +180,7 @@ def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, 
 
 
 def _moved(part: Split, recipe: Recipe, generator: torch.Generator) -> Split:
-    """Images mirrored and shifted at random, their masks in the same way."""
+    """Images mirrored and shifted at random, their masks in the same way; where they are."""
     before = generator.get_state()
     images = augment(part.images, recipe, generator)
     if not part.masked:
@@ -188,19 +190,24 @@ def _moved(part: Split, recipe: Recipe, generator: torch.Generator) -> Split:
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`."""
+    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`.
+
+    The `generator` is the CPU's, so that every device moves them in the same way.
+    """
     count, _, height, width = images.shape
+    device = images.device
     if recipe.flip:
-        mirrored = torch.rand(count, generator=generator) < 0.5
+        mirrored = (torch.rand(count, generator=generator) < 0.5).to(device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if recipe.shift:
         pad = recipe.shift
         padded = nn.functional.pad(images, (pad, pad, pad, pad), value=fill)
-        top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
-        rows = (top + torch.arange(height))[:, :, None]
-        columns = (left + torch.arange(width))[:, None, :]
+        top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator).to(device)
+        rows = (top + torch.arange(height, device=device))[:, :, None]
+        columns = (left + torch.arange(width, device=device))[:, None, :]
         # Indexing around the channel axis moves it to the end.
-        images = padded[torch.arange(count)[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+        each = torch.arange(count, device=device)[:, None, None]
+        images = padded[each, :, rows, columns].permute(0, 3, 1, 2)
     return images
 
 
