@@ -102,7 +102,8 @@ def _recalibrated(
     for name in norms:
         fresh[f"{name}.running_mean"] = torch.zeros_like(fresh[f"{name}.running_mean"])
         fresh[f"{name}.running_var"] = torch.ones_like(fresh[f"{name}.running_var"])
-        fresh[f"{name}.num_batches_tracked"] = torch.zeros_like(fresh[f"{name}.num_batches_tracked"])
+        # On the CPU: a plain mean reads it in every forward pass, for which a GPU would be waited for.
+        fresh[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
     if not norms:
         return fresh
     momenta = {name: module.momentum for name, module in norms.items()}
