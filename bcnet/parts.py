@@ -111,3 +111,15 @@ def divided(part: Split | Items, count: int, seed: int) -> tuple[Split | Items, 
         shuffled = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
         first, rest = shuffled[:count], shuffled[count:]
     return part.take(first), part.take(rest)
+
+
+def shared_out(part: Split | Items, count: int) -> list[Split | Items]:
+    """So many parts at random, each image in one; sizes differ by one at most, classes are in proportion.
+
+    Every nth image would not do: a split holds its classes in turn, and it would take some of them only.
+    """
+    parts = []
+    for left in range(count, 1, -1):
+        own, part = divided(part, len(part) // left, 0)
+        parts.append(own)
+    return [*parts, part]

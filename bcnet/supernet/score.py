@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bcnet.data import KEPT_BYTES, ImageData, KeptBatches, to_device
-from bcnet.parts import Item, Items, Split
+from bcnet.parts import Item, Items, Split, shared_out
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
@@ -207,9 +207,8 @@ class Scorer:
 
         def shares(part: Split | Items) -> list[KeptBatches]:
             count = max(1, min(len(judges), len(part) // SHARED)) if shared else 1
-            parts = [part.take(torch.arange(n, len(part), count)) for n in range(count)]
             room = KEPT_BYTES // (2 * count)
-            return [KeptBatches(data, own, room, str(self._device)) for own in parts]
+            return [KeptBatches(data, own, room, str(self._device)) for own in shared_out(part, count)]
 
         train = shares(data.train.take(torch.arange(min(images, len(data.train)))))
         val = shares(data.val)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bcnet.data import ImageData, Split
+from bcnet.parts import shared_out
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.score import SHARED, Scorer, evaluate, recalibrated, score
 from bcnet.supernet.space import Widths, WidthSpace
@@ -42,11 +43,10 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
     model, space = network()
     state, data, count = dict(model.state_dict()), images(300), 2 * SHARED
     sides = []
-    for number, side in enumerate(space.rule.sides):
-        own = replace(data, train=data.train.take(torch.arange(number, count, 2)))
-        fresh = recalibrated(model, space, state, WIDTHS, side, own, SHARED)
-        half = data.val.take(torch.arange(number, 300, 2))
-        sides.append(evaluate(model, space, fresh, data, half))
+    halves = zip(shared_out(data.train.take(torch.arange(count)), 2), shared_out(data.val, 2), strict=True)
+    for side, (train, val) in zip(space.rule.sides, halves, strict=True):
+        fresh = recalibrated(model, space, state, WIDTHS, side, replace(data, train=train), SHARED)
+        sides.append(evaluate(model, space, fresh, data, val))
     fast = Scorer(model, space, [state], data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
     assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
@@ -73,7 +73,21 @@ def test_two_supernets_share_the_images_out_between_all_four_of_their_sides() ->
     for part, count in (("train", SHARED), ("val", 2 * SHARED)):
         seen = [tuple(batch[1] for batch in getattr(judge, part)) for judge in scorer.judges]
         assert [sum(len(targets) for targets in own) for own in seen] == [count] * 4
-    assert [judge.val._part.labels[0] for judge in scorer.judges] == list(data.val.labels[:4])
+    together = torch.cat([judge.val._part.labels for judge in scorer.judges])
+    assert together.bincount().tolist() == data.val.labels.bincount().tolist()
+
+
+@pytest.mark.parametrize("judges", [2, 6])
+def test_judges_that_share_images_out_all_see_every_class_in_proportion(judges: int) -> None:
+    model, space = network()
+    data = images(90 * judges)
+    labels = torch.arange(3).repeat(30 * judges)  # a class is every third image
+    data = replace(data, val=Split(data.val.images, labels), train=Split(data.train.images, labels))
+    supernets = [dict(model.state_dict())] * (judges // 2)
+    scorer = Scorer(model, space, supernets, data, 90 * judges, shared=True)
+    for judge in scorer.judges:
+        for part in (judge.val, judge.train):
+            assert part._part.labels.bincount().tolist() == [30, 30, 30]
 
 
 def test_where_images_are_fewer_than_four_judges_need_they_go_in_two_parts_to_two_judges_each() -> None:
@@ -81,8 +95,8 @@ def test_where_images_are_fewer_than_four_judges_need_they_go_in_two_parts_to_tw
     data = images(3 * SHARED - 2)
     scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 3 * SHARED, shared=True)
     seen = [torch.cat([targets for _, targets in judge.val]).tolist() for judge in scorer.judges]
-    even, odd = (data.val.labels[start::2].tolist() for start in (0, 1))
-    assert seen == [even, odd, even, odd]
+    first, second = (own.labels.tolist() for own in shared_out(data.val, 2))
+    assert seen == [first, second, first, second]
 
 
 @pytest.mark.parametrize("method", ["bcnet", "unilateral"])
