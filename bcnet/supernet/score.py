@@ -182,11 +182,10 @@ class Scorer:
 
     Supernets of one space are given by their tensors, all on one device: there candidates are scored, and
     images, read once, are kept (see `KeptBatches`). `amp` computes in bfloat16, for processors that do so
-    faster. With `shared` the judges, both sides of each supernet, share the images out: each judges its part
-    of the validation images, with statistics from its part of the `images` training images, so that every
-    image is seen once a candidate (by several judges where a part would hold fewer than `SHARED`). All
-    candidates are judged by the same images on the same sides. Fewer answers a judge make an accuracy
-    noisier; over many candidates the ranking of one supernet was the same (docs/results.md).
+    faster. With `shared` the two sides of a supernet share the images out: each judges half of the
+    validation images, with statistics from half of the `images` training images, so that every image is seen
+    once a candidate and supernet (twice, where a half would hold fewer than `SHARED`). All candidates are
+    judged by the same images on the same sides. Half the answers make a score noisier (docs/results.md).
     """
 
     def __init__(
@@ -203,18 +202,19 @@ class Scorer:
     ) -> None:
         self.model, self.space, self.data, self.task = model, space, data, task
         self._amp, self._device = amp, _device(supernets[0])
-        judges = [(state, side) for state in supernets for side in space.rule.sides]
 
         def shares(part: Split | Items) -> list[KeptBatches]:
-            count = max(1, min(len(judges), len(part) // SHARED)) if shared else 1
+            count = max(1, min(len(space.rule.sides), len(part) // SHARED)) if shared else 1
             room = KEPT_BYTES // (2 * count)
             return [KeptBatches(data, own, room, str(self._device)) for own in shared_out(part, count)]
 
         train = shares(data.train.take(torch.arange(min(images, len(data.train)))))
         val = shares(data.val)
+        # The left side of one supernet sees what the right one of the next does.
         self.judges = tuple(
-            Judge(state, side, train[number % len(train)], val[number % len(val)])
-            for number, (state, side) in enumerate(judges)
+            Judge(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
+            for n, state in enumerate(supernets)
+            for k, side in enumerate(space.rule.sides)
         )
 
     def __call__(self, widths: Widths) -> Score:
