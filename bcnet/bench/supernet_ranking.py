@@ -50,7 +50,7 @@ class Preset:
 
 
 PRESETS = {
-    "full": Preset(120, 1.0, None, 0.05, 256, 2000, 1024),
+    "full": Preset(120, 1.0, None, 0.05, 64, 2000, 1024),
     "small": Preset(24, 0.25, 22_400, 0.16, 64, 200, 256),
     "tiny": Preset(4, 1 / 16, 200, 0.5, 20, 12, 40),
 }
