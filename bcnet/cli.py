@@ -683,7 +683,7 @@ def channel_bench_macro(
     shared: Annotated[
         bool,
         typer.Option(
-            help="Let sides and supernets share the images out that settings are scored with, as in a search."
+            help="Let the two sides share the images out that settings are scored with, as in a search."
         ),
     ] = False,
     passes: Annotated[

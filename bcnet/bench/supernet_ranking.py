@@ -114,7 +114,7 @@ def rank_settings(
 ) -> dict[str, Any]:
     """Train the supernet where it is not trained, score the settings, compare; returns the report.
 
-    With `shared`, sides and supernets share the images out, as in a search. With `scratch`, so many other
+    With `shared`, the two sides share the images out, as in a search. With `scratch`, so many other
     settings are trained from scratch, for `scratch_epochs` each, and what regressions on them predict is
     compared, too; their own rank is in no figure.
     """
