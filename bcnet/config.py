@@ -131,7 +131,7 @@ class SpaceConfig(Section):
 class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training images")
+    epochs: int = Field(10, ge=1, le=100_000, description="times that all training images are gone through")
     supernets: int = Field(
         1,
         ge=1,
@@ -345,7 +345,7 @@ class Config(Section):
         if self.train.step in ("taught", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
             raise ValueError(
                 f"train: step = {self.train.step} teaches by the widest network's class probabilities, which "
-                "needs task.loss = cross-entropy; use plain or sandwich"
+                "needs task.loss = cross-entropy; use turns, plain or sandwich"
             )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.

@@ -1,7 +1,7 @@
 """What one training step of a supernet costs, against training the same subnets as networks of their own.
 
 Each round draws random widths and takes, in this order: a plain step, a supernet step, a plain step.
-- The supernet step is what `bcnet train` runs: left and right path, each with its backward pass, then the
+- The supernet step is `train.step = "plain"`: left and right path, each with its backward pass, then the
   optimiser over the whole supernet, then its gradients set to zero.
 - The plain step trains the two networks that these paths are when cut out: forward, backward and the
   optimiser on the small tensors alone, for the left one, then for the right one.

@@ -154,6 +154,7 @@ def rank_settings(
         "recalibration_images": config.search.recalibration_images,
         "validation_images": len(project.data.val),
         "shared": shared,
+        "scored_in": "bfloat16" if _recipe(config).amp else "float32",
         "seed": config.seed,
         "figures": compared(table, index, columns),
         "published_kendall": PUBLISHED[table.space],
@@ -231,7 +232,8 @@ def _scores(
     device = training_device(config)
     supernets = [to_device(state, device) for state in trained_supernets(run, project)]
     path = run.folder / "bench" / "scores.json"
-    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images, shared])
+    amp = _recipe(config).amp
+    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images, shared, amp])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
     maxima = [group.channels for group in project.space.groups]
@@ -244,8 +246,6 @@ def _scores(
     if scores and waiting:
         say(f"continuing with {len(index) - len(waiting)} settings scored")
     images = config.search.recalibration_images
-    # In the precision of a search's scores.
-    amp = Recipe.of(config, config.train.epochs, config.train.learning_rate).amp
     scorer = Scorer(
         project.model, project.space, supernets, project.data, images, project.task, amp=amp, shared=shared
     )
@@ -269,6 +269,11 @@ def _scores(
                 write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
             advance("")
     return scores
+
+
+def _recipe(config: Config) -> Recipe:
+    """How supernets are trained; a search scores in the same precision, and so does this."""
+    return Recipe.of(config, config.train.epochs, config.train.learning_rate)
 
 
 def _machine(config: Config) -> dict[str, Any]:

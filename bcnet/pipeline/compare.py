@@ -2,7 +2,7 @@
 
 In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, and the
 searched one. Full and uniform get as many passes over the training images as the searched one cost in all
-(both sides of the supernet counted), with the same settings. All three are exported and timed alternately.
+(each path of a supernet's step counts), with the same settings. All three are exported and timed alternately.
 
 `compare/`: result.json.
 """

@@ -73,7 +73,10 @@ def train(
     on_epoch: Callable[[Checkpoint], None] | None = None,
     description: str = "training the supernet",
 ) -> TrainResult:
-    """Train the supernet of a network: each step, a path of evenly drawn widths (BCNet, section 3).
+    """Train the supernet of a network by paths of evenly drawn widths (BCNet, section 3).
+
+    By default a step has one path, on the left and on the right by turns; BCNet's own has both
+    (`STEPS["plain"]`).
 
     `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
     is what it begins with: `supernet_state(model, space)` if not given.

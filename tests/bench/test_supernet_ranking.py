@@ -28,7 +28,7 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["settings"] == 12
-    assert told["passes"] == 3 if method == "unilateral" else 4
+    assert told["passes"] == (3 if method == "unilateral" else 4)
     bench = folder / "runs/channel-bench-macro/bench"
     report = json.loads((bench / "report.json").read_text())
     assert report["figures"] == told["figures"]
@@ -59,6 +59,21 @@ def test_supernets_share_the_passes_and_each_scores_every_setting(
     report = json.loads((folder / "runs/channel-bench-macro/bench/report.json").read_text())
     assert all(list(own) == ["left", "right", "left 2", "right 2"] for own in report["scores"].values())
     assert {"accuracy, left", "accuracy, right 2"} <= set(told["figures"])
+
+
+def test_scores_of_images_that_are_shared_out_are_not_mixed_with_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, "--method", "bcnet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shared"] is False
+    kept = folder / "runs/channel-bench-macro/bench/scores.json"
+    scores = json.loads(kept.read_text())
+    first = next(iter(scores["scores"]))
+    before, scores["scores"][first] = scores["scores"][first], {"left": [0.1, 9.0], "right": [0.1, 9.0]}
+    kept.write_text(json.dumps(scores))
+    assert main([*COMMAND, "--method", "bcnet", "--shared", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["shared"] is True
+    assert json.loads(kept.read_text())["scores"][first] == before  # too few images for halves: the same
 
 
 def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(

@@ -41,9 +41,10 @@ def test_a_graph_does_its_work_when_it_is_launched_and_not_before_and_events_tim
 
     assert sevens()
     gpu.synchronize()
+    gpu.write(buffer, array)
     launch = gpu.captured(sevens)
     assert launch is not None
-    gpu.write(buffer, array)
+    gpu.synchronize()
     gpu.read(back, buffer)
     assert not back.any()
     start, end = gpu.events[0]
