@@ -116,8 +116,8 @@ def divided(part: Split | Items, count: int, seed: int) -> tuple[Split | Items, 
 def shared_out(part: Split | Items, count: int) -> list[Split | Items]:
     """So many parts at random, each image in one; sizes differ by one at most.
 
-    Class indices are in proportion. Every nth image would not do: a split holds its classes in turn, and it would
-    take some of them only.
+    Class indices are in proportion. Every nth image would not do: a split holds its classes in turn, and such
+    a part would have some of them only.
     """
     parts = []
     for left in range(count, 1, -1):
