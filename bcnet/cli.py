@@ -663,8 +663,8 @@ def channel_bench_macro(
     space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
     method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
     step: Annotated[
-        str, typer.Option(help="Paths of a step: turns, plain, sandwich, taught or us-nets.")
-    ] = "turns",
+        str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
+    ] = "plain",
     draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
     supernets: Annotated[
         int,

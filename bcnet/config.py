@@ -131,7 +131,7 @@ class SpaceConfig(Section):
 class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
-    epochs: int = Field(10, ge=1, le=100_000, description="times that all training images are gone through")
+    epochs: int = Field(5, ge=1, le=100_000, description="times that all training images are gone through")
     supernets: int = Field(
         1,
         ge=1,
@@ -144,8 +144,8 @@ class TrainConfig(Section):
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
     step: Literal["plain", "turns", "sandwich", "taught", "us-nets"] = Field(
-        "turns",
-        description="paths of a step: turns (drawn widths, left and right step by step), plain (both sides), "
+        "plain",
+        description="paths of a step: plain (drawn widths), turns (on one side, left and right by turns), "
         "sandwich (and the widest and narrowest), taught (and the widest, whose outputs teach the others), "
         "us-nets (both)",
     )

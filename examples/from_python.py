@@ -18,7 +18,7 @@ space = bcnet.discover_space(model, torch.zeros(1, *data.input_shape), bins=8, c
 print(f"{len(space.groups)} groups, {space.params(space.largest()):,} parameters at full width")
 
 # One supernet, and one latency table that other networks can share.
-recipe = bcnet.Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.05, shift=2)
+recipe = bcnet.Recipe(epochs=4, learning_rate=0.1, label_smoothing=0.05, shift=2)
 supernet = bcnet.train(model, space, data, recipe).state
 graph = bcnet.OnnxSupernet(model, space, (profile.batch, *data.input_shape))
 table = bcnet.LatencyTable("cpu")

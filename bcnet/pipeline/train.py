@@ -66,17 +66,14 @@ def train(
     recipe: Recipe,
     *,
     complementary: bool = False,
-    plan: StepPlan = STEPS["turns"],
+    plan: StepPlan = STEPS["plain"],
     draws: int = 1,
     state: State | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
     description: str = "training the supernet",
 ) -> TrainResult:
-    """Train the supernet of a network by paths of evenly drawn widths (BCNet, section 3).
-
-    By default a step has one path, on the left and on the right by turns; BCNet's own has both
-    (`STEPS["plain"]`).
+    """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
 
     `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
     is what it begins with: `supernet_state(model, space)` if not given.

@@ -84,7 +84,7 @@ def test_a_run_compares_three_networks(finished: Finished) -> None:
     for entry in (full, uniform, searched):
         assert 0 <= entry["accuracy_low"] < entry["accuracy"] < entry["accuracy_high"] <= 1
         assert 0 < entry["latency"]["median_ms"] <= entry["latency"]["p90_ms"]
-        assert entry["passes"] == 2  # one epoch of the supernet, one of fine-tuning
+        assert entry["passes"] == 3  # one epoch of both sides, one of fine-tuning
     assert finished[1]["test_images"] == 60
     assert finished[1]["predicted_ms"] <= finished[1]["budget_ms"]
 
