@@ -19,8 +19,8 @@ from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
 from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
 from bcnet.config import Config
-from bcnet.data import to_device
 from bcnet.errors import ArtifactError
+from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import announce, progress_bar, say
@@ -28,7 +28,6 @@ from bcnet.supernet.fit import Recipe, training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Scorer
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
@@ -229,11 +228,10 @@ def _scores(
     What a stopped run of the same supernets scored is kept.
     """
     project = load_project(config)
-    device = training_device(config)
-    supernets = [to_device(state, device) for state in trained_supernets(run, project)]
+    supernets = trained_supernets(run, project)
     path = run.folder / "bench" / "scores.json"
-    amp = _recipe(config).amp
-    inputs = digest([run.stage("train").manifest(), config.search.recalibration_images, shared, amp])
+    images, amp = config.search.recalibration_images, _recipe(config).amp
+    inputs = digest([run.stage("train").manifest(), images, shared, amp])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
     maxima = [group.channels for group in project.space.groups]
@@ -245,10 +243,7 @@ def _scores(
     waiting = [i for i in index if table.key(i) not in scores]
     if scores and waiting:
         say(f"continuing with {len(index) - len(waiting)} settings scored")
-    images = config.search.recalibration_images
-    scorer = Scorer(
-        project.model, project.space, supernets, project.data, images, project.task, amp=amp, shared=shared
-    )
+    scorer = scoring(project, supernets, shared=shared)
     sides = project.space.rule.sides
     names = [
         f"{side} {number}" if number > 1 else side

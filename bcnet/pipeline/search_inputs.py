@@ -21,7 +21,7 @@ from bcnet.supernet.prior import Limit, potential_losses
 from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import training_records
-from bcnet.supernet.score import Score, Scorer
+from bcnet.supernet.score import Scorer
 from bcnet.supernet.space import Widths
 
 MeasureOf = Callable[[Widths], LatencyStat]
@@ -100,8 +100,11 @@ def priors_of(
     )
 
 
-def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]]) -> Callable[[Widths], Score]:
-    """How widths are scored in trained supernets, each given by its tensors; where supernets are trained."""
+def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]], *, shared: bool = True) -> Scorer:
+    """How widths are scored in trained supernets, each given by its tensors; where supernets are trained.
+
+    With `shared`, the sides of one supernet share the images out.
+    """
     config = project.config
     recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
     return Scorer(
@@ -112,7 +115,7 @@ def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]]) -> Call
         config.search.recalibration_images,
         project.task,
         amp=recipe.amp,
-        shared=True,
+        shared=shared,
     )
 
 

@@ -65,9 +65,7 @@ def test_the_score_of_two_supernets_is_the_mean_of_theirs() -> None:
     assert both.loss == pytest.approx((own[0].loss + own[1].loss) / 2)
 
 
-def test_of_each_supernet_the_two_sides_share_the_images_out_one_time_so_and_next_time_the_other_way() -> (
-    None
-):
+def test_sides_share_the_images_out_and_swap_halves_from_one_supernet_to_the_next() -> None:
     model, space = network()
     data = images(2 * SHARED + 1)
     scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 2 * SHARED, shared=True)
