@@ -2,7 +2,7 @@
 
 `train/`: supernet.safetensors, space.json, records.json (widths and loss of each step), curve.csv, and while
 training checkpoint.safetensors, from which a killed training continues. Further supernets, each from a seed
-of its own, are supernet-2.safetensors and so on.
+of its own, are supernet-2.safetensors and so on; their records take turns in records.json.
 """
 
 import copy
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, alone_in, write_file
+from bcnet.artifacts import Run, Stage, alone_in, read_json, write_file
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
@@ -30,7 +30,7 @@ from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import supernet_file
+from bcnet.supernet.saved import load_tensors, supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import STEPS, StepPlan, supernet_step
@@ -174,7 +174,9 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 @alone_in("train")
 def run(run: Run, config: Config) -> dict[str, Any]:
-    """Train and save; continue a killed training of the same settings. Returns a summary."""
+    """Train and save; continue a training of the same settings that was killed, or that ended with another
+    number of supernets. Returns a summary.
+    """
     from safetensors.torch import save
 
     project, count = load_project(config), config.train.supernets
@@ -182,7 +184,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
     checkpoints = [stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in range(count)]
+    known = _finished(stage, of_each, count)
     epochs = [_epochs_done(path, of_each) for path in checkpoints]
+    epochs[: len(known)] = [recipe.epochs] * len(known)
     done = sum(epoch or 0 for epoch in epochs)
     if done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
@@ -194,8 +198,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     what = "training the supernet" if count == 1 else f"training {count} supernets"
     announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
-    results = []
-    for number, path in enumerate(checkpoints):
+    results = [*known]
+    for number, path in list(enumerate(checkpoints))[len(known) :]:
         own = replace(recipe, seed=seed_of(number, recipe.seed))
         results.append(
             train(
@@ -213,15 +217,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             )
         )
     seconds = time.perf_counter() - start
-    losses = [sum(at) / count for at in zip(*(result.curve for result in results), strict=True)]
-    curve = ["epoch,loss", *(f"{epoch},{round(loss, 5)}" for epoch, loss in enumerate(losses, 1)), ""]
+    curves = list(zip(*(result.curve for result in results), strict=True))
     # Step by step, so that those of the second half of training are the second half of the file.
     records = chain.from_iterable(zip(*(result.records for result in results), strict=True))
     files = {
         **{supernet_file(number): save(result.state) for number, result in enumerate(results)},
         "space.json": project.space.to_json().encode(),
         "records.json": json.dumps([[list(widths), loss] for widths, loss in records]).encode(),
-        "curve.csv": "\n".join(curve).encode(),
+        "curve.csv": _csv(curves).encode(),
     }
     stage.finish(inputs, files)
     for path in [*stage.folder.glob("checkpoint*.safetensors"), *stage.folder.glob("supernet-*.safetensors")]:
@@ -234,9 +237,42 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "groups": len(project.space.groups),
         "epochs": recipe.epochs,
         "supernets": count,
-        "final_loss": round(losses[-1], 5),
+        "final_loss": round(sum(curves[-1]) / count, 5),
         "seconds": round(seconds, 1),
     }
+
+
+def _csv(curves: list[tuple[float, ...]]) -> str:
+    """Each epoch's mean loss over all supernets, and of several also that of each."""
+    count = len(curves[0])
+    own = [f"supernet {number}" for number in range(1, count + 1)] if count > 1 else []
+    lines = [",".join(["epoch", "loss", *own])]
+    for epoch, losses in enumerate(curves, 1):
+        lines.append(",".join(map(str, [epoch, round(sum(losses) / count, 5), *(losses if own else ())])))
+    return "\n".join(lines) + "\n"
+
+
+def _finished(stage: Stage, of_each: Mapping[str, str], count: int) -> list[TrainResult]:
+    """The first `count` supernets of a finished training that differs from this in their number alone."""
+    try:
+        inputs = stage.manifest()["inputs"]
+    except ArtifactError:
+        return []
+    before = int(inputs.pop("supernets", 1))
+    if before == count or inputs != of_each:
+        return []
+    records = [
+        (Widths(widths), loss) for widths, loss in read_json(stage.path("records.json"), stage.command)
+    ]
+    curves = np.loadtxt(stage.path("curve.csv"), delimiter=",", skiprows=1, ndmin=2)[:, -before:]
+    return [
+        TrainResult(
+            load_tensors(stage.path(supernet_file(number)), stage.command),
+            tuple(records[number::before]),
+            tuple(curves[:, number].tolist()),
+        )
+        for number in range(min(before, count))
+    ]
 
 
 def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:

@@ -94,7 +94,7 @@ def test_supernets_that_were_stopped_in_the_second_end_as_if_they_had_not_been(
     assert (TRAINED / "records.json").read_bytes() == Path("runs/whole/train/records.json").read_bytes()
 
 
-def test_a_wrong_setting_loses_nothing_and_another_number_of_supernets_goes_on(
+def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
@@ -106,17 +106,41 @@ def test_a_wrong_setting_loses_nothing_and_another_number_of_supernets_goes_on(
         assert main(["train", "--seed", "1"]) == 130
     assert "the last training was stopped, but had other settings: beginning anew" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == before
+
+
+def test_another_number_of_supernets_trains_only_those_that_are_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     found = printed(capsys, "train", "--supernets", "1")
     assert found["supernets"] == 1
     files = {"supernet.safetensors", "space.json", "records.json", "curve.csv", "manifest.json"}
-    assert {path.name for path in TRAINED.iterdir()} == files
-    capsys.readouterr()
+    first = {name: (TRAINED / name).read_bytes() for name in files}
     interrupted(monkeypatch, 3, "--supernets", "3")
-    assert "continuing" not in capsys.readouterr().err
+    assert "continuing after epoch 2 of 6" in capsys.readouterr().err
     assert main(["train", "--supernets", "3"]) == 0
-    assert "continuing after epoch 3 of 6" in capsys.readouterr().err
-    assert main(["train", "--supernets", "1"]) == 0
-    assert {path.name for path in TRAINED.iterdir()} == files
+    assert "continuing after epoch 5 of 6" in capsys.readouterr().err
+    printed(capsys, "train", "--supernets", "3", "--run", "whole")
+    whole = Path("runs/whole/train")
+    assert {path.name for path in TRAINED.iterdir()} == {path.name for path in whole.iterdir()}
+    assert all(path.read_bytes() == (whole / path.name).read_bytes() for path in TRAINED.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())  # nothing is left to train
+        assert main(["train", "--supernets", "1"]) == 0
+    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == first
+
+
+def test_supernets_of_other_settings_or_with_a_changed_file_are_trained_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text(TWO, encoding="utf-8")
+    printed(capsys, "train", "--supernets", "1")
+    capsys.readouterr()
+    assert main(["train", "--seed", "1"]) == 0
+    assert "continuing" not in capsys.readouterr().err
+    (TRAINED / "records.json").write_text("[]", encoding="utf-8")
+    assert main(["train", "--supernets", "1", "--seed", "1"]) == 0
+    assert "continuing" not in capsys.readouterr().err
 
 
 def main_is_stopped() -> None:
