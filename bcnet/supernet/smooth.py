@@ -19,7 +19,7 @@ PENALTIES = np.logspace(-3, 3, 13)
 # The residual's variance over the trend's: 0.010 for accuracies from scratch, of all 16,384 settings of
 # Channel-Bench-Macro, denoised. Supernets there have 0.016 to 1.9.
 RESIDUAL = 0.02
-LEAST = 0.2  # of the residual is believed in any case: widths can be too narrow for a task
+LEAST = 0.1  # of the residual is believed in any case: widths can be too narrow for a task
 
 
 def places_of(widths: ArrayLike, choices: Sequence[Sequence[int]]) -> np.ndarray:
@@ -40,7 +40,7 @@ class Expectation:
     The best of many scores is a lucky one; and in a supernet, some widths do better or worse than they would
     alone, by the weights that they share. So a score is taken as a trend, a slope a group; a residual, smooth
     functions of single widths and of pairs; and noise. Networks trained from scratch have little residual. A
-    larger one is shrunk in the ratio of the two, but not below a fifth. Scores without noise, of a trend and
+    larger one is shrunk in the ratio of the two, but not below a tenth. Scores without noise, of a trend and
     little residual, stay as they are.
     """
 
