@@ -7,6 +7,7 @@ measures; docstrings give every formula.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -136,106 +137,23 @@ def judge(
     are not positive numbers.
     """
     _check(observations, then, now, max_slowdown)
-    allowed = math.log1p(max_slowdown)
-    then_ms = np.array([o.then_ms for o in observations])
-    now_ms = np.array([_now(o) for o in observations])
-    change = np.log(now_ms / then_ms)
-    kinds = np.array([o.kind for o in observations], object)
-    error, shared = _errors(observations, then_ms, now_ms, change, kinds)
-    machine = Machine(then, now)
-    parts = _probe_changes(machine, allowed)
-    drift = math.hypot(DRIFT, shared)
-
-    def pooled(chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
-        """The change of some rows, its error, and what the machine explains of it."""
-        weights = 1 / error[chosen] ** 2
-        centre = _weighted_median(change[chosen], weights)
-        own = MEDIAN / math.sqrt(float(weights.sum()))
-        explained, explained_error = machine.explains(felt)
-        return centre, math.sqrt(own**2 + drift**2 + explained_error**2), explained
-
-    def described(name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
-        return Change(
-            name=name,
-            change=math.expm1(centre),
-            low=math.expm1(centre - 1.96 * uncertain),
-            high=math.expm1(min(centre + 1.96 * uncertain, 50.0)),
-            p=p,
-            rows=int(np.count_nonzero(chosen)),
-            then_ms=float(then_ms[chosen].sum()),
-            now_ms=float(now_ms[chosen].sum()),
-        )
-
-    every = np.ones(len(change), bool)
-    centre, uncertain, explained = pooled(every, FELT_BY_ALL)
-    p_all = float(norm.sf((centre - explained - allowed) / uncertain))
-    everything = described("all rows", every, centre, uncertain, p_all)
-
-    names = sorted(set(kinds), key=lambda name: -float(now_ms[kinds == name].sum()))
-    members = {name: kinds == name for name in names}
-    of_kind = {name: pooled(members[name], felt_by(name)) for name in names}
-
-    # Against all other rows, what both share cancels: the rounds' scatter, the clock, a part of the memory.
-    of_rest = {name: pooled(~members[name], FELT_BY_ALL) for name in names if not members[name].all()}
-    against = {}
-    for name in of_rest:
-        chosen = members[name]
-        explained_beyond, beyond_error = machine.explains_beyond_all(felt_by(name))
-        variance = 1 / float((error[chosen] ** -2.0).sum()) + 1 / float((error[~chosen] ** -2.0).sum())
-        against[name] = (
-            of_kind[name][0] - of_rest[name][0] - explained_beyond,
-            math.sqrt(MEDIAN**2 * variance + DRIFT**2 + beyond_error**2),
-        )
-
-    def tested(sign: int) -> dict[str, Change]:
-        """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
-        p = []
-        for name in names:
-            d, own_error, felt = of_kind[name]
-            surest = norm.sf((sign * (d - felt) - allowed) / own_error)
-            if name in against and sign * (d - felt) > allowed:
-                excess, rest_error = against[name]
-                surest = min(surest, norm.sf((sign * excess - allowed) / rest_error))
-            p.append(min(1.0, 2 * float(surest)))
-        return {
-            name: described(name, members[name], *of_kind[name][:2], value)
-            for name, value in zip(names, _holm(p), strict=True)
-        }
-
-    slower_kinds, faster_kinds = tested(1), tested(-1)
-    both_ways = _holm([min(1.0, 2 * float(norm.sf((abs(x) - allowed) / e))) for x, e in against.values()])
-    relative = tuple(
-        described(name, members[name], *against[name], p)
-        for name, p in zip(against, both_ways, strict=True)
-        if p < ALPHA
+    sample = _Sample.of(observations, Machine(then, now), math.log1p(max_slowdown))
+    centre, uncertain, explained = sample.together
+    p_all = float(norm.sf((centre - explained - sample.allowed) / uncertain))
+    everything = sample.described("all rows", sample.every, centre, uncertain, p_all)
+    kinds = sample.kinds_tested(1)
+    slower, faster = (
+        (*_clear(found), *_clear(sample.rows_tested(sign)))
+        for sign, found in ((1, kinds), (-1, sample.kinds_tested(-1)))
     )
-    felt, felt_error = np.array([machine.explains(felt_by(kind)) for kind in kinds]).T
-    single = np.sqrt(error**2 + drift**2 + felt_error**2)
-    slower_rows = _rows(change - felt - allowed, single)
-    faster_rows = _rows(felt - change - allowed, single)
-
-    def found(of_kinds: dict[str, Change], rows: list[float]) -> tuple[Change, ...]:
-        clear = [kind for kind in of_kinds.values() if kind.p < ALPHA]
-        layers = [
-            described(observations[i].name, np.arange(len(change)) == i, change[i], single[i], p)
-            for i, p in enumerate(rows)
-            if p < ALPHA
-        ]
-        return (
-            *sorted(clear, key=lambda each: -abs(each.change)),
-            *sorted(layers, key=lambda each: -abs(each.change)),
-        )
-
-    slower, faster = found(slower_kinds, slower_rows), found(faster_kinds, faster_rows)
     beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
-    detectable = math.expm1(allowed + explained + beyond * uncertain)
-    status, reason = _decision(
-        everything, tuple(slower_kinds.values()), slower, parts, detectable, max_slowdown, other_machine
-    )
+    detectable = math.expm1(sample.allowed + explained + beyond * uncertain)
+    parts = _probe_changes(sample.machine, sample.allowed)
+    status, reason = _decision(everything, kinds, slower, parts, detectable, max_slowdown, other_machine)
     needed = None
     if status == "inconclusive":
-        target = (math.log1p(4 * max_slowdown) - allowed - explained) / beyond
-        fixed = math.hypot(DRIFT, machine.explains(FELT_BY_ALL)[1])
+        target = (math.log1p(4 * max_slowdown) - sample.allowed - explained) / beyond
+        fixed = math.hypot(DRIFT, sample.machine.explains(FELT_BY_ALL)[1])
         needed = _seconds_needed(seconds, uncertain, fixed, target)
         if needed is not None:
             reason += f"; measure for {needed:.0f} s"
@@ -248,14 +166,146 @@ def judge(
         reason=reason,
         max_slowdown=max_slowdown,
         everything=everything,
-        kinds=tuple(slower_kinds.values()),
+        kinds=kinds,
         slower=slower,
         faster=faster,
-        relative=relative,
+        relative=_clear(sample.kinds_against_others(), worst_first=False),
         probe=parts,
         detectable=detectable,
         seconds_needed=needed,
     )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The rows of a check: their changes (N,), log(now / then), and the changes' standard errors (N,).
+
+    `drift` is the error that rows share, `allowed` the log of the slowdown that is.
+    """
+
+    rows: Sequence[str]
+    kinds: np.ndarray
+    then_ms: np.ndarray
+    now_ms: np.ndarray
+    change: np.ndarray
+    error: np.ndarray
+    drift: float
+    machine: Machine
+    allowed: float
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], machine: Machine, allowed: float) -> "_Sample":
+        then_ms = np.array([o.then_ms for o in observations])
+        now_ms = np.array([_now(o) for o in observations])
+        change = np.log(now_ms / then_ms)
+        kinds = np.array([o.kind for o in observations], object)
+        error, shared = _errors(observations, then_ms, now_ms, change, kinds)
+        rows = [o.name for o in observations]
+        drift = math.hypot(DRIFT, shared)
+        return cls(rows, kinds, then_ms, now_ms, change, error, drift, machine, allowed)
+
+    @property
+    def every(self) -> np.ndarray:
+        """All rows, as the other masks choose some."""
+        return np.ones(len(self.change), bool)
+
+    @cached_property
+    def members(self) -> dict[str, np.ndarray]:
+        """Which rows each kind has; the kind that takes longest comes first."""
+        names = sorted(set(self.kinds), key=lambda name: -float(self.now_ms[self.kinds == name].sum()))
+        return {name: self.kinds == name for name in names}
+
+    def pooled(self, chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
+        """The change of some rows, its error, and what the machine explains of it."""
+        weights = 1 / self.error[chosen] ** 2
+        centre = _weighted_median(self.change[chosen], weights)
+        own = MEDIAN / math.sqrt(float(weights.sum()))
+        explained, explained_error = self.machine.explains(felt)
+        return centre, math.sqrt(own**2 + self.drift**2 + explained_error**2), explained
+
+    @cached_property
+    def together(self) -> tuple[float, float, float]:
+        """All rows, pooled."""
+        return self.pooled(self.every, FELT_BY_ALL)
+
+    @cached_property
+    def of_kind(self) -> dict[str, tuple[float, float, float]]:
+        """Each kind's rows, pooled."""
+        return {name: self.pooled(chosen, felt_by(name)) for name, chosen in self.members.items()}
+
+    @cached_property
+    def against(self) -> dict[str, tuple[float, float]]:
+        """Each kind's change against all other rows', and its error.
+
+        What both share cancels: the rounds' scatter, the clock, a part of the memory.
+        """
+        result = {}
+        for name, chosen in self.members.items():
+            if chosen.all():
+                continue
+            rest, _, _ = self.pooled(~chosen, FELT_BY_ALL)
+            explained, explained_error = self.machine.explains_beyond_all(felt_by(name))
+            variance = sum(1 / float((self.error[mask] ** -2.0).sum()) for mask in (chosen, ~chosen))
+            result[name] = (
+                self.of_kind[name][0] - rest - explained,
+                math.sqrt(MEDIAN**2 * variance + DRIFT**2 + explained_error**2),
+            )
+        return result
+
+    def described(self, name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
+        """A change as people read it."""
+        return Change(
+            name=name,
+            change=math.expm1(centre),
+            low=math.expm1(centre - 1.96 * uncertain),
+            high=math.expm1(min(centre + 1.96 * uncertain, 50.0)),
+            p=p,
+            rows=int(np.count_nonzero(chosen)),
+            then_ms=float(self.then_ms[chosen].sum()),
+            now_ms=float(self.now_ms[chosen].sum()),
+        )
+
+    def kinds_tested(self, sign: int) -> tuple[Change, ...]:
+        """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
+        p = []
+        for name, (change, uncertain, explained) in self.of_kind.items():
+            beyond = sign * (change - explained) - self.allowed
+            surest = norm.sf(beyond / uncertain)
+            if name in self.against and beyond > 0:
+                excess, error = self.against[name]
+                surest = min(surest, norm.sf((sign * excess - self.allowed) / error))
+            p.append(min(1.0, 2 * float(surest)))
+        return tuple(
+            self.described(name, self.members[name], *self.of_kind[name][:2], value)
+            for name, value in zip(self.members, _holm(p), strict=True)
+        )
+
+    def kinds_against_others(self) -> tuple[Change, ...]:
+        """Kinds that changed otherwise than all other rows, in either direction."""
+        p = [
+            min(1.0, 2 * float(norm.sf((abs(change) - self.allowed) / error)))
+            for change, error in self.against.values()
+        ]
+        return tuple(
+            self.described(name, self.members[name], *self.against[name], value)
+            for name, value in zip(self.against, _holm(p), strict=True)
+        )
+
+    def rows_tested(self, sign: int) -> tuple[Change, ...]:
+        """Single rows that are slower (1) or faster (-1), by Student's t."""
+        explained, explained_error = np.array([self.machine.explains(felt_by(kind)) for kind in self.kinds]).T
+        error = np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
+        p = _holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
+        return tuple(
+            self.described(self.rows[i], np.arange(len(p)) == i, self.change[i], error[i], value)
+            for i, value in enumerate(p)
+        )
+
+
+def _clear(changes: Sequence[Change], worst_first: bool = True) -> tuple[Change, ...]:
+    """Those that are no luck."""
+    clear = [each for each in changes if each.p < ALPHA]
+    return tuple(sorted(clear, key=lambda each: -abs(each.change)) if worst_first else clear)
 
 
 def _decision(
@@ -385,11 +435,6 @@ def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
         )
         for part, value in zip(machine.parts, p, strict=True)
     )
-
-
-def _rows(excess: np.ndarray, error: np.ndarray) -> list[float]:
-    """Holm-corrected probabilities of single rows' excesses over what is allowed."""
-    return _holm([float(p) for p in t.sf(excess / error, DEGREES)])
 
 
 def _holm(p: Sequence[float]) -> list[float]:
