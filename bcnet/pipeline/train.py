@@ -8,7 +8,7 @@ of its own, are supernet-2.safetensors and so on; their records take turns in re
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -177,16 +177,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Train and save; continue a training of the same settings that was killed, or that ended with another
     number of supernets. Returns a summary.
     """
-    from safetensors.torch import save
-
     project, count = load_project(config), config.train.supernets
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
+    results = _finished(stage, of_each, count)
     checkpoints = [stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in range(count)]
-    known = _finished(stage, of_each, count)
     epochs = [_epochs_done(path, of_each) for path in checkpoints]
-    epochs[: len(known)] = [recipe.epochs] * len(known)
+    epochs[: len(results)] = [recipe.epochs] * len(results)
     done = sum(epoch or 0 for epoch in epochs)
     if done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
@@ -198,34 +196,19 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     what = "training the supernet" if count == 1 else f"training {count} supernets"
     announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
-    results = [*known]
-    for number, path in list(enumerate(checkpoints))[len(known) :]:
-        own = replace(recipe, seed=seed_of(number, recipe.seed))
+    for number in range(len(results), count):
+        path = checkpoints[number]
         results.append(
-            train(
-                project.model,
-                project.space,
-                project.data,
-                own,
-                complementary=config.train.complementary,
-                plan=STEPS[config.train.step],
-                draws=config.train.draws,
-                state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
+            _trained(
+                project,
+                number,
+                recipe,
                 resume=_load_checkpoint(path) if epochs[number] else None,
                 on_epoch=partial(_save_checkpoint, path, inputs=of_each),
-                description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
             )
         )
     seconds = time.perf_counter() - start
-    curves = list(zip(*(result.curve for result in results), strict=True))
-    # Step by step, so that those of the second half of training are the second half of the file.
-    records = chain.from_iterable(zip(*(result.records for result in results), strict=True))
-    files = {
-        **{supernet_file(number): save(result.state) for number, result in enumerate(results)},
-        "space.json": project.space.to_json().encode(),
-        "records.json": json.dumps([[list(widths), loss] for widths, loss in records]).encode(),
-        "curve.csv": _csv(curves).encode(),
-    }
+    files = _files(project.space, results)
     stage.finish(inputs, files)
     for path in [*stage.folder.glob("checkpoint*.safetensors"), *stage.folder.glob("supernet-*.safetensors")]:
         if path.name not in files:
@@ -237,19 +220,57 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "groups": len(project.space.groups),
         "epochs": recipe.epochs,
         "supernets": count,
-        "final_loss": round(sum(curves[-1]) / count, 5),
+        "final_loss": round(sum(result.curve[-1] for result in results) / count, 5),
         "seconds": round(seconds, 1),
     }
 
 
-def _csv(curves: list[tuple[float, ...]]) -> str:
-    """Each epoch's mean loss over all supernets, and of several also that of each."""
-    count = len(curves[0])
-    own = [f"supernet {number}" for number in range(1, count + 1)] if count > 1 else []
-    lines = [",".join(["epoch", "loss", *own])]
-    for epoch, losses in enumerate(curves, 1):
-        lines.append(",".join(map(str, [epoch, round(sum(losses) / count, 5), *(losses if own else ())])))
-    return "\n".join(lines) + "\n"
+def _trained(
+    project: Project,
+    number: int,
+    recipe: Recipe,
+    resume: Checkpoint | None,
+    on_epoch: Callable[[Checkpoint], None],
+) -> TrainResult:
+    """The run's supernet `number`, from 0, trained as the configuration says."""
+    train_config = project.config.train
+    own = replace(recipe, seed=seed_of(number, recipe.seed))
+    return train(
+        project.model,
+        project.space,
+        project.data,
+        own,
+        complementary=train_config.complementary,
+        plan=STEPS[train_config.step],
+        draws=train_config.draws,
+        state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
+        resume=resume,
+        on_epoch=on_epoch,
+        description=(
+            "training the supernet"
+            if train_config.supernets == 1
+            else f"supernet {number + 1} of {train_config.supernets}"
+        ),
+    )
+
+
+def _files(space: WidthSpace, results: Sequence[TrainResult]) -> dict[str, bytes]:
+    """What the stage leaves behind. Of several supernets curve.csv has the mean loss, then that of each."""
+    from safetensors.torch import save
+
+    count = len(results)
+    # Step by step, so that those of the second half of training are the second half of the file.
+    records = chain.from_iterable(zip(*(result.records for result in results), strict=True))
+    curve = ["epoch,loss" + "".join(f",supernet {n}" for n in range(1, count + 1) if count > 1)]
+    for epoch, losses in enumerate(zip(*(result.curve for result in results), strict=True), 1):
+        means = [round(sum(losses) / count, 5), *(losses if count > 1 else ())]
+        curve.append(",".join(map(str, [epoch, *means])))
+    return {
+        **{supernet_file(number): save(result.state) for number, result in enumerate(results)},
+        "space.json": space.to_json().encode(),
+        "records.json": json.dumps([[list(widths), loss] for widths, loss in records]).encode(),
+        "curve.csv": "\n".join([*curve, ""]).encode(),
+    }
 
 
 def _finished(stage: Stage, of_each: Mapping[str, str], count: int) -> list[TrainResult]:
