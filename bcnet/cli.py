@@ -48,6 +48,10 @@ ConfigFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
 Device = Annotated[str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")]
+TableDevice = Annotated[
+    str | None,
+    typer.Option("--device", help="Target device (default: that of the run's last table, else cpu)."),
+]
 Batch = Annotated[int | None, typer.Option(help="Images an inference (default: the device profile's).")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the profile's).")]
 Precision = Annotated[
@@ -359,7 +363,7 @@ def search(
     max_macs: MaxMacs = None,
     max_size_mb: MaxSizeMb = None,
     pareto: Pareto = False,
-    device: Device = None,
+    device: TableDevice = None,
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
@@ -408,7 +412,7 @@ def slice_(
         bool, typer.Option("--from-scratch", help="Train the winner anew instead of fine-tuning it.")
     ] = False,
     train_device: TrainDevice = None,
-    device: Device = None,
+    device: TableDevice = None,
     batch: Batch = None,
     threads: Threads = None,
     precision: Precision = None,
@@ -456,7 +460,7 @@ def export(
             "largest, as 1,8,32: of one engine, timed at the first.",
         ),
     ] = None,
-    device: Device = None,
+    device: TableDevice = None,
     threads: Threads = None,
     precision: Precision = None,
     host: Host = None,
