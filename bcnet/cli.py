@@ -250,8 +250,8 @@ def train(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 1: train the supernet. One network whose narrower versions are all trained; a killed training
-    continues where it was."""
+    """Stage 1: train the supernet. One network whose narrower versions are all trained. A killed training
+    continues where it was; what is trained already with these settings is not trained again."""
     from bcnet.pipeline import train as stage
 
     flags: Flags = {
@@ -377,7 +377,8 @@ def search(
 ) -> None:
     """Stage 3: search the best widths in the budget. The most accurate few are measured on the device
     before one of them wins; a killed search continues where it was. Bounds without a latency budget are
-    bounds alone: then no latency is demanded."""
+    bounds alone: then no latency is demanded. Device, host, batch, threads and precision are those of the
+    table that was built last, where none is named."""
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
@@ -423,7 +424,8 @@ def slice_(
     as_json: Json = False,
 ) -> None:
     """Stage 4: cut out the winner and fine-tune it. The result is a plain network that needs no bcnet. With a
-    latency, another point of the front that the search found; export and verify then hold it to that."""
+    latency, another point of the front that the search found; export and verify then hold it to that. Device
+    and setting are those of the table that was built last, where none is named."""
     flags: Flags = {
         "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "train": {"train_device": train_device},
@@ -470,8 +472,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; with
-    --trt through the engine, too. A winner that is not sliced yet is, first. The exit code is 3 when a check
-    fails, 4 when the latency cannot be verified here."""
+    --trt through the engine, too. A winner that is not sliced yet is, first. Device and setting are those of
+    the table that was built last, where none is named. The exit code is 3 when a check fails, 4 when the
+    latency cannot be verified here."""
     batches = _batches(batch)
     if flavour is not None and not trt:
         raise UsageError("--flavour is that of an engine: add --trt")

@@ -24,10 +24,11 @@ from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import announce, progress_bar, say
-from bcnet.supernet.fit import Recipe, training_device
+from bcnet.supernet.fit import training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
+from bcnet.supernet.score import Scorer
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
@@ -117,15 +118,22 @@ def rank_settings(
     settings are trained from scratch, for `scratch_epochs` each, and what regressions on them predict is
     compared, too; their own rank is in no figure.
     """
-    start = time.perf_counter()
-    if run.stage("train").outdated(stage_inputs(run, config)) is not None:
+    start, stage, project = time.perf_counter(), run.stage("train"), load_project(config)
+    maxima = [group.channels for group in project.space.groups]
+    if maxima != config.model.args.get("widths"):
+        raise ArtifactError(
+            f"the groups found in cbm-{table.space} are {maxima}, not the benchmark's seven widths "
+            f"{config.model.args.get('widths')}"
+        )
+    if stage.outdated(stage_inputs(run, config)) is not None:
         train(run, config)
     trained_s = time.perf_counter() - start
+    scorer = scoring(project, trained_supernets(run, project), shared=shared)
     index = table.sample(sample, 0)
     own = table.sample(scratch, 1, without=index) if scratch else []
-    scores = _scores(run, config, table, index + own, shared)
+    inputs = digest([stage.manifest(), config.search.recalibration_images, shared, scorer.amp])
+    scores = _scores(run.folder / "bench" / "scores.json", inputs, scorer, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
-    project = load_project(config)
     columns = _columns(scores, table, index)
     start = time.perf_counter()
     learned: dict[str, Any] = {}
@@ -153,7 +161,7 @@ def rank_settings(
         "recalibration_images": config.search.recalibration_images,
         "validation_images": len(project.data.val),
         "shared": shared,
-        "scored_in": "bfloat16" if _recipe(config).amp else "float32",
+        "scored_in": "bfloat16" if scorer.amp else "float32",
         "seed": config.seed,
         "figures": compared(table, index, columns),
         "published_kendall": PUBLISHED[table.space],
@@ -221,34 +229,21 @@ def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index:
 
 
 def _scores(
-    run: Run, config: Config, table: BenchTable, index: list[int], shared: bool
+    path: Path, inputs: str, scorer: Scorer, table: BenchTable, index: list[int]
 ) -> dict[str, dict[str, list[float]]]:
     """Each setting's {side: [accuracy, loss]}, of a second supernet {"left 2": ...}.
 
-    What a stopped run of the same supernets scored is kept.
+    Kept in `path`: what a stopped run of the same `inputs` scored is not scored again.
     """
-    project = load_project(config)
-    supernets = trained_supernets(run, project)
-    path = run.folder / "bench" / "scores.json"
-    images, amp = config.search.recalibration_images, _recipe(config).amp
-    inputs = digest([run.stage("train").manifest(), images, shared, amp])
     kept = read_json(path, f"rm {path}") if path.exists() else {}
     scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
-    maxima = [group.channels for group in project.space.groups]
-    if maxima != config.model.args.get("widths"):
-        raise ArtifactError(
-            f"the groups found in cbm-{table.space} are {maxima}, not the benchmark's seven widths "
-            f"{config.model.args.get('widths')}"
-        )
     waiting = [i for i in index if table.key(i) not in scores]
     if scores and waiting:
         say(f"continuing with {len(index) - len(waiting)} settings scored")
-    scorer = scoring(project, supernets, shared=shared)
-    sides = project.space.rule.sides
+    maxima, sides = scorer.space.largest(), len(scorer.space.rule.sides)
     names = [
-        f"{side} {number}" if number > 1 else side
-        for number in range(1, len(supernets) + 1)
-        for side in sides
+        f"{judge.side} {n // sides + 1}" if n >= sides else judge.side
+        for n, judge in enumerate(scorer.judges)
     ]
     start = time.perf_counter()
     with progress_bar("scoring settings", len(waiting)) as advance:
@@ -264,11 +259,6 @@ def _scores(
                 write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
             advance("")
     return scores
-
-
-def _recipe(config: Config) -> Recipe:
-    """How supernets are trained; a search scores in the same precision, and so does this."""
-    return Recipe.of(config, config.train.epochs, config.train.learning_rate)
 
 
 def _machine(config: Config) -> dict[str, Any]:

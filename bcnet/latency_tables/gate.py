@@ -142,10 +142,8 @@ def judge(
     p_all = float(norm.sf((centre - explained - sample.allowed) / uncertain))
     everything = sample.described("all rows", sample.every, centre, uncertain, p_all)
     kinds = sample.kinds_tested(1)
-    slower, faster = (
-        (*_clear(found), *_clear(sample.rows_tested(sign)))
-        for sign, found in ((1, kinds), (-1, sample.kinds_tested(-1)))
-    )
+    slower = (*_worst_first(kinds), *_worst_first(sample.rows_tested(1)))
+    faster = (*_worst_first(sample.kinds_tested(-1)), *_worst_first(sample.rows_tested(-1)))
     beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
     detectable = math.expm1(sample.allowed + explained + beyond * uncertain)
     parts = _probe_changes(sample.machine, sample.allowed)
@@ -169,21 +167,21 @@ def judge(
         kinds=kinds,
         slower=slower,
         faster=faster,
-        relative=_clear(sample.kinds_against_others(), worst_first=False),
+        relative=tuple(each for each in sample.kinds_against_others() if each.p < ALPHA),
         probe=parts,
         detectable=detectable,
         seconds_needed=needed,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sample:
     """The rows of a check: their changes (N,), log(now / then), and the changes' standard errors (N,).
 
     `drift` is the error that rows share, `allowed` the log of the slowdown that is.
     """
 
-    rows: Sequence[str]
+    names: Sequence[str]
     kinds: np.ndarray
     then_ms: np.ndarray
     now_ms: np.ndarray
@@ -200,9 +198,9 @@ class _Sample:
         change = np.log(now_ms / then_ms)
         kinds = np.array([o.kind for o in observations], object)
         error, shared = _errors(observations, then_ms, now_ms, change, kinds)
-        rows = [o.name for o in observations]
+        names = [o.name for o in observations]
         drift = math.hypot(DRIFT, shared)
-        return cls(rows, kinds, then_ms, now_ms, change, error, drift, machine, allowed)
+        return cls(names, kinds, then_ms, now_ms, change, error, drift, machine, allowed)
 
     @property
     def every(self) -> np.ndarray:
@@ -212,8 +210,8 @@ class _Sample:
     @cached_property
     def members(self) -> dict[str, np.ndarray]:
         """Which rows each kind has; the kind that takes longest comes first."""
-        names = sorted(set(self.kinds), key=lambda name: -float(self.now_ms[self.kinds == name].sum()))
-        return {name: self.kinds == name for name in names}
+        kinds = sorted(set(self.kinds), key=lambda kind: -float(self.now_ms[self.kinds == kind].sum()))
+        return {kind: self.kinds == kind for kind in kinds}
 
     def pooled(self, chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
         """The change of some rows, its error, and what the machine explains of it."""
@@ -291,21 +289,21 @@ class _Sample:
             for name, value in zip(self.against, _holm(p), strict=True)
         )
 
-    def rows_tested(self, sign: int) -> tuple[Change, ...]:
-        """Single rows that are slower (1) or faster (-1), by Student's t."""
+    def rows_tested(self, sign: int) -> list[Change]:
+        """Single rows that are clearly slower (1) or faster (-1), by Student's t."""
         explained, explained_error = np.array([self.machine.explains(felt_by(kind)) for kind in self.kinds]).T
         error = np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
         p = _holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
-        return tuple(
-            self.described(self.rows[i], np.arange(len(p)) == i, self.change[i], error[i], value)
+        return [
+            self.described(self.names[i], np.arange(len(p)) == i, self.change[i], error[i], value)
             for i, value in enumerate(p)
-        )
+            if value < ALPHA
+        ]
 
 
-def _clear(changes: Sequence[Change], worst_first: bool = True) -> tuple[Change, ...]:
-    """Those that are no luck."""
-    clear = [each for each in changes if each.p < ALPHA]
-    return tuple(sorted(clear, key=lambda each: -abs(each.change)) if worst_first else clear)
+def _worst_first(changes: Sequence[Change]) -> list[Change]:
+    """Changes that chance does not explain, the largest first."""
+    return sorted((each for each in changes if each.p < ALPHA), key=lambda each: -abs(each.change))
 
 
 def _decision(

@@ -2,7 +2,8 @@
 
 `train/`: supernet.safetensors, space.json, records.json (widths and loss of each step), curve.csv, and while
 training checkpoint.safetensors, from which a killed training continues. Further supernets, each from a seed
-of its own, are supernet-2.safetensors and so on; their records take turns in records.json.
+of its own, are supernet-2.safetensors and so on. Each of these files tells of its own training; records.json
+and curve.csv are of all supernets that are in use.
 """
 
 import copy
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
+from itertools import count as counted
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, Stage, alone_in, read_json, write_file
+from bcnet.artifacts import MANIFEST, Run, Stage, alone_in, file_digest, read_json, write_file
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
@@ -30,13 +32,14 @@ from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import load_tensors, supernet_file
+from bcnet.supernet.saved import supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import STEPS, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 TAYLOR_BATCHES = 8
+TOLD = "training"  # the key in supernets' and checkpoints' files under which their training is told
 
 Record = tuple[Widths, float]
 
@@ -174,41 +177,53 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 @alone_in("train")
 def run(run: Run, config: Config) -> dict[str, Any]:
-    """Train and save; continue a training of the same settings that was killed, or that ended with another
-    number of supernets. Returns a summary.
+    """Train and save the supernets that are not there yet. Returns a summary.
+
+    What was trained with the same settings is kept: of a killed training all that it had come to, and of a
+    finished one every supernet, whatever their number was and is.
     """
     project, count = load_project(config), config.train.supernets
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
-    results = _finished(stage, of_each, count)
-    checkpoints = [stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in range(count)]
-    epochs = [_epochs_done(path, of_each) for path in checkpoints]
-    epochs[: len(results)] = [recipe.epochs] * len(results)
-    done = sum(epoch or 0 for epoch in epochs)
-    if done:
+    results = _finished(stage, of_each)
+    waiting = [number for number in range(count) if number not in results]
+    checkpoints = {n: stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in waiting}
+    epochs = {number: _epochs_done(path, of_each) for number, path in checkpoints.items()}
+    done = (count - len(waiting)) * recipe.epochs + sum(epoch or 0 for epoch in epochs.values())
+    if None in epochs.values():
+        say("a training that was stopped had other settings: it does not go on")
+    if not waiting:
+        say(f"trained already; remove {stage.folder} to train anew")
+    elif done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
-    elif None in epochs:
-        say("the last training was stopped, but had other settings: beginning anew")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
-    what = "training the supernet" if count == 1 else f"training {count} supernets"
-    announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
+    if waiting:
+        what = "training the supernet" if count == 1 else f"training {count} supernets"
+        announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
-    for number in range(len(results), count):
-        path = checkpoints[number]
-        results.append(
-            _trained(
-                project,
-                number,
-                recipe,
-                resume=_load_checkpoint(path) if epochs[number] else None,
-                on_epoch=partial(_save_checkpoint, path, inputs=of_each),
-            )
+    for number, path in checkpoints.items():
+        results[number] = _trained(
+            project,
+            number,
+            recipe,
+            resume=_load_checkpoint(path) if epochs[number] else None,
+            on_epoch=partial(_save_checkpoint, path, inputs=of_each),
         )
     seconds = time.perf_counter() - start
-    files = _files(project.space, results)
+    used = [results[number] for number in range(count)]
+    files = {
+        # More than are used are kept: a larger number has them again.
+        **{
+            supernet_file(number): _packed(own.state, own.records, own.curve, of_each)
+            for number, own in sorted(results.items())
+        },
+        "space.json": project.space.to_json().encode(),
+        "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
+        "curve.csv": _curves([result.curve for result in used]).encode(),
+    }
     stage.finish(inputs, files)
     for path in [*stage.folder.glob("checkpoint*.safetensors"), *stage.folder.glob("supernet-*.safetensors")]:
         if path.name not in files:
@@ -220,7 +235,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "groups": len(project.space.groups),
         "epochs": recipe.epochs,
         "supernets": count,
-        "final_loss": round(sum(result.curve[-1] for result in results) / count, 5),
+        "final_loss": round(sum(result.curve[-1] for result in used) / count, 5),
         "seconds": round(seconds, 1),
     }
 
@@ -254,46 +269,18 @@ def _trained(
     )
 
 
-def _files(space: WidthSpace, results: Sequence[TrainResult]) -> dict[str, bytes]:
-    """What the stage leaves behind. Of several supernets curve.csv has the mean loss, then that of each."""
-    from safetensors.torch import save
-
-    count = len(results)
-    # Step by step, so that those of the second half of training are the second half of the file.
-    records = chain.from_iterable(zip(*(result.records for result in results), strict=True))
-    curve = ["epoch,loss" + "".join(f",supernet {n}" for n in range(1, count + 1) if count > 1)]
-    for epoch, losses in enumerate(zip(*(result.curve for result in results), strict=True), 1):
-        means = [round(sum(losses) / count, 5), *(losses if count > 1 else ())]
-        curve.append(",".join(map(str, [epoch, *means])))
-    return {
-        **{supernet_file(number): save(result.state) for number, result in enumerate(results)},
-        "space.json": space.to_json().encode(),
-        "records.json": json.dumps([[list(widths), loss] for widths, loss in records]).encode(),
-        "curve.csv": "\n".join([*curve, ""]).encode(),
-    }
+def _in_turn(records: Sequence[Sequence[Record]]) -> list[Record]:
+    """The records of all supernets, step by step: the second half of training is the second half of them."""
+    return list(chain.from_iterable(zip(*records, strict=True)))
 
 
-def _finished(stage: Stage, of_each: Mapping[str, str], count: int) -> list[TrainResult]:
-    """The first `count` supernets of a finished training that differs from this in their number alone."""
-    try:
-        inputs = stage.manifest()["inputs"]
-    except ArtifactError:
-        return []
-    before = int(inputs.pop("supernets", 1))
-    if before == count or inputs != of_each:
-        return []
-    records = [
-        (Widths(widths), loss) for widths, loss in read_json(stage.path("records.json"), stage.command)
-    ]
-    curves = np.loadtxt(stage.path("curve.csv"), delimiter=",", skiprows=1, ndmin=2)[:, -before:]
-    return [
-        TrainResult(
-            load_tensors(stage.path(supernet_file(number)), stage.command),
-            tuple(records[number::before]),
-            tuple(curves[:, number].tolist()),
-        )
-        for number in range(min(before, count))
-    ]
+def _curves(curves: Sequence[Sequence[float]]) -> str:
+    """curve.csv: the mean loss of each epoch, of several supernets followed by each one's."""
+    lines = ["epoch,loss" + "".join(f",supernet {n}" for n in range(1, len(curves) + 1) if len(curves) > 1)]
+    for epoch, losses in enumerate(zip(*curves, strict=True), 1):
+        mean = round(sum(losses) / len(losses), 5)
+        lines.append(",".join(map(str, [epoch, mean, *(losses if len(losses) > 1 else ())])))
+    return "\n".join([*lines, ""])
 
 
 def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
@@ -312,47 +299,76 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     return min(seconds) * steps_an_epoch(project.data, recipe)
 
 
-def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
+def _packed(
+    tensors: Mapping[str, Tensor],
+    records: Sequence[Record],
+    curve: Sequence[float],
+    inputs: Mapping[str, str],
+    epoch: int | None = None,
+) -> bytes:
+    """Tensors as a safetensors file that tells of their training; `epoch` where it is not over."""
     from safetensors.torch import save
 
-    metadata = {
-        "inputs": json.dumps(dict(inputs)),
-        "epoch": str(checkpoint.snapshot.epoch),
-        "records": json.dumps([[list(widths), loss] for widths, loss in checkpoint.records]),
-        "curve": json.dumps(list(checkpoint.curve)),
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in checkpoint.snapshot.tensors.items()}
-    write_file(path, save(tensors, metadata))
+    told = {"inputs": dict(inputs), "epoch": epoch, "records": list(records), "curve": list(curve)}
+    # In one piece: several would be written in another order each time.
+    content: bytes = save({name: t.contiguous() for name, t in tensors.items()}, {TOLD: json.dumps(told)})
+    return content
+
+
+def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
+    at = checkpoint.snapshot
+    write_file(path, _packed(at.tensors, checkpoint.records, checkpoint.curve, inputs, at.epoch))
 
 
 def _epochs_done(path: Path, inputs: Mapping[str, str]) -> int | None:
     """How far a killed training came, 0 where there was none; None for one of other settings."""
     if not path.exists():
         return 0
-    with _opened(path) as file:
-        metadata = file.metadata()
-        return int(metadata["epoch"]) if json.loads(metadata["inputs"]) == dict(inputs) else None
+    with _opened(path) as (_, told):
+        return int(told["epoch"]) if told.get("inputs") == inputs else None
 
 
 def _load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint of a killed training."""
-    with _opened(path) as file:
-        metadata = file.metadata()
-        tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        records = tuple((Widths(w), float(loss)) for w, loss in json.loads(metadata["records"]))
-        return Checkpoint(
-            Snapshot(int(metadata["epoch"]), tensors), records, tuple(json.loads(metadata["curve"]))
-        )
+    with _opened(path) as (file, told):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(Snapshot(told["epoch"], tensors), _records(told), tuple(told["curve"]))
+
+
+def _finished(stage: Stage, inputs: Mapping[str, str]) -> dict[int, TrainResult]:
+    """Supernets of a finished training with these inputs, by number; those whose files are whole."""
+    try:
+        manifest = read_json(stage.path(MANIFEST), stage.command)
+        before, outputs = dict(manifest["inputs"]), dict(manifest["outputs"])
+    except (ArtifactError, KeyError, TypeError, ValueError):
+        return {}
+    before.pop("supernets", None)
+    if before != inputs:
+        return {}
+    found = {}
+    for number, name in enumerate(takewhile(outputs.__contains__, map(supernet_file, counted()))):
+        path = stage.path(name)
+        if not path.exists() or file_digest(path) != outputs[name]:
+            continue
+        with _opened(path) as (file, told):
+            if told:  # versions before this one wrote nothing there
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                found[number] = TrainResult(tensors, _records(told), tuple(told["curve"]))
+    return found
+
+
+def _records(told: Mapping[str, Any]) -> tuple[Record, ...]:
+    return tuple((Widths(widths), float(loss)) for widths, loss in told["records"])
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A checkpoint, open. Raises ArtifactError where it cannot be read."""
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A file that `_packed` made, open, and what it tells. Raises ArtifactError where it cannot be read."""
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
+            yield file, json.loads((file.metadata() or {}).get(TOLD, "{}"))
     except Exception as cause:
         raise ArtifactError(
             f"{path} cannot be read ({cause}); delete it to train it from the start"

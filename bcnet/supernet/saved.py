@@ -25,9 +25,8 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     """
     stage = run.stage("train")
     stage.require(project.inputs())
-    outputs = read_json(stage.path(MANIFEST), stage.command)["outputs"]  # checked just now
-    further = sum(file.startswith("supernet-") for file in outputs)
-    files = map(supernet_file, range(1 + further))
+    inputs = read_json(stage.path(MANIFEST), stage.command)["inputs"]  # checked just now
+    files = map(supernet_file, range(int(inputs.get("supernets", 1))))
     return tuple(load_tensors(stage.path(file), stage.command) for file in files)
 
 

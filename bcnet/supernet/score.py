@@ -201,7 +201,7 @@ class Scorer:
         shared: bool = False,
     ) -> None:
         self.model, self.space, self.data, self.task = model, space, data, task
-        self._amp, self._device = amp, _device(supernets[0])
+        self.amp, self._device = amp, _device(supernets[0])
 
         def shares(part: Split | Items) -> list[KeptBatches]:
             count = max(1, min(len(space.rule.sides), len(part) // SHARED)) if shared else 1
@@ -225,7 +225,7 @@ class Scorer:
         """What one of the `judges` says of it."""
         device = self._device
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._amp)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
             fresh = _recalibrated(self.model, self.space, judge.state, widths, judge.side, judge.train)
 

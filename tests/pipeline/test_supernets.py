@@ -104,43 +104,55 @@ def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
         assert main(["train", "--seed", "1"]) == 130
-    assert "the last training was stopped, but had other settings: beginning anew" in capsys.readouterr().err
+    assert "a training that was stopped had other settings: it does not go on" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == before
 
 
-def test_another_number_of_supernets_trains_only_those_that_are_not_there(
+def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_loses_none(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
-    found = printed(capsys, "train", "--supernets", "1")
-    assert found["supernets"] == 1
+    printed(capsys, "train", "--supernets", "1")
+    first = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
     files = {"supernet.safetensors", "space.json", "records.json", "curve.csv", "manifest.json"}
-    first = {name: (TRAINED / name).read_bytes() for name in files}
+    assert first.keys() == files
     interrupted(monkeypatch, 3, "--supernets", "3")
     assert "continuing after epoch 2 of 6" in capsys.readouterr().err
     assert main(["train", "--supernets", "3"]) == 0
     assert "continuing after epoch 5 of 6" in capsys.readouterr().err
     printed(capsys, "train", "--supernets", "3", "--run", "whole")
-    whole = Path("runs/whole/train")
-    assert {path.name for path in TRAINED.iterdir()} == {path.name for path in whole.iterdir()}
-    assert all(path.read_bytes() == (whole / path.name).read_bytes() for path in TRAINED.iterdir())
+    three = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
+    assert {path.name: path.read_bytes() for path in Path("runs/whole/train").iterdir()} == three
+    assert (TRAINED / "curve.csv").read_text().startswith("epoch,loss,supernet 1,supernet 2,supernet 3\n1,")
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())  # nothing is left to train
-        assert main(["train", "--supernets", "1"]) == 0
-    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == first
+        assert printed(capsys, "train", "--supernets", "1")["supernets"] == 1
+        one = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
+        assert all(one[name] == first[name] for name in files - {"manifest.json"})
+        config = load_config(Path("bcnet.toml"), {"train": {"supernets": 1}})
+        assert len(trained_supernets(Run.named("default"), load_project(config))) == 1
+        capsys.readouterr()
+        assert main(["train", "--supernets", "3"]) == 0
+        assert "trained already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == three
 
 
-def test_supernets_of_other_settings_or_with_a_changed_file_are_trained_anew(
+def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files_are_kept(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
-    printed(capsys, "train", "--supernets", "1")
-    capsys.readouterr()
+    printed(capsys, "train")
     assert main(["train", "--seed", "1"]) == 0
     assert "continuing" not in capsys.readouterr().err
-    (TRAINED / "records.json").write_text("[]", encoding="utf-8")
-    assert main(["train", "--supernets", "1", "--seed", "1"]) == 0
+    whole = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
+    (TRAINED / "supernet.safetensors").write_bytes(b"cut short")
+    assert main(["train", "--seed", "1"]) == 0
+    assert "continuing after epoch 2 of 4" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == whole
+    (TRAINED / "manifest.json").write_text("[]", encoding="utf-8")
+    assert main(["train", "--seed", "1"]) == 0
     assert "continuing" not in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == whole
 
 
 def main_is_stopped() -> None:
