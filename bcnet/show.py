@@ -78,6 +78,8 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
         f"{summary['metric']} on {summary['test_images']} test images, through ONNX Runtime"
     )
     print(f"verified network: {summary['file']}")
+    if summary.get("better"):
+        print(f"its widths are better when trained from scratch; to have that: {summary['better']}")
 
 
 def show_check(report: "CheckReport") -> None:

@@ -92,7 +92,12 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_pat
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["metric"] == "mean-iou"
-    assert [entry["name"] for entry in result["networks"]] == ["full", "uniform", "searched"]
+    assert [entry["name"] for entry in result["networks"]] == [
+        "full",
+        "uniform",
+        "searched",
+        "from scratch",
+    ]
     assert all(0 <= entry["accuracy"] <= 1 for entry in result["networks"])
     proto = onnx.load(tmp_path / "runs/default/export/model.onnx")
     assert [entry.name for entry in proto.graph.output] == ["out"]

@@ -1,13 +1,15 @@
 """The last word of `bcnet run`: is the searched network better than doing nothing clever?
 
-In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, and the
-searched one. Full and uniform get as many passes over the training images as the searched one cost in all
-(each path of a supernet's step counts), with the same settings. All three are exported and timed alternately.
+In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, the
+searched one, and its widths trained from scratch: what the search found, without what the supernet's training
+cost. All others get as many passes over the training images as the searched one cost in all (each path of a
+supernet's step counts), with the same settings. All are exported and timed alternately.
 
 `compare/`: result.json.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +31,7 @@ from bcnet.supernet.space import Widths
 
 ROUNDS = 3
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
+ANEW = "from scratch"  # the name of the searched widths that were trained so
 NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 
 
@@ -52,29 +55,34 @@ class Entry:
 
 
 def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
-    """Train, export and time the full and the uniform network beside the searched one's ONNX file."""
+    """Train, export and time the other networks beside the searched one's ONNX file.
+
+    Its widths are trained from scratch, too, unless the searched network was.
+    """
     space, profile = project.space, project.profile
     with working("looking for the uniform network that is as fast"):
         uniform = uniform_as_fast(project, widths)
     wanted = {"full": space.original(), "uniform": uniform}
+    if not project.config.slice.from_scratch:
+        wanted[ANEW] = widths
     networks = {name: cut(project.fresh_model(), space, w) for name, w in wanted.items()}
     announce(
-        "training the full and the uniform network",
+        f"training {len(networks)} networks to compare with",
         sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
     )
     for name, network in networks.items():
-        fit_network(network, project.data, recipe, f"training the {name} network")
-    wanted["searched"] = widths
+        fit_network(network, project.data, recipe, f"training: {name}")
     example = project.data.example(profile.batch)
     files = {}
     for name, network in networks.items():
-        with working(f"exporting the {name} network to ONNX"):
+        with working(f"exporting to ONNX: {name}"):
             proto = project.at_precision(to_onnx(network, example))
         check_file(proto)
         files[name] = proto.SerializeToString()
-    files["searched"] = searched
+    wanted["searched"] = widths
+    files = {"full": files.pop("full"), "uniform": files.pop("uniform"), "searched": searched, **files}
     latencies: dict[str, list[LatencyStat]] = {name: [] for name in files}
-    with progress_bar("timing the three networks", ROUNDS * len(files)) as advance:
+    with progress_bar("timing all networks", ROUNDS * len(files)) as advance:
         for _ in range(ROUNDS):
             for name, content in files.items():
                 latencies[name].append(measure_network(content, profile, share=0.5))
@@ -98,6 +106,13 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
             )
         )
     return tuple(entries)
+
+
+def better_anew(entries: Sequence[Entry]) -> bool:
+    """Whether the searched widths are clearly more accurate when all passes are theirs: intervals apart."""
+    own = {entry.name: entry for entry in entries}
+    low, high = own[ANEW].accuracy_low if ANEW in own else None, own["searched"].accuracy_high
+    return low is not None and high is not None and low > high
 
 
 def uniform_as_fast(project: Project, widths: Widths) -> Widths:
@@ -176,6 +191,11 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "test_images": len(project.data.test),
         "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
         "file": verified["file"],
+        "better": (
+            f"{run.stage('slice').command} --from-scratch --epochs {recipe.epochs}, then {export.command}"
+            if better_anew(entries)
+            else None
+        ),
     }
     stage.finish(inputs, {"result.json": json_bytes(summary)})
     return summary

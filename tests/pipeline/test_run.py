@@ -72,16 +72,18 @@ def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) ->
     assert (finished[0] / TABLE).stat().st_size > 0
 
 
-def test_a_run_compares_three_networks(finished: Finished) -> None:
-    full, uniform, searched = finished[1]["networks"]
-    assert [full["name"], uniform["name"], searched["name"]] == ["full", "uniform", "searched"]
+def test_a_run_compares_the_searched_network_with_others_of_as_many_passes(finished: Finished) -> None:
+    networks = finished[1]["networks"]
+    assert [entry["name"] for entry in networks] == ["full", "uniform", "searched", "from scratch"]
+    full, uniform, searched, anew = networks
+    assert (anew["widths"], anew["params"]) == (searched["widths"], searched["params"])
     assert full["params"] == 1_914_490
     for narrowed in (uniform, searched):
         assert all(narrow <= wide for narrow, wide in zip(narrowed["widths"], full["widths"], strict=True))
         assert narrowed["params"] < full["params"]
         assert narrowed["macs"] < full["macs"]
         assert narrowed["size_bytes"] < full["size_bytes"]
-    for entry in (full, uniform, searched):
+    for entry in networks:
         assert 0 <= entry["accuracy_low"] < entry["accuracy"] < entry["accuracy_high"] <= 1
         assert 0 < entry["latency"]["median_ms"] <= entry["latency"]["p90_ms"]
         assert entry["passes"] == 3  # one epoch of both sides, one of fine-tuning
@@ -132,6 +134,7 @@ def test_a_second_run_skips_every_stage_and_prints_the_table(
         "full",
         "uniform",
         "searched",
+        "from",
     ]
     for heading in ("accuracy (95 % interval)", "median ms", "p90 ms", "parameters", "MACs", "file bytes"):
         assert heading in out
