@@ -547,7 +547,8 @@ def run_all(
     as_json: Json = False,
 ) -> None:
     """All stages and a comparison. Stages whose results still match are skipped; at the end, the full, a
-    uniformly narrowed and the searched network stand side by side."""
+    uniformly narrowed and the searched network stand side by side, and the searched widths trained from
+    scratch."""
     from bcnet.artifacts import Run
     from bcnet.pipeline import build_lut, compare, export, search, slice, train
     from bcnet.progress import say

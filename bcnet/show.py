@@ -1,5 +1,6 @@
 """Results as people read them, on stdout."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,8 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     )
     print(f"verified network: {summary['file']}")
     if summary.get("better"):
-        print(f"its widths are better when trained from scratch; to have that: {summary['better']}")
+        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary["better"].items())
+        print(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
 
 
 def show_check(report: "CheckReport") -> None:

@@ -154,7 +154,7 @@ def rank_settings(
         "draws": config.train.draws,
         "complementary": config.train.complementary,
         "supernets": config.train.supernets,
-        "passes": project.total_epochs - config.slice.epochs,
+        "passes": project.supernet_passes,
         "training_images": len(project.data.train),
         "widths": list(project.space.largest()),
         "settings": len(index),

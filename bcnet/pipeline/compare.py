@@ -2,8 +2,8 @@
 
 In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, the
 searched one, and its widths trained from scratch: what the search found, without what the supernet's training
-cost. All others get as many passes over the training images as the searched one cost in all (each path of a
-supernet's step counts), with the same settings. All are exported and timed alternately.
+cost. All others get as many passes over the training images as went into the searched one's weights (each
+path of a supernet's step counts), with the same settings. All are exported and timed alternately.
 
 `compare/`: result.json.
 """
@@ -102,7 +102,7 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
                 params=space.params(wanted[name]),
                 macs=space.macs(wanted[name]),
                 size_bytes=len(content),
-                passes=project.total_epochs if name == "searched" else recipe.epochs,
+                passes=recipe.epochs,
             )
         )
     return tuple(entries)
@@ -169,6 +169,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "export": export,
         "training settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
         "metric": metric_digest(config),
+        "networks": "full, uniform, searched" + ("" if config.slice.from_scratch else f", {ANEW}"),
     }
 
 
@@ -177,7 +178,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Compare and save. Returns a summary with one entry a network."""
     project = load_project(config)
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
-    recipe = Recipe.of(config, project.total_epochs, config.train.learning_rate)
+    recipe = Recipe.of(config, project.winner_passes, config.train.learning_rate)
     widths = sliced(run, project).widths
     export = run.stage("export")
     entries = compare(project, export.path("model.onnx").read_bytes(), widths, recipe)
@@ -191,11 +192,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "test_images": len(project.data.test),
         "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
         "file": verified["file"],
-        "better": (
-            f"{run.stage('slice').command} --from-scratch --epochs {recipe.epochs}, then {export.command}"
-            if better_anew(entries)
-            else None
-        ),
+        "better": {"from_scratch": True, "epochs": recipe.epochs} if better_anew(entries) else None,
     }
     stage.finish(inputs, {"result.json": json_bytes(summary)})
     return summary

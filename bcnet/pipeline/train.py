@@ -6,15 +6,16 @@ of its own, are supernet-2.safetensors and so on. Each of these files tells of i
 and curve.csv are of all supernets that are in use.
 """
 
+import base64
 import copy
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, takewhile
-from itertools import count as counted
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import MANIFEST, Run, Stage, alone_in, file_digest, read_json, write_file
+from bcnet.artifacts import Run, Stage, alone_in, bytes_digest, write_file
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ArtifactError
@@ -179,28 +180,31 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Train and save the supernets that are not there yet. Returns a summary.
 
-    What was trained with the same settings is kept: of a killed training all that it had come to, and of a
-    finished one every supernet, whatever their number was and is.
+    What was trained with the same settings is kept: of a killed training all that it had come to, and every
+    supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
     """
     project, count = load_project(config), config.train.supernets
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
-    results = _finished(stage, of_each)
-    waiting = [number for number in range(count) if number not in results]
-    checkpoints = {n: stage.path(supernet_file(n).replace("supernet", "checkpoint")) for n in waiting}
+    results = {}
+    for number in range(count):
+        found = _finished(stage.path(supernet_file(number)), of_each)
+        if found is not None:
+            results[number] = found
+    checkpoints = {n: stage.path(_checkpoint_file(n)) for n in range(count) if n not in results}
     epochs = {number: _epochs_done(path, of_each) for number, path in checkpoints.items()}
-    done = (count - len(waiting)) * recipe.epochs + sum(epoch or 0 for epoch in epochs.values())
+    done = len(results) * recipe.epochs + sum(epoch or 0 for epoch in epochs.values())
     if None in epochs.values():
         say("a training that was stopped had other settings: it does not go on")
-    if not waiting:
+    if not checkpoints:
         say(f"trained already; remove {stage.folder} to train anew")
     elif done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
-    if waiting:
+    if checkpoints:
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
@@ -214,20 +218,19 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         )
     seconds = time.perf_counter() - start
     used = [results[number] for number in range(count)]
-    files = {
-        # More than are used are kept: a larger number has them again.
-        **{
-            supernet_file(number): _packed(own.state, own.records, own.curve, of_each)
-            for number, own in sorted(results.items())
-        },
-        "space.json": project.space.to_json().encode(),
-        "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
-        "curve.csv": _curves([result.curve for result in used]).encode(),
-    }
-    stage.finish(inputs, files)
-    for path in [*stage.folder.glob("checkpoint*.safetensors"), *stage.folder.glob("supernet-*.safetensors")]:
-        if path.name not in files:
-            path.unlink()
+    if checkpoints or stage.outdated(inputs) is not None:
+        files = {
+            **{
+                supernet_file(number): _packed(own.state, own.records, own.curve, of_each)
+                for number, own in enumerate(used)
+            },
+            "space.json": project.space.to_json().encode(),
+            "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
+            "curve.csv": _curves([result.curve for result in used]).encode(),
+        }
+        stage.finish(inputs, files)
+    if checkpoints:
+        _clear(stage, [*checkpoints.values()], of_each)
     return {
         "stage": "train",
         "folder": str(stage.folder),
@@ -299,6 +302,11 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     return min(seconds) * steps_an_epoch(project.data, recipe)
 
 
+def _checkpoint_file(number: int) -> str:
+    """The name of the file from which a run's supernet `number`, from 0, continues."""
+    return supernet_file(number).replace("supernet", "checkpoint")
+
+
 def _packed(
     tensors: Mapping[str, Tensor],
     records: Sequence[Record],
@@ -309,10 +317,22 @@ def _packed(
     """Tensors as a safetensors file that tells of their training; `epoch` where it is not over."""
     from safetensors.torch import save
 
-    told = {"inputs": dict(inputs), "epoch": epoch, "records": list(records), "curve": list(curve)}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    told = {
+        "inputs": dict(inputs),
+        "epoch": epoch,
+        "records": _shortened(list(records)),
+        "curve": list(curve),
+        "tensors": bytes_digest(save(tensors)),
+    }
     # In one piece: several would be written in another order each time.
-    content: bytes = save({name: t.contiguous() for name, t in tensors.items()}, {TOLD: json.dumps(told)})
+    content: bytes = save(tensors, {TOLD: json.dumps(told)})
     return content
+
+
+def _shortened(value: object) -> str:
+    """A JSON value as text, compressed: a safetensors file has room for 100 MB of it."""
+    return base64.b85encode(zlib.compress(json.dumps(value).encode())).decode()
 
 
 def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
@@ -335,30 +355,35 @@ def _load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(Snapshot(told["epoch"], tensors), _records(told), tuple(told["curve"]))
 
 
-def _finished(stage: Stage, inputs: Mapping[str, str]) -> dict[int, TrainResult]:
-    """Supernets of a finished training with these inputs, by number; those whose files are whole."""
-    try:
-        manifest = read_json(stage.path(MANIFEST), stage.command)
-        before, outputs = dict(manifest["inputs"]), dict(manifest["outputs"])
-    except (ArtifactError, KeyError, TypeError, ValueError):
-        return {}
-    before.pop("supernets", None)
-    if before != inputs:
-        return {}
-    found = {}
-    for number, name in enumerate(takewhile(outputs.__contains__, map(supernet_file, counted()))):
-        path = stage.path(name)
-        if not path.exists() or file_digest(path) != outputs[name]:
-            continue
-        with _opened(path) as (file, told):
-            if told:  # versions before this one wrote nothing there
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                found[number] = TrainResult(tensors, _records(told), tuple(told["curve"]))
-    return found
+def _finished(path: Path, inputs: Mapping[str, str]) -> TrainResult | None:
+    """The supernet in a file, where it was trained with these inputs and is whole."""
+    from safetensors.torch import save
+
+    with suppress(ArtifactError):
+        if path.exists() and _told(path).get("inputs") == inputs:
+            at = _load_checkpoint(path)
+            if bytes_digest(save(at.snapshot.tensors)) == _told(path)["tensors"]:
+                return TrainResult(at.snapshot.tensors, at.records, at.curve)
+    return None
+
+
+def _clear(stage: Stage, done: Sequence[Path], inputs: Mapping[str, str]) -> None:
+    """After a training: remove its checkpoints, and what trainings with other inputs have left."""
+    for path in stage.folder.glob("*.safetensors"):
+        if path in done or _told(path).get("inputs") != inputs:
+            path.unlink()
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """What a file tells of its training; nothing, where it cannot be read or is of an earlier version."""
+    with suppress(ArtifactError), _opened(path) as (_, told):
+        return told
+    return {}
 
 
 def _records(told: Mapping[str, Any]) -> tuple[Record, ...]:
-    return tuple((Widths(widths), float(loss)) for widths, loss in told["records"])
+    records = json.loads(zlib.decompress(base64.b85decode(told["records"])))
+    return tuple((Widths(widths), float(loss)) for widths, loss in records)
 
 
 @contextmanager

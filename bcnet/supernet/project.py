@@ -97,11 +97,17 @@ class Project:
         return digest([self.profile.name, self.profile.setting])
 
     @property
-    def total_epochs(self) -> int:
-        """Passes over the training images that a winner has cost in all: each path of a step counts."""
+    def supernet_passes(self) -> int:
+        """Passes over the training images that all supernets take: each path of a step counts."""
         train = self.config.train
         paths = STEPS[train.step].paths(len(self.space.rule.sides), train.draws)
-        return train.supernets * train.epochs * paths + self.config.slice.epochs
+        return train.supernets * train.epochs * paths
+
+    @property
+    def winner_passes(self) -> int:
+        """Passes behind a winner's weights: the supernets', unless it begins from scratch, and its own."""
+        own = self.config.slice
+        return own.epochs + (0 if own.from_scratch else self.supernet_passes)
 
     def fresh_model(self, seed: int | None = None) -> nn.Module:
         """The network of this space with its initial weights, as wide as the supernet's.

@@ -30,26 +30,30 @@ def test_widths_are_better_from_scratch_where_intervals_do_not_touch(
     assert not better_anew((searched,))
 
 
-def test_where_they_are_the_table_ends_with_the_commands_that_hand_them_over(
+def test_where_they_are_the_table_ends_with_the_settings_that_hand_them_over(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary = json.loads((RUN / "compare/result.json").read_text(encoding="utf-8"))
     show_comparison({**summary, "better": None})
-    assert "from scratch; " not in capsys.readouterr().out
-    show_comparison({**summary, "better": "bcnet slice --from-scratch --epochs 3, then bcnet export"})
+    assert "from scratch: " not in capsys.readouterr().out
+    show_comparison({**summary, "better": {"from_scratch": True, "epochs": 3}})
     assert capsys.readouterr().out.endswith(
-        "its widths are better when trained from scratch; to have that: "
-        "bcnet slice --from-scratch --epochs 3, then bcnet export\n"
+        "its widths are better when trained from scratch: set from_scratch = true, epochs = 3 under [slice], "
+        "and run again\n"
     )
 
 
-def test_a_winner_that_was_trained_from_scratch_is_not_trained_so_twice(
+def test_with_those_settings_the_winner_is_the_network_that_was_compared(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = json.loads((RUN / "compare/result.json").read_text(encoding="utf-8"))["networks"]
     text = Path("bcnet.toml").read_text(encoding="utf-8")
-    Path("bcnet.toml").write_text(text.replace("[slice]", "[slice]\nfrom_scratch = true"), encoding="utf-8")
+    anew = text.replace("[slice]\nepochs = 1", "[slice]\nfrom_scratch = true\nepochs = 3")
+    Path("bcnet.toml").write_text(anew, encoding="utf-8")
     capsys.readouterr()
     assert main(["run", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert [network["name"] for network in found["networks"]] == ["full", "uniform", "searched"]
+    assert [network["passes"] for network in found["networks"]] == [3, 3, 3]
+    assert found["networks"][2]["accuracy"] == before[3]["accuracy"]
     assert found["better"] is None

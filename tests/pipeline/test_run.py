@@ -413,7 +413,7 @@ def test_a_manifest_that_was_made_to_fit_does_not_hide_a_broken_weights_file(
 
 
 def test_a_broken_checkpoint_is_named(project: Path, refused: Refused) -> None:
-    (RUN / "train/manifest.json").unlink()
+    (RUN / "train/supernet.safetensors").unlink()
     (RUN / "train/checkpoint.safetensors").write_bytes(b"broken")
     assert "checkpoint.safetensors cannot be read" in refused(1, "train")
 

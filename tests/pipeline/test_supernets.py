@@ -113,28 +113,36 @@ def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_lo
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     printed(capsys, "train", "--supernets", "1")
-    first = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
-    files = {"supernet.safetensors", "space.json", "records.json", "curve.csv", "manifest.json"}
-    assert first.keys() == files
+    first = contents()
+    assert first.keys() == {
+        "supernet.safetensors",
+        "space.json",
+        "records.json",
+        "curve.csv",
+        "manifest.json",
+    }
     interrupted(monkeypatch, 3, "--supernets", "3")
     assert "continuing after epoch 2 of 6" in capsys.readouterr().err
+    stopped = contents()
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())  # nothing is to be trained
+        assert main(["train", "--supernets", "1"]) == 0
+    assert "trained already" in capsys.readouterr().err
+    assert contents() == stopped
     assert main(["train", "--supernets", "3"]) == 0
     assert "continuing after epoch 5 of 6" in capsys.readouterr().err
+    three = contents()
     printed(capsys, "train", "--supernets", "3", "--run", "whole")
-    three = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
-    assert {path.name: path.read_bytes() for path in Path("runs/whole/train").iterdir()} == three
-    assert (TRAINED / "curve.csv").read_text().startswith("epoch,loss,supernet 1,supernet 2,supernet 3\n1,")
+    assert contents("whole") == three
+    assert three["curve.csv"].startswith(b"epoch,loss,supernet 1,supernet 2,supernet 3\n1,")
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())  # nothing is left to train
+        patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
         assert printed(capsys, "train", "--supernets", "1")["supernets"] == 1
-        one = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
-        assert all(one[name] == first[name] for name in files - {"manifest.json"})
+        assert contents() == {**three, **first}  # the manifest is as it was: nothing downstream is stale
         config = load_config(Path("bcnet.toml"), {"train": {"supernets": 1}})
         assert len(trained_supernets(Run.named("default"), load_project(config))) == 1
-        capsys.readouterr()
         assert main(["train", "--supernets", "3"]) == 0
-        assert "trained already" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == three
+    assert contents() == three
 
 
 def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files_are_kept(
@@ -144,15 +152,24 @@ def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files
     printed(capsys, "train")
     assert main(["train", "--seed", "1"]) == 0
     assert "continuing" not in capsys.readouterr().err
-    whole = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
-    (TRAINED / "supernet.safetensors").write_bytes(b"cut short")
-    assert main(["train", "--seed", "1"]) == 0
-    assert "continuing after epoch 2 of 4" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == whole
+    whole = contents()
+    good = whole["supernet.safetensors"]
+    for bad in (good[:-4], good[:-1] + bytes([good[-1] ^ 1])):
+        (TRAINED / "supernet.safetensors").write_bytes(bad)
+        assert main(["train", "--seed", "1"]) == 0
+        assert "continuing after epoch 2 of 4" in capsys.readouterr().err
+        assert contents() == whole
     (TRAINED / "manifest.json").write_text("[]", encoding="utf-8")
+    (TRAINED / "records.json").unlink()
     assert main(["train", "--seed", "1"]) == 0
-    assert "continuing" not in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == whole
+    assert contents() == whole
+    printed(capsys, "train", "--supernets", "1")  # of the seed in the file: what the other one left goes
+    assert len(list(TRAINED.glob("*.safetensors"))) == 1
+
+
+def contents(run: str = "default") -> dict[str, bytes]:
+    """The files of a run's training."""
+    return {path.name: path.read_bytes() for path in Path(f"runs/{run}/train").iterdir()}
 
 
 def main_is_stopped() -> None:
