@@ -323,7 +323,8 @@ def _packed(
         "epoch": epoch,
         "records": _shortened(list(records)),
         "curve": list(curve),
-        "tensors": bytes_digest(save(tensors)),
+        # Only what is finished vouches for itself: each epoch would be written out twice otherwise.
+        "tensors": bytes_digest(save(tensors)) if epoch is None else None,
     }
     # In one piece: several would be written in another order each time.
     content: bytes = save(tensors, {TOLD: json.dumps(told)})
@@ -351,19 +352,18 @@ def _epochs_done(path: Path, inputs: Mapping[str, str]) -> int | None:
 def _load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint of a killed training."""
     with _opened(path) as (file, told):
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Checkpoint(Snapshot(told["epoch"], tensors), _records(told), tuple(told["curve"]))
+        return Checkpoint(Snapshot(told["epoch"], _tensors(file)), _records(told), tuple(told["curve"]))
 
 
 def _finished(path: Path, inputs: Mapping[str, str]) -> TrainResult | None:
     """The supernet in a file, where it was trained with these inputs and is whole."""
     from safetensors.torch import save
 
-    with suppress(ArtifactError):
-        if path.exists() and _told(path).get("inputs") == inputs:
-            at = _load_checkpoint(path)
-            if bytes_digest(save(at.snapshot.tensors)) == _told(path)["tensors"]:
-                return TrainResult(at.snapshot.tensors, at.records, at.curve)
+    with suppress(ArtifactError), _opened(path) as (file, told):
+        if told.get("inputs") == inputs:
+            tensors = _tensors(file)
+            if bytes_digest(save(tensors)) == told["tensors"]:
+                return TrainResult(tensors, _records(told), tuple(told["curve"]))
     return None
 
 
@@ -379,6 +379,10 @@ def _told(path: Path) -> dict[str, Any]:
     with suppress(ArtifactError), _opened(path) as (_, told):
         return told
     return {}
+
+
+def _tensors(file: Any) -> dict[str, Tensor]:
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _records(told: Mapping[str, Any]) -> tuple[Record, ...]:
