@@ -119,7 +119,7 @@ def rank_settings(
     compared, too; their own rank is in no figure.
     """
     start, stage, project = time.perf_counter(), run.stage("train"), load_project(config)
-    maxima = [group.channels for group in project.space.groups]
+    maxima = list(project.space.largest())
     if maxima != config.model.args.get("widths"):
         raise ArtifactError(
             f"the groups found in cbm-{table.space} are {maxima}, not the benchmark's seven widths "
@@ -156,7 +156,7 @@ def rank_settings(
         "supernets": config.train.supernets,
         "passes": project.supernet_passes,
         "training_images": len(project.data.train),
-        "widths": list(project.space.largest()),
+        "widths": maxima,
         "settings": len(index),
         "recalibration_images": config.search.recalibration_images,
         "validation_images": len(project.data.val),

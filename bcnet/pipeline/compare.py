@@ -62,10 +62,12 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     space, profile = project.space, project.profile
     with working("looking for the uniform network that is as fast"):
         uniform = uniform_as_fast(project, widths)
-    wanted = {"full": space.original(), "uniform": uniform}
+    wanted = {"full": space.original(), "uniform": uniform, "searched": widths}
     if not project.config.slice.from_scratch:
         wanted[ANEW] = widths
-    networks = {name: cut(project.fresh_model(), space, w) for name, w in wanted.items()}
+    networks = {
+        name: cut(project.fresh_model(), space, own) for name, own in wanted.items() if name != "searched"
+    }
     announce(
         f"training {len(networks)} networks to compare with",
         sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
@@ -73,14 +75,12 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
     for name, network in networks.items():
         fit_network(network, project.data, recipe, f"training: {name}")
     example = project.data.example(profile.batch)
-    files = {}
+    files = dict.fromkeys(wanted, searched)  # in the order of the table
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
             proto = project.at_precision(to_onnx(network, example))
         check_file(proto)
         files[name] = proto.SerializeToString()
-    wanted["searched"] = widths
-    files = {"full": files.pop("full"), "uniform": files.pop("uniform"), "searched": searched, **files}
     latencies: dict[str, list[LatencyStat]] = {name: [] for name in files}
     with progress_bar("timing all networks", ROUNDS * len(files)) as advance:
         for _ in range(ROUNDS):
