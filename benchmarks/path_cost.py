@@ -38,7 +38,7 @@ from bcnet.models import build_model
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, _optimizer, keep_freed_memory
 from bcnet.supernet.paths import cut, forward_path
-from bcnet.supernet.step import supernet_step
+from bcnet.supernet.step import SlicedPaths, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 MODELS = tuple(
@@ -177,10 +177,10 @@ def peak_bytes(
         trained = set(space.parameters)
         parameters = {key: nn.Parameter(tensor) for key, tensor in state.items() if key in trained}
         buffers = {key: tensor for key, tensor in state.items() if key not in trained}
-        model.train()
+        paths = SlicedPaths(model.train(), space, parameters, buffers, recipe)
 
         def gradients() -> None:
-            supernet_step(model, space, parameters, buffers, [space.largest()], images, labels, recipe)
+            supernet_step(paths, [space.largest()], images, labels)
 
     optimizer = _optimizer(parameters, recipe)
 

@@ -31,7 +31,7 @@ from bcnet.supernet.fit import Recipe, _optimizer, keep_freed_memory
 from bcnet.supernet.methods import METHODS
 from bcnet.supernet.paths import State, cut
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import supernet_step
+from bcnet.supernet.step import SlicedPaths, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet18", "torchvision:vgg16_bn")
@@ -141,9 +141,10 @@ def _supernet(
     parameters = {name: nn.Parameter(tensor) for name, tensor in state.items() if name in names}
     buffers = {name: tensor for name, tensor in state.items() if name not in names}
     optimizer = _optimizer(parameters, recipe)
+    paths = SlicedPaths(model, space, parameters, buffers, recipe)
 
     def run(widths: Widths, batch: Batch) -> None:
-        supernet_step(model, space, parameters, buffers, [widths], *batch, recipe)
+        supernet_step(paths, [widths], *batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 

@@ -36,7 +36,7 @@ from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, StepPlan, supernet_step
+from bcnet.supernet.step import STEPS, SlicedPaths, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 TAYLOR_BATCHES = 8
@@ -93,16 +93,14 @@ def train(
         WidthSampler(space.rule, choices, recipe.seed, complementary, side)
         for side in range(len(space.rule.sides) if plan.turns else 1)
     ]
-    model = model.to(recipe.device).train()
+    paths = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
     def step(inputs: Any, targets: Any, number: int) -> float:
         turn, side = divmod(number, len(samplers))
         drawn = [Widths(samplers[side].at(turn * draws + i)) for i in range(draws)]
-        losses = supernet_step(
-            model, space, parameters, buffers, drawn, inputs, targets, recipe, plan=plan, number=number
-        )
+        losses = supernet_step(paths, drawn, inputs, targets, plan=plan, number=number)
         records.extend((widths, round(loss, 5)) for widths, loss in zip(drawn, losses, strict=True))
         return sum(losses) / len(losses)
 
@@ -293,9 +291,10 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     drawn = [project.space.uniform(0.55)] * config.train.draws
     plan = STEPS[config.train.step]
     model = project.model.to(recipe.device).train()
+    paths = SlicedPaths(model, project.space, parameters, buffers, recipe)
     seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        supernet_step(model, project.space, parameters, buffers, drawn, inputs, targets, recipe, plan=plan)
+        supernet_step(paths, drawn, inputs, targets, plan=plan)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too
     model.cpu().eval()

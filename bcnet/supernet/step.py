@@ -46,15 +46,54 @@ STEPS = {
 }
 
 
+class SlicedPaths:
+    """Trains a path on its slices of a supernet's tensors: as much work as the narrow network's.
+
+    A path's slices are the leaves: the gradient of a narrow slice costs what the slice costs, not what the
+    supernet costs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WidthSpace,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        recipe: Recipe,
+    ) -> None:
+        self.model, self.space, self.recipe = model, space, recipe
+        self.parameters, self.buffers = parameters, buffers
+
+    def __call__(
+        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Add the gradients of one path of `count` to the parameters'; its loss, a scalar, and outputs.
+
+        With a `teacher`'s logits the path learns from those in place of the targets.
+        """
+        space, parameters = self.space, self.parameters
+        # All slices are local to this call: they are freed before the next path takes its own.
+        with torch.no_grad():
+            taken = path_state(parameters, space, path)
+        leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
+        del taken  # what `contiguous` copied is not held twice
+        for name, leaf in leaves.items():
+            # Adding each gradient as soon as it is there frees it before the next one is made.
+            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
+            )
+        state = {**leaves, **path_state(self.buffers, space, path)}
+        called = bound_to(self.model.forward, partial(run_with, self.model, space, state))
+        loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
+        (loss / count).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), outputs
+
+
 def supernet_step(
-    model: nn.Module,
-    space: WidthSpace,
-    parameters: Mapping[str, nn.Parameter],
-    buffers: Mapping[str, Tensor],
+    paths: SlicedPaths,
     drawn: Sequence[Widths],
     inputs: Any,
     targets: Any,
-    recipe: Recipe,
     *,
     plan: StepPlan = STEPS["plain"],
     number: int = 0,
@@ -62,55 +101,25 @@ def supernet_step(
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
     Returns the mean loss of the sides of each of the `drawn` widths. Paths run one after the other, so only
-    one path's activations are held (BCNetV2). The path's slices are the leaves: the gradient of a narrow
-    slice costs what the slice costs, not what the supernet costs. The plan's own paths change sides with the
-    step's `number`.
+    one path's activations are held (BCNetV2). The plan's own paths change sides with the step's `number`.
     """
+    space = paths.space
     turn = space.rule.sides[number % len(space.rule.sides)]
     sides = (turn,) if plan.turns else space.rule.sides
     count = plan.paths(len(sides), len(drawn))
 
-    def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[float, Any]:
-        path = path_of(space, widths, side)
-        return _path(model, space, parameters, buffers, path, inputs, targets, recipe, count, teacher)
+    def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
+        return paths(path_of(space, widths, side), inputs, targets, count, teacher)
 
     teacher = None
     if plan.widest:
         _, outputs = run(space.largest(), turn, None)
         teacher = logits_of(outputs).detach() if plan.taught else None
-    losses = [sum(run(widths, side, teacher)[0] for side in sides) / len(sides) for widths in drawn]
+    losses = [[run(widths, side, teacher)[0] for side in sides] for widths in drawn]
     if plan.narrowest:
         run(space.smallest(), turn, teacher)
-    return losses
-
-
-def _path(
-    model: nn.Module,
-    space: WidthSpace,
-    parameters: Mapping[str, nn.Parameter],
-    buffers: Mapping[str, Tensor],
-    path: Path,
-    inputs: Any,
-    targets: Any,
-    recipe: Recipe,
-    count: int,
-    teacher: Tensor | None,
-) -> tuple[float, Any]:
-    """One path of `count`: its loss and outputs. A function: its slices are freed before the next."""
-    with torch.no_grad():
-        taken = path_state(parameters, space, path)
-    leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
-    del taken  # what `contiguous` copied is not held twice
-    for name, leaf in leaves.items():
-        # Adding each gradient as soon as it is there frees it before the next one is made.
-        leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-            lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
-        )
-    state = {**leaves, **path_state(buffers, space, path)}
-    called = bound_to(model.forward, partial(run_with, model, space, state))
-    loss, outputs = recipe.training_loss(called, inputs, targets, teacher)
-    (loss / count).backward()  # type: ignore[no-untyped-call]
-    return float(loss.detach()), outputs
+    # Read at the end: a GPU is waited for once.
+    return [sum(map(float, own)) / len(own) for own in losses]
 
 
 def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:

@@ -9,7 +9,7 @@ from bcnet.supernet.fit import Recipe
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, supernet_step
+from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 DRAWN = [Widths((4,)), Widths((6,))]
@@ -59,8 +59,9 @@ def of(sides: tuple[Side, ...]) -> Paths:
 def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: str, number: int) -> None:
     model, space, parameters = setup(method)
     batch = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2])
-    recipe, plan = Recipe(epochs=1, learning_rate=0.1), STEPS[name]
-    losses = supernet_step(model, space, parameters, {}, DRAWN, *batch, recipe, plan=plan, number=number)
+    plan = STEPS[name]
+    sliced = SlicedPaths(model, space, parameters, {}, Recipe(epochs=1, learning_rate=0.1))
+    losses = supernet_step(sliced, DRAWN, *batch, plan=plan, number=number)
     turn = space.rule.sides[number % len(space.rule.sides)]
     sides = (turn,) if plan.turns else space.rule.sides
     paths = of(sides)
@@ -75,12 +76,12 @@ def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: 
 def test_extra_channels_of_bcnetv2_are_reached_by_the_widest_path_every_other_step() -> None:
     model, space, parameters = setup("bcnetv2")
     batch = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2])
-    recipe = Recipe(epochs=1, learning_rate=0.1)
+    paths = SlicedPaths(model, space, parameters, {}, Recipe(epochs=1, learning_rate=0.1))
     reached = []
     for number in (0, 1):
         for parameter in parameters.values():
             parameter.grad = None
-        supernet_step(model, space, parameters, {}, [], *batch, recipe, plan=STEPS["taught"], number=number)
+        supernet_step(paths, [], *batch, plan=STEPS["taught"], number=number)
         gradient = parameters["0.weight"].grad
         assert gradient is not None
         reached.append((gradient.flatten(1).abs().sum(1) > 0).nonzero().flatten().tolist())

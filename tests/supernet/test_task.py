@@ -18,7 +18,7 @@ from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.score import evaluate_network, score
 from bcnet.supernet.space import Widths
-from bcnet.supernet.step import supernet_step
+from bcnet.supernet.step import SlicedPaths, supernet_step
 from bcnet.supernet.task import Task, accuracy, cross_entropy, mean_iou
 
 LOGITS = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
@@ -232,7 +232,8 @@ def test_a_training_step_of_the_users_own_fills_the_same_gradients_as_its_loss()
         task = DETECTION if stepwise else Task()
         recipe = Recipe(epochs=1, learning_rate=0.1, task=task)
         labels = targets if stepwise else torch.stack([t["label"] for t in targets])
-        supernet_step(model, space, parameters, {}, [Widths((4, 4))], inputs, labels, recipe)
+        paths = SlicedPaths(model, space, parameters, {}, recipe)
+        supernet_step(paths, [Widths((4, 4))], inputs, labels)
         gradients.append([p.grad for p in parameters.values()])
     for own, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(own, plain)

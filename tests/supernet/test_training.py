@@ -15,7 +15,7 @@ from bcnet.supernet.fit import Recipe, augment, fit_network
 from bcnet.supernet.paths import cut, forward_path, path_of, path_state, run_with
 from bcnet.supernet.score import Score, evaluate_network, recalibrated, score, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, supernet_step
+from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
 
 
 class Concatenating(nn.Module):
@@ -73,7 +73,8 @@ def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int
     own = dict(model.named_parameters())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     parameters = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
-    (loss,) = supernet_step(model, space, parameters, buffers, [Widths(widths)], x, labels, recipe)
+    paths = SlicedPaths(model, space, parameters, buffers, recipe)
+    (loss,) = supernet_step(paths, [Widths(widths)], x, labels)
     reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
     total = torch.zeros(())
     for side in space.rule.sides:
@@ -92,16 +93,8 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
     buffers = dict(model.named_buffers())
     recipe = Recipe(epochs=1, learning_rate=0.1)
     labels = torch.tensor([0, 1])
-    supernet_step(
-        model.train(),
-        space,
-        parameters,
-        buffers,
-        [Widths((2, 4, 2))],
-        torch.randn(2, 1, 8, 8),
-        labels,
-        recipe,
-    )
+    paths = SlicedPaths(model.train(), space, parameters, buffers, recipe)
+    supernet_step(paths, [Widths((2, 4, 2))], torch.randn(2, 1, 8, 8), labels)
     gradient = parameters["a.weight"].grad
     assert gradient is not None
     touched = gradient.flatten(1).abs().sum(1) > 0
