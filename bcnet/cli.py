@@ -710,6 +710,9 @@ def channel_bench_macro(
         ),
     ] = 0,
     scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
+    cuda_graph: Annotated[
+        bool, typer.Option(help="On a GPU: train by a recorded CUDA graph, where that is right and faster.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
     run: RunName = "channel-bench-macro",
     config: ConfigFile = None,
@@ -737,6 +740,7 @@ def channel_bench_macro(
             f"not {scratch}"
         )
     given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets)
+    given["train"]["cuda_graph"] = cuda_graph
     with redirect_stdout(sys.stderr):
         report = rank_settings(
             target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared

@@ -169,6 +169,11 @@ class TrainConfig(Section):
     train_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto, cpu or cuda: where to train"
     )
+    cuda_graph: bool = Field(
+        False,
+        description="on a GPU: train the supernet by a recorded CUDA graph, where that is right and faster, "
+        "as for small networks",
+    )
 
 
 class SearchConfig(Section):

@@ -33,6 +33,7 @@ from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.recorded import fastest_paths
 from bcnet.supernet.saved import supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
@@ -72,6 +73,7 @@ def train(
     complementary: bool = False,
     plan: StepPlan = STEPS["plain"],
     draws: int = 1,
+    cuda_graph: bool = False,
     state: State | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
@@ -80,7 +82,8 @@ def train(
     """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
 
     `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
-    is what it begins with: `supernet_state(model, space)` if not given.
+    is what it begins with: `supernet_state(model, space)` if not given. With `cuda_graph`, a GPU trains by a
+    recorded graph where that is right and faster.
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
     parameters, buffers = _trainable(model, state, recipe)
@@ -93,7 +96,10 @@ def train(
         WidthSampler(space.rule, choices, recipe.seed, complementary, side)
         for side in range(len(space.rule.sides) if plan.turns else 1)
     ]
-    paths = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
+    sliced = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
+    recordable = cuda_graph and recipe.device == "cuda" and not plan.taught  # who teaches hands out outputs
+    count = plan.paths(len(space.rule.sides), draws)
+    paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count) if recordable else sliced
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
@@ -259,6 +265,7 @@ def _trained(
         complementary=train_config.complementary,
         plan=STEPS[train_config.step],
         draws=train_config.draws,
+        cuda_graph=train_config.cuda_graph,
         state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
         resume=resume,
         on_epoch=on_epoch,

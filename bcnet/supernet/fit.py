@@ -124,7 +124,7 @@ class Snapshot:
 
 def training_digest(config: Config) -> str:
     """A hash of every setting that one network's training depends on, but for the machine that it runs on."""
-    train = config.train.model_dump(exclude={"train_device", "supernets"})
+    train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets"})
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     return digest([train, data.flip, data.shift, config.seed, functions])
@@ -233,7 +233,9 @@ def fit(
     keep_freed_memory()
     optimizer = _optimizer(parameters, recipe)
     for parameter in parameters.values():
-        parameter.grad = torch.zeros_like(parameter)  # one that is not used in every step has one, too
+        # One that is not used in every step has a gradient, too. One that is there stays where it is: a
+        # recorded step has its address.
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
     first = 0
     if resume is not None:
         first = resume.epoch

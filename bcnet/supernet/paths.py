@@ -125,12 +125,11 @@ def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> St
     # Fixed entries, of group -1, are channel 0 of a group that is taken whole.
     low, high = np.array([*path, (0, 1)]).T
     parts: list[tuple[int, int] | Tensor] = []  # a start and a length, or the indices of several stretches
-    for dimension, entries in zip(distinct, space.entries, strict=True):
-        if entries is None:
+    for dimension, (groups, channels) in zip(distinct, space.entries, strict=True):
+        if len(dimension) == 1:
             (first, last) = ranges(space, dimension, path)[0]
             parts.append((first, last - first))
         else:
-            groups, channels = entries
             taken = np.flatnonzero((channels >= low[groups]) & (channels < high[groups]))
             parts.append((0, len(taken)) if len(taken) == len(groups) else torch.from_numpy(taken))
     result = dict(state)

@@ -135,17 +135,15 @@ class WidthSpace:
         return axes, tuple(numbers)
 
     @cached_property
-    def entries(self) -> tuple[tuple[np.ndarray, np.ndarray] | None, ...]:
-        """For each distinct dimension of several segments, every entry's group (-1: none) and channel."""
-        found: list[tuple[np.ndarray, np.ndarray] | None] = []
+    def entries(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """For each distinct dimension, every entry's group (-1: none, and its channel is 0) and channel."""
+        found = []
         for dimension in self.distinct[1]:
-            if len(dimension) == 1:
-                found.append(None)
-                continue
             groups, channels = [], []
             for segment in dimension:
-                count = 1 if segment.group is None else self.groups[segment.group].supernet_channels
-                groups.append(np.full(count * segment.size, -1 if segment.group is None else segment.group))
+                group = -1 if segment.group is None else segment.group
+                count = 1 if segment.group is None else self.groups[group].supernet_channels
+                groups.append(np.full(count * segment.size, group))
                 channels.append(np.arange(count).repeat(segment.size))
             found.append((np.concatenate(groups), np.concatenate(channels)))
         return tuple(found)

@@ -6,7 +6,7 @@ In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients add
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,16 @@ STEPS = {
     "taught": StepPlan(widest=True, taught=True),
     "us-nets": StepPlan(widest=True, narrowest=True, taught=True),
 }
+
+
+class Paths(Protocol):
+    """Something that trains single paths of a supernet's `space`: see `SlicedPaths`."""
+
+    space: WidthSpace
+
+    def __call__(
+        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]: ...
 
 
 class SlicedPaths:
@@ -90,7 +100,7 @@ class SlicedPaths:
 
 
 def supernet_step(
-    paths: SlicedPaths,
+    paths: Paths,
     drawn: Sequence[Widths],
     inputs: Any,
     targets: Any,

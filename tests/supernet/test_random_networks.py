@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from witnesses import assert_agree, scattered
+from witnesses import assert_agree, assert_same_gradients, scattered
 
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.space import Widths
@@ -110,3 +110,5 @@ def test_any_widths_of_any_network_give_one_result_three_times(data: st.DataObje
         group.unit * data.draw(st.integers(1, group.channels // group.unit)) for group in space.groups
     )
     assert_agree(model, space, x, widths)
+    if not any(group.mixed for group in space.groups):
+        assert_same_gradients(model.train(), space, (x, torch.tensor([0, 2])), widths)

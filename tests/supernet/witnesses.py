@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bcnet.supernet.fit import Recipe
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, forward_path, path_of, ranges, tensors_of
+from bcnet.supernet.recorded import MaskedPaths
 from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.step import SlicedPaths
+from bcnet.supernet.widen import supernet_state
 
 
 def scattered(model: nn.Module) -> nn.Module:
@@ -97,3 +101,31 @@ def assert_agree(
 
 def drawn(space: WidthSpace, seed: int = 0) -> Widths:
     return space.random(np.random.default_rng(seed))
+
+
+def trainable(model: nn.Module, space: WidthSpace) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """A supernet's parameters, each with a gradient of zero, and its buffers."""
+    state, names = supernet_state(model, space), {name for name, _ in model.named_parameters()}
+    parameters = {name: nn.Parameter(tensor) for name, tensor in state.items() if name in names}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    return parameters, {name: tensor for name, tensor in state.items() if name not in names}
+
+
+def assert_same_gradients(
+    model: nn.Module, space: WidthSpace, batch: tuple[Tensor, Tensor], widths: Widths, side: Side = "left"
+) -> None:
+    """A path on slices and the path on whole tensors with masks have one loss and one gradient."""
+    found = []
+    path = path_of(space, widths, side)
+    for way in ("sliced", "masked"):
+        sliced = SlicedPaths(model, space, *trainable(model, space), Recipe(epochs=1, learning_rate=0.1))
+        if way == "sliced":
+            loss, _ = sliced(path, *batch, 2)
+        else:
+            masks = MaskedPaths(sliced)
+            masks.choose(path)
+            loss = masks(*batch, 2)
+        found.append({"loss": loss, **{name: p.grad for name, p in sliced.parameters.items()}})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5, msg=name)

@@ -1,0 +1,192 @@
+"""Paths on whole tensors with masks, and as recorded work, train as paths on slices do."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from witnesses import assert_same_gradients, trainable
+
+from bcnet.data import ImageData
+from bcnet.parts import Split
+from bcnet.pipeline.train import train
+from bcnet.supernet import recorded
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.paths import path_of
+from bcnet.supernet.recorded import RecordedPaths, fastest_paths
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
+from bcnet.supernet.task import Task
+
+GPU = torch.cuda.is_available()
+RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=8)
+
+
+class Mobile(nn.Module):
+    """A depthwise block with a shortcut, batch norm and a gate: each mask must reach every one of them."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Hardswish())
+        self.body = nn.Sequential(
+            nn.Conv2d(8, 12, 1, bias=False),
+            nn.BatchNorm2d(12),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+            nn.Sigmoid(),
+            nn.Conv2d(12, 8, 1),
+        )
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(8 * 16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.body(x)
+        z: Tensor = self.head(x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid())
+        return z
+
+
+def setup(method: str = "bcnet", model: nn.Module | None = None) -> tuple[nn.Module, WidthSpace]:
+    torch.manual_seed(0)
+    model = (model or Mobile()).train()
+    return model, discover_space(model, torch.zeros(1, 1, 6, 6), bins=4, channel_multiple=1, method=method)
+
+
+def batch(seed: int = 0, count: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 1, 6, 6, generator=generator), torch.arange(count) % 3
+
+
+def sliced_paths(model: nn.Module, space: WidthSpace, recipe: Recipe = RECIPE) -> SlicedPaths:
+    return SlicedPaths(model, space, *trainable(model, space), recipe)
+
+
+def at_once(work: Callable[[], None]) -> Callable[[], None]:
+    """In place of a CUDA graph: a replay does the work again, on the same tensors."""
+    return work
+
+
+@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
+@pytest.mark.parametrize("widths", [(8, 12), (2, 7), (5, 3)])
+def test_masks_give_the_gradients_that_slices_give(method: str, widths: tuple[int, ...]) -> None:
+    model, space = setup(method)
+    for side in space.rule.sides:
+        assert_same_gradients(model, space, batch(), Widths(widths), side)
+
+
+def test_a_recorded_step_adds_the_gradients_of_each_of_its_paths_on_each_new_batch() -> None:
+    model, space = setup()
+    sliced, other = sliced_paths(model, space), sliced_paths(model, space)
+    recorded_paths = RecordedPaths(other, *batch(), STEPS["plain"].paths(2, 1), at_once)
+    for parameter in other.parameters.values():
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    for seed, widths in enumerate([Widths((3, 5)), Widths((8, 2))]):
+        expected = supernet_step(sliced, [widths], *batch(seed))
+        assert supernet_step(recorded_paths, [widths], *batch(seed)) == pytest.approx(expected, rel=1e-5)
+    for name, parameter in sliced.parameters.items():
+        torch.testing.assert_close(other.parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_of_another_shape_and_taught_paths_go_to_the_slices() -> None:
+    model, space = setup()
+    replays: list[int] = []
+
+    def counted(work: Callable[[], None]) -> Callable[[], None]:
+        return lambda: (replays.append(1), work())[1]
+
+    paths = RecordedPaths(sliced_paths(model, space), *batch(), 1, counted)
+    path = path_of(space, Widths((3, 5)))
+    assert paths(path, *batch(count=5))[1].shape == (5, 3)
+    assert paths(path, *batch(), teacher=torch.zeros(8, 3))[1].shape == (8, 3)
+    assert paths(path, *batch(), count=2)[1].shape == (8, 3)
+    assert not replays
+    assert paths(path, *batch())[1] is None
+    assert replays == [1]
+
+
+def of_speeds(monkeypatch: pytest.MonkeyPatch, recorded_s: float, sliced_s: float) -> None:
+    """What the two ways take, in place of this machine's times: masks are slower on a processor."""
+    monkeypatch.setattr(
+        recorded, "_seconds", lambda paths, *_: recorded_s if isinstance(paths, RecordedPaths) else sliced_s
+    )
+
+
+def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, space = setup()
+    sliced = sliced_paths(model, space)
+    before = {name: tensor.clone() for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]}
+    of_speeds(monkeypatch, 0.002, 0.010)
+    assert isinstance(fastest_paths(sliced, *batch(), 2, at_once), RecordedPaths)
+    assert "by a recorded CUDA graph: a path takes 2.0 ms for 10.0" in capsys.readouterr().err
+    of_speeds(monkeypatch, 0.010, 0.002)
+    assert fastest_paths(sliced, *batch(), 2, at_once) is sliced
+    assert "on slices, not by a recorded CUDA graph: recorded, a path takes" in capsys.readouterr().err
+    for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]:
+        assert torch.equal(tensor, before[name])
+    assert all(float(p.grad.abs().sum()) == 0 for p in sliced.parameters.values() if p.grad is not None)
+
+
+def test_what_masks_cannot_do_stays_on_slices_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_speeds(monkeypatch, 0.002, 0.010)
+    norm = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.GroupNorm(1, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    own_loss = Recipe(epochs=1, learning_rate=0.1, task=Task(loss=nn.functional.cross_entropy))
+
+    def refused(work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for model, recipe, capture, why in [
+        (norm, RECIPE, at_once, "a layer normalises across the channels of 0"),
+        (Mobile(), own_loss, at_once, "the loss is your own"),
+        (
+            Mobile(),
+            RECIPE,
+            refused,
+            "recording failed: RuntimeError: operation not permitted when stream is capturing",
+        ),
+        (Mobile(dropout=0.5), RECIPE, at_once, "gradients of recorded paths differ by"),
+    ]:
+        sliced = sliced_paths(*setup(model=model), recipe)
+        assert fastest_paths(sliced, *batch(), 1, capture) is sliced
+        assert why in capsys.readouterr().err
+
+
+def images() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(48) % 3
+    pixels = torch.randint(0, 80, (48, 1, 6, 6), generator=generator)
+    pixels[torch.arange(48), 0, labels * 2] = 255  # a bright row tells the class
+    split = Split(pixels.to(torch.uint8), labels)
+    return ImageData(split, split.take(torch.arange(24)), split, ("a", "b", "c"), (0.3,), (0.2,))
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_on_a_gpu_a_recorded_training_learns_what_a_sliced_one_does() -> None:
+    model, space = setup()
+    recipe = Recipe(epochs=30, learning_rate=0.1, batch_size=24, device="cuda")
+    curves = [train(model, space, images(), recipe, cuda_graph=graph).curve for graph in (False, True)]
+    assert curves[1][0] == pytest.approx(curves[0][0], rel=0.05)
+    assert all(curve[-1] < 0.5 for curve in curves)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_on_a_gpu_a_graph_gives_the_gradients_of_the_slices() -> None:
+    model, space = setup()
+    model.cuda()
+    parameters, buffers = trainable(model, space)
+    parameters = {name: nn.Parameter(p.detach().cuda()) for name, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    buffers = {name: buffer.cuda() for name, buffer in buffers.items()}
+    sliced = SlicedPaths(model, space, parameters, buffers, Recipe(1, 0.1, batch_size=8, device="cuda"))
+    inputs, targets = (tensor.cuda() for tensor in batch())
+    graph = RecordedPaths(sliced, inputs, targets, 1)
+    for widths in (Widths((8, 12)), Widths((3, 5))):
+        path = path_of(space, widths, "right")
+        assert recorded._difference(graph, sliced, path, inputs, targets, 1) < recorded.TOLERANCE
