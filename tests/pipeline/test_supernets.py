@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG
+from conftest import CONFIG, contents
 from safetensors.torch import load_file
 from torch import nn
 
@@ -99,13 +99,13 @@ def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     interrupted(monkeypatch, 3)
-    before = {path.name: path.read_bytes() for path in TRAINED.iterdir()}
+    before = contents(TRAINED)
     capsys.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
         assert main(["train", "--seed", "1"]) == 130
     assert "a training that was stopped had other settings: it does not go on" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in TRAINED.iterdir()} == before
+    assert contents(TRAINED) == before
 
 
 def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_loses_none(
@@ -113,7 +113,7 @@ def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_lo
 ) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     printed(capsys, "train", "--supernets", "1")
-    first = contents()
+    first = contents(TRAINED)
     assert first.keys() == {
         "supernet.safetensors",
         "space.json",
@@ -123,26 +123,29 @@ def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_lo
     }
     interrupted(monkeypatch, 3, "--supernets", "3")
     assert "continuing after epoch 2 of 6" in capsys.readouterr().err
-    stopped = contents()
+    stopped = contents(TRAINED)
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())  # nothing is to be trained
         assert main(["train", "--supernets", "1"]) == 0
     assert "trained already" in capsys.readouterr().err
-    assert contents() == stopped
+    assert contents(TRAINED) == stopped
     assert main(["train", "--supernets", "3"]) == 0
     assert "continuing after epoch 5 of 6" in capsys.readouterr().err
-    three = contents()
+    three = contents(TRAINED)
     printed(capsys, "train", "--supernets", "3", "--run", "whole")
-    assert contents("whole") == three
-    assert three["curve.csv"].startswith(b"epoch,loss,supernet 1,supernet 2,supernet 3\n1,")
+    assert contents(Path("runs/whole/train")) == three
+    assert (TRAINED / "curve.csv").read_bytes().startswith(b"epoch,loss,supernet 1,supernet 2,supernet 3\n1,")
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
         assert printed(capsys, "train", "--supernets", "1")["supernets"] == 1
-        assert contents() == {**three, **first}  # the manifest is as it was: nothing downstream is stale
+        assert contents(TRAINED) == {
+            **three,
+            **first,
+        }  # the manifest is as it was: nothing downstream is stale
         config = load_config(Path("bcnet.toml"), {"train": {"supernets": 1}})
         assert len(trained_supernets(Run.named("default"), load_project(config))) == 1
         assert main(["train", "--supernets", "3"]) == 0
-    assert contents() == three
+    assert contents(TRAINED) == three
 
 
 def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files_are_kept(
@@ -152,24 +155,20 @@ def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files
     printed(capsys, "train")
     assert main(["train", "--seed", "1"]) == 0
     assert "continuing" not in capsys.readouterr().err
-    whole = contents()
+    whole = contents(TRAINED)
     good = whole["supernet.safetensors"]
+    assert good is not None
     for bad in (good[:-4], good[:-1] + bytes([good[-1] ^ 1])):
         (TRAINED / "supernet.safetensors").write_bytes(bad)
         assert main(["train", "--seed", "1"]) == 0
         assert "continuing after epoch 2 of 4" in capsys.readouterr().err
-        assert contents() == whole
+        assert contents(TRAINED) == whole
     (TRAINED / "manifest.json").write_text("[]", encoding="utf-8")
     (TRAINED / "records.json").unlink()
     assert main(["train", "--seed", "1"]) == 0
-    assert contents() == whole
+    assert contents(TRAINED) == whole
     printed(capsys, "train", "--supernets", "1")  # of the seed in the file: what the other one left goes
     assert len(list(TRAINED.glob("*.safetensors"))) == 1
-
-
-def contents(run: str = "default") -> dict[str, bytes]:
-    """The files of a run's training."""
-    return {path.name: path.read_bytes() for path in Path(f"runs/{run}/train").iterdir()}
 
 
 def main_is_stopped() -> None:
