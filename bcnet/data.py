@@ -7,6 +7,7 @@ In: a `DataConfig`. Out: `ImageData`: training, validation and test part. Valida
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,7 @@ class ImageData:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32, channels last in memory, zero mean and unit deviation."""
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(shape) * 255
-        std = torch.tensor(self.std, device=images.device).view(shape) * 255
+        mean, std = _of_pixels(self.mean, images.device), _of_pixels(self.std, images.device)
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
     def batch(
@@ -167,6 +166,12 @@ def _versions(tree: Any) -> list[int]:
     """How often each tensor was changed in place."""
     tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+@lru_cache(maxsize=16)
+def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values a channel, for pixels of 0 to 255, (1, C, 1, 1): sent to a GPU once, not with each batch."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1) * 255
 
 
 def to_device(tree: Any, device: str | torch.device) -> Any:

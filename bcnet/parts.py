@@ -13,6 +13,13 @@ IGNORED = 255  # the class of a mask's pixels that count nowhere, and what shift
 Item = tuple[Any, Any]  # input, target
 
 
+def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """The tensor on a device. A GPU is not waited for: it copies when it comes to it."""
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...)."""
@@ -29,7 +36,7 @@ class Split:
 
     def to(self, device: str) -> "Split":
         """The same on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(sent(self.images, device), sent(self.labels, device))
 
     @property
     def classified(self) -> bool:

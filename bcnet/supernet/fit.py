@@ -25,7 +25,7 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError, TrainingError, one_line
 from bcnet.imports import code_of, import_function
-from bcnet.parts import IGNORED, Split
+from bcnet.parts import IGNORED, Split, sent
 from bcnet.progress import progress_bar
 from bcnet.seeds import seeded
 from bcnet.supernet.paths import arguments
@@ -197,12 +197,12 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator, fill: in
     count, _, height, width = images.shape
     device = images.device
     if recipe.flip:
-        mirrored = (torch.rand(count, generator=generator) < 0.5).to(device)
+        mirrored = sent(torch.rand(count, generator=generator) < 0.5, device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if recipe.shift:
         pad = recipe.shift
         padded = nn.functional.pad(images, (pad, pad, pad, pad), value=fill)
-        top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator).to(device)
+        top, left = sent(torch.randint(2 * pad + 1, (2, count, 1), generator=generator), device)
         rows = (top + torch.arange(height, device=device))[:, :, None]
         columns = (left + torch.arange(width, device=device))[:, None, :]
         # Indexing around the channel axis moves it to the end.

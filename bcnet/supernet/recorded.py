@@ -7,13 +7,17 @@ what a path leaves out is multiplied by zero instead: all paths are one piece of
 
 import math
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from bcnet.errors import one_line
 from bcnet.progress import say
@@ -21,13 +25,14 @@ from bcnet.supernet.paths import Path, path_of, run_with
 from bcnet.supernet.step import Paths, SlicedPaths
 from bcnet.supernet.task import bound_to
 
-Replay = Callable[[], None]
-TOLERANCE, TOLERANCE_AMP = 0.02, 0.2  # by which gradients may differ, of their norm: float32, bfloat16
+Work = Callable[[], None]
+Capture = Callable[[Work], Work]  # records work and returns its replay
+TOLERANCE = 0.02  # by which gradients may differ, as a part of their norm
 TIMED = 3  # times that each path is taken, of which the fastest counts
 
 
-class MaskedPaths:
-    """Trains a path on whole tensors, in which what the path leaves out is zero.
+class MaskedPath:
+    """Trains the chosen path on whole tensors, in which what the path leaves out is zero.
 
     Gradients are those of `SlicedPaths`, but for rounding: a channel whose normalisation has weight and bias
     zero is zero, and weights that would read it are zero, too. Batch-norm statistics of the channels that
@@ -36,78 +41,105 @@ class MaskedPaths:
     """
 
     def __init__(self, sliced: SlicedPaths) -> None:
-        self._sliced = sliced
-        axes, _ = sliced.space.distinct
-        device = next(iter(sliced.parameters.values())).device
-        self._axes = {name: along for name, along in axes.items() if name in sliced.parameters}
-        self._entries = [
-            (torch.from_numpy(groups).to(device), torch.from_numpy(channels).to(device))
-            for groups, channels in sliced.space.entries
-        ]
+        self.sliced = sliced
+        space, parameters = sliced.space, sliced.parameters
+        axes, _ = space.distinct
+        first = next(iter(parameters.values()))
+        # Every entry of every distinct dimension, and last a fixed one, for which a path keeps everything.
+        ends = np.cumsum([0, *(len(groups) for groups, _ in space.entries)])
+        whole = int(ends[-1])
+        self._groups, self._channels = (
+            torch.from_numpy(np.append(np.concatenate(part), last)).to(first.device)
+            for part, last in zip(zip(*space.entries, strict=True), (-1, 0), strict=True)
+        )
         # Rows are groups; the last is that of fixed entries, which are channel 0 of it.
-        self._bounds = torch.zeros(len(sliced.space.groups) + 1, 2, dtype=torch.int64, device=device)
+        self._bounds = torch.zeros(len(space.groups) + 1, 2, dtype=torch.int64, device=first.device)
+        self._masked = [name for name in parameters if name in axes]
+        self._whole = [name for name in parameters if name not in axes]
+        # For each value of each masked tensor the entries that it belongs to, one of each of its axes.
+        most = max(len(axes[name]) for name in self._masked)
+        places: list[list[Tensor]] = [[] for _ in range(most)]
+        for name in self._masked:
+            shape = parameters[name].shape
+            found = [torch.tensor(whole).expand(shape)] * most
+            for number, (axis, dimension) in enumerate(axes[name]):
+                start, end = ends[dimension], ends[dimension + 1]
+                view = [-1 if each == axis else 1 for each in range(len(shape))]
+                found[number] = torch.arange(start, end).view(view).expand(shape)
+            for all_places, own in zip(places, found, strict=True):
+                all_places.append(own.reshape(-1))
+        self._places = [torch.cat(own).to(first.device) for own in places]
 
     def choose(self, path: Path) -> None:
         """Make this the path that calls take."""
-        self._bounds.copy_(torch.tensor([*path, (0, 1)]))
+        on_gpu = self._bounds.is_cuda
+        bounds = torch.tensor([*path, (0, 1)], pin_memory=on_gpu)
+        self._bounds.copy_(bounds, non_blocking=on_gpu)
 
     def __call__(self, inputs: Any, targets: Any, count: int) -> Tensor:
-        """Add the gradients of the chosen path, one of `count`, to the parameters'; its loss, a scalar."""
-        sliced, parameters = self._sliced, self._sliced.parameters
-        low, high = self._bounds.T
-        kept = [
-            ((channels >= low[groups]) & (channels < high[groups])).float()
-            for groups, channels in self._entries
-        ]
-        masks: dict[str, Tensor] = {}
-        for name, along in self._axes.items():
-            for axis, number in along:
-                shape = [-1 if each == axis else 1 for each in range(parameters[name].ndim)]
-                mask = kept[number].view(shape)
-                masks[name] = masks[name] * mask if name in masks else mask
-        leaves = {
-            name: (own.detach() * masks[name] if name in masks else own.detach()).requires_grad_()
-            for name, own in parameters.items()
-        }
+        """Add the gradients of the path, one of `count`, to the parameters'; its loss, a scalar."""
+        sliced, parameters = self.sliced, self.sliced.parameters
+        masks = self._masks()
+        values = torch._foreach_mul([parameters[name].detach() for name in self._masked], masks)
+        leaves = dict(zip(self._masked, values, strict=True))
+        leaves |= {name: parameters[name].detach() for name in self._whole}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
         state = {**leaves, **sliced.buffers}
         called = bound_to(sliced.model.forward, partial(run_with, sliced.model, sliced.space, state))
         loss, _ = sliced.recipe.training_loss(called, inputs, targets)
-        gradients = torch.autograd.grad(loss / count, list(leaves.values()), allow_unused=True)
-        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-            if gradient is None:
-                continue
-            assert parameter.grad is not None
-            if name in masks:
-                parameter.grad.addcmul_(gradient, masks[name])
-            else:
-                parameter.grad.add_(gradient)
+        found = torch.autograd.grad(
+            loss / count, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        split = len(self._masked)
+        torch._foreach_addcmul_(
+            [_gradient(parameters[name]) for name in self._masked],
+            # In the parameters' layout: what is of another is not added in one piece.
+            [gradient.contiguous() for gradient in found[:split]],
+            masks,
+        )
+        for name, gradient in zip(self._whole, found[split:], strict=True):
+            _gradient(parameters[name]).add_(gradient)
         return loss.detach()
+
+    def _masks(self) -> list[Tensor]:
+        """For each masked parameter a tensor of its shape: one where the path takes the value, else zero."""
+        low, high = self._bounds.T
+        kept = (self._channels >= low[self._groups]) & (self._channels < high[self._groups])
+        numbers = kept.float()
+        flat = numbers[self._places[0]]
+        for places in self._places[1:]:
+            flat = flat * numbers[places]
+        tensors = [self.sliced.parameters[name] for name in self._masked]
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, which is there: a recording has its address."""
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 class RecordedPaths:
-    """Trains a path as `MaskedPaths` does, recorded for batches of one shape; others go to the sliced paths.
+    """Trains paths as `MaskedPath` does, recorded for batches of one shape; others go to the sliced paths.
 
     The graph knows only addresses: parameters and their gradients, which must be there, are never replaced.
-    Outputs are not handed out. `capture` records work that is done in its argument and returns its replay.
+    To record, the work is done: gradients and statistics have changed afterwards. Outputs are not handed out.
     """
 
     def __init__(
-        self,
-        sliced: SlicedPaths,
-        inputs: Any,
-        targets: Any,
-        count: int,
-        capture: Callable[[Replay], Replay] | None = None,
+        self, sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None = None
     ) -> None:
-        self.space = sliced.space
-        self._sliced, self._masked, self._count = sliced, MaskedPaths(sliced), count
-        self._batch: tuple[Any, Any] = tree_map_only(Tensor, torch.clone, (inputs, targets))
-        self._masked.choose(path_of(self.space, self.space.largest()))
+        self.space, self._sliced, self._count = sliced.space, sliced, count
+        self.masked = masked = MaskedPath(sliced)
+        masked.choose(path_of(self.space, self.space.largest()))
+        self._batch = batch = tree_map_only(Tensor, torch.clone, (inputs, targets))
+        self._loss = loss = torch.zeros((), device=next(iter(sliced.parameters.values())).device)
 
         def work() -> None:
-            self._loss = self._masked(self._batch[0], self._batch[1], count)
+            loss.copy_(masked(batch[0], batch[1], count))
 
-        self._work = work  # kept, as everything is that the graph has the address of
         self._replay = (capture or captured)(work)
 
     def __call__(
@@ -117,75 +149,93 @@ class RecordedPaths:
         batch = (inputs, targets)
         if teacher is not None or count != self._count or _shapes(batch) != _shapes(self._batch):
             return self._sliced(path, inputs, targets, count, teacher)
-        self._masked.choose(path)
+        self.masked.choose(path)
         for static, new in zip(tree_leaves(self._batch), tree_leaves(batch), strict=True):
             static.copy_(new)
         self._replay()
         return self._loss.clone(), None
 
 
-def captured(work: Replay) -> Replay:
-    """Record work on the GPU as a CUDA graph; what it makes lies at the same addresses in every replay."""
+def captured(work: Work) -> Work:
+    """Record work on the GPU as a CUDA graph; what it makes lies at the same addresses in every replay.
+
+    Raises RuntimeError where the work waits for the GPU, which no graph can hold.
+    """
+    current = torch.cuda.current_stream()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):  # libraries choose and allocate at their first calls, which no graph may hold
+    side.wait_stream(current)
+    try:
+        with torch.cuda.stream(side):
+            work()  # libraries choose and allocate at their first calls
             work()
-    torch.cuda.current_stream().wait_stream(side)
+            # Before it is recorded: a recording that fails leaves PyTorch's memory in disorder.
+            with _waiting_refused():
+                work()
+    finally:
+        current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(current), torch.cuda.graph(graph):  # the outer one restores the stream
         work()
-    replay: Replay = graph.replay
+    replay: Work = graph.replay
     return replay
 
 
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Within the block, work that waits for the GPU raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that not every kind is found
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def fastest_paths(
-    sliced: SlicedPaths,
-    inputs: Any,
-    targets: Any,
-    count: int,
-    capture: Callable[[Replay], Replay] | None = None,
+    sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None = None
 ) -> Paths:
     """Recorded paths, where they give the gradients that sliced ones give, sooner; the sliced ones elsewhere.
 
     Both are tried on this batch, each path one of `count`: wide, middling and narrow ones. Parameters and
     buffers stay as they are. Says what it chose and why.
     """
-    space = sliced.space
-    tried = [
-        path_of(space, widths, side)
-        for widths in (space.largest(), space.uniform(0.5), space.smallest())
-        for side in space.rule.sides
-    ]
     parameters = sliced.parameters.values()
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
-    batch = (inputs, targets, count)
     try:
-        reason = _unfit(sliced, inputs, targets)
-        if reason is None:
-            recorded = RecordedPaths(sliced, *batch, capture)
-            difference = max(_difference(recorded, sliced, path, *batch) for path in tried)
-            limit = TOLERANCE_AMP if sliced.recipe.amp else TOLERANCE
-            own, others = (_seconds(paths, tried, *batch) for paths in (recorded, sliced))
-            if not difference <= limit:
-                reason = f"gradients of recorded paths differ by {difference:.0%}"
-            elif own >= others:
-                reason = f"recorded, a path takes {own * 1e3:.1f} ms for {others * 1e3:.1f}"
-    except RuntimeError as cause:
-        reason = f"recording failed: {one_line(cause)}"
+        recorded, reason = _trial(sliced, inputs, targets, count, capture)
+    except Exception as cause:  # the user's own forward may raise anything on tensors of another size
+        first: BaseException = cause
+        while first.__context__ is not None:  # what failed first: the others follow from it
+            first = first.__context__
+        recorded, reason = None, f"recording failed ({one_line(first)})"
     finally:
         for name, buffer in sliced.buffers.items():
             buffer.copy_(before[name])
         for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.zero_()
+            _gradient(parameter).zero_()
+    say(f"training {'by a' if recorded else 'on slices, not by a'} recorded CUDA graph: {reason}")
+    return recorded or sliced
+
+
+def _trial(
+    sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None
+) -> tuple[RecordedPaths | None, str]:
+    """The recorded paths if they are right and faster, and why they are or are not."""
+    batch = (inputs, targets, count)
+    reason = _unfit(sliced, inputs, targets)
     if reason is not None:
-        say(f"training on slices, not by a recorded CUDA graph: {reason}")
-        return sliced
-    say(f"training by a recorded CUDA graph: a path takes {own * 1e3:.1f} ms for {others * 1e3:.1f}")
-    return recorded
+        return None, reason
+    recorded = RecordedPaths(sliced, *batch, capture)
+    reason = _different(recorded, sliced, *batch)
+    if reason is not None:
+        return None, reason
+    own_s, sliced_s = (_seconds(paths, _tried(sliced), *batch) for paths in (recorded, sliced))
+    times = f"a path takes {own_s * 1e3:.1f} ms recorded, {sliced_s * 1e3:.1f} on slices"
+    return recorded if own_s < sliced_s else None, times
 
 
 def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
@@ -200,23 +250,80 @@ def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
     return None
 
 
-def _difference(
-    recorded: Paths, sliced: SlicedPaths, path: Path, inputs: Any, targets: Any, count: int
-) -> float:
-    """How far the two gradients of a path are apart, as a part of the sliced one's norm."""
+def _different(
+    recorded: RecordedPaths, sliced: SlicedPaths, inputs: Any, targets: Any, count: int
+) -> str | None:
+    """Why the recorded paths do not give the gradients of the sliced ones; None where they do.
+
+    Masks against slices in float32, with nothing drawn at random; the replay against the same masks as they
+    are trained, with the same random numbers.
+    """
+    plain = SlicedPaths(
+        sliced.model, sliced.space, sliced.parameters, sliced.buffers, replace(sliced.recipe, amp=False)
+    )
+    exact, as_trained = MaskedPath(plain), recorded.masked
+    for path in _tried(sliced):
+        exact.choose(path)
+        with _nothing_drawn(sliced.model):
+            apart = _apart(
+                sliced,
+                lambda path=path: plain(path, inputs, targets, count),  # type: ignore[misc]
+                lambda: exact(inputs, targets, count),
+            )
+        if apart is not None:
+            return f"with masks gradients are off by {apart}"
+        as_trained.choose(path)
+        apart = _apart(
+            sliced,
+            lambda: as_trained(inputs, targets, count),
+            lambda path=path: recorded(path, inputs, targets, count),  # type: ignore[misc]
+        )
+        if apart is not None:
+            return f"what was recorded gives gradients that are off by {apart}"
+    return None
+
+
+def _tried(sliced: SlicedPaths) -> list[Path]:
+    """Paths to try: all of the channels, half and the fewest, on each side."""
+    space = sliced.space
+    return [
+        path_of(space, widths, side)
+        for widths in (space.largest(), space.uniform(0.5), space.smallest())
+        for side in space.rule.sides
+    ]
+
+
+@contextmanager
+def _nothing_drawn(model: nn.Module) -> Iterator[None]:
+    """A network in training mode as far as its batch norms go, for the length of a block: no dropout."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def _apart(sliced: SlicedPaths, one: Callable[[], Any], other: Callable[[], Any]) -> str | None:
+    """How far the gradients of two ways are apart, as a part of the first's norm; None within TOLERANCE."""
     found = []
-    for paths in (sliced, recorded):
-        for parameter in sliced.parameters.values():
-            assert parameter.grad is not None
-            parameter.grad.zero_()
-        paths(path, inputs, targets, count)
-        found.append(torch.cat([p.grad.flatten() for p in sliced.parameters.values() if p.grad is not None]))
-    norm = float(found[0].norm())
-    return float((found[1] - found[0]).norm()) / norm if norm else math.inf
+    with torch.random.fork_rng():
+        for way in (one, other):
+            for parameter in sliced.parameters.values():
+                _gradient(parameter).zero_()
+            torch.manual_seed(0)
+            way()
+            found.append(torch.cat([_gradient(each).flatten() for each in sliced.parameters.values()]))
+    norm, apart = float(found[0].norm()), float((found[1] - found[0]).norm())
+    if apart <= TOLERANCE * norm and math.isfinite(norm):  # nothing that is not a number
+        return None
+    return f"{apart / norm:.1%}" if norm and math.isfinite(apart / norm) else f"{apart:g} of {norm:g}"
 
 
 def _seconds(paths: Paths, tried: Sequence[Path], inputs: Any, targets: Any, count: int) -> float:
-    """Mean seconds of the paths, the fastest of a few times each."""
+    """Mean seconds of the `tried` paths, the fastest of a few times each."""
     total = 0.0
     for path in tried:
         times = []
@@ -230,5 +337,6 @@ def _seconds(paths: Paths, tried: Sequence[Path], inputs: Any, targets: Any, cou
 
 
 def _shapes(tree: Any) -> list[Any]:
-    """The structure of a batch, as far as a recording depends on it."""
-    return [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(tree)]
+    """What a recording depends on of a batch: how it is built, and each tensor's shape and type."""
+    leaves, structure = tree_flatten(tree)
+    return [structure, *((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor))]

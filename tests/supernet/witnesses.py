@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, forward_path, path_of, ranges, tensors_of
-from bcnet.supernet.recorded import MaskedPaths
+from bcnet.supernet.recorded import MaskedPath
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import SlicedPaths
 from bcnet.supernet.widen import supernet_state
@@ -123,9 +123,9 @@ def assert_same_gradients(
         if way == "sliced":
             loss, _ = sliced(path, *batch, 2)
         else:
-            masks = MaskedPaths(sliced)
-            masks.choose(path)
-            loss = masks(*batch, 2)
+            masked = MaskedPath(sliced)
+            masked.choose(path)
+            loss = masked(*batch, 2)
         found.append({"loss": loss, **{name: p.grad for name, p in sliced.parameters.items()}})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
