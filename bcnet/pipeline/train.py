@@ -103,14 +103,19 @@ def train(
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
-    def step(inputs: Any, targets: Any, number: int) -> float:
+    unread: list[tuple[Widths, Tensor]] = []  # of this epoch: reading one would wait for a GPU
+
+    def step(inputs: Any, targets: Any, number: int) -> Tensor:
         turn, side = divmod(number, len(samplers))
         drawn = [Widths(samplers[side].at(turn * draws + i)) for i in range(draws)]
         losses = supernet_step(paths, drawn, inputs, targets, plan=plan, number=number)
-        records.extend((widths, round(loss, 5)) for widths, loss in zip(drawn, losses, strict=True))
-        return sum(losses) / len(losses)
+        unread.extend(zip(drawn, losses, strict=True))
+        return torch.stack(losses).mean()
 
     def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
+        values = torch.stack([loss for _, loss in unread]).tolist() if unread else []
+        records.extend((widths, round(value, 5)) for (widths, _), value in zip(unread, values, strict=True))
+        unread.clear()
         curve.append(round(mean_loss, 5))
         if on_epoch is not None:
             own = {f"buffer:{name}": tensor.cpu() for name, tensor in buffers.items()}
@@ -301,7 +306,8 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     paths = SlicedPaths(model, project.space, parameters, buffers, recipe)
     seconds, start = [], time.perf_counter()
     for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        supernet_step(paths, drawn, inputs, targets, plan=plan)
+        losses = supernet_step(paths, drawn, inputs, targets, plan=plan)
+        float(losses[-1])  # a GPU is waited for
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too
     model.cpu().eval()

@@ -31,8 +31,9 @@ from bcnet.seeds import seeded
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.task import Task, logits_of
 
-# (inputs, targets, number of the step) -> loss; adds the batch's gradients to the parameters' `.grad`.
-Step = Callable[[Any, Any, int], float]
+# (inputs, targets, number of the step) -> loss, a scalar that a GPU may have yet to compute; adds the batch's
+# gradients to the parameters' `.grad`.
+Step = Callable[[Any, Any, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -248,13 +249,19 @@ def fit(
             torch.manual_seed(seed)  # dropout
             random.seed(seed)  # what a user's own loss may draw
             np.random.seed(seed % 2**32)
-            losses = []
+            losses: list[float] = []
+            loss = None  # of the step before: while a GPU computes it, the next batch is made ready
             for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
+                if loss is not None:
+                    losses.append(_finite(loss, epoch * per_epoch + number - 1))
+                    advance(f"loss {losses[-1]:.3f}")
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                losses.append(_checked(step, inputs, targets, epoch * per_epoch + number))
+                loss = _explained(step, inputs, targets, epoch * per_epoch + number)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
+            if loss is not None:
+                losses.append(_finite(loss, epoch * per_epoch + len(losses)))
                 advance(f"loss {losses[-1]:.3f}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
@@ -262,10 +269,10 @@ def fit(
     return curve
 
 
-def _checked(step: Step, inputs: Any, targets: Any, number: int) -> float:
-    """The step's loss. Raises TrainingError where the step fails or the loss is not finite."""
+def _explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
+    """The step's loss. Raises TrainingError where the step fails."""
     try:
-        loss = step(inputs, targets, number)
+        return step(inputs, targets, number)
     except (RuntimeError, ValueError) as cause:
         if "backward through the graph a second time" in str(cause):
             raise TrainingError(
@@ -277,12 +284,17 @@ def _checked(step: Step, inputs: Any, targets: Any, number: int) -> float:
             f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed ({one_line(cause)}); "
             "try another train.batch_size"
         ) from cause
-    if not math.isfinite(loss):
+
+
+def _finite(loss: Tensor, number: int) -> float:
+    """The loss as a number: a GPU is waited for. Raises TrainingError where it is none."""
+    value = float(loss)
+    if not math.isfinite(value):
         raise TrainingError(
-            f"training diverged: the loss of step {number} is {loss}; lower the learning rate, "
+            f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
             "or raise train.warmup_epochs"
         )
-    return loss
+    return value
 
 
 def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: str) -> list[float]:
@@ -291,10 +303,10 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
 
-    def step(inputs: Any, targets: Any, _: int) -> float:
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
         loss, _ = recipe.training_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        return loss.detach()
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     curve = fit(trainable, step, data, recipe, description)
@@ -309,6 +321,7 @@ def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     for _, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
         loss, _ = recipe.training_loss(probe, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())  # a GPU is waited for
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too
     return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs

@@ -165,7 +165,7 @@ def captured(work: Work) -> Work:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     try:
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), _fastest_kernels():
             work()  # libraries choose and allocate at their first calls
             work()
             # Before it is recorded: a recording that fails leaves PyTorch's memory in disorder.
@@ -174,10 +174,22 @@ def captured(work: Work) -> Work:
     finally:
         current.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(current), torch.cuda.graph(graph):  # the outer one restores the stream
+    # The outer one restores the stream.
+    with torch.cuda.stream(current), _fastest_kernels(), torch.cuda.graph(graph):
         work()
     replay: Work = graph.replay
     return replay
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """cuDNN times its algorithms, for the length of a block: worth it where shapes stay what they are."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
@@ -273,11 +285,12 @@ def _different(
         if apart is not None:
             return f"with masks gradients are off by {apart}"
         as_trained.choose(path)
-        apart = _apart(
-            sliced,
-            lambda: as_trained(inputs, targets, count),
-            lambda path=path: recorded(path, inputs, targets, count),  # type: ignore[misc]
-        )
+        with _fastest_kernels():  # as in the recording
+            apart = _apart(
+                sliced,
+                lambda: as_trained(inputs, targets, count),
+                lambda path=path: recorded(path, inputs, targets, count),  # type: ignore[misc]
+            )
         if apart is not None:
             return f"what was recorded gives gradients that are off by {apart}"
     return None

@@ -107,10 +107,11 @@ def supernet_step(
     *,
     plan: StepPlan = STEPS["plain"],
     number: int = 0,
-) -> list[float]:
+) -> list[Tensor]:
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
-    Returns the mean loss of the sides of each of the `drawn` widths. Paths run one after the other, so only
+    Returns the mean loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to
+    compute. Paths run one after the other, so only
     one path's activations are held (BCNetV2). The plan's own paths change sides with the step's `number`.
     """
     space = paths.space
@@ -128,8 +129,7 @@ def supernet_step(
     losses = [[run(widths, side, teacher)[0] for side in sides] for widths in drawn]
     if plan.narrowest:
         run(space.smallest(), turn, teacher)
-    # Read at the end: a GPU is waited for once.
-    return [sum(map(float, own)) / len(own) for own in losses]
+    return [torch.stack(own).double().mean() for own in losses]
 
 
 def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:
