@@ -711,8 +711,12 @@ def channel_bench_macro(
     ] = 0,
     scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
     cuda_graph: Annotated[
-        bool, typer.Option(help="On a GPU: train by a recorded CUDA graph, where that is right and faster.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="On a GPU: train by a recorded CUDA graph, where that is right and faster.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
     run: RunName = "channel-bench-macro",
     config: ConfigFile = None,

@@ -131,7 +131,8 @@ def rank_settings(
     scorer = scoring(project, trained_supernets(run, project), shared=shared)
     index = table.sample(sample, 0)
     own = table.sample(scratch, 1, without=index) if scratch else []
-    inputs = digest([stage.manifest(), config.search.recalibration_images, shared, scorer.amp])
+    at_once = project.data.evaluated_on(training_device(config))  # statistics depend on it
+    inputs = digest([stage.manifest(), config.search.recalibration_images, shared, scorer.amp, at_once])
     scores = _scores(run.folder / "bench" / "scores.json", inputs, scorer, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     columns = _columns(scores, table, index)
@@ -154,6 +155,7 @@ def rank_settings(
         "draws": config.train.draws,
         "complementary": config.train.complementary,
         "supernets": config.train.supernets,
+        "cuda_graph": config.train.cuda_graph,
         "passes": project.supernet_passes,
         "training_images": len(project.data.train),
         "widths": maxima,

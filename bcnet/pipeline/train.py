@@ -37,7 +37,7 @@ from bcnet.supernet.recorded import fastest_paths
 from bcnet.supernet.saved import supernet_file
 from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, SlicedPaths, StepPlan, supernet_step
+from bcnet.supernet.step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
 
 TAYLOR_BATCHES = 8
@@ -97,9 +97,12 @@ def train(
         for side in range(len(space.rule.sides) if plan.turns else 1)
     ]
     sliced = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
-    recordable = cuda_graph and recipe.device == "cuda" and not plan.taught  # who teaches hands out outputs
-    count = plan.paths(len(space.rule.sides), draws)
-    paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count) if recordable else sliced
+    paths: Paths = sliced
+    if cuda_graph and recipe.device == "cuda" and plan.taught:
+        say("training on slices, not by a recorded CUDA graph: the widest path's outputs teach the others")
+    elif cuda_graph and recipe.device == "cuda":
+        count = plan.paths(len(space.rule.sides), draws)
+        paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
     records = list(resume.records) if resume else []
     curve = list(resume.curve) if resume else []
 
@@ -215,6 +218,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             evaluate_network(project.model, project.data, project.data.val, project.task)
     if checkpoints:
         what = "training the supernet" if count == 1 else f"training {count} supernets"
+        what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
         announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
     start = time.perf_counter()
     for number, path in checkpoints.items():

@@ -287,8 +287,11 @@ def _explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
 
 
 def _finite(loss: Tensor, number: int) -> float:
-    """The loss as a number: a GPU is waited for. Raises TrainingError where it is none."""
-    value = float(loss)
+    """The loss as a number; waits for a GPU. Raises TrainingError where it is none, or was not to be had."""
+    try:
+        value = float(loss)
+    except RuntimeError as cause:
+        raise TrainingError(f"training step {number} failed ({one_line(cause)})") from cause
     if not math.isfinite(value):
         raise TrainingError(
             f"training diverged: the loss of step {number} is {value}; lower the learning rate, "

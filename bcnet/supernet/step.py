@@ -111,8 +111,8 @@ def supernet_step(
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
     Returns the mean loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to
-    compute. Paths run one after the other, so only
-    one path's activations are held (BCNetV2). The plan's own paths change sides with the step's `number`.
+    compute. Paths run one after the other, so only one path's activations are held (BCNetV2). The plan's own
+    paths change sides with the step's `number`.
     """
     space = paths.space
     turn = space.rule.sides[number % len(space.rule.sides)]

@@ -1,5 +1,6 @@
 """Paths on whole tensors with masks, and as recorded work, train as paths on slices do."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -158,11 +159,13 @@ def of_all_channels(x: Tensor) -> Tensor:
     return x / x.shape[1]
 
 
+def at_random(x: Tensor) -> Tensor:
+    """What is drawn would be the same in every replay. Here it changes nothing, for groups to be found."""
+    return x if random.random() < 1 else -x
+
+
 def refused(work: Callable[[], None]) -> Callable[[], None]:
-    try:
-        raise RuntimeError("operation not permitted when stream is capturing")
-    except RuntimeError:
-        raise ValueError("the capture ended early") from None
+    raise RuntimeError("operation not permitted when stream is capturing")
 
 
 def forgetful(work: Callable[[], None]) -> Callable[[], None]:
@@ -189,8 +192,23 @@ def forgetful(work: Callable[[], None]) -> Callable[[], None]:
         (Mobile(), RECIPE, forgetful, "what was recorded gives gradients that are off by 100.0%"),
         (Own(over_deviation), RECIPE, at_once, "with masks gradients are off by nan"),
         (Own(of_all_channels), RECIPE, at_once, "with masks gradients are off by"),
+        (
+            Own(at_random),
+            RECIPE,
+            at_once,
+            "recording failed (TrainingError: the network draws random numbers on the processor)",
+        ),
+        (
+            Own(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+            RECIPE,
+            at_once,
+            "between.running_mean is neither trained nor made anew for each candidate",
+        ),
     ],
-    ids=["group norm", "own loss", "refused", "forgetful", "nan", "counts channels"],
+    ids=[
+        *("group norm", "own loss", "refused", "forgetful", "nan", "counts channels", "draws"),
+        "instance norm",
+    ],
 )
 def test_what_cannot_be_recorded_is_trained_on_slices_and_says_why(
     model: nn.Module,
@@ -251,7 +269,14 @@ def test_on_a_gpu_what_waits_for_it_is_not_recorded_and_training_goes_on(
     assert len(train(model, space, images(), recipe, cuda_graph=True).curve) == 2
     assert "on slices, not by a recorded CUDA graph: recording failed (" in capsys.readouterr().err
     torch.cuda.empty_cache()
-    captured(lambda: None)()  # another recording is possible
+    total = torch.zeros(1, device="cuda")
+
+    def work() -> None:
+        total.add_(1)
+
+    before = float(total)
+    captured(work)()  # another recording is possible
+    assert float(total) > before
 
 
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")

@@ -11,7 +11,7 @@ from bcnet.data import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe, augment, fit_network
+from bcnet.supernet.fit import Recipe, augment, fit, fit_network
 from bcnet.supernet.paths import cut, forward_path, path_of, path_state, run_with
 from bcnet.supernet.score import Score, evaluate_network, recalibrated, score, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
@@ -235,6 +235,37 @@ def test_a_training_that_diverges_says_so() -> None:
         TrainingError, match=r"training diverged: the loss of step \d+ is (nan|inf); lower the"
     ):
         train(model, space, images(), Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0))
+
+
+def test_an_epoch_that_ends_in_a_loss_of_nan_is_not_kept() -> None:
+    weight, ended = nn.Parameter(torch.zeros(1)), []
+
+    def step(inputs: Tensor, targets: Tensor, number: int) -> Tensor:
+        return torch.tensor(float("nan") if number == 5 else 1.0)
+
+    with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
+        fit(
+            {"weight": weight},
+            step,
+            images(),
+            Recipe(epochs=3, learning_rate=0.1, batch_size=16),
+            "training",
+            on_epoch=lambda snapshot, loss: ended.append((snapshot.epoch, loss)),
+        )
+    assert ended == [(1, 1.0)]
+
+
+def test_a_step_that_fails_on_the_device_is_explained() -> None:
+    class Asserts(Tensor):
+        def __float__(self) -> float:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def step(inputs: Tensor, targets: Tensor, number: int) -> Tensor:
+        return torch.zeros(()).as_subclass(Asserts)
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
+    with pytest.raises(TrainingError, match=r"step 0 failed \(RuntimeError: CUDA error: device-side assert"):
+        fit({"weight": nn.Parameter(torch.zeros(1))}, step, images(), recipe, "training")
 
 
 def test_a_step_that_fails_is_explained() -> None:
