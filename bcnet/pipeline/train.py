@@ -91,11 +91,7 @@ def train(
         kept = resume.snapshot.tensors
         buffers = {n: kept.get(f"buffer:{n}", own).to(recipe.device) for n, own in buffers.items()}
     choices = tuple(group.choices for group in space.groups)
-    # Sides that take turns have decks of their own: so each still takes every width equally often.
-    samplers = [
-        WidthSampler(space.rule, choices, recipe.seed, complementary, side)
-        for side in range(len(space.rule.sides) if plan.turns else 1)
-    ]
+    sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
     sliced = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
     paths: Paths = sliced
     if cuda_graph and recipe.device == "cuda" and plan.taught:
@@ -109,8 +105,7 @@ def train(
     unread: list[tuple[Widths, Tensor]] = []  # of this epoch: reading one would wait for a GPU
 
     def step(inputs: Any, targets: Any, number: int) -> Tensor:
-        turn, side = divmod(number, len(samplers))
-        drawn = [Widths(samplers[side].at(turn * draws + i)) for i in range(draws)]
+        drawn = [Widths(sampler.at(number * draws + i)) for i in range(draws)]
         losses = supernet_step(paths, drawn, inputs, targets, plan=plan, number=number)
         unread.extend(zip(drawn, losses, strict=True))
         return torch.stack(losses).mean()

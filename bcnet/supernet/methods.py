@@ -140,22 +140,15 @@ class WidthSampler:
 
     `at(step)` depends on nothing but the seed and the step, so a continued training draws what an
     uninterrupted one would have drawn. With `complementary`, odd steps take the complements of the step
-    before; a width without a complement is drawn anew, from a deck of its own. Samplers of another `number`
-    have other decks.
+    before; a width without a complement is drawn anew, from a deck of its own.
     """
 
     def __init__(
-        self,
-        method: Method,
-        choices: tuple[tuple[int, ...], ...],
-        seed: int,
-        complementary: bool,
-        number: int = 0,
+        self, method: Method, choices: tuple[tuple[int, ...], ...], seed: int, complementary: bool
     ) -> None:
         self.method = method
         self.choices = choices
         self.seed = seed
-        self.number = number
         self.paired = complementary and any(
             method.complement(own, width) is not None for own in choices for width in own
         )
@@ -178,8 +171,7 @@ class WidthSampler:
 
     def _draw(self, group: int, kind: int, index: int) -> int:
         own = self.choices[group]
-        deck = _deck(len(own), self.seed, group, kind + 2 * self.number, index // len(own))
-        return own[deck[index % len(own)]]
+        return own[_deck(len(own), self.seed, group, kind, index // len(own))[index % len(own)]]
 
 
 @lru_cache(maxsize=4096)
