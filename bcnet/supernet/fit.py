@@ -244,6 +244,12 @@ def fit(
     per_epoch = steps_an_epoch(data, recipe)
     curve = []
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
+
+        def read(loss: Tensor, number: int) -> float:
+            value = _finite(loss, number)
+            advance(f"loss {value:.3f}")
+            return value
+
         for epoch in range(first, recipe.epochs):
             seed = recipe.seed * 100_003 + epoch
             torch.manual_seed(seed)  # dropout
@@ -253,16 +259,14 @@ def fit(
             loss = None  # of the step before: while a GPU computes it, the next batch is made ready
             for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
                 if loss is not None:
-                    losses.append(_finite(loss, epoch * per_epoch + number - 1))
-                    advance(f"loss {losses[-1]:.3f}")
+                    losses.append(read(loss, epoch * per_epoch + len(losses)))
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
                 loss = _explained(step, inputs, targets, epoch * per_epoch + number)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
-                losses.append(_finite(loss, epoch * per_epoch + len(losses)))
-                advance(f"loss {losses[-1]:.3f}")
+                losses.append(read(loss, epoch * per_epoch + len(losses)))
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
                 on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])

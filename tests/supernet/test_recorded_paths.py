@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from witnesses import assert_same_gradients, trainable
+from witnesses import assert_same_gradients, sliced_paths
 
 from bcnet.data import ImageData
 from bcnet.parts import Split
@@ -17,7 +17,7 @@ from bcnet.supernet.fit import Recipe
 from bcnet.supernet.paths import path_of
 from bcnet.supernet.recorded import RecordedPaths, captured, fastest_paths
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
+from bcnet.supernet.step import STEPS, supernet_step
 from bcnet.supernet.task import Task
 
 GPU = torch.cuda.is_available()
@@ -58,10 +58,6 @@ def batch(seed: int = 0, count: int = 8) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 1, 6, 6, generator=generator), torch.arange(count) % 3
 
 
-def sliced_paths(model: nn.Module, space: WidthSpace, recipe: Recipe = RECIPE) -> SlicedPaths:
-    return SlicedPaths(model, space, *trainable(model, space), recipe)
-
-
 def at_once(work: Callable[[], None]) -> Callable[[], None]:
     """In place of a CUDA graph: a replay does the work again, on the same tensors."""
     return work
@@ -77,7 +73,7 @@ def test_masks_give_the_gradients_that_slices_give(method: str, widths: tuple[in
 
 def test_a_recorded_step_adds_the_gradients_of_each_of_its_paths_on_each_new_batch() -> None:
     model, space = setup()
-    sliced, other = sliced_paths(model, space), sliced_paths(model, space)
+    sliced, other = sliced_paths(model, space, RECIPE), sliced_paths(model, space, RECIPE)
     recorded_paths = RecordedPaths(other, *batch(), STEPS["plain"].paths(2, 1), at_once)
     for parameter in other.parameters.values():
         assert parameter.grad is not None
@@ -97,7 +93,7 @@ def test_batches_of_another_shape_and_taught_paths_go_to_the_slices() -> None:
     def counted(work: Callable[[], None]) -> Callable[[], None]:
         return lambda: (replays.append(1), work())[1]
 
-    paths = RecordedPaths(sliced_paths(model, space), *batch(), 1, counted)
+    paths = RecordedPaths(sliced_paths(model, space, RECIPE), *batch(), 1, counted)
     path = path_of(space, Widths((3, 5)))
     assert paths(path, *batch(count=5))[1].shape == (5, 3)
     assert paths(path, *batch(), teacher=torch.zeros(8, 3))[1].shape == (8, 3)
@@ -118,7 +114,7 @@ def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, space = setup()
-    sliced = sliced_paths(model, space)
+    sliced = sliced_paths(model, space, RECIPE)
     before = {name: tensor.clone() for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]}
     of_speeds(monkeypatch, 0.002, 0.010)
     assert isinstance(fastest_paths(sliced, *batch(), 2, at_once), RecordedPaths)
@@ -228,7 +224,7 @@ def test_what_cannot_be_recorded_is_trained_on_slices_and_says_why(
 def test_networks_with_dropout_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     of_speeds(monkeypatch, 0.002, 0.010)
     model, space = setup(model=Mobile(dropout=0.5))
-    assert isinstance(fastest_paths(sliced_paths(model, space), *batch(), 1, at_once), RecordedPaths)
+    assert isinstance(fastest_paths(sliced_paths(model, space, RECIPE), *batch(), 1, at_once), RecordedPaths)
     assert all(module.training for module in model.modules())
 
 
@@ -241,13 +237,6 @@ def images() -> ImageData:
     return ImageData(split, split.take(torch.arange(24)), split, ("a", "b", "c"), (0.3,), (0.2,))
 
 
-def on_gpu(model: nn.Module, space: WidthSpace, *, amp: bool = False) -> SlicedPaths:
-    parameters, buffers = trainable(model.cuda(), space)
-    parameters = {name: nn.Parameter(p.detach().cuda()) for name, p in parameters.items()}
-    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=8, device="cuda", amp=amp)
-    return SlicedPaths(model, space, parameters, {n: b.cuda() for n, b in buffers.items()}, recipe)
-
-
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -255,7 +244,8 @@ def test_on_a_gpu_a_graph_gives_the_gradients_of_the_slices(
     amp: bool, dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_speeds(monkeypatch, 0.002, 0.010)
-    sliced = on_gpu(*setup(model=Mobile(dropout)), amp=amp)
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=8, device="cuda", amp=amp)
+    sliced = sliced_paths(*setup(model=Mobile(dropout)), recipe)
     inputs, targets = (tensor.cuda() for tensor in batch())
     assert isinstance(fastest_paths(sliced, inputs, targets, 2), RecordedPaths)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bcnet.pipeline.train import _trainable
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, forward_path, path_of, ranges, tensors_of
@@ -103,13 +104,12 @@ def drawn(space: WidthSpace, seed: int = 0) -> Widths:
     return space.random(np.random.default_rng(seed))
 
 
-def trainable(model: nn.Module, space: WidthSpace) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """A supernet's parameters, each with a gradient of zero, and its buffers."""
-    state, names = supernet_state(model, space), {name for name, _ in model.named_parameters()}
-    parameters = {name: nn.Parameter(tensor) for name, tensor in state.items() if name in names}
+def sliced_paths(model: nn.Module, space: WidthSpace, recipe: Recipe) -> SlicedPaths:
+    """A supernet's paths on its training device; its parameters have gradients of zero."""
+    parameters, buffers = _trainable(model, supernet_state(model, space), recipe)
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    return parameters, {name: tensor for name, tensor in state.items() if name not in names}
+    return SlicedPaths(model.to(recipe.device), space, parameters, buffers, recipe)
 
 
 def assert_same_gradients(
@@ -119,7 +119,7 @@ def assert_same_gradients(
     found = []
     path = path_of(space, widths, side)
     for way in ("sliced", "masked"):
-        sliced = SlicedPaths(model, space, *trainable(model, space), Recipe(epochs=1, learning_rate=0.1))
+        sliced = sliced_paths(model, space, Recipe(epochs=1, learning_rate=0.1))
         if way == "sliced":
             loss, _ = sliced(path, *batch, 2)
         else:
