@@ -64,7 +64,7 @@ def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[
 
 
 def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, list[float]]:
-    """Each network's accuracy, loss, and accuracy as a search scores it; the supernet is trained first."""
+    """Each network's accuracy, calibrated loss, and accuracy as in a search; trains the supernet first."""
     run, project = Run.named(name), load_project(config)
     if run.stage("train").outdated(stage_inputs(run, config)) is not None:
         train(run, config)
@@ -89,7 +89,7 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",
-        "| supernet | accuracy | loss | accuracy, expected | both, expected | accuracy as in a search |",
+        "| supernet | accuracy | calibrated loss | accuracy, expected | both, expected | as in a search |",
         "|---|---|---|---|---|---|",
     ]
 

@@ -5,9 +5,10 @@
 Works every figure out anew from the scores that each report holds, so that what has changed in the statistics
 since then needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
 of accuracy, of loss, of what is expected by accuracy alone and by both (what a search ranks by) with its 95 %
-interval, and the regret of the last. With --together, one more row for the means of their accuracies and
-losses, as in a run of several supernets. With --against REPORT, by how much the tau of what is expected is
-above that report's, settings resampled for both alike.
+interval, and the regret of the last. What is expected goes for three quarters by calibrated losses; older
+reports have none, and theirs goes half by losses as they are. With --together, one more row for the means of
+their accuracies and losses, as in a run of several supernets. With --against REPORT, by how much the tau of
+what is expected is above that report's, settings resampled for both alike.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 
 from bcnet.artifacts import read_json
 from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
-from bcnet.supernet.smooth import expected_scores, with_losses
+from bcnet.supernet.smooth import BY_LOSS, BY_OWN, expected_scores, with_losses
 
 
 class Rows:
@@ -28,11 +29,14 @@ class Rows:
         self.table, self.index = table, [everything[key] for key in keys]
         self.places = table.places(self.index)
 
-    def expected(self, accuracy: np.ndarray, loss: np.ndarray) -> np.ndarray:
-        return expected_scores(self.places, with_losses(accuracy, loss))
+    def expected(self, values: np.ndarray) -> np.ndarray:
+        """What is expected by both, of accuracies, losses and, in newer reports, calibrated ones."""
+        by_loss = BY_LOSS if len(values) == 3 else BY_OWN
+        return expected_scores(self.places, with_losses(values[0], values[-1], by_loss))
 
-    def row(self, name: str, accuracy: np.ndarray, loss: np.ndarray, against: np.ndarray | None) -> str:
-        truth, expected = self.table.accuracy[self.index], self.expected(accuracy, loss)
+    def row(self, name: str, values: np.ndarray, against: np.ndarray | None) -> str:
+        accuracy, loss = values[:2]
+        truth, expected = self.table.accuracy[self.index], self.expected(values)
         own = ranking(expected, truth)
         low, high = own["interval"]
         cells = [
@@ -67,26 +71,25 @@ def main() -> None:
     shared = sorted(set.intersection(*(set(report["scores"]) for report in found.values())))
     rows = Rows(BenchTable.load(options.table, spaces.pop()), shared)
 
-    def means(path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Accuracy and loss (N,), the means of the sides."""
+    def means(path: Path) -> np.ndarray:
+        """Accuracy, loss and, in newer reports, calibrated loss (2 or 3, N), means of the sides."""
         scores = [list(found[path]["scores"][key].values()) for key in shared]
-        accuracy, loss = np.array(scores).mean(1).T
-        return accuracy, loss
+        result: np.ndarray = np.array(scores).mean(1).T
+        return result
 
-    against = rows.expected(*means(options.against)) if options.against else None
+    against = rows.expected(means(options.against)) if options.against else None
     print(f"{len(shared)} settings\n")
     print(
         "| report | accuracy | loss | accuracy, expected | expected | regret of that |"
         + " |" * (against is not None)
     )
     print("|---|---|---|---|---|---|" + "---|" * (against is not None))
-    total = np.zeros((2, len(shared)))
-    for path in options.reports:
-        accuracy, loss = means(path)
-        total += accuracy, loss
-        print(rows.row(path.stem, accuracy, loss, against))
+    every = [means(path) for path in options.reports]
+    for path, values in zip(options.reports, every, strict=True):
+        print(rows.row(path.stem, values, against))
     if options.together:
-        print(rows.row(f"these {len(options.reports)} together", *total / len(options.reports), against))
+        least = min(map(len, every))
+        print(rows.row(f"these {len(every)} together", np.mean([own[:least] for own in every], 0), against))
 
 
 if __name__ == "__main__":

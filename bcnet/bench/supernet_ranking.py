@@ -28,7 +28,7 @@ from bcnet.supernet.fit import training_device
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Scorer
+from bcnet.supernet.score import Judge, Scorer, score_of
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
@@ -132,7 +132,9 @@ def rank_settings(
     index = table.sample(sample, 0)
     own = table.sample(scratch, 1, without=index) if scratch else []
     at_once = project.data.evaluated_on(training_device(config))  # statistics depend on it
-    inputs = digest([stage.manifest(), config.search.recalibration_images, shared, scorer.amp, at_once])
+    inputs = digest(
+        ["calibrated", stage.manifest(), config.search.recalibration_images, shared, scorer.amp, at_once]
+    )
     scores = _scores(run.folder / "bench" / "scores.json", inputs, scorer, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     columns = _columns(scores, table, index)
@@ -187,18 +189,19 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone.
 
-    `expected` is what a search ranks by: accuracy and loss, without their luck, by those of all settings
-    together.
+    `expected` is what a search ranks by: accuracy and calibrated loss, without their luck, by those of all
+    settings together.
     """
     sides, values = list(scores[table.key(index[0])]), _values(scores, table, index)
-    accuracy, loss = values.mean(1).T
+    accuracy, loss, calibrated = values.mean(1).T
     places = table.places(index)
     columns = {
-        "expected": expected_scores(places, with_losses(accuracy, loss)),
+        "expected": expected_scores(places, with_losses(accuracy, calibrated)),
         "accuracy, expected": expected_scores(places, accuracy),
+        "calibrated loss, expected": expected_scores(places, -calibrated),
         "accuracy": accuracy,
         "loss": -loss,
-        "loss, expected": expected_scores(places, -loss),
+        "calibrated loss": -calibrated,
     }
     if len(sides) > 1:
         columns |= {f"accuracy, {side}": values[:, i, 0] for i, side in enumerate(sides)}
@@ -216,7 +219,8 @@ def _regressions(
     """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
     places = table.places(everything)
-    expected = expected_scores(places, with_losses(*_values(scores, table, everything).mean(1).T))
+    accuracy, _, calibrated = _values(scores, table, everything).mean(1).T
+    expected = expected_scores(places, with_losses(accuracy, calibrated))
     widths = features_of(places)
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {
@@ -226,14 +230,14 @@ def _regressions(
 
 
 def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index: list[int]) -> np.ndarray:
-    """Accuracy and loss of each side, (N, sides, 2)."""
+    """Accuracy, loss and calibrated loss of each side, (N, sides, 3)."""
     return np.array([list(scores[table.key(i)].values()) for i in index])
 
 
 def _scores(
     path: Path, inputs: str, scorer: Scorer, table: BenchTable, index: list[int]
 ) -> dict[str, dict[str, list[float]]]:
-    """Each setting's {side: [accuracy, loss]}, of a second supernet {"left 2": ...}.
+    """Each setting's {side: [accuracy, loss, calibrated loss]}, of a second supernet {"left 2": ...}.
 
     Kept in `path`: what a stopped run of the same `inputs` scored is not scored again.
     """
@@ -251,9 +255,8 @@ def _scores(
     with progress_bar("scoring settings", len(waiting)) as advance:
         for number, i in enumerate(waiting, 1):
             widths = Widths(table.widths(i, maxima))
-            found = [scorer.judged(judge, widths) for judge in scorer.judges]
             scores[table.key(i)] = {
-                name: [own.accuracy, round(own.loss, 5)] for name, own in zip(names, found, strict=True)
+                name: _judged(scorer, judge, widths) for name, judge in zip(names, scorer.judges, strict=True)
             }
             if number == 1:
                 announce("scoring settings", (time.perf_counter() - start) * len(waiting))
@@ -261,6 +264,12 @@ def _scores(
                 write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
             advance("")
     return scores
+
+
+def _judged(scorer: Scorer, judge: Judge, widths: Widths) -> list[float]:
+    answers = list(scorer.answers(judge, widths))
+    plain, own = (score_of(answers, scorer.task, calibrate=calibrate) for calibrate in (False, True))
+    return [plain.accuracy, round(plain.loss, 5), round(own.loss, 5)]
 
 
 def _machine(config: Config) -> dict[str, Any]:

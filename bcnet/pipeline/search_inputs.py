@@ -22,6 +22,7 @@ from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import training_records
 from bcnet.supernet.score import Scorer
+from bcnet.supernet.smooth import BY_LOSS, BY_OWN
 from bcnet.supernet.space import Widths
 
 MeasureOf = Callable[[Widths], LatencyStat]
@@ -50,6 +51,7 @@ def settings_of(project: Project) -> SearchSettings:
         inside_exponent=config.inside_exponent,
         over_budget=config.over_budget,
         pareto=config.pareto,
+        by_loss=BY_LOSS if project.task.counts_answers else BY_OWN,
     )
 
 

@@ -16,7 +16,7 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
-from bcnet.supernet.smooth import Expectation, places_of, with_losses
+from bcnet.supernet.smooth import BY_LOSS, Expectation, places_of, with_losses
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
@@ -37,7 +37,8 @@ class SearchSettings:
     budget by `inside_exponent` where that is given (at 0 it is the hard search again); with `over_budget` a
     slower network may win. With `pareto`, the whole front of accuracy against latency is looked for, by
     NSGA-II; a budget only says who wins. With `smooth`, candidates are ranked, and children chosen, by what
-    all scores together say of each (`Expectation`), else candidates by their own scores.
+    all scores together say of each (`Expectation`), else candidates by their own scores; `by_loss` is the
+    part of the loss's rank in each (`with_losses`).
     """
 
     budget_ms: float | None = None
@@ -54,6 +55,7 @@ class SearchSettings:
     over_budget: bool = False
     pareto: bool = False
     smooth: bool = True
+    by_loss: float = BY_LOSS
 
     def limit_ms(self, budget_ms: float) -> float:
         """What a network may be measured at, in ms, to keep the budget when the machine is slower."""
@@ -169,7 +171,7 @@ class Evolution:
             return
         places = places_of(list(self._scores), self._choices)
         accuracies, losses = np.array([(s.accuracy, s.loss) for s in self._scores.values()]).T
-        self._learned = Expectation.of(places, with_losses(accuracies, losses))
+        self._learned = Expectation.of(places, with_losses(accuracies, losses, self.settings.by_loss))
         expected = accuracies if self._learned is None else self._learned.at(places)
         self._expected = dict(zip(self._scores, expected.tolist(), strict=True))
 

@@ -1,7 +1,8 @@
 """How good widths are in a trained supernet: batch-norm statistics made anew, then held-out images.
 
-In: a supernet's state and widths. Out: accuracy (or another metric) and loss, the mean of both sides.
-`score` takes all images for each side; `Scorer` is several times faster, for the candidates of a search.
+In: a supernet's state and widths. Out: accuracy (or another metric) and calibrated loss, the mean of both
+sides. `score` takes all images for each side; `Scorer` is several times faster, for the candidates of a
+search.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ from bcnet.parts import Item, Items, Split, shared_out
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.task import Task, entries
+from bcnet.supernet.task import Batches, Task, entries
+from bcnet.supernet.temperature import calibrated_loss, is_classification
 
 SHARED = 64  # images a judge, at least, where they share them out
 
@@ -46,16 +48,18 @@ def evaluate(
     split: Split | Items,
     task: Task | None = None,
 ) -> Score:
-    """The task's metric and mean loss of one path's tensors on a split, in eval mode."""
+    """The task's metric and mean loss, calibrated, of one path's tensors on a split, in eval mode."""
     model.eval()
     batches = data.batches(split, data.evaluated)
-    return _score(lambda inputs: run_with(model, space, state, inputs), batches, _device(state), task)
+    return score_of(
+        _answers(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
+    )
 
 
 def evaluate_network(
     model: nn.Module, data: ImageData, split: Split | Items, task: Task | None = None
 ) -> Score:
-    """The same for a plain network."""
+    """The same for a plain network; its loss is as it is."""
     model.eval()
 
     def run(inputs: Any) -> Any:
@@ -63,7 +67,30 @@ def evaluate_network(
         return model(*args, **kwargs)
 
     device = _device(dict(model.named_parameters()))
-    return _score(run, data.batches(split, data.evaluated), device, task)
+    return score_of(_answers(run, data.batches(split, data.evaluated), device), task, calibrate=False)
+
+
+def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = True) -> Score:
+    """The task's metric and mean loss of (outputs, targets) of a whole split.
+
+    With `calibrate`, the loss of a classification by cross entropy is that at the best temperature
+    (`calibrated_loss`): the supernet's classifier fits no width.
+    """
+    task, kept = task or Task(), []
+    calibrate = calibrate and task.loss is None and task.train_step is None
+
+    def seen() -> Iterator[tuple[Any, Any]]:
+        for outputs, targets in answers:
+            if calibrate and is_classification(outputs, targets):
+                kept.append((outputs, targets))
+            yield outputs, targets
+
+    with torch.no_grad():
+        value, loss = task.evaluate(seen())
+        if kept:
+            logits, classes = zip(*kept, strict=True)
+            loss = calibrated_loss(torch.cat(logits), torch.cat(classes))
+    return Score(value, -loss)
 
 
 def recalibrated(
@@ -223,9 +250,12 @@ class Scorer:
 
     def judged(self, judge: Judge, widths: Widths) -> Score:
         """What one of the `judges` says of it."""
-        device = self._device
+        return score_of(self.answers(judge, widths), self.task)
+
+    def answers(self, judge: Judge, widths: Widths) -> Batches:
+        """Outputs and targets of the judge's images, on the CPU."""
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp)
+        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
             fresh = _recalibrated(self.model, self.space, judge.state, widths, judge.side, judge.train)
 
@@ -235,20 +265,14 @@ class Scorer:
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
-        return _score(run, judge.val, device, self.task)
+        return _answers(run, judge.val, self._device)
 
 
 def _device(state: Mapping[str, Tensor]) -> torch.device:
     return next(iter(state.values())).device
 
 
-def _score(
-    run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device, task: Task | None
-) -> Score:
-    def answered() -> Iterator[tuple[Any, Any]]:
-        for inputs, targets in batches:
-            yield to_device(run(to_device(inputs, device)), "cpu"), targets
-
-    with torch.no_grad():
-        value, loss = (task or Task()).evaluate(answered())
-    return Score(value, -loss)
+@torch.no_grad()
+def _answers(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
+    for inputs, targets in batches:
+        yield to_device(run(to_device(inputs, device)), "cpu"), targets

@@ -19,6 +19,8 @@ PENALTIES = np.logspace(-3, 3, 13)
 # The residual's variance over the trend's: 0.010 for accuracies from scratch, of all 16,384 settings of
 # Channel-Bench-Macro, denoised. Supernets there have 0.016 to 1.9.
 RESIDUAL = 0.02
+BY_LOSS = 0.75  # of a score: calibrated losses tell more than accuracies (docs/results.md)
+BY_OWN = 0.5  # where the loss or the metric is the user's own: they may disagree
 LEAST = 0.1  # of the residual is believed in any case: widths can be too narrow for a task
 
 
@@ -77,17 +79,17 @@ class Expectation:
         return np.asarray((along + (self.shrinkage if shrunk else 1.0) * left) * self.deviation + self.mean)
 
 
-def with_losses(accuracies: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Accuracies (N,), each halfway to the one that the rank of its loss (N,) would have among them.
+def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = BY_LOSS) -> np.ndarray:
+    """Accuracies (N,), each `by_loss` of the way to the one that its loss's rank (N,) would have among them.
 
-    A loss tells more than how many answers were right, and ranks as well by itself: supernets of other seeds
-    agree better on both than on either. Losses that are all equal, or not finite, tell nothing.
+    A loss tells more than how many answers were right, the more so the fewer images there are; the two
+    together rank better than either. Losses that are all equal, or not finite, tell nothing.
     """
     if not np.isfinite(losses).all() or np.ptp(losses) == 0:
         return accuracies
-    by_loss = np.empty_like(accuracies)
-    by_loss[np.argsort(losses, kind="stable")] = np.sort(accuracies)[::-1]
-    return np.asarray((accuracies + by_loss) / 2)
+    of_rank = np.empty_like(accuracies)
+    of_rank[np.argsort(losses, kind="stable")] = np.sort(accuracies)[::-1]
+    return np.asarray((1 - by_loss) * accuracies + by_loss * of_rank)
 
 
 def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:

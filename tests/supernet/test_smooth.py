@@ -114,10 +114,11 @@ def test_a_score_that_is_not_finite_does_not_spoil_the_others() -> None:
     assert np.isfinite(expected_scores(places(21), scores)[:20]).all()
 
 
-def test_accuracies_go_halfway_to_what_their_losses_rank_would_have() -> None:
+def test_accuracies_go_most_of_the_way_to_what_their_losses_rank_would_have() -> None:
     accuracies, losses = np.array([0.5, 0.7, 0.6, 0.9]), np.array([3.0, 2.0, 1.0, 0.5])
     # By loss, from best to worst: the fourth, the third, the second, the first.
-    assert with_losses(accuracies, losses) == pytest.approx([0.5, 0.65, 0.65, 0.9])
+    assert with_losses(accuracies, losses) == pytest.approx([0.5, 0.625, 0.675, 0.9])
+    assert with_losses(accuracies, losses, 0.5) == pytest.approx([0.5, 0.65, 0.65, 0.9])
 
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0, 0.0], [1.0, np.nan, 2.0], [1.0, np.inf, 2.0]])
