@@ -42,7 +42,17 @@ from bcnet.supernet.fit import Recipe
 from bcnet.supernet.paths import run_with
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Score, Scorer, _mean, _recalibrated, _score, evaluate, recalibrated, score
+from bcnet.supernet.score import (
+    Score,
+    Scorer,
+    _answers,
+    _mean,
+    _recalibrated,
+    evaluate,
+    recalibrated,
+    score,
+    score_of,
+)
 from bcnet.supernet.space import Widths
 
 GOAL = 3.0
@@ -130,7 +140,7 @@ class OnePass:
             fresh = _recalibrated(model, space, judge.state, widths, judge.side, [])
             for norm in norms:
                 norm.train()
-            found.append(_score(_rounded(self.scorer, fresh, self.amp), judge.val, torch.device("cpu"), None))
+            found.append(_score(_rounded(self.scorer, fresh, self.amp), judge.val))
             for norm in norms:
                 norm.eval()
         return _mean(found)
@@ -158,13 +168,12 @@ class Rejecting:
     def __call__(self, widths: Widths) -> Score:
         """The score of a quarter, or of all."""
         scorer = self.scorer
-        cpu = torch.device("cpu")
         runs, firsts = {}, []
         for side, (judge, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
                 fresh = _recalibrated(scorer.model, scorer.space, judge.state, widths, side, judge.train)
             runs[side] = _rounded(scorer, fresh, self.amp)
-            firsts.append(_score(runs[side], first, cpu, None))
+            firsts.append(_score(runs[side], first))
         quarter = _mean(firsts)
         error = math.sqrt(quarter.accuracy * (1 - quarter.accuracy) / (self.count / 4) * 0.75)
         best = sorted(self.seen.values(), reverse=True)
@@ -173,12 +182,16 @@ class Rejecting:
             self.rejected.add(widths)
             self.seen[widths] = quarter
             return quarter
-        rest = _mean([_score(runs[side], rest, cpu, None) for side, (_, (_, rest)) in self.parts.items()])
+        rest = _mean([_score(runs[side], rest) for side, (_, (_, rest)) in self.parts.items()])
         whole = Score(
             (quarter.accuracy + 3 * rest.accuracy) / 4, (quarter.negative_loss + 3 * rest.negative_loss) / 4
         )
         self.seen[widths] = whole
         return whole
+
+
+def _score(run: Callable[[Any], Any], images: KeptBatches) -> Score:
+    return score_of(_answers(run, images, torch.device("cpu")))
 
 
 def _rounded(scorer: Scorer, fresh: Mapping[str, torch.Tensor], amp: bool) -> Callable[[Any], Any]:
