@@ -20,7 +20,7 @@ import numpy as np
 from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
-from bcnet.pipeline.search_inputs import scoring
+from bcnet.pipeline.search_inputs import by_loss_of, scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
@@ -83,7 +83,8 @@ def key(widths: Widths) -> str:
 
 def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     """Taus, with 95 % intervals over resampled networks, as markdown."""
-    space = load_project(config).space
+    project = load_project(config)
+    space, by_loss = project.space, by_loss_of(project)
     truth = np.array([found["scratch"][key(widths)][0] for widths in wanted])
     places = places_of(wanted, [group.choices for group in space.groups])
     lines = [
@@ -99,7 +100,8 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
 
     for name, scores in found["supernets"].items():
         accuracy, loss, quick = np.array([scores[key(widths)] for widths in wanted]).T
-        alone, both = expected_scores(places, accuracy), expected_scores(places, with_losses(accuracy, loss))
+        alone = expected_scores(places, accuracy)
+        both = expected_scores(places, with_losses(accuracy, loss, by_loss))
         cells = [tau(values) for values in (accuracy, -loss, alone, both, quick)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     macs = np.array([space.macs(widths) for widths in wanted], dtype=float)
@@ -124,7 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config)
     asked = {"networks": options.networks, "epochs": options.epochs, "passes": options.passes}
-    asked["config"] = digest([config.model_dump(), load_project(config).inputs()])
+    asked["config"] = digest(["calibrated", config.model_dump(), load_project(config).inputs()])
     new: dict[str, Any] = {"asked": asked, "scratch": {}, "supernets": {}}
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:

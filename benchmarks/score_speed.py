@@ -229,7 +229,14 @@ def reference(
     test = data.test.take(torch.linspace(0, len(data.test) - 1, count).round().long())
     images = options.statistics or len(data.train)
     key = digest(
-        [project.inputs(), str(sum(float(t.double().sum()) for t in state.values())), images, len(test), amp]
+        [
+            "calibrated",
+            project.inputs(),
+            str(sum(float(t.double().sum()) for t in state.values())),
+            images,
+            len(test),
+            amp,
+        ]
     )
     known = json.loads(path.read_text()) if path.exists() else {}
     known = known if known.get("key") == key else {"key": key}

@@ -5,6 +5,7 @@ that score and measure widths.
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bcnet.artifacts import Run
@@ -22,7 +23,7 @@ from bcnet.supernet.prior import prior as prior_population
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import training_records
 from bcnet.supernet.score import Scorer
-from bcnet.supernet.smooth import BY_LOSS, BY_OWN
+from bcnet.supernet.smooth import BY_LOSS, BY_OTHER
 from bcnet.supernet.space import Widths
 
 MeasureOf = Callable[[Widths], LatencyStat]
@@ -51,8 +52,17 @@ def settings_of(project: Project) -> SearchSettings:
         inside_exponent=config.inside_exponent,
         over_budget=config.over_budget,
         pareto=config.pareto,
-        by_loss=BY_LOSS if project.task.counts_answers else BY_OWN,
+        by_loss=by_loss_of(project),
     )
+
+
+def by_loss_of(project: Project) -> float:
+    """The part of a loss in a score: less where it is not calibrated, or the metric is not accuracy."""
+    task, data = project.task, project.data
+    _, targets = next(data.batches(data.val.take(torch.arange(1)), 1))
+    classifies = isinstance(targets, Tensor) and targets.ndim == 1
+    own = task.loss is not None or task.metric is not None or task.train_step is not None
+    return BY_LOSS if classifies and not own else BY_OTHER
 
 
 def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:

@@ -38,7 +38,7 @@ class SearchSettings:
     slower network may win. With `pareto`, the whole front of accuracy against latency is looked for, by
     NSGA-II; a budget only says who wins. With `smooth`, candidates are ranked, and children chosen, by what
     all scores together say of each (`Expectation`), else candidates by their own scores; `by_loss` is the
-    part of the loss's rank in each (`with_losses`).
+    part of the loss's rank in each (`with_losses`), to be less for a task of your own (`by_loss_of`).
     """
 
     budget_ms: float | None = None

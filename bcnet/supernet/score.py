@@ -18,7 +18,7 @@ from bcnet.parts import Item, Items, Split, shared_out
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.task import Batches, Task, entries
+from bcnet.supernet.task import Batches, Task, entries, logits_of
 from bcnet.supernet.temperature import calibrated_loss, is_classification
 
 SHARED = 64  # images a judge, at least, where they share them out
@@ -36,7 +36,7 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean loss, cross entropy by default."""
+        """Mean loss; of a subnet's classification by cross entropy, that at the best temperature."""
         return -self.negative_loss
 
 
@@ -76,21 +76,21 @@ def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = Tr
     With `calibrate`, the loss of a classification by cross entropy is that at the best temperature
     (`calibrated_loss`): the supernet's classifier fits no width.
     """
-    task, kept = task or Task(), []
+    task = task or Task()
+    kept: list[tuple[Tensor, Tensor]] = []
     calibrate = calibrate and task.loss is None and task.train_step is None
 
     def seen() -> Iterator[tuple[Any, Any]]:
         for outputs, targets in answers:
-            if calibrate and is_classification(outputs, targets):
-                kept.append((outputs, targets))
+            if calibrate and is_classification(logits := logits_of(outputs), targets):
+                # A metric of the user's own may change what it is given.
+                own = task.metric is not None
+                kept.append((logits.clone(), targets.clone()) if own else (logits, targets))
             yield outputs, targets
 
     with torch.no_grad():
         value, loss = task.evaluate(seen())
-        if kept:
-            logits, classes = zip(*kept, strict=True)
-            loss = calibrated_loss(torch.cat(logits), torch.cat(classes))
-    return Score(value, -loss)
+        return Score(value, -(calibrated_loss(kept) if kept else loss))
 
 
 def recalibrated(

@@ -20,7 +20,7 @@ PENALTIES = np.logspace(-3, 3, 13)
 # Channel-Bench-Macro, denoised. Supernets there have 0.016 to 1.9.
 RESIDUAL = 0.02
 BY_LOSS = 0.75  # of a score: calibrated losses tell more than accuracies (docs/results.md)
-BY_OWN = 0.5  # where the loss or the metric is the user's own: they may disagree
+BY_OTHER = 0.5  # where losses are not calibrated, or the metric is not accuracy: they may disagree
 LEAST = 0.1  # of the residual is believed in any case: widths can be too narrow for a task
 
 
@@ -82,8 +82,8 @@ class Expectation:
 def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = BY_LOSS) -> np.ndarray:
     """Accuracies (N,), each `by_loss` of the way to the one that its loss's rank (N,) would have among them.
 
-    A loss tells more than how many answers were right, the more so the fewer images there are; the two
-    together rank better than either. Losses that are all equal, or not finite, tell nothing.
+    A loss tells more than how many answers were right, the more so the fewer images there are. Losses that
+    are all equal, or not finite, tell nothing.
     """
     if not np.isfinite(losses).all() or np.ptp(losses) == 0:
         return accuracies
