@@ -698,6 +698,9 @@ def channel_bench_macro(
         int | None,
         typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
     ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, max=65_536, help="Training images a step (default: preset's).")
+    ] = None,
     sample: Annotated[
         int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
     ] = None,
@@ -745,6 +748,7 @@ def channel_bench_macro(
         )
     given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets)
     given["train"]["cuda_graph"] = cuda_graph
+    given["train"]["batch_size"] = batch_size or size.batch_size
     with redirect_stdout(sys.stderr):
         report = rank_settings(
             target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared

@@ -157,6 +157,7 @@ def rank_settings(
         "draws": config.train.draws,
         "complementary": config.train.complementary,
         "supernets": config.train.supernets,
+        "batch_size": config.train.batch_size,
         "cuda_graph": config.train.cuda_graph,
         "passes": project.supernet_passes,
         "training_images": len(project.data.train),

@@ -53,9 +53,9 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
 def test_supernets_share_the_passes_and_each_scores_every_setting(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*COMMAND, "--method", "bcnet", "--supernets", "2", "--json"]) == 0
+    assert main([*COMMAND, "--method", "bcnet", "--supernets", "2", "--batch-size", "50", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["supernets"], told["passes"]) == (2, 4)
+    assert (told["supernets"], told["passes"], told["batch_size"]) == (2, 4, 50)
     report = json.loads((folder / "runs/channel-bench-macro/bench/report.json").read_text())
     assert all(list(own) == ["left", "right", "left 2", "right 2"] for own in report["scores"].values())
     assert {"accuracy, left", "accuracy, right 2"} <= set(told["figures"])
