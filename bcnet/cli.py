@@ -746,9 +746,8 @@ def channel_bench_macro(
             f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
             f"not {scratch}"
         )
-    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets)
+    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
     given["train"]["cuda_graph"] = cuda_graph
-    given["train"]["batch_size"] = batch_size or size.batch_size
     with redirect_stdout(sys.stderr):
         report = rank_settings(
             target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared

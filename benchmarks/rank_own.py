@@ -86,7 +86,7 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     project = load_project(config)
     space, by_loss = project.space, by_loss_of(project)
     truth = np.array([found["scratch"][key(widths)][0] for widths in wanted])
-    places = places_of(wanted, [group.choices for group in space.groups])
+    places = places_of(wanted, project.choices)
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",

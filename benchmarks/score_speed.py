@@ -228,16 +228,8 @@ def reference(
     # Evenly spaced: a folder's images lie class by class.
     test = data.test.take(torch.linspace(0, len(data.test) - 1, count).round().long())
     images = options.statistics or len(data.train)
-    key = digest(
-        [
-            "calibrated",
-            project.inputs(),
-            str(sum(float(t.double().sum()) for t in state.values())),
-            images,
-            len(test),
-            amp,
-        ]
-    )
+    weights = str(sum(float(t.double().sum()) for t in state.values()))
+    key = digest(["calibrated", project.inputs(), weights, images, len(test), amp])
     known = json.loads(path.read_text()) if path.exists() else {}
     known = known if known.get("key") == key else {"key": key}
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,7 @@ def flags(
     passes: int | None,
     seed: int,
     supernets: int = 1,
+    batch_size: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The configuration of such a run, as `load_config` takes it: the recipe of the benchmark's authors.
 
@@ -96,7 +97,7 @@ def flags(
             "complementary": complementary,
             "epochs": max(1, round((passes or preset.passes) / (paths * supernets))),
             "supernets": supernets,
-            "batch_size": preset.batch_size,
+            "batch_size": batch_size or preset.batch_size,
             "label_smoothing": 0.0,
         },
         "search": {"recalibration_images": preset.recalibration_images},

@@ -25,6 +25,7 @@ from bcnet.supernet.saved import training_records
 from bcnet.supernet.score import Scorer
 from bcnet.supernet.smooth import BY_LOSS, BY_OTHER
 from bcnet.supernet.space import Widths
+from bcnet.supernet.temperature import are_classes
 
 MeasureOf = Callable[[Widths], LatencyStat]
 BUDGETS = 4  # that the first generation of a front is drawn for
@@ -60,9 +61,8 @@ def by_loss_of(project: Project) -> float:
     """The part of a loss in a score: less where it is not calibrated, or the metric is not accuracy."""
     task, data = project.task, project.data
     _, targets = next(data.batches(data.val.take(torch.arange(1)), 1))
-    classifies = isinstance(targets, Tensor) and targets.ndim == 1
-    own = task.loss is not None or task.metric is not None or task.train_step is not None
-    return BY_LOSS if classifies and not own else BY_OTHER
+    calibrated = task.by_cross_entropy and are_classes(targets)
+    return BY_LOSS if calibrated and task.metric is None else BY_OTHER
 
 
 def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:

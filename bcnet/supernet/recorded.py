@@ -272,7 +272,7 @@ def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
     mixed = [group.name for group in sliced.space.groups if group.mixed]
     if mixed:
         return f"a layer normalises across the channels of {mixed[0]}"
-    if sliced.recipe.task.loss is not None or sliced.recipe.task.train_step is not None:
+    if not sliced.recipe.task.by_cross_entropy:
         return "the loss is your own"
     for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):
         module = sliced.model.get_submodule(name.rpartition(".")[0])

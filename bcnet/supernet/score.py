@@ -19,7 +19,7 @@ from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Batches, Task, entries, logits_of
-from bcnet.supernet.temperature import calibrated_loss, is_classification
+from bcnet.supernet.temperature import are_classes, calibrated_loss
 
 SHARED = 64  # images a judge, at least, where they share them out
 
@@ -78,11 +78,12 @@ def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = Tr
     """
     task = task or Task()
     kept: list[tuple[Tensor, Tensor]] = []
-    calibrate = calibrate and task.loss is None and task.train_step is None
+    calibrate = calibrate and task.by_cross_entropy
 
     def seen() -> Iterator[tuple[Any, Any]]:
         for outputs, targets in answers:
-            if calibrate and is_classification(logits := logits_of(outputs), targets):
+            if calibrate and are_classes(targets):
+                logits = logits_of(outputs)
                 # A metric of the user's own may change what it is given.
                 own = task.metric is not None
                 kept.append((logits.clone(), targets.clone()) if own else (logits, targets))

@@ -54,6 +54,11 @@ class Task:
             _named("train_step", config.train_step, {}) if config.train_step else None,
         )
 
+    @property
+    def by_cross_entropy(self) -> bool:
+        """Whether the loss is cross entropy, and not the user's own."""
+        return self.loss is None and self.train_step is None
+
     def loss_of(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
         """The scalar loss of a batch. Raises TrainingError where it is something else."""
         if self.loss is None:

@@ -12,13 +12,9 @@ SETTLED = 1e-4  # relative change of the scale
 FURTHEST = 16.0  # standard deviation of logits at their scale: where all answers are right, none is the best
 
 
-def is_classification(logits: Tensor, targets: object) -> bool:
-    """Whether these are logits (N, C) and the classes (N,) of as many images."""
-    return (
-        isinstance(targets, Tensor)
-        and (logits.ndim, targets.ndim) == (2, 1)
-        and not targets.is_floating_point()
-    )
+def are_classes(targets: object) -> bool:
+    """Whether these are the classes (N,) of images: then the outputs for cross entropy are logits (N, C)."""
+    return isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def calibrated_loss(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
