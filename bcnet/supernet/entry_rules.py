@@ -1,0 +1,165 @@
+"""Rules of operators that move, join and combine entries: views, concatenations, pools.
+
+In: an operator's call, and the `Record` of a network that runs. Out: the labels of what the call gave, and
+which channels are one from now on.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bcnet.supernet.planes import axes_of, compact, tidy
+from bcnet.supernet.record import Call, Record
+
+
+def move(record: Record, call: Call) -> None:
+    """Planes go where the entries go."""
+    moved: list[list[Tensor]] = [[] for _ in call.outputs]
+    for plane in record.of(call.args[0]):
+        try:
+            result = call.func(plane, *call.args[1:], **call.kwargs)
+        except RuntimeError:  # a view that a plane's strides do not allow
+            result = plane.reshape(call.outputs[0].shape)
+        for planes, leaf in zip(moved, tree_leaves(result), strict=True):
+            planes.append(tidy(leaf))
+    for output, planes in zip(call.outputs, moved, strict=True):
+        record.label(output, planes)
+
+
+def split(record: Record, call: Call) -> None:
+    """Equal parts of an axis stay equal: `chunk` divides a narrow tensor in halves, too."""
+    move(record, call)
+    _tie_parts(record, call.outputs)
+
+
+def take_slice(record: Record, call: Call) -> None:
+    """Slices that together are a whole axis, in equal parts, are the parts of a `chunk`."""
+    move(record, call)
+    source, dim, part = call.args[0], int(call.named.get("dim", 0)), call.outputs[0]
+    slices = record.slices.setdefault((id(source), dim), [])
+    slices.append(part)
+    if len(slices) * part.shape[dim] == source.shape[dim] and len(slices) > 1:
+        _tie_parts(record, slices)
+
+
+def _tie_parts(record: Record, parts: list[Tensor]) -> None:
+    if len({part.shape for part in parts}) == 1:
+        for planes in zip(*(record.of(part) for part in parts), strict=True):
+            for plane in planes[1:]:
+                record.unite(planes[0], plane)
+
+
+def concatenate(record: Record, call: Call) -> None:
+    """Parts lie side by side along one axis, and are united along the others."""
+    tensors, output, stacked = call.named["tensors"], call.outputs[0], call.name == "stack"
+    dim = call.named.get("dim", 0) % output.ndim
+    parts = [[p.unsqueeze(dim) if stacked else p for p in record.of(tensor)] for tensor in tensors]
+    shapes = [t.unsqueeze(dim).shape if stacked else t.shape for t in tensors]
+    result: list[Tensor] = []
+    for varying in dict.fromkeys(axes_of(plane) for planes in parts for plane in planes):
+        pieces = []
+        for planes, shape in zip(parts, shapes, strict=True):
+            own = next((p for p in planes if axes_of(p) == varying), None)
+            if own is None:
+                own = torch.full((1,) * len(shape), -1).expand(shape)
+            for axis in range(len(shape)):
+                if axis not in varying and axis != dim:
+                    own = own.narrow(axis, 0, 1)
+            pieces.append(own)
+        if dim in varying:
+            result.append(tidy(torch.cat(pieces, dim).expand(output.shape)))
+        else:
+            for piece in pieces[1:]:
+                record.unite(pieces[0].narrow(dim, 0, 1), piece.narrow(dim, 0, 1))
+            result.append(pieces[0].narrow(dim, 0, 1).expand(output.shape))
+    # An input of one entry along the axis varies with nothing, but the whole does.
+    record.label(output, record.joined(result))
+
+
+def pad_constant(record: Record, call: Call) -> None:
+    """Entries that are put around stay."""
+    pad = call.named["pad"]
+    planes = [torch.ops.aten.constant_pad_nd(p, pad, -1) for p in record.of(call.args[0])]
+    record.label(call.outputs[0], planes)
+
+
+def spatial(record: Record, call: Call) -> None:
+    """The first two axes, (N, C), stay, the others change."""
+    source = call.tensors[0]
+    for plane in record.of(source):
+        if any(axis > 1 for axis in axes_of(plane)):
+            record.pin_plane(plane, f"it becomes an image's side in {record.where}")
+    kept = [compact(p) for p in record.of(source) if all(axis < 2 for axis in axes_of(p))]
+    for output in call.outputs:
+        record.label(output, [p.expand(output.shape) for p in kept])
+
+
+def gate(record: Record, call: Call) -> None:
+    """The second half of an axis gates the first."""
+    halves = [p.chunk(2, call.named.get("dim", -1)) for p in record.of(call.args[0])]
+    for first, second in halves:
+        record.unite(first, second)
+    record.label(call.outputs[0], [tidy(first) for first, _ in halves])
+
+
+def nothing(record: Record, call: Call) -> None:
+    """Made of sizes that are given: it carries no channels."""
+
+
+def along_axis(record: Record, call: Call) -> None:
+    """Keeps the shape, and mixes the entries along one axis."""
+    record.mark(call.tensors[0], (int(call.named["dim"]),))
+    pointwise(record, call)
+
+
+def pointwise(record: Record, call: Call) -> None:
+    """Operands are united entry by entry."""
+    combine(record, call.tensors, call.outputs, writes=call.name == "copy")
+
+
+def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, writes: bool = False) -> None:
+    """Operands are united entry by entry; a tensor that does not follow the widths pins what it meets."""
+    for output in outputs:
+        shape = output.shape
+        try:
+            planes = [plane.expand(shape) for t in tensors for plane in record.of(t)]
+        except RuntimeError:
+            if output is outputs[0]:
+                for tensor in tensors:
+                    record.pin(tensor, f"it is reshaped in {record.where}")
+            continue
+        joined = record.joined(planes)
+        for tensor in tensors:
+            if id(tensor) in record.noise:
+                continue
+            if writes and tensor is output and tensor._base is None:
+                continue  # filled anew
+            lead = len(shape) - tensor.ndim
+            covered = {axis + lead for plane in record.of(tensor) for axis in axes_of(plane)}
+            fixed = {lead + axis for axis, size in enumerate(tensor.shape) if size > 1} - covered
+            for plane in joined:
+                if fixed & set(axes_of(plane)):
+                    size = f"it is combined with a tensor of fixed size in {record.where}"
+                    record.pin_plane(plane, record.because or size)
+        record.label(output, joined)
+
+
+def reduce(record: Record, call: Call) -> None:
+    """Entries along the reduced axes end in one; those of an axis that is left are united across them."""
+    x, dims = call.tensors[0], call.named.get("dim")
+    dims = [dims] if isinstance(dims, int) else list(dims or range(x.ndim))
+    dims = sorted({dim % max(x.ndim, 1) for dim in dims}, reverse=True)
+    record.mark(x, tuple(dims))
+    for output in call.outputs:
+        planes = []
+        for plane in record.of(x):
+            varying = set(axes_of(plane))
+            if varying <= set(dims):
+                continue
+            for dim in sorted(varying & set(dims)):  # entries that end in one are kept or dropped as one
+                record.unite(plane, plane.narrow(dim, 0, 1).expand_as(plane))
+                plane = plane.narrow(dim, 0, 1).expand_as(plane)
+            for dim in dims:
+                plane = plane.narrow(dim, 0, 1) if output.ndim == x.ndim else plane.select(dim, 0)
+            planes.append(plane)
+        record.label(output, planes)

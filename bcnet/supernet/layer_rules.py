@@ -1,0 +1,130 @@
+"""Rules of layers: convolutions, matrix products and normalisations.
+
+In: an operator's call, and the `Record` of a network that runs. Out: which channels of inputs, weights and
+outputs are one, and the layers that make them.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from bcnet.latency_tables.rows import EVEN_GROUPS
+from bcnet.supernet.entry_rules import combine
+from bcnet.supernet.planes import along, axes_of, compact
+from bcnet.supernet.record import Call, Record
+
+
+def convolution(record: Record, call: Call) -> None:
+    """Input channels are the weight's second axis (a transposed one's first), output channels the other."""
+    named, output = call.named, call.outputs[0]
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    groups, transposed = int(named["groups"]), bool(named.get("transposed", False))
+    unbatched = 1 if x.ndim == weight.ndim else 0
+    entering = record.vector(x, unbatched)
+    first, second = record.vector(weight, 0), record.vector(weight, 1)
+    makes = True
+    if groups == 1:
+        record.unite(entering, second if not transposed else first)
+        leaving = first if not transposed else second
+    elif not transposed and 1 < groups <= EVEN_GROUPS and weight.shape[1] > 1:
+        # Narrowed evenly inside each group: entry j of every group is one channel.
+        blocks = entering.reshape(groups, -1)
+        record.unite(blocks, second.expand_as(blocks))
+        blocks = first.reshape(groups, -1)
+        record.unite(blocks, blocks[:1].expand_as(blocks))
+        leaving = first
+    else:
+        # Narrowed by whole groups: all entries of a group, in and out, are one channel.
+        makes = False
+        blocks = entering.reshape(groups, -1)
+        head = first.reshape(groups, -1)[:, :1]
+        record.unite(blocks, head.expand_as(blocks))
+        record.unite(first.reshape(groups, -1), head.expand(groups, first.numel() // groups))
+        if (second >= 0).any():
+            record.pin_atoms(second[second >= 0].numpy(), "the size of a convolution's groups stays")
+        leaving = first if not transposed else head.expand(groups, weight.shape[1]).flatten()
+        record.sized("groups", weight, first.numel() // groups)
+    if bias is not None:
+        record.unite(leaving, record.vector(bias, 0))
+    record.label(output, [along(leaving, unbatched, output.shape)])
+    spatial = (x if transposed else output).shape[1 + unbatched :]
+    record.layer(weight, math.prod(spatial), 1 if transposed else 0, makes)
+
+
+def matmul(record: Record, call: Call) -> None:
+    """Contracts the last axis of the first with the second to last of the second."""
+    name, named, output = call.name, call.named, call.outputs[0]
+    bias = named.get("bias") if name == "linear" else named.get("self") if "add" in name else None
+    left = named.get("input") if name == "linear" else named.get("mat1", named.get("batch1"))
+    right = named.get("weight") if name == "linear" else named.get("mat2", named.get("batch2"))
+    if left is None:
+        left = named["self"]
+    if right is None:
+        right = named["other"]
+    across = right.ndim - 2 if name != "linear" else 1
+    record.unite(record.vector(left, left.ndim - 1), record.vector(right, across))
+    planes = [
+        compact(p).expand(output.shape)
+        for p in record.of(left)
+        if left.ndim - 1 not in axes_of(p) and left.ndim == output.ndim
+    ]
+    for plane in record.of(right):
+        if across in axes_of(plane):
+            continue
+        kept = compact(plane)
+        if name == "linear":
+            kept = kept.transpose(0, 1)
+        planes.append(kept.expand(output.shape))
+    joined = record.joined(planes)
+    if bias is not None:
+        joined = record.joined([*joined, *(plane.expand(output.shape) for plane in record.of(bias))])
+    record.label(output, joined)
+    weight = right if id(right) in record.origin else left
+    rows = left.numel() // left.shape[-1] if weight is right else right.numel() // right.shape[across]
+    record.layer(weight, rows // record.images, 0, True)
+
+
+def batch_norm(record: Record, call: Call) -> None:
+    """Every channel by itself."""
+    _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))
+
+
+def _per_channel(record: Record, named: dict[str, Any], output: Tensor, keys: tuple[str, ...]) -> None:
+    x = named["input"]
+    record.mark(x, tuple(axis for axis in range(x.ndim) if axis != 1))
+    for key in keys:
+        if named.get(key) is not None:
+            record.unite(record.vector(x, 1), record.vector(named[key], 0))
+    record.label(output, list(record.of(x)))
+
+
+def layer_norm(record: Record, call: Call) -> None:
+    """Over the last axes, of the sizes that the module keeps."""
+    named = call.named
+    x, weight = named["input"], named["weight"]
+    dims = range(x.ndim - len(named["normalized_shape"]), x.ndim)
+    record.mark(x, tuple(dims))
+    if weight is None or id(weight) not in record.origin:
+        for plane in record.of(x):
+            if set(dims) & set(axes_of(plane)):
+                record.pin_plane(plane, f"{record.where} normalises over a fixed number of channels")
+    else:
+        record.sized("normalized_shape", weight, 0)
+    combine(record, [t for t in (x, weight, named["bias"]) if t is not None], call.outputs)
+
+
+def group_norm(record: Record, call: Call) -> None:
+    """Channels of one group go together, and the module's number of groups follows them."""
+    named, output = call.named, call.outputs[0]
+    channels, groups = int(named["C"]), int(named["group"])
+    if groups == 1:
+        record.mark(named["input"], (1,))
+    elif groups < channels:
+        blocks = record.vector(named["input"], 1).reshape(groups, -1)
+        record.unite(blocks, blocks[:, :1].expand_as(blocks))
+    if groups > 1:
+        if named.get("weight") is None:
+            record.pin(named["input"], f"{record.where} normalises over a fixed number of groups")
+        record.sized("num_groups", named.get("weight"), channels // groups)
+    _per_channel(record, named, output, ("weight", "bias"))

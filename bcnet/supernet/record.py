@@ -1,0 +1,239 @@
+"""What is recorded while a network runs: the atoms behind every tensor's entries, and which are one.
+
+In: a network's tensors, and what the operators' rules (`trace_rules.py`) say of their inputs and outputs.
+Out: a `Trace`, which knows classes of atoms, those that stay, and the layers that ran.
+
+Every entry of a parameter's axis is an atom. A tensor carries planes: integer tensors of its own shape that
+name the atom behind each entry (-1: an entry that stays). An operator that moves entries moves the planes
+with them, one that combines entries unites their atoms. Planes do not vary along most axes and are expanded
+along those: they cost no memory, and a reshape or a concatenation of a plane is PyTorch's own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bcnet.supernet.planes import along, axes_of, compact
+
+Atoms = tuple[int, int]  # the first atom of an axis and how many there are
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One use of a weight by a convolution or matrix product, at `positions` an image."""
+
+    weight: str
+    positions: int
+    out_axis: int
+    makes_channels: bool
+
+
+@dataclass
+class Trace:
+    """What was seen of a network, over one or more runs of it."""
+
+    tensors: dict[str, Tensor]
+    axes: dict[str, dict[int, Atoms]] = field(default_factory=dict)
+    layers: list[LayerUse] = field(default_factory=list)
+    sized: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    dynamic: bool = False
+    reads_values: str | None = None
+    operators: list[str] = field(default_factory=list)
+    count: int = 0
+    pairs: list[np.ndarray] = field(default_factory=list)
+    pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    across: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            self.axes[name] = {}
+            for axis, size in enumerate(tensor.shape):
+                if size > 1:
+                    self.axes[name][axis] = (self.count, size)
+                    self.count += size
+
+    def classes(self) -> np.ndarray:
+        """For each atom the number of its class: atoms of one class are kept or dropped together."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
+        first, second = np.concatenate([*self.pairs, np.empty((2, 0), dtype=np.int64)], axis=1)
+        graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), (self.count, self.count))
+        classes: np.ndarray = connected_components(graph, directed=False)[1]
+        return classes
+
+    def pinned(self, classes: np.ndarray) -> dict[int, str]:
+        """The classes that must stay as they are, each with the first reason that was met."""
+        reasons: dict[int, str] = {}
+        for atoms, reason in self.pins:
+            for number in np.unique(classes[atoms]).tolist():
+                reasons.setdefault(number, reason)
+        return reasons
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator's call: its arguments in order and by name, all tensors among them, and what it gave."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    tensors: list[Tensor]
+    outputs: list[Tensor]
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The arguments by the names of the operator's schema."""
+        names = (entry.name for entry in self.func._schema.arguments)
+        return dict(zip(names, self.args, strict=False)) | self.kwargs
+
+
+class Record:
+    """Fills a Trace: what every tensor at hand carries, and what operators say of it."""
+
+    def __init__(self, trace: Trace, images: int) -> None:
+        """`images` is the batch size of the inputs: positions are counted an image."""
+        self.trace = trace
+        self.images = images
+        self.planes: dict[int, tuple[Tensor, ...]] = {}
+        self.origin: dict[int, str] = {}  # a weight, or what was computed from it in its shape
+        self.noise: set[int] = set()  # random numbers fit any width
+        self.lost: dict[int, str] = {}  # tensors whose channels could not be followed, and why
+        self.because: str | None = None  # that of the operator at hand
+        self.slices: dict[tuple[int, int], list[Tensor]] = {}
+        self.alive: list[Tensor] = []  # an id is unique only as long as its tensor lives
+        self.inside: list[tuple[str, nn.Module]] = []
+        for name, tensor in trace.tensors.items():
+            self.origin[id(tensor)] = name
+            self.label(
+                tensor,
+                [
+                    along(torch.arange(start, start + size), axis, tensor.shape)
+                    for axis, (start, size) in trace.axes[name].items()
+                ],
+            )
+
+    @property
+    def where(self) -> str:
+        """The module that is running."""
+        return f"'{self.inside[-1][0]}'" if self.inside and self.inside[-1][0] else "the network's forward"
+
+    def lose(self, outputs: list[Tensor], reason: str) -> None:
+        for output in outputs:
+            self.lost.setdefault(id(output), reason)
+            self.alive.append(output)
+
+    # What a tensor carries
+
+    def of(self, tensor: Any) -> tuple[Tensor, ...]:
+        return self.planes.get(id(tensor), ()) if isinstance(tensor, Tensor) else ()
+
+    def label(self, tensor: Tensor, planes: list[Tensor]) -> None:
+        kept = tuple(plane for plane in planes if axes_of(plane))
+        if kept:
+            self.planes[id(tensor)] = kept
+            self.alive.append(tensor)
+        else:
+            self.planes.pop(id(tensor), None)
+
+    def vector(self, tensor: Any, axis: int) -> Tensor:
+        """The atoms along one axis; -1 where there is none."""
+        for plane in self.of(tensor):
+            varying = axes_of(plane)
+            if varying == (axis,):
+                return compact(plane).flatten()
+            if axis in varying:
+                self.pin_plane(plane, f"its channels are rearranged over two axes in {self.where}")
+        return torch.full((tensor.shape[axis],), -1)
+
+    def inherit(self, tensors: list[Tensor], outputs: list[Tensor]) -> None:
+        """A computed weight counts as the weight that it was computed from."""
+        for output in outputs:
+            if id(output) in self.origin:
+                continue
+            for tensor in tensors:
+                name = self.origin.get(id(tensor))
+                if name is not None and tensor.numel() == output.numel() and output.ndim > 1:
+                    self.origin[id(output)] = name
+                    self.alive.append(output)
+                    break
+
+    # What is recorded
+
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        """Entry by entry, the two are kept or dropped together. Shapes are equal, or one is broadcast."""
+        first, second = compact(first), compact(second)
+        pair = np.stack(np.broadcast_arrays(first.numpy(), second.numpy())).reshape(2, -1)
+        if (pair[0] == pair[1]).all():
+            return
+        both = (pair >= 0).all(0)
+        self.trace.pairs.append(pair[:, both])
+        alone = pair[:, ~both].max(0)
+        if (alone >= 0).any():
+            stays = f"it is combined with channels that stay, in {self.where}"
+            self.pin_atoms(alone[alone >= 0], self.because or stays)
+
+    def pin(self, tensor: Any, reason: str) -> None:
+        for plane in self.of(tensor):
+            self.pin_plane(plane, reason)
+
+    def pin_plane(self, plane: Tensor, reason: str) -> None:
+        atoms = compact(plane).flatten().numpy()
+        self.pin_atoms(atoms[atoms >= 0], reason)
+
+    def pin_atoms(self, atoms: np.ndarray, reason: str) -> None:
+        self.trace.pins.append((np.unique(atoms), reason))
+
+    def mark(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
+        """Channels that are mixed with each other along these axes, as by a normalisation."""
+        dims = tuple(dim % max(tensor.ndim, 1) for dim in dims)
+        for plane in self.of(tensor):
+            if set(dims) & set(axes_of(plane)):
+                atoms = compact(plane).flatten().numpy()
+                self.trace.across.append(np.unique(atoms[atoms >= 0]))
+
+    def joined(self, planes: list[Tensor]) -> list[Tensor]:
+        """At most one plane for each axis: those that meet on an axis are united, or pinned."""
+        result: list[Tensor] = []
+        for plane in planes:
+            axes = set(axes_of(plane))
+            met = [i for i, other in enumerate(result) if axes & set(axes_of(other))]
+            if not met:
+                result.append(plane)
+                continue
+            first = result[met[0]]
+            own = set(axes_of(first))
+            if len(met) == 1 and (own <= axes or axes <= own):
+                self.unite(first, plane)
+                result[met[0]] = first if own <= axes else plane
+            else:
+                for each in (plane, *(result[i] for i in met)):
+                    self.pin_plane(each, f"its channels are rearranged over two axes in {self.where}")
+        return result
+
+    def unknown(self, name: str) -> str:
+        computed = next((m for path, m in self.inside if ".parametrizations." in f".{path}."), None)
+        if computed is not None or "weight_norm" in name:
+            kind = type(self.inside[-1][1]).__name__.lstrip("_") if computed is not None else "weight_norm"
+            return (
+                f"its weight is computed anew at every call ({kind}, in {self.where}); remove that with "
+                "torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm)"
+            )
+        return f"it goes through '{name}' in {self.where}, where channels cannot be followed"
+
+    def layer(self, weight: Tensor, positions: int, out_axis: int, makes: bool) -> None:
+        name = self.origin.get(id(weight))
+        if name is not None:
+            self.trace.layers.append(LayerUse(name, positions, out_axis, makes))
+
+    def sized(self, attribute: str, tensor: Any, each: int) -> None:
+        """The running module keeps a size in an attribute: it follows this tensor's first axis."""
+        name = self.origin.get(id(tensor))
+        if self.inside and name is not None:
+            module = self.inside[-1][0]
+            if hasattr(self.inside[-1][1], attribute):
+                self.trace.sized[module] = (attribute, name, each)

@@ -1,0 +1,106 @@
+"""Operators' rules by name: what each says of the channels that go in and come out.
+
+In: an operator's call, and the `Record` of a network that runs. `follow` applies the rule of the call's
+operator; one without a rule pins the channels that it meets, with its name as the reason.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from bcnet.supernet import entry_rules as entries
+from bcnet.supernet import layer_rules as layers
+from bcnet.supernet.record import Call, Record
+
+MOVES = frozenset(
+    (
+        *("view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "select"),
+        *("unbind", "squeeze", "unsqueeze", "expand", "repeat", "flip"),
+        *("roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "alias", "detach", "lift_fresh"),
+        *("movedim", "flatten", "unflatten", "narrow", "native_channel_shuffle"),
+    )
+)
+# Keep the first two axes, (N, C), and change the others.
+SPATIAL = frozenset(
+    (
+        *("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+        *("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool1d"),
+        *("upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
+        *("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+        *("upsample_linear1d", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d"),
+        *("replication_pad1d", "replication_pad2d", "grid_sampler_2d", "roi_align", "roi_pool"),
+    )
+)
+REDUCE = frozenset(
+    (
+        *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod"),
+        *("linalg_vector_norm", "norm", "logsumexp", "any", "all", "argmax", "argmin"),
+    )
+)
+# Keep the shape; PyTorch does not tag them as pointwise.
+SAME_SHAPE = frozenset(
+    (
+        *(
+            "hardswish",
+            "hardtanh",
+            "native_dropout",
+            "dropout",
+            "feature_dropout",
+            "bernoulli",
+            "fill",
+            "copy",
+        ),
+        *("zero", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "clone"),
+        *("_to_copy", "contiguous", "where", "masked_fill", "_softmax", "_log_softmax", "softmax", "cumsum"),
+        *("uniform", "normal", "_prelu_kernel", "prelu", "rrelu_with_noise"),
+    )
+)
+ALONG = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"))
+RANDOM = frozenset(("bernoulli", "uniform", "normal", "rand", "randn", "rand_like", "randn_like"))
+BATCH_NORM = frozenset(
+    (
+        *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+        *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "batch_norm"),
+    )
+)
+NEW = frozenset(("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"))
+CONVOLUTION = frozenset(("convolution", "_convolution", "conv1d", "conv2d", "conv3d"))
+MATMUL = frozenset(("mm", "bmm", "addmm", "baddbmm", "matmul", "linear"))
+SPLIT = frozenset(("split", "chunk", "split_with_sizes"))
+
+Rule = Callable[[Record, Call], None]
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(SAME_SHAPE, entries.pointwise),
+    **dict.fromkeys(ALONG, entries.along_axis),
+    **dict.fromkeys(MOVES, entries.move),
+    **dict.fromkeys(SPLIT, entries.split),
+    **dict.fromkeys(("cat", "stack"), entries.concatenate),
+    **dict.fromkeys(CONVOLUTION, layers.convolution),
+    **dict.fromkeys(MATMUL, layers.matmul),
+    **dict.fromkeys(BATCH_NORM, layers.batch_norm),
+    **dict.fromkeys(SPATIAL, entries.spatial),
+    **dict.fromkeys(REDUCE, entries.reduce),
+    **dict.fromkeys(NEW, entries.nothing),
+    "slice": entries.take_slice,
+    "constant_pad_nd": entries.pad_constant,
+    "native_layer_norm": layers.layer_norm,
+    "native_group_norm": layers.group_norm,
+    "glu": entries.gate,
+}
+
+
+def follow(record: Record, call: Call) -> None:
+    """What the operator says of channels; one that is not known keeps those that it meets as they are."""
+    rule = RULES.get(call.name)
+    if call.name == "as_strided" and call.tensors[0].shape == call.outputs[0].shape:
+        entries.nothing(record, call)  # another layout in memory
+    elif rule is not None:
+        rule(record, call)
+    elif torch.Tag.pointwise in call.func.tags:
+        entries.pointwise(record, call)
+    else:
+        reason = record.unknown(call.name)
+        for tensor in call.tensors:
+            record.pin(tensor, reason)
+        record.lose(call.outputs, reason)
