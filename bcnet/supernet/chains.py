@@ -1,4 +1,4 @@
-"""A network as it ran: its channels as chains that are narrowed together, and trials of narrow networks.
+"""A network as it ran: its channels as chains that are narrowed together.
 
 In: a network and an example of its inputs. Out: `Seen`, which turns the trace of its operators (`trace.py`)
 into chains: channels that lie side by side, in the same order, wherever they lie; and what stays, and why.
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
-from bcnet.supernet.paths import arguments, cut, forward_path, tensors_of
-from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, Widths, WidthSpace
-from bcnet.supernet.trace import LayerUse, Trace, Tracer, running_modules
-from bcnet.supernet.widen import supernet_state
+from bcnet.supernet.paths import arguments, tensors_of
+from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized
+from bcnet.supernet.trace import LayerUse, Trace, Tracer
 
 # What PyTorch's own layers read in their forward, beside what the trace sees.
 _READ: tuple[tuple[type[nn.Module], str, int], ...] = (
@@ -78,7 +77,7 @@ class Seen:
         layers, trains = list(trace.layers), None
         buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         try:
-            _run(probe.train(), trace, _twice(inputs))
+            _run(probe.train(), trace, twice(inputs))
         except SpaceError as cause:
             trains = str(cause)
         finally:
@@ -295,56 +294,6 @@ class Seen:
                         found.setdefault(number, _module_of(use.weight))
         return found
 
-    def trouble(self, space: WidthSpace, *, quick: bool = False) -> str | None:
-        """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
-
-        `quick` runs the narrowest path on the network's own tensors alone: nothing is copied for it.
-        """
-        if not space.groups:
-            return None
-        inside: list[tuple[str, nn.Module]] = []
-        try:
-            with torch.no_grad():
-                if quick:
-                    with running_modules(self.probe) as inside:
-                        output = forward_path(self.probe, space, space.smallest(), self.inputs)
-                    return self._other_shape(output)
-                # Neighbours as different as they can be: what the forward takes for equal shows.
-                low, high = space.smallest(), space.largest()
-                drawn = [
-                    low,
-                    *(Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)),
-                ]
-                state = supernet_state(self.probe, space)
-                args, kwargs = arguments(self.inputs)
-                for widths in drawn:
-                    small = cut(self.probe, space, widths, "right", state)
-                    output = small(*args, **kwargs)
-                    if (trouble := self._other_shape(output)) is not None:
-                        return trouble
-                    if self.trace.dynamic:
-                        continue
-                    path = forward_path(self.probe, space, widths, self.inputs, "right", state)
-                    if not all(
-                        _same(one, other)
-                        for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
-                    ):
-                        return (
-                            "a narrow path of it does not give what the same network gives when it is cut out"
-                        )
-                    if self.trains is None:
-                        args_twice, kwargs_twice = arguments(_twice(self.inputs))
-                        small.train()(*args_twice, **kwargs_twice)
-        except Exception as cause:
-            where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
-            return f"narrowing it breaks the network{where}: {one_line(cause)}"
-        return None
-
-    def _other_shape(self, output: Any) -> str | None:
-        if self.full and [leaf.shape for leaf in tree_leaves(output)] != self.full:
-            return "it is part of the network's output"
-        return None
-
 
 def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
     """One forward, traced. Raises SpaceError where the network does not run."""
@@ -363,16 +312,6 @@ def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
     return output
 
 
-def _same(one: Any, other: Any) -> bool:
-    # Not bit for bit: a matrix product's kernel may depend on where in memory a slice begins.
-    if not isinstance(one, Tensor) or not one.is_floating_point():
-        return not isinstance(one, Tensor) or torch.equal(one, other)
-    one, other = one.nan_to_num(), other.nan_to_num()
-    return (
-        bool((one - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1e-12)) if one.numel() else True
-    )
-
-
 def _images(inputs: Any) -> int:
     """The batch size of inputs; detectors take a list of images."""
     args, kwargs = arguments(inputs)
@@ -382,7 +321,7 @@ def _images(inputs: Any) -> int:
     return int(first.shape[0]) if isinstance(first, Tensor) and first.ndim else 1
 
 
-def _twice(inputs: Any) -> Any:
+def twice(inputs: Any) -> Any:
     """The inputs with every image twice: batch statistics need two."""
     images = _images(inputs)
 

@@ -20,6 +20,7 @@ from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.chains import Chain, Seen
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.space import WidthGroup, WidthSpace
+from bcnet.supernet.trial import trouble
 
 
 def discover_space(
@@ -105,16 +106,16 @@ def discover_space(
 
     good = list(range(len(kept)))
     space = build(good)
-    if seen.trouble(space) is not None:
+    if trouble(seen, space) is not None:
         # Find the groups that break the network when they alone are narrowed, or with those before them.
-        alone = {i: seen.trouble(build([i]), quick=True) for i in good}
+        alone = {i: trouble(seen, build([i]), quick=True) for i in good}
         good = [i for i in good if alone[i] is None]
-        if good and seen.trouble(build(good)) is not None:
+        if good and trouble(seen, build(good)) is not None:
             candidates, good = good, []
             for i in candidates:
-                alone[i] = seen.trouble(build([*good, i]))
+                alone[i] = trouble(seen, build([*good, i]))
                 good += [i] if alone[i] is None else []
-        reasons |= {kept[i].name: trouble for i, trouble in alone.items() if trouble is not None}
+        reasons |= {kept[i].name: reason for i, reason in alone.items() if reason is not None}
         space = build(good)
     space = replace(space, frozen=seen.frozen([kept[i] for i in good], chains, reasons))
     if not space.groups:

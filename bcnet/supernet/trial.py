@@ -1,0 +1,78 @@
+"""Narrow networks are tried before anything is trained.
+
+In: a network as it ran (`chains.py`) and a space of its groups. Out: what goes wrong when they are narrowed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bcnet.errors import one_line
+from bcnet.supernet.chains import Seen, twice
+from bcnet.supernet.paths import arguments, cut, forward_path
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.trace import running_modules
+from bcnet.supernet.widen import supernet_state
+
+
+def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None:
+    """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
+
+    `quick` runs the narrowest path on the network's own tensors alone: nothing is copied for it.
+    """
+    if not space.groups:
+        return None
+    inside: list[tuple[str, nn.Module]] = []
+    probe, inputs = seen.probe, seen.inputs
+    try:
+        with torch.no_grad():
+            if quick:
+                with running_modules(probe) as inside:
+                    output = forward_path(probe, space, space.smallest(), inputs)
+                return _other_shape(seen, output)
+            # Neighbours as different as they can be: what the forward takes for equal shows.
+            low, high = space.smallest(), space.largest()
+            drawn = [
+                low,
+                *(Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)),
+            ]
+            state = supernet_state(probe, space)
+            args, kwargs = arguments(inputs)
+            for widths in drawn:
+                small = cut(probe, space, widths, "right", state)
+                output = small(*args, **kwargs)
+                if (reason := _other_shape(seen, output)) is not None:
+                    return reason
+                if seen.trace.dynamic:
+                    continue
+                path = forward_path(probe, space, widths, inputs, "right", state)
+                if not all(
+                    _same(one, other)
+                    for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
+                ):
+                    return "a narrow path of it does not give what the same network gives when it is cut out"
+                if seen.trains is None:
+                    args_twice, kwargs_twice = arguments(twice(inputs))
+                    small.train()(*args_twice, **kwargs_twice)
+    except Exception as cause:
+        where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
+        return f"narrowing it breaks the network{where}: {one_line(cause)}"
+    return None
+
+
+def _other_shape(seen: Seen, output: Any) -> str | None:
+    if seen.full and [leaf.shape for leaf in tree_leaves(output)] != seen.full:
+        return "it is part of the network's output"
+    return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    # Not bit for bit: a matrix product's kernel may depend on where in memory a slice begins.
+    if not isinstance(one, Tensor) or not one.is_floating_point():
+        return not isinstance(one, Tensor) or torch.equal(one, other)
+    one, other = one.nan_to_num(), other.nan_to_num()
+    return (
+        bool((one - other).abs().max() <= 1e-5 * other.abs().max().clamp_min(1e-12)) if one.numel() else True
+    )
