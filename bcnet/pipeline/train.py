@@ -270,7 +270,7 @@ def _trained(
         plan=STEPS[train_config.step],
         draws=train_config.draws,
         cuda_graph=train_config.cuda_graph,
-        state=first_state(project, project.fresh_model(own.seed) if number else project.model, own),
+        state=first_state(project, project.given_model(own.seed) if number else project.model, own),
         resume=resume,
         on_epoch=on_epoch,
         description=(

@@ -30,6 +30,7 @@ from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
+from bcnet.supernet.fresh import Fresh, fresh_network
 from bcnet.supernet.measure import replayed, runtime_of, setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import arguments
@@ -109,13 +110,31 @@ class Project:
         own = self.config.slice
         return own.epochs + (0 if own.from_scratch else self.supernet_passes)
 
-    def fresh_model(self, seed: int | None = None) -> nn.Module:
-        """The network of this space with its initial weights, as wide as the supernet's.
+    def given_model(self, seed: int) -> nn.Module:
+        """The network of this space as it is given, as wide as the supernet's, from another seed.
 
-        Those of the configuration's seed, or of another; trained weights that are loaded have none.
+        Trained weights are the same for every seed.
         """
-        config = self.config if seed is None else self.config.model_copy(update={"seed": seed})
-        return _widened(config, fresh_model(config, self.data), self.narrow)
+        config = self.config.model_copy(update={"seed": seed})
+        return _widened(config, given_model(config, self.data), self.narrow)
+
+    def fresh_model(self) -> nn.Module:
+        """The network of this space with freshly initialised weights, as wide as the supernet's.
+
+        What still holds trained values is `fresh.kept`.
+        """
+        return _widened(self.config, copy.deepcopy(self.fresh.model), self.narrow)
+
+    @cached_property
+    def fresh(self) -> Fresh:
+        """The configured network, freshly initialised under the configuration's seed."""
+        config = self.config
+        return fresh_network(lambda seed: fresh_model(config, self.data, seed), config.seed)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the network is given with trained weights: `model.weights`, or its function's own."""
+        return self.config.model.weights is not None or self.fresh.trained
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""
@@ -264,7 +283,7 @@ def _load(config: Config) -> Project:
     keep_freed_memory()
     profile = target_profile(config)
     data = load_data(config.data, config.seed)
-    model = fresh_model(config, data)
+    model = given_model(config, data)
     example = data.example(1)
     args, kwargs = arguments(example)
     try:
@@ -334,8 +353,11 @@ def _widened(config: Config, model: nn.Module, narrow: WidthSpace | None) -> nn.
     )
 
 
-def fresh_model(config: Config, data: ImageData) -> nn.Module:
-    """The configured network with its initial weights, the same for the same seed."""
+def given_model(config: Config, data: ImageData) -> nn.Module:
+    """The configured network as it is given: with `model.weights` where there are some, else initial ones.
+
+    The same for the same seed.
+    """
     kept = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -346,6 +368,13 @@ def fresh_model(config: Config, data: ImageData) -> nn.Module:
     finally:
         random.setstate(kept[0])
         np.random.set_state(kept[1])
+
+
+def fresh_model(config: Config, data: ImageData, seed: int | None = None) -> nn.Module:
+    """What the network's function returns for a seed (default: the configured), without `model.weights`."""
+    own = config.model.model_copy(update={"weights": None})
+    seed = config.seed if seed is None else seed
+    return given_model(config.model_copy(update={"model": own, "seed": seed}), data)
 
 
 def _check_outputs(config: Config, data: ImageData, output: Any) -> None:
