@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from bcnet.errors import ConfigError, UsageError
 
 CONFIG_FILE = Path("bcnet.toml")
+PRETRAINED = "pretrained"  # as model.weights: those of the network's library
 # What the template shows, in a comment, for keys that it does not set.
 EXAMPLES = {
     "device": '"jetson"',
@@ -54,11 +55,13 @@ class ModelConfig(Section):
 
     name: str = Field(
         "digits",
-        description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, package.module:function",
+        description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, timm:NAME, package.module:function",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
     weights: str | None = Field(
-        None, description="trained weights: a state_dict in a .safetensors or .pt file, of the same network"
+        None,
+        description="trained weights: a file of the same network, .safetensors or of torch.save; "
+        "'pretrained' for torchvision's and timm's own",
     )
 
 

@@ -1,16 +1,16 @@
-"""Reference networks by name, torchvision's, or a user's own function."""
+"""Reference networks by name, torchvision's, timm's, or a user's own function; trained weights for them."""
 
-import difflib
-import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bcnet.config import ModelConfig
+from bcnet.config import PRETRAINED, ModelConfig
 from bcnet.errors import ModelError, one_line
 from bcnet.imports import import_function
+from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digits
 from bcnet.models.weights import load_weights
@@ -20,45 +20,35 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cbm-mobilenet": mobilenet,
     "cbm-resnet": resnet,
 }
+LIBRARIES: dict[str, Any] = {"torchvision": torchvision_models, "timm": timm_models}
 
 
 def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.Module:
-    """A freshly initialised network for images of `in_channels` and `num_classes` classes.
+    """A network for images of `in_channels` and `num_classes` classes, with its initial weights or `weights`.
 
-    Raises ModelError: unknown name, wrong arguments.
+    Raises ModelError: unknown name, wrong arguments, weights that cannot be had or are of another network.
     """
-    name, _, argument = config.name.partition(":")
+    library, _, argument = config.name.partition(":")
+    pretrained = config.weights == PRETRAINED
+    if pretrained and library not in LIBRARIES:
+        raise ModelError(
+            f"model.weights = '{PRETRAINED}' is for torchvision:NAME and timm:NAME; give a file of weights, "
+            f"or load them in the function of '{config.name}'"
+        )
+    given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
     if config.name in NETWORKS:
         function = NETWORKS[config.name]
-        given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
-    elif name == "torchvision":
-        from torchvision import models
-
-        known = models.list_models()
-        if argument not in known:
-            near = difflib.get_close_matches(argument, known, n=3)
-            raise ModelError(
-                f"torchvision has no model '{argument}'; near it: {', '.join(near) or 'nothing'}"
-            )
-        if in_channels != 3:
-            raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
-
-        def function(**args: object) -> nn.Module:
-            return models.get_model(argument, **args)  # type: ignore[no-any-return]
-
-        given = {"num_classes": num_classes, "weights": None}
-        if "weights_backbone" in inspect.signature(models.get_model_builder(argument)).parameters:
-            given["weights_backbone"] = None  # torchvision would fetch them otherwise
-        if argument in ("googlenet", "inception_v3"):
-            given["init_weights"] = True  # torchvision asks for a choice
+    elif library in LIBRARIES:
+        function = partial(LIBRARIES[library].build, argument, pretrained=pretrained)
     elif argument:
-        function = import_function(config.name, ModelError)
-        given = {}
+        function, given = import_function(config.name, ModelError), {}
     else:
-        there = ", ".join((*NETWORKS, "torchvision:NAME", "package.module:function"))
+        there = ", ".join((*NETWORKS, *(f"{name}:NAME" for name in LIBRARIES), "package.module:function"))
         raise ModelError(f"unknown model '{config.name}'; there is: {there}")
     try:
         model = function(**{**given, **config.args})
+    except ModelError:
+        raise
     except (Exception, SystemExit) as cause:
         raise ModelError(f"model '{config.name}' with args {config.args}: {one_line(cause)}") from cause
     if not isinstance(model, nn.Module):
@@ -66,6 +56,14 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
             f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module; "
             "it must return the network"
         )
-    if config.weights is not None:
+    if config.weights is not None and not pretrained:
         load_weights(model, Path(config.weights))
     return model
+
+
+def statistics(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel that pretrained weights expect; None where nobody knows them."""
+    library, _, argument = config.name.partition(":")
+    if config.weights != PRETRAINED or library not in LIBRARIES:
+        return None
+    return LIBRARIES[library].statistics(argument)  # type: ignore[no-any-return]

@@ -1,73 +1,169 @@
-"""Trained weights for a network: a state_dict from a safetensors or a PyTorch file, never a pickled model."""
+"""Trained weights into a network. In: a checkpoint, its names with any prefix. Out: the network, loaded.
 
-import pickle
+A head with another number of outputs keeps its initial weights; any other difference is refused.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from bcnet.errors import ModelError, one_line
+from bcnet.errors import ModelError
+from bcnet.models.checkpoint import read_checkpoint
 from bcnet.progress import say
 
-WRAPPED = ("state_dict", "model", "model_state_dict", "net", "model_ema")  # where training scripts put it
+# What wrappers put before names: torch.compile, DataParallel and DDP, Lightning, averaged models.
+WRAPPERS = ("_orig_mod", "module", "model", "net", "network", "ema_model", "averaged_model")
+PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
+COUNTED = ("n_averaged", "total_ops", "total_params")  # torch.optim.swa_utils, thop
+LISTED = 5
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state_dict into the network, in place.
+    """Load a file's tensors into the network, in place, and report it in one line.
 
-    Keys may be prefixed by `module.`, and the dictionary may be an entry of a checkpoint. Where only the
-    output layer has another number of classes, it keeps its initial weights, and that is said.
-    Raises ModelError: no such file, not a state_dict, tensors that are missing, unknown or of another shape.
+    Raises ModelError: no such file, not a checkpoint, another network's, values that are not finite.
     """
-    state = _state(path)
-    own = model.state_dict()
-    missing = sorted(
-        own.keys() - state.keys() - {name for name in own if name.endswith("num_batches_tracked")}
-    )
-    unknown = sorted(state.keys() - own.keys())
+    found = read_checkpoint(path)
+    source = f"{path}, entry '{found.entry}'" if found.entry else str(path)
+    report_weights(source, *load_tensors(model, found.tensors, source))
+
+
+def report_weights(source: str, count: int, heads: list[str]) -> None:
+    """Say where weights come from, and which heads have none from there."""
+    rest = f"; start from their initial weights: {listed(heads)}" if heads else ""
+    say(f"weights: {count} tensors from {source}{rest}")
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> tuple[int, list[str]]:
+    """Load a state_dict into the network, in place: how many tensors, and the heads that were left out.
+
+    Raises ModelError, naming `source` and the first differences; the network is unchanged then.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    if lazy := [name for name, tensor in own.items() if is_lazy(tensor)]:
+        raise ModelError(
+            f"'{lazy[0]}' has no shape before a first forward pass: run the network once in its "
+            "function, so that weights can be loaded into it"
+        )
+    state = _named_as(own, tensors)
+    buffers = {name for name, _ in model.named_buffers()}  # some are in no state_dict of this version
+    unknown = sorted(state.keys() - own.keys() - buffers)
+    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     if missing or unknown:
-        what = f"it lacks '{missing[0]}'" if missing else f"it has '{unknown[0]}', which the network lacks"
+        found = [f"it lacks {listed(missing)}"] if missing else []
+        found += [f"it has {listed(unknown)}, which the network lacks"] if unknown else []
         raise ModelError(
-            f"{path} is not of this network: {what} ({len(missing)} missing, {len(unknown)} unknown "
-            "tensors); check model.name and model.args"
+            f"{source} is not of this network: {' and '.join(found)} ({len(missing)} missing, {len(unknown)} "
+            "unknown tensors); check model.name and model.args"
         )
+    state = {name: _fitted(state[name], own[name]) for name in own if name in state}
+    heads = _heads(model, own, state, source)
+    loaded = {name: tensor for name, tensor in state.items() if _layer(name) not in heads}
+    broken = [name for name, tensor in loaded.items() if not _finite(tensor.to(own[name].dtype))]
+    if broken:
+        raise ModelError(
+            f"{source} holds NaN or infinity in {listed(broken)}; take a checkpoint from before the training "
+            "diverged"
+        )
+    model.load_state_dict(loaded, strict=False)
+    return len(loaded), [
+        f"'{head}' ({there} outputs there, {here} here)" for head, (there, here) in heads.items()
+    ]
+
+
+def listed(names: list[str]) -> str:
+    """The first of many names, and how many more there are."""
+    shown = ", ".join(name if name.startswith("'") else f"'{name}'" for name in names[:LISTED])
+    return shown + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _named_as(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the network's names: of all ways to take prefixes off, what matches most.
+
+    Once every tensor of the network is found behind one prefix, what has another belongs to other parts of a
+    training script, as its loss.
+    """
+    plain = {
+        name.replace("._orig_mod.", "."): tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] not in COUNTED or name in own
+    }
+    there, here = _prefixes(plain), _prefixes(own)
+    best: dict[str, Tensor] = {}
+    matched, aside = -1, 0
+    for prefix in there:
+        inside = {n.removeprefix(prefix): t for n, t in plain.items() if n.startswith(prefix)}
+        for added in here:
+            renamed = {added + name: tensor for name, tensor in inside.items()}
+            count = len(renamed.keys() & own.keys())
+            if count > matched:
+                best, matched, aside = renamed, count, len(plain) - len(inside)
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    if aside and needed - best.keys():
+        # Not this network: name what it has, with as few changes as possible.
+        common = max((p for p in there if all(name.startswith(p) for name in plain)), key=len)
+        return {name.removeprefix(common): tensor for name, tensor in plain.items()}
+    return best
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Every prefix of wrappers that some name has, the empty one first."""
+    found = {""}
+    for name in names:
+        parts = (PREFIX.match(name) or [""])[0].split(".")[:-1]
+        found |= {"".join(f"{part}." for part in parts[: i + 1]) for i in range(len(parts))}
+    return sorted(found, key=len)
+
+
+def _fitted(tensor: Tensor, own: Tensor) -> Tensor:
+    """One value is one value, whether it is saved as [] or as [1]."""
+    return tensor.reshape(own.shape) if tensor.numel() == own.numel() == 1 else tensor
+
+
+def _heads(
+    model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
+) -> dict[str, tuple[int, int]]:
+    """Layers whose outputs alone are of another number: how many there, and here.
+
+    Inside a network, another number of channels is met again as the input of the next layer, and refused.
+    """
     other = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
-    heads = {name.rpartition(".")[0] for name in other}
-    if other and (len(heads) > 1 or any(state[n].shape[1:] != own[n].shape[1:] for n in other)):
+    axes = {name: _output_axis(model, name, own[name]) for name in other}
+    weighted = {_layer(name) for name in other if own[name].ndim > 1}
+    if not all(
+        _without(state[name], axes[name]) == _without(own[name], axes[name]) and _layer(name) in weighted
+        for name in other
+    ):
+        first = other[0]
         raise ModelError(
-            f"{path}: '{other[0]}' has the shape {tuple(state[other[0]].shape)}, in the network it is "
-            f"{tuple(own[other[0]].shape)}; check model.args"
+            f"{source}: '{first}' has the shape {tuple(state[first].shape)}, in the network it is "
+            f"{tuple(own[first].shape)} ({len(other)} tensors of other shapes); "
+            "check model.name and model.args"
         )
-    if other:
-        say(
-            f"{path}: '{heads.pop()}' has {len(state[other[0]])} outputs there and {len(own[other[0]])} "
-            "here: it begins anew"
-        )
-    model.load_state_dict({name: t for name, t in state.items() if name not in other}, strict=False)
+    return {_layer(n): (state[n].shape[axes[n]], own[n].shape[axes[n]]) for n in other}
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"model.weights: there is no file {path}")
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+def _output_axis(model: nn.Module, name: str, tensor: Tensor) -> int:
+    """The axis of a layer's outputs in one of its tensors."""
+    transposed = isinstance(model.get_submodule(_layer(name)), nn.modules.conv._ConvTransposeNd)
+    return 1 if transposed and tensor.ndim > 1 else 0
 
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"{path} holds more than tensors, and unpickling runs its code; save model.state_dict() instead, "
-            "best with safetensors.torch.save_file"
-        ) from None
-    except Exception as cause:
-        raise ModelError(f"{path} cannot be read as weights: {one_line(cause)}") from None
-    for key in WRAPPED:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} is not a state_dict (names and tensors); save model.state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+def _without(tensor: Tensor, axis: int) -> list[int] | None:
+    """A shape without one axis; None where it has none."""
+    shape = list(tensor.shape)
+    return shape[:axis] + shape[axis + 1 :] if len(shape) > axis else None
+
+
+def _layer(name: str) -> str:
+    """The layer of a tensor, also where it is parametrised, as by weight normalisation."""
+    return name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool((tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all())

@@ -152,7 +152,7 @@ class Project:
         for tensor in self.model.state_dict().values():
             found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         for kind in sorted({type(module) for module in self.model.modules()}, key=repr):
-            if not kind.__module__.startswith(("torch.", "torchvision.")):
+            if not kind.__module__.startswith(("torch.", "torchvision.", "timm.")):
                 found.update(code_of(kind).encode())
         return found.hexdigest()[:16]
 

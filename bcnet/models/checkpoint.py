@@ -1,0 +1,135 @@
+"""Tensors by name from a file of trained weights, wherever a training script put them; nothing is unpickled.
+
+In: a .safetensors file or one of `torch.save`. Out: `Checkpoint`: tensors under the file's own names. What is
+not such a file (a Git LFS pointer, a web page, a file cut short) is named for what it is.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcnet.errors import ModelError, one_line
+
+# Averaged weights come first: they are what a training with them is evaluated by.
+AVERAGED = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema")
+PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "module")
+HEAD_BYTES = 512
+DEEPEST = 8  # dictionaries in dictionaries
+DAMAGED = "it is cut short or damaged: fetch it again"
+OTHER = "it is no file of torch.save or safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file; `entry` is the path of the dictionary that they were in, as "ema.state_dict"."""
+
+    tensors: dict[str, Tensor]
+    entry: str = ""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The tensors in a file. Raises ModelError: no such file, not a checkpoint, more than tensors in it."""
+    if not path.is_file():
+        there = "not a regular file" if path.exists() else "no file"
+        raise ModelError(f"model.weights: there is {there} {path}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as cause:
+        raise ModelError(f"model.weights: {path} cannot be read: {one_line(cause)}") from None
+    _refuse_other_kinds(path, head)
+    content = _safetensors(path) if _is_safetensors(head) else _pytorch(path, head)
+    found = list(_state_dicts(content))
+    if not found:
+        raise ModelError(f"{path} is not a state_dict (names and tensors); save model.state_dict()")
+    # Beside the network's dictionary there may be some of a few tensors, as counters.
+    most = max(len(own.tensors) for own in found)
+    return max((own for own in found if 2 * len(own.tensors) >= most), key=_preference)
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        raise ModelError(f"{path} is empty; fetch it again")
+    if not head.strip(b"\0"):
+        raise ModelError(f"{path} holds zeros, no weights; {DAMAGED}")
+    if start.startswith(b"version https://git-lfs.github.com/spec"):
+        raise ModelError(
+            f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs install`, `git lfs pull`"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ModelError(
+            f"{path} is a web page, not weights; open the address in a browser and fetch the file itself"
+        )
+    if start.startswith(b"\x89hdf"):
+        raise ModelError(f"{path} is an HDF5 file (Keras), not PyTorch's; convert it to a state_dict")
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """A header of JSON after eight bytes of its length."""
+    return head[8:].lstrip(b" ").startswith(b"{") and not head.startswith((b"PK", b"\x80"))
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except Exception as cause:
+        raise ModelError(f"{path} cannot be read as weights ({one_line(cause)}); {DAMAGED}") from None
+
+
+def _pytorch(path: Path, head: bytes) -> Any:
+    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise ModelError(f"{path} cannot be read as weights: {DAMAGED}")
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ModelError(f"{path} is a TorchScript program; save its state_dict() with torch.save")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as cause:
+        if head[:1] not in (b"P", b"\x80"):
+            raise ModelError(f"{path} cannot be read as weights: {OTHER}") from None
+        found = re.search(r"GLOBAL ([\w.]+)", str(cause))
+        what = f" ({found[1]})" if found else ""
+        raise ModelError(
+            f"{path} holds more than tensors{what}, and unpickling runs its code; save model.state_dict() "
+            "instead, best with safetensors.torch.save_file"
+        ) from None
+    except EOFError:
+        raise ModelError(f"{path} cannot be read as weights: {DAMAGED}") from None
+    except Exception as cause:
+        what = one_line(cause) if head[:1] in (b"P", b"\x80") else OTHER
+        raise ModelError(f"{path} cannot be read as weights: {what}") from None
+
+
+def _state_dicts(content: Any, entry: tuple[str, ...] = ()) -> Iterator[Checkpoint]:
+    """Every dictionary with tensors by name, in dictionaries. An optimiser's state is by number."""
+    if not isinstance(content, Mapping) or len(entry) > DEEPEST:
+        return
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+    }
+    if tensors:
+        yield Checkpoint(tensors, ".".join(entry))
+    for name, value in content.items():
+        if isinstance(name, str):
+            yield from _state_dicts(value, (*entry, name))
+
+
+def _preference(found: Checkpoint) -> tuple[int, int]:
+    """Which of a file's dictionaries is the network: one under a known name, averaged weights first; the
+    largest."""
+    names = found.entry.split(".")
+    rank = next((2 - kind for kind, known in enumerate((AVERAGED, PLAIN)) if {*names} & {*known}), 0)
+    return rank, len(found.tensors)

@@ -1,0 +1,78 @@
+"""torchvision's networks by name, freshly initialised or with torchvision's own trained weights."""
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from bcnet.errors import ModelError, one_line
+from bcnet.models.checkpoint import read_checkpoint
+from bcnet.models.weights import load_tensors, report_weights
+from bcnet.progress import working
+
+
+def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
+    """The network for so many classes. Raises ModelError: no such network, or no weights to be had."""
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ModelError(f"torchvision has no model '{name}'; near it: {', '.join(near) or 'nothing'}")
+    if in_channels != 3:
+        raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    given: dict[str, Any] = {"num_classes": num_classes, "weights": None}
+    if "weights_backbone" in takes:
+        given["weights_backbone"] = None  # torchvision would fetch them otherwise
+    if name in ("googlenet", "inception_v3"):
+        given["init_weights"] = True  # torchvision asks for a choice
+        # Their weights are TensorFlow's: the network rescales what others take.
+        given["transform_input"] = pretrained
+    if pretrained and "aux_loss" in takes:
+        given["aux_loss"] = True  # as the weights have it
+    model: nn.Module = models.get_model(name, **{**given, **args})
+    if pretrained:
+        file = _fetched(name)
+        report_weights(
+            f"torchvision, {file.name}", *load_tensors(model, read_checkpoint(file).tensors, str(file))
+        )
+    return model
+
+
+def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel that the weights expect, of pixels scaled to 0..1."""
+    preset = _weights(name).transforms()
+    mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
+    return (tuple(mean), tuple(std)) if mean and std else None
+
+
+def _weights(name: str) -> Any:
+    from torchvision import models
+
+    try:
+        return models.get_model_weights(name).DEFAULT
+    except (AttributeError, ValueError) as cause:
+        raise ModelError(f"torchvision has no weights of '{name}' ({one_line(cause)})") from None
+
+
+def _fetched(name: str) -> Path:
+    """The weights' file in torch.hub's cache, fetched if it is not there."""
+    url = _weights(name).url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not path.exists():
+        hashed = torch.hub.HASH_REGEX.search(path.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with working(f"fetching {url}"):
+                torch.hub.download_url_to_file(url, str(path), hashed[1] if hashed else None, progress=False)
+        except Exception as cause:
+            raise ModelError(
+                f"the weights of 'torchvision:{name}' could not be fetched from {url} ({one_line(cause)}); "
+                f"put that file into {path.parent}, or give a file as model.weights"
+            ) from None
+    return path
