@@ -16,9 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from filelock import FileLock, Timeout
-
 from bcnet.errors import ArtifactError
+from bcnet.locks import Locked, locked
 
 P = ParamSpec("P")
 MANIFEST = "manifest.json"
@@ -90,15 +89,6 @@ def read_json(path: Path, mend: str) -> Any:
         ) from None
 
 
-def lock_of(path: Path) -> FileLock:
-    """The lock of a file or folder: the operating system's, it ends with its process.
-
-    Its own file lies in the temporary folder, so that nothing of it is in a folder that is committed.
-    """
-    name = f"bcnet-{os.getuid()}-{digest(str(path.resolve()))}.lock"
-    return FileLock(Path(tempfile.gettempdir()) / name)
-
-
 @dataclass(frozen=True)
 class Stage:
     """One stage's folder in a run: `runs/<run>/<name>/`."""
@@ -117,18 +107,14 @@ class Stage:
 
         Raises ArtifactError where one is at work.
         """
-        lock = lock_of(self.folder)
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
+            with locked(self.folder):
+                yield
+        except Locked:
             raise ArtifactError(
                 f"another process is at work in {self.folder}; wait until it is done, or name another run "
                 "with --run NAME"
             ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def finish(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
         """Write what the stage made from `inputs`, and last the manifest that vouches for it.

@@ -6,16 +6,16 @@ A journal lies beside its table and is deleted when its rows are in there.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import Timeout
 
-from bcnet.artifacts import digest, lock_of
+from bcnet.artifacts import digest
 from bcnet.errors import TableError
+from bcnet.locks import Locked, locked
 from bcnet.progress import say
 
 
@@ -72,16 +72,13 @@ class Journal:
 @contextmanager
 def alone(table: Path) -> Iterator[None]:
     """Keep other builds away from a table's file for the length of the block; a second one waits."""
-    lock = lock_of(table)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        say(f"another build is adding to {table}; waiting until it is done")
-        lock.acquire()
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(table))
+        except Locked:
+            say(f"another build is adding to {table}; waiting until it is done")
+            held.enter_context(locked(table, wait=True))
         yield
-    finally:
-        lock.release()
 
 
 def _entry(raw: dict[str, Any]) -> Entry:

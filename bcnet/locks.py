@@ -1,0 +1,134 @@
+"""Locks of files and folders between processes. In: a path. Out: a block that one process at a time enters.
+
+The lock of `NAME` is the file `.NAME.lock` beside it, so that every process that reaches `NAME` meets the
+same lock: in containers, as other users, and on other hosts where the file system shares locks (NFS does,
+some network file systems do not). The operating system ends a lock with its process. The file is removed
+by the last of its holders; one that a killed process left holds nobody up.
+"""
+
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+def lock_file(path: Path) -> Path:
+    """The file that stands for the lock of a file or folder: beside what a link points at."""
+    real = Path(os.path.realpath(path))
+    path = path if real == Path(os.path.abspath(path)) else real
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or folder, which need not exist, for the length of the block.
+
+    With `shared`, other blocks that share it are let in, others are not. Where the file system has no locks,
+    a note on stderr says so. Raises Locked where another process holds it and `wait` is not set, OSError
+    where the lock's folder cannot be written.
+    """
+    file = lock_file(path)
+    made = _make_folders(file.parent)
+    try:
+        handle = _acquired(
+            file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        )
+        try:
+            yield
+        finally:
+            _release(file, handle)
+    finally:
+        for folder in made:  # empty, if nothing came of the block
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _acquired(file: Path, operation: int) -> int:
+    """A handle that holds the lock of the file that is at this path now, not of one that was removed."""
+    while True:
+        handle = _opened(file)
+        try:
+            try:
+                fcntl.flock(handle, operation)
+            except OSError as cause:
+                if cause.errno not in UNSUPPORTED:
+                    raise
+                _note(file.parent)
+            if _is_there(file, handle):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise Locked(str(file)) from None
+        except OSError as cause:
+            os.close(handle)
+            raise OSError(cause.errno, cause.strerror, str(file)) from None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _opened(file: Path) -> int:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            handle = os.open(file, flags | os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # another process has removed the folder, which was empty
+            file.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        except PermissionError:
+            if not file.exists():
+                raise
+            return os.open(file, flags | os.O_RDONLY)  # another user's: enough for a lock on most systems
+        with suppress(OSError):  # who may write into the folder may take part
+            os.fchmod(handle, file.parent.stat().st_mode & 0o666)
+        return handle
+
+
+def _is_there(file: Path, handle: int) -> bool:
+    """Whether the open file is still the one at its path: its last holder removes it while others wait."""
+    try:
+        own, there = os.fstat(handle), os.stat(file, follow_symlinks=False)
+    except OSError as cause:
+        if cause.errno in (errno.ENOENT, errno.ESTALE):
+            return False
+        raise
+    return own.st_nlink > 0 and (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _release(file: Path, handle: int) -> None:
+    """Remove the file, unless others share its lock or it was moved away with its folder; then let go."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_there(file, handle):
+            file.unlink()
+    except OSError:
+        pass
+    finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # now, and not when a forked process closes its copy
+        os.close(handle)
+
+
+@cache
+def _note(folder: Path) -> None:
+    print(
+        f"the file system of {folder} has no locks: do not start two commands there at once", file=sys.stderr
+    )
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder with those above it; returns those that were missing, the innermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
