@@ -2,7 +2,8 @@
 
 Results go to stdout (one JSON object with --json), progress and messages to stderr. Exit codes: 0 done,
 1 an error that the message explains, 2 wrong usage, 3 a check failed (`check-lut`: slower, or rows missing),
-4 done but not verified here (`check-lut`: the machine differs, or inconclusive), 130 interrupted.
+4 done but not verified here (`check-lut`: the machine differs, or inconclusive), 130 interrupted, 143 and 129
+ended by SIGTERM and SIGHUP.
 """
 
 import errno
@@ -12,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import typer
 
 from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
 from bcnet.show import show_check, show_comparison, show_summary, show_table
+from bcnet.signals import as_interrupts
 
 if TYPE_CHECKING:
     from bcnet.artifacts import Run
@@ -923,11 +925,23 @@ def _paired(arguments: list[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors are one line on stderr, without a traceback."""
-    command = typer.main.get_command(app)
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with as_interrupts() as received:
+        try:
+            return _run(given, received)
+        except (KeyboardInterrupt, typer.Abort):
+            signal = received[0] if received else None
+            what = f"ended by {signal.name}" if signal else "interrupted"
+            with suppress(OSError):  # after SIGHUP there may be no terminal to write to
+                print(f"bcnet: {what}; what was complete stays, the same command continues", file=sys.stderr)
+            return 128 + signal if signal else INTERRUPTED
+
+
+def _run(given: list[str], received: Sequence[int]) -> int:
+    command = typer.main.get_command(app)
     try:
         result = command.main(args=_paired(given), prog_name="bcnet", standalone_mode=False)
-        if result == INTERRUPTED:  # typer has caught Ctrl-C
+        if result == INTERRUPTED or received:  # typer has caught Ctrl-C, or what takes its place
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
@@ -938,9 +952,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_help = type(error).__name__ == "NoArgsIsHelpError"
         print(message if is_help else f"bcnet: {message} (see bcnet --help)", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        print("bcnet: interrupted; what was complete stays, the same command continues", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

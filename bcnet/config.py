@@ -6,7 +6,6 @@ comment that `bcnet init` writes, so the documentation cannot drift from what is
 
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from pydantic.fields import FieldInfo
 
 from bcnet.errors import ConfigError, UsageError
+from bcnet.toml_files import is_there, read_toml
 
 CONFIG_FILE = Path("bcnet.toml")
 PRETRAINED = "pretrained"  # as model.weights: those of the network's library
@@ -374,23 +374,25 @@ def latency_share(text: str) -> float:
     return share
 
 
+def is_example(file: Path | None) -> bool:
+    """Whether nothing is configured: no file is named and there is no bcnet.toml. Then the defaults are those
+    of the built-in example, a small network of handwritten digits.
+    """
+    return file is None and not is_there(CONFIG_FILE)
+
+
 def load_config(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
     """The configuration from `file` (default: bcnet.toml if it is there), overridden by `flags`.
 
     `flags` maps a section's name ("" for the top level) to `{key: value}`; values of None are left out.
     Raises ConfigError for the file, UsageError for flags.
     """
-    if file is not None and not file.exists():
-        raise ConfigError(f"{file} does not exist; write one with `bcnet init`")
     path = file if file is not None else CONFIG_FILE
     values: dict[str, Any] = {}
-    if path.exists():
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-            raise ConfigError(f"{path} is not TOML: {cause}") from None
-        except IsADirectoryError:
-            raise ConfigError(f"{path} is a folder, not a file") from None
+    if is_there(path):  # a link that leads nowhere is an error, and never the defaults
+        values = read_toml(path, ConfigError)
+    elif file is not None:
+        raise ConfigError(f"{file} does not exist; write one with `bcnet init`")
     try:
         config = Config.model_validate(values)
     except ValidationError as cause:

@@ -14,20 +14,23 @@ from bcnet.errors import BcnetError, one_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
-    """The callable that `module:function` names; `error` is raised with the reason when there is none."""
+    """The callable that `module:function` names; `error` is raised with the reason when there is none.
+
+    The working folder stays importable, as a script's own folder does: the function may import its neighbours
+    when it is called, in whatever thread that is.
+    """
     module_name, _, function_name = reference.partition(":")
     if not module_name or not function_name:
         raise error(f"'{reference}' is not of the form package.module:function")
     folder = str(Path.cwd())
-    sys.path.insert(0, folder)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
     except ImportError as cause:
         raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
     except (Exception, SystemExit) as cause:
         raise error(f"'{reference}': importing '{module_name}' failed: {one_line(cause)}") from cause
-    finally:
-        sys.path.remove(folder)
     function = getattr(module, function_name, None)
     if not callable(function):
         raise error(f"'{reference}': module '{module_name}' has no function '{function_name}'")

@@ -17,6 +17,7 @@ from conftest import CONFIG, PROFILE, LargestFile, Refused
 
 from bcnet.cli import app, main
 from bcnet.config import Config, load_config
+from bcnet.signals import as_interrupts
 
 COMMANDS: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands"))  # noqa: B009
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "sklearn", "rich.progress")
@@ -327,19 +328,64 @@ def training() -> Iterator["subprocess.Popen[str]"]:
         "[space]\nbins = 2\n[train]\nepochs = 800\nbatch_size = 32\nmethod = 'unilateral'\n"
     )
     command = [sys.executable, "-m", "bcnet", "train", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    Path("tmp").mkdir()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(Path("tmp").absolute())},
+    )
     yield process
     process.kill()
     process.communicate()
 
 
-def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
-    training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str]
-) -> None:
+def first_checkpoint(training: "subprocess.Popen[str]") -> Path:
+    """The file that the training continues from, once it is there."""
     checkpoint = Path("runs/default/train/checkpoint.safetensors")
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and training.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    return checkpoint
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_training_as_ctrl_c_does_with_128_and_its_number(
+    training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str], sent: signal.Signals
+) -> None:
+    checkpoint = first_checkpoint(training)
+    # The second process has another temporary folder, as in another container.
+    assert main(["train"]) == 1
+    assert "another process is at work in runs/default/train; wait until it is done" in capfd.readouterr().err
+    os.kill(training.pid, sent)
+    out, err = training.communicate(timeout=30)
+    assert training.returncode == 128 + sent, err
+    assert out == ""
+    ended = f"bcnet: ended by {sent.name}; what was complete stays, the same command continues"
+    assert err.strip() == ended
+    assert [path.name for path in checkpoint.parent.parent.iterdir()] == ["train"]
+
+
+def test_a_signal_that_is_ignored_already_stays_ignored(capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with as_interrupts() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received == []
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # once is enough: what ends is not disturbed
+            assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
+    training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = first_checkpoint(training)
     os.kill(training.pid, signal.SIGINT)
     out, err = training.communicate(timeout=30)
     assert training.returncode == 130, err

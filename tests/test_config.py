@@ -1,5 +1,6 @@
 """One validated configuration from a file and flags."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -170,6 +171,44 @@ def test_a_file_that_is_not_toml_says_so_in_one_line(content: bytes) -> None:
     CONFIG_FILE.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^bcnet\.toml is not TOML: .+$"):
         load_config(None)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_read() -> None:
+    Path("bcnet.toml").write_bytes(b"\xef\xbb\xbfseed = 1\r\n[train]\r\nepochs = 2\r\n")
+    config = load_config(None)
+    assert (config.seed, config.train.epochs) == (1, 2)
+
+
+def test_a_link_that_leads_nowhere_is_an_error_and_never_the_defaults() -> None:
+    CONFIG_FILE.symlink_to("share/bcnet.toml")
+    with pytest.raises(ConfigError, match=r"bcnet\.toml is a link to share/bcnet\.toml, which is not there"):
+        load_config(None)
+    CONFIG_FILE.unlink()
+    CONFIG_FILE.symlink_to(CONFIG_FILE)
+    with pytest.raises(ConfigError, match=r"bcnet\.toml is a link that leads to itself"):
+        load_config(None)
+
+
+def test_a_pipe_is_refused_and_not_waited_for() -> None:
+    os.mkfifo(CONFIG_FILE)
+    with pytest.raises(ConfigError, match=r"bcnet\.toml is a pipe or a device, not a file"):
+        load_config(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "nested more than 50 deep"),
+        (f"[model]\nargs.{'.'.join('a' * 400)} = 1", "nested more than 50 deep"),
+        (f"seed = 1{'0' * 5000}", "is not TOML: Exceeds the limit"),
+        ("#" * 1_000_001, "has 1,000,001 bytes, more than the 1,000,000 that are read"),
+    ],
+)
+def test_a_file_without_bounds_is_refused_in_one_line(text: str, message: str) -> None:
+    write(text)
+    with pytest.raises(ConfigError, match=message) as refused:
+        load_config(None)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_folder_is_not_a_configuration() -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from bcnet.config import DataConfig
 from bcnet.data import ImageData, KeptBatches, Split, load_data
 from bcnet.errors import DataError
+from bcnet.imports import import_function
 from bcnet.parts import Items
 from bcnet.supernet.fit import Recipe, batches
 
@@ -330,13 +331,43 @@ def test_a_function_that_returns_something_else_is_told_what_it_must_return(
         load_data(DataConfig(name=f"wrong6:{function}"), 0)
 
 
-def test_the_working_folder_does_not_stay_on_the_import_path() -> None:
-    import sys
+LAZY = """
+import threading
 
-    module("numbered7", NUMBERED)
-    before = list(sys.path)
-    load_data(DataConfig(name="numbered7:make"), 0)
-    assert sys.path == before
+import torch
+
+
+def make():
+    from neighbour8 import images  # when it is called, and not when this module is imported
+
+    return (images(), torch.zeros(4, dtype=torch.int64)), (images(), torch.zeros(4, dtype=torch.int64)), "a"
+
+
+def moved(image, label):
+    found = []
+
+    def work():
+        from late8 import shift
+
+        found.append(image + shift)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return found[0], label
+"""
+
+
+def test_a_users_functions_import_their_neighbours_when_they_are_called_also_in_threads() -> None:
+    module("lazy8", LAZY)
+    module(
+        "neighbour8", "import torch\n\ndef images():\n    return torch.zeros(4, 1, 8, 8, dtype=torch.uint8)"
+    )
+    module("late8", "shift = 3")
+    data = load_data(DataConfig(name="lazy8:make"), 0)
+    assert data.input_shape == (1, 8, 8)
+    transform = import_function("lazy8:moved", DataError)
+    assert transform(1, 0) == (4, 0)
 
 
 # Masks, targets of other kinds, and Datasets: the image of each item tells its number.

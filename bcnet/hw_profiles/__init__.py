@@ -1,13 +1,13 @@
 """Target devices, one TOML file each: `hw_profiles/NAME.toml` in the working folder, else shipped here."""
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bcnet.errors import DeviceError
+from bcnet.toml_files import read_toml
 
 SHIPPED = Path(__file__).parent
 OWN = Path("hw_profiles")
@@ -146,14 +146,10 @@ def _files() -> dict[str, Path]:
 
 def _read(path: Path) -> HwProfile:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = read_toml(path, DeviceError)
         if "name" in values:
             raise DeviceError(f"{path}: a device is named by its file; remove 'name'")
         profile = HwProfile.model_validate({"name": path.stem, **values})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise DeviceError(f"{path} is not TOML: {cause}") from None
-    except OSError as cause:
-        raise DeviceError(f"{path} cannot be read: {cause.strerror}") from None
     except ValidationError as cause:
         error = cause.errors()[0]
         where = ".".join(str(part) for part in error["loc"])
