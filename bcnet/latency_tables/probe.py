@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from bcnet.errors import DeviceError
+
 
 def pool_readings(readings: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
     """A session's probe from its readings: medians in ms, and spreads.
 
     A spread is the median absolute deviation of the readings over their median. Both are what `Session`
-    keeps as `probe` and `probe_spread`.
+    keeps as `probe` and `probe_spread`. Raises DeviceError where the readings have other parts each time.
     """
+    parts = [name for name in readings[0] if all(name in reading for reading in readings)]
+    if not parts:
+        raise DeviceError("the readings of the device's probe have no part in common; measure again")
     medians, spread = {}, {}
-    for name in readings[0]:
+    for name in parts:
         values = np.array([reading[name] for reading in readings])
         median = float(np.median(values))
         medians[name] = round(median, 5)

@@ -144,9 +144,10 @@ class Session:
     def cache_mb(self) -> float:
         """The last-level cache in megabytes, as the provenance has it; 0 where it is not known."""
         try:
-            return max(float(self.provenance.get("cache_mb", "0")), 0.0)
+            size = float(self.provenance.get("cache_mb", "0"))
         except ValueError:
             return 0.0
+        return size if 0 < size < math.inf else 0.0
 
 
 @dataclass(frozen=True)

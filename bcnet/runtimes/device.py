@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from bcnet.agent import jobs
 from bcnet.agent.errors import JobError
 from bcnet.errors import BcnetError, DeviceError, NetworkError
+from bcnet.runtimes.answers import checked
 
 Job = Mapping[str, Any]
 
@@ -29,9 +30,10 @@ class LocalDevice:
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
         """Do one job. The limit is not held: the runtime's calls do not come back before they end."""
         try:
-            return jobs.run(dict(job))
+            answer = jobs.run(dict(job))
         except JobError as error:
             raise error_of(error.kind, error.message) from None
+        return checked("this machine", job, answer)
 
 
 def error_of(kind: str, message: str) -> BcnetError:

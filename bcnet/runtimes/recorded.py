@@ -29,6 +29,8 @@ from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 from bcnet.artifacts import write_file
 from bcnet.errors import DeviceError, NetworkError
+from bcnet.plain import plain
+from bcnet.runtimes.answers import checked
 from bcnet.runtimes.device import Device, Job
 
 HEADER = {"bcnet_recording": 1}
@@ -105,9 +107,14 @@ class Recorded:
             entry = own[self._given[key] % len(own)]
             self._given[key] += 1
         if "network_error" in entry:
-            raise NetworkError(entry["network_error"])
-        answer: dict[str, Any] = _from_json(entry["answer"])
-        return answer
+            raise NetworkError(plain(str(entry["network_error"])))
+        try:
+            answer = _from_json(entry.get("answer"))
+        except (ValueError, TypeError, RecursionError) as cause:
+            raise DeviceError(
+                f"{self.path}: a recorded answer is no base64 ({cause}); record again"
+            ) from None
+        return checked(str(self.path), job, answer)
 
 
 def key_of(job: Job) -> str:
@@ -232,8 +239,8 @@ def _entries(path: Path) -> tuple[list[dict[str, Any]], bool]:
         first, *entries = [json.loads(line) for line in lines] or [None]
     except OSError as cause:
         raise DeviceError(f"{path} cannot be read: {cause.strerror or cause}") from None
-    except ValueError as cause:
+    except (ValueError, RecursionError) as cause:
         raise DeviceError(f"{path} is no recording, or was edited ({cause})") from None
-    if first != HEADER or not all("key" in entry for entry in entries):
+    if first != HEADER or not all(isinstance(entry, dict) and "key" in entry for entry in entries):
         raise DeviceError(f"{path} is no recording of this version of bcnet")
     return entries, cut

@@ -13,18 +13,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from bcnet.agent.parcels import packed, unpacked
 from bcnet.agent.serve import CHUNK
 from bcnet.errors import DeviceError, NetworkError
+from bcnet.plain import shown
 from bcnet.progress import say
+from bcnet.runtimes.answers import BadAnswer, checked
 from bcnet.runtimes.device import Job
 from bcnet.runtimes.ssh_line import LIMIT_S, Dropped, Gone, HostLost, Line, Overdue, check_host
 
 PATIENCE_S = 300.0  # a dropped line is tried again for so long: a Jetson is up again after two minutes
 DEATHS, DROPS = 3, 6  # of the agent, and of the line for any reason, in one job
+MOST_FILES = 4 * 1024**3  # bytes of the files of one answer: an engine's, arrays'
+RESTARTS = 3  # of sending a file that did not arrive whole
 # What ssh says of a host that may come back. Others (a wrong key, no password) do not mend themselves.
 PASSING = re.compile(
     r"Connection (refused|timed out|reset|closed)|No route to host|Network is unreachable|Broken pipe"
@@ -51,9 +54,15 @@ class SshDevice:
         python: str = "python3",
         folder: str = "~/.cache/bcnet",
         patience_s: float = PATIENCE_S,
+        step_s: float = LIMIT_S,
     ) -> None:
-        """`python` and `folder` are the interpreter and the agent's folder there. Raises DeviceError."""
+        """`python` and `folder` are the interpreter and the agent's folder there. Raises DeviceError.
+
+        `patience_s` is how long a line that dropped is tried again, `step_s` what each step beside a job may
+        take.
+        """
         check_host(host)
+        self.step_s = step_s
         self.host, self.python, self.folder, self.patience_s = host, python, folder, patience_s
         self._session, self._jobs = uuid.uuid4().hex, 0
         self._line: Line | None = None
@@ -68,7 +77,8 @@ class SshDevice:
             parcel = packed(dict(job), sent.__setitem__)
             content = json.dumps([self._session, self._jobs, parcel], sort_keys=True)
             request = {"do": "job", "key": hashlib.sha256(content.encode()).hexdigest(), "job": parcel}
-            return self._persist(lambda line: self._ask(line, request, sent, limit_s))
+            answer = self._persist(lambda line: self._ask(line, request, sent, limit_s))
+            return checked(self.host, job, answer)
 
     def hello(self) -> dict[str, Any]:
         """Connect, and what the agent says of its machine: Python, kind of processor, folder, power mode."""
@@ -93,6 +103,9 @@ class SshDevice:
                 self.close()
                 self._connected(stop=True)
                 raise DeviceError(f"{self.host}: {cause}; the job was ended there") from None
+            except BadAnswer:  # what comes next on this line could be anything
+                self.close()
+                raise
             except Dropped as cause:
                 died = line.alive()
                 self.close()
@@ -119,10 +132,9 @@ class SshDevice:
             try:
                 line = Line(self.host)
                 try:
-                    line.start_agent(self.python, self.folder)
-                    self._check_same(
-                        line.ask({"do": "hello", "session": self._session, "stop": stop}, LIMIT_S)
-                    )
+                    line.start_agent(self.python, self.folder, self.step_s)
+                    hello = {"do": "hello", "session": self._session, "stop": stop}
+                    self._check_same(line.ask(hello, self.step_s))
                 except BaseException:
                     line.close()
                     raise
@@ -152,25 +164,58 @@ class SshDevice:
             try:
                 for name, content in sent.items():
                     self._send_file(line, name, content)
-                return dict(unpacked(line.ask(request, limit_s), partial(self._fetched, line)))
+                return self._unpacked(line, line.ask(request, limit_s))
             except Gone:
                 if attempt == 2:
                     raise DeviceError(f"{self.host}: its disk is too small for the files of a job") from None
         raise AssertionError
 
     def _send_file(self, line: "Line", name: str, content: bytes) -> None:
-        have = line.ask({"do": "have", "file": name, "size": len(content)}, LIMIT_S)["have"]
+        size = len(content)
+        have = line.ask({"do": "have", "file": name, "size": size}, self.step_s)["have"]
+        restarts = 0
         while have >= 0:
-            data = base64.b64encode(content[have : have + CHUNK]).decode()
-            put = {"do": "put", "file": name, "size": len(content), "offset": have, "data": data}
-            have = line.ask(put, LIMIT_S)["have"]
+            part = content[have : have + CHUNK]
+            data = base64.b64encode(part).decode()
+            put = {"do": "put", "file": name, "size": size, "offset": have, "data": data}
+            before, have = have, line.ask(put, self.step_s)["have"]
+            restarts += have >= 0 and (have <= before or have != before + len(part))
+            if restarts > RESTARTS:
+                raise BadAnswer(
+                    f"{self.host} has {have} of {size} bytes of a file that was sent {restarts} times: are "
+                    "its disk and its memory sound?"
+                )
+
+    def _unpacked(self, line: "Line", parcel: dict[str, Any]) -> dict[str, Any]:
+        """A job's answer with its files. Raises BadAnswer where it holds what cannot be unpacked."""
+        left = MOST_FILES
+
+        def fetched(name: object, size: object) -> bytes:
+            nonlocal left
+            if not (isinstance(name, str) and re.fullmatch(r"[0-9a-f]{64}", name)):
+                raise BadAnswer(f"{self.host} names a file {shown(name)}, expected a SHA-256")
+            if type(size) is not int or not 0 <= size <= left:
+                raise BadAnswer(f"{self.host} has a file of {shown(size)} bytes, expected 0 to {left}")
+            left -= size
+            return self._fetched(line, name, size)
+
+        try:
+            return dict(unpacked(parcel, fetched))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise BadAnswer(f"{self.host}: an answer cannot be unpacked: {shown(str(parcel)[:80])}") from None
 
     def _fetched(self, line: "Line", name: str, size: int) -> bytes:
-        content = b""
+        content = bytearray()
         while len(content) < size:
             get = {"do": "get", "file": name, "offset": len(content)}
-            content += base64.b64decode(line.ask(get, LIMIT_S)["data"])
-        return content
+            part = base64.b64decode(line.ask(get, self.step_s)["data"])
+            wanted = min(CHUNK, size - len(content))
+            if len(part) != wanted:
+                raise BadAnswer(f"{self.host} sent {len(part)} bytes of a file, expected {wanted}")
+            content += part
+        if hashlib.sha256(content).hexdigest() != name:
+            raise BadAnswer(f"{self.host} sent a file of {size} bytes whose content is not that of its name")
+        return bytes(content)
 
 
 def _explained(host: str, reason: str) -> str:

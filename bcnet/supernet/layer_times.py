@@ -11,6 +11,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.roofline import operations
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.plain import shown
 from bcnet.supernet.fused_rows import RowReader, Shares
 from bcnet.supernet.measure import runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -44,13 +45,14 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
 
     Runs are sorted by what all layers together took, the fastest first.
     Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
-    layout or of precision) is charged to the layer that runs next, which asked for it.
+    layout or of precision) is charged to the layer that runs next, which asked for it. Raises DeviceError
+    where no name is that of a node of these layers.
     """
     owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
     runs = len(profile[0][1])
     total = np.zeros((len(slots), runs))
     pending = np.zeros(runs)
-    last = 0
+    last = -1
     for name, durations in profile:
         index = owner.get(re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name))
         pending = pending + durations
@@ -58,6 +60,11 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
             total[index] += pending
             pending = np.zeros(runs)
             last = index
+    if last < 0:
+        raise DeviceError(
+            f"the runtime's profile names none of this network's nodes, but {len(profile)} others such as "
+            f"{shown(profile[0][0])}, so no table can be measured from it"
+        )
     total[last] += pending
     return _fastest_first(total)
 

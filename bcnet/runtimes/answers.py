@@ -1,0 +1,268 @@
+"""What a device's answers look like. In: a job and what came as its answer. Out: the answer, or BadAnswer.
+
+A check for each kind of job (`bcnet.agent.jobs`), for this machine, for devices over ssh and for recordings
+alike: types, finite times that are not negative, sizes of arrays that fit each other. Keys beyond those
+are left alone: nobody reads them.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from bcnet.errors import DeviceError
+from bcnet.plain import plain, shown
+
+Answer = dict[str, Any]
+MOST_MS = 1e7  # of one inference: almost three hours
+MOST_TEXT = 4096  # characters of a text about the machine
+MOST_NAME = 65536  # of a layer: it may name all the nodes that it was made of
+DEEPEST = 32  # lists and objects inside each other
+KINDS = "biuf"  # of numpy's arrays: truth values, whole numbers, floats
+PART = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of a probe
+
+
+class BadAnswer(DeviceError):
+    """A device sent what cannot be an answer to what it was asked."""
+
+
+class _Wrong(Exception):
+    """What of an answer is not as it must be."""
+
+
+def checked(source: str, job: Mapping[str, Any], answer: object) -> Answer:
+    """The answer of `source` (a host, this machine, a recording) to a job. Raises BadAnswer that names it."""
+    try:
+        found = _object(answer, "it")
+        check = _CHECKS.get(str(job["do"]))
+        if check is not None:
+            check(found, job)
+        return found
+    except _Wrong as cause:
+        raise BadAnswer(f"{source}: its answer to '{job['do']}' is not valid: {cause}") from None
+
+
+def _object(value: object, where: str) -> Answer:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _Wrong(f"{where} is {shown(value)}, expected an object")
+    return value
+
+
+def _text(found: Answer, key: str, most: int = MOST_TEXT, optional: bool = False) -> None:
+    value = found.get(key)
+    if optional and value is None:
+        return
+    if not isinstance(value, str) or len(value) > most:
+        raise _Wrong(f"{key} is {shown(value)}, expected a text of at most {most} characters")
+
+
+def _number(found: Answer, key: str, whole: bool = False, optional: bool = False) -> None:
+    value = found.get(key)
+    if optional and value is None:
+        return
+    kinds = int if whole else int | float
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise _Wrong(f"{key} is {shown(value)}, expected a {'whole ' if whole else ''}number from 0")
+
+
+def _list(value: object, where: str, of: str, least: int = 1) -> list[Any]:
+    if not isinstance(value, list) or len(value) < least:
+        raise _Wrong(f"{where} is {shown(value)}, expected a list of {of}")
+    return value
+
+
+def _numbers(value: object, where: str) -> np.ndarray:
+    """A list of numbers as float64. Infinities and numbers that no float holds come out as such."""
+    values = _list(value, where, "times in ms")
+    if set(map(type, values)) - {int, float}:
+        for index, entry in enumerate(values):
+            if not isinstance(entry, int | float) or isinstance(entry, bool):
+                raise _Wrong(f"{where}[{index}] is {shown(entry)}, expected a time in ms")
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except OverflowError:
+        return np.array([float(entry) if abs(entry) < 2**1000 else np.inf for entry in values])
+
+
+def _times(value: object, where: str, above: bool = False) -> np.ndarray:
+    """Times in ms: finite, from 0 to `MOST_MS`; with `above`, not 0 either."""
+    times = _numbers(value, where)
+    sound = (times > 0 if above else times >= 0) & (times < MOST_MS)
+    if not sound.all():
+        index = int(np.argmin(sound))
+        raise _Wrong(
+            f"{where}[{index}] is {times[index]:g}, expected a time {'above' if above else 'from'} 0 and "
+            f"below {MOST_MS:g} ms"
+        )
+    return times
+
+
+def _hello(found: Answer, job: Mapping[str, Any]) -> None:
+    for key in ("python", "machine", "folder"):
+        _text(found, key)
+    _text(found, "power_mode", optional=True)
+
+
+def _have(found: Answer, job: Mapping[str, Any]) -> None:
+    """So many bytes of a file are there; -1 where all are."""
+    value, size = found.get("have"), job["size"]
+    if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= size:
+        raise _Wrong(f"have is {shown(value)}, expected a whole number from -1 to {size}")
+
+
+def _get(found: Answer, job: Mapping[str, Any]) -> None:
+    if not isinstance(found.get("data"), str):
+        raise _Wrong(f"data is {shown(found.get('data'))}, expected a text")
+
+
+def _probe(found: Answer, job: Mapping[str, Any]) -> None:
+    parts = _object(found.get("probe"), "probe")
+    wrong = [name for name in parts if not PART.fullmatch(name)]
+    if wrong or not 1 <= len(parts) <= 16:
+        raise _Wrong(f"probe has {f'a part {shown(wrong[0])}' if wrong else f'{len(parts)} parts'}")
+    for name, value in parts.items():
+        _times([value], f"probe.{name}", above=True)
+
+
+def _look(found: Answer, job: Mapping[str, Any]) -> None:
+    for key in ("python", "machine", "system"):
+        _text(found, key)
+    for key in ("numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "torch", "trtexec", "power_mode"):
+        _text(found, key, optional=True)
+    for governor in _list(found.get("governors"), "governors", "texts", least=0):
+        _text({"governors": governor}, "governors")
+    _number(found, "free_bytes", whole=True)
+    _number(found, "cores", whole=True, optional=True)
+    _number(found, "load", optional=True)
+
+
+def _missing(found: Answer, job: Mapping[str, Any]) -> None:
+    if "missing" not in found:
+        raise _Wrong("it has no 'missing'")
+    _text(found, "missing", optional=True)
+
+
+def _fingerprint(found: Answer, job: Mapping[str, Any]) -> None:
+    facts = _object(found.get("fingerprint"), "fingerprint")
+    if len(facts) > 64:
+        raise _Wrong(f"fingerprint is {shown(facts)}, expected at most 64 facts")
+    for name in facts:
+        _text({"the name of a fact": name}, "the name of a fact", 80)
+        _text(facts, name)
+    cache = facts.get("cache_mb", "0")
+    try:
+        sound = 0 <= float(cache) < 1e6
+    except ValueError:
+        sound = False
+    if not sound:
+        raise _Wrong(f"cache_mb is {shown(cache)}, expected megabytes from 0")
+
+
+def _time(found: Answer, job: Mapping[str, Any]) -> None:
+    _times(found.get("ms"), "ms")
+
+
+def _profile(found: Answer, job: Mapping[str, Any]) -> None:
+    """Names of nodes, their times in each run [runs][nodes], the runs' own [runs], or None.
+
+    ONNX Runtime's profiler reads a clock that may be set meanwhile: such runs are dropped where it is read
+    (see `plausible`), so here only one run needs to be sound.
+    """
+    names = _list(found.get("names"), "names", "names of nodes")
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or len(name) > MOST_NAME:
+            raise _Wrong(f"names[{index}] is {shown(name)}, expected the name of a node")
+    runs = _list(found.get("ms"), "ms", "runs")
+    if len(runs) > job["runs"]:
+        raise _Wrong(f"ms has {len(runs)} runs, {job['runs']} were asked for")
+    jumps = job["runtime"] == "onnxruntime"
+    sound = False
+    for index, run in enumerate(runs):
+        times = (_numbers if jumps else _times)(run, f"ms[{index}]")
+        if len(times) != len(names):
+            raise _Wrong(f"ms[{index}] has {len(times)} times for {len(names)} nodes")
+        if not np.isfinite(times).all():
+            raise _Wrong(f"ms[{index}][{int(np.argmin(np.isfinite(times)))}] is not finite")
+        sound = sound or bool((times >= 0).all())
+    if not sound:
+        raise _Wrong(f"each of its {len(runs)} runs holds a time below 0")
+    walls = found.get("walls_ms")
+    if walls is not None or jumps:
+        count = len(_times(walls, "walls_ms"))
+        if count != len(runs):
+            raise _Wrong(f"walls_ms has {count} times for {len(runs)} runs")
+
+
+def _infer(found: Answer, job: Mapping[str, Any]) -> None:
+    """Arrays of as many items as were given, in as many bytes as their shape says."""
+    count = job["inputs"][0]["shape"][0]
+    for index, packed in enumerate(_list(found.get("outputs"), "outputs", "arrays", min(count, 1))):
+        where = f"outputs[{index}]"
+        array = _object(packed, where)
+        try:
+            kind = np.dtype(str(array.get("dtype"))[:16])
+        except (TypeError, ValueError):
+            raise _Wrong(
+                f"{where}.dtype is {shown(array.get('dtype'))}, expected a type of numbers"
+            ) from None
+        shape, data = _list(array.get("shape"), f"{where}.shape", "sizes"), array.get("data")
+        if kind.kind not in KINDS or len(shape) > 32:
+            raise _Wrong(f"{where} is of {kind}, shape {shown(shape)}, expected numbers")
+        if not all(type(side) is int and side >= 0 for side in shape) or shape[0] != count:
+            raise _Wrong(
+                f"{where}.shape is {plain(str(shape[:8]), 80)}, expected sizes, the first of them {count}"
+            )
+        if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
+            size = len(data) if isinstance(data, bytes) else 0
+            raise _Wrong(
+                f"{where} has {size} bytes, its shape {plain(str(shape[:8]), 80)} of {kind} needs others"
+            )
+
+
+def _build(found: Answer, job: Mapping[str, Any]) -> None:
+    info = _object(found.get("info"), "info")
+    if job["runtime"] != "onnxruntime" and (
+        not isinstance(found.get("engine"), bytes) or not found["engine"]
+    ):
+        raise _Wrong(f"engine is {shown(found.get('engine'))}, expected bytes")
+    for key in ("flavour", "layers_source"):
+        _text(info, key)
+    versions = _object(info.get("versions"), "info.versions")
+    for name in versions:
+        _text(versions, name)
+    _list(info.get("batches"), "info.batches", "sizes", least=0)
+    if info.get("layers") is not None:
+        _list(info["layers"], "info.layers", "layers", least=0)
+    _json(info, "info")
+
+
+def _json(value: object, where: str, depth: int = 0) -> None:
+    """Values as JSON has them: not too deep, and no infinities."""
+    if depth > DEEPEST:
+        raise _Wrong(f"{where[:80]} is more than {DEEPEST} levels deep")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _json(entry, f"{where}.{plain(str(key), 40)}", depth + 1)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            _json(entry, f"{where}[{index}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _Wrong(f"{where[:80]} is {value}, expected a finite number")
+
+
+_CHECKS: dict[str, Callable[[Answer, Mapping[str, Any]], None]] = {
+    "hello": _hello,
+    "have": _have,
+    "put": _have,
+    "get": _get,
+    "probe": _probe,
+    "look": _look,
+    "missing": _missing,
+    "fingerprint": _fingerprint,
+    "time": _time,
+    "profile": _profile,
+    "infer": _infer,
+    "build": _build,
+}
