@@ -8,6 +8,7 @@ import contextlib
 import copy
 import io
 import logging
+import time
 import warnings
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +26,8 @@ from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import say
 from bcnet.supernet.half import half
-from bcnet.supernet.onnx_slices import SlicedGraph
+from bcnet.supernet.onnx_constants import Constants, FixedGraph, Graph
+from bcnet.supernet.onnx_slices import Sizes, SlicedGraph, Slices
 from bcnet.supernet.opset import NEWEST, at_opset
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
 from bcnet.supernet.quantize import quantized
@@ -128,15 +130,26 @@ class OnnxSupernet:
         # The file holds the network's own tensors: a supernet's extra channels are not in it.
         self.space = space.without_extra()
         self.model, self.example = _with_statistics(model), example
+        start = time.perf_counter()
         self.proto = at_opset(to_onnx(self.model, example), opset)
-        graph = self.proto.graph
-        self.arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+        self.export_seconds = time.perf_counter() - start
+        self.arrays = _independent_of_channels(self.proto)
+        self._group_sizes = {
+            sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
+        }
+        self.grouped = {
+            node.name: (node.input[1], self._group_sizes[node.input[1]])
+            for node in self.proto.graph.node
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes
+        }
         self.dimensions = self._attach()
-        self.sliceable = not self._holds_sizes() or self._free_sizes()
-        if not self.sliceable:
+        self.sizes: dict[str, Sizes] = {}
+        self.not_sliced = self._find_constants() if self._holds_sizes() else None
+        self._float = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
+        if self.not_sliced:
             say(
-                f"the ONNX graph of {type(model).__name__} holds sizes that follow the widths in more than "
-                "weights: it is exported anew for each width, which takes seconds"
+                f"the ONNX file of {type(model).__name__} is exported again for each width, which takes "
+                f"{self.export_seconds:.0f} s: {self.not_sliced}"
             )
         inferred = shape_inference.infer_shapes(self.proto, strict_mode=True, data_prop=True)
         self.shapes = {
@@ -152,7 +165,12 @@ class OnnxSupernet:
         return self._file.at(self.space, path_of(self.space, widths))
 
     @property
-    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, dict[int, Dimension]]]:
+    def sliceable(self) -> bool:
+        """Whether files of other widths are sliced from this one; else each is exported (`not_sliced`)."""
+        return self.not_sliced is None
+
+    @property
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Slices]]:
         """The full network's arrays as its file stores them, and which of their axes follow which groups."""
         return self._file.arrays, self._file.dimensions
 
@@ -208,41 +226,34 @@ class OnnxSupernet:
                     return True
         return False
 
-    def _free_sizes(self) -> bool:
-        """Compare with an export at other widths; let reshapes infer the one size that differs.
+    def _find_constants(self) -> str | None:
+        """Compare with exports at other widths; why slicing constants does not give the exporter's graphs."""
+        constants = Constants(self.space, Graph(self.proto, self.arrays), self.dimensions, self.grouped)
 
-        False where more than that differs, so that slicing weights would not give the exporter's graph.
-        """
-        narrow = self._exported(self.space.smallest())
-        graph = self.proto.graph
-        if [(n.op_type, *n.output) for n in narrow.graph.node] != [
-            (n.op_type, *n.output) for n in graph.node
-        ]:
-            return False
-        small = {entry.name: numpy_helper.to_array(entry) for entry in narrow.graph.initializer}
-        reshapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-        used = {name for node in graph.node for name in node.input}
-        for name in sorted(used & self.arrays.keys() & small.keys() - self.dimensions.keys()):
-            array = self.arrays[name]
-            if array.shape != small[name].shape:
-                return False
-            differs = np.flatnonzero(array != small[name])
-            if name in reshapes and len(differs) == 1 and -1 not in array:
-                self.arrays[name] = array.copy()
-                self.arrays[name][differs[0]] = -1
-            elif len(differs) and not (name in reshapes and -1 in array):
-                return False
-        self.sliceable = True
+        def exported(widths: Widths) -> ModelProto:
+            proto = self._exported(widths)
+            arrays = _independent_of_channels(proto)
+            del proto.graph.initializer[:]
+            proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
+            return proto
+
         try:
-            narrowest = path_of(self.space, self.space.smallest())
-            sliced = onnx.load_from_string(self._float.at(self.space, narrowest))
-            shape_inference.infer_shapes(sliced, strict_mode=True, data_prop=True)
-        except shape_inference.InferenceError:
-            return False
-        return True
+            constants.find(exported)
+        except FixedGraph as reason:
+            return str(reason)
+        self.sizes = constants.sizes
+        narrow = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
+        try:
+            narrowest = onnx.load_from_string(
+                narrow.at(self.space, path_of(self.space, self.space.smallest()))
+            )
+            shape_inference.infer_shapes(narrowest, strict_mode=True, data_prop=True)
+        except shape_inference.InferenceError as cause:
+            return f"narrow networks do not fit together ({one_line(cause)})"
+        return None
 
-    def _attach(self) -> dict[str, dict[int, Dimension]]:
-        """Which axes of which initialiser follow which groups; prepares the graph for slicing."""
+    def _attach(self) -> dict[str, Slices]:
+        """Which axes of which initialiser follow which groups, as far as names and wiring say."""
         dimensions = {}
         for name, axes in self.space.dimensions.items():
             if name in self.arrays:
@@ -258,24 +269,9 @@ class OnnxSupernet:
                     dimensions[bias] = {0: dimensions[weight][0]}
             if node.op_type == "MatMul" and node.input[1] not in dimensions:
                 self._attach_transposed(node.input[1], dimensions)
-            if node.op_type == "Reshape" and node.input[1] in self.arrays:
-                shape = self.arrays[node.input[1]]
-                if len(shape) == 2 and shape[1] != -1:  # (batch, features): features follow the widths
-                    self.arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
-            if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in self.arrays:
-                self._resize_spatially(node)
-        self._group_sizes = {
-            sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
-        }
-        grouped = {
-            node.name: (node.input[1], self._group_sizes[node.input[1]])
-            for node in self.proto.graph.node
-            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes
-        }
-        self._float = SlicedGraph.of(self.proto, self.arrays, dimensions, grouped)
         return dimensions
 
-    def _attach_transposed(self, name: str, dimensions: dict[str, dict[int, Dimension]]) -> None:
+    def _attach_transposed(self, name: str, dimensions: dict[str, Slices]) -> None:
         """The exporter transposes the weights of linear layers that take more than two axes."""
         array = self.arrays.get(name)
         if array is None or array.ndim != 2:
@@ -286,18 +282,6 @@ class OnnxSupernet:
                 if weight is not None and np.array_equal(weight.detach().numpy().T, array):
                     dimensions[name] = {1 - axis: dimension for axis, dimension in axes.items()}
                     return
-
-    def _resize_spatially(self, node: NodeProto) -> None:
-        """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
-        sizes = self.arrays[node.input[3]]
-        if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
-            return
-        name = f"{node.input[3]}_spatial"
-        self.arrays[name] = sizes[2:]
-        if name not in {entry.name for entry in self.proto.graph.initializer}:
-            self.proto.graph.initializer.append(numpy_helper.from_array(sizes[2:], name))
-        node.input[3] = name
-        node.attribute.append(helper.make_attribute("axes", list(range(2, len(sizes)))))
 
     def _slots(self) -> tuple[LayerSlot, ...]:
         """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""
@@ -396,6 +380,33 @@ class OnnxSupernet:
             group_size=group_size,
             nodes=(node.output[0],),
         )
+
+
+def _independent_of_channels(proto: ModelProto) -> dict[str, np.ndarray]:
+    """The graph's constants, such that no Resize and no Reshape to (batch, features) has a channel count."""
+    graph = proto.graph
+    arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Reshape" and node.input[1] in arrays:
+            shape = arrays[node.input[1]]
+            if len(shape) == 2 and shape[1] != -1:
+                arrays[node.input[1]] = np.array([shape[0], -1], dtype=shape.dtype)
+        if node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in arrays:
+            _resize_spatially(proto, arrays, node)
+    return arrays
+
+
+def _resize_spatially(proto: ModelProto, arrays: dict[str, np.ndarray], node: NodeProto) -> None:
+    """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
+    sizes = arrays[node.input[3]]
+    if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
+        return
+    name = f"{node.input[3]}_spatial"
+    arrays[name] = sizes[2:]
+    if name not in {entry.name for entry in proto.graph.initializer}:
+        proto.graph.initializer.append(numpy_helper.from_array(sizes[2:], name))
+    node.input[3] = name
+    node.attribute.append(helper.make_attribute("axes", list(range(2, len(sizes)))))
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:

@@ -8,54 +8,78 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
+from bcnet.latency_tables.model import Terms
 from bcnet.supernet.paths import Path, ranges
 from bcnet.supernet.space import Dimension, WidthSpace
+
+Slices = dict[int, Dimension]  # by axis
+Sizes = dict[int, Terms]  # by the place of an entry, counted flat
+
+
+def sliced(array: np.ndarray, slices: Slices, space: WidthSpace, path: Path) -> np.ndarray:
+    """The part of an array that the path takes."""
+    for axis, dimension in slices.items():
+        lead = (slice(None),) * axis
+        parts = [array[(*lead, slice(low, high))] for low, high in ranges(space, dimension, path)]
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+    return array
+
+
+def resized(array: np.ndarray, sizes: Sizes, path: Path) -> np.ndarray:
+    """An array of integers with entries that are sizes on the path: a copy where there are any."""
+    if not sizes:
+        return array
+    array = array.copy()
+    for index, terms in sizes.items():
+        array.flat[index] = sum(
+            size if group is None else size * (path[group][1] - path[group][0]) for group, size in terms
+        )
+    return array
 
 
 @dataclass(frozen=True)
 class SlicedGraph:
     """A graph without its initialisers, these, and which axes of which of them follow which groups.
 
+    `sizes` are entries of arrays of integers that are themselves counts of channels.
     `grouped` names the convolutions that are narrowed by whole groups: {node: (weight, channels of a group)}.
     """
 
     skeleton: ModelProto
     arrays: dict[str, np.ndarray]
-    dimensions: dict[str, dict[int, Dimension]]
+    dimensions: dict[str, Slices]
     grouped: dict[str, tuple[str, int]]
+    sizes: dict[str, Sizes]
 
     @classmethod
     def of(
         cls,
         proto: ModelProto,
         arrays: dict[str, np.ndarray],
-        dimensions: dict[str, dict[int, Dimension]],
+        dimensions: dict[str, Slices],
         grouped: dict[str, tuple[str, int]],
+        sizes: dict[str, Sizes],
     ) -> "SlicedGraph":
         """The graph of a file, with `arrays` in the place of its initialisers."""
         skeleton = ModelProto()
         skeleton.CopyFrom(proto)
         del skeleton.graph.initializer[:]
-        return cls(skeleton, arrays, dimensions, grouped)
+        return cls(skeleton, arrays, dimensions, grouped, sizes)
 
     def at(self, space: WidthSpace, path: Path) -> bytes:
         """The ONNX file of the network with the channels of `path`."""
         proto = ModelProto()
         proto.CopyFrom(self.skeleton)
-        sliced = {}
+        taken = {}
         for name, array in self.arrays.items():
-            for axis, dimension in self.dimensions.get(name, {}).items():
-                parts = [
-                    array[(slice(None),) * axis + (slice(low, high),)]
-                    for low, high in ranges(space, dimension, path)
-                ]
-                array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
-            sliced[name] = array
+            array = sliced(array, self.dimensions.get(name, {}), space, path)
+            array = resized(array, self.sizes.get(name, {}), path)
+            taken[name] = array
             proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         for node in proto.graph.node:
             if node.name in self.grouped:
                 weight, size = self.grouped[node.name]
-                _set_attribute(node, "group", sliced[weight].shape[0] // size)
+                _set_attribute(node, "group", taken[weight].shape[0] // size)
         return bytes(proto.SerializeToString())
 
     def converted(self, proto: ModelProto) -> "SlicedGraph":
@@ -88,7 +112,8 @@ class SlicedGraph:
             for node in proto.graph.node
             if node.name in self.grouped
         }
-        return SlicedGraph.of(proto, arrays, dimensions, grouped)
+        sizes = {name: found for name, found in self.sizes.items() if name in arrays}
+        return SlicedGraph.of(proto, arrays, dimensions, grouped, sizes)
 
 
 def _axis(node: NodeProto) -> int:

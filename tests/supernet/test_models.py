@@ -88,35 +88,6 @@ def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
         assert distance(found, cut(graph.model, space, drawn(space))(x)) < 1e-4
 
 
-class Sliced(nn.Module):
-    """Slices by a width: a size that the exporter writes down."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1)
-        self.c, self.fc = nn.Conv2d(32, 8, 1), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a = self.a(x)
-        b = self.b(a)
-        y = torch.cat([b[:, : a.shape[1]] + a, b[:, a.shape[1] :]], 1)
-        return self.fc(self.c(y).mean((2, 3)))
-
-
-def test_a_graph_with_sizes_that_follow_the_widths_is_exported_anew() -> None:
-    torch.manual_seed(0)
-    model, x = Sliced().eval(), torch.randn(1, 3, 8, 8)
-    space = discover_space(model, x, channel_multiple=1)
-    graph = OnnxSupernet(model, space, tuple(x.shape))
-    assert not graph.sliceable
-    for seed in range(3):
-        content = graph.variant(drawn(space, seed))
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-        with torch.no_grad():
-            assert distance(found, cut(graph.model, space, drawn(space, seed))(x)) < 1e-4
-
-
 @pytest.mark.parametrize("name", [*CLASSIFIERS, *TIMM, *SEGMENTATION])
 def test_most_multiply_accumulates_are_searchable_and_the_rest_has_a_reason(name: str) -> None:
     model, x = network(name)

@@ -139,7 +139,7 @@ def test_a_network_is_quantised_once_for_all_widths(monkeypatch: pytest.MonkeyPa
 
 
 class Sliced(nn.Module):
-    """Its graph holds a width as the limit of a slice, so that slicing weights is not enough."""
+    """Its graph holds a width as the limit of a slice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,9 +154,20 @@ class Sliced(nn.Module):
         return z
 
 
-def test_a_graph_that_cannot_be_sliced_is_quantised_at_each_width() -> None:
-    floats, integers = graphs(Sliced)
-    assert not integers.sliceable
+class Centred(Sliced):
+    """A weight that is computed from all of its entries: a narrow network's is no slice of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.b.weight - self.b.weight.mean(1, keepdim=True)
+        b = nn.functional.conv2d(self.a(x), weight)
+        z: Tensor = self.fc(self.c(b).mean((2, 3)))
+        return z
+
+
+@pytest.mark.parametrize(("kind", "sliceable"), [(Sliced, True), (Centred, False)])
+def test_sizes_that_follow_the_widths_are_in_the_quantised_file(kind: Kind, sliceable: bool) -> None:
+    floats, integers = graphs(kind)
+    assert integers.sliceable == sliceable
     widths = integers.space.smallest()
     content = integers.variant(widths)
     assert f"{integers.space.layers[0].weight}_quantized" in {

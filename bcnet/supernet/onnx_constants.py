@@ -1,0 +1,415 @@
+"""Which constants of an exported graph follow the widths, found by comparing exports of narrow networks.
+
+In: the full network's graph, and a function that exports the network at other widths. Out: for each constant
+the axes that are slices of groups, or the entries that are sizes; FixedGraph where other things differ, too.
+
+Nodes are matched by their position and wiring: names hold the exporter's running numbers. Nodes that are
+computed from constants alone are constants: the exporter folds them in small networks and not in large ones.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bcnet.errors import one_line
+from bcnet.latency_tables.model import Terms
+from bcnet.supernet.onnx_slices import Sizes, Slices, resized, sliced
+from bcnet.supernet.paths import path_of
+from bcnet.supernet.space import Dimension, Widths, WidthSpace
+
+PROBES = 5  # exports of narrow networks at most
+DRAWS = 64  # widths of which each next one is the best
+COMBINATIONS = 512  # of what several axes of one constant may follow
+UNCLEAR = "which groups some of its constants follow is unclear"
+CLOSE = 1e-5  # of the largest value: kernels of other shapes round differently
+
+Use = tuple[
+    int, int
+]  # the number of a node, and of its input that is a constant; outputs are the last node's
+Key = tuple[tuple[int, Terms], ...]
+
+
+class FixedGraph(Exception):
+    """The graph cannot be sliced: the message says what else follows the widths."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What one use of a constant may follow: axes that are sliced, or entries that are sizes of channels."""
+
+    slices: tuple[tuple[int, Dimension], ...] = ()
+    sizes: tuple[tuple[int, Terms], ...] = ()
+
+    def at(self, array: np.ndarray, space: WidthSpace, widths: Widths) -> np.ndarray:
+        """The constant at these widths."""
+        path = path_of(space, widths)
+        return resized(sliced(array, dict(self.slices), space, path), dict(self.sizes), path)
+
+    @property
+    def key(self) -> Key:
+        """Guesses with the same key have the same shape and sizes at all widths."""
+        return (
+            *((axis, _combined((s.group, s.size) for s in dimension)) for axis, dimension in self.slices),
+            *((-1 - index, _combined(terms)) for index, terms in self.sizes),
+        )
+
+
+@dataclass
+class Graph:
+    """An exported graph: its constants, and its nodes.
+
+    Nodes that compute from constants alone are constants, unless the graph is taken `whole`.
+    """
+
+    proto: ModelProto
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        self.arrays = self.arrays or {
+            entry.name: numpy_helper.to_array(entry) for entry in self.proto.graph.initializer
+        }
+
+    @cached_property
+    def fixed(self) -> dict[str, NodeProto]:
+        """The nodes that are computed from constants alone, by their outputs."""
+        found: dict[str, NodeProto] = {}
+        for node in () if self.whole else self.proto.graph.node:
+            if all(name in self.arrays or name in found for name in node.input if name):
+                found |= dict.fromkeys(node.output, node)
+        return found
+
+    @cached_property
+    def nodes(self) -> list[NodeProto]:
+        """The others, in order of execution."""
+        return [node for node in self.proto.graph.node if node.output[0] not in self.fixed]
+
+    def values(self, arrays: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Constants by name: arrays, and what is computed from these. Raises FixedGraph."""
+        names = set(names)
+        made = sorted(name for name in names if name in self.fixed)
+        found = {name: arrays[name] for name in names if name in arrays}
+        if not made:
+            return found
+        nodes = list({id(node): node for node in self.fixed.values()}.values())
+        used = {name for node in nodes for name in node.input if name}
+        graph = helper.make_graph(
+            nodes,
+            "constants",
+            [],
+            [helper.make_empty_tensor_value_info(name) for name in made],
+            [_initializer(arrays[name], name) for name in used & arrays.keys()],
+        )
+        model = helper.make_model(
+            graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            return found | dict(zip(made, session.run(made, {}), strict=True))
+        except Exception as cause:
+            raise FixedGraph(f"its constants cannot be computed ({one_line(cause)})") from None
+
+
+@dataclass
+class Matched:
+    """Two exports of a network whose nodes correspond: pairs of constants by use, pairs of other values."""
+
+    constants: dict[Use, tuple[str, str]]
+    names: dict[str, str]  # of the second graph's values: the first's
+
+    @classmethod
+    def of(cls, full: Graph, narrow: Graph, grouped: Iterable[str]) -> "Matched":
+        """Match node by node. `grouped` are nodes whose `group` follows the widths. Raises FixedGraph."""
+        names = {entry.name: entry.name for entry in full.proto.graph.input}
+        known = set(names)
+        constants: dict[Use, tuple[str, str]] = {}
+
+        def same(use: Use, first: str, second: str, where: str) -> None:
+            if first in known or second in names:
+                if names.get(second) != first:
+                    raise FixedGraph(f"narrow networks are wired differently at {where}")
+            elif first or second:
+                constants[use] = first, second
+
+        for number, (first, second) in enumerate(itertools.zip_longest(full.nodes, narrow.nodes)):
+            if first is None or second is None or first.op_type != second.op_type:
+                kinds = [node.op_type if node is not None else "nothing" for node in (first, second)]
+                raise FixedGraph(f"narrow networks have {kinds[1]} in the place of {kinds[0]}")
+            where = f"'{first.name}' ({first.op_type})"
+            if len(first.input) != len(second.input) or len(first.output) != len(second.output):
+                raise FixedGraph(f"narrow networks have other inputs at {where}")
+            _compare_attributes(first, second, {"group"} if first.name in grouped else set(), where)
+            for place, pair in enumerate(zip(first.input, second.input, strict=True)):
+                same((number, place), *pair, where)
+            names |= dict(zip(second.output, first.output, strict=True))
+            known.update(first.output)
+        ends = zip(full.proto.graph.output, narrow.proto.graph.output, strict=True)
+        for place, (one, other) in enumerate(ends):
+            same((len(full.nodes), place), one.name, other.name, "an output")
+        return cls(constants, names)
+
+
+def _initializer(array: np.ndarray, name: str) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)
+
+
+def _compare_attributes(first: NodeProto, second: NodeProto, follow: set[str], where: str) -> None:
+    one, other = (
+        {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        for node in (first, second)
+    )
+    named = (one.keys() | other.keys()) - follow
+    differs = [name for name in named if one.get(name) != other.get(name)]
+    if differs:
+        raise FixedGraph(f"'{min(differs)}' of {where} follows the widths")
+
+
+@dataclass
+class Constants:
+    """What a graph's constants follow: to begin with those that are known, then all of them (`find`)."""
+
+    space: WidthSpace
+    full: Graph
+    slices: dict[str, Slices]
+    grouped: Iterable[str]
+    sizes: dict[str, Sizes] = field(default_factory=dict)
+
+    def find(self, exported: Callable[[Widths], ModelProto]) -> None:
+        """Complete `slices` and `sizes`, and give constants of several uses a copy each where these differ.
+
+        Raises FixedGraph where slicing cannot give what the exporter gives.
+        """
+        exported = cache(exported)
+        # The exporter folds what it computes from small constants. Where narrow networks have fewer nodes for
+        # that reason, networks almost as wide as the full one have the same ones.
+        for whole, nearly in ((True, False), (False, False), (True, True)):
+            try:
+                self._find(exported, whole, nearly)
+                break
+            except FixedGraph:
+                continue
+        else:
+            self._fold(Graph(exported(self.space.smallest())))
+            self._find(exported, False, False)
+        wrong = self._wrong(Graph(exported(self.space.smallest())))
+        if wrong:
+            raise FixedGraph(f"'{min(wrong)}' is computed from more than the constants that are sliced")
+
+    def _find(self, exported: Callable[[Widths], ModelProto], whole: bool, nearly: bool) -> None:
+        guesses: dict[Use, list[Guess]] = {}
+        full = Graph(self.full.proto, self.full.arrays, whole)
+        widths = self.space.smallest()
+        if nearly:
+            widths = Widths(group.choices[-2] for group in self.space.groups)
+        for _ in range(PROBES):
+            narrow = Graph(exported(widths), whole=whole)
+            self._narrow_down(guesses, full, narrow, widths)
+            unclear = [kinds for kinds in guesses.values() if len({guess.key for guess in kinds}) > 1]
+            if not unclear:
+                if not whole and self._wrong(narrow):
+                    raise FixedGraph("what it computes from constants follows the widths")
+                self._settle(guesses, full)
+                return
+            widths = self._distinguishing(unclear, nearly)
+        raise FixedGraph(UNCLEAR)
+
+    def _wrong(self, narrow: Graph) -> set[str]:
+        """What the graph computes from its constants alone, but not as the narrowest network has it."""
+        constants = Matched.of(self.full, narrow, self.grouped).constants
+        pairs = [(a, b) for a, b in constants.values() if a in self.full.fixed]
+        path = path_of(self.space, self.space.smallest())
+        arrays = {
+            name: resized(
+                sliced(array, self.slices.get(name, {}), self.space, path), self.sizes.get(name, {}), path
+            )
+            for name, array in self.full.arrays.items()
+        }
+        there = narrow.values(narrow.arrays, (b for _, b in pairs))
+        try:
+            here = self.full.values(arrays, (a for a, _ in pairs))
+        except FixedGraph:
+            here = {}
+        return {a for a, b in pairs if a not in here or not _same(here[a], there[b])}
+
+    def _fold(self, narrow: Graph) -> None:
+        """Make constants of what is computed from constants and does not follow slices of those."""
+        wrong = self._wrong(narrow)
+        made = self.full.values(self.full.arrays, wrong)
+        graph = self.full.proto.graph
+        kept = [node for node in graph.node if not wrong & set(node.output)]
+        del graph.node[:]
+        graph.node.extend(kept)
+        self.full.arrays.update(made)
+        graph.initializer.extend(_initializer(array, name) for name, array in made.items())
+        self.full = Graph(self.full.proto, self.full.arrays)
+
+    def _narrow_down(
+        self, guesses: dict[Use, list[Guess]], full: Graph, narrow: Graph, widths: Widths
+    ) -> None:
+        """Keep the guesses that give this narrow graph's constants; the first time, make them."""
+        matched = Matched.of(full, narrow, self.grouped)
+        there = narrow.values(narrow.arrays, (name for _, name in matched.constants.values()))
+        for use, (first, second) in matched.constants.items():
+            if first in full.fixed or not first:
+                continue
+            array, wanted = full.arrays[first], there.get(second)
+            where = f"the constant '{first}'"
+            if wanted is None:
+                raise FixedGraph(f"{where} is missing in narrow networks")
+            number, place = use
+            shape = place == 1 and number < len(full.nodes) and full.nodes[number].op_type == "Reshape"
+            if use not in guesses:
+                guesses[use] = list(self._guesses(first, array, wanted, widths, shape))
+            guesses[use] = [
+                guess for guess in guesses[use] if self._fits(guess, array, wanted, widths, shape)
+            ]
+            if not guesses[use]:
+                raise FixedGraph(f"{where} follows the widths in another way than by its size")
+
+    def _fits(self, guess: Guess, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool) -> bool:
+        found = guess.at(array, self.space, widths)
+        if shape and found.shape == wanted.shape:
+            found = np.where(found == -1, wanted, found)  # left to the reader of the file
+        return _same(found, wanted)
+
+    def _guesses(
+        self, name: str, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
+    ) -> Iterable[Guess]:
+        """All that this use of a constant may follow; what is known or simple alone, if it fits."""
+        for simple in (
+            Guess(tuple(self.slices.get(name, {}).items()), tuple(self.sizes.get(name, {}).items())),
+            Guess(),
+        ):
+            if self._fits(simple, array, wanted, widths, shape):
+                return [simple]
+        if array.ndim != wanted.ndim:
+            return []
+        if array.shape == wanted.shape and (array.dtype.kind in "iu" or array.size == 1):
+            return self._sizes_of(array, wanted, widths, shape)
+        axes = [
+            [(axis, d) for d in self._dimensions(full, size, widths)] if full != size else [None]
+            for axis, (full, size) in enumerate(zip(array.shape, wanted.shape, strict=True))
+        ]
+        products = itertools.islice(itertools.product(*axes), COMBINATIONS)
+        return [Guess(tuple(entry for entry in chosen if entry is not None)) for chosen in products]
+
+    def _sizes_of(
+        self, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
+    ) -> Iterator[Guess]:
+        differs = np.flatnonzero(array != wanted).tolist()
+        if shape and len(differs) == 1 and -1 not in array:
+            # One entry may be left to the reader of the file: what it follows need not be known.
+            yield Guess(sizes=((differs[0], ((None, -1),)),))
+            return
+        entries = [
+            [(index, terms) for terms in self._terms(array.flat[index], wanted.flat[index], widths)]
+            for index in differs
+        ]
+        for chosen in itertools.islice(itertools.product(*entries), COMBINATIONS):
+            yield Guess(sizes=tuple(chosen))
+
+    def _dimensions(self, full: int, size: int, widths: Widths) -> Iterator[Dimension]:
+        """The space's dimensions, each entry or all of them repeated, that have these sizes."""
+        for dimension in self.space.distinct[1]:
+            whole, part = (_size(dimension, at) for at in (self.space.largest(), widths))
+            if full % whole == 0 and size == part * (full // whole):
+                times = full // whole
+                yield tuple(replace(segment, size=segment.size * times) for segment in dimension)
+                if times > 1:
+                    yield dimension * times
+
+    def _terms(self, full: float, size: float, widths: Widths) -> Iterator[Terms]:
+        """Multiples of one group's width and a rest, or the space's dimensions, that have these values."""
+        if full % 1 or size % 1:
+            return  # a scale
+        full, size = int(full), int(size)
+        largest = self.space.largest()
+        for group, (whole, part) in enumerate(zip(largest, widths, strict=True)):
+            if whole != part and (full - size) % (whole - part) == 0:
+                times = (full - size) // (whole - part)
+                yield ((group, times), (None, full - times * whole))
+        for dimension in self._dimensions(full, size, widths):
+            yield tuple((segment.group, segment.size) for segment in dimension)
+
+    def _distinguishing(self, unclear: list[list[Guess]], nearly: bool) -> Widths:
+        """Widths at which guesses differ most, among the upper half of the choices if `nearly`."""
+        rng = np.random.default_rng(0)
+        keys = list(dict.fromkeys(guess.key for kinds in unclear for guess in kinds))
+
+        def distinct(widths: Widths) -> int:
+            at = {key: _value(key, widths) for key in keys}
+            return sum(len({at[guess.key] for guess in kinds}) for kinds in unclear)
+
+        choices = [g.choices[len(g.choices) // 2 :] if nearly else g.choices for g in self.space.groups]
+        drawn = [Widths(own[rng.integers(len(own))] for own in choices) for _ in range(DRAWS)]
+        best = max(drawn, key=distinct)
+        if distinct(best) == len(unclear):
+            raise FixedGraph(UNCLEAR)
+        return best
+
+    def _settle(self, guesses: dict[Use, list[Guess]], full: Graph) -> None:
+        """Write down what each constant follows; uses that follow another thing get a copy."""
+        graph = self.full.proto.graph
+        names: dict[str, dict[Guess, str]] = {}
+        for (number, place), kinds in guesses.items():
+            guess = kinds[0]
+            if number == len(full.nodes):
+                if guess != Guess():
+                    raise FixedGraph("an output is a constant that follows the widths")
+                continue
+            node = full.nodes[number]
+            name = node.input[place]
+            copies = names.setdefault(name, {})
+            if guess not in copies:
+                copies[guess] = f"{name}_{len(copies)}" if copies else name
+                own = copies[guess]
+                if own != name:
+                    self.full.arrays[own] = self.full.arrays[name]
+                    graph.initializer.append(_initializer(self.full.arrays[name], own))
+                self.slices.pop(own, None)
+                if guess.slices:
+                    self.slices[own] = dict(guess.slices)
+                if guess.sizes:
+                    self.sizes[own] = dict(guess.sizes)
+            node.input[place] = copies[guess]
+        self.full = Graph(self.full.proto, self.full.arrays)
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f" or not one.size:
+        return bool(np.array_equal(one, other))
+    limit = CLOSE * float(np.abs(np.nan_to_num(other)).max())
+    return bool(np.allclose(one, other, rtol=0.0, atol=limit, equal_nan=True))
+
+
+def _size(dimension: Dimension, widths: Widths) -> int:
+    return sum(s.size if s.group is None else s.size * widths[s.group] for s in dimension)
+
+
+def _combined(terms: Iterable[tuple[int | None, int]]) -> Terms:
+    total: dict[int | None, int] = {}
+    for group, size in terms:
+        total[group] = total.get(group, 0) + size
+    return tuple(
+        sorted(
+            filter(lambda term: term[1] != 0, total.items()),
+            key=lambda term: -1 if term[0] is None else term[0],
+        )
+    )
+
+
+def _value(key: Key, widths: Widths) -> tuple[int, ...]:
+    return tuple(
+        sum(size if group is None else size * widths[group] for group, size in terms) for _, terms in key
+    )

@@ -1,0 +1,85 @@
+"""Constants that follow the widths: the sliced ONNX file is that of the network which is cut out."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.paths import cut
+
+IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Derived(nn.Module):
+    """Slopes that are reshaped, a weight with a gain, one that two layers share, and a slice by a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.slopes = nn.Conv2d(3, 16, 1), nn.PReLU(16)
+        self.gain, self.weight = (
+            nn.Parameter(torch.rand(24, 1, 1, 1)),
+            nn.Parameter(torch.randn(24, 16, 1, 1)),
+        )
+        self.shared = nn.Parameter(torch.randn(12, 24))
+        self.c, self.fc = nn.Conv2d(40, 8, 1), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.slopes(self.a(x))
+        b = F.conv2d(a, self.gain * self.weight)
+        y = torch.cat([b[:, : a.shape[1]] + a, b[:, a.shape[1] :], a], 1)
+        shared = F.linear(F.linear(b.mean((2, 3)), self.shared).relu(), self.shared.t())
+        return self.fc(torch.cat([self.c(y).mean((2, 3)), shared], 1))
+
+
+class Standardised(nn.Module):
+    """Weight standardisation: what a narrow network computes with is no slice of what the full one does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 24, 1), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.b.weight - self.b.weight.mean((1, 2, 3), keepdim=True)
+        return self.fc(F.conv2d(self.a(x).relu(), weight, self.b.bias).mean((2, 3)))
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is printed for the person who waits."""
+    said: list[str] = []
+    monkeypatch.setattr("bcnet.supernet.onnx_graph.say", said.append)
+    return said
+
+
+def assert_variants_are_the_cut_networks(graph: OnnxSupernet, seeds: int = 3) -> None:
+    for seed in range(seeds):
+        widths = graph.space.random(np.random.default_rng(seed))
+        session = onnxruntime.InferenceSession(graph.variant(widths), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"input": IMAGE.numpy()})
+        with torch.no_grad():
+            expected = cut(graph.model, graph.space, widths)(IMAGE).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_constants_that_are_derived_from_weights_are_sliced(quiet: list[str]) -> None:
+    torch.manual_seed(0)
+    model = Derived().eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    assert graph.sliceable
+    assert quiet == []
+    assert_variants_are_the_cut_networks(graph)
+
+
+def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(quiet: list[str]) -> None:
+    torch.manual_seed(0)
+    model = Standardised().eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    assert not graph.sliceable
+    assert len(quiet) == 1
+    assert "the ONNX file of Standardised is exported again for each width" in quiet[0]
+    assert "follows the widths in another way than by its size" in quiet[0]
+    assert_variants_are_the_cut_networks(graph, seeds=1)
