@@ -68,14 +68,21 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The images."""
 
-    name: str = Field("digits", description="digits, cifar10 or imagefolder:PATH, or package.module:function")
+    name: str = Field("digits", description="digits, cifar10, imagefolder:PATH or package.module:function")
     image_size: int | None = Field(
         None, ge=8, le=4096, description="side in pixels; the dataset's own if not given"
     )
     train_limit: int | None = Field(None, ge=2, description="at most so many training images, of all classes")
     test_limit: int | None = Field(None, ge=1, description="at most so many test images, of all classes")
     val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="part of the training images held out to score candidates"
+        0.2,
+        gt=0,
+        lt=1,
+        description="part of the training images held out to score candidates; not where a folder has test/ "
+        "and val/",
+    )
+    skip_broken: bool = Field(
+        False, description="leave out image files that cannot be read, and report how many"
     )
     flip: bool = Field(False, description="mirror training images at random, masks with them")
     shift: int = Field(

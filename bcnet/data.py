@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import Dataset, default_collate
 
 from bcnet.config import DataConfig
-from bcnet.datasets import cifar10, digits, image_folder
+from bcnet.datasets import cifar10, digits
 from bcnet.errors import DataError, one_line
+from bcnet.image_folder import Found, image_folder
 from bcnet.imports import UserFunction, code_of, import_function
 from bcnet.parts import IGNORED, Item, Items, divided, pair
 from bcnet.parts import Split as Split
@@ -39,6 +40,7 @@ class ImageData:
     """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
 
     `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets).
+    `folder` tells of the folder of images that it was read from.
     """
 
     train: Split | Items
@@ -49,6 +51,15 @@ class ImageData:
     std: tuple[float, ...] = ()
     transforms: Callable[[Any, Any], Item] | None = None
     collate: Callable[[list[Item]], Item] | None = None
+    folder: Found | None = None
+
+    def __str__(self) -> str:
+        """For people: how many of what there is, and of a folder what was found in it."""
+        parts = ((self.train, "training"), (self.val, "validation"), (self.test, "test"))
+        what = "images" if isinstance(self.train, Split) else "items"
+        counts = ", ".join(f"{len(part):,} {name}" for part, name in parts)
+        classes = f"; {len(self.classes):,} classes" if self.classes else ""
+        return f"{counts} {what}{classes}" + (f"; {self.folder}" if self.folder else "")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -187,13 +198,13 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     name, _, argument = config.name.partition(":")
     train: Split | Items
     test: Split | Items
-    if config.name in ("digits", "cifar10") or name == "imagefolder":
-        if config.name == "digits":
-            loaded = digits(config.image_size or 32)
-        elif config.name == "cifar10":
-            loaded = cifar10()
-        else:
-            loaded = image_folder(Path(argument), config, seed)
+    val: Split | Items | None = None
+    folder = None
+    if name == "imagefolder":
+        found = image_folder(Path(argument), config, seed)
+        train, val, test, classes, folder = found.train, found.val, found.test, found.classes, found.found
+    elif config.name in ("digits", "cifar10"):
+        loaded = digits(config.image_size or 32) if config.name == "digits" else cifar10()
         train, test, classes = Split(*loaded[0]), Split(*loaded[1]), loaded[2]
     elif argument:
         train, test, classes = _users_own(config.name)
@@ -202,16 +213,20 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     _check_settings(config, train)
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)
-    val_count = round(len(train) * config.val_fraction)
-    if not 0 < val_count < len(train):
-        raise DataError(f"{len(train)} training images cannot be split into training and validation images")
-    val, rest = divided(train, val_count, seed + 1)
+    if val is None:
+        val_count = round(len(train) * config.val_fraction)
+        if not 0 < val_count < len(train):
+            raise DataError(
+                f"{len(train)} training images cannot be split into training and validation images"
+            )
+        val, train = divided(train, val_count, seed + 1)
     return ImageData(
-        rest,
+        train,
         val,
         test,
         classes,
-        *(_statistics(rest.images[:10_000]) if isinstance(rest, Split) else ((), ())),
+        *(_statistics(train.images[:10_000]) if isinstance(train, Split) else ((), ())),
+        folder=folder,
         transforms=_function(
             config.transforms,
             "data.transforms is called as transforms(input, target) and returns (input, target)",
@@ -260,7 +275,8 @@ def _users_own(name: str) -> tuple[Split | Items, Split | Items, tuple[str, ...]
 def _part(value: Any, name: str) -> Split | Items:
     if isinstance(value, Dataset):
         return Items(value, torch.arange(len(value)), name)  # type: ignore[arg-type]
-    return Split(*value)
+    images, targets = value
+    return Split(images, targets)
 
 
 def _content(leaf: object) -> bytes:

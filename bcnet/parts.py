@@ -22,10 +22,14 @@ def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...)."""
+    """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
+
+    `names` are their files, where they have some; only `divided` hands them on.
+    """
 
     images: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,7 +121,14 @@ def divided(part: Split | Items, count: int, seed: int) -> tuple[Split | Items, 
     else:
         shuffled = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
         first, rest = shuffled[:count], shuffled[count:]
-    return part.take(first), part.take(rest)
+    return _taken(part, first), _taken(part, rest)
+
+
+def _taken(part: Split | Items, index: Tensor) -> Split | Items:
+    taken = part.take(index)
+    if not isinstance(part, Split) or not isinstance(taken, Split) or not part.names:
+        return taken
+    return replace(taken, names=tuple(part.names[i] for i in index.tolist()))
 
 
 def shared_out(part: Split | Items, count: int) -> list[Split | Items]:

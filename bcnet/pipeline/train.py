@@ -191,6 +191,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
     """
     project, count = load_project(config), config.train.supernets
+    say(f"data: {project.data}")
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}

@@ -1,0 +1,96 @@
+"""One image file as 8-bit RGB pixels, as a viewer shows it, and its scaling. Pillow alone can repeat both.
+
+In: a path. Out: an image, and in words what had to be converted. 16-bit greys are scaled by their depth,
+EXIF's orientation is applied, transparency lies on white.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from bcnet.errors import DataError, one_line
+
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+PLAIN = ("RGB", "L", "1", "P")  # modes that RGB holds as they are
+
+
+class Picture(NamedTuple):
+    """An RGB image, and what was converted, as "16-bit grey"."""
+
+    image: Image.Image
+    converted: tuple[str, ...]
+
+
+def read_picture(path: Path) -> Picture:
+    """Raises DataError with the reason where the file cannot be read."""
+    try:
+        with Image.open(path) as file:
+            file.load()
+            upright = _upright(file)
+            converted = [] if upright is file else ["turned by EXIF"]
+            image = _eight_bits(upright)
+            if image is not upright:
+                converted.append("float grey" if upright.mode == "F" else "16-bit grey")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                if image.getchannel("A").getextrema() != (255, 255):
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+                    converted.append("transparent, on white")
+            elif image.mode not in PLAIN:
+                converted.append(image.mode)
+            return Picture(image.convert("RGB"), tuple(converted))
+    except DataError:
+        raise
+    except Exception as cause:  # Pillow raises SyntaxError, among others, for damaged files
+        raise DataError(_reason(cause, path)) from None
+
+
+def shorter_side(path: Path) -> int:
+    """Of an image, in pixels, from its header. Raises DataError where it cannot be read."""
+    try:
+        with Image.open(path) as file:
+            return min(file.size)
+    except Exception as cause:
+        raise DataError(_reason(cause, path)) from None
+
+
+def squared(image: Image.Image, side: int) -> Image.Image:
+    """The shorter side scaled to `side` (Pillow's bilinear filter), the centre of the longer one."""
+    width, height = image.size
+    short = min(width, height)
+    if short != side:
+        width, height = int(side * width / short), int(side * height / short)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As EXIF's orientation says; as it is where that cannot be read: viewers do the same."""
+    try:
+        if image.getexif().get(ORIENTATION, 1) in (1, None):
+            return image
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey image of another depth, scaled to 0..255. Raises DataError where its range is not known."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image).astype(np.float64)
+    highest = 1.0 if image.mode == "F" else 65535.0  # what floats are scaled to, and what 16 bits hold
+    if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= highest):
+        raise DataError(
+            f"its values of {pixels.min():g} to {pixels.max():g} are not in 0 to {highest:g}: save it with "
+            "8 or 16 bits"
+        )
+    return Image.fromarray((pixels / highest * 255).round().astype(np.uint8))
+
+
+def _reason(cause: Exception, path: Path) -> str:
+    """Without the path, which a message names already."""
+    return one_line(cause).replace(f": '{path}'", "").replace(f" '{path}'", "")
