@@ -191,7 +191,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
     """
     project, count = load_project(config), config.train.supernets
-    say(f"data: {project.data}")
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
@@ -203,6 +202,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     checkpoints = {n: stage.path(_checkpoint_file(n)) for n in range(count) if n not in results}
     epochs = {number: _epochs_done(path, of_each) for number, path in checkpoints.items()}
     done = len(results) * recipe.epochs + sum(epoch or 0 for epoch in epochs.values())
+    say(f"data: {project.data}")
     if None in epochs.values():
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
