@@ -157,6 +157,9 @@ def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
     if by == "as-is":
         return supernet_state(model, space, recipe.seed)
     base = space.without_extra()
+    kept = [group.name for group in space.groups if group.ordered]
+    if kept:
+        say(f"channels keep their order in {', '.join(kept)}: a layer works along them by their places")
     gradients = None
     if by == "taylor":
         with working("weighing channels by their gradients"):

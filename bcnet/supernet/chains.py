@@ -17,6 +17,7 @@ from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.paths import arguments, tensors_of
 from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized
 from bcnet.supernet.trace import LayerUse, Trace, Tracer
+from bcnet.supernet.trace_rules import RANDOM
 
 # What PyTorch's own layers read in their forward, beside what the trace sees.
 _READ: tuple[tuple[type[nn.Module], str, int], ...] = (
@@ -43,6 +44,7 @@ class Chain:
     repeat: int
     layers: tuple[str, ...]
     mixed: bool
+    ordered: bool
 
     @property
     def channels(self) -> int:
@@ -56,6 +58,7 @@ class Seen:
     probe: nn.Module
     inputs: Any
     full: list[torch.Size]
+    random: bool  # eval mode draws random numbers
     trains: str | None  # why it could not be run in training mode
     only_training: set[str]  # weights of layers that run in training only
     trace: Trace
@@ -75,6 +78,7 @@ class Seen:
         if trace.reads_values is not None and not trace.dynamic:
             _check_branches(probe, trace, inputs)
         layers, trains = list(trace.layers), None
+        random = not RANDOM.isdisjoint(trace.operators)
         buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         try:
             _run(probe.train(), trace, twice(inputs))
@@ -89,7 +93,7 @@ class Seen:
         trace.layers[:] = layers  # counted once
         classes = trace.classes()
         full = [] if trace.dynamic else [leaf.shape for leaf in tree_leaves(output)]
-        return cls(probe, inputs, full, trains, only_training, trace, classes, trace.pinned(classes))
+        return cls(probe, inputs, full, random, trains, only_training, trace, classes, trace.pinned(classes))
 
     def tie(self, pairs: list[tuple[Chain, Chain]]) -> None:
         """From now on these chains are one."""
@@ -153,9 +157,10 @@ class Seen:
             if name in weights:
                 numbers, times = np.unique(row[row >= 0], return_counts=True)
                 np.minimum.at(repeats, numbers, times)
-        mixed = np.zeros(count, dtype=bool)
-        for atoms in self.trace.across:
-            mixed[self.classes[atoms]] = True
+        mixed, ordered = np.zeros((2, count), dtype=bool)
+        for found, marked in ((mixed, self.trace.across), (ordered, self.trace.ordered)):
+            for atoms in marked:
+                found[self.classes[atoms]] = True
         chains: list[Chain] = []
         taken: set[int] = set()
         for module, weight, axis in self.producers():
@@ -180,9 +185,8 @@ class Seen:
                 same = sum(chain.name.partition("#")[0] == module for chain in chains)
                 name = f"{module}#{same + 1}" if same else module
                 unit = int(np.gcd.reduce(units[members]))
-                chains.append(
-                    Chain(name, tuple(members), unit, int(repeats[first]), (), bool(mixed[members].any()))
-                )
+                marks = bool(mixed[members].any()), bool(ordered[members].any())
+                chains.append(Chain(name, tuple(members), unit, int(repeats[first]), (), *marks))
         owner = {number: i for i, chain in enumerate(chains) for number in chain.classes}
         layers: list[dict[str, None]] = [{} for _ in chains]
         for module, weight, axis in self.producers():

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from bcnet.errors import SpaceError, one_line
+from bcnet.supernet.alike import unlike
 from bcnet.supernet.chains import Chain, Seen
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.space import WidthGroup, WidthSpace
@@ -89,6 +90,7 @@ def discover_space(
                 unit=kept[i].unit,
                 repeat=kept[i].repeat,
                 mixed=kept[i].mixed,
+                ordered=kept[i].ordered,
             )
             for i in index
         )
@@ -116,6 +118,13 @@ def discover_space(
                 alone[i] = trouble(seen, build([*good, i]))
                 good += [i] if alone[i] is None else []
         reasons |= {kept[i].name: reason for i, reason in alone.items() if reason is not None}
+        space = build(good)
+    found = unlike(seen, space)
+    reasons |= {space.groups[number].name: reason for number, reason in found.frozen.items()}
+    for number in found.mixed:
+        kept[good[number]] = replace(kept[good[number]], mixed=True)
+    if found.frozen or found.mixed:
+        good = [i for number, i in enumerate(good) if number not in found.frozen]
         space = build(good)
     space = replace(space, frozen=seen.frozen([kept[i] for i in good], chains, reasons))
     if not space.groups:

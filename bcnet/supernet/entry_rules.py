@@ -108,7 +108,7 @@ def nothing(record: Record, call: Call) -> None:
 
 def along_axis(record: Record, call: Call) -> None:
     """Keeps the shape, and mixes the entries along one axis."""
-    record.mark(call.tensors[0], (int(call.named["dim"]),))
+    record.mark(call.tensors[0], (int(call.named["dim"]),), ordered=call.name == "cumsum")
     pointwise(record, call)
 
 

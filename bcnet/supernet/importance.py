@@ -72,10 +72,14 @@ def channel_order(space: WidthSpace, importance: Sequence[Tensor]) -> tuple[Tens
     """For each group the channels in their new order.
 
     Unilateral: strongest first. Methods with a right side: the strongest at both ends, by turns, the weakest
-    in the middle; strongest first would begin their right paths with the weakest.
+    in the middle; strongest first would begin their right paths with the weakest. Groups along which a layer
+    works by the places of channels keep their order.
     """
     orders = []
     for group, values in zip(space.groups, importance, strict=True):
+        if group.ordered:
+            orders.append(torch.arange(group.channels))
+            continue
         # Channels of one unit stay together.
         units = values.reshape(-1, group.unit).sum(1).argsort(descending=True, stable=True)
         if len(space.rule.sides) > 1:

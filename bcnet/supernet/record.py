@@ -46,6 +46,7 @@ class Trace:
     pairs: list[np.ndarray] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     across: list[np.ndarray] = field(default_factory=list)
+    ordered: list[np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
@@ -188,13 +189,18 @@ class Record:
     def pin_atoms(self, atoms: np.ndarray, reason: str) -> None:
         self.trace.pins.append((np.unique(atoms), reason))
 
-    def mark(self, tensor: Tensor, dims: tuple[int, ...]) -> None:
-        """Channels that are mixed with each other along these axes, as by a normalisation."""
+    def mark(self, tensor: Tensor, dims: tuple[int, ...], *, ordered: bool = False) -> None:
+        """Channels that are mixed with each other along these axes, as by a normalisation.
+
+        `ordered`: by their places, as a convolution over channels does; they keep their order then.
+        """
         dims = tuple(dim % max(tensor.ndim, 1) for dim in dims)
         for plane in self.of(tensor):
             if set(dims) & set(axes_of(plane)):
                 atoms = compact(plane).flatten().numpy()
                 self.trace.across.append(np.unique(atoms[atoms >= 0]))
+                if ordered:
+                    self.trace.ordered.append(self.trace.across[-1])
 
     def joined(self, planes: list[Tensor]) -> list[Tensor]:
         """At most one plane for each axis: those that meet on an axis are united, or pinned."""

@@ -271,7 +271,7 @@ def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
     """Why paths cannot be masked or recorded, where that is known beforehand."""
     mixed = [group.name for group in sliced.space.groups if group.mixed]
     if mixed:
-        return f"a layer normalises across the channels of {mixed[0]}"
+        return f"a layer normalises across the channels of {mixed[0]}, or computes with their number"
     if not sliced.recipe.task.by_cross_entropy:
         return "the loss is your own"
     for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):

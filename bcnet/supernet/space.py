@@ -36,8 +36,9 @@ class WidthGroup:
     the supernet only (BCNetV2). `unit` channels go together, as those of one group of a convolution; every
     width is a multiple of it. They lie `repeat` times side by side in every layer where a convolution of few
     groups is narrowed inside each of them. `mixed`: some layer normalises across them, so that a narrow
-    network is not the wide one with channels masked. `original` is the width of the network that the space
-    was widened from, where it was.
+    network is not the wide one with channels masked. `ordered`: some layer works along them by their
+    places, so that they keep their order. `original` is the width of the network that the space was widened
+    from, where it was.
     """
 
     name: str
@@ -49,6 +50,7 @@ class WidthGroup:
     unit: int = 1
     repeat: int = 1
     mixed: bool = False
+    ordered: bool = False
 
     @property
     def supernet_channels(self) -> int:

@@ -52,7 +52,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         trace.operators.append(name)
         if torch.Tag.data_dependent_output in func.tags:
             trace.reads_values = trace.reads_values or record.where
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.dynamic_output_shape in func.tags and not _by_numbers(name, args):
             trace.dynamic = True
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -66,6 +66,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             follow(record, Call(name, func, args, kwargs, tensors, outputs))
             record.inherit(tensors, outputs)
         return result
+
+
+def _by_numbers(name: str, args: Any) -> bool:
+    """Whether this takes entries by their numbers: as many as there are numbers, unlike those of a mask."""
+    if name != "index":
+        return False
+    indices = (leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor))
+    return all(index.dtype not in (torch.bool, torch.uint8) for index in indices)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import one_line
+from bcnet.seeds import seeded
 from bcnet.supernet.chains import Seen, twice
 from bcnet.supernet.paths import arguments, cut, forward_path
 from bcnet.supernet.space import Widths, WidthSpace
@@ -42,12 +43,14 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
             args, kwargs = arguments(inputs)
             for widths in drawn:
                 small = cut(probe, space, widths, "right", state)
-                output = small(*args, **kwargs)
+                with seeded(0):
+                    output = small(*args, **kwargs)
                 if (reason := _other_shape(seen, output)) is not None:
                     return reason
                 if seen.trace.dynamic:
                     continue
-                path = forward_path(probe, space, widths, inputs, "right", state)
+                with seeded(0):
+                    path = forward_path(probe, space, widths, inputs, "right", state)
                 if not all(
                     _same(one, other)
                     for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)

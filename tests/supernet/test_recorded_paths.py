@@ -187,7 +187,12 @@ def forgetful(work: Callable[[], None]) -> Callable[[], None]:
         ),
         (Mobile(), RECIPE, forgetful, "what was recorded gives gradients that are off by 100.0%"),
         (Own(over_deviation), RECIPE, at_once, "with masks gradients are off by nan"),
-        (Own(of_all_channels), RECIPE, at_once, "with masks gradients are off by"),
+        (
+            Own(of_all_channels),
+            RECIPE,
+            at_once,
+            "a layer normalises across the channels of conv, or computes with their number",
+        ),
         (
             Own(at_random),
             RECIPE,
