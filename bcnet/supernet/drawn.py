@@ -36,7 +36,8 @@ def drawn_state(probe: nn.Module) -> State:
             state[name] = torch.empty_like(tensor).uniform_(0.5, 1.5, generator=generator)
         else:
             size = math.sqrt(max(1, tensor[0].numel()))
-            values = normal.repeat(-(-tensor.numel() // POOL))[: tensor.numel()]
+            first = int(torch.randint(POOL, (), generator=generator))
+            values = normal.roll(first).repeat(-(-tensor.numel() // POOL))[: tensor.numel()]
             state[name] = values.reshape(tensor.shape).to(tensor.dtype) / size
     return state
 
