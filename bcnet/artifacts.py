@@ -4,13 +4,15 @@ In: what a stage made. Out: files that are whole or absent, and the answer to "d
 A manifest records a digest of everything the stage read (`inputs`) and of every file it wrote (`outputs`).
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shlex
+import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -18,10 +20,12 @@ from typing import Any, Concatenate, ParamSpec
 
 from bcnet.errors import ArtifactError
 from bcnet.locks import Locked, locked
+from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
 
 P = ParamSpec("P")
 MANIFEST = "manifest.json"
-SCHEMA = 1
+UNFINISHED = ".unfinished"  # the end of a temporary file's name
+SCHEMA = 2
 
 
 def digest(value: object) -> str:
@@ -35,8 +39,8 @@ def bytes_digest(content: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The same of a file on disk."""
-    with path.open("rb") as file:
+    """The same of a file on disk. Raises OSError, and ValueError where that is no file but a pipe."""
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
@@ -45,31 +49,66 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def write_files(files: Mapping[Path, bytes]) -> None:
+def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> None:
     """Write all files, or none: each is complete beside its target before the first is put in place.
 
-    They are put in place in the order given. What stood there stays until then; a failed write leaves no
-    litter. Raises OSError that names the target.
+    They are put in place in the order given; `obsolete` files are removed before the last. What stood there
+    stays until then; a failed write leaves no litter, and what a killed process left in these folders is
+    removed. Raises OSError that names the target.
     """
     for target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in {target.parent for target in files}:
+        sweep(folder)
     pending: list[tuple[Path, Path]] = []
+    with ExitStack() as locked:  # until all are in place: they are not another process's to sweep
+        try:
+            for target, content in files.items():
+                handle, temporary = _temporary(target)
+                pending.append((temporary, target))
+                file = locked.enter_context(open(handle, "wb", buffering=0))
+                written = memoryview(content)
+                while written:
+                    written = written[file.write(written) :]
+                os.fsync(handle)
+            for number, (temporary, target) in enumerate(pending, 1):
+                for path in obsolete if number == len(pending) else ():
+                    path.unlink(missing_ok=True)
+                temporary.replace(target)
+        except OSError as cause:
+            raise OSError(cause.errno, cause.strerror, str(target)) from cause
+        finally:
+            for temporary, _ in pending:
+                temporary.unlink(missing_ok=True)
+
+
+def _temporary(target: Path) -> tuple[int, Path]:
+    """A new file beside `target`, locked while its handle is open: the lock ends with its process."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
+        with suppress(OSError):  # a file system without locks: there, `sweep` finds none free either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            os.fchmod(handle, 0o644)
+            return handle, Path(name)
+        os.close(handle)  # another process swept it away before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder: those that nobody holds locked."""
     try:
-        for target, content in files.items():
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            pending.append((Path(name), target))
-            with open(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)
-        for temporary, target in pending:
-            temporary.replace(target)
-    except OSError as cause:
-        raise OSError(cause.errno, cause.strerror, str(target)) from cause
-    finally:
-        for temporary, _ in pending:
-            temporary.unlink(missing_ok=True)
+        names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(UNFINISHED)]
+    except FileNotFoundError:
+        return
+    for name in names:
+        with suppress(OSError):
+            handle = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISREG(os.fstat(handle).st_mode):
+                    (folder / name).unlink()
+            finally:
+                os.close(handle)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -80,10 +119,10 @@ def write_file(path: Path, content: bytes) -> None:
 def read_json(path: Path, mend: str) -> Any:
     """The JSON value in `path`; `mend` is the command that makes the file anew."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path, JSON_BYTES))
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run `{mend}`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+    except ValueError as cause:
         raise ArtifactError(
             f"{path} is cut short or edited ({cause}); run `{mend}` to make it anew"
         ) from None
@@ -116,17 +155,20 @@ class Stage:
                 "with --run NAME"
             ) from None
 
-    def finish(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
+    def finish(
+        self, inputs: Mapping[str, str], files: Mapping[str, bytes], obsolete: Iterable[Path] = ()
+    ) -> None:
         """Write what the stage made from `inputs`, and last the manifest that vouches for it.
 
+        Before the manifest, `obsolete` files are removed: those from which a stopped stage continues.
         On a full disk the files of an earlier time stay, with their manifest. A process that dies while they
         are put in place leaves a manifest that does not fit them, so they are refused.
         """
         outputs = {file: bytes_digest(content) for file, content in files.items()}
         manifest = {"schema": SCHEMA, "stage": self.name, "inputs": dict(inputs), "outputs": outputs}
-        write_files(
-            {self.path(f): content for f, content in {**files, MANIFEST: json_bytes(manifest)}.items()}
-        )
+        manifest["digest"] = digest(manifest)
+        written = {**files, MANIFEST: json_bytes(manifest)}
+        write_files({self.path(file): content for file, content in written.items()}, obsolete)
 
     def manifest(self) -> dict[str, Any]:
         """The stage's manifest, its files checked against it. Errors name the command that mends."""
@@ -136,19 +178,24 @@ class Stage:
         manifest = read_json(path, self.command)
         if (
             not isinstance(manifest, dict)
-            or manifest.get("schema") != SCHEMA
+            or manifest.get("schema") not in (1, SCHEMA)
             or not isinstance(manifest.get("inputs"), dict)
             or not isinstance(manifest.get("outputs"), dict)
         ):
             raise ArtifactError(f"{path} is not a manifest of this version; run `{self.command}` again")
+        sealed = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest.get("digest") != (digest(sealed) if manifest["schema"] == SCHEMA else None):
+            raise ArtifactError(f"{path} was edited; run `{self.command}` again")
         for file, expected in manifest["outputs"].items():
-            if not self.path(file).exists():
-                raise ArtifactError(f"{self.path(file)} is missing; run `{self.command}` again")
-            if file_digest(self.path(file)) != expected:
-                raise ArtifactError(
-                    f"{self.path(file)} is not what {self.name} wrote (cut short or edited); "
-                    f"run `{self.command}` again"
-                )
+            try:
+                if file_digest(self.path(file)) == expected:
+                    continue
+                what = f"is not what {self.name} wrote (cut short or edited)"
+            except FileNotFoundError:
+                what = "is missing"
+            except (OSError, ValueError) as cause:
+                what = f"cannot be read ({cause})"
+            raise ArtifactError(f"{self.path(file)} {what}; run `{self.command}` again")
         return manifest
 
     def require(self, inputs: Mapping[str, str]) -> str:

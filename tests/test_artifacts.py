@@ -1,6 +1,7 @@
 """Files are whole or absent, and a manifest tells whether they are still what was written."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -137,6 +138,61 @@ def test_the_manifest_records_inputs_and_the_digest_of_every_file(stage: Stage) 
     assert manifest["outputs"] == {name: file_digest(stage.path(name)) for name in ("a.json", "b.bin")}
 
 
+def test_a_manifest_of_the_version_before_is_read_and_an_edited_one_is_not(stage: Stage) -> None:
+    manifest = stage.manifest()
+    del manifest["digest"]
+    stage.path(MANIFEST).write_bytes(json_bytes({**manifest, "schema": 1}))
+    assert stage.outdated(INPUTS) is None
+    stage.path(MANIFEST).write_bytes(json_bytes({**manifest, "inputs": {}, "digest": digest(manifest)}))
+    with pytest.raises(ArtifactError, match=r"manifest\.json was edited; run `bcnet train` again"):
+        stage.require({})
+
+
+def test_files_from_which_a_stage_continues_are_gone_when_it_is_finished(stage: Stage) -> None:
+    stage.path("checkpoint").write_bytes(b"1")
+    stage.finish(INPUTS, {"a.json": b"{}"}, [stage.path("checkpoint"), stage.path("never there")])
+    assert not stage.path("checkpoint").exists()
+
+
+@pytest.mark.parametrize("put", ["folder", "pipe", "loop"])
+def test_what_is_no_file_is_refused_at_once(stage: Stage, put: str) -> None:
+    for name in ("b.bin", MANIFEST):
+        path = stage.path(name)
+        path.unlink()
+        if put == "folder":
+            path.mkdir()
+        elif put == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(path)
+        assert stage.outdated(INPUTS) is not None
+        with pytest.raises(ArtifactError, match=r"run `bcnet train` "):
+            stage.require({})
+
+
+def test_the_next_write_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from bcnet.artifacts import write_file
+def wait(handle):
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(9)
+os.fsync = wait
+write_file(Path(sys.argv[1]), b"new")
+"""
+    command = [sys.executable, "-c", code, tmp_path / "file"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        write_file(tmp_path / "mine", b"1")
+        assert len(list(tmp_path.glob(".file.*.unfinished"))) == 1
+        other.kill()
+    write_file(tmp_path / "mine", b"2")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_stage_that_cannot_be_written_again_stays_finished(stage: Stage, largest_file: LargestFile) -> None:
     with largest_file(1000), pytest.raises(OSError, match="File too large"):
         stage.finish({"model": "m2"}, {"a.json": b"{}", "b.bin": b"x" * 5000})
@@ -175,12 +231,15 @@ def test_a_missing_file_is_named(stage: Stage) -> None:
         b'{"schema": 99, "inputs": {}, "outputs": {}}',
         b'{"schema": 1, "inputs": [], "outputs": {}}',
         b'{"schema": 1, "inputs": {}, "outputs": "a.json"}',
+        b'{"schema": 2, "inputs": {}, "outputs": {}}',
+        b'{"schema": 1, "inputs": {}, "outputs": {}, "digest": ""}',
+        b'{"schema": 1, "inputs": ' + b"[" * 100_000,
     ],
 )
 def test_a_damaged_manifest_is_refused_with_the_command_that_mends(stage: Stage, content: bytes) -> None:
     stage.path(MANIFEST).write_bytes(content)
     assert stage.outdated({}) is not None
-    with pytest.raises(ArtifactError, match=r"manifest\.json is .+; run `bcnet train` "):
+    with pytest.raises(ArtifactError, match=r"manifest\.json (is|was) .+; run `bcnet train` "):
         stage.require({})
 
 

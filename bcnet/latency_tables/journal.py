@@ -1,22 +1,21 @@
 """What a build has measured so far, so that a killed one continues where it was.
 
-In: what one network's layers took, after each network. Out: the same again, when the build is started anew.
+In: what one network's layers took, after each network. Out: the same again, when the build is started again.
 A journal lies beside its table and is deleted when its rows are in there.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bcnet.artifacts import digest
 from bcnet.errors import TableError
 from bcnet.locks import Locked, locked
 from bcnet.progress import say
+from bcnet.sealed import SealedLines
 
 
 @dataclass(frozen=True)
@@ -32,41 +31,43 @@ class Entry:
 
 
 class Journal:
-    """A file of one JSON value a line. Its name tells the build that it belongs to."""
+    """A file of one sealed JSON value a line. Its name names the model and the setting that are measured."""
 
-    def __init__(self, table: Path | None, belongs_to: Mapping[str, Any]) -> None:
+    def __init__(self, table: Path | None, of: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> None:
         """The journal of a build of the file `table`; without a file it is kept in memory only.
 
-        That of another build (model, setting, versions) has another name, and is left alone.
+        `of` is the model and its setting: the journal of another has another name, and is left alone.
+        `belongs_to` is what else its entries depend on: those of another build of them are not used.
+        Raises TableError where the file cannot be read.
         """
-        self.path = table and table.with_name(f".{table.stem}.{digest(dict(belongs_to))}.jsonl")
+        self.path = journal_of(table, of) if table else None
         self.entries: list[Entry] = []
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
-
-    def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a last line that was cut short was not measured
+        self._lines: SealedLines | None = None
+        if self.path is None:
+            return
         try:
-            self.entries = [_entry(json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError, KeyError) as cause:
-            raise TableError(f"{path} cannot be read ({cause}); delete it to measure anew") from None
-        if len(whole) < len(text):
-            path.write_text(whole, encoding="utf-8")
+            self._lines = SealedLines(self.path, belongs_to)
+            self.entries = [_entry(value) for value in self._lines.values]
+        except (ValueError, TypeError, KeyError, AttributeError) as cause:
+            raise TableError(f"{self.path} cannot be read ({cause}); delete it to measure again") from None
+        if self._lines.dropped:
+            say(f"{self.path}: {self._lines.dropped}; what was measured from there on is measured again")
 
     def add(self, entry: Entry) -> None:
         """Keep one more network; it survives the process when this returns."""
+        if self._lines is not None:
+            self._lines.append(asdict(entry))
         self.entries.append(entry)
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
 
     def close(self) -> None:
         """Delete it: its rows are in the table."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        if self._lines is not None:
+            self._lines.remove()
+
+
+def journal_of(table: Path, of: Mapping[str, Any]) -> Path:
+    """Where the journal of a build of that model and setting lies; there is one where it was stopped."""
+    return table.with_name(f".{table.stem}.{digest(dict(of))}.jsonl")
 
 
 @contextmanager
@@ -82,17 +83,18 @@ def alone(table: Path) -> Iterator[None]:
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
-    layers = tuple(tuple(float(ms) for ms in runs) for runs in raw["layers_ms"])
-    if layers and not np.isfinite(np.concatenate([np.asarray(runs) for runs in layers])).all():
-        raise ValueError("a time that is no number")
-    whole = raw["whole_ms"]
-    if whole is not None and not np.isfinite(whole):
-        raise ValueError("a time that is no number")
+    probe = raw["probe_ms"]
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),
-        layers_ms=layers,
-        whole_ms=None if whole is None else float(whole),
-        probe_ms=raw["probe_ms"],
+        layers_ms=tuple(tuple(_ms(ms) for ms in runs) for runs in raw["layers_ms"]),
+        whole_ms=None if raw["whole_ms"] is None else _ms(raw["whole_ms"]),
+        probe_ms=None if probe is None else {str(part): _ms(ms) for part, ms in probe.items()},
         error=str(raw["error"]),
     )
+
+
+def _ms(value: Any) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"a time of {value} ms")
+    return float(value)

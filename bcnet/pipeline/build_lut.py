@@ -23,7 +23,7 @@ from bcnet.config import Config
 from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.calibration import calibrated
-from bcnet.latency_tables.journal import Entry, Journal
+from bcnet.latency_tables.journal import Entry, Journal, journal_of
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
@@ -87,6 +87,7 @@ def build_lut(
         table.forget(needed_layers(graph), setting)
     networks, missing = plan(graph, table, setting)
     key = model_key(graph.slots, choices)
+    own = {"model": key, "setting": asdict(setting)}  # what the journal of a build is found by
     calibration_seconds = 0.0
 
     def model_now() -> LatencyModel:
@@ -95,16 +96,8 @@ def build_lut(
     model = None if missing else model_now()
     if model is None or not model.current:
         provenance = _provenance(profile)
-        journal = Journal(
-            path,
-            {
-                "model": key,
-                "setting": asdict(setting),
-                "missing": sorted(map(repr, missing)),
-                "provenance": provenance,
-                "seed": seed,
-            },
-        )
+        belongs_to = {"missing": sorted(map(repr, missing)), "provenance": provenance, "seed": seed}
+        journal = Journal(path, own, belongs_to)
         subnets = calibration_subnets(space, seed)
         measured = _measure(graph, profile, networks, missing, subnets, journal, seed)
         calibration_seconds = measured.whole_seconds
@@ -116,13 +109,13 @@ def build_lut(
                 table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number, use)
             for spec, error in measured.failed.items():
                 table.failures[spec, setting] = Failure(spec, setting, error, number)
-            if path is not None:
-                table.save(path)
         model = model or model_now()
         table.calibrations[key, setting] = calibrated(model, key, list(measured.whole.items()))
         if path is not None:
             table.save(path)
         journal.close()
+    elif path is not None:
+        journal_of(path, own).unlink(missing_ok=True)  # its build was killed when all was in the table
     return BuildReport(
         measured=len(missing),
         rows=len(model.used),

@@ -9,8 +9,9 @@ from pathlib import Path
 from bcnet.artifacts import Run, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
-from bcnet.pipeline.search import candidate_from_json, measured_best
+from bcnet.pipeline.search import measured_best
 from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scoring, settings_of
+from bcnet.pipeline.search_state import candidate_from_json
 from bcnet.progress import say
 from bcnet.supernet.evolution import Candidate, Evolution, fastest
 from bcnet.supernet.project import load_project

@@ -3,7 +3,7 @@
 Only networks that fit the budget and the bounds are ever scored, none twice, and every loop ends. The best
 few are measured as whole networks on the device before one of them wins.
 
-`search/`: result.json, history.json (every scored candidate), pareto.json, and while searching state.json,
+`search/`: result.json, history.json (every scored candidate), pareto.json, and while searching state.jsonl,
 from which a killed search continues.
 """
 
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
-from bcnet.errors import ArtifactError, BudgetError
+from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.pipeline.search_inputs import MeasureOf, bounds_of, measuring, priors_of, scoring, settings_of
+from bcnet.pipeline.search_state import SearchState, candidate_json
 from bcnet.progress import announce, say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import (
@@ -292,20 +293,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     latency = project.latency_model()
     settings, bounds = settings_of(project), bounds_of(project)
     stage, inputs = run.stage("search"), stage_inputs(run, config)
-    state_path = stage.path("state.json")
-    resume: tuple[Candidate, ...] = ()
-    if state_path.exists():
-        saved = read_json(state_path, f"rm {state_path}; {stage.command}")
-        if isinstance(saved, dict) and saved.get("inputs") == inputs:
-            resume = tuple(candidate_from_json(value, project.space) for value in saved.get("candidates", []))
-            say(f"continuing a search with {len(resume)} candidates scored")
-
+    state = SearchState(stage, inputs, project.space)
     score_of = scoring(project, supernets)
-
-    def save_state(candidates: Sequence[Candidate]) -> None:
-        state = {"inputs": inputs, "candidates": [_to_json(c) for c in candidates]}
-        write_file(state_path, json_bytes(state))
-
     not_measured = project.not_measured(latency)
     _fastest(project.space, latency, bounds)  # says what is not possible before anything is made of it
     announce("searching", _seconds(project, score_of, settings))
@@ -317,8 +306,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         priors=priors_of(project, run, settings, bounds),
         bounds=bounds,
         measure_of=None if not_measured else measuring(project),
-        resume=resume,
-        on_generation=save_state,
+        resume=state.candidates,
+        on_generation=state.keep,
     )
     if not_measured or project.replayed:
         notes = result.note, not_measured, project.replayed
@@ -337,7 +326,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             else {}
         ),
         **{bound.key: round(bound.limit / bound.unit, 6) for bound in bounds},
-        "best": _to_json(result.best),
+        "best": candidate_json(result.best),
         "params": project.space.params(result.best.widths),
         "macs": project.space.macs(result.best.widths),
         **{
@@ -347,7 +336,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         },
         "pareto": len(result.pareto),
         "searched_to_ms": settings.scored_ms,
-        "measured": [_to_json(c) for c in result.top],
+        "measured": [candidate_json(c) for c in result.top],
         "candidates": len(result.history),
         "full_predicted_ms": round(latency(project.space.original()), 5),
         "estimate": latency.estimate,
@@ -359,11 +348,10 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
     files = {
         "result.json": summary,
-        "history.json": [_to_json(c) for c in result.history],
-        "pareto.json": [_to_json(c) for c in result.pareto],
+        "history.json": [candidate_json(c) for c in result.history],
+        "pareto.json": [candidate_json(c) for c in result.pareto],
     }
-    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()})
-    state_path.unlink(missing_ok=True)
+    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()}, state.files)
     return summary
 
 
@@ -371,34 +359,3 @@ def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: Se
     start = time.perf_counter()
     score_of(project.space.uniform(0.6))
     return (time.perf_counter() - start) * settings.population * (settings.generations + 1)
-
-
-def _to_json(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "widths": list(candidate.widths),
-        "predicted_ms": candidate.predicted_ms,
-        "accuracy": candidate.score.accuracy,
-        "loss": candidate.score.loss,
-        **({} if candidate.expected is None else {"expected_accuracy": candidate.expected}),
-        "generation": candidate.generation,
-        "measured": asdict(candidate.measured) if candidate.measured else None,
-    }
-
-
-def candidate_from_json(value: dict[str, Any], space: WidthSpace) -> Candidate:
-    """A candidate as `search/` keeps it. Raises ArtifactError where it was edited to something else."""
-    try:
-        widths = Widths(int(width) for width in value["widths"])
-        if not all(width in group.choices for width, group in zip(widths, space.groups, strict=True)):
-            raise ValueError(f"{widths} is not in the space")
-        return Candidate(
-            widths,
-            float(value["predicted_ms"]),
-            Score(float(value["accuracy"]), -float(value["loss"])),
-            int(value["generation"]),
-            LatencyStat(**value["measured"]) if value["measured"] else None,
-        )
-    except (KeyError, TypeError, ValueError) as cause:
-        raise ArtifactError(
-            f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again"
-        ) from None

@@ -6,14 +6,11 @@ of its own, are supernet-2.safetensors and so on. Each of these files tells of i
 and curve.csv are of all supernets that are in use.
 """
 
-import base64
 import copy
 import json
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,12 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, Stage, alone_in, bytes_digest, write_file
+from bcnet.artifacts import Run, Stage, alone_in
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
-from bcnet.errors import ArtifactError
+from bcnet.pipeline.training_file import (
+    Checkpoint,
+    Record,
+    TrainResult,
+    finished_bytes,
+    inputs_of,
+    load_checkpoint,
+    load_finished,
+    save_checkpoint,
+)
 from bcnet.progress import announce, say, working
-from bcnet.supernet.fit import Recipe, Snapshot, batches, fit, steps_an_epoch, training_digest
+from bcnet.supernet.fit import Recipe, Snapshot, batches, check_trained, fit, steps_an_epoch, training_digest
 from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, tensors_of
@@ -41,27 +47,6 @@ from bcnet.supernet.step import STEPS, Paths, SlicedPaths, StepPlan, supernet_st
 from bcnet.supernet.widen import supernet_state
 
 TAYLOR_BATCHES = 8
-TOLD = "training"  # the key in supernets' and checkpoints' files under which their training is told
-
-Record = tuple[Widths, float]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained supernet: its tensors, widths and loss of every step, the mean loss of every epoch."""
-
-    state: dict[str, Tensor]
-    records: tuple[Record, ...]
-    curve: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a training stands after an epoch."""
-
-    snapshot: Snapshot
-    records: tuple[Record, ...]
-    curve: tuple[float, ...]
 
 
 def train(
@@ -131,6 +116,7 @@ def train(
     )
     model.cpu().eval()
     trained = {**{name: p.detach() for name, p in parameters.items()}, **buffers}
+    check_trained(trained, "at its end", parameters)
     return TrainResult(
         {name: trained[name].cpu().contiguous() for name in state}, tuple(records), tuple(curve)
     )
@@ -199,14 +185,15 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
     results = {}
     for number in range(count):
-        found = _finished(stage.path(supernet_file(number)), of_each)
+        found = load_finished(stage.path(supernet_file(number)), of_each)
         if found is not None:
             results[number] = found
     checkpoints = {n: stage.path(_checkpoint_file(n)) for n in range(count) if n not in results}
-    epochs = {number: _epochs_done(path, of_each) for number, path in checkpoints.items()}
-    done = len(results) * recipe.epochs + sum(epoch or 0 for epoch in epochs.values())
+    found_at = {number: path for number, path in checkpoints.items() if path.exists()}
+    stopped = {number: load_checkpoint(path, of_each) for number, path in found_at.items()}
+    done = len(results) * recipe.epochs + sum(at.snapshot.epoch for at in stopped.values() if at)
     say(f"data: {project.data}")
-    if None in epochs.values():
+    if None in stopped.values():
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
         say(f"trained already; remove {stage.folder} to train anew")
@@ -225,24 +212,19 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             project,
             number,
             recipe,
-            resume=_load_checkpoint(path) if epochs[number] else None,
-            on_epoch=partial(_save_checkpoint, path, inputs=of_each),
+            resume=stopped.pop(number, None),  # not kept meanwhile: it may be large
+            on_epoch=partial(save_checkpoint, path, inputs=of_each),
         )
     seconds = time.perf_counter() - start
     used = [results[number] for number in range(count)]
     if checkpoints or stage.outdated(inputs) is not None:
         files = {
-            **{
-                supernet_file(number): _packed(own.state, own.records, own.curve, of_each)
-                for number, own in enumerate(used)
-            },
+            **{supernet_file(number): finished_bytes(own, of_each) for number, own in enumerate(used)},
             "space.json": project.space.to_json().encode(),
             "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
             "curve.csv": _curves([result.curve for result in used]).encode(),
         }
-        stage.finish(inputs, files)
-    if checkpoints:
-        _clear(stage, [*checkpoints.values()], of_each)
+        stage.finish(inputs, files, _obsolete(stage, count, of_each))
     return {
         "stage": "train",
         "folder": str(stage.folder),
@@ -322,98 +304,9 @@ def _checkpoint_file(number: int) -> str:
     return supernet_file(number).replace("supernet", "checkpoint")
 
 
-def _packed(
-    tensors: Mapping[str, Tensor],
-    records: Sequence[Record],
-    curve: Sequence[float],
-    inputs: Mapping[str, str],
-    epoch: int | None = None,
-) -> bytes:
-    """Tensors as a safetensors file that tells of their training; `epoch` where it is not over."""
-    from safetensors.torch import save
-
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    told = {
-        "inputs": dict(inputs),
-        "epoch": epoch,
-        "records": _shortened(list(records)),
-        "curve": list(curve),
-        # Only what is finished vouches for itself: each epoch would be written out twice otherwise.
-        "tensors": bytes_digest(save(tensors)) if epoch is None else None,
-    }
-    # In one piece: several would be written in another order each time.
-    content: bytes = save(tensors, {TOLD: json.dumps(told)})
-    return content
-
-
-def _shortened(value: object) -> str:
-    """A JSON value as text, compressed: a safetensors file has room for 100 MB of it."""
-    return base64.b85encode(zlib.compress(json.dumps(value).encode())).decode()
-
-
-def _save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
-    at = checkpoint.snapshot
-    write_file(path, _packed(at.tensors, checkpoint.records, checkpoint.curve, inputs, at.epoch))
-
-
-def _epochs_done(path: Path, inputs: Mapping[str, str]) -> int | None:
-    """How far a killed training came, 0 where there was none; None for one of other settings."""
-    if not path.exists():
-        return 0
-    with _opened(path) as (_, told):
-        return int(told["epoch"]) if told.get("inputs") == inputs else None
-
-
-def _load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint of a killed training."""
-    with _opened(path) as (file, told):
-        return Checkpoint(Snapshot(told["epoch"], _tensors(file)), _records(told), tuple(told["curve"]))
-
-
-def _finished(path: Path, inputs: Mapping[str, str]) -> TrainResult | None:
-    """The supernet in a file, where it was trained with these inputs and is whole."""
-    from safetensors.torch import save
-
-    with suppress(ArtifactError), _opened(path) as (file, told):
-        if told.get("inputs") == inputs:
-            tensors = _tensors(file)
-            if bytes_digest(save(tensors)) == told["tensors"]:
-                return TrainResult(tensors, _records(told), tuple(told["curve"]))
-    return None
-
-
-def _clear(stage: Stage, done: Sequence[Path], inputs: Mapping[str, str]) -> None:
-    """After a training: remove its checkpoints, and what trainings with other inputs have left."""
-    for path in stage.folder.glob("*.safetensors"):
-        if path in done or _told(path).get("inputs") != inputs:
-            path.unlink()
-
-
-def _told(path: Path) -> dict[str, Any]:
-    """What a file tells of its training; nothing, where it cannot be read or is of an earlier version."""
-    with suppress(ArtifactError), _opened(path) as (_, told):
-        return told
-    return {}
-
-
-def _tensors(file: Any) -> dict[str, Tensor]:
-    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-def _records(told: Mapping[str, Any]) -> tuple[Record, ...]:
-    records = json.loads(zlib.decompress(base64.b85decode(told["records"])))
-    return tuple((Widths(widths), float(loss)) for widths, loss in records)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A file that `_packed` made, open, and what it tells. Raises ArtifactError where it cannot be read."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file, json.loads((file.metadata() or {}).get(TOLD, "{}"))
-    except Exception as cause:
-        raise ArtifactError(
-            f"{path} cannot be read ({cause}); delete it to train it from the start"
-        ) from None
+def _obsolete(stage: Stage, count: int, inputs: Mapping[str, str]) -> list[Path]:
+    """What is of no use when so many supernets are trained: their checkpoints, and files of other inputs."""
+    replaced = {stage.path(supernet_file(number)) for number in range(count)}
+    done = {stage.path(_checkpoint_file(number)) for number in range(count)}
+    found = [path for path in stage.folder.glob("*.safetensors") if path not in replaced]
+    return [path for path in found if path in done or inputs_of(path) != inputs]

@@ -11,7 +11,7 @@ import math
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError, TrainingError, one_line
 from bcnet.imports import code_of, import_function
+from bcnet.models.finite import not_finite
 from bcnet.parts import IGNORED, Split, sent
 from bcnet.progress import progress_bar
 from bcnet.seeds import seeded
@@ -267,10 +268,21 @@ def fit(
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
                 losses.append(read(loss, epoch * per_epoch + len(losses)))
+            check_trained(parameters, f"in epoch {epoch + 1}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
                 on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])
     return curve
+
+
+def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[str] | None = None) -> None:
+    """Raises TrainingError where a tensor is not finite any more (see `not_finite`)."""
+    broken = not_finite(tensors, trained)
+    if broken is not None:
+        raise TrainingError(
+            f"training diverged {when}: '{broken}' holds values that are no finite numbers; lower the "
+            "learning rate, or raise train.warmup_epochs"
+        )
 
 
 def _explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
@@ -317,6 +329,7 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     curve = fit(trainable, step, data, recipe, description)
+    check_trained(model.state_dict(), "at its end", trainable)
     model.cpu().eval()
     return curve
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from bcnet.artifacts import MANIFEST, Run, read_json
 from bcnet.errors import ArtifactError, SpaceError
+from bcnet.models.finite import not_finite
+from bcnet.reading import opened
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.space import Widths
@@ -27,17 +29,26 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     stage.require(project.inputs())
     inputs = read_json(stage.path(MANIFEST), stage.command)["inputs"]  # checked just now
     files = map(supernet_file, range(int(inputs.get("supernets", 1))))
-    return tuple(load_tensors(stage.path(file), stage.command) for file in files)
+    own = project.model
+    return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
 
 
-def load_tensors(path: Path, mend: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; `mend` is the command that makes it anew."""
+def load_tensors(path: Path, mend: str, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, those of `model`; `mend` is the command that makes it again.
+
+    Raises ArtifactError where it cannot be read, or holds values that are not finite.
+    """
     from safetensors.torch import load_file
 
     try:
-        return dict(load_file(path))
+        opened(path).close()  # a file, and no pipe
+        tensors = dict(load_file(path))
     except Exception as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); run `{mend}` again") from None
+    broken = not_finite(tensors, {name for name, _ in model.named_parameters()})
+    if broken is not None:
+        raise ArtifactError(f"{path}: '{broken}' holds values that are no finite numbers; run `{mend}` again")
+    return tensors
 
 
 def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
@@ -84,5 +95,5 @@ def _chosen(found: Any, run: Run, name: str, project: Project) -> Chosen:
 def sliced_model(run: Run, project: Project) -> nn.Module:
     """The small network of a finished slice stage, in eval mode."""
     stage = run.stage("slice")
-    tensors = load_tensors(stage.path("model.safetensors"), stage.command)
+    tensors = load_tensors(stage.path("model.safetensors"), stage.command, project.model)
     return with_state(project.model, project.space, tensors).eval()

@@ -73,7 +73,7 @@ def test_a_build_that_is_stopped_continues_where_it_was(
         kept.append(journal.read_text(encoding="utf-8").splitlines())
         monkeypatch.undo()
     assert kept[1][: len(kept[0])] == kept[0]
-    entries = [json.loads(line) for line in kept[1]]
+    entries = [json.loads(line[17:]) for line in kept[1][1:]]
     profiled = [(entry["number"], *entry["widths"]) for entry in entries if entry["layers_ms"]]
     # Three in each build; the first network of each is not kept: it loads the runtime.
     assert len(profiled) == len(set(profiled)) == 6
@@ -87,9 +87,11 @@ def test_a_build_that_is_stopped_continues_where_it_was(
     assert [entry.name for entry in path.parent.iterdir()] == ["cpu.json"]
 
 
-def test_a_journal_keeps_whole_lines_and_forgets_one_that_was_cut_short(tmp_path: Path) -> None:
-    table, key = tmp_path / "cpu.json", {"model": "m"}
-    journal = Journal(table, key)
+def test_a_journal_keeps_lines_as_they_were_written_and_forgets_all_from_a_change_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, of, belongs_to = tmp_path / "cpu.json", {"model": "m"}, {"seed": 0}
+    journal = Journal(table, of, belongs_to)
     entries = [
         Entry(0, (8, 16), ((0.1, 0.2), (0.3, 0.4)), probe_ms={"matmul_ms": 0.2}),
         Entry(1, (8, 8), error="no kernel"),
@@ -99,16 +101,35 @@ def test_a_journal_keeps_whole_lines_and_forgets_one_that_was_cut_short(tmp_path
     assert journal.path is not None
     text = journal.path.read_text(encoding="utf-8")
     journal.path.write_text(text + text[:20], encoding="utf-8")
-    again = Journal(table, key)
+    again = Journal(table, of, belongs_to)
     assert again.entries == entries
     again.add(entries[0])
-    assert Journal(table, key).entries == [*entries, entries[0]]
-    assert Journal(table, {"model": "other"}).entries == []
-    journal.path.write_text(
-        '{"number": 0, "widths": [8], "layers_ms": [[NaN]], "probe_ms": null, "error": ""}\n'
-    )
-    with pytest.raises(TableError, match=r"cannot be read .*delete it"):
-        Journal(table, key)
+    assert Journal(table, of, belongs_to).entries == [*entries, entries[0]]
+    assert Journal(table, {"model": "other"}, belongs_to).entries == []
+    capsys.readouterr()
+    journal.path.write_text(journal.path.read_text().replace("0.3", "0.2"), encoding="utf-8")
+    assert Journal(table, of, belongs_to).entries == []
+    assert "line 2 is not what was written there; what was measured from" in capsys.readouterr().err
+
+
+def test_a_journal_of_other_versions_or_another_seed_is_not_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, of, entry = tmp_path / "cpu.json", {"model": "m"}, Entry(0, (8, 16), whole_ms=1.5)
+    Journal(table, of, {"seed": 0}).add(entry)
+    other = Journal(table, of, {"seed": 1})
+    assert other.entries == []
+    assert "it was begun with other settings" in capsys.readouterr().err
+    other.add(entry)
+    assert Journal(table, of, {"seed": 1}).entries == [entry]
+
+
+@pytest.mark.parametrize("probe", [[1.0], {"matmul_ms": -1.0}, {"matmul_ms": float("nan")}])
+def test_a_time_that_no_device_takes_is_refused(tmp_path: Path, probe: Any) -> None:
+    table = tmp_path / "cpu.json"
+    Journal(table, {}, {}).add(Entry(0, (8,), probe_ms=probe))
+    with pytest.raises(TableError, match=r"jsonl cannot be read \(.+\); delete it to measure again"):
+        Journal(table, {}, {})
 
 
 def test_a_second_build_of_one_table_waits_for_the_first(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from conftest import CONFIG, LargestFile, Refused, clear_projects, contents
 from safetensors.torch import load_file
 
 from bcnet import LatencyTable
+from bcnet.artifacts import digest
 from bcnet.cli import main
 
 STAGES = ["train", "build-lut", "search", "slice", "export", "compare"]
@@ -382,12 +383,12 @@ def test_a_file_that_was_cut_short_is_refused(
         (
             "search",
             RUN / "train/manifest.json",
-            '"schema": 1',
             '"schema": 2',
+            '"schema": 3',
             "is not a manifest of this",
         ),
-        ("search", RUN / "train/manifest.json", '"data": "', '"data": "x', "was made with another data"),
-        ("slice", RUN / "search/manifest.json", '"supernet": "', '"supernet": "x', "with another supernet"),
+        ("search", RUN / "train/manifest.json", '"data": "', '"data": "x', "train/manifest.json was edited"),
+        ("slice", RUN / "search/manifest.json", '"schema": 2', '"schema": 1', "manifest.json was edited"),
         ("slice", RUN / "search/result.json", '"seed": 0', '"seed": 1', "is not what search wrote"),
     ],
 )
@@ -405,6 +406,7 @@ def test_a_manifest_that_was_made_to_fit_does_not_hide_a_broken_weights_file(
 ) -> None:
     manifest = read("train/manifest.json")
     del manifest["outputs"]["supernet.safetensors"]
+    manifest["digest"] = digest({key: value for key, value in manifest.items() if key != "digest"})
     (RUN / "train/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (RUN / "train/supernet.safetensors").write_bytes(b"broken")
     line = refused(1, "search")

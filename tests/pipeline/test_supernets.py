@@ -64,7 +64,7 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> None:
     """`bcnet train`, stopped after so many epochs of all supernets."""
-    save, saved = stage._save_checkpoint, []
+    save, saved = stage.save_checkpoint, []
 
     def stopped(path: Path, *args: Any, **kwargs: Any) -> None:
         save(path, *args, **kwargs)
@@ -73,7 +73,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> No
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "_save_checkpoint", stopped)
+        patched.setattr(stage, "save_checkpoint", stopped)
         assert main(["train", *flags]) == 130
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bcnet.data import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
+from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, augment, fit, fit_network
@@ -125,6 +126,15 @@ def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method
     assert any(name.endswith("running_mean") for name in whole.state)
     for name, tensor in whole.state.items():
         assert torch.equal(continued.state[name], tensor)
+
+
+def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept() -> None:
+    model, space = setup()
+    recipe = Recipe(epochs=1, learning_rate=1e300, batch_size=len(images().train), warmup_epochs=0)
+    kept: list[Checkpoint] = []
+    with pytest.raises(TrainingError, match=r"training diverged in epoch 1: '.+' holds values that"):
+        train(model, space, images(), recipe, on_epoch=kept.append)
+    assert kept == []
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
@@ -355,3 +365,10 @@ def test_random_widths_are_choices_and_repeat_with_the_seed() -> None:
     assert drawn[0] == drawn[1]
     assert all(width in group.choices for group, width in zip(space.groups, drawn[0], strict=True))
     assert str(Widths((16, 32))) == "16-32"
+
+
+def test_a_mask_may_be_infinite_and_weights_may_not() -> None:
+    tensors = {"mask": torch.tensor([0.0, -torch.inf]), "count": torch.tensor(3), "weight": torch.ones(2)}
+    assert not_finite(tensors, {"weight"}) is None
+    assert not_finite(tensors) == "mask"
+    assert not_finite({**tensors, "mask": torch.tensor([torch.nan])}, {"weight"}) == "mask"

@@ -1,0 +1,89 @@
+"""What a search has scored so far, so that a stopped one continues; and candidates as JSON values.
+
+In: candidates, generation by generation. Out: the same, as far as the file is what was written.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bcnet.artifacts import Stage
+from bcnet.errors import ArtifactError
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.progress import say
+from bcnet.sealed import SealedLines
+from bcnet.supernet.evolution import Candidate
+from bcnet.supernet.score import Score
+from bcnet.supernet.space import Widths, WidthSpace
+
+STATE = "state.jsonl"
+OLD_STATE = "state.json"  # of earlier versions
+
+
+class SearchState:
+    """The candidates of a search in `search/state.jsonl`: one line a generation."""
+
+    def __init__(self, stage: Stage, inputs: Mapping[str, str], space: WidthSpace) -> None:
+        """Reads what a stopped search with the same inputs has left; says what of it is not used.
+
+        Raises ArtifactError where the file cannot be read.
+        """
+        path = stage.path(STATE)
+        self.files = [path, stage.path(OLD_STATE)]
+        try:
+            self._lines = SealedLines(path, inputs)
+        except ValueError as cause:
+            raise ArtifactError(
+                f"{path} cannot be read ({cause}); delete it to search from the start"
+            ) from None
+        self.candidates = tuple(
+            candidate_from_json(value, space) for generation in self._lines.values for value in generation
+        )
+        if self._lines.dropped:
+            say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
+        elif not self.candidates and self.files[1].exists():
+            say(f"{self.files[1]} is of an earlier version of bcnet: the search starts again")
+        if self.candidates:
+            say(f"continuing a search with {len(self.candidates)} candidates scored")
+
+    def keep(self, candidates: Sequence[Candidate]) -> None:
+        """Add the candidates that are new; `candidates` are all of the search so far."""
+        new = candidates[len(self.candidates) :]
+        self._lines.append([candidate_json(candidate) for candidate in new])
+        self.candidates = tuple(candidates)
+
+
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as `search/` keeps it."""
+    return {
+        "widths": list(candidate.widths),
+        "predicted_ms": candidate.predicted_ms,
+        "accuracy": candidate.score.accuracy,
+        "loss": candidate.score.loss,
+        **({} if candidate.expected is None else {"expected_accuracy": candidate.expected}),
+        "generation": candidate.generation,
+        "measured": asdict(candidate.measured) if candidate.measured else None,
+    }
+
+
+def candidate_from_json(value: dict[str, Any], space: WidthSpace) -> Candidate:
+    """A candidate as `search/` keeps it. Raises ArtifactError where it was edited to something else."""
+    try:
+        widths = Widths(int(width) for width in value["widths"])
+        if not all(width in group.choices for width, group in zip(widths, space.groups, strict=True)):
+            raise ValueError(f"{widths} is not in the space")
+        predicted_ms = float(value["predicted_ms"])
+        if not (math.isfinite(predicted_ms) and predicted_ms >= 0):
+            raise ValueError(f"a latency of {predicted_ms} ms")
+        return Candidate(
+            widths,
+            predicted_ms,
+            Score(float(value["accuracy"]), -float(value["loss"])),
+            int(value["generation"]),
+            LatencyStat(**value["measured"]) if value["measured"] else None,
+        )
+    except (KeyError, TypeError, ValueError) as cause:
+        raise ArtifactError(
+            f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again"
+        ) from None

@@ -1,0 +1,95 @@
+"""Files and text from outside, read within bounds. In: a path, or text. Out: bytes, text, JSON, TOML values.
+
+Nothing here waits for a pipe, fills the memory, or ends in a RecursionError: what is out of bounds is a
+ValueError of one line, which callers turn into their own error with the path and the way out.
+"""
+
+import json
+import os
+import stat
+import tomllib
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+TEXT_BYTES = MIB  # configurations and hardware profiles, which people write
+JSON_BYTES = 256 * MIB  # what a stage leaves behind
+DEPTH = 64  # lists and tables inside each other; the deepest that bcnet writes has eight
+INTEGER = 1 << 63
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def opened(path: Path, limit: int | None = None) -> BufferedReader:
+    """A regular file, open for reading. Raises OSError, and ValueError for another kind or a larger one."""
+    _check(os.stat(path), limit)  # before opening: to open a device may do something
+    # A pipe that was put there meanwhile is not waited for.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check(os.fstat(file.fileno()), limit)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def _check(found: os.stat_result, limit: int | None) -> None:
+    kind = next((name for is_kind, name in KINDS if is_kind(found.st_mode)), None)
+    if kind is not None:
+        raise ValueError(f"{kind}, not a file")
+    if limit is not None and found.st_size > limit:
+        raise ValueError(f"{found.st_size:,} bytes, and at most {limit:,} are read")
+
+
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError, ValueError."""
+    with opened(path, limit) as file:
+        return file.read(limit)
+
+
+def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
+    """The same as text, without a byte order mark. Raises OSError, ValueError where it is not UTF-8."""
+    return read_bytes(path, limit).decode("utf-8-sig")
+
+
+def parse_json(text: str) -> Any:
+    """A JSON value within the bounds. Raises ValueError."""
+    try:
+        return bounded(json.loads(text))
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML file's values within the bounds. Raises ValueError."""
+    try:
+        values = tomllib.loads(text)
+        bounded(values)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    return values
+
+
+_TOO_DEEP = f"more than {DEPTH} lists or tables inside each other"
+
+
+def bounded(value: Any) -> Any:
+    """`value` as it is, if it is not too deep, and its integers fit into 64 bits. Raises ValueError."""
+    level = [value]
+    for depth in range(DEPTH + 1):
+        inner: list[Any] = []
+        for entry in level:
+            if isinstance(entry, int) and not -INTEGER <= entry < INTEGER:
+                raise ValueError("an integer of more than 64 bits")
+            if isinstance(entry, dict | list):
+                if depth == DEPTH:
+                    raise ValueError(_TOO_DEEP)
+                inner.extend(entry.values() if isinstance(entry, dict) else entry)
+        level = inner
+    return value

@@ -1,0 +1,152 @@
+"""What a stopped command continues from, kept so that a change of it is seen.
+
+`SealedLines`: JSON values that are appended to a file, one a line, each with a hash of all lines up to it.
+`seal_tensors`, `unseal_tensors`: tensors with JSON values in one safetensors file, under one hash.
+In: values. Out: the same values; or only those before a change, or ValueError.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet.reading import MIB, opened, parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LINES_BYTES = 1024 * MIB
+SCHEMA = 1
+SEAL = 16  # hex digits
+ABOUT = "bcnet"  # the key of a safetensors file's metadata under which the JSON values are
+
+
+class SealedLines:
+    """A file that grows by a line for each value; a line says whether it and all before are as written.
+
+    `values` are those of the lines up to the first that is not. `dropped` says why there are no more of them;
+    it is empty where there is nothing else, or only a last line that a kill has cut short.
+    """
+
+    def __init__(self, path: Path, belongs_to: Mapping[str, Any]) -> None:
+        """Reads the file if it is there. Values of another `belongs_to` are dropped with all others.
+
+        Raises ValueError where something else than a file is there.
+        """
+        self.path = path
+        self.values: list[Any] = []
+        self.dropped = ""
+        self._head = {"schema": SCHEMA, "belongs_to": parse_json(json.dumps(belongs_to))}
+        self._kept, self._seal = 0, ""  # bytes that are whole, and the hash of their last line
+        if path.exists():
+            self._read(read_bytes(path, LINES_BYTES))
+
+    def _read(self, content: bytes) -> None:
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(keepends=True)):
+            seal, body = line[:SEAL].decode("ascii", "replace"), line[SEAL + 1 :]
+            if seal != _next_seal(self._seal, body) or line != _line(seal, body):
+                self.dropped = f"line {number + 1} is not what was written there"
+                return
+            value = parse_json(body.decode())
+            if number:
+                self.values.append(value)
+            elif value != self._head:
+                self.dropped = "it was begun with other settings"
+                return
+            self._kept, self._seal = self._kept + len(line), seal
+
+    def append(self, value: Any) -> None:
+        """Add one value; it is on the disk when this returns. Raises OSError, the file is as before then."""
+        text, seal = b"", self._seal
+        for part in (value,) if self._kept else (self._head, value):
+            body = json.dumps(part).encode() + b"\n"
+            seal = _next_seal(seal, body)
+            text += _line(seal, body)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+        try:
+            os.ftruncate(handle, self._kept)  # what was dropped gives way
+            try:
+                done = 0
+                while done < len(text):
+                    done += os.pwrite(handle, text[done:], self._kept + done)
+                os.fsync(handle)
+            except OSError as cause:
+                os.ftruncate(handle, self._kept) if self._kept else self.remove()
+                raise OSError(cause.errno, cause.strerror, str(self.path)) from cause
+        finally:
+            os.close(handle)
+        self._kept, self._seal = self._kept + len(text), seal
+        self.values.append(value)
+
+    def remove(self) -> None:
+        """Delete the file: what it was kept for is finished."""
+        self.path.unlink(missing_ok=True)
+
+
+def _next_seal(seal: str, body: bytes) -> str:
+    return sha256(seal.encode() + body).hexdigest()[:SEAL]
+
+
+def _line(seal: str, body: bytes) -> bytes:
+    return f"{seal} ".encode() + body
+
+
+def seal_tensors(tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> bytes:
+    """A safetensors file of contiguous tensors and of JSON values; the same bytes for the same values."""
+    from safetensors.torch import save
+
+    # In one piece: several would be written in another order each time.
+    text = json.dumps({"about": about, "seal": _seal_of(tensors, about)})
+    content: bytes = save(dict(tensors), {ABOUT: text})
+    return content
+
+
+def unseal_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
+    """The tensors and values of such a file. Raises ValueError where they are not what was written."""
+    about, seal = _about(path)
+    tensors = _tensors(path)
+    if seal != _seal_of(tensors, about):
+        raise ValueError("it is not what was written: cut short or edited")
+    return tensors, about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The values alone, unchecked: what the file says of itself. Raises ValueError."""
+    return _about(path)[0]
+
+
+def _about(path: Path) -> tuple[dict[str, Any], str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened(path).close()  # a file, and no pipe
+        with safe_open(path, framework="pt") as file:
+            found = parse_json((file.metadata() or {})[ABOUT])
+        return dict(found["about"]), str(found["seal"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as cause:
+        reason = "it has no seal" if isinstance(cause, KeyError) else str(cause)
+        raise ValueError(f"it is cut short, edited, or of an earlier version: {reason}") from None
+
+
+def _tensors(path: Path) -> "dict[str, Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as cause:
+        raise ValueError(str(cause)) from None
+
+
+def _seal_of(tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> str:
+    import torch
+
+    found = sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:SEAL]
