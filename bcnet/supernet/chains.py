@@ -125,9 +125,13 @@ class Seen:
     def stretches(self, name: str, axis: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """An axis as (classes, run lengths); classes that stay are -1."""
         start, size = self.trace.axes[name][axis]
-        row = np.where(free[self.classes[start : start + size]], self.classes[start : start + size], -1)
+        return self._runs(np.arange(start, start + size), free)
+
+    def _runs(self, atoms: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        classes = np.where(atoms >= 0, self.classes[atoms], -1)
+        row = np.where((classes >= 0) & free[classes], classes, -1)
         heads = np.flatnonzero(np.diff(row, prepend=-2))
-        return row[heads], np.diff(heads, append=size)
+        return row[heads], np.diff(heads, append=len(row))
 
     def free(self) -> np.ndarray:
         """Whether a class may be narrowed: some layer makes it, and nothing pins it."""
@@ -208,27 +212,33 @@ class Seen:
                 row, runs = self.stretches(name, axis, owner >= 0)
                 if (row < 0).all():
                     continue
-                segments: list[Segment] = []
-                for number, run in zip(row.tolist(), runs.tolist(), strict=True):
-                    if number < 0:
-                        segments.append(Segment(None, run))
-                    elif number in heads:
-                        segments.append(Segment(heads[number], run // chains[heads[number]].unit))
-                dimensions.setdefault(name, {})[axis] = tuple(segments)
+                dimensions.setdefault(name, {})[axis] = _segments(row, runs, heads, chains)
         return dimensions
 
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self, chains: list[Chain]) -> tuple[Layer, ...]:
         """Convolutions and linear layers with their output positions, in order of execution."""
-        positions: dict[str, int] = {}
+        owned = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
+        heads = {chain.classes[0]: group for group, chain in enumerate(chains)}
+        for chain in chains:
+            owned[list(chain.classes)] = True
+        positions: dict[tuple[str, Dimension], int] = {}
         for use in self.trace.layers:
-            positions[use.weight] = positions.get(use.weight, 0) + use.positions
-        return tuple(Layer(name, count) for name, count in positions.items())
+            count = use.positions
+            each: Dimension = ()
+            if use.each:
+                row, runs = self._runs(np.array(use.each), owned)
+                if (row >= 0).any():
+                    each = _segments(row, runs, heads, chains)
+                else:
+                    count *= len(use.each)
+            positions[use.weight, each] = positions.get((use.weight, each), 0) + count
+        return tuple(Layer(name, count, each) for (name, each), count in positions.items())
 
     def sized(self, dimensions: dict[str, dict[int, Dimension]]) -> tuple[Sized, ...]:
         """Modules that keep a size of a searched tensor in an attribute that their forward reads."""
         found = [
             Sized(module, attribute, tensor, 0, each)
-            for module, (attribute, tensor, each) in self.trace.sized.items()
+            for (module, attribute), (tensor, each) in self.trace.sized.items()
             if 0 in dimensions.get(tensor, {})
             and not (attribute == "groups" and 1 in dimensions.get(tensor, {}))
         ]
@@ -297,6 +307,13 @@ class Seen:
                     if followers.setdefault(number, following) != following:
                         found.setdefault(number, _module_of(use.weight))
         return found
+
+    def because(self, chain: Chain, trouble: str) -> str:
+        """Why a chain stays: a tensor that the forward makes of a size of its own explains why it breaks."""
+        if not trouble.startswith("narrowing it breaks"):
+            return trouble
+        doubtful = self.trace.doubtful(self.classes)
+        return next((doubtful[number] for number in chain.classes if number in doubtful), trouble)
 
 
 def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
@@ -380,6 +397,19 @@ def _only_neighbours(
             np.maximum.at(high, row[own], following[own])
         neighbours.append(np.where(low == high, low, -1))
     return neighbours[0], neighbours[1]
+
+
+def _segments(
+    row: np.ndarray, runs: np.ndarray, heads: dict[int, int], chains: list[Chain]
+) -> tuple[Segment, ...]:
+    """Stretches of classes as segments: a chain is one, where its first class is."""
+    segments: list[Segment] = []
+    for number, run in zip(row.tolist(), runs.tolist(), strict=True):
+        if number < 0:
+            segments.append(Segment(None, run))
+        elif number in heads:
+            segments.append(Segment(heads[number], run // chains[heads[number]].unit))
+    return tuple(segments)
 
 
 def _module_of(weight: str) -> str:

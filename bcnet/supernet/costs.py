@@ -79,7 +79,11 @@ def parameters(space: WidthSpace) -> Cost:
 
 def multiply_accumulates(space: WidthSpace) -> Cost:
     """Multiply-accumulates an image, of convolutions and linear layers: `space.macs` of thousands."""
-    return Cost(len(space.groups), (_tensor(space, layer.weight, layer.positions) for layer in space.layers))
+    tensors = []
+    for layer in space.layers:
+        size, axes = _tensor(space, layer.weight, layer.positions)
+        tensors.append((size, [*axes, layer.each] if layer.each else axes))
+    return Cost(len(space.groups), tensors)
 
 
 def weight_bytes(graph: OnnxSupernet) -> Cost:

@@ -101,7 +101,7 @@ def discover_space(
             dimensions=dimensions,
             shapes={name: tuple(tensor.shape) for name, tensor in seen.trace.tensors.items()},
             parameters=tuple(name for name, _ in probe.named_parameters()),
-            layers=seen.layers(),
+            layers=seen.layers([kept[i] for i in index]),
             sized=seen.sized(dimensions),
             frozen=(),
         )
@@ -117,7 +117,9 @@ def discover_space(
             for i in candidates:
                 alone[i] = trouble(seen, build([*good, i]))
                 good += [i] if alone[i] is None else []
-        reasons |= {kept[i].name: reason for i, reason in alone.items() if reason is not None}
+        reasons |= {
+            kept[i].name: seen.because(kept[i], reason) for i, reason in alone.items() if reason is not None
+        }
         space = build(good)
     found = unlike(seen, space)
     reasons |= {space.groups[number].name: reason for number, reason in found.frozen.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bcnet.supernet.planes import axes_of, compact, tidy
+from bcnet.supernet.planes import STAYS, axes_of, compact, fits_any, merged, tidy
 from bcnet.supernet.record import Call, Record
 
 
@@ -61,7 +61,7 @@ def concatenate(record: Record, call: Call) -> None:
         for planes, shape in zip(parts, shapes, strict=True):
             own = next((p for p in planes if axes_of(p) == varying), None)
             if own is None:
-                own = torch.full((1,) * len(shape), -1).expand(shape)
+                own = torch.full((1,) * len(shape), STAYS).expand(shape)
             for axis in range(len(shape)):
                 if axis not in varying and axis != dim:
                     own = own.narrow(axis, 0, 1)
@@ -69,27 +69,43 @@ def concatenate(record: Record, call: Call) -> None:
         if dim in varying:
             result.append(tidy(torch.cat(pieces, dim).expand(output.shape)))
         else:
-            for piece in pieces[1:]:
-                record.unite(pieces[0].narrow(dim, 0, 1), piece.narrow(dim, 0, 1))
-            result.append(pieces[0].narrow(dim, 0, 1).expand(output.shape))
+            whole, *others = (piece.narrow(dim, 0, 1) for piece in pieces)
+            for piece in others:
+                record.unite(whole, piece)
+                whole = merged(whole, piece)
+            result.append(whole.expand(output.shape))
     # An input of one entry along the axis varies with nothing, but the whole does.
     record.label(output, record.joined(result))
 
 
 def pad_constant(record: Record, call: Call) -> None:
-    """Entries that are put around stay."""
-    pad = call.named["pad"]
-    planes = [torch.ops.aten.constant_pad_nd(p, pad, -1) for p in record.of(call.args[0])]
-    record.label(call.outputs[0], planes)
+    """Entries that are put around along an axis of channels stay; other axes get longer, or shorter."""
+    source, output, pad = call.args[0], call.outputs[0], call.named["pad"]
+    sides = {source.ndim - 1 - i // 2 for i, width in enumerate(pad) if width}
+    planes = []
+    for plane in record.of(source):
+        varying = set(axes_of(plane))
+        if varying & sides and varying - sides:
+            plane = record.gathered(plane, *(varying - sides))
+        own = compact(plane)
+        if varying <= sides:
+            widths = [width if source.ndim - 1 - i // 2 in varying else 0 for i, width in enumerate(pad)]
+            own = torch.ops.aten.constant_pad_nd(own, widths, STAYS)
+        planes.append(own.expand(output.shape))
+    record.label(output, planes)
 
 
 def spatial(record: Record, call: Call) -> None:
-    """The first two axes, (N, C), stay, the others change."""
+    """The last axes, an image's sides, change, and those before stay."""
     source = call.tensors[0]
+    sides = int(next((digit for digit in call.name if digit in "123"), source.ndim - 2))
+    kept = []
     for plane in record.of(source):
-        if any(axis > 1 for axis in axes_of(plane)):
+        before = [axis for axis in axes_of(plane) if axis < source.ndim - sides]
+        if before:
+            kept.append(compact(record.gathered(plane, *before)))
+        elif not fits_any(plane):
             record.pin_plane(plane, f"it becomes an image's side in {record.where}")
-    kept = [compact(p) for p in record.of(source) if all(axis < 2 for axis in axes_of(p))]
     for output in call.outputs:
         record.label(output, [p.expand(output.shape) for p in kept])
 
@@ -102,8 +118,33 @@ def gate(record: Record, call: Call) -> None:
     record.label(call.outputs[0], [tidy(first) for first, _ in halves])
 
 
-def nothing(record: Record, call: Call) -> None:
-    """Made of sizes that are given: it carries no channels."""
+def relayout(record: Record, call: Call) -> None:
+    """Another layout in memory: it carries no channels."""
+
+
+def make(record: Record, call: Call) -> None:
+    """Made of sizes that the forward computes: it follows any channels, as a trial shows."""
+    positional = call.name in ("arange", "linspace")
+    for output in call.outputs:
+        record.label(output, record.fits(output, tuple(range(output.ndim)), positional=positional))
+
+
+def alias(record: Record, call: Call) -> None:
+    """The same tensor, as PyTorch gives it to the forward that made it."""
+    move(record, call)
+    record.alias(call.args[0], call.outputs[0])
+
+
+def expand(record: Record, call: Call) -> None:
+    """One entry stands for many along the new axes, which follow any channels."""
+    move(record, call)
+    source, output = call.args[0], call.outputs[0]
+    lead = output.ndim - source.ndim
+    new = (axis for axis in range(output.ndim) if axis < lead or source.shape[axis - lead] == 1)
+    record.label(output, [*record.of(output), *record.fits(output, tuple(new))])
+    name = record.origin.get(id(source))
+    if name is not None and output.numel() > source.numel():
+        record.expanded[id(output)] = name
 
 
 def along_axis(record: Record, call: Call) -> None:
@@ -129,6 +170,8 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
                     record.pin(tensor, f"it is reshaped in {record.where}")
             continue
         joined = record.joined(planes)
+        if any(tensor is output for tensor in tensors):
+            record.write(output, joined)
         for tensor in tensors:
             if id(tensor) in record.noise:
                 continue

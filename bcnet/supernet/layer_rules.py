@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bcnet.latency_tables.rows import EVEN_GROUPS
 from bcnet.supernet.entry_rules import combine
-from bcnet.supernet.planes import along, axes_of, compact
+from bcnet.supernet.planes import along, axes_of, compact, fits_any, merged
 from bcnet.supernet.record import Call, Record
 
 
@@ -20,8 +20,9 @@ def convolution(record: Record, call: Call) -> None:
     named, output = call.named, call.outputs[0]
     x, weight, bias = named["input"], named["weight"], named.get("bias")
     groups, transposed = int(named["groups"]), bool(named.get("transposed", False))
-    unbatched = 1 if x.ndim == weight.ndim else 0
-    entering = record.vector(x, unbatched)
+    at = 1 if x.ndim == weight.ndim else 0  # the axis of channels
+    sides, each = _sides(record, x, at, output)
+    entering = record.vector(x, at)
     first, second = record.vector(weight, 0), record.vector(weight, 1)
     makes = True
     if groups == 1:
@@ -43,13 +44,54 @@ def convolution(record: Record, call: Call) -> None:
         record.unite(first.reshape(groups, -1), head.expand(groups, first.numel() // groups))
         if (second >= 0).any():
             record.pin_atoms(second[second >= 0].numpy(), "the size of a convolution's groups stays")
-        leaving = first if not transposed else head.expand(groups, weight.shape[1]).flatten()
-        record.sized("groups", weight, first.numel() // groups)
+        if fits_any(first):  # a filter that is expanded to the number of channels
+            head = merged(head, blocks[:, :1])
+        leaving = head.expand(groups, output.shape[at] // groups).flatten()
+        _groups_follow(record, weight, groups)
     if bias is not None:
         record.unite(leaving, record.vector(bias, 0))
-    record.label(output, [along(leaving, unbatched, output.shape)])
-    spatial = (x if transposed else output).shape[1 + unbatched :]
-    record.layer(weight, math.prod(spatial), 1 if transposed else 0, makes)
+    record.label(output, [along(leaving, at, output.shape), *sides])
+    images = math.prod(x.shape[:at]) // record.images if at else 1
+    positions = images * math.prod((x if transposed else output).shape[1 + at :])
+    if id(weight) in record.expanded:
+        each = tuple(entering.tolist())
+        positions *= len(each)
+    record.layer(weight, positions // max(len(each), 1), 1 if transposed else 0, makes, each)
+
+
+def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Channels that a convolution finds on its other axes: planes of its output, and the positions' atoms.
+
+    Those on the one axis of a signal that keeps its length are mixed with their neighbours; those on the
+    batch's axis are images; others would change the length of an image's side.
+    """
+    planes, each = [], ()
+    for plane in record.of(x):
+        varying = axes_of(plane)
+        if at in varying or fits_any(plane):
+            continue
+        if len(varying) == 1 and x.shape[varying[0]] == output.shape[varying[0]] and not each:
+            atoms = compact(plane).flatten()
+            images = record.images if varying[0] < at else 1
+            each = tuple(atoms[: len(atoms) // images].tolist())
+            planes.append(along(atoms, varying[0], output.shape))
+            if varying[0] > at:
+                record.mark(x, varying, ordered=True)
+        else:
+            record.pin_plane(plane, f"it becomes an image's side in {record.where}")
+    return planes, each
+
+
+def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
+    """The module's number of groups follows its weight, whatever the module calls it."""
+    each = weight.shape[0] // groups
+    if record.sized("groups", weight, each) or not record.inside:
+        return
+    equal = [
+        name for name, value in vars(record.inside[-1][1]).items() if value == groups and type(value) is int
+    ]
+    for name in equal:
+        record.sized(name, weight, each)
 
 
 def matmul(record: Record, call: Call) -> None:
@@ -82,7 +124,17 @@ def matmul(record: Record, call: Call) -> None:
     record.label(output, joined)
     weight = right if id(right) in record.origin else left
     rows = left.numel() // left.shape[-1] if weight is right else right.numel() // right.shape[across]
-    record.layer(weight, rows // record.images, 0, True)
+    positions, each = rows // record.images, ()
+    if weight is right:
+        for plane in record.of(left):
+            varying = axes_of(plane)
+            if left.ndim - 1 in varying or len(varying) != 1 or fits_any(plane):
+                continue
+            atoms = compact(plane).flatten()
+            images = record.images if varying == (0,) else 1
+            if len(atoms) % images == 0:
+                each = tuple(atoms[: len(atoms) // images].tolist())
+    record.layer(weight, positions // max(len(each), 1), 0, True, each)
 
 
 def batch_norm(record: Record, call: Call) -> None:
@@ -106,25 +158,29 @@ def layer_norm(record: Record, call: Call) -> None:
     dims = range(x.ndim - len(named["normalized_shape"]), x.ndim)
     record.mark(x, tuple(dims))
     if weight is None or id(weight) not in record.origin:
+        fixed = f"{record.where} normalises over a fixed number of channels"
         for plane in record.of(x):
             if set(dims) & set(axes_of(plane)):
-                record.pin_plane(plane, f"{record.where} normalises over a fixed number of channels")
+                record.pin_plane(plane, fixed)
     else:
         record.sized("normalized_shape", weight, 0)
     combine(record, [t for t in (x, weight, named["bias"]) if t is not None], call.outputs)
 
 
 def group_norm(record: Record, call: Call) -> None:
-    """Channels of one group go together, and the module's number of groups follows them."""
+    """Whole groups are kept where the module's number of groups follows its weight, else parts of them.
+
+    A number of groups that is written in the code stays, and a narrow network normalises over fewer channels
+    of each group.
+    """
     named, output = call.named, call.outputs[0]
     channels, groups = int(named["C"]), int(named["group"])
+    blocks = record.vector(named["input"], 1).reshape(groups, -1)
     if groups == 1:
         record.mark(named["input"], (1,))
-    elif groups < channels:
-        blocks = record.vector(named["input"], 1).reshape(groups, -1)
+    elif record.sized("num_groups", named.get("weight"), channels // groups):
         record.unite(blocks, blocks[:, :1].expand_as(blocks))
-    if groups > 1:
-        if named.get("weight") is None:
-            record.pin(named["input"], f"{record.where} normalises over a fixed number of groups")
-        record.sized("num_groups", named.get("weight"), channels // groups)
+    elif groups < channels:
+        record.unite(blocks, blocks[:1].expand_as(blocks))
+        record.mark(named["input"], (1,))
     _per_channel(record, named, output, ("weight", "bias"))

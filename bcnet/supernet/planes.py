@@ -1,10 +1,14 @@
 """Planes of a tensor: which atom lies behind each of its entries, expanded along the axes that do not matter.
 
-In and out: integer tensors of a tensor's shape; -1 is an entry that stays.
+In and out: integer tensors of a tensor's shape. -1 is an entry that stays; ANY and below are entries of a
+tensor whose size the forward computes, as of an expanded view: they follow what they are combined with.
 """
 
 import torch
 from torch import Tensor
+
+STAYS = -1
+ANY = -2
 
 
 def axes_of(plane: Tensor) -> tuple[int, ...]:
@@ -29,8 +33,27 @@ def along(atoms: Tensor, axis: int, shape: torch.Size) -> Tensor:
     return atoms.reshape([-1 if i == axis else 1 for i in range(len(shape))]).expand(shape)
 
 
+def fits_any(plane: Tensor) -> bool:
+    """Whether nothing in it is an atom, or stays."""
+    return bool((compact(plane) <= ANY).all())
+
+
+def first_along(plane: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The plane as its first entries along these axes, expanded."""
+    shape = plane.shape
+    for axis in axes:
+        plane = plane.narrow(axis, 0, 1)
+    return plane.expand(shape)
+
+
+def merged(first: Tensor, second: Tensor) -> Tensor:
+    """The first plane, with the second's entries where the first fits any: shapes can be broadcast."""
+    first, second = compact(first), compact(second)
+    return torch.where(first <= ANY, second, first)
+
+
 def tidy(plane: Tensor) -> Tensor:
-    """Expand anew along every axis on which a copied plane is constant."""
+    """Expand again along every axis on which a copied plane is constant."""
     if plane.numel() == 0:
         return plane
     shape = plane.shape
@@ -38,6 +61,6 @@ def tidy(plane: Tensor) -> Tensor:
         first = plane.narrow(axis, 0, 1)
         if torch.equal(first.expand_as(plane), plane):
             plane = first.expand(shape) if compact(first).numel() else first
-    if bool((compact(plane) < 0).all()):
-        return torch.full((1,) * plane.ndim, -1).expand(shape)
+    if bool((compact(plane) == STAYS).all()):
+        return torch.full((1,) * plane.ndim, STAYS).expand(shape)
     return plane

@@ -9,6 +9,7 @@ with them, one that combines entries unites their atoms. Planes do not vary alon
 along those: they cost no memory, and a reshape or a concatenation of a plane is PyTorch's own.
 """
 
+import bisect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.supernet.planes import along, axes_of, compact
+from bcnet.supernet.planes import ANY, STAYS, along, axes_of, compact, first_along, fits_any, merged
 
 Atoms = tuple[int, int]  # the first atom of an axis and how many there are
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """One use of a weight by a convolution or matrix product, at `positions` an image."""
+    """One use of a weight by a convolution or matrix product, at `positions` an image.
+
+    Where channels lie on an axis of the positions, these are `positions` for each entry of `each`, the atoms
+    of that axis.
+    """
 
     weight: str
     positions: int
     out_axis: int
     makes_channels: bool
+    each: tuple[int, ...] = ()
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Trace:
     tensors: dict[str, Tensor]
     axes: dict[str, dict[int, Atoms]] = field(default_factory=dict)
     layers: list[LayerUse] = field(default_factory=list)
-    sized: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    sized: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
     dynamic: bool = False
     reads_values: str | None = None
     operators: list[str] = field(default_factory=list)
@@ -47,6 +53,7 @@ class Trace:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     across: list[np.ndarray] = field(default_factory=list)
     ordered: list[np.ndarray] = field(default_factory=list)
+    by_size: list[tuple[np.ndarray, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors.items():
@@ -68,8 +75,16 @@ class Trace:
 
     def pinned(self, classes: np.ndarray) -> dict[int, str]:
         """The classes that must stay as they are, each with the first reason that was met."""
+        return self._reasons(self.pins, classes)
+
+    def doubtful(self, classes: np.ndarray) -> dict[int, str]:
+        """The classes that meet a tensor which the forward makes of some size: why they stay if they must."""
+        return self._reasons(self.by_size, classes)
+
+    @staticmethod
+    def _reasons(found: list[tuple[np.ndarray, str]], classes: np.ndarray) -> dict[int, str]:
         reasons: dict[int, str] = {}
-        for atoms, reason in self.pins:
+        for atoms, reason in found:
             for number in np.unique(classes[atoms]).tolist():
                 reasons.setdefault(number, reason)
         return reasons
@@ -102,12 +117,16 @@ class Record:
         self.images = images
         self.planes: dict[int, tuple[Tensor, ...]] = {}
         self.origin: dict[int, str] = {}  # a weight, or what was computed from it in its shape
+        self.expanded: dict[int, str] = {}  # a weight that stands for many alike
         self.noise: set[int] = set()  # random numbers fit any width
         self.lost: dict[int, str] = {}  # tensors whose channels could not be followed, and why
         self.because: str | None = None  # that of the operator at hand
         self.slices: dict[tuple[int, int], list[Tensor]] = {}
         self.alive: list[Tensor] = []  # an id is unique only as long as its tensor lives
         self.inside: list[tuple[str, nn.Module]] = []
+        self._next = ANY  # the first number that fits any atom and is not in use
+        self._made: list[tuple[int, Tensor, int]] = []  # last number, tensor and axis of such numbers
+        self._positional: list[tuple[int, int]] = []  # numbers whose entries differ, as those of arange
         for name, tensor in trace.tensors.items():
             self.origin[id(tensor)] = name
             self.label(
@@ -144,12 +163,74 @@ class Record:
     def vector(self, tensor: Any, axis: int) -> Tensor:
         """The atoms along one axis; -1 where there is none."""
         for plane in self.of(tensor):
+            if axis in axes_of(plane):
+                return compact(self.gathered(plane, axis)).flatten()
+        return torch.full((tensor.shape[axis],), STAYS)
+
+    def gathered(self, plane: Tensor, *axes: int) -> Tensor:
+        """The plane along these axes alone: its entries along all others are united."""
+        others = tuple(axis for axis in axes_of(plane) if axis not in axes)
+        if not others:
+            return plane
+        first = first_along(plane, others)
+        self.unite(plane, first)
+        return first
+
+    def fits(self, tensor: Tensor, axes: tuple[int, ...], *, positional: bool = False) -> list[Tensor]:
+        """Planes of a tensor whose size along these axes the forward computes: they follow any channels."""
+        planes = []
+        for axis in axes:
+            size = tensor.shape[axis]
+            if size < 2:
+                continue
+            planes.append(along(torch.arange(self._next, self._next - size, -1), axis, tensor.shape))
+            if positional:
+                self._positional.append((self._next - size, self._next))
+            self._next -= size
+            self._made.append((self._next, tensor, axis))
+        return planes
+
+    def alias(self, source: Tensor, alias: Tensor) -> None:
+        """From now on a tensor that the forward has made is known by another name."""
+        for i, (last, tensor, axis) in enumerate(self._made):
+            if tensor is source:
+                self._made[i] = (last, alias, axis)
+
+    def write(self, view: Tensor, planes: list[Tensor]) -> None:
+        """A part of a tensor that the forward has made is written: the whole tensor carries that, too."""
+        for plane in planes:
+            if fits_any(plane):
+                continue
             varying = axes_of(plane)
-            if varying == (axis,):
-                return compact(plane).flatten()
-            if axis in varying:
-                self.pin_plane(plane, f"its channels are rearranged over two axes in {self.where}")
-        return torch.full((tensor.shape[axis],), -1)
+            target = next((p for p in self.of(view) if axes_of(p) == varying), None)
+            if len(varying) > 1 or target is None:
+                if any(fits_any(own) for own in self.of(view)):
+                    self.pin_plane(plane, f"it is written into a part of a tensor in {self.where}")
+                continue
+            numbers, atoms = compact(target).flatten(), compact(plane).flatten()
+            if bool((numbers <= ANY).any()) and not self._put(view, numbers, atoms):
+                self.pin_plane(plane, f"it is written into a part of a tensor in {self.where}")
+
+    def _put(self, view: Tensor, numbers: Tensor, atoms: Tensor) -> bool:
+        """Whether the tensor that these numbers name could be found: it gets the atoms in their places."""
+        free = numbers <= ANY
+        some = -int(numbers[free][0])
+        last, whole, axis = self._made[bisect.bisect_right(self._made, some, key=lambda made: -made[0])]
+        planes = list(self.of(whole))
+        at = next((i for i, own in enumerate(planes) if axes_of(own) == (axis,)), None)
+        index = last + whole.shape[axis] - numbers[free]
+        if (
+            at is None
+            or whole.untyped_storage().data_ptr() != view.untyped_storage().data_ptr()
+            or not bool(((index >= 0) & (index < whole.shape[axis])).all())
+        ):
+            return False
+        vector = compact(planes[at]).flatten().clone()
+        self.unite(vector[index], atoms[free])
+        vector[index] = merged(vector[index], atoms[free])
+        planes[at] = along(vector, axis, whole.shape)
+        self.label(whole, planes)
+        return True
 
     def inherit(self, tensors: list[Tensor], outputs: list[Tensor]) -> None:
         """A computed weight counts as the weight that it was computed from."""
@@ -173,10 +254,22 @@ class Record:
             return
         both = (pair >= 0).all(0)
         self.trace.pairs.append(pair[:, both])
-        alone = pair[:, ~both].max(0)
+        some = (pair <= ANY).any(0)
+        if some.any() and (pair[:, some] >= 0).any():
+            self._follow_any(pair[:, some])
+        alone = pair[:, ~both & ~some].max(0)
         if (alone >= 0).any():
             stays = f"it is combined with channels that stay, in {self.where}"
             self.pin_atoms(alone[alone >= 0], self.because or stays)
+
+    def _follow_any(self, pair: np.ndarray) -> None:
+        """Channels that meet a tensor which the forward makes: a trial shows whether its size follows."""
+        numbers, atoms = pair.min(0), pair.max(0)
+        met = np.unique(atoms[atoms >= 0])
+        self.trace.by_size.append((met, f"it is combined with a tensor of fixed size in {self.where}"))
+        if any(((low < numbers) & (numbers <= high) & (atoms >= 0)).any() for low, high in self._positional):
+            self.trace.across.append(met)
+            self.trace.ordered.append(met)
 
     def pin(self, tensor: Any, reason: str) -> None:
         for plane in self.of(tensor):
@@ -214,8 +307,17 @@ class Record:
             first = result[met[0]]
             own = set(axes_of(first))
             if len(met) == 1 and (own <= axes or axes <= own):
-                self.unite(first, plane)
-                result[met[0]] = first if own <= axes else plane
+                less, more = (first, plane) if own <= axes else (plane, first)
+                self.unite(less, more)
+                if fits_any(less) and not fits_any(more):
+                    less, more = more, less
+                elif not fits_any(more) and bool((compact(less) <= ANY).any()):
+                    less = merged(less, self.gathered(more, *axes_of(less))).expand(first.shape)
+                result[met[0]] = less
+            elif fits_any(plane):
+                continue
+            elif all(fits_any(result[i]) for i in met):
+                result = [plane, *(own for i, own in enumerate(result) if i not in met)]
             else:
                 for each in (plane, *(result[i] for i in met)):
                     self.pin_plane(each, f"its channels are rearranged over two axes in {self.where}")
@@ -231,15 +333,20 @@ class Record:
             )
         return f"it goes through '{name}' in {self.where}, where channels cannot be followed"
 
-    def layer(self, weight: Tensor, positions: int, out_axis: int, makes: bool) -> None:
-        name = self.origin.get(id(weight))
+    def layer(
+        self, weight: Tensor, positions: int, out_axis: int, makes: bool, each: tuple[int, ...] = ()
+    ) -> None:
+        name = self.origin.get(id(weight), self.expanded.get(id(weight)))
         if name is not None:
-            self.trace.layers.append(LayerUse(name, positions, out_axis, makes))
+            self.trace.layers.append(LayerUse(name, positions, out_axis, makes, each))
 
-    def sized(self, attribute: str, tensor: Any, each: int) -> None:
-        """The running module keeps a size in an attribute: it follows this tensor's first axis."""
+    def sized(self, attribute: str, tensor: Any, each: int) -> bool:
+        """Whether the running module keeps a size in an attribute: it follows this tensor's first axis."""
         name = self.origin.get(id(tensor))
-        if self.inside and name is not None:
-            module = self.inside[-1][0]
-            if hasattr(self.inside[-1][1], attribute):
-                self.trace.sized[module] = (attribute, name, each)
+        if not self.inside or name is None:
+            return False
+        path, module = self.inside[-1]
+        if hasattr(module, attribute):
+            self.trace.sized[path, attribute] = (name, each)
+            return True
+        return False

@@ -86,10 +86,14 @@ class Sized:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer: its weight's name and its output positions an image."""
+    """A convolution or linear layer: its weight's name and its output positions an image.
+
+    Where it runs along an axis of channels, these are `positions` for each entry of the dimension `each`.
+    """
 
     weight: str
     positions: int
+    each: Dimension = ()
 
 
 @dataclass(frozen=True)
@@ -200,10 +204,7 @@ class WidthSpace:
         """The shape of a tensor in the network of these widths."""
         shape = list(self.shapes[name])
         for axis, dimension in self.dimensions.get(name, {}).items():
-            shape[axis] = sum(
-                segment.size if segment.group is None else segment.size * widths[segment.group]
-                for segment in dimension
-            )
+            shape[axis] = _length(dimension, widths)
         return tuple(shape)
 
     def params(self, widths: Widths) -> int:
@@ -212,11 +213,22 @@ class WidthSpace:
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates an image, of convolutions and linear layers."""
-        return sum(int(np.prod(self.shape(layer.weight, widths))) * layer.positions for layer in self.layers)
+        return sum(
+            int(np.prod(self.shape(layer.weight, widths)))
+            * layer.positions
+            * (_length(layer.each, widths) if layer.each else 1)
+            for layer in self.layers
+        )
 
     def searchable_macs(self) -> float:
         """The part (0 to 1) of the full network's multiply-accumulates in layers that can be narrowed."""
-        full = {layer: int(np.prod(self.shapes[layer.weight])) * layer.positions for layer in self.layers}
+        widest = self.largest()
+        full = {
+            layer: int(np.prod(self.shapes[layer.weight]))
+            * layer.positions
+            * (_length(layer.each, widest) if layer.each else 1)
+            for layer in self.layers
+        }
         return sum(full[layer] for layer in self.layers if layer.weight in self.dimensions) / sum(
             full.values()
         )
@@ -237,6 +249,14 @@ class WidthSpace:
             return _ADAPTER.validate_json(text)
         except ValidationError as cause:
             raise SpaceError(f"not a width space of this version: {cause.errors()[0]['msg']}") from None
+
+
+def _length(dimension: Dimension, widths: Widths) -> int:
+    """The entries of a dimension in the network of these widths."""
+    return sum(
+        segment.size if segment.group is None else segment.size * widths[segment.group]
+        for segment in dimension
+    )
 
 
 _ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)

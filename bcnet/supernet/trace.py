@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bcnet.supernet.record import Call, LayerUse, Record, Trace
-from bcnet.supernet.trace_rules import RANDOM, follow
+from bcnet.supernet.trace_rules import RANDOM, WITHOUT_CHANNELS, follow
 
 __all__ = ["LayerUse", "Trace", "Tracer", "running_modules"]
 
@@ -62,7 +62,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record.because = next((record.lost[id(t)] for t in tensors if id(t) in record.lost), None)
         if record.because is not None:
             record.lose(outputs, record.because)
-        if any(id(tensor) in record.planes for tensor in tensors):
+        if name in WITHOUT_CHANNELS or any(id(tensor) in record.planes for tensor in tensors):
             follow(record, Call(name, func, args, kwargs, tensors, outputs))
             record.inherit(tensors, outputs)
         return result

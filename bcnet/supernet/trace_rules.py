@@ -16,7 +16,7 @@ MOVES = frozenset(
     (
         *("view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "select"),
         *("unbind", "squeeze", "unsqueeze", "expand", "repeat", "flip"),
-        *("roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "alias", "detach", "lift_fresh"),
+        *("roll", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "lift_fresh"),
         *("movedim", "flatten", "unflatten", "narrow", "native_channel_shuffle"),
     )
 )
@@ -29,6 +29,7 @@ SPATIAL = frozenset(
         *("upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
         *("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
         *("upsample_linear1d", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d"),
+        *("reflection_pad3d", "replication_pad3d"),
         *("replication_pad1d", "replication_pad2d", "grid_sampler_2d", "roi_align", "roi_pool"),
     )
 )
@@ -64,7 +65,14 @@ BATCH_NORM = frozenset(
         *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "batch_norm"),
     )
 )
-NEW = frozenset(("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"))
+# Made in the forward, of sizes that it computes.
+MADE = frozenset(
+    (
+        *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros", "ones", "full"),
+        *("empty", "empty_strided", "arange", "linspace"),
+    )
+)
+WITHOUT_CHANNELS = MADE | {"expand", "repeat"}  # followed whether or not channels go in
 CONVOLUTION = frozenset(("convolution", "_convolution", "conv1d", "conv2d", "conv3d"))
 MATMUL = frozenset(("mm", "bmm", "addmm", "baddbmm", "matmul", "linear"))
 SPLIT = frozenset(("split", "chunk", "split_with_sizes"))
@@ -81,7 +89,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(BATCH_NORM, layers.batch_norm),
     **dict.fromkeys(SPATIAL, entries.spatial),
     **dict.fromkeys(REDUCE, entries.reduce),
-    **dict.fromkeys(NEW, entries.nothing),
+    **dict.fromkeys(MADE, entries.make),
+    "alias": entries.alias,
+    "detach": entries.alias,
+    "expand": entries.expand,
+    "repeat": entries.expand,
     "slice": entries.take_slice,
     "constant_pad_nd": entries.pad_constant,
     "native_layer_norm": layers.layer_norm,
@@ -94,7 +106,7 @@ def follow(record: Record, call: Call) -> None:
     """What the operator says of channels; one that is not known keeps those that it meets as they are."""
     rule = RULES.get(call.name)
     if call.name == "as_strided" and call.tensors[0].shape == call.outputs[0].shape:
-        entries.nothing(record, call)  # another layout in memory
+        entries.relayout(record, call)
     elif rule is not None:
         rule(record, call)
     elif torch.Tag.pointwise in call.func.tags:
