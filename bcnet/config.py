@@ -243,7 +243,7 @@ class SearchConfig(Section):
         ge=0,
         lt=1,
         description="share of the budget that measured networks leave free for the machine's noise; "
-        "the noise that the table's calibration saw, if not given",
+        "the noise that the table's calibration saw, at most 5 %, if not given",
     )
     recalibration_images: int = Field(128, ge=2, description="training images for batch-norm statistics")
 

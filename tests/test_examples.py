@@ -93,10 +93,10 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_pat
     result = json.loads(done.stdout)
     assert result["metric"] == "mean-iou"
     assert [entry["name"] for entry in result["networks"]] == [
-        "full",
+        "full, retrained",
         "uniform",
         "searched",
-        "from scratch",
+        "searched widths from scratch",
     ]
     assert all(0 <= entry["accuracy"] <= 1 for entry in result["networks"])
     proto = onnx.load(tmp_path / "runs/default/export/model.onnx")

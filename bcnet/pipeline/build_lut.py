@@ -28,6 +28,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.pipeline.repeated import noise_warning
 from bcnet.progress import announce, progress_bar, say
 from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
 from bcnet.supernet.layer_times import layers_ms, row_stat
@@ -369,8 +370,12 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} whole "
         f"subnets, each left out of the fit; measuring one of them again differs by {calibration.noise:.1%}"
     )
+    warning = noise_warning(calibration.noise or 0.0, "measure again with --again")
+    if warning:
+        say(warning)
     summary = {
         "stage": "build-lut",
+        "folder": str(stage.folder),
         "table": str(path),
         "device": project.profile.name,
         "target": config.target(project.profile.name),

@@ -1,27 +1,33 @@
 """The last word of `bcnet run`: is the searched network better than doing nothing clever?
 
-In: the verified export. Out: one table of the full network, a uniformly narrowed one that is as fast, the
-searched one, and its widths trained from scratch: what the search found, without what the supernet's training
-cost. All others get as many passes over the training images as went into the searched one's weights (each
-path of a supernet's step counts), with the same settings. All are exported and timed alternately.
+In: the verified export. Out: one table of the network as it was given (where it came with trained weights),
+the full network trained again, a uniformly narrowed one that is as fast, the searched one, and its widths
+trained from scratch: what the search found, without what the supernet's training cost. All but the given one
+get as many passes over the training images as went into the searched one's weights (each path of a
+supernet's step counts), with the same settings, from fresh weights. All are exported and timed alternately.
 
-`compare/`: result.json.
+`compare/`: result.json, and while training a checkpoint for each network, from which a killed run continues.
 """
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
+from torch import nn
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.verify import check_file, file_metric
-from bcnet.progress import announce, progress_bar, working
-from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
+from bcnet.progress import announce, say, working
+from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
+from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
@@ -29,17 +35,21 @@ from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import sliced
 from bcnet.supernet.space import Widths
 
-ROUNDS = 3
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
-ANEW = "from scratch"  # the name of the searched widths that were trained so
+SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
 NEAR = 6  # wider ones beyond the bisection's answer that are tried too
+ORIGINAL, FULL, UNIFORM, SEARCHED = "original", "full, retrained", "uniform", "searched"
+SCRATCH = "searched widths from scratch"
+UNIFORM_FILE = "uniform.json"  # its widths depend on measurements: a continued run must not choose others
 
 
 @dataclass(frozen=True)
 class Entry:
     """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
 
-    Accuracy is the task's metric, where it has another; only a share of images has an interval.
+    Accuracy is the task's metric, where it has another; only a share of images has an interval. `latency` is
+    the fastest of the rounds, `rounds_ms` the median of each; `noise` is by which share the slowest is above
+    the fastest. `passes` is None for the network as it was given.
     """
 
     name: str
@@ -48,48 +58,93 @@ class Entry:
     accuracy_low: float | None
     accuracy_high: float | None
     latency: LatencyStat
+    rounds_ms: tuple[float, ...]
+    noise: float
     params: int
     macs: int
     size_bytes: int
-    passes: int
+    passes: int | None
 
 
-def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -> tuple[Entry, ...]:
+@dataclass(frozen=True)
+class Comparison:
+    """The networks, which of them cannot be told apart by latency, and what a reader has to know."""
+
+    entries: tuple[Entry, ...]
+    not_separable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a comparison keeps in its folder until it is finished."""
+
+    folder: Path
+    made_from: Mapping[str, str]
+
+    def checkpoint(self, name: str) -> CheckpointFile:
+        """The file that the training of a network continues from."""
+        file = f"checkpoint-{name.replace(',', '').replace(' ', '-')}.safetensors"
+        return CheckpointFile(self.folder / file, {**self.made_from, "network": name})
+
+    def uniform(self, project: Project) -> Widths | None:
+        """The uniform network that was chosen before; None where there is none, or not for this."""
+        path = self.folder / UNIFORM_FILE
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["digest"] == digest([found["widths"], dict(self.made_from)]):
+                return project.space.check(Widths(found["widths"]))
+        except Exception:  # whatever stands in the file
+            say(f"{path} cannot be read: the uniform network is chosen again")
+        return None
+
+    def keep_uniform(self, widths: Widths) -> None:
+        """Remember the uniform network."""
+        own = {"widths": list(widths), "digest": digest([list(widths), dict(self.made_from)])}
+        write_file(self.folder / UNIFORM_FILE, json_bytes(own))
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        for path in (*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE):
+            path.unlink(missing_ok=True)
+
+
+def compare(
+    project: Project, searched: bytes, widths: Widths, recipe: Recipe, kept: Kept | None = None
+) -> Comparison:
     """Train, export and time the other networks beside the searched one's ONNX file.
 
-    Its widths are trained from scratch, too, unless the searched network was.
+    Its widths are trained from scratch, too, unless the searched network was. With `kept`, a comparison that
+    was killed continues.
     """
-    space, profile = project.space, project.profile
-    with working("looking for the uniform network that is as fast"):
-        uniform = uniform_as_fast(project, widths)
-    wanted = {"full": space.original(), "uniform": uniform, "searched": widths}
-    if not project.config.slice.from_scratch:
-        wanted[ANEW] = widths
+    space, fresh = project.space, project.fresh
+    wanted = {ORIGINAL: space.original()} if project.trained else {}
+    if fresh.from_scratch:
+        wanted |= {FULL: space.original(), UNIFORM: _uniform(project, widths, kept)}
+    wanted[SEARCHED] = widths
+    if fresh.from_scratch and not project.config.slice.from_scratch:
+        wanted[SCRATCH] = widths
     networks = {
-        name: cut(project.fresh_model(), space, own) for name, own in wanted.items() if name != "searched"
+        name: cut(project.model if name == ORIGINAL else project.fresh_model(), space, own)
+        for name, own in wanted.items()
+        if name != SEARCHED
     }
-    announce(
-        f"training {len(networks)} networks to compare with",
-        sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
-    )
-    for name, network in networks.items():
-        fit_network(network, project.data, recipe, f"training: {name}")
-    example = project.data.example(profile.batch)
+    _train({name: own for name, own in networks.items() if name != ORIGINAL}, project, recipe, kept)
     files = dict.fromkeys(wanted, searched)  # in the order of the table
+    example = project.data.example(project.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
             proto = project.at_precision(to_onnx(network, example))
         check_file(proto)
         files[name] = proto.SerializeToString()
-    latencies: dict[str, list[LatencyStat]] = {name: [] for name in files}
-    with progress_bar("timing all networks", ROUNDS * len(files)) as advance:
-        for _ in range(ROUNDS):
-            for name, content in files.items():
-                latencies[name].append(measure_network(content, profile, share=0.5))
-                advance("")
+    timed = measured_alternately(
+        lambda name: measure_network(files[name], project.profile, SHARE_OF_A_ROUND), wanted
+    )
     entries = []
     for name, content in files.items():
-        accuracy = file_metric(content, project.model, project.data, profile, project.task)
+        accuracy = file_metric(content, project.model, project.data, project.profile, project.task)
         low, high = _interval(project, accuracy)
         entries.append(
             Entry(
@@ -98,20 +153,64 @@ def compare(project: Project, searched: bytes, widths: Widths, recipe: Recipe) -
                 accuracy=round(accuracy, 6),
                 accuracy_low=low,
                 accuracy_high=high,
-                latency=min(latencies[name], key=lambda stat: stat.median_ms),
+                latency=timed[name].fastest,
+                rounds_ms=tuple(timed[name].medians_ms),
+                noise=round(timed[name].noise, 4),
                 params=space.params(wanted[name]),
                 macs=space.macs(wanted[name]),
                 size_bytes=len(content),
-                passes=recipe.epochs,
+                passes=None if name == ORIGINAL else recipe.epochs,
             )
         )
-    return tuple(entries)
+    apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
+    return Comparison(tuple(entries), apart, _notes(project, entries))
 
 
-def better_anew(entries: Sequence[Entry]) -> bool:
+def _train(networks: Mapping[str, nn.Module], project: Project, recipe: Recipe, kept: Kept | None) -> None:
+    if not networks:
+        return
+    announce(
+        f"training {len(networks)} networks to compare with",
+        sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
+    )
+    for name, network in networks.items():
+        file = kept.checkpoint(name) if kept else None
+        fit_resumably(network, project.data, recipe, f"training: {name}", file)
+
+
+def _uniform(project: Project, widths: Widths, kept: Kept | None) -> Widths:
+    known = kept.uniform(project) if kept else None
+    if known is not None:
+        return known
+    with working("looking for the uniform network that is as fast"):
+        found = uniform_as_fast(project, widths)
+    if kept:
+        kept.keep_uniform(found)
+    return found
+
+
+def _notes(project: Project, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """What is noisy, and what was not trained from scratch."""
+    notes = []
+    if not project.fresh.from_scratch:
+        notes.append(f"nothing was trained from scratch: {project.fresh.note}")
+    elif project.fresh.note:
+        notes.append(f"in the rows that were trained from scratch, {project.fresh.note}")
+    same: dict[Widths, list[Entry]] = {}
+    for entry in entries:
+        same.setdefault(entry.widths, []).append(entry)
+    rounds = {
+        " and ".join(f"'{entry.name}'" for entry in own): [ms for entry in own for ms in entry.rounds_ms]
+        for own in same.values()
+    }
+    noisy = disagreement(rounds)
+    return (*notes, noisy) if noisy else tuple(notes)
+
+
+def better_from_scratch(entries: Sequence[Entry]) -> bool:
     """Whether the searched widths are clearly more accurate when all passes are theirs: intervals apart."""
     own = {entry.name: entry for entry in entries}
-    low, high = own[ANEW].accuracy_low if ANEW in own else None, own["searched"].accuracy_high
+    low, high = own[SCRATCH].accuracy_low if SCRATCH in own else None, own[SEARCHED].accuracy_high
     return low is not None and high is not None and low > high
 
 
@@ -148,17 +247,9 @@ def _interval(project: Project, accuracy: float) -> tuple[float | None, float | 
     target = test.take(torch.zeros(1, dtype=torch.int64)).items()[0][1]
     if project.task.metric is not None or torch.as_tensor(target).ndim:
         return None, None  # a mean over pixels or boxes is no share of independent trials
-    low, high = wilson(accuracy, len(test))
-    return round(low, 6), round(high, 6)
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of `count` trials (Wilson, 1927)."""
-    z = 1.959964
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    count = len(test)
+    interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    return round(float(interval.low), 6), round(float(interval.high), 6)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -169,7 +260,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "export": export,
         "training settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
         "metric": metric_digest(config),
-        "networks": "full, uniform, searched" + ("" if config.slice.from_scratch else f", {ANEW}"),
+        "networks": digest([ORIGINAL, FULL, UNIFORM, SEARCHED, SCRATCH, config.slice.from_scratch]),
     }
 
 
@@ -181,8 +272,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     recipe = Recipe.of(config, project.winner_passes, config.train.learning_rate)
     widths = sliced(run, project).widths
     export = run.stage("export")
-    entries = compare(project, export.path("model.onnx").read_bytes(), widths, recipe)
+    kept = Kept(stage.folder, inputs)
+    found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, kept)
     verified = read_json(export.path("verify.json"), export.command)
+    notes = [*found.notes]
+    if verified["measured"]:
+        here = {entry.name: entry.latency.median_ms for entry in found.entries}[SEARCHED]
+        both = [verified["measured"]["median_ms"], here]
+        notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
     summary = {
         "stage": "compare",
         "device": project.profile.name,
@@ -190,9 +287,15 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "predicted_ms": verified["predicted_ms"],
         "metric": config.task.metric,
         "test_images": len(project.data.test),
-        "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in entries],
+        "passes": recipe.epochs,
+        "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in found.entries],
+        "not_separable": [list(pair) for pair in found.not_separable],
+        "notes": [note for note in notes if note],
         "file": verified["file"],
-        "better": {"from_scratch": True, "epochs": recipe.epochs} if better_anew(entries) else None,
+        "better": (
+            {"from_scratch": True, "epochs": recipe.epochs} if better_from_scratch(found.entries) else None
+        ),
     }
     stage.finish(inputs, {"result.json": json_bytes(summary)})
+    kept.remove()
     return summary

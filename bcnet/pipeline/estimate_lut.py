@@ -129,6 +129,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     summary = {
         "stage": "build-lut",
         "estimate": True,
+        "folder": str(stage.folder),
         "table": str(path),
         "device": profile.name,
         "target": config.target(profile.name),

@@ -27,13 +27,22 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
-from bcnet.pipeline.verify import refuse_failed, verify
+from bcnet.pipeline.repeated import disagreement
+from bcnet.pipeline.verify import (
+    VerifyReport,
+    against_original,
+    file_metric,
+    on_this_processor,
+    refuse_failed,
+    verify,
+)
 from bcnet.progress import announce, say, working
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import cut
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import sliced, sliced_model
+from bcnet.supernet.saved import Chosen, sliced, sliced_model
 from bcnet.supernet.space import Widths
 
 
@@ -115,11 +124,14 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "folder": str(stage.folder),
         "file": file,
         "device": target.name,
+        "metric": config.task.metric,
         "estimate": bool(found["estimate"]),
         "recorded": project.profile.recording,
         **report.to_json(),
+        "original": against_original(report, _original_accuracy(project)),
         "verify_with": None,
     }
+    summary["notes"] = [*report.notes, *_since_the_search(found["best"], chosen, report)]
     if report.not_verified:
         run_flag = stage.command.removeprefix("bcnet export")
         summary["verify_with"] = (
@@ -143,8 +155,31 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
             f"measured {report.measured.median_ms:.4g} ms is over the budget of {report.budget_ms:.4g} ms, "
             f"within the {config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
         )
+    for note in summary["notes"]:
+        say(note)
     say(f"verified: {file}")
     return summary
+
+
+def _original_accuracy(project: Project) -> float | None:
+    """Accuracy of the given network, through an ONNX file of its own; None without trained weights."""
+    if not project.trained:
+        return None
+    original = cut(project.model, project.space, project.space.original())
+    proto = project.at_precision(to_onnx(original, project.data.example(project.profile.batch)))
+    profile = on_this_processor(project.profile)
+    content = proto.SerializeToString()
+    return round(file_metric(content, project.model, project.data, profile, project.task), 6)
+
+
+def _since_the_search(best: Mapping[str, Any], chosen: Chosen, report: VerifyReport) -> list[str]:
+    """A note where the winner was much faster or slower when the search measured it than it is now."""
+    then = best.get("measured")
+    if then is None or Widths(best["widths"]) != chosen.widths or report.measured is None:
+        return []
+    both = [float(then["median_ms"]), report.measured.median_ms]
+    note = disagreement({"the winner, in the search and now,": both})
+    return [note] if note else []
 
 
 def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:

@@ -18,6 +18,7 @@ from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.pipeline.repeated import NOISY, noise_warning
 from bcnet.pipeline.search_inputs import MeasureOf, bounds_of, measuring, priors_of, scoring, settings_of
 from bcnet.pipeline.search_state import SearchState, candidate_json
 from bcnet.progress import announce, say, working
@@ -92,7 +93,7 @@ def search(
                 "raise the budget, or widen the choices (space.min_width, space.bins)"
             )
         if measure_of is not None:
-            pressed = replace(settings, budget_ms=max(lowest, settings.limit_ms(budget)))
+            pressed = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
     evolution = Evolution(space, latency_of, score_of, pressed, bounds)
     evolution.anchor = narrowest
     if settings.presses and evolution.fits(
@@ -109,6 +110,11 @@ def search(
     result = _winner(evolution, settings, candidates, measure_of)
     history = {candidate.widths: candidate for candidate in (*candidates, *result.history)}
     return replace(result, history=tuple(history.values()), pareto=evolution.front(tuple(history.values())))
+
+
+def effective_limit_ms(settings: SearchSettings, budget_ms: float, lowest_ms: float) -> float:
+    """What measured networks are searched below, in ms: the budget without the margin, if any is so fast."""
+    return max(lowest_ms, settings.limit_ms(budget_ms))
 
 
 def _fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound]) -> tuple[Widths, float]:
@@ -296,7 +302,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     state = SearchState(stage, inputs, project.space)
     score_of = scoring(project, supernets)
     not_measured = project.not_measured(latency)
-    _fastest(project.space, latency, bounds)  # says what is not possible before anything is made of it
+    # Says what is not possible before anything is made of it.
+    _, lowest = _fastest(project.space, latency, bounds)
+    limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
     announce("searching", _seconds(project, score_of, settings))
     result = search(
         project.space,
@@ -318,6 +326,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "stage": "search",
         "folder": str(stage.folder),
         "device": project.profile.name,
+        "metric": config.task.metric,
         "budget_ms": result.budget_ms,
         "min_accuracy": result.min_accuracy,
         **(
@@ -334,7 +343,11 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             for bound in bounds
             if bound.unit > 1
         },
+        "limit_ms": limit,
+        "margin": settings.margin,
+        "noise": latency.calibration.noise if latency.calibration else None,
         "pareto": len(result.pareto),
+        "front": [_to_json(c) for c in result.pareto],
         "searched_to_ms": settings.scored_ms,
         "measured": [candidate_json(c) for c in result.top],
         "candidates": len(result.history),
@@ -353,6 +366,21 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
     stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()}, state.files)
     return summary
+
+
+def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float, device: str) -> float | None:
+    """What is searched below in ms, which is said before the search; None without a budget."""
+    warning = noise_warning(noise, f"measure it again with `bcnet build-lut --device {device} --again`")
+    if warning:
+        say(warning)
+    if settings.budget_ms is None:
+        return None
+    limit = effective_limit_ms(settings, settings.budget_ms, lowest_ms)
+    say(
+        f"searching below {limit:.3f} ms: budget {settings.budget_ms:.3f} ms, margin {settings.margin:.1%}"
+        + (f" (capped: the table's noise is {noise:.0%})" if noise > settings.margin == NOISY else "")
+    )
+    return round(limit, 5)
 
 
 def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:

@@ -14,6 +14,7 @@ from bcnet.data import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.pipeline.repeated import NOISY
 from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.supernet.evolution import Prior, SearchSettings, fastest
 from bcnet.supernet.fit import Recipe
@@ -46,7 +47,7 @@ def settings_of(project: Project) -> SearchSettings:
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
-        margin=latency.noise if config.margin is None else config.margin,
+        margin=min(latency.noise, NOISY) if config.margin is None else config.margin,
         seed=project.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,

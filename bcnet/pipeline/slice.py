@@ -2,7 +2,8 @@
 
 The widths are those of the search's winner, or of another point of its front.
 
-`slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json.
+`slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json, and while training
+checkpoint.safetensors, from which a killed fine-tuning continues.
 """
 
 import io
@@ -20,13 +21,16 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
 from bcnet.progress import announce, working
-from bcnet.supernet.fit import Recipe, fit_network, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
+from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import Chosen, searched, trained_supernets
 from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,12 @@ def slice(
     *,
     images: int = 512,
     scratch: nn.Module | None = None,
+    checkpoint: CheckpointFile | None = None,
 ) -> SliceResult:
     """Cut the side, of all sides of all supernets, that scores best on the validation images; fine-tune it.
 
     `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
-    is trained from there instead.
+    is trained from there instead. With a `checkpoint`, a training that was killed continues.
     """
     widths = space.check(widths)
     with working("scoring the winner's sides"):
@@ -71,7 +76,8 @@ def slice(
     if scratch is not None:
         small = cut(scratch, space, widths)
     if recipe.epochs:
-        fit_network(small, data, recipe, "training from scratch" if scratch else "fine-tuning")
+        what = "training from scratch" if scratch else "fine-tuning"
+        fit_resumably(small, data, recipe, what, checkpoint)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
     return SliceResult(small, number, side, before, after)
@@ -111,6 +117,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
+    checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
     result = slice(
         project.model,
         project.space,
@@ -120,12 +127,14 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         recipe,
         images=images,
         scratch=scratch,
+        checkpoint=checkpoint,
     )
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
     groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
     summary = {
         "stage": "slice",
         "folder": str(stage.folder),
+        "metric": config.task.metric,
         "widths": list(widths),
         "predicted_ms": chosen.predicted_ms,
         "budget_ms": chosen.budget_ms,
@@ -145,6 +154,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "result.json": json_bytes(summary),
     }
     stage.finish(inputs, files)
+    checkpoint.remove()
     return summary
 
 

@@ -22,6 +22,7 @@ from bcnet.data import ImageData
 from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.progress import progress_bar, working
 from bcnet.supernet.measure import measure_network, runtime_of
 from bcnet.supernet.paths import arguments
@@ -29,7 +30,8 @@ from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task
 
-PATIENCE = 5  # measurements of a network that seems over the budget
+AT_LEAST = 2  # measurements of a network: one alone says nothing of the machine
+PATIENCE = 5  # measurements of a network that seems over the budget, or where they disagree
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class VerifyReport:
     """One backend's findings.
 
     `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
-    and accuracy decides); `failures` say in words what did not pass. `executed` is whether the file, or the
+    and accuracy decides); `failures` say in words what did not pass. `measured` is the fastest of several
+    measurements that alternate with those of `full`; `noise` is by which share the slowest of one network is
+    above its fastest, `notes` what a reader has to know of it. `executed` is whether the file, or the
     engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and `full`
     are None, and all else was checked with ONNX Runtime on this processor.
     """
@@ -57,6 +61,8 @@ class VerifyReport:
     size_bytes: int
     failures: tuple[str, ...]
     not_verified: str | None = None
+    noise: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -132,9 +138,7 @@ def verify(
     check_file(proto)
     content = engine or proto.SerializeToString()
     if not_measured:
-        here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
-        elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
-        profile = profile.model_copy(update={**here, **elsewhere})
+        profile = on_this_processor(profile)
     runtime = runtime_of(profile)
     task = task or Task()
     differences = Differences()
@@ -145,10 +149,15 @@ def verify(
     with working("the same test images in PyTorch"):
         accuracy_torch = evaluate_network(model, data, data.test, task).accuracy
     error = differences.relative
-    measured, full_stat = None, None
+    measured, full_stat, noise, notes = None, None, None, tuple[str, ...]()
     if not not_measured:
         with working("timing the exported and the full network"):
-            measured, full_stat = _timed(content, full, profile, budget_ms)
+            own, whole = _timed(content, full, profile, budget_ms)
+        measured, full_stat = own.fastest, whole.fastest if whole else None
+        noise = round(max(own.noise, whole.noise if whole else 0.0), 4)
+        timed = {"the exported file": own.medians_ms, "the full network": whole.medians_ms if whole else [0]}
+        note = disagreement(timed)
+        notes = (note,) if note else ()
     match, what = shapes_match(proto, space, widths), "engine" if engine else "file"
     failures = []
     if not match:
@@ -184,7 +193,16 @@ def verify(
         size_bytes=len(content),
         failures=tuple(failures),
         not_verified=not_measured,
+        noise=noise,
+        notes=notes,
     )
+
+
+def on_this_processor(profile: HwProfile) -> HwProfile:
+    """The profile for accuracy alone: ONNX Runtime here, whatever the device."""
+    here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
+    elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
+    return profile.model_copy(update={**here, **elsewhere})
 
 
 def _output_tolerance(profile: HwProfile, limits: ExportConfig) -> float | None:
@@ -206,24 +224,40 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 
 def _timed(
     content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None
-) -> tuple[LatencyStat, LatencyStat | None]:
-    """The fastest of a few measurements of each, taken in turn; one each where the first is in the budget.
+) -> tuple[Repeated, Repeated | None]:
+    """A few measurements of each, alternating; more where they disagree, or are over the budget.
 
     A machine's other work only adds time, and passes. None for a full network that the runtime cannot run.
     """
     first: list[LatencyStat] = []
     second: list[LatencyStat] = []
-    for _ in range(PATIENCE):
+    for number in range(1, PATIENCE + 1):
         first.append(measure_network(content, profile))
         with contextlib.suppress(NetworkError):
             second.append(measure_network(full, profile))
-        if budget_ms is None or first[-1].median_ms <= budget_ms:
+        own = Repeated(tuple(first))
+        inside = budget_ms is None or own.fastest.median_ms <= budget_ms
+        if number >= AT_LEAST and inside and own.noise <= NOISY:
             break
-    return min(first, key=_median), min(second, key=_median, default=None)
+    return own, Repeated(tuple(second)) if second else None
 
 
-def _median(stat: LatencyStat) -> float:
-    return stat.median_ms
+def against_original(report: VerifyReport, accuracy: float | None) -> dict[str, Any]:
+    """The exported network beside the original one: its `accuracy` as it was given, and its latency.
+
+    Without trained weights an original has no accuracy that means anything: then there is None to lose.
+    """
+    both = report.measured and report.full and report.measured.median_ms > 0
+    return {
+        "accuracy": accuracy,
+        "accuracy_lost": None if accuracy is None else round(accuracy - report.accuracy, 6),
+        "median_ms": report.full.median_ms if report.full else None,
+        "speedup": (
+            round(report.full.median_ms / report.measured.median_ms, 3)
+            if both and report.full and report.measured
+            else None
+        ),
+    }
 
 
 class Differences:

@@ -14,7 +14,7 @@ from bcnet.artifacts import Run, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import ArtifactError, NotVerified
 from bcnet.pipeline.engine import FACTS, full_engine
-from bcnet.pipeline.verify import refuse_failed, verify
+from bcnet.pipeline.verify import against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import Project, load_project
@@ -98,7 +98,16 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
         task=project.task,
         engine=engine.read_bytes(),
     )
-    summary = {**before, "file": str(engine), "device": target.name, **report.to_json(), "verify_with": None}
+    original = before.get("original")
+    known = original.get("accuracy") if isinstance(original, dict) else None
+    summary = {
+        **before,
+        "file": str(engine),
+        "device": target.name,
+        **report.to_json(),
+        "original": against_original(report, known),
+        "verify_with": None,
+    }
     refuse_failed(report, summary, engine.with_name("failed.json"))
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}

@@ -12,7 +12,7 @@ import platform
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -316,8 +316,19 @@ def _finite(loss: Tensor, number: int) -> float:
     return value
 
 
-def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: str) -> list[float]:
-    """Train a plain network in place with `fit`; it is in eval mode, on the CPU, afterwards."""
+def fit_network(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    description: str,
+    *,
+    resume: Snapshot | None = None,
+    on_epoch: Callable[[Snapshot, float], None] | None = None,
+) -> list[float]:
+    """Train a plain network in place with `fit`; it is in eval mode, on the CPU, afterwards.
+
+    Snapshots hold its buffers, too, each as "buffer:NAME".
+    """
     # Batches are channels-last; weights stay contiguous: channels-last ones make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
@@ -327,8 +338,17 @@ def fit_network(model: nn.Module, data: ImageData, recipe: Recipe, description: 
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
+    def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
+        if on_epoch is not None:
+            own = {f"buffer:{name}": buffer.cpu() for name, buffer in model.named_buffers()}
+            on_epoch(replace(snapshot, tensors={**snapshot.tensors, **own}), mean_loss)
+
+    if resume is not None:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(resume.tensors[f"buffer:{name}"])
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    curve = fit(trainable, step, data, recipe, description)
+    curve = fit(trainable, step, data, recipe, description, resume=resume, on_epoch=after_epoch)
     check_trained(model.state_dict(), "at its end", trainable)
     model.cpu().eval()
     return curve

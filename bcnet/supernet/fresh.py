@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bcnet.seeds import seeded
+
 RESETS = ("reset_parameters", "_reset_parameters")  # the latter is nn.MultiheadAttention's
 LITTLE = 0.01  # of the parameters
 
@@ -55,8 +57,8 @@ def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
         return Fresh(model)
     before = {name: tensor.detach().clone() for name, tensor in fixed.items()}
     trained = {id(tensor) for tensor in fixed.values()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    # Not the seed itself: a function that sets a seed of its own, often 0, would get its own values again.
+    with seeded(seed, 1):
         for module in model.modules():
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
             if any(id(tensor) in trained for tensor in own):

@@ -1,22 +1,44 @@
 """The comparison at the end of a run: which networks, and what it says of them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from bcnet.cli import main
+from bcnet.config import load_config
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.compare import Entry, better_anew
+from bcnet.models.digits import digits
+from bcnet.pipeline.compare import (
+    FULL,
+    ORIGINAL,
+    SCRATCH,
+    SEARCHED,
+    UNIFORM,
+    Entry,
+    better_from_scratch,
+    compare,
+)
+from bcnet.pipeline.export import _original_accuracy
+from bcnet.pipeline.repeated import FEWEST, MOST
 from bcnet.show import show_comparison
+from bcnet.supernet.checkpoints import CheckpointFile
+from bcnet.supernet.fit import Recipe, Snapshot
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import cut
+from bcnet.supernet.project import load_project
+from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths
 
 RUN = Path("runs/default")
 
 
 def entry(name: str, low: float | None, high: float | None) -> Entry:
-    return Entry(name, Widths((8,)), 0.5, low, high, LatencyStat(1.0, 1.1, 0.0, 10), 1, 1, 1, 3)
+    return Entry(name, Widths((8,)), 0.5, low, high, LatencyStat(1.0, 1.1, 0.0, 10), (1.0,), 0.0, 1, 1, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +48,8 @@ def test_widths_are_better_from_scratch_where_intervals_do_not_touch(
     low: float | None, high: float | None, better: bool
 ) -> None:
     searched = entry("searched", 0.5, 0.6)
-    assert better_anew((searched, entry("from scratch", low, high))) is better
-    assert not better_anew((searched,))
+    assert better_from_scratch((searched, entry(SCRATCH, low, high))) is better
+    assert not better_from_scratch((searched,))
 
 
 def test_where_they_are_the_table_ends_with_the_settings_that_hand_them_over(
@@ -53,7 +75,104 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
     capsys.readouterr()
     assert main(["run", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert [network["name"] for network in found["networks"]] == ["full", "uniform", "searched"]
+    assert [network["name"] for network in found["networks"]] == ["full, retrained", "uniform", "searched"]
     assert [network["passes"] for network in found["networks"]] == [3, 3, 3]
     assert found["networks"][2]["accuracy"] == before[3]["accuracy"]
     assert found["better"] is None
+
+
+def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_others_start_fresh(
+    project: Path,
+) -> None:
+    """Nothing is trained here: what the rows begin with shows in their accuracies."""
+    torch.manual_seed(99)
+    save_file(digits().state_dict(), "own.safetensors")
+    config = load_config(None, {"model": {"weights": "own.safetensors"}})
+    own = load_project(config)
+    widths = own.space.uniform(0.5)
+    proto = to_onnx(cut(own.fresh_model(), own.space, widths), own.data.example(1))
+    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
+    rows = {entry.name: entry for entry in found.entries}
+    assert list(rows) == [ORIGINAL, FULL, UNIFORM, SEARCHED, SCRATCH]
+    given, fresh = (
+        evaluate_network(network, own.data, own.data.test).accuracy
+        for network in (own.model, own.fresh_model())
+    )
+    assert given != fresh
+    assert rows[ORIGINAL].accuracy == pytest.approx(given, abs=1e-6)
+    assert rows[FULL].accuracy == pytest.approx(fresh, abs=1e-6)
+    assert rows[ORIGINAL].widths == rows[FULL].widths == own.space.original()
+    assert rows[SCRATCH].accuracy == rows[SEARCHED].accuracy
+    assert rows[ORIGINAL].passes is None
+    for entry in found.entries:
+        assert FEWEST <= len(entry.rounds_ms) <= MOST
+        assert entry.latency.median_ms == min(entry.rounds_ms)
+        assert entry.noise == pytest.approx(max(entry.rounds_ms) / min(entry.rounds_ms) - 1, abs=1e-4)
+    assert _original_accuracy(own) == pytest.approx(given, abs=1e-6)
+
+
+UNRESETTABLE = """
+import torch
+from torch import nn
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, 64 * 64).reshape(64, 64, 1, 1))
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight)
+
+def network():
+    torch.manual_seed(0)  # trained, as far as anyone can tell
+    return nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), Scale(), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_without_a_way_to_initialise_a_network_rows_from_scratch_are_left_out_with_the_reason(
+    project: Path,
+) -> None:
+    Path("compare_networks.py").write_text(UNRESETTABLE, encoding="utf-8")
+    config = load_config(None, {"model": {"name": "compare_networks:network"}})
+    own = load_project(config)
+    widths = own.space.smallest()
+    proto = to_onnx(cut(own.model, own.space, widths), own.data.example(1))
+    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
+    assert [entry.name for entry in found.entries] == [ORIGINAL, SEARCHED]
+    assert found.notes[0].startswith("nothing was trained from scratch: '2.weight' (")
+    assert found.notes[0].endswith("their modules have no reset_parameters()")
+
+
+def test_a_comparison_and_a_fine_tuning_that_were_killed_continue_and_leave_nothing_behind(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = json.loads((RUN / "compare/result.json").read_text(encoding="utf-8"))["networks"]
+    weights = (RUN / "slice/model.safetensors").read_bytes()
+    shutil.rmtree(RUN / "slice")
+    shutil.rmtree(RUN / "compare")
+    save, saved = CheckpointFile.save, list[str]()
+
+    def killed(self: CheckpointFile, snapshot: Snapshot) -> None:
+        save(self, snapshot)
+        saved.append(self.path.name)
+        if len(saved) in (1, 3, 5):  # in the slice; in the full and in the uniform network's training
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointFile, "save", killed)
+    assert main(["slice", "--json"]) == 130
+    assert main(["run", "--json"]) == 130
+    assert (RUN / "slice/model.safetensors").read_bytes() == weights
+    assert not (RUN / "slice/checkpoint.safetensors").exists()
+    uniform = json.loads((RUN / "compare/uniform.json").read_text(encoding="utf-8"))["widths"]
+    assert main(["run", "--json"]) == 130
+    capsys.readouterr()
+    assert main(["run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    for name in ("full, retrained", "uniform"):
+        assert f"training: {name}: continuing after epoch" in err
+    after = {entry["name"]: entry for entry in json.loads(out)["networks"]}
+    assert after["uniform"]["widths"] == uniform
+    for entry in before:
+        if entry["name"] != "uniform":  # whose widths depend on how fast the machine is
+            assert after[entry["name"]]["accuracy"] == entry["accuracy"]
+    assert sorted(path.name for path in (RUN / "compare").iterdir()) == ["manifest.json", "result.json"]

@@ -1,0 +1,111 @@
+"""Measurements that are repeated, networks alternating. In: files and a device. Out: latencies, their noise,
+and which of them cannot be separated.
+
+A latency that was measured once says nothing of the machine; the order of two is known only when it stays.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from scipy.stats import binomtest
+
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.progress import progress_bar
+
+NOISY = 0.05  # measurements of one network that are further apart are reported
+FEWEST, MOST = 5, 9  # rounds
+SIGNIFICANT = 0.05
+QUIETER = (
+    "let the machine idle, keep bcnet on cores of its own (taskset), use fewer threads (--threads), or set "
+    "more seconds in the device's hardware profile"
+)
+
+
+def noise_warning(noise: float, what_then: str) -> str | None:
+    """One line where a table's calibration saw more noise than `NOISY`; None where it did not."""
+    if noise <= NOISY:
+        return None
+    return (
+        f"the latency table is noisy: measuring one network twice differed by {noise:.0%}; {QUIETER}; "
+        f"then {what_then}"
+    )
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """All measurements of one network, in ms, one for each round."""
+
+    stats: tuple[LatencyStat, ...]
+
+    @property
+    def fastest(self) -> LatencyStat:
+        """The measurement that counts: a machine's other work only adds time."""
+        return min(self.stats, key=lambda stat: stat.median_ms)
+
+    @property
+    def medians_ms(self) -> list[float]:
+        """The median of each round."""
+        return [stat.median_ms for stat in self.stats]
+
+    @property
+    def noise(self) -> float:
+        """By which share the slowest measurement is above the fastest."""
+        return noise_of(self.medians_ms)
+
+
+def noise_of(medians_ms: Sequence[float]) -> float:
+    """By which share the slowest of these is above the fastest; 0 for one alone."""
+    return max(medians_ms) / min(medians_ms) - 1 if min(medians_ms) > 0 else 0.0
+
+
+def disagreement(medians_ms: Mapping[str, Sequence[float]]) -> str | None:
+    """One line where measurements of one network are further apart than `NOISY`; None where not.
+
+    `medians_ms` has those of several networks; the worst is named.
+    """
+    what, worst = max(medians_ms.items(), key=lambda entry: noise_of(entry[1]))
+    noise = noise_of(worst)
+    if noise <= NOISY:
+        return None
+    return (
+        f"the machine is noisy: measurements of {what} disagree by {noise:.0%}, {min(worst):.4g} to "
+        f"{max(worst):.4g} ms, of which the fastest counts; {QUIETER}"
+    )
+
+
+def measured_alternately(
+    measure: Callable[[str], LatencyStat], kinds: Mapping[str, Hashable]
+) -> dict[str, Repeated]:
+    """Measure networks by name in rounds, every second one in reverse, until their order is stable.
+
+    After `MOST` rounds it ends all the same. `kinds` has the names in order, and tells which are the same
+    network: the order of those means nothing.
+    """
+    found: dict[str, list[LatencyStat]] = {name: [] for name in kinds}
+    with progress_bar("timing all networks", MOST * len(found)) as advance:
+        for number in range(MOST):
+            for name in reversed(found) if number % 2 else found:
+                found[name].append(measure(name))
+                advance("")
+            medians = {name: [stat.median_ms for stat in stats] for name, stats in found.items()}
+            if number + 1 >= FEWEST and not not_separable(medians, kinds):
+                break
+    return {name: Repeated(tuple(stats)) for name, stats in found.items()}
+
+
+def not_separable(
+    medians_ms: Mapping[str, Sequence[float]], kinds: Mapping[str, Hashable]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of different networks of which neither was faster in clearly more rounds (sign test)."""
+    return tuple(
+        (first, second)
+        for first, second in combinations(medians_ms, 2)
+        if kinds[first] != kinds[second] and not _ordered(medians_ms[first], medians_ms[second])
+    )
+
+
+def _ordered(first: Sequence[float], second: Sequence[float]) -> bool:
+    less = sum(a < b for a, b in zip(first, second, strict=True))
+    more = sum(a > b for a, b in zip(first, second, strict=True))
+    return float(binomtest(max(less, more), len(first), alternative="greater").pvalue) <= SIGNIFICANT

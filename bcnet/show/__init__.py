@@ -1,0 +1,6 @@
+"""Results as people read them, on stdout: in a terminal of 80 columns, at most ten lines a stage."""
+
+from bcnet.show.check import show_check as show_check
+from bcnet.show.comparison import show_comparison as show_comparison
+from bcnet.show.stages import show_summary as show_summary
+from bcnet.show.tables import show_table as show_table

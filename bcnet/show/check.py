@@ -1,0 +1,49 @@
+"""The verdict on a latency table, as people read it."""
+
+from typing import TYPE_CHECKING
+
+from bcnet.show.tables import show_table
+
+if TYPE_CHECKING:
+    from bcnet.latency_tables.check_report import CheckReport
+
+
+def show_check(report: "CheckReport") -> None:
+    """The verdict on a latency table in one line, what it rests on, and the worst."""
+    from bcnet.latency_tables.check_report import WORST
+
+    verdict = report.verdict
+    print(f"{report.table}: {report.headline}")
+    changes = [verdict.everything, *verdict.kinds]
+    names = {change.name for change in changes}
+    slower = [change for change in verdict.slower if change.name not in names]
+    faster = [change for change in verdict.faster if change.name not in names]
+    marks = {change.name: "slower" for change in verdict.slower}
+    marks |= {change.name: "faster" for change in verdict.faster}
+    show_table(
+        ["layers", "rows", "then ms", "now ms", "change", "95 % interval", "clearly"],
+        [
+            [
+                change.name,
+                str(change.rows),
+                f"{change.then_ms:.4g}",
+                f"{change.now_ms:.4g}",
+                f"{change.change:+.1%}",
+                f"{change.low:+.1%} to {change.high:+.1%}",
+                marks.get(change.name, ""),
+            ]
+            for change in (*changes, *slower[:WORST], *faster[:WORST])
+        ],
+    )
+    for change in verdict.relative:
+        print(f"against all other rows, {change.name}: {change.change:+.1%}")
+    if len(slower) > WORST or len(faster) > WORST:
+        print(f"single layers in all: {len(slower)} slower, {len(faster)} faster")
+    probe = ", ".join(f"{part.name} {part.change:+.1%}" for part in verdict.probe)
+    measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
+    print(
+        f"probe of the machine: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not; "
+        f"finds a slowdown of all rows from {verdict.detectable:.0%}"
+    )
+    for note in report.notes:
+        print(f"note: {note}")

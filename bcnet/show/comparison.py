@@ -1,0 +1,50 @@
+"""The table that a run ends with. In: the comparison's JSON. Out: lines of at most 80 columns."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from bcnet.show.tables import columns, milliseconds, short_count, value_of
+
+LONGEST = 18  # letters of a metric's name that fit above its column
+
+
+def show_comparison(summary: Mapping[str, Any]) -> None:
+    """Print the networks beside each other, and what there is to know of them."""
+    metric, entries = summary["metric"], summary["networks"]
+    close = {name for pair in summary["not_separable"] for name in pair}
+    rows = [
+        [
+            entry["name"],
+            _with_interval(metric, entry),
+            ("~" if entry["name"] in close else "") + milliseconds(entry["latency"]["median_ms"]),
+            f"{entry['noise']:.0%}",
+            short_count(entry["params"]),
+            short_count(entry["macs"]),
+        ]
+        for entry in entries
+    ]
+    heading = metric if len(metric) <= LONGEST else "metric"
+    heading = "accuracy (95 %)" if entries[0]["accuracy_low"] is not None else heading
+    print("\n".join(columns(["network", heading, "ms", "noise", "params", "MACs"], rows)))
+    budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
+    print(f"\non {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
+    print(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
+    given = " (the original: as it was given)" if entries[0]["passes"] is None else ""
+    print(f"trained for {summary['passes']} passes over the training images each{given}")
+    rounds = len(entries[0]["rounds_ms"])
+    for first, second in summary["not_separable"]:
+        print(f"~ not separable by latency in {rounds} rounds: {first} / {second}")
+    for note in summary["notes"]:
+        print(f"note: {note}")
+    print(f"verified network: {summary['file']}")
+    if summary.get("better"):
+        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary["better"].items())
+        print(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
+
+
+def _with_interval(metric: str, entry: Mapping[str, Any]) -> str:
+    if entry["accuracy_low"] is None:
+        return value_of(metric, entry["accuracy"])
+    low, high = 100 * entry["accuracy_low"], 100 * entry["accuracy_high"]
+    return f"{100 * entry['accuracy']:.2f} ({low:.1f}-{high:.1f})"

@@ -1,0 +1,60 @@
+"""Tables and numbers as people read them. In: values. Out: text that fits 80 columns."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+COLUMNS = 80  # where nobody says how wide the page is, as in a pipe
+
+
+def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under headings, as wide as the terminal; cells that are too long are folded."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else COLUMNS).print(table)
+
+
+def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table of short cells: the first column to the left, numbers to the right."""
+    table = [headings, *rows]
+    sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for name, *numbers in table:
+        cells = [cell.rjust(size) for cell, size in zip(numbers, sizes[1:], strict=True)]
+        lines.append("  ".join([name.ljust(sizes[0]), *cells]).rstrip())
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def short_count(count: float) -> str:
+    """A count with three digits: 1.91M for 1,914,490."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            value = count / size
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{unit}"
+    return f"{count:.0f}"
+
+
+def milliseconds(ms: float) -> str:
+    """A latency, without its unit."""
+    return f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
+
+
+def value_of(metric: str, value: float | None) -> str:
+    """A value of the metric: accuracy in percent, any other as it is; ? for one that is not known."""
+    if value is None:
+        return "?"
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def plain(value: Any) -> str:
+    """A value of any kind, on one line."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
