@@ -228,7 +228,7 @@ def inspect(
         ]
         for g, width in zip(space.groups, full, strict=True)
     ]
-    show_table(["group", "channels", "choices", "layers that make these channels"], rows)
+    show_table(["group", "channels", "choices", "made by"], rows)
     show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
     print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
     print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
@@ -622,15 +622,12 @@ def devices(
             " ".join([name, *(f"({alias})" for alias in p.aliases)]),
             p.setting[0],
             p.precision,
-            str(p.batch),
-            str(p.threads),
-            str(p.channel_multiple),
             p.description,
         ]
         for name, p in profiles.items()
     ]
-    rows += [[name, *[""] * 5, f"cannot be used: {reason}"] for name, reason in broken.items()]
-    show_table(["device", "runtime", "precision", "batch", "threads", "multiple", "description"], rows)
+    rows += [[name, *[""] * 2, f"cannot be used: {reason}"] for name, reason in broken.items()]
+    show_table(["device", "runtime", "precision", "description"], rows)
 
 
 @app.command()

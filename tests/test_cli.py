@@ -188,7 +188,7 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     configure()
     assert main(["inspect"]) == 0
     out = capfd.readouterr().out
-    assert "layers that make these channels" in out
+    assert "made by" in out
     assert "multiply-accumulates" in out
     assert main(["inspect", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -172,6 +172,26 @@ def test_a_table_of_another_runtime_is_used_with_a_warning(
     assert "`bcnet check-lut --device cpu` tells" in err
 
 
+def test_a_noisy_table_is_warned_of_and_costs_little_of_the_budget(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    table = LatencyTable.load(TABLE)
+    table.calibrations = {key: replace(own, noise=0.43) for key, own in table.calibrations.items()}
+    table.save(TABLE)
+    assert main(["search", "--json"]) == 0
+    out, err = capfd.readouterr()
+    found = only_object(out)
+    assert (found["margin"], found["noise"]) == (0.05, 0.43)
+    assert found["limit_ms"] == pytest.approx(found["budget_ms"] / 1.05, abs=1e-5)
+    assert "the latency table is noisy: measuring one network twice differed by 43%" in err
+    assert (
+        f"searching below {found['limit_ms']:.3f} ms: budget {found['budget_ms']:.3f} ms, margin 5.0% "
+        "(capped: the table's noise is 43%)"
+    ) in err
+    assert found["front"] == read("search/pareto.json")
+    assert len(found["front"]) == found["pareto"]
+
+
 def test_every_stage_prints_one_json_object_and_nothing_else(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
