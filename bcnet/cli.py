@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
-from bcnet.show import show_check, show_comparison, show_summary, show_table
+from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
 from bcnet.signals import as_interrupts
 
 if TYPE_CHECKING:
@@ -642,10 +642,7 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
     if as_json:
         print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))
     else:
-        show_table(
-            ["", "step", "found", "what to do"],
-            [[{True: "ok", False: "NO", None: "?"}[s.passed], s.name, s.found, s.mend] for s in found],
-        )
+        show_steps(found)
     return 0 if all(step.passed is not False for step in found) else 3
 
 

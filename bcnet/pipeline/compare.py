@@ -9,7 +9,6 @@ supernet's step counts), with the same settings, from fresh weights. All are exp
 `compare/`: result.json, and while training a checkpoint for each network, from which a killed run continues.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,15 +18,17 @@ import torch
 from scipy.stats import binomtest
 from torch import nn
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
+from bcnet.sealed import SealedLines
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.fresh import Fresh
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import cut
@@ -40,7 +41,7 @@ SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
 NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 ORIGINAL, FULL, UNIFORM, SEARCHED = "original", "full, retrained", "uniform", "searched"
 SCRATCH = "searched widths from scratch"
-UNIFORM_FILE = "uniform.json"  # its widths depend on measurements: a continued run must not choose others
+UNIFORM_FILE = "uniform.jsonl"  # its widths depend on measurements: a continued run must not choose others
 
 
 @dataclass(frozen=True)
@@ -89,26 +90,22 @@ class Kept:
 
     def uniform(self, project: Project) -> Widths | None:
         """The uniform network that was chosen before; None where there is none, or not for this."""
-        path = self.folder / UNIFORM_FILE
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["digest"] == digest([found["widths"], dict(self.made_from)]):
-                return project.space.check(Widths(found["widths"]))
-        except Exception:  # whatever stands in the file
-            say(f"{path} cannot be read: the uniform network is chosen again")
-        return None
+        found = self._uniform()
+        if found.dropped:
+            say(f"{found.path}: {found.dropped}; the uniform network is chosen again")
+        return project.space.check(Widths(found.values[-1])) if found.values else None
 
     def keep_uniform(self, widths: Widths) -> None:
         """Remember the uniform network."""
-        own = {"widths": list(widths), "digest": digest([list(widths), dict(self.made_from)])}
-        write_file(self.folder / UNIFORM_FILE, json_bytes(own))
+        self._uniform().append(list(widths))
 
-    def remove(self) -> None:
-        """Remove all of it."""
-        for path in (*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE):
-            path.unlink(missing_ok=True)
+    def _uniform(self) -> SealedLines:
+        return SealedLines(self.folder / UNIFORM_FILE, self.made_from)
+
+    @property
+    def files(self) -> list[Path]:
+        """All that is obsolete once the comparison is finished."""
+        return [*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE]
 
 
 def compare(
@@ -121,8 +118,13 @@ def compare(
     """
     space, fresh = project.space, project.fresh
     wanted = {ORIGINAL: space.original()} if project.trained else {}
+    notes = [note] if (note := _not_fresh(fresh)) else []
     if fresh.from_scratch:
-        wanted |= {FULL: space.original(), UNIFORM: _uniform(project, widths, kept)}
+        wanted[FULL] = space.original()
+        try:
+            wanted[UNIFORM] = _uniform(project, widths, kept)
+        except BudgetError as reason:
+            notes.append(f"{reason}: the uniform network is left out")
     wanted[SEARCHED] = widths
     if fresh.from_scratch and not project.config.slice.from_scratch:
         wanted[SCRATCH] = widths
@@ -163,7 +165,8 @@ def compare(
             )
         )
     apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
-    return Comparison(tuple(entries), apart, _notes(project, entries))
+    noisy = _noisy(entries)
+    return Comparison(tuple(entries), apart, (*notes, noisy) if noisy else tuple(notes))
 
 
 def _train(networks: Mapping[str, nn.Module], project: Project, recipe: Recipe, kept: Kept | None) -> None:
@@ -189,22 +192,24 @@ def _uniform(project: Project, widths: Widths, kept: Kept | None) -> Widths:
     return found
 
 
-def _notes(project: Project, entries: Sequence[Entry]) -> tuple[str, ...]:
-    """What is noisy, and what was not trained from scratch."""
-    notes = []
-    if not project.fresh.from_scratch:
-        notes.append(f"nothing was trained from scratch: {project.fresh.note}")
-    elif project.fresh.note:
-        notes.append(f"in the rows that were trained from scratch, {project.fresh.note}")
+def _not_fresh(fresh: Fresh) -> str:
+    """What was not trained from scratch, though its row says so; empty where all of it was."""
+    if not fresh.from_scratch:
+        return f"nothing was trained from scratch: {fresh.note}"
+    return f"in the rows that were trained from scratch, {fresh.note}" if fresh.note else ""
+
+
+def _noisy(entries: Sequence[Entry]) -> str | None:
+    """A line where rounds of the same network disagree, whether it is in one row or in several."""
     same: dict[Widths, list[Entry]] = {}
     for entry in entries:
         same.setdefault(entry.widths, []).append(entry)
-    rounds = {
-        " and ".join(f"'{entry.name}'" for entry in own): [ms for entry in own for ms in entry.rounds_ms]
-        for own in same.values()
-    }
-    noisy = disagreement(rounds)
-    return (*notes, noisy) if noisy else tuple(notes)
+    return disagreement(
+        {
+            " and ".join(f"'{entry.name}'" for entry in own): [ms for entry in own for ms in entry.rounds_ms]
+            for own in same.values()
+        }
+    )
 
 
 def better_from_scratch(entries: Sequence[Entry]) -> bool:
@@ -239,7 +244,7 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     for option in reversed(options[: low + 1 + NEAR]):
         if fits(option, share=0.25):
             return option
-    raise BudgetError("no uniform narrowing is as fast as the searched network; there is nothing to compare")
+    raise BudgetError("no uniform narrowing is measured as fast as the searched network")
 
 
 def _interval(project: Project, accuracy: float) -> tuple[float | None, float | None]:
@@ -296,6 +301,5 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             {"from_scratch": True, "epochs": recipe.epochs} if better_from_scratch(found.entries) else None
         ),
     }
-    stage.finish(inputs, {"result.json": json_bytes(summary)})
-    kept.remove()
+    stage.finish(inputs, {"result.json": json_bytes(summary)}, kept.files)
     return summary

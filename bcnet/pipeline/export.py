@@ -157,8 +157,22 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         )
     for note in summary["notes"]:
         say(note)
+    if beside := _against_original(summary["original"], config.task.metric):
+        say(f"against the original network: {beside}")
     say(f"verified: {file}")
     return summary
+
+
+def _against_original(original: Mapping[str, Any], metric: str) -> str:
+    """What is lost and gained against the network as it was given; empty where neither is known."""
+    words = []
+    if original["accuracy_lost"] is not None:
+        lost = original["accuracy_lost"]
+        much = f"{100 * abs(lost):.2f} points" if metric == "accuracy" else f"{abs(lost):.4f} of {metric}"
+        words.append(f"{much} {'lost' if lost >= 0 else 'gained'}")
+    if original["speedup"] is not None:
+        words.append(f"{original['speedup']:.2f} times as fast")
+    return ", ".join(words)
 
 
 def _original_accuracy(project: Project) -> float | None:

@@ -347,7 +347,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "margin": settings.margin,
         "noise": latency.calibration.noise if latency.calibration else None,
         "pareto": len(result.pareto),
-        "front": [_to_json(c) for c in result.pareto],
+        "front": [candidate_json(c) for c in result.pareto],
         "searched_to_ms": settings.scored_ms,
         "measured": [candidate_json(c) for c in result.top],
         "candidates": len(result.history),

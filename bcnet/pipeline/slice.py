@@ -153,8 +153,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "widths.json": json_bytes({"widths": groups, "supernet": result.supernet + 1, "side": result.side}),
         "result.json": json_bytes(summary),
     }
-    stage.finish(inputs, files)
-    checkpoint.remove()
+    stage.finish(inputs, files, [checkpoint.path])
     return summary
 
 

@@ -115,6 +115,8 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     else:
         write_file(path, json_bytes(summary))
     engine.with_name("failed.json").unlink(missing_ok=True)
+    for note in report.notes:
+        say(note)
     say(f"verified: {engine}")
     return summary
 

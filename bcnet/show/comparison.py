@@ -30,7 +30,7 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
     print(f"\non {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
     print(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
-    given = " (the original: as it was given)" if entries[0]["passes"] is None else ""
+    given = " (original: as given)" if entries[0]["passes"] is None else ""
     print(f"trained for {summary['passes']} passes over the training images each{given}")
     rounds = len(entries[0]["rounds_ms"])
     for first, second in summary["not_separable"]:

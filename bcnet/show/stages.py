@@ -143,8 +143,9 @@ def _export(summary: Summary) -> list[str]:
     beside = ""
     if original.get("accuracy") is not None:
         lost = original["accuracy_lost"]
-        points = f"{100 * lost:+.2f} points" if metric == "accuracy" else f"{lost:+.4f}"
-        beside = f"{value_of(metric, original['accuracy'])} as it was given: {points} lost"
+        much = f"{100 * abs(lost):.2f} points" if metric == "accuracy" else f"{abs(lost):.4f}"
+        change = f"{much} {'lost' if lost >= 0 else 'gained'}"
+        beside = f"{value_of(metric, original['accuracy'])} as it was given: {change}"
     measured, budget = summary["measured"], summary["budget_ms"]
     latency = f"{milliseconds(summary['predicted_ms'])} ms predicted"
     if measured:

@@ -1,25 +1,20 @@
 """Checkpoints of a plain network's training. In: a network and a file. Out: the network, trained to the end.
 
-A safetensors file holds where the training stands after an epoch, and a digest of all that is in it: what was
-cut short or edited is not continued, nor is the training of something else.
+A sealed safetensors file holds where the training stands after an epoch: what was cut short or edited is not
+continued, nor is the training of something else.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcnet.artifacts import write_file
 from bcnet.data import ImageData
 from bcnet.progress import say
+from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.supernet.fit import Recipe, Snapshot, fit_network
-
-KEY = "training"  # of the file's metadata
 
 
 @dataclass(frozen=True)
@@ -31,42 +26,23 @@ class CheckpointFile:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write the state after an epoch, whole or not at all."""
-        from safetensors.torch import save
-
         tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
-        own = {"made_from": dict(self.made_from), "epoch": snapshot.epoch}
-        sealed = {**own, "digest": _digest(own, tensors)}
-        write_file(self.path, save(tensors, {KEY: json.dumps(sealed, sort_keys=True)}))
+        about = {"made_from": dict(self.made_from), "epoch": snapshot.epoch}
+        write_file(self.path, seal_tensors(tensors, about))
 
     def load(self) -> Snapshot | None:
         """The state that was saved; None where there is none to continue from, and why, if one is there."""
         if not self.path.exists():
             return None
         try:
-            snapshot, own, sealed = self._read()
-        except Exception:  # whatever stands in the file
-            say(f"{self.path} cannot be read: that training starts again")
+            tensors, about = unseal_tensors(self.path)
+        except ValueError as cause:
+            say(f"{self.path}: {cause}; that training starts again")
             return None
-        if sealed != _digest(own, snapshot.tensors):
-            say(f"{self.path} was cut short or edited: that training starts again")
-            return None
-        if own["made_from"] != dict(self.made_from):
+        if about.get("made_from") != dict(self.made_from):
             say(f"{self.path} is of other settings: that training starts again")
             return None
-        return snapshot
-
-    def remove(self) -> None:
-        """Remove the file, if it is there."""
-        self.path.unlink(missing_ok=True)
-
-    def _read(self) -> tuple[Snapshot, dict[str, Any], str]:
-        from safetensors import safe_open
-
-        with safe_open(self.path, framework="pt") as file:
-            own = json.loads(file.metadata()[KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sealed = str(own.pop("digest"))
-        return Snapshot(int(own["epoch"]), tensors), own, sealed
+        return Snapshot(int(about["epoch"]), tensors)
 
 
 def fit_resumably(
@@ -98,12 +74,3 @@ def _fits(model: nn.Module, recipe: Recipe, snapshot: Snapshot) -> bool:
         and found.keys() == expected
         and all(found[name].shape == own[name].shape for name in found)
     )
-
-
-def _digest(own: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    found = sha256(json.dumps(own, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

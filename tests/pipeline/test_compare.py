@@ -163,7 +163,7 @@ def test_a_comparison_and_a_fine_tuning_that_were_killed_continue_and_leave_noth
     assert main(["run", "--json"]) == 130
     assert (RUN / "slice/model.safetensors").read_bytes() == weights
     assert not (RUN / "slice/checkpoint.safetensors").exists()
-    uniform = json.loads((RUN / "compare/uniform.json").read_text(encoding="utf-8"))["widths"]
+    uniform = json.loads((RUN / "compare/uniform.jsonl").read_bytes().splitlines()[1].split(b" ", 1)[1])
     assert main(["run", "--json"]) == 130
     capsys.readouterr()
     assert main(["run", "--json"]) == 0

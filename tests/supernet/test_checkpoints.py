@@ -87,11 +87,11 @@ def cut_short(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "made_from", "message"),
     [
-        (edited, MADE_FROM, "was cut short or edited: that training starts again"),
-        (retold, MADE_FROM, "was cut short or edited: that training starts again"),
-        (cut_short, MADE_FROM, "cannot be read: that training starts again"),
-        (lambda path: path.write_bytes(b""), MADE_FROM, "cannot be read: that training starts again"),
-        (lambda path: None, {"supernet": "2"}, "is of other settings: that training starts again"),
+        (edited, MADE_FROM, "it is not what was written: cut short or edited"),
+        (retold, MADE_FROM, "it is not what was written: cut short or edited"),
+        (cut_short, MADE_FROM, "it is cut short, edited, or of an earlier version"),
+        (lambda path: path.write_bytes(b""), MADE_FROM, "it is cut short, edited, or of an earlier version"),
+        (lambda path: None, {"supernet": "2"}, "is of other settings"),
     ],
 )
 def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_continued(
@@ -109,6 +109,8 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_continued(
     assert (path.read_bytes() != before) or made_from != MADE_FROM
     capsys.readouterr()
     again = trained(data, RECIPE, CheckpointFile(path, made_from))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"{path} {message}"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(str(path))
+    assert message in line
+    assert line.endswith("that training starts again")
     assert same(again, trained(data))

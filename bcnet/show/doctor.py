@@ -1,0 +1,18 @@
+"""The way to a device, step by step, as people read it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bcnet.doctor import Step
+
+MARKS = {True: "ok", False: "NO", None: "?"}
+
+
+def show_steps(steps: "Sequence[Step]") -> None:
+    """Each step, what was found there, and what to do where something is missing."""
+    for step in steps:
+        print(f"{MARKS[step.passed]:<3} {step.name}")
+        for text in (step.found, step.mend and f"-> {step.mend}"):
+            if text:
+                print(f"    {text}")
