@@ -18,6 +18,7 @@ from bcnet.toml_files import is_there, read_toml
 
 CONFIG_FILE = Path("bcnet.toml")
 PRETRAINED = "pretrained"  # as model.weights: those of the network's library
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # What the template shows, in a comment, for keys that it does not set.
 EXAMPLES = {
     "device": '"jetson"',
@@ -26,6 +27,8 @@ EXAMPLES = {
     "threads": "1",
     "precision": '"fp32"',
     "image_size": "32",
+    "mean": '"imagenet"',
+    "std": '"imagenet"',
     "train_limit": "5000",
     "test_limit": "1000",
     "channel_multiple": "8",
@@ -81,6 +84,15 @@ class DataConfig(Section):
         description="part of the training images held out to score candidates; not where a folder has test/ "
         "and val/",
     )
+    mean: tuple[float, ...] | None = Field(
+        None,
+        strict=False,
+        description="mean of each channel, of pixels scaled to 0..1, as [0.5, 0.5, 0.5], or 'imagenet': what "
+        "the network was trained with; that of pretrained weights or of the training images if not given",
+    )
+    std: tuple[float, ...] | None = Field(
+        None, strict=False, description="the standard deviation that belongs to mean"
+    )
     skip_broken: bool = Field(
         False, description="leave out image files that cannot be read, and report how many"
     )
@@ -97,6 +109,26 @@ class DataConfig(Section):
         description="package.module:function(list of (input, target)) -> (inputs, targets): "
         "how a batch is made",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_statistics(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "imagenet" in (values.get("mean"), values.get("std")):
+            named = {key: values.get(key, "imagenet") for key in IMAGENET}
+            return {**values, **{k: IMAGENET[k] if v == "imagenet" else v for k, v in named.items()}}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        if self.mean is None or self.std is None:
+            return self
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel")
+        if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+            raise ValueError("mean and std are of pixels scaled to 0..1: divide those of 0..255 by 255")
+        return self
 
 
 class TaskConfig(Section):

@@ -6,7 +6,7 @@ In: a `DataConfig`. Out: `ImageData`: training, validation and test part. Valida
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -39,6 +39,8 @@ DIGESTED = 256  # items of a Dataset that tell whether it has changed
 class ImageData:
     """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
 
+    `stated` is whether they were given, and are not the training images' own. `colour` is "RGB" or "grey"
+    where that is known.
     `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets).
     `folder` tells of the folder of images that it was read from.
     """
@@ -52,6 +54,8 @@ class ImageData:
     transforms: Callable[[Any, Any], Item] | None = None
     collate: Callable[[list[Item]], Item] | None = None
     folder: Found | None = None
+    colour: str | None = None
+    stated: bool = False
 
     def __str__(self) -> str:
         """For people: how many of what there is, and of a folder what was found in it."""
@@ -87,6 +91,14 @@ class ImageData:
         with seeded(0):
             inputs, _ = self.batch(self.train.take(torch.zeros(count, dtype=torch.int64)))
         return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
+
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "ImageData":
+        """The same, normalised by what a network was trained with. Raises DataError where that cannot be."""
+        if not isinstance(self.train, Split):
+            raise DataError("data.mean normalises images in memory; a Dataset's inputs are final: remove it")
+        if len(mean) != self.input_shape[0]:
+            raise DataError(f"data.mean is of {len(mean)} channels, the images have {self.input_shape[0]}")
+        return replace(self, mean=mean, std=std, stated=True)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32, channels last in memory, zero mean and unit deviation."""
@@ -129,6 +141,8 @@ class ImageData:
     def digest(self) -> str:
         """Every image and target in memory, or some items of a Dataset and its code; the classes' names."""
         found = sha256(repr(self.classes).encode())
+        if self.stated:
+            found.update(repr((self.mean, self.std)).encode())
         for part in (self.train, self.val, self.test):
             if isinstance(part, Split):
                 found.update(repr(tuple(part.images.shape)).encode())
@@ -220,13 +234,14 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
                 f"{len(train)} training images cannot be split into training and validation images"
             )
         val, train = divided(train, val_count, seed + 1)
-    return ImageData(
+    data = ImageData(
         train,
         val,
         test,
         classes,
         *(_statistics(train.images[:10_000]) if isinstance(train, Split) else ((), ())),
         folder=folder,
+        colour=_colour(config, train),
         transforms=_function(
             config.transforms,
             "data.transforms is called as transforms(input, target) and returns (input, target)",
@@ -236,6 +251,18 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
             "data.collate is called with a list of (input, target) and returns (inputs, targets)",
         ),
     )
+    if config.mean is None or config.std is None:
+        return data
+    return data.with_statistics(config.mean, config.std)
+
+
+def _colour(config: DataConfig, train: Split | Items) -> str | None:
+    """The order of colours, which of a user's own images only their author knows."""
+    if not isinstance(train, Split):
+        return None
+    if config.name == "cifar10" or config.name.startswith("imagefolder:"):
+        return "RGB"
+    return "grey" if train.images.shape[1] == 1 else None
 
 
 def _function(name: str | None, contract: str) -> UserFunction | None:

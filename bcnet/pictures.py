@@ -37,7 +37,7 @@ def read_picture(path: Path) -> Picture:
                 image = image.convert("RGBA")
                 if image.getchannel("A").getextrema() != (255, 255):
                     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                    converted.append("transparent, on white")
+                    converted.append("transparent (on white)")
             elif image.mode not in PLAIN:
                 converted.append(image.mode)
             return Picture(image.convert("RGB"), tuple(converted))

@@ -231,6 +231,6 @@ def test_counts_and_conversions_are_reported_in_one_line() -> None:
     Image.new("RGBA", (10, 10)).save("pets/train/cat/1.png")
     assert str(load()) == (
         "8 training, 2 validation, 10 test images; 2 classes; images of 10 x 10 pixels; "
-        "converted: 1 16-bit grey, 1 transparent, on white"
+        "converted: 1 16-bit grey, 1 transparent (on white)"
     )
     assert torch.equal(load(skip_broken=True).train.images, load().train.images)

@@ -75,7 +75,7 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
     image[0] = (10, 20, 30, 255)
     Image.fromarray(image).save(tmp_path / "x.png")
     assert pixels(tmp_path / "x.png").tolist() == [[[10, 20, 30]] * 2, [[255, 255, 255]] * 2]
-    assert read_picture(tmp_path / "x.png").converted == ("transparent, on white",)
+    assert read_picture(tmp_path / "x.png").converted == ("transparent (on white)",)
     palette = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     palette.putpalette([9, 8, 7, 0, 0, 0])
     palette.save(tmp_path / "p.png", transparency=1)

@@ -1,8 +1,8 @@
 """Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
 
-`export/`: model.onnx, verify.json, and where an engine was built, model.engine, engine.json. A failed check
-leaves what stood there before. Where the device is not at hand, or its table is an estimate, the file is
-written and all but its latency is checked: it is not verified.
+`export/`: model.onnx, verify.json, where an engine was built, model.engine, engine.json, and for a folder of
+images predict.py, test_files.json. A failed check leaves what stood there before. Where the device is not at
+hand, or its table is an estimate, the file is written and all but its latency is checked: it is not verified.
 """
 
 import json
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
+from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
     ENGINE,
     FACTS,
@@ -88,6 +89,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     data = project.data
     with working("exporting to ONNX"):
         metadata = _metadata(project, widths, bool(found["estimate"]), bool(batches))
+        metadata[KEY] = preprocessing(model, data, None if batches else target.batch)
         proto = project.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
@@ -142,6 +144,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     if built:
         summary |= _beside(built, project.profile.runtime)
     refuse_failed(report, summary, stage.path("failed.json"))
+    files |= beside_onnx(data, project.task)
     stage.finish(inputs, {**files, "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():

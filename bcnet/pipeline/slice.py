@@ -20,6 +20,7 @@ from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
+from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
@@ -130,6 +131,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         checkpoint=checkpoint,
     )
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
+    described = preprocessing(result.model, project.data, None)
     groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
     summary = {
         "stage": "slice",
@@ -148,8 +150,8 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "macs": project.space.macs(widths),
     }
     files = {
-        "model.safetensors": save(tensors),
-        "model.pt2": program_bytes(result.model, project.data.example(2)),
+        "model.safetensors": save(tensors, {KEY: described}),
+        "model.pt2": program_bytes(result.model, project.data.example(2), {KEY: described}),
         "widths.json": json_bytes({"widths": groups, "supernet": result.supernet + 1, "side": result.side}),
         "result.json": json_bytes(summary),
     }
@@ -157,10 +159,10 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     return summary
 
 
-def program_bytes(model: nn.Module, example: Any) -> bytes:
+def program_bytes(model: nn.Module, example: Any, extra: Mapping[str, str] | None = None) -> bytes:
     """torch.export's own file: `torch.export.load(path).module()(x)`, any batch size.
 
-    `example` is inputs of two images, as the network takes them (see `run_with`).
+    `example` is inputs of two images, as the network takes them (see `run_with`); `extra` are files in it.
     """
     args, kwargs = arguments(example)
     batch = torch.export.Dim("batch", min=1)
@@ -178,5 +180,5 @@ def program_bytes(model: nn.Module, example: Any) -> bytes:
             ) from cause
         # Into memory first: PyTorch's own writer aborts the process when the disk is full.
         content = io.BytesIO()
-        torch.export.save(program, content)
+        torch.export.save(program, content, extra_files=dict(extra or {}))
     return content.getvalue()

@@ -202,6 +202,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
+    if checkpoints and not done and project.trained:
+        _report_given(project, recipe.device)
     if checkpoints:
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
@@ -235,6 +237,19 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "final_loss": round(sum(result.curve[-1] for result in used) / count, 5),
         "seconds": round(seconds, 1),
     }
+
+
+def _report_given(project: Project, device: str) -> None:
+    """Say what the given network reaches on the images as they are fed here: wrong statistics show in it."""
+    config, data = project.config, project.data
+    if config.space.expand != 1:
+        return  # widened: no longer the given network
+    with working("evaluating the network as it was given"):
+        reached = evaluate_network(project.model.to(device), data, data.test, project.task).accuracy
+    project.model.cpu()
+    value = f"{reached:.2%}" if config.task.metric == "accuracy" else f"{reached:.6g}"
+    wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
+    say(f"the network as it was given: {config.task.metric} {value} on {len(data.test):,} test images{wrong}")
 
 
 def _trained(

@@ -25,7 +25,7 @@ from bcnet.imports import code_of
 from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.models import build_model
+from bcnet.models import build_model, statistics
 from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.supernet.discover import discover_space
@@ -283,6 +283,13 @@ def _load(config: Config) -> Project:
     keep_freed_memory()
     profile = target_profile(config)
     data = load_data(config.data, config.seed)
+    expected = statistics(config.model) if config.data.mean is None else None
+    if expected and isinstance(data.train, Split) and len(expected[0]) == data.input_shape[0]:
+        data = data.with_statistics(*expected)
+        say(
+            f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
+            f"std {expected[1]}"
+        )
     model = given_model(config, data)
     example = data.example(1)
     args, kwargs = arguments(example)

@@ -1,0 +1,75 @@
+"""What a deployer needs to feed a network and read its outputs. In: data, a network. Out: JSON.
+
+It is under the key `bcnet.preprocessing` in an ONNX file's metadata, in `model.pt2` (an extra file) and in
+`model.safetensors`; docs/data.md documents its entries.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bcnet.artifacts import json_bytes
+from bcnet.data import ImageData
+from bcnet.parts import Split
+from bcnet.runtimes.onnx_batch import BATCH
+from bcnet.supernet.onnx_graph import tensor_names
+from bcnet.supernet.paths import arguments
+from bcnet.supernet.task import Task
+
+KEY = "bcnet.preprocessing"
+FORMAT = 1
+SCRIPT = Path(__file__).with_name("predict.py")
+
+
+def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
+    """The JSON for a network that takes `batch` images at once, any number where that is None."""
+    example = data.example(1)
+    args, kwargs = arguments(example)
+    with torch.no_grad():
+        outputs = model.eval()(*args, **kwargs)
+    inputs = kwargs or (args[0] if len(args) == 1 else args)
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    found: dict[str, Any] = {
+        "format": FORMAT,
+        "inputs": [
+            {
+                "name": name,
+                "shape": [BATCH if batch is None else batch, *leaf.shape[1:]],
+                "dtype": str(leaf.dtype).removeprefix("torch."),
+            }
+            for name, leaf in zip(tensor_names(inputs, "input"), leaves, strict=True)
+        ],
+        "outputs": tensor_names(outputs, "output"),
+        "classes": list(data.classes),
+    }
+    if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
+        found |= {
+            "layout": "NCHW",
+            "colour": data.colour,
+            "pixel_range": [0, 255],
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "formula": "(pixel - 255 * mean) / (255 * std)",
+        }
+    if data.folder:
+        found |= {
+            "decode": {"orientation": "EXIF", "grey_16_bit": "value / 257", "transparency": "on white"},
+            "resize": {"shorter_side": data.folder.side, "filter": "bilinear, antialiased", "crop": "centre"},
+        }
+    return json.dumps(found)
+
+
+def beside_onnx(data: ImageData, task: Task) -> dict[str, bytes]:
+    """Files beside model.onnx for a folder of images: which were tested on, and a program for more."""
+    if not data.folder:
+        return {}
+    parts = {"validation": data.val, "test": data.test}
+    names = {name: list(part.names) for name, part in parts.items() if isinstance(part, Split)}
+    files = {"test_files.json": json_bytes({"folder": str(data.folder.path), **names})}
+    if task.by_cross_entropy and data.classes:
+        files["predict.py"] = SCRIPT.read_bytes()
+    return files
