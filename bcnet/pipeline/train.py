@@ -37,7 +37,7 @@ from bcnet.progress import announce, say, working
 from bcnet.supernet.fit import Recipe, Snapshot, batches, check_trained, fit, steps_an_epoch, training_digest
 from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
-from bcnet.supernet.paths import State, tensors_of
+from bcnet.supernet.paths import State, cut, tensors_of
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.recorded import fastest_paths
 from bcnet.supernet.saved import supernet_file
@@ -192,7 +192,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     found_at = {number: path for number, path in checkpoints.items() if path.exists()}
     stopped = {number: load_checkpoint(path, of_each) for number, path in found_at.items()}
     done = len(results) * recipe.epochs + sum(at.snapshot.epoch for at in stopped.values() if at)
-    say(f"data: {project.data}")
     if None in stopped.values():
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
@@ -202,12 +201,14 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
-    if checkpoints and not done and project.trained:
-        _report_given(project, recipe.device)
     if checkpoints:
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
-        announce(what, (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe))
+        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe)
+        say(f"data: {project.data}")
+        if project.trained:
+            _report_given(project, recipe.device)
+        announce(what, seconds)
     start = time.perf_counter()
     for number, path in checkpoints.items():
         results[number] = _trained(
@@ -241,15 +242,13 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
 def _report_given(project: Project, device: str) -> None:
     """Say what the given network reaches on the images as they are fed here: wrong statistics show in it."""
-    config, data = project.config, project.data
-    if config.space.expand != 1:
-        return  # widened: no longer the given network
+    metric, data = project.config.task.metric, project.data
+    given = cut(project.model, project.space, project.space.original()).to(device)
     with working("evaluating the network as it was given"):
-        reached = evaluate_network(project.model.to(device), data, data.test, project.task).accuracy
-    project.model.cpu()
-    value = f"{reached:.2%}" if config.task.metric == "accuracy" else f"{reached:.6g}"
+        reached = evaluate_network(given, data, data.test, project.task).accuracy
+    value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
     wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
-    say(f"the network as it was given: {config.task.metric} {value} on {len(data.test):,} test images{wrong}")
+    say(f"the network as it was given: {metric} {value} on {len(data.test):,} test images{wrong}")
 
 
 def _trained(
