@@ -149,8 +149,13 @@ def inspect(
         str | None, typer.Option(help="Look at this model, as torchvision:resnet18, without any data.")
     ] = None,
     image_size: Annotated[
-        int, typer.Option(min=8, max=4096, help="Image side for --model, in pixels.")
-    ] = 224,
+        int | None,
+        typer.Option(
+            min=8,
+            max=4096,
+            help="Image side for --model, in pixels. Default: that of the data in bcnet.toml, or 224.",
+        ),
+    ] = None,
     freeze: Annotated[
         list[str] | None,
         typer.Option(help="Keep the width of groups or layers that fit, as 'layer1.*'; may be repeated."),
@@ -183,7 +188,9 @@ def inspect(
         from bcnet.supernet.project import load_project
 
         with redirect_stdout(sys.stderr):
-            space = load_project(settings).space
+            project = load_project(settings)
+        space, shape = project.space, tuple(project.data.input_shape)
+        origin = f"the size of the data '{settings.data.name}'"
     else:
         import torch
 
@@ -191,11 +198,14 @@ def inspect(
         from bcnet.supernet.project import searched_space, target_profile
 
         network = build_model(settings.model, 3, 1000)
-        example = torch.zeros(1, 3, image_size, image_size)
-        _, space, _ = searched_space(settings, target_profile(settings), network, example)
+        side, origin = (image_size, "--image-size") if image_size else _side_of_data(config, settings)
+        shape = (3, side, side)
+        _, space, _ = searched_space(settings, target_profile(settings), network, torch.zeros(1, *shape))
     full, small = space.original(), space.smallest()
     summary = {
         "model": settings.model.name,
+        "input": list(shape),
+        "input_from": origin,
         "groups": [
             {
                 "name": g.name,
@@ -214,6 +224,7 @@ def inspect(
         "smallest_macs": space.macs(small),
         "searchable_params": round(space.searchable_params(), 4),
         "searchable_macs": round(space.searchable_macs(), 4),
+        "narrowest_macs": round(space.macs(small) / space.macs(full), 4),
     }
     if as_json:
         print(json.dumps(summary))
@@ -230,11 +241,16 @@ def inspect(
     ]
     show_table(["group", "channels", "choices", "made by"], rows)
     show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
+    print(f"input     {' x '.join(map(str, shape))} ({origin})")
     print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
     print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
     print(
         f"searchable {space.searchable_params():>11.1%} of parameters "
         f"{space.searchable_macs():>14.1%} of multiply-accumulates"
+    )
+    print(
+        f"narrowest {space.params(small) / space.params(full):>12.1%} of parameters "
+        f"{space.macs(small) / space.macs(full):>14.1%} of multiply-accumulates"
     )
 
 
@@ -801,6 +817,26 @@ def _checked_name(run: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
         raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{run}'")
     return run
+
+
+def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
+    """The side of the images that a model is inspected with, and whose it is."""
+    from bcnet.config import CONFIG_FILE
+    from bcnet.data import load_data
+    from bcnet.errors import DataError
+
+    if config is None and not CONFIG_FILE.exists():
+        return 224, "the default; --image-size sets another"
+    if settings.data.image_size:
+        return settings.data.image_size, "data.image_size of the configuration"
+    try:
+        with redirect_stdout(sys.stderr):
+            shape = load_data(settings.data, settings.seed).input_shape
+    except DataError as reason:
+        return 224, f"the configured data cannot be read: {reason}"
+    if len(shape) != 3:
+        return 224, "the configured data has no image size; --image-size sets another"
+    return max(shape[1:]), f"the size of the data '{settings.data.name}'"
 
 
 def _configured(config: Path | None, flags: Flags) -> "Config":

@@ -5,8 +5,9 @@
 The variable matters where others use the machine, too: threads that spin while they wait for each other then
 take many times as long.
 
-Needs timm (`pip install bcnet[timm]`) for the last heading; without it that one is left out. Names after the
-command limit the page to those networks: give `--output` along with them.
+Packages beside torchvision (timm, efficientnet-lite-pytorch, segmentation_models_pytorch, transformers,
+ultralytics) are optional: a heading whose package is missing is left out, with a note. No weights are loaded.
+Names after the command limit the page to those networks: give `--output` along with them.
 """
 
 import argparse
@@ -42,8 +43,34 @@ SIDES = {"inception_v3": 299, **dict.fromkeys(("lraspp_mobilenet_v3_large", *DET
 TIMM = (
     *("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d", "hrnet_w18_small", "dla34"),
     *("fastvit_t8", "convnextv2_atto", "cspresnet50", "res2net50_26w_4s", "skresnet18", "mixnet_s"),
-    *("mobilenetv4_hybrid_medium", "efficientvit_b0"),
+    *("mobilenetv4_hybrid_medium", "efficientvit_b0", "efficientvit_m0", "ghostnetv2_100", "repghostnet_100"),
+    *("tf_mobilenetv3_small_100", "tf_mobilenetv3_large_100", "tf_efficientnet_b0", "tf_efficientnetv2_b0"),
+    *("tf_efficientnet_lite0", "mobilenetv2_100", "mobileone_s0", "mnasnet_100", "semnasnet_100"),
+    *("hardcorenas_a", "fbnetc_100", "fbnetv3_b", "lcnet_050", "tinynet_a", "spnasnet_100", "rexnet_100"),
+    *("efficientnet_es", "mobilenet_edgetpu_v2_xs", "cspdarknet53", "darknet53", "cs3darknet_s"),
+    *("ecaresnet26t", "resnetblur50", "densenetblur121d", "seresnet50", "resnet18d", "resnetv2_50"),
+    *("res2next50", "gcresnet33ts", "xception41", "legacy_xception", "ese_vovnet19b_dw", "nf_resnet50"),
+    *("dm_nfnet_f0", "regnetz_b16", "gernet_s", "selecsls42b", "inception_v4", "dpn68", "hgnetv2_b0"),
+    *(
+        "convmixer_768_32",
+        "repvit_m0_9",
+        "starnet_s1",
+        "edgenext_xx_small",
+        "mobilevit_xxs",
+        "poolformer_s12",
+    ),
 )
+LITE = tuple(f"efficientnet-lite{number}" for number in range(5))
+SMP = (
+    *("Unet resnet18", "Unet mobilenet_v2", "Unet efficientnet-b0", "Unet densenet121", "Unet vgg11_bn"),
+    *("UnetPlusPlus resnet18", "MAnet resnet18", "Linknet resnet18", "FPN resnet18", "PSPNet resnet18"),
+    *("PAN resnet18", "DeepLabV3 resnet18", "DeepLabV3Plus mobilenet_v2", "UPerNet resnet18"),
+)
+TRANSFORMERS = (
+    *("MobileNetV1", "MobileNetV2", "ResNet", "RegNet", "ConvNext", "ConvNextV2", "EfficientNet", "Bit"),
+    *("HGNetV2", "PoolFormer"),
+)
+YOLO = ("yolov5n", "yolov8n", "yolo11n")
 OUTPUT = "it is the network's output"  # said once, above the tables
 SHORT_BELOW = 0.8  # where less than this is searchable, a row names all that stays
 EXPLANATION = """\
@@ -58,6 +85,8 @@ them (without pretrained weights, which change nothing here).
 - **MACs**, **parameters**: the part of the multiply-accumulates (parameters) that lies in layers (tensors)
   which can be narrowed, on either side. Products of two activations, as in attention, are not
   counted.
+- **narrowest**: the part of the multiply-accumulates that is left where every group takes its narrowest
+  choice.
 - **what stays**: layers that keep output channels, and why, in the words of `bcnet inspect`; where the
   reasons of several layers differ only in names and numbers, the first is given. `*` stands for any number.
   Such a layer can be narrowed on its input side all the same. The layer that makes a network's output stays
@@ -100,10 +129,47 @@ def timm_network(name: str) -> tuple[nn.Module, Any, int]:
     return timm.create_model(name), torch.rand(1, 3, 224, 224), 224
 
 
+def lite_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image)."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    size = EfficientNet.get_image_size(name)
+    return EfficientNet.from_name(name), torch.rand(1, 3, size, size), size
+
+
+def segmentation_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image); names are an architecture and an encoder."""
+    import segmentation_models_pytorch
+
+    architecture, encoder = name.split()
+    model = getattr(segmentation_models_pytorch, architecture)(encoder, encoder_weights=None, classes=21)
+    return model, torch.rand(1, 3, 256, 256), 256
+
+
+def transformers_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image)."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")()
+    model = getattr(transformers, f"{name}ForImageClassification")(config)
+    return model, torch.rand(1, 3, 224, 224), 224
+
+
+def yolo_network(name: str) -> tuple[nn.Module, Any, int]:
+    """(network, example input, side of its image)."""
+    from ultralytics.nn.tasks import DetectionModel
+
+    return DetectionModel(f"{name}.yaml", verbose=False), torch.rand(1, 3, 320, 320), 320
+
+
 HEADINGS: dict[str, tuple[tuple[str, ...], Callable[[str], tuple[nn.Module, Any, int]]]] = {
     "torchvision, classification": (CLASSIFIERS, torchvision_network),
     "torchvision, segmentation and detection": ((*SEGMENTATION, *DETECTION), torchvision_network),
     "timm": (TIMM, timm_network),
+    "efficientnet-lite-pytorch": (LITE, lite_network),
+    "segmentation_models_pytorch": (SMP, segmentation_network),
+    "transformers": (TRANSFORMERS, transformers_network),
+    "ultralytics": (YOLO, yolo_network),
 }
 
 
@@ -125,12 +191,18 @@ def measure(name: str, build: Callable[[str], tuple[nn.Module, Any, int]], repea
 def line(row: Row) -> str:
     """The network's line of its table."""
     if row.space is None:
-        return f"| {row.name} | {row.size} | | | | | | cannot be read: {row.error} |"
+        return f"| {row.name} | {row.size} | | | | | | | cannot be read: {row.error} |"
     return (
         f"| {row.name} | {row.size} | {min(row.seconds):.1f} | {len(row.space.groups)} | "
         f"{len(row.space.layers)} | {percent(row.space.searchable_macs())} | "
-        f"{percent(row.space.searchable_params())} | {stays(row.space) or '-'} |"
+        f"{percent(row.space.searchable_params())} | {percent(narrowest(row.space))} | "
+        f"{stays(row.space) or '-'} |"
     )
+
+
+def narrowest(space: WidthSpace) -> float:
+    """The narrowest network's part of the full one's multiply-accumulates."""
+    return space.macs(space.smallest()) / space.macs(space.largest())
 
 
 def percent(part: float) -> str:
@@ -176,8 +248,8 @@ def page(tables: dict[str, list[Row]], repeats: int) -> str:
     for heading, rows in tables.items():
         parts.append(f"## {heading}")
         parts.append(
-            "| network | pixels | seconds | groups | layers | MACs | parameters | what stays |\n"
-            "|---|---|---|---|---|---|---|---|\n" + "\n".join(line(row) for row in rows)
+            "| network | pixels | seconds | groups | layers | MACs | parameters | narrowest | what stays |\n"
+            "|---|---|---|---|---|---|---|---|---|\n" + "\n".join(line(row) for row in rows)
         )
     return "\n\n".join(parts) + "\n"
 

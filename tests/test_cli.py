@@ -198,6 +198,10 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     assert found["smallest_macs"] < found["macs"]
     assert {"name", "channels", "original", "unit", "choices", "layers"} == set(found["groups"][0])
     assert found["searchable_macs"] == 1.0
+    assert found["narrowest_macs"] == round(found["smallest_macs"] / found["macs"], 4)
+    assert f"{found['narrowest_macs']:.1%} of multiply-accumulates" in out
+    assert (found["input"], found["input_from"]) == ([1, 16, 16], "the size of the data 'digits'")
+    assert "1 x 16 x 16 (the size of the data 'digits')" in out
     assert all(group["choices"][-1] == group["channels"] for group in found["groups"])
     assert {"name", "channels", "reason"} == set(found["frozen"][0])
 
@@ -206,6 +210,26 @@ def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> 
     Path("bcnet.toml").write_text('[data]\nname = "imagefolder:nowhere"\n', encoding="utf-8")
     assert main(["inspect", "--model", "digits", "--image-size", "16", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["model"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "origin"),
+    [
+        (None, 224, "the default; --image-size sets another"),
+        ('name = "digits"', 32, "the size of the data 'digits'"),
+        ('name = "digits"\nimage_size = 48', 48, "data.image_size of the configuration"),
+        ('name = "imagefolder:nowhere"', 224, "the configured data cannot be read: "),
+    ],
+)
+def test_inspect_of_a_model_takes_the_size_of_the_configured_data(
+    settings: str | None, side: int, origin: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if settings is not None:
+        Path("bcnet.toml").write_text(f"[data]\n{settings}\n", encoding="utf-8")
+    assert main(["inspect", "--model", "torchvision:squeezenet1_1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["input"] == [3, side, side]
+    assert found["input_from"].startswith(origin)
 
 
 def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` mak
 """
 
 import math
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -172,9 +173,15 @@ class WidthSpace:
         """Every group at its narrowest choice."""
         return Widths(group.choices[0] for group in self.groups)
 
-    def random(self, rng: np.random.Generator) -> Widths:
-        """Every group at one of its choices, drawn evenly and independently."""
-        return Widths(group.choices[rng.integers(len(group.choices))] for group in self.groups)
+    def random(self, rng: int | random.Random | np.random.Generator) -> Widths:
+        """Every group at one of its choices, drawn evenly and independently.
+
+        `rng` is a seed, or a generator of Python's or NumPy's, which the draw moves on.
+        """
+        if isinstance(rng, random.Random):
+            return Widths(rng.choice(group.choices) for group in self.groups)
+        generator = np.random.default_rng(rng) if isinstance(rng, int) else rng
+        return Widths(group.choices[generator.integers(len(group.choices))] for group in self.groups)
 
     def uniform(self, ratio: float, multiple: int = 1) -> Widths:
         """Every group at `ratio` of its channels, rounded to `multiple` (at least one of it)."""

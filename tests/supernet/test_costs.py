@@ -1,5 +1,7 @@
 """Counts of thousands of networks at once are those of each network, and of the file that is written."""
 
+import random
+
 import numpy as np
 import onnx
 import pytest
@@ -34,6 +36,18 @@ def assert_counts(space: WidthSpace) -> None:
 def test_counts_are_those_of_the_space(name: str) -> None:
     model, x = network(name)
     assert_counts(discover_space(model, x))
+
+
+def test_random_widths_follow_a_seed_or_either_kind_of_generator() -> None:
+    model, x = network("digits")
+    space = discover_space(model, x)
+    assert space.random(3) == space.random(3) == space.random(np.random.default_rng(3))
+    assert space.random(random.Random(3)) == space.random(random.Random(3))
+    drawn, other = random.Random(0), np.random.default_rng(0)
+    assert len({space.random(drawn) for _ in range(9)}) > 5  # a generator moves on
+    assert len({space.random(other) for _ in range(9)}) > 5
+    for widths in (space.random(0), space.random(drawn)):
+        assert all(width in group.choices for width, group in zip(widths, space.groups, strict=True))
 
 
 @pytest.mark.parametrize("name", SEARCHED)
