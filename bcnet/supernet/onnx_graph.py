@@ -10,7 +10,6 @@ import io
 import logging
 import time
 import warnings
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,30 +21,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import ModelError, SpaceError, one_line
-from bcnet.latency_tables.model import LayerSlot, Terms
-from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import say
 from bcnet.supernet.half import half
 from bcnet.supernet.onnx_constants import Constants, FixedGraph, Graph
+from bcnet.supernet.onnx_layers import Layers, group_sizes
 from bcnet.supernet.onnx_slices import Sizes, SlicedGraph, Slices
 from bcnet.supernet.opset import NEWEST, at_opset
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
 from bcnet.supernet.quantize import quantized
-from bcnet.supernet.space import Dimension, Segment, Widths, WidthSpace
+from bcnet.supernet.space import Widths, WidthSpace
 
 OPSET = NEWEST
-# Operators that begin a fused layer; all others join the layer whose result they change.
-ANCHORS = frozenset(
-    (
-        *("Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Resize", "Softmax"),
-        *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
-        *("LayerNormalization", "InstanceNormalization", "GroupNormalization"),
-    )
-)
 # Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
 CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
-SHAPE_ONLY = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
 
 
 def to_onnx(model: nn.Module, example: Any) -> ModelProto:
@@ -134,13 +123,11 @@ class OnnxSupernet:
         self.proto = at_opset(to_onnx(self.model, example), opset)
         self.export_seconds = time.perf_counter() - start
         self.arrays = _independent_of_channels(self.proto)
-        self._group_sizes = {
-            sized.tensor: sized.each for sized in self.space.sized if sized.attribute == "groups"
-        }
+        sizes = group_sizes(self.space)
         self.grouped = {
-            node.name: (node.input[1], self._group_sizes[node.input[1]])
+            node.name: (node.input[1], sizes[node.input[1]])
             for node in self.proto.graph.node
-            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in self._group_sizes
+            if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in sizes
         }
         self.dimensions = self._attach()
         self.sizes: dict[str, Sizes] = {}
@@ -156,7 +143,7 @@ class OnnxSupernet:
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
         }
-        self.slots = self._slots()
+        self.slots = Layers(self.space, self.proto.graph, self.arrays, self.dimensions, self.shapes).slots()
 
     def variant(self, widths: Widths) -> bytes:
         """The ONNX file of the network with these widths (left path of the network's own weights)."""
@@ -283,104 +270,6 @@ class OnnxSupernet:
                     dimensions[name] = {1 - axis: dimension for axis, dimension in axes.items()}
                     return
 
-    def _slots(self) -> tuple[LayerSlot, ...]:
-        """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""
-        graph = self.proto.graph
-        channels: dict[str, Dimension] = {
-            entry.name: (Segment(None, (*self.shapes[entry.name], 1, 1)[1]),) for entry in graph.input
-        }
-        layer_of: dict[str, int] = {}  # value -> its layer
-        order: dict[str, int] = {}  # value -> when it was made
-        layers: list[LayerSlot] = []
-        for number, node in enumerate(graph.node):
-            output = node.output[0]
-            shape = self.shapes.get(output, ())
-            inputs = [name for name in node.input if name in channels]
-            if not inputs:
-                continue  # made of constants: folded by the runtime
-            channels[output] = self._channels(node, inputs, channels, shape)
-            order[output] = number
-            latest = max(inputs, key=lambda name: order.get(name, -1))
-            owner = layer_of.get(latest)
-            joins = node.op_type not in ANCHORS and owner is not None
-            if joins and owner is not None and node.op_type not in SHAPE_ONLY:
-                joins = shape == self.shapes[layers[owner].name]
-            if joins and owner is not None:
-                layers[owner] = _joined(layers[owner], node, inputs, layer_of)
-            else:
-                owner = len(layers)
-                layers.append(self._layer(node, latest, channels))
-            for name in node.output:
-                layer_of[name] = owner
-                channels[name] = channels[output]
-                order[name] = number
-        return tuple(layers)
-
-    def _channels(
-        self,
-        node: NodeProto,
-        inputs: list[str],
-        channels: dict[str, Dimension],
-        shape: tuple[int, ...],
-    ) -> Dimension:
-        """The output's channels as segments: its second axis, or the last one (NHWC, tokens)."""
-        if node.op_type in ("MatMul", "ConvTranspose") and 1 in self.dimensions.get(node.input[1], {}):
-            return self.dimensions[node.input[1]][1]
-        if node.op_type in ("Conv", "Gemm") and node.input[1] in self.arrays:
-            weight = node.input[1]
-            return self.dimensions.get(weight, {}).get(0, (Segment(None, self.arrays[weight].shape[0]),))
-        if node.op_type == "Concat":
-            return tuple(segment for name in inputs for segment in channels[name])
-        full = shape[1] if len(shape) > 1 else 1
-        for name in inputs:
-            dimension = channels[name]
-            size = self._size(dimension)
-            if size == full or (len(shape) > 2 and size == shape[-1]):
-                return dimension
-            if node.op_type in SHAPE_ONLY and size and full % size == 0:
-                return tuple(replace(segment, size=segment.size * (full // size)) for segment in dimension)
-        return (Segment(None, full),)
-
-    def _size(self, dimension: Dimension) -> int:
-        return sum(
-            segment.size * (1 if segment.group is None else self.space.groups[segment.group].channels)
-            for segment in dimension
-        )
-
-    def _layer(self, node: NodeProto, source: str, channels: dict[str, Dimension]) -> LayerSlot:
-        attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        shape = self.shapes[source] if node.op_type in ANCHORS else self.shapes[node.output[0]]
-        sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
-        spatial = (*sides, 1, 1)[:2]
-        group_size = None
-        if node.op_type == "Conv" and node.input[1] in self._group_sizes:
-            group_size = self._size(channels[source]) // int(attributes.get("group", 1))
-        kernel = attributes.get("kernel_shape", ())
-        if node.op_type == "Conv" and node.input[1] in self.arrays:
-            kernel = self.arrays[node.input[1]].shape[2:]
-        # A concatenation is keyed by the sum of its inputs, which is its output.
-        incoming = channels[node.output[0]] if node.op_type == "Concat" else channels[source]
-        outgoing = channels[node.output[0]]
-        return LayerSlot(
-            name=node.output[0],
-            template=LayerSpec(
-                op=node.op_type,
-                in_channels=self._size(incoming),
-                out_channels=self._size(outgoing),
-                kernel=tuple(kernel),
-                stride=tuple(attributes.get("strides", ())),
-                padding=tuple(attributes.get("pads", ())),
-                dilation=tuple(attributes.get("dilations", ())),
-                groups=int(attributes.get("group", 1)),
-                in_height=spatial[0],
-                in_width=spatial[1],
-            ),
-            in_terms=_terms(incoming),
-            out_terms=_terms(outgoing),
-            group_size=group_size,
-            nodes=(node.output[0],),
-        )
-
 
 def _independent_of_channels(proto: ModelProto) -> dict[str, np.ndarray]:
     """The graph's constants, such that no Resize and no Reshape to (batch, features) has a channel count."""
@@ -426,20 +315,3 @@ def _with_statistics(model: nn.Module) -> nn.Module:
             ):
                 tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.9 + 0.1)
     return copied
-
-
-def _joined(layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict[str, int]) -> LayerSlot:
-    """The layer with one more operator: a residual sum, an activation, or a mere change of shape."""
-    template = layer.template
-    if node.op_type not in SHAPE_ONLY:
-        sources = {layer_of.get(name) for name in inputs}
-        if node.op_type == "Add" and len(sources) > 1:
-            template = replace(template, add=True)
-        else:
-            followed = f"{template.activation}+{node.op_type}" if template.activation else node.op_type
-            template = replace(template, activation=followed)
-    return replace(layer, template=template, nodes=(*layer.nodes, *node.output))
-
-
-def _terms(dimension: Dimension) -> Terms:
-    return tuple((segment.group, segment.size) for segment in dimension)

@@ -1,6 +1,7 @@
 """Constants that follow the widths: the sliced ONNX file is that of the network which is cut out."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -47,6 +48,20 @@ class Standardised(nn.Module):
         return self.fc(F.conv2d(self.a(x).relu(), weight, self.b.bias).mean((2, 3)))
 
 
+class Chunked(nn.Module):
+    """The block of YOLO: half of the channels goes on, and all are put side by side at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 1), nn.Conv2d(16, 24, 3, padding=1)
+        self.c, self.fc = nn.Conv2d(56, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).relu().chunk(2, 1)
+        y = torch.cat([first, second, self.b(second[:, :, 1:])[:, :, :1].expand(-1, -1, 8, -1)], 1)
+        return self.fc(self.c(y).mean((2, 3)))
+
+
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is printed for the person who waits."""
@@ -83,3 +98,18 @@ def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(quiet: l
     assert "the ONNX file of Standardised is exported again for each width" in quiet[0]
     assert "follows the widths in another way than by its size" in quiet[0]
     assert_variants_are_the_cut_networks(graph, seeds=1)
+
+
+def test_layers_behind_a_chunk_are_priced_at_the_channels_that_they_have() -> None:
+    torch.manual_seed(0)
+    model = Chunked().eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    assert_variants_are_the_cut_networks(graph, seeds=1)
+    widths = graph.space.random(np.random.default_rng(1))
+    arrays = {
+        entry.name: entry.dims for entry in onnx.load_from_string(graph.variant(widths)).graph.initializer
+    }
+    priced = [slot.at(widths) for slot in graph.slots]
+    convolutions = [(spec.out_channels, spec.in_channels) for spec in priced if spec.op == "Conv"]
+    assert convolutions == [tuple(arrays[f"{name}.weight"][:2]) for name in "abc"]
+    assert {spec.in_channels for spec in priced if spec.op == "Split"} == {2 * widths[0]}
