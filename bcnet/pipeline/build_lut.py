@@ -10,7 +10,7 @@ import datetime
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -100,6 +100,7 @@ def build_lut(
         belongs_to = {"missing": sorted(map(repr, missing)), "provenance": provenance, "seed": seed}
         journal = Journal(path, own, belongs_to)
         subnets = calibration_subnets(space, seed)
+        say_exports(graph, {*networks, *subnets})
         measured = _measure(graph, profile, networks, missing, subnets, journal, seed)
         calibration_seconds = measured.whole_seconds
         if missing:
@@ -130,6 +131,14 @@ def build_lut(
             if at == setting and layer in model.used
         ),
     )
+
+
+def say_exports(graph: OnnxSupernet, networks: Collection[Widths]) -> None:
+    """Say how long exports take where each network needs its own, before any of them begins."""
+    if not graph.sliceable:
+        seconds = len(networks) * graph.export_seconds
+        time_taken = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+        say(f"exporting {len(networks)} networks takes about {time_taken}, beside the time to measure them")
 
 
 @dataclass

@@ -34,6 +34,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 OPSET = NEWEST
 # Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
+KEPT_BYTES = 500_000_000  # of files that were exported for single widths
 CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
 
 
@@ -131,6 +132,7 @@ class OnnxSupernet:
         }
         self.dimensions = self._attach()
         self.sizes: dict[str, Sizes] = {}
+        self._exports: dict[Widths, bytes] = {}
         self.not_sliced = self._find_constants() if self._holds_sizes() else None
         self._float = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
         if self.not_sliced:
@@ -148,7 +150,7 @@ class OnnxSupernet:
     def variant(self, widths: Widths) -> bytes:
         """The ONNX file of the network with these widths (left path of the network's own weights)."""
         if not self.sliceable:
-            return bytes(self._at_precision(self._exported(widths)).SerializeToString())
+            return self._exported_file(self.space.check(widths))
         return self._file.at(self.space, path_of(self.space, widths))
 
     @property
@@ -194,6 +196,16 @@ class OnnxSupernet:
                 feed[entry.name] = (noise if kind.kind == "f" else np.zeros_like(noise)).astype(kind)
             feeds.append(feed)
         return quantized(proto, feeds, self.unsigned)
+
+    def _exported_file(self, widths: Widths) -> bytes:
+        """The file where it cannot be sliced; the last are kept, as a table visits each several times."""
+        content = self._exports.get(widths)
+        if content is None:
+            content = bytes(self._at_precision(self._exported(widths)).SerializeToString())
+            self._exports[widths] = content
+            while len(self._exports) > 1 and sum(map(len, self._exports.values())) > KEPT_BYTES:
+                del self._exports[next(iter(self._exports))]
+        return content
 
     def _exported(self, widths: Widths) -> ModelProto:
         return at_opset(to_onnx(cut(self.model, self.space, widths), self.example), self.opset)

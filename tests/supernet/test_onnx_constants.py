@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bcnet.pipeline.build_lut import say_exports
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.paths import cut
@@ -89,7 +90,9 @@ def test_constants_that_are_derived_from_weights_are_sliced(quiet: list[str]) ->
     assert_variants_are_the_cut_networks(graph)
 
 
-def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(quiet: list[str]) -> None:
+def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(
+    quiet: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = Standardised().eval()
     graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
@@ -98,6 +101,14 @@ def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(quiet: l
     assert "the ONNX file of Standardised is exported again for each width" in quiet[0]
     assert "follows the widths in another way than by its size" in quiet[0]
     assert_variants_are_the_cut_networks(graph, seeds=1)
+    monkeypatch.setattr("bcnet.pipeline.build_lut.say", quiet.append)
+    graph.export_seconds = 2.0
+    say_exports(graph, [graph.space.smallest()] * 3)
+    say_exports(graph, [graph.space.smallest()] * 240)
+    assert [line.partition(",")[0] for line in quiet[1:]] == [
+        "exporting 3 networks takes about 6 s",
+        "exporting 240 networks takes about 8 min",
+    ]
 
 
 def test_layers_behind_a_chunk_are_priced_at_the_channels_that_they_have() -> None:
