@@ -4,11 +4,13 @@ In: what a stage made. Out: files that are whole or absent, and the answer to "d
 A manifest records a digest of everything the stage read (`inputs`) and of every file it wrote (`outputs`).
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shlex
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from bcnet.errors import ArtifactError
-from bcnet.locks import Locked, locked
+from bcnet.locks import Locked, lock_file, locked
 from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
 
 P = ParamSpec("P")
@@ -144,10 +146,14 @@ class Stage:
     def at_work(self) -> Iterator[None]:
         """Keep other processes away from this stage for the length of the block.
 
-        Raises ArtifactError where one is at work.
+        Raises ArtifactError where one is at work, OSError where the folder cannot be one.
         """
+        if self.folder.exists() and not self.folder.is_dir():  # now, and not when all is made
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder))
         try:
             with locked(self.folder):
+                for path in self._left():
+                    shutil.rmtree(path, ignore_errors=True)
                 yield
         except Locked:
             raise ArtifactError(
@@ -169,6 +175,40 @@ class Stage:
         manifest["digest"] = digest(manifest)
         written = {**files, MANIFEST: json_bytes(manifest)}
         write_files({self.path(file): content for file, content in written.items()}, obsolete)
+
+    @property
+    def previous(self) -> Path:
+        """Where `finish_beside` keeps the folder as it was."""
+        return self.folder.with_name(f"{self.name}.previous")
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed has left beside the folder."""
+        if self._left() or lock_file(self.folder).exists():
+            with self.at_work():
+                pass
+
+    def _left(self) -> list[Path]:
+        return [path for path in (self._beside("new"), self._beside("old")) if path.exists()]
+
+    def _beside(self, ending: str) -> Path:
+        return self.folder.with_name(f".{self.name}.{ending}")
+
+    def finish_beside(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
+        """As `finish`, but keep the whole folder as it was, in `previous`: it is renamed, not written to.
+
+        A failed write leaves it where it was. What lay in `previous` before is removed.
+        """
+        fresh, old = Stage(self._beside("new"), self.name, self.command), self._beside("old")
+        try:
+            fresh.finish(inputs, files)
+        except BaseException:
+            shutil.rmtree(fresh.folder, ignore_errors=True)
+            raise
+        if self.previous.exists():
+            self.previous.rename(old)
+        self.folder.rename(self.previous)
+        fresh.folder.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
 
     def manifest(self) -> dict[str, Any]:
         """The stage's manifest, its files checked against it. Errors name the command that mends."""
@@ -243,6 +283,21 @@ class Run:
     def named(cls, name: str, config: Path | None = None) -> "Run":
         """The run of that name in the working folder."""
         return cls(Path("runs") / name, config)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the run from being removed for the length of the block. Raises ArtifactError while it is."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder, shared=True))
+            except Locked:
+                raise ArtifactError(
+                    f"{self.folder} is being removed; name another run with --run NAME"
+                ) from None
+            except OSError as cause:
+                if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise  # nobody can remove what lies in a folder that is read-only
+            yield
 
     def stage(self, name: str) -> Stage:
         """The folder of the stage called `name`."""

@@ -14,20 +14,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
+from bcnet.run_commands import runs_app
 from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
 from bcnet.signals import as_interrupts
 
 if TYPE_CHECKING:
     from bcnet.artifacts import Run
     from bcnet.config import Config
+    from bcnet.run_choice import Does
 
 PAIR = "\0"  # between the two values of an option that takes two
 
@@ -43,7 +44,17 @@ app = typer.Typer(
 )
 
 Flags = Mapping[str, Mapping[str, Any]]
-RunName = Annotated[str, typer.Option("--run", help="Name of the run: its files are in runs/NAME/.")]
+RunName = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="Name of the run: its files are in runs/NAME/ (default: `default`, or the device's name where "
+        "that belongs to another device).",
+    ),
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Give a run that belongs to another device or setting to this one.")
+]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
 ]
@@ -135,9 +146,10 @@ def init(
     from bcnet.artifacts import write_file
     from bcnet.config import CONFIG_FILE, template
     from bcnet.errors import ConfigError
+    from bcnet.toml_files import is_there
 
     path = config or CONFIG_FILE
-    if path.exists():
+    if is_there(path):
         raise ConfigError(f"{path} is already here; delete it first to start anew")
     write_file(path, template().encode())
     print(json.dumps({"file": str(path)}) if as_json else f"wrote {path}")
@@ -185,7 +197,10 @@ def inspect(
         },
     )
     if model is None:
+        from bcnet.run_choice import require_configured
         from bcnet.supernet.project import load_project
+
+        require_configured("inspect", config, None)
 
         with redirect_stdout(sys.stderr):
             project = load_project(settings)
@@ -264,7 +279,7 @@ def train(
     train_device: TrainDevice = None,
     device: Device = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -276,7 +291,7 @@ def train(
         "": {"seed": seed, "device": device},
         "train": {"epochs": epochs, "supernets": supernets, "train_device": train_device},
     }
-    _stage(stage.run, flags, run, config, as_json)
+    _stage(_Command("train", run, config, as_json), stage.run, flags)
 
 
 @app.command("build-lut")
@@ -287,7 +302,7 @@ def build_lut(
     precision: Precision = None,
     host: Host = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     estimate: Annotated[
         bool,
@@ -298,18 +313,24 @@ def build_lut(
     again: Annotated[
         bool, typer.Option("--again", help="Measure all layers of this model anew, at this setting.")
     ] = False,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: measure the latency table. Only what latency_tables/DEVICE.json lacks for this model is
     measured, and how far its predictions are off; a killed build continues."""
-    from bcnet.pipeline import build_lut, estimate_lut
-
     if estimate and again:
         raise UsageError("--estimate measures nothing, so there is nothing to measure --again")
-    stage = estimate_lut.run if estimate else partial(build_lut.run, again=again)
-    _stage(
-        stage, {"": {"seed": seed, **_target(device, batch, threads, precision, host)}}, run, config, as_json
-    )
+    command = _Command("build-lut", run, config, as_json, replace, measures=not estimate)
+    flags: Flags = {"": {"seed": seed, **_target(device, batch, threads, precision, host)}}
+
+    def built(run: "Run", settings: "Config") -> dict[str, Any]:
+        from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
+
+        summary = estimate_lut.run(run, settings) if estimate else build_lut.run(run, settings, again=again)
+        _reuse(run, settings)
+        return summary
+
+    _stage(command, built, flags)
 
 
 @app.command("check-lut")
@@ -359,7 +380,9 @@ def check_lut(
             )
         else:
             from bcnet.pipeline import check_lut as stage
+            from bcnet.run_choice import require_configured
 
+            require_configured("check-lut", config, None)
             report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
     if junit is not None:
         write_file(junit, check_report.junit(report))
@@ -389,7 +412,7 @@ def search(
     population: Annotated[int | None, typer.Option(help="Candidates a generation.")] = None,
     generations: Annotated[int | None, typer.Option(help="Generations after the first.")] = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -411,7 +434,12 @@ def search(
             "generations": generations,
         },
     }
-    _stage(stage.run, flags, run, config, as_json, on_last_table=True)
+
+    def searched(run: "Run", settings: "Config") -> dict[str, Any]:
+        _reuse(run, settings)
+        return stage.run(run, settings)
+
+    _stage(_Command("search", run, config, as_json), searched, flags)
 
 
 @app.command("slice")
@@ -437,7 +465,7 @@ def slice_(
     precision: Precision = None,
     host: Host = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -454,7 +482,7 @@ def slice_(
             "latency": latency,
         },
     }
-    _stage(_sliced, flags, run, config, as_json, on_last_table=True)
+    _stage(_Command("slice", run, config, as_json), _sliced, flags)
 
 
 @app.command()
@@ -485,7 +513,7 @@ def export(
     precision: Precision = None,
     host: Host = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
@@ -500,26 +528,25 @@ def export(
         raise UsageError(f"--flavour is tensorrt or rtx, not '{flavour}'")
     if len(batches) > 1 and not trt:
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
-    from bcnet.artifacts import Run
     from bcnet.pipeline import export, slice
     from bcnet.pipeline.engine import EngineWanted, engine_profile
     from bcnet.progress import say
     from bcnet.supernet.project import target_profile
 
-    target = Run.named(_checked_name(run), config)
     own = _target(device, batches[0] if batches else None, threads, precision, host)
-    settings = _on_last_table(_configured(config, {"": {"seed": seed, **own}}), target)
-    wanted = None
-    if trt:
-        runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
-        wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
-        engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
-    with _checking(as_json):
-        why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
-        if why is not None:
-            say(f"slicing the winner first: {why}")
-            _sliced(target, settings)
-        summary = export.run(target, settings, wanted)
+    settings = _configured(config, {"": {"seed": seed, **own}})
+    with _chosen(_Command("export", run, config, as_json), settings) as (target, settings):
+        wanted = None
+        if trt:
+            runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
+            wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
+            engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
+        with _checking(as_json):
+            why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
+            if why is not None:
+                say(f"slicing the winner first: {why}")
+                _sliced(target, settings)
+            summary = export.run(target, settings, wanted)
     _show(summary, as_json)
     _refuse_unverified(summary)
 
@@ -530,21 +557,22 @@ def verify(
         Path, typer.Option(help="The engine, as runs/NAME/export/model.engine; engine.json is beside it.")
     ],
     host: Host = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Verify an engine on its device: outputs, accuracy on the test images, latency. Updates the verify.json
     beside it; the exit code is 3 when a check fails, 4 when the device is not at hand."""
-    from bcnet.artifacts import Run
     from bcnet.pipeline import verify_engine as stage
+    from bcnet.run_choice import run_holding
 
     facts = stage.facts_beside(engine)
-    target = Run.named(_checked_name(run), config)
     own = _target(facts.device, facts.batches[0], None, facts.precision, host)
-    settings = _on_last_table(_configured(config, {"": own}), target)
-    with _checking(as_json):
-        summary = stage.run(target, settings, engine)
+    settings = _configured(config, {"": own})
+    with _chosen(_Command("verify", run or run_holding(engine), config, as_json), settings) as chosen:
+        target, settings = chosen
+        with _checking(as_json):
+            summary = stage.run(target, settings, engine)
     _show(summary, as_json)
 
 
@@ -560,15 +588,14 @@ def run_all(
     host: Host = None,
     train_device: TrainDevice = None,
     seed: Seed = None,
-    run: RunName = "default",
+    run: RunName = None,
     config: ConfigFile = None,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """All stages and a comparison. Stages whose results still match are skipped; at the end, the full, a
     uniformly narrowed and the searched network stand side by side, and the searched widths trained from
     scratch."""
-    from bcnet.artifacts import Run
-    from bcnet.pipeline import build_lut, compare, export, search, slice, train
     from bcnet.progress import say
 
     settings = _configured(
@@ -579,36 +606,46 @@ def run_all(
             "search": _budget(latency_ms, latency, min_accuracy),
         },
     )
-    target = Run.named(_checked_name(run), config)
-    stages = {
-        "train": train,
-        "build-lut": build_lut,
-        "search": search,
-        "slice": slice,
-        "export": export,
-        "compare": compare,
-    }
-    for number, (name, stage) in enumerate(stages.items(), 1):
-        label = f"[{number}/{len(stages)}] {name}"
-        with _checking(as_json):
-            why = target.stage(name).outdated(stage.stage_inputs(target, settings))
-            if why is None:
-                say(f"{label}: already done")
-            else:
-                start = time.perf_counter()
-                say(f"{label}: {why}")
-                _sliced(target, settings) if stage is slice else stage.run(target, settings)
-                say(f"{label}: {time.perf_counter() - start:.0f} s")
-        if name == "export":
-            exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
-            if exported.get("not_verified"):  # nor is there anything to compare with
-                _show(exported, as_json)
-                _refuse_unverified(exported)
+    command = _Command("run", run, config, as_json, replace, measures=True)
+    with _chosen(command, settings) as (target, settings):
+        from bcnet.pipeline import build_lut, compare, export, search, slice, train
+
+        stages = {
+            "train": train,
+            "build-lut": build_lut,
+            "search": search,
+            "slice": slice,
+            "export": export,
+            "compare": compare,
+        }
+        if run is None:
+            with redirect_stdout(sys.stderr):
+                _reuse(target, settings)
+        for number, (name, stage) in enumerate(stages.items(), 1):
+            label = f"[{number}/{len(stages)}] {name}"
+            with _checking(as_json):
+                why = target.stage(name).outdated(stage.stage_inputs(target, settings))
+                if why is None:
+                    target.stage(name).tidy()
+                    say(f"{label}: already done")
+                else:
+                    start = time.perf_counter()
+                    say(f"{label}: {why}")
+                    _sliced(target, settings) if stage is slice else stage.run(target, settings)
+                    say(f"{label}: {time.perf_counter() - start:.0f} s")
+            if name == "export":
+                exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
+                if exported.get("not_verified"):  # nor is there anything to compare with
+                    _show(exported, as_json)
+                    _refuse_unverified(exported)
     summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
     if as_json:
         print(json.dumps(summary))
     else:
         show_comparison(summary)
+
+
+app.add_typer(runs_app, name="runs")
 
 
 @app.command()
@@ -744,12 +781,13 @@ def channel_bench_macro(
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
     from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
     from bcnet.config import load_config
+    from bcnet.run_choice import checked_name
     from bcnet.supernet.step import STEPS
 
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
-    target = Run.named(_checked_name(run), config)
+    target = Run.named(checked_name(run or "channel-bench-macro"), config)
     known = BenchTable.load(table, space)
     size = PRESETS[preset]
     others = len(known) - (sample or size.sample)
@@ -813,19 +851,13 @@ def _percentage(flag: str, text: str) -> float:
     return float(match[1]) / 100
 
 
-def _checked_name(run: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{run}'")
-    return run
-
-
 def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
     """The side of the images that a model is inspected with, and whose it is."""
-    from bcnet.config import CONFIG_FILE
+    from bcnet.config import is_example
     from bcnet.data import load_data
     from bcnet.errors import DataError
 
-    if config is None and not CONFIG_FILE.exists():
+    if is_example(config):
         return 224, "the default; --image-size sets another"
     if settings.data.image_size:
         return settings.data.image_size, "data.image_size of the configuration"
@@ -853,51 +885,80 @@ def _configured(config: Path | None, flags: Flags) -> "Config":
     return settings
 
 
-def _on_last_table(settings: "Config", run: "Run") -> "Config":
-    """The device, and how it is set, of the table that was built last in this run, where none is named."""
-    from bcnet.artifacts import read_json
-    from bcnet.hw_profiles import load_profile
+DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read"}
+
+
+@dataclass(frozen=True)
+class _Command:
+    """What was typed: the command's name and the options that every stage has.
+
+    One that `measures` needs the device from the beginning.
+    """
+
+    name: str
+    run: str | None
+    config: Path | None
+    as_json: bool
+    replace: bool = False
+    measures: bool = False
+
+
+@contextmanager
+def _chosen(command: _Command, settings: "Config") -> Iterator[tuple["Run", "Config"]]:
+    """The run that a command works in, not to be removed meanwhile, and the configuration in it."""
+    from bcnet.run_choice import choose, require_configured, require_table
+
+    does = DOES.get(command.name, "continue")
+    choice = choose(settings, command.run, command.config, does, replace=command.replace)
+    if command.name in ("search", "slice", "export"):
+        require_table(choice, searched=command.name != "search")
+    require_configured(command.name, command.config, choice.run)
+    if command.measures:
+        _reach(choice.config)
+    if command.name != "build-lut":
+        _say_all(choice.notes)
+    with choice.run.in_use():
+        yield choice.run, choice.config
+    if command.name == "build-lut":  # it may still have been refused
+        _say_all(choice.notes)
+
+
+def _say_all(notes: Sequence[str]) -> None:
     from bcnet.progress import say
 
-    stage = run.stage("build-lut")
-    if not stage.path("report.json").exists():
-        return settings
-    last = read_json(stage.path("report.json"), stage.command).get("target", {})
-    named = settings.model_fields_set
-    if "device" in named and load_profile(settings.device).name != last.get("device"):
-        return settings
-    other = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in last.items()
-        if key not in named
-    }
-    taken = {key: value for key, value in other.items() if getattr(settings, key) != value}
-    if taken:
-        words = [
-            f"{key} {' '.join(value) if isinstance(value, tuple) else value}" for key, value in taken.items()
-        ]
-        say(f"{', '.join(words)}: as in the table that was built last in this run")
-    return settings.model_copy(update=taken)
+    for note in notes:
+        say(note)
 
 
-def _stage(
-    stage: "Callable[[Run, Config], dict[str, Any]]",
-    flags: Flags,
-    run: str,
-    config: Path | None,
-    as_json: bool,
-    on_last_table: bool = False,
-) -> None:
+def _stage(command: _Command, stage: "Callable[[Run, Config], dict[str, Any]]", flags: Flags) -> None:
     """Run one stage and print its summary."""
-    from bcnet.artifacts import Run
+    settings = _configured(command.config, flags)
+    # What a user's own code prints is no result.
+    with _chosen(command, settings) as (run, settings), redirect_stdout(sys.stderr):
+        summary = stage(run, settings)
+    _show(summary, command.as_json)
 
-    target = Run.named(_checked_name(run), config)
-    settings = _configured(config, flags)
-    if on_last_table:
-        settings = _on_last_table(settings, target)
-    with redirect_stdout(sys.stderr):  # what a user's own code prints is no result
-        summary = stage(target, settings)
-    _show(summary, as_json)
+
+def _reach(settings: "Config") -> None:
+    """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
+    from bcnet.hw_profiles.target import target_profile
+    from bcnet.progress import working
+    from bcnet.supernet.measure import runtime_of
+
+    profile = target_profile(settings)
+    if profile.host and not profile.recording:
+        with working(f"reaching {', '.join(profile.host)}"):
+            runtime_of(profile).fingerprint()
+
+
+def _reuse(run: "Run", settings: "Config") -> None:
+    """Let a run that has no supernet use that of the default run, where it is of the same network."""
+    from bcnet.artifacts import Run
+    from bcnet.pipeline.kept import reuse_supernet
+    from bcnet.run_choice import DEFAULT
+
+    if run.folder.name != DEFAULT:
+        reuse_supernet(run, settings, Run.named(DEFAULT, run.config))
 
 
 def _sliced(target: "Run", settings: "Config") -> dict[str, Any]:

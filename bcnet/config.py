@@ -380,12 +380,6 @@ class Config(Section):
     slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
 
-    def target(self, device: str) -> dict[str, Any]:
-        """The device by that name, and what is configured of its setting: JSON values that name it again."""
-        own = {"batch": self.batch, "threads": self.threads, "precision": self.precision}
-        named = {key: value for key, value in own.items() if value is not None}
-        return {"device": device, **named, **({"host": list(self.host)} if self.host else {})}
-
     @model_validator(mode="after")
     def _check(self) -> "Config":
         task = self.task

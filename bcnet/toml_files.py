@@ -2,43 +2,29 @@
 
 import errno
 import os
-import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from bcnet.errors import BcnetError
-
-LARGEST_BYTES = 1_000_000
-DEEPEST = 50  # tables in tables; what reads the values again goes down by recursion
+from bcnet.reading import parse_toml, read_text
 
 
 def read_toml(path: Path, error: type[BcnetError]) -> dict[str, Any]:
     """The values in a TOML file, with or without a byte order mark, whatever its line ends.
 
-    Raises `error`: no file, a link that leads nowhere, not readable, not TOML, larger than a megabyte.
+    Raises `error`: no file, a link that leads nowhere, not readable, not TOML, out of bounds.
     """
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise error(f"{path} is a folder, not a file")
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe may wait without end
-            raise error(f"{path} is a pipe or a device, not a file")
-        if found.st_size > LARGEST_BYTES:
-            raise error(f"{path} has {found.st_size:,} bytes, more than the {LARGEST_BYTES:,} that are read")
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        if _depth(values) > DEEPEST:
-            raise RecursionError
-        return values
+        text = read_text(path)
     except OSError as cause:
         raise error(f"{path} {_why(path, cause)}") from None
     except UnicodeDecodeError as cause:
-        raise error(
-            f"{path} is not TOML: it is not in UTF-8 ({cause.reason} at byte {cause.start})"
-        ) from None
-    except RecursionError:
-        raise error(f"{path} holds values that are nested more than {DEEPEST} deep") from None
-    except ValueError as cause:  # TOMLDecodeError, and numbers of thousands of digits
+        raise error(f"{path} is not TOML: not in UTF-8 ({cause.reason} at byte {cause.start})") from None
+    except ValueError as cause:
+        raise error(f"{path} is {cause}") from None
+    try:
+        return parse_toml(text)
+    except ValueError as cause:
         raise error(f"{path} is not TOML: {cause}") from None
 
 
@@ -51,16 +37,6 @@ def is_there(path: Path) -> bool:
     except OSError:
         return True
     return True
-
-
-def _depth(values: Any) -> int:
-    """How many levels of tables and arrays there are."""
-    depth, level = 0, [values]
-    while level and depth <= DEEPEST:
-        inner = (list(v.values()) if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = [value for values in inner for value in values]
-        depth += 1
-    return depth
 
 
 def _why(path: Path, cause: OSError) -> str:

@@ -206,6 +206,31 @@ def test_a_stage_that_is_written_again_vouches_for_the_new_files(stage: Stage) -
     assert set(stage.manifest()["outputs"]) == {"a.json"}
 
 
+def test_a_stage_that_is_finished_beside_the_old_one_keeps_that_whole(stage: Stage) -> None:
+    stage.path("failed.json").write_bytes(b"of an earlier time")
+    for number in (2, 3):
+        before = {path.name: path.read_bytes() for path in stage.folder.iterdir()}
+        stage.finish_beside({"model": f"m{number}"}, {"a.json": json_bytes(number)})
+        assert {path.name: path.read_bytes() for path in stage.previous.iterdir()} == before
+        assert stage.outdated({"model": f"m{number}"}) is None
+        assert {path.name for path in stage.folder.iterdir()} == {"a.json", MANIFEST}
+    assert {path.name for path in stage.folder.parent.iterdir()} == {"train", "train.previous"}
+
+
+def test_a_stage_that_cannot_be_finished_beside_the_old_one_leaves_no_trace(
+    stage: Stage, largest_file: LargestFile
+) -> None:
+    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+        stage.finish_beside({"model": "m2"}, {"a.json": b"x" * 5000})
+    assert stage.outdated(INPUTS) is None
+    assert list(stage.folder.parent.iterdir()) == [stage.folder]
+    # What a process that was killed has left there goes with the next one.
+    (stage.folder.parent / ".train.new").mkdir()
+    (stage.folder.parent / ".train.lock").touch()
+    stage.tidy()
+    assert list(stage.folder.parent.iterdir()) == [stage.folder]
+
+
 @pytest.mark.parametrize("content", [b"012345678", b"0123456780", b""])
 def test_a_truncated_or_edited_file_is_refused(stage: Stage, content: bytes) -> None:
     stage.path("b.bin").write_bytes(content)

@@ -22,6 +22,7 @@ from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
+from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.calibration import calibrated
 from bcnet.latency_tables.journal import Entry, Journal, journal_of
 from bcnet.latency_tables.model import LatencyModel
@@ -387,7 +388,7 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         "folder": str(stage.folder),
         "table": str(path),
         "device": project.profile.name,
-        "target": config.target(project.profile.name),
+        "target": target_of(config).to_json(config.host),
         "rows_measured": report.measured,
         "rows_used": report.rows,
         "rows_failed": len(report.failed),

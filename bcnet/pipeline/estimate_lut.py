@@ -11,6 +11,7 @@ from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
+from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.roofline import (
     BYTES,
@@ -132,7 +133,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "folder": str(stage.folder),
         "table": str(path),
         "device": profile.name,
-        "target": config.target(profile.name),
+        "target": target_of(config).to_json(config.host),
         "rows_measured": 0,
         "rows_used": rows,
         "full_ms": round(latency(project.space.original()), 5),

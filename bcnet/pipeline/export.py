@@ -28,6 +28,7 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
+from bcnet.pipeline.kept import finish_export, warn_of_verified
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.verify import (
     VerifyReport,
@@ -95,6 +96,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
     content = proto.SerializeToString()
     predicted_ms = chosen.predicted_ms
+    warn_of_verified(run, "export")
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
     check = partial(
         verify,
@@ -145,7 +147,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         summary |= _beside(built, project.profile.runtime)
     refuse_failed(report, summary, stage.path("failed.json"))
     files |= beside_onnx(data, project.task)
-    stage.finish(inputs, {**files, "verify.json": json_bytes(summary)})
+    finish_export(run, inputs, {**files, "verify.json": json_bytes(summary)})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():
         say(f"removed {stage.path(ENGINE)}: it was of an earlier export")

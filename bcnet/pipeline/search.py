@@ -17,7 +17,9 @@ import numpy as np
 from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
 from bcnet.errors import BudgetError
+from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.repeated import NOISY, noise_warning
 from bcnet.pipeline.search_inputs import MeasureOf, bounds_of, measuring, priors_of, scoring, settings_of
 from bcnet.pipeline.search_state import SearchState, candidate_json
@@ -305,6 +307,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     # Says what is not possible before anything is made of it.
     _, lowest = _fastest(project.space, latency, bounds)
     limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
+    warn_of_verified(run, "search")
     announce("searching", _seconds(project, score_of, settings))
     result = search(
         project.space,
@@ -327,6 +330,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "folder": str(stage.folder),
         "device": project.profile.name,
         "metric": config.task.metric,
+        "target": target_of(config).to_json(config.host),
         "budget_ms": result.budget_ms,
         "min_accuracy": result.min_accuracy,
         **(

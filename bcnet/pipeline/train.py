@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bcnet.artifacts import Run, Stage, alone_in
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
+from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.training_file import (
     Checkpoint,
     Record,
@@ -202,6 +203,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
     if checkpoints:
+        warn_of_verified(run, "train")
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
         seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe)

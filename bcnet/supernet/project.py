@@ -20,7 +20,8 @@ from bcnet.artifacts import digest
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData, load_data
 from bcnet.errors import ModelError, TableError, TrainingError, one_line
-from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.hw_profiles import HwProfile
+from bcnet.hw_profiles.target import target_profile as target_profile
 from bcnet.imports import code_of
 from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
@@ -268,15 +269,6 @@ def load_project(config: Config) -> Project:
 def forget_project() -> None:
     """Let the next `load_project` load anew, whatever has changed behind the same configuration."""
     _loaded.clear()
-
-
-def target_profile(config: Config) -> HwProfile:
-    """The configured device's profile, with the configuration's own batch, threads and precision."""
-    own: dict[str, Any] = {"batch": config.batch, "threads": config.threads, "precision": config.precision}
-    if config.host:
-        own["host"] = config.host
-    profile = load_profile(config.device)
-    return profile.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
 def _load(config: Config) -> Project:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,23 +19,29 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
 ) -> None:
     clear_projects()
     before = LatencyTable.load(TABLE)
-    line = refused(1, "search", "--batch", "4")
+    shutil.copytree("runs/default/train", "runs/four/train")
+    line = refused(1, "search", "--batch", "4", "--run", "four")
     assert "batch 4" in line
     assert "holds: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
     assert "bcnet build-lut --device cpu" in line
     clear_projects()
-    assert main(["build-lut", "--batch", "4", "--threads", "2", "--json"]) == 0
+    four = ["--batch", "4", "--threads", "2", "--run", "four", "--json"]
+    assert main(["build-lut", *four]) == 0
     found = json.loads(capfd.readouterr().out)
     assert (found["calibration"]["setting"]["batch"], found["calibration"]["setting"]["threads"]) == (4, 2)
     after = LatencyTable.load(TABLE)
     assert {key: row for key, row in after.rows.items() if key[1].batch == 1} == before.rows
     assert len(after.rows) == 2 * len(before.rows)
-    assert main(["search", "--batch", "4", "--threads", "2", "--json"]) == 0
+    assert main(["search", *four]) == 0
     best = json.loads(capfd.readouterr().out)["best"]
     # Four images at once take longer than one, and the search measured them together.
     assert best["measured"]["median_ms"] > 0
-    assert "batch 4, 1 thread" in refused(1, "search", "--batch", "4", "--threads", "1", "--device", "cpu")
-    assert "batch 3, 2 thread(s)" in refused(1, "search", "--batch", "3", "--threads", "2", "--device", "cpu")
+    for batch, threads in (("4", "1 thread"), ("3", "2 threads")):
+        words = ("--batch", batch, "--threads", threads[0], "--run", "four")
+        assert (
+            f"belongs to cpu (fp32, batch 4, 2 threads), not to cpu (fp32, batch {batch}, {threads}): "
+            in refused(2, "search", *words)
+        )
     clear_projects()
 
 

@@ -98,7 +98,7 @@ def test_a_run_on_an_estimate_ends_with_an_export_that_is_not_verified(
 ) -> None:
     done(0, "build-lut", *NANO, "--estimate")
     exported, said = done(4, "run", *NANO)
-    searched = json.loads(Path("runs/default/search/result.json").read_text(encoding="utf-8"))
+    searched = json.loads(Path("runs/jetson-nano/search/result.json").read_text(encoding="utf-8"))
     assert searched["estimate"] is True
     assert searched["best"]["measured"] is None
     assert searched["note"].startswith("not measured")
@@ -110,11 +110,11 @@ def test_a_run_on_an_estimate_ends_with_an_export_that_is_not_verified(
     assert exported["output_error"] < 1e-3
     assert exported["accuracy"] == pytest.approx(exported["accuracy_torch"], abs=0.005)
     assert "is an estimate, not measured" in exported["not_verified"]
-    assert json.loads(Path("runs/default/export/verify.json").read_text(encoding="utf-8")) == exported
-    assert Path("runs/default/export/model.onnx").stat().st_size == exported["size_bytes"]
+    assert json.loads(Path("runs/jetson-nano/export/verify.json").read_text(encoding="utf-8")) == exported
+    assert Path("runs/jetson-nano/export/model.onnx").stat().st_size == exported["size_bytes"]
     last = said.strip().splitlines()[-1]
     assert last.startswith(
-        "bcnet: runs/default/export/model.onnx is not verified: latency_tables/jetson-nano.json"
+        "bcnet: runs/jetson-nano/export/model.onnx is not verified: latency_tables/jetson-nano.json"
     )
     assert "measure on the device itself: bcnet build-lut --device jetson-nano" in last
     assert "[6/6]" not in said
@@ -170,7 +170,7 @@ def test_a_table_of_a_device_that_is_not_here_serves_a_search_but_nothing_is_ver
         measured.replace('"device": "cpu"', '"device": "board"'), encoding="utf-8"
     )
     exported, _ = done(4, "run", "--device", "board")
-    searched = json.loads(Path("runs/default/search/result.json").read_text(encoding="utf-8"))
+    searched = json.loads(Path("runs/board/search/result.json").read_text(encoding="utf-8"))
     assert (searched["estimate"], searched["best"]["measured"]) == (False, None)
     assert (exported["estimate"], exported["verified"]) == (False, False)
     assert exported["not_verified"].startswith("device 'board' is riscv64, this machine")

@@ -28,6 +28,8 @@ pytest.importorskip("tensorrt_rtx")
 
 EXPORT = Path("runs/default/export")
 ENGINE, FACTS, VERIFIED = EXPORT / "model.engine", EXPORT / "engine.json", EXPORT / "verify.json"
+AHEAD = Path("runs/desk/export")  # of the run that `desk` has
+DESK_ENGINE, DESK_FACTS = AHEAD / "model.engine", AHEAD / "engine.json"
 # Slow enough for widths to matter in so small a network.
 PEAKS = """
 [roofline]
@@ -96,14 +98,14 @@ def last_line(text: str) -> str:
 @pytest.mark.usefixtures("desk")
 def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) -> None:
     exported, said = done(4, "export", "--trt")
-    content, facts = ENGINE.read_bytes(), json.loads(FACTS.read_text(encoding="utf-8"))
+    content, facts = DESK_ENGINE.read_bytes(), json.loads(DESK_FACTS.read_text(encoding="utf-8"))
     assert flavour_of(content) == "tensorrt-rtx"
     assert facts["flavour"] == "tensorrt-rtx"
     assert list(facts["versions"]) == ["tensorrt-rtx"]
     assert (facts["compute_capability"], facts["precision"], facts["device"]) == ("8.9", "fp16", "desk")
     assert (facts["batches"], facts["dynamic"], facts["gpu"]) == ([1], False, None)
     assert (facts["size_bytes"], facts["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
-    file = (EXPORT / "model.onnx").read_bytes()
+    file = (AHEAD / "model.onnx").read_bytes()
     assert facts["onnx_sha256"] == hashlib.sha256(file).hexdigest()
     origins = " ".join(layer["Metadata"] for layer in facts["layers"])
     assert all(
@@ -115,22 +117,25 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
     assert 0 < exported["onnx_file"]["output_error"] < 2e-3
     assert exported["onnx_file"]["accuracy"] == pytest.approx(exported["accuracy_torch"], abs=0.005)
     assert exported["onnx_file"]["size_bytes"] == len(file)
-    assert exported["file"] == str(ENGINE)
+    assert exported["file"] == str(DESK_ENGINE)
     assert (exported["executed"], exported["verified"], exported["passed"]) == (False, False, True)
     assert (exported["measured"], exported["full"]) == (None, None)
-    assert json.loads(VERIFIED.read_text(encoding="utf-8")) == exported
+    assert json.loads((AHEAD / "verify.json").read_text(encoding="utf-8")) == exported
     last = last_line(said)
     assert last.startswith(
-        f"bcnet: {ENGINE} is not verified: the engine was built ahead of time and not executed"
+        f"bcnet: {DESK_ENGINE} is not verified: the engine was built ahead of time and not executed"
     )
     assert "device 'desk' is not at hand" in last
-    assert f"`bcnet verify --engine {ENGINE}` on the device, or here with --host user@device" in last
-    assert f"`bcnet verify --engine {ENGINE}`" in exported["verify_with"]
-    # The slice was that of the cpu's search, and the device is that of the last table.
-    assert "slicing the winner first: search changed" in said
+    advised = (
+        f"`bcnet verify --engine {DESK_ENGINE} --run desk` on the device, or here with --host user@device"
+    )
+    assert advised in last
+    assert f"`bcnet verify --engine {DESK_ENGINE} --run desk`" in exported["verify_with"]
+    # The device is that of the last table, and its run is its own.
+    assert "slicing the winner first: not done yet" in said
     assert "device desk: as in the table that was built last in this run" in said
     # All of it is vouched for, and complete: a run has nothing more to do for it.
-    assert set(Run.named("default").stage("export").manifest()["outputs"]) == {
+    assert set(Run.named("desk").stage("export").manifest()["outputs"]) == {
         "model.onnx",
         "model.engine",
         "engine.json",
@@ -143,11 +148,11 @@ def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(
     done: Done, refused: Refused
 ) -> None:
     done(4, "export", "--trt")
-    line = refused(4, "verify", "--engine", str(ENGINE))
-    assert f"{ENGINE} is not verified: device 'desk' is not at hand" in line
+    line = refused(4, "verify", "--engine", str(DESK_ENGINE))
+    assert f"{DESK_ENGINE} is not verified: device 'desk' is not at hand" in line
     assert "run this on the device itself, or here with --host user@device" in line
-    ENGINE.write_bytes(ENGINE.read_bytes() + b"x")
-    assert "is not the one that" in refused(1, "verify", "--engine", str(ENGINE))
+    DESK_ENGINE.write_bytes(DESK_ENGINE.read_bytes() + b"x")
+    assert "is not the one that" in refused(1, "verify", "--engine", str(DESK_ENGINE))
     assert "engine.json is missing" in refused(1, "verify", "--engine", "nowhere/model.engine")
 
 
@@ -166,13 +171,13 @@ def test_a_build_that_fails_leaves_the_export_before_it_as_it_was(done: Done, re
 
 @pytest.mark.usefixtures("desk")
 def test_int8_and_a_batch_of_several_sizes(done: Done) -> None:
-    for words in (["build-lut", "--estimate", "--device", "desk"], ["search"]):
-        done(0, *words, "--precision", "int8")
+    done(0, "build-lut", "--estimate", "--device", "desk", "--precision", "int8", "--replace")
+    done(0, "search")
     exported, said = done(4, "export", "--trt", "--batch", "1,3,8")
     assert "device desk, precision int8: as in the table that was built last in this run" in said
-    facts = json.loads(FACTS.read_text(encoding="utf-8"))
+    facts = json.loads(DESK_FACTS.read_text(encoding="utf-8"))
     assert (facts["batches"], facts["dynamic"], facts["precision"]) == ([1, 3, 8], True, "int8")
-    file = onnx.load(EXPORT / "model.onnx")
+    file = onnx.load(AHEAD / "model.onnx")
     assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert {node.op_type for node in file.graph.node} > {"QuantizeLinear", "DequantizeLinear"}
     assert json.loads({e.key: e.value for e in file.metadata_props}["input"])["shape"] == ["batch", 1, 16, 16]
@@ -182,14 +187,15 @@ def test_int8_and_a_batch_of_several_sizes(done: Done) -> None:
 @pytest.mark.usefixtures("desk")
 def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> None:
     done(4, "export", "--trt")
-    assert ENGINE.exists()
-    for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
-        done(0, *words)
-    exported, said = done(4, "export", "--trt", "--batch", "1,4")
-    assert not ENGINE.exists()
-    assert not FACTS.exists()
-    assert f"removed {ENGINE}: it was of an earlier export" in said
-    assert exported["file"] == str(EXPORT / "model.onnx")
+    assert DESK_ENGINE.exists()
+    _, said = done(0, "build-lut", "--estimate", "--device", "board", "--run", "desk", "--replace")
+    assert "runs/desk belonged to desk (fp16, batch 1, 1 thread), from now on to board (fp16" in said
+    done(0, "search", "--run", "desk")
+    exported, said = done(4, "export", "--trt", "--batch", "1,4", "--run", "desk")
+    assert not DESK_ENGINE.exists()
+    assert not DESK_FACTS.exists()
+    assert f"removed {DESK_ENGINE}: it was of an earlier export" in said
+    assert exported["file"] == str(AHEAD / "model.onnx")
     assert (exported["executed"], exported["verified"], exported["measured"]) == (False, False, None)
     assert 0 < exported["output_error"] < 2e-3
     last = last_line(said)
@@ -197,28 +203,28 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
         "no engine was built, which TensorRT does only on the device itself: device 'board' is not at hand"
         in last
     )
-    assert "`bcnet export --trt --device board --host user@device --batch 1,4`" in last
-    assert f"trtexec --onnx={EXPORT}/model.onnx --saveEngine={ENGINE} --stronglyTyped" in last
+    assert "`bcnet export --trt --device board --host user@device --batch 1,4 --run desk`" in last
+    assert f"trtexec --onnx={AHEAD}/model.onnx --saveEngine={DESK_ENGINE} --stronglyTyped" in last
     assert "--minShapes=input:1x1x16x16 --optShapes=input:4x1x16x16 --maxShapes=input:4x1x16x16" in last
     # Not even when it is asked for: TensorRT for RTX does not know the board's GPU.
     clear_projects()
-    before = contents(EXPORT)
-    assert main(["export", "--trt", "--flavour", "rtx"]) == 1
-    assert contents(EXPORT) == before
+    before = contents(AHEAD)
+    assert main(["export", "--trt", "--flavour", "rtx", "--run", "desk"]) == 1
+    assert contents(AHEAD) == before
 
 
 @pytest.mark.usefixtures("desk")
 def test_the_advice_names_the_flavour_where_it_is_not_the_profiles_own(done: Done) -> None:
     advised = "build it on the device: `bcnet export --trt --device desk --host user@device"
     _, said = done(4, "export", "--trt", "--flavour", "tensorrt", "--batch", "1,4")
-    assert not ENGINE.exists()
-    assert f"{advised} --flavour tensorrt --batch 1,4`" in last_line(said)
+    assert not DESK_ENGINE.exists()
+    assert f"{advised} --flavour tensorrt --batch 1,4 --run desk`" in last_line(said)
     # Of its own flavour it is advised without.
     Path("hw_profiles/desk.toml").write_text(DESK.replace("tensorrt-rtx", "tensorrt"), encoding="utf-8")
     for words in (["build-lut", "--estimate", "--device", "desk"], ["search"]):
         done(0, *words)
     for flavour in ((), ("--flavour", "tensorrt")):
-        assert f"{advised}`" in last_line(done(4, "export", "--trt", *flavour)[1])
+        assert f"{advised} --run desk`" in last_line(done(4, "export", "--trt", *flavour)[1])
 
 
 @pytest.mark.usefixtures("desk")
@@ -227,10 +233,12 @@ def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_f
     for words in (["build-lut", "--estimate", "--device", "board"], ["search"]):
         done(0, *words)
     done(4, "export", "--trt")
-    assert not ENGINE.exists()
+    engine = Path("runs/board/export/model.engine")
+    assert not engine.exists()
     exported, _ = done(4, "export", "--trt", "--flavour", "rtx")
-    assert flavour_of(ENGINE.read_bytes()) == "tensorrt-rtx"
-    assert json.loads(FACTS.read_text(encoding="utf-8"))["compute_capability"] == "7.5"
+    assert flavour_of(engine.read_bytes()) == "tensorrt-rtx"
+    facts = json.loads(engine.with_name("engine.json").read_text(encoding="utf-8"))
+    assert facts["compute_capability"] == "7.5"
     assert (exported["executed"], exported["predicted_for"]) == (False, "tensorrt")
 
 
@@ -462,6 +470,7 @@ def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
     project: Path, done: Done
 ) -> None:
     Path("hw_profiles/other.toml").write_text(PROFILE + 'aliases = ["it"]\n', encoding="utf-8")
+    before = contents(EXPORT)
     done(0, "build-lut", "--device", "it", "--batch", "2")
     told = "as in the table that was built last in this run"
     searched, said = done(0, "search")
@@ -471,7 +480,9 @@ def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
     assert f"device other, batch 2: {told}" in said
     exported, said = done(0, "export")
     assert exported["device"] == "other"
-    assert onnx.load(EXPORT / "model.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    file = onnx.load("runs/other/export/model.onnx")
+    assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    assert contents(EXPORT) == before
     # A device that is named wins, by a flag or in the file; of the same one, the setting is the table's.
     assert done(0, "search", "--device", "cpu")[1].count(told) == 0
     assert f"batch 2: {told}" in done(0, "search", "--device", "it")[1]

@@ -1,0 +1,99 @@
+"""What runs have already: verified exports that are replaced, supernets that serve several runs.
+
+In: a run. Out: a line for the person who waits, and files that are kept.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from bcnet.artifacts import MANIFEST, Run, Stage, bytes_digest, read_json
+from bcnet.config import Config
+from bcnet.errors import ArtifactError
+from bcnet.progress import say, working
+from bcnet.supernet.project import load_project
+
+REPORT = "verify.json"
+MADE = {"train": "supernet", "search": "search", "slice": "network"}
+
+
+def verified_export(run: Run) -> dict[str, Any] | None:
+    """The verify.json of a finished export that passed on its device; None where there is none."""
+    stage = run.stage("export")
+    if not stage.path(MANIFEST).exists():
+        return None
+    try:
+        found = read_json(stage.path(REPORT), stage.command)
+    except (OSError, ArtifactError):
+        return None
+    return found if isinstance(found, dict) and found.get("verified") is True else None
+
+
+def warn_of_verified(run: Run, stage: str) -> None:
+    """Say it before a stage makes what a verified export rests on anew."""
+    if verified_export(run) is None:
+        return
+    export = run.stage("export")
+    if stage == "export":
+        say(f"{export.folder} is verified: it is kept as {export.previous} if this export succeeds")
+    else:
+        say(
+            f"{export.folder} is verified, and rests on the {MADE[stage]} that is replaced now: it stays, "
+            f"and the next export keeps it as {export.previous}"
+        )
+
+
+def finish_export(run: Run, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
+    """Finish the export; one that is verified already, and is another than this, is kept whole."""
+    stage = run.stage("export")
+    if verified_export(run) is None or _same_delivery(stage, inputs, files):
+        stage.finish(inputs, files)
+        return
+    stage.finish_beside(inputs, files)
+    say(f"the earlier export is kept as {stage.previous}")
+
+
+def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> bool:
+    """Whether the export has the same network, for the same device, in files of the same content."""
+    try:
+        found = stage.manifest()
+    except ArtifactError:
+        return False
+    outputs = {name: bytes_digest(content) for name, content in files.items()}
+    return found["inputs"] == inputs and all(
+        found["outputs"].get(name) == outputs.get(name)
+        for name in {*outputs, *found["outputs"]}
+        if name != REPORT
+    )
+
+
+def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
+    """Give a run that has none the finished supernet of another run, where that is of the same network.
+
+    Its files are linked, or copied where the file system has no links.
+    """
+    own, found = run.stage("train"), origin.stage("train")
+    if own.folder.exists() or not found.path(MANIFEST).exists():
+        return
+    try:
+        found.require(load_project(config).inputs())
+    except ArtifactError as reason:
+        say(f"the supernet of {origin.folder} is not that of {run.folder}: {reason}")
+        return
+    with own.at_work(), working(f"taking the supernet of {origin.folder}"):
+        fresh = Stage(own.folder.with_name(".train.new"), own.name, found.command)
+        fresh.folder.mkdir(parents=True)
+        try:
+            for name in [*found.manifest()["outputs"], MANIFEST]:
+                fresh.path(name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(found.path(name), fresh.path(name))
+                except OSError:
+                    shutil.copy2(found.path(name), fresh.path(name))
+            fresh.manifest()  # nobody has replaced one of them meanwhile
+            fresh.folder.rename(own.folder)
+        except BaseException:
+            shutil.rmtree(fresh.folder, ignore_errors=True)
+            raise
+    say(f"{run.folder} uses the supernet of {origin.folder}, which is of the same network and data")

@@ -1,0 +1,240 @@
+"""Which run a command works in, and for which device. In: flags, a configuration, the runs that there are.
+
+Out: a run and its configuration. A run belongs to one device and setting, those of its table; for another one
+there is another run, unless the user replaces it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from bcnet.artifacts import MANIFEST, Run, read_json
+from bcnet.config import Config, is_example
+from bcnet.errors import ArtifactError, ConfigError, DeviceError, TableError, UsageError
+from bcnet.hw_profiles import load_profile
+from bcnet.hw_profiles.target import Target, target_of
+from bcnet.progress import say
+
+RUNS = Path("runs")
+DEFAULT = "default"
+TABLES = Path("latency_tables")
+SETTING = ("batch", "threads", "precision")
+Does = Literal["begin", "continue", "read"]  # a command: a table, what comes after it, nothing
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a run belongs to, as its configuration names it, and when its table was built (Unix time)."""
+
+    target: Target
+    named: Mapping[str, Any]  # device, batch, threads, precision, host
+    built: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A command's run and configuration, and what the user should know of how they were chosen.
+
+    `automatic` where the user did not name the run.
+    """
+
+    run: Run
+    config: Config
+    automatic: bool
+    notes: tuple[str, ...]
+
+
+def checked_name(name: str) -> str:
+    """The name of a run. Raises UsageError where it would lead out of runs/."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{name}'")
+    return name
+
+
+def run_holding(file: Path) -> str | None:
+    """The name of the run in whose export a file lies; None where it lies elsewhere."""
+    export = file.resolve().parent
+    runs = RUNS.resolve()
+    return export.parent.name if export.name.startswith("export") and export.parent.parent == runs else None
+
+
+def bound_to(run: Run) -> Bound | None:
+    """The target of a run: that of its table, else of its search; None where it has neither.
+
+    Raises ArtifactError where the file that tells cannot be read.
+    """
+    for name, file in (("build-lut", "report.json"), ("search", "result.json")):
+        stage = run.stage(name)
+        path = stage.path(file)
+        if not path.exists():
+            continue
+        found = read_json(path, stage.command)
+        if isinstance(found, dict):
+            # Search results of earlier versions name their device alone.
+            named = found.get("target", {"device": found.get("device")})
+            try:
+                config = Config.model_validate(named)
+            except ValidationError:
+                raise ArtifactError(f"{path} names no device; run `{stage.command}` again") from None
+            if None in (config.batch, config.threads, config.precision):
+                target = target_of(config)
+            else:  # whatever has become of its profile
+                target = Target(config.device, *(getattr(config, key) for key in SETTING))
+            return Bound(target, named, path.stat().st_mtime)
+    return None
+
+
+def choose(
+    settings: Config, name: str | None, config: Path | None, does: Does, *, replace: bool = False
+) -> Choice:
+    """The run of a command, and its configuration with what the run says where the user names nothing.
+
+    Without a name it is `default`, or where that belongs to another device the run of the device's name;
+    where no device is named either, and the command does not begin one, the run whose table was built last.
+    Raises UsageError where the run belongs to another device or setting, unless it is to `replace` that, or
+    the command only reads.
+    """
+    continues = does != "begin"
+    notes: list[str] = []
+    named = "device" in settings.model_fields_set
+    if name is not None:
+        run = Run.named(checked_name(name), config)
+    elif continues and not named:
+        run = _built_last(config, notes)
+    else:
+        run = _run_of(load_profile(settings.device).name, config, notes)
+    bound = bound_to(run)
+    wanted = target_of(settings)
+    if bound is not None:
+        unnamed = not named and (continues or name is not None)
+        if unnamed or wanted.device == bound.target.device:
+            settings = _as_in(settings, bound, notes)
+            wanted = target_of(settings)
+    if bound is not None and wanted != bound.target and does != "read":
+        if not replace:
+            raise UsageError(_belongs_to_another(run, bound.target, wanted, continues))
+        notes.append(f"{run.folder} belonged to {bound.target}, from now on to {wanted}")
+    return Choice(run, settings, name is None, tuple(notes))
+
+
+def require_table(choice: Choice, *, searched: bool) -> None:
+    """Raise TableError where a device is named that nothing was measured on; the message names the command.
+
+    `searched`: the command needs a search on it, too.
+    """
+    if "device" not in choice.config.model_fields_set or bound_to(choice.run) is not None:
+        return
+    device = load_profile(choice.config.device).name
+    if searched or not (TABLES / f"{device}.json").exists():
+        raise TableError(
+            f"{choice.run.folder} has no latency table for {device}; run `{_build(choice.run, device)}` first"
+        )
+
+
+def require_configured(command: str, config: Path | None, run: Run | None) -> None:
+    """Say that the built-in example is used where nothing is configured.
+
+    Raises ConfigError where a stage would begin it unasked: only `bcnet run` does, or a run that is there.
+    """
+    if not is_example(config):
+        return
+    if command in ("run", "inspect", "check-lut"):
+        say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
+    elif run is not None and _is_begun(run):
+        say(f"no bcnet.toml here: {run.folder} goes on with the built-in example, handwritten digits")
+    else:
+        raise ConfigError(
+            "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try the "
+            "built-in example with `bcnet run`"
+        )
+
+
+def _is_begun(run: Run) -> bool:
+    return any(
+        own.stage(name).path(MANIFEST).exists()
+        for own in (run, Run.named(DEFAULT))
+        for name in ("train", "build-lut")
+    )
+
+
+def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:
+    """The run of a device where the user names none."""
+    default = Run.named(DEFAULT, config)
+    bound = bound_to(default)
+    if bound is None or bound.target.device == device:
+        return default
+    run = Run.named(re.sub(r"[^A-Za-z0-9._-]", "-", device), config)
+    if bound_to(run) is None:
+        notes.append(f"{default.folder} belongs to {bound.target}: {device} gets {run.folder}")
+    return run
+
+
+def _built_last(config: Path | None, notes: list[str]) -> Run:
+    """`default` or the run of a device's name, whichever table was built last."""
+    found: list[tuple[float, str]] = []
+    for folder in RUNS.iterdir() if RUNS.is_dir() else ():
+        try:
+            bound = bound_to(Run(folder, config))
+        except (ArtifactError, DeviceError):
+            if folder.name == DEFAULT:
+                raise
+            continue
+        if bound is not None and folder.name in (DEFAULT, bound.target.device):
+            found.append((bound.built, folder.name))
+    run = Run.named(max(found)[1] if found else DEFAULT, config)
+    if len(found) > 1:
+        notes.append(f"continuing in {run.folder}: of all runs, its table was built last")
+    return run
+
+
+def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
+    """The configuration, on the run's device and as that was set, where it names nothing else."""
+    own = settings.model_copy(update={"device": bound.target.device})
+    profile = target_of(own)
+    taken: dict[str, Any] = {}
+    for key, value in bound.named.items():
+        now = getattr(profile, key) if key in SETTING else getattr(settings, key)
+        value = tuple(value) if isinstance(value, list) else value
+        if key not in settings.model_fields_set and now != value:
+            taken[key] = value
+    if taken:
+        words = (f"{key} {' '.join(v) if isinstance(v, tuple) else v}" for key, v in taken.items())
+        notes.append(f"{', '.join(words)}: as in the table that was built last in this run")
+    return settings.model_copy(update=taken)
+
+
+def _belongs_to_another(run: Run, bound: Target, wanted: Target, continues: bool) -> str:
+    other = _other_name(bound, wanted)
+    flags = [f"--device {wanted.device}"]
+    flags += [
+        f"--{key} {getattr(wanted, key)}" for key in SETTING if getattr(wanted, key) != getattr(bound, key)
+    ]
+    if not continues:
+        return (
+            f"{run.folder} belongs to {bound}, not to {wanted}: keep it with --run {other}, or give it to "
+            f"{wanted.device} with --replace"
+        )
+    build = f"bcnet build-lut {' '.join(flags)} --run"
+    return (
+        f"{run.folder} belongs to {bound}, not to {wanted}: measure that in a run of its own, `{build} "
+        f"{other}`, or in this one, `{build} {run.folder.name} --replace`"
+    )
+
+
+def _other_name(bound: Target, wanted: Target) -> str:
+    """A name for the run of another target: its device, and what differs from the run that has that name."""
+    if bound.device != wanted.device:
+        return wanted.device
+    words = {"batch": f"batch{wanted.batch}", "threads": f"threads{wanted.threads}"}
+    changed = [key for key in SETTING if getattr(bound, key) != getattr(wanted, key)]
+    return "-".join([wanted.device, *(words.get(key, wanted.precision) for key in changed)])
+
+
+def _build(run: Run, device: str) -> str:
+    """The command that measures the run's table."""
+    command = run.stage("build-lut").command
+    return command.replace("bcnet build-lut", f"bcnet build-lut --device {device}", 1)

@@ -1,0 +1,55 @@
+"""`bcnet runs`: list the runs of the working folder, remove one."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from bcnet.errors import UsageError
+from bcnet.show import show_table
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+
+runs_app = typer.Typer(
+    help="List the runs in runs/, or remove one.", rich_markup_mode=None, add_completion=False
+)
+
+
+@runs_app.callback(invoke_without_command=True)
+def list_runs(context: typer.Context, as_json: Json = False) -> None:
+    """List the runs in runs/. Their devices and settings, budgets, winners, whether the export is verified,
+    and when they were worked on last. `bcnet runs remove NAME` removes one."""
+    if context.invoked_subcommand is not None:
+        return
+    from bcnet.run_list import runs
+
+    found = runs()
+    if as_json:
+        print(json.dumps({"runs": [state.to_json() for state in found]}))
+    elif found:
+        headings = ["run", "device", "budget", "winner", "export", "date"]
+        show_table(headings, [state.row() for state in found])
+    else:
+        print("there are no runs in this folder yet; `bcnet run` makes one")
+
+
+@runs_app.command("remove")
+def remove_run(
+    name: Annotated[str, typer.Argument(help="The run to remove: the folder runs/NAME/.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove a run's folder with all that is in it. Asks before, and says what goes; latency tables stay. A
+    run that a process is at work in is not removed."""
+    from bcnet.run_list import removal, remove
+
+    wanted = removal(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"this removes {wanted}; add --yes to do it")
+        if not typer.confirm(f"remove {wanted}?", err=True):
+            print("nothing was removed", file=sys.stderr)
+            raise typer.Exit(1)
+    remove(wanted)
+    print(json.dumps({"removed": str(wanted.run.folder)}) if as_json else f"removed {wanted}")

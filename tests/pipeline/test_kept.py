@@ -1,0 +1,96 @@
+"""What a run has already is kept: verified exports that are replaced, supernets that serve several runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Refused, clear_projects, contents
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.pipeline.kept import reuse_supernet
+
+EXPORT, PREVIOUS = Path("runs/default/export"), Path("runs/default/export.previous")
+
+
+def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clear_projects()
+    before = contents(EXPORT)
+    assert main(["slice", "--epochs", "0"]) == 0
+    assert (
+        "runs/default/export is verified, and rests on the network that is replaced now: it stays, and the "
+        "next export keeps it as runs/default/export.previous" in capfd.readouterr().err
+    )
+    assert contents(EXPORT) == before
+    assert main(["export"]) == 0
+    said = capfd.readouterr().err
+    assert "it is kept as runs/default/export.previous if this export succeeds" in said
+    assert "the earlier export is kept as runs/default/export.previous" in said
+    assert contents(PREVIOUS) == before
+    assert contents(EXPORT)["model.onnx"] != before["model.onnx"]
+    # The same once more is the same delivery: what is kept stays the one before it.
+    assert main(["export"]) == 0
+    assert contents(PREVIOUS) == before
+    assert sorted(path.name for path in EXPORT.parent.iterdir()) == sorted(
+        ["train", "build-lut", "search", "slice", "export", "export.previous", "compare"]
+    )
+    assert main(["runs", "--json"]) == 0
+    (run,) = json.loads(capfd.readouterr().out.splitlines()[-1])["runs"]
+    assert (run["name"], run["verified"], run["target"]["device"]) == ("default", True, "cpu")
+    assert run["latency_ms"] == json.loads((EXPORT / "verify.json").read_text())["measured"]["median_ms"]
+    clear_projects()
+
+
+def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_data(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clear_projects()
+    own, origin = Run.named("board"), Run.named("default")
+    reuse_supernet(own, load_config(None), origin)
+    assert "runs/board uses the supernet of runs/default" in capfd.readouterr().err
+    assert contents(own.stage("train").folder) == contents(origin.stage("train").folder)
+    assert own.stage("train").outdated(origin.stage("train").manifest()["inputs"]) is None
+    # One that it has, or has begun, is its own.
+    own.stage("train").path("manifest.json").unlink()
+    reuse_supernet(own, load_config(None), origin)
+    assert not own.stage("train").path("manifest.json").exists()
+    # That of other data is not taken.
+    shutil.rmtree(own.folder)
+    reuse_supernet(own, load_config(None, {"data": {"train_limit": 100}}), origin)
+    assert "the supernet of runs/default is not that of runs/board: " in capfd.readouterr().err
+    assert not own.folder.exists()
+    clear_projects()
+
+
+def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_example(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clear_projects()
+    Path("bcnet.toml").unlink()
+    before = contents(project)
+    assert main(["search"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "no bcnet.toml here: runs/default goes on with the built-in example, handwritten digits"
+    assert "runs/default/train was made with another data" in said[-1]
+    assert contents(project) == before
+    clear_projects()
+
+
+def test_a_host_that_is_not_reached_is_reported_before_anything_is_loaded(
+    project: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("loaded before the host was reached")
+
+    clear_projects()
+    monkeypatch.setattr("bcnet.supernet.project._load", load)
+    Path("bin").mkdir()
+    Path("bin/ssh").write_text("#!/bin/sh\necho 'connect to host board port 22: refused' >&2\nexit 255\n")
+    Path("bin/ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project / 'bin'}:/usr/bin:/bin")
+    for command in ("build-lut", "run"):
+        assert "user@board" in refused(1, command, "--device", "jetson", "--host", "user@board")

@@ -1,0 +1,236 @@
+"""Which run a command works in: a run belongs to one device and setting."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROFILE, Refused
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.errors import ArtifactError, TableError, UsageError
+from bcnet.hw_profiles.target import Target
+from bcnet.run_choice import Does, bound_to, choose, require_table, run_holding
+from bcnet.run_list import removal, remove, runs
+
+pytestmark = pytest.mark.usefixtures("folder")
+CPU = {"device": "cpu", "batch": 1, "threads": 1, "precision": "fp32"}
+BOARD = {"device": "board", "batch": 1, "threads": 1, "precision": "fp32", "host": ["user@board"]}
+
+
+@pytest.fixture(autouse=True)
+def _devices(folder: Path) -> None:
+    (folder / "bcnet.toml").write_text("", encoding="utf-8")
+    (folder / "hw_profiles").mkdir()
+    for name in ("cpu", "board"):
+        (folder / f"hw_profiles/{name}.toml").write_text(PROFILE, encoding="utf-8")
+
+
+def bind(name: str, target: dict[str, Any], built: int, stage: str = "build-lut") -> None:
+    """A run with the report of a table that was built at this time, or the result of a search."""
+    file = {"build-lut": "report.json", "search": "result.json"}[stage]
+    path = Path("runs", name, stage, file)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"target": target}), encoding="utf-8")
+    os.utime(path, (built, built))
+
+
+def chosen(does: Does, name: str | None = None, replace: bool = False, **flags: Any) -> tuple[str, str]:
+    """The run's name and its target in words; flags of the top level."""
+    choice = choose(load_config(None, {"": flags}), name, None, does, replace=replace)
+    config = choice.config
+    return choice.run.folder.name, " ".join([config.device, *config.host])
+
+
+def test_the_first_run_is_the_default_one_whatever_its_device_is() -> None:
+    assert chosen("begin") == ("default", "cpu")
+    assert chosen("begin", device="board") == ("default", "board")
+    assert chosen("continue") == ("default", "cpu")
+
+
+def test_another_device_than_the_default_runs_has_a_run_of_its_name() -> None:
+    bind("default", CPU, 1)
+    assert chosen("begin") == ("default", "cpu")
+    assert chosen("begin", device="board", host=["user@board"]) == ("board", "board user@board")
+    bind("board", BOARD, 2)
+    assert chosen("continue", device="cpu") == ("default", "cpu")
+    assert chosen("continue", device="board") == ("board", "board user@board")
+    assert chosen("begin") == ("default", "cpu")  # to begin, no device is the processor
+
+
+def test_a_command_that_names_nothing_continues_the_run_whose_table_was_built_last() -> None:
+    bind("default", CPU, 1)
+    bind("board", BOARD, 2)
+    bind("night", CPU, 3)  # named by the user, and so never taken unasked
+    choice = choose(load_config(None), None, None, "continue")
+    assert choice.run.folder.name == "board"
+    assert choice.notes == (
+        "continuing in runs/board: of all runs, its table was built last",
+        "device board, host user@board: as in the table that was built last in this run",
+    )
+    os.utime("runs/default/build-lut/report.json", (4, 4))
+    assert chosen("continue") == ("default", "cpu")
+    # What the configuration names wins.
+    Path("bcnet.toml").write_text('device = "board"', encoding="utf-8")
+    assert chosen("continue") == ("board", "board user@board")
+
+
+def test_a_named_run_has_its_own_device_where_none_is_named() -> None:
+    bind("night", BOARD, 1)
+    for does in ("begin", "continue", "read"):
+        assert chosen(does, "night") == ("night", "board user@board")  # type: ignore[arg-type]
+
+
+def test_a_setting_is_that_of_the_run_where_none_is_named() -> None:
+    bind("default", {**CPU, "batch": 8}, 1)
+    for does in ("begin", "continue"):
+        choice = choose(load_config(None), None, None, does)  # type: ignore[arg-type]
+        assert choice.config.batch == 8
+        assert choice.notes == ("batch 8: as in the table that was built last in this run",)
+
+
+def test_another_device_or_setting_in_a_run_is_refused_with_both_ways_out() -> None:
+    bind("default", CPU, 1)
+    bind("night", BOARD, 2)
+    with pytest.raises(UsageError) as refusal:
+        chosen("begin", "night", device="cpu")
+    assert str(refusal.value) == (
+        "runs/night belongs to board (fp32, batch 1, 1 thread), not to cpu (fp32, batch 1, 1 thread): keep "
+        "it with --run cpu, or give it to cpu with --replace"
+    )
+    with pytest.raises(UsageError, match="keep it with --run cpu-batch8-int8, or give it to cpu with --repl"):
+        chosen("begin", batch=8, precision="int8")
+    with pytest.raises(UsageError) as refusal:
+        chosen("continue", batch=8)
+    assert str(refusal.value) == (
+        "runs/default belongs to cpu (fp32, batch 1, 1 thread), not to cpu (fp32, batch 8, 1 thread): "
+        "measure that in a run of its own, `bcnet build-lut --device cpu --batch 8 --run cpu-batch8`, or in "
+        "this one, `bcnet build-lut --device cpu --batch 8 --run default --replace`"
+    )
+    assert chosen("begin", "night", replace=True, device="cpu") == ("night", "cpu")
+    assert chosen("read", "night", device="cpu") == ("night", "cpu")
+
+
+def test_a_device_without_a_table_is_an_error_that_names_the_command_and_never_another_device(
+    refused: Refused,
+) -> None:
+    bind("default", CPU, 1)
+    for command in ("search", "slice", "export"):
+        line = refused(1, command, "--device", "board")
+        assert (
+            "runs/board has no latency table for board; run `bcnet build-lut --device board --run board`"
+            in line
+        )
+    # A table that was committed serves a search, but nothing can be sliced before there is one.
+    Path("latency_tables").mkdir()
+    Path("latency_tables/board.json").write_text("{}", encoding="utf-8")
+    choice = choose(load_config(None, {"": {"device": "board"}}), None, None, "continue")
+    require_table(choice, searched=False)
+    with pytest.raises(TableError, match="runs/board has no latency table for board"):
+        require_table(choice, searched=True)
+
+
+def test_a_run_without_a_table_of_its_own_belongs_to_what_it_was_searched_for() -> None:
+    bind("default", BOARD, 1, "search")
+    bound = bound_to(Run.named("default"))
+    assert bound is not None
+    assert bound.target == Target("board", 1, 1, "fp32")
+    assert chosen("begin") == ("cpu", "cpu")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"target": {"device": 3}}', '{"target": {"batch": "x"}}']
+)
+def test_a_report_that_cannot_be_read_is_one_line_that_names_the_command(content: str) -> None:
+    bind("default", CPU, 1)
+    Path("runs/default/build-lut/report.json").write_text(content, encoding="utf-8")
+    if content == "[]":
+        assert bound_to(Run.named("default")) is None
+    else:
+        with pytest.raises(ArtifactError, match=r"report\.json .*run `bcnet build-lut`"):
+            chosen("continue")
+
+
+def test_an_engine_belongs_to_the_run_that_it_lies_in() -> None:
+    assert run_holding(Path("runs/board/export/model.engine")) == "board"
+    assert run_holding(Path("runs/board/export.previous/model.engine")) == "board"
+    assert run_holding(Path("taken/model.engine")) is None
+
+
+def test_an_old_report_that_names_its_device_alone_has_the_profiles_setting() -> None:
+    bind("default", {"device": "board"}, 1)
+    bound = bound_to(Run.named("default"))
+    assert bound is not None
+    assert bound.target == Target("board", 1, 1, "fp32")
+
+
+def test_without_a_configuration_only_a_run_that_is_there_goes_on(
+    refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").unlink()
+    for command in ("train", "build-lut", "search", "slice", "export"):
+        assert refused(1, command) == (
+            "bcnet: there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try "
+            "the built-in example with `bcnet run`"
+        )
+    example = "no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)"
+    assert main(["inspect"]) == 0
+    assert capfd.readouterr().err.strip() == example
+    Path("bcnet.toml").symlink_to("nowhere.toml")
+    assert "bcnet.toml is a link to nowhere.toml, which is not there" in refused(1, "run")
+
+
+def test_runs_are_listed_and_one_is_removed(refused: Refused, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert capfd.readouterr().out == "there are no runs in this folder yet; `bcnet run` makes one\n"
+    bind("default", CPU, 1)
+    bind("night", BOARD, 2)
+    Path("runs/night/train").mkdir()
+    Path("runs/night/train/manifest.json").write_text("{}", encoding="utf-8")
+    assert main(["runs", "--json"]) == 0
+    found = {run["name"]: run for run in json.loads(capfd.readouterr().out)["runs"]}
+    assert list(found) == ["default", "night"]
+    assert found["night"]["target"] == {"device": "board", "batch": 1, "threads": 1, "precision": "fp32"}
+    assert found["night"]["stages"] == ["train"]
+    assert main(["runs"]) == 0
+    shown = capfd.readouterr().out
+    assert "board, fp32" in shown
+    assert "none yet, train done" in shown
+
+    assert "this removes runs/night: 2 files, 0.0 MB, without a verified export; add --yes" in refused(
+        2, "runs", "remove", "night"
+    )
+    assert "there is no run 'nigth'; there is: default, night" in refused(
+        2, "runs", "remove", "nigth", "--yes"
+    )
+    with Run.named("night").in_use():
+        assert "a process is at work in runs/night" in refused(1, "runs", "remove", "night", "--yes")
+    assert main(["runs", "remove", "night", "--yes"]) == 0
+    assert capfd.readouterr().out.startswith("removed runs/night: 2 files")
+    assert [path.name for path in Path("runs").iterdir()] == ["default"]
+
+
+def test_a_removal_never_follows_a_link_out_of_the_runs(refused: Refused) -> None:
+    Path("kept").mkdir()
+    Path("kept/file").write_text("kept", encoding="utf-8")
+    bind("night", CPU, 1)
+    Path("runs/night/link").symlink_to(Path("kept").absolute())
+    Path("runs/link").symlink_to(Path("kept").absolute())
+    assert "runs/link is a link" in refused(2, "runs", "remove", "link", "--yes")
+    assert "--run takes letters" in refused(2, "runs", "remove", "../kept", "--yes")
+    remove(removal("night"))
+    assert not Path("runs/night").exists()
+    assert Path("kept/file").read_text(encoding="utf-8") == "kept"
+
+
+def test_results_that_cannot_be_read_do_not_hide_the_other_runs() -> None:
+    bind("default", CPU, 1)
+    bind("night", CPU, 2)
+    Path("runs/night/build-lut/report.json").write_text("{", encoding="utf-8")
+    fine, broken = runs()
+    assert fine.problem is None
+    assert broken.problem is not None
+    assert "report.json is cut short or edited" in broken.problem
