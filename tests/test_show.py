@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bcnet.show import show_comparison, show_summary
+from bcnet.show import show_comparison, show_summary, show_table
 from bcnet.show.tables import columns, short_count
 
 LATENCY = {"median_ms": 0.393, "p90_ms": 0.41, "spread": 0.01, "samples": 100}
@@ -141,3 +141,15 @@ def test_columns_are_as_wide_as_their_longest_cell() -> None:
         "long name     1",
         "b          12.5",
     ]
+
+
+def test_what_a_device_says_of_itself_cannot_write_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_summary({**EXPORT, "backend": "onnx\x1b[2Jruntime\n::error::"})
+    show_table(["layer"], [["conv\x1b]0;title\x07"]])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "onnx\\x1b[2Jruntime\\n::error::" in out
+    assert "conv\\x1b]0;title\\x07" in out

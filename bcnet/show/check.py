@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.show.tables import show_table
+from bcnet.show.tables import put, show_table
 
 if TYPE_CHECKING:
     from bcnet.latency_tables.check_report import CheckReport
@@ -13,7 +13,7 @@ def show_check(report: "CheckReport") -> None:
     from bcnet.latency_tables.check_report import WORST
 
     verdict = report.verdict
-    print(f"{report.table}: {report.headline}")
+    put(f"{report.table}: {report.headline}")
     changes = [verdict.everything, *verdict.kinds]
     names = {change.name for change in changes}
     slower = [change for change in verdict.slower if change.name not in names]
@@ -36,14 +36,14 @@ def show_check(report: "CheckReport") -> None:
         ],
     )
     for change in verdict.relative:
-        print(f"against all other rows, {change.name}: {change.change:+.1%}")
+        put(f"against all other rows, {change.name}: {change.change:+.1%}")
     if len(slower) > WORST or len(faster) > WORST:
-        print(f"single layers in all: {len(slower)} slower, {len(faster)} faster")
+        put(f"single layers in all: {len(slower)} slower, {len(faster)} faster")
     probe = ", ".join(f"{part.name} {part.change:+.1%}" for part in verdict.probe)
     measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
-    print(
+    put(
         f"probe of the machine: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not; "
         f"finds a slowdown of all rows from {verdict.detectable:.0%}"
     )
     for note in report.notes:
-        print(f"note: {note}")
+        put(f"note: {note}")

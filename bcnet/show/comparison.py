@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bcnet.show.tables import columns, milliseconds, short_count, value_of
+from bcnet.show.tables import columns, milliseconds, put, short_count, value_of
 
 LONGEST = 18  # letters of a metric's name that fit above its column
 
@@ -26,21 +26,21 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     ]
     heading = metric if len(metric) <= LONGEST else "metric"
     heading = "accuracy (95 %)" if entries[0]["accuracy_low"] is not None else heading
-    print("\n".join(columns(["network", heading, "ms", "noise", "params", "MACs"], rows)))
+    put(*columns(["network", heading, "ms", "noise", "params", "MACs"], rows), "")
     budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
-    print(f"\non {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
-    print(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
+    put(f"on {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
+    put(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
     given = " (original: as given)" if entries[0]["passes"] is None else ""
-    print(f"trained for {summary['passes']} passes over the training images each{given}")
+    put(f"trained for {summary['passes']} passes over the training images each{given}")
     rounds = len(entries[0]["rounds_ms"])
     for first, second in summary["not_separable"]:
-        print(f"~ not separable by latency in {rounds} rounds: {first} / {second}")
+        put(f"~ not separable by latency in {rounds} rounds: {first} / {second}")
     for note in summary["notes"]:
-        print(f"note: {note}")
-    print(f"verified network: {summary['file']}")
+        put(f"note: {note}")
+    put(f"verified network: {summary['file']}")
     if summary.get("better"):
         lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary["better"].items())
-        print(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
+        put(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
 
 
 def _with_interval(metric: str, entry: Mapping[str, Any]) -> str:

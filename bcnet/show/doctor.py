@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bcnet.show.tables import put
+
 if TYPE_CHECKING:
     from bcnet.doctor import Step
 
@@ -12,7 +14,7 @@ MARKS = {True: "ok", False: "NO", None: "?"}
 def show_steps(steps: "Sequence[Step]") -> None:
     """Each step, what was found there, and what to do where something is missing."""
     for step in steps:
-        print(f"{MARKS[step.passed]:<3} {step.name}")
+        put(f"{MARKS[step.passed]:<3} {step.name}")
         for text in (step.found, step.mend and f"-> {step.mend}"):
             if text:
-                print(f"    {text}")
+                put(f"    {text}")

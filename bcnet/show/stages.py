@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from bcnet.show.tables import milliseconds, plain, value_of
+from bcnet.show.tables import milliseconds, put, text_of, value_of
 
 Summary = Mapping[str, Any]
 
@@ -15,7 +15,7 @@ Summary = Mapping[str, Any]
 def show_summary(summary: Summary) -> None:
     """Print what a stage found; of what is no stage, its fields."""
     lines = STAGES.get(str(summary.get("stage")), _fields)(summary)
-    print("\n".join(lines))
+    put(*lines)
 
 
 def _lines(parts: Sequence[tuple[str, str]]) -> list[str]:
@@ -185,7 +185,7 @@ def _fields(summary: Summary, indent: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += [f"{indent}{key}", *_fields(value, f"{indent}  ")]
         else:
-            lines.append(f"{indent}{key:<22} {plain(value)}")
+            lines.append(f"{indent}{key:<22} {text_of(value)}")
     return lines
 
 

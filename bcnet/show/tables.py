@@ -4,7 +4,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bcnet.plain import plain
+
+LONGEST = 10_000  # characters of a cell or a line: names in a network, a table or a device are foreign text
 COLUMNS = 80  # where nobody says how wide the page is, as in a pipe
+
+
+def put(*lines: str) -> None:
+    """Print lines; what is no printable character in them is escaped."""
+    for line in lines:
+        print(plain(line, LONGEST))
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -17,7 +26,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(plain(cell, LONGEST) for cell in row))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else COLUMNS).print(table)
 
 
@@ -53,7 +62,7 @@ def value_of(metric: str, value: float | None) -> str:
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
 
 
-def plain(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A value of any kind, on one line."""
     if isinstance(value, float):
         return f"{value:.5g}"

@@ -338,16 +338,17 @@ def fit_network(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
-        if on_epoch is not None:
-            own = {f"buffer:{name}": buffer.cpu() for name, buffer in model.named_buffers()}
-            on_epoch(replace(snapshot, tensors={**snapshot.tensors, **own}), mean_loss)
+    def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
+        assert on_epoch is not None
+        own = {f"buffer:{name}": buffer.cpu() for name, buffer in model.named_buffers()}
+        on_epoch(replace(snapshot, tensors={**snapshot.tensors, **own}), mean_loss)
 
     if resume is not None:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(resume.tensors[f"buffer:{name}"])
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    after_epoch = with_buffers if on_epoch else None
     curve = fit(trainable, step, data, recipe, description, resume=resume, on_epoch=after_epoch)
     check_trained(model.state_dict(), "at its end", trainable)
     model.cpu().eval()
