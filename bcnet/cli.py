@@ -212,7 +212,8 @@ def inspect(
         from bcnet.models import build_model
         from bcnet.supernet.project import searched_space, target_profile
 
-        network = build_model(settings.model, 3, 1000)
+        # A configured file of weights is of the configured network.
+        network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)
         side, origin = (image_size, "--image-size") if image_size else _side_of_data(config, settings)
         shape = (3, side, side)
         _, space, _ = searched_space(settings, target_profile(settings), network, torch.zeros(1, *shape))

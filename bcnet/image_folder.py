@@ -46,7 +46,7 @@ class _Unreadable(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.reason})"
+        return f"{_shown(self.path)} ({self.reason})"
 
 
 @dataclass
@@ -100,6 +100,7 @@ def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
         _choose_side(parts["train"], config, found)
         _check_memory(sum(map(len, parts.values())), found.side)
         splits = {name: _decoded(own, found) for name, own in parts.items()}
+    found.unreadable.sort()
     if found.unreadable and not config.skip_broken:
         raise DataError(_unreadable_message(found.unreadable))
     for name, split in splits.items():
@@ -339,8 +340,14 @@ def _decoded(samples: Sequence[_Sample], found: Found) -> Split:
 def _unreadable_message(files: Sequence[_Unreadable]) -> str:
     advice = "or set data.skip_broken = true"
     if len(files) == 1:
-        return f"{files[0].path} cannot be read as an image ({files[0].reason}); remove it, {advice}"
+        return f"{_shown(files[0].path)} cannot be read as an image ({files[0].reason}); remove it, {advice}"
     return f"{len(files):,} files cannot be read as images: {_listed(files)}; remove them, {advice}"
+
+
+def _shown(path: Path) -> str:
+    """A file's name in one line, whatever bytes it is made of."""
+    name = str(path)
+    return name if name.isprintable() else repr(name)
 
 
 def _listed(files: Sequence[_Unreadable]) -> str:

@@ -93,4 +93,4 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(cause: Exception, path: Path) -> str:
     """Without the path, which a message names already."""
-    return one_line(cause).replace(f": '{path}'", "").replace(f" '{path}'", "")
+    return one_line(cause).replace(f": {str(path)!r}", "").replace(f" {str(path)!r}", "")

@@ -148,7 +148,7 @@ def break_files(*paths: str) -> None:
 
 def test_broken_files_of_all_parts_are_listed_at_once() -> None:
     pets("train", "test")
-    names = [f"pets/train/cat/{i}.png" for i in range(4)] + ["pets/test/dog/0.png", "pets/test/dog/1.png"]
+    names = ["pets/test/dog/0.png", "pets/test/dog/1.png"] + [f"pets/train/cat/{i}.png" for i in range(4)]
     break_files(*names)
     with pytest.raises(DataError) as caught:
         load()
@@ -160,6 +160,15 @@ def test_broken_files_of_all_parts_are_listed_at_once() -> None:
     )
 
 
+def test_a_broken_file_of_any_name_is_named_in_one_line() -> None:
+    pets("train", "test")
+    Path(os.fsdecode(b"pets/train/cat/\xff\n.jpg")).write_bytes(b"no image")
+    with pytest.raises(
+        DataError, match=r"^'pets/train/cat/\\udcff\\n\.jpg' cannot be read as an image \([^/]+\); "
+    ):
+        load()
+
+
 def test_broken_files_are_left_out_where_that_is_set_and_reported() -> None:
     pets("train", "test")
     break_files("pets/train/cat/0.png", "pets/test/dog/1.png")
@@ -169,7 +178,7 @@ def test_broken_files_are_left_out_where_that_is_set_and_reported() -> None:
     assert [len(part) for part in (data.train, data.val, data.test)] == [7, 2, 9]
     assert "test/dog/1.png" not in data.test.names
     assert data.test.labels.tolist() == [0] * 5 + [1] * 4
-    assert "skipped 4 unreadable: pets/train/cat/0.png (" in str(data)
+    assert "skipped 4 unreadable: pets/test/dog/1.png (" in str(data)
     break_files(*(f"pets/test/{label}/{i}.png" for label in ("cat", "dog") for i in range(5)))
     with pytest.raises(DataError, match="pets: no image of test can be read"):
         load(skip_broken=True)
