@@ -16,9 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bcnet.supernet.record import Call, LayerUse, Record, Trace
-from bcnet.supernet.trace_rules import RANDOM, WITHOUT_CHANNELS, follow
+from bcnet.supernet.trace_rules import CONVOLUTION, MATMUL, RANDOM, WITHOUT_CHANNELS, follow
 
 __all__ = ["LayerUse", "Trace", "Tracer", "running_modules"]
+
+OUTPUT = "it is the network's output"
+READ_OUTPUT = (
+    "the network returns it beside what other layers make of it; to narrow it, wrap the network in a module "
+    "that does not return it"
+)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -29,6 +35,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.record = Record(trace, images)
+        self.read: set[int] = set()  # what layers take
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -40,7 +47,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Outputs keep their channels."""
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
-                self.record.pin(leaf, "it is the network's output")
+                self.record.pin(leaf, READ_OUTPUT if id(leaf) in self.read else OUTPUT)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,6 +69,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record.because = next((record.lost[id(t)] for t in tensors if id(t) in record.lost), None)
         if record.because is not None:
             record.lose(outputs, record.because)
+        if name in CONVOLUTION or name in MATMUL:
+            self.read.update(id(t) for t in tensors if id(t) in record.planes)
         if name in WITHOUT_CHANNELS or any(id(tensor) in record.planes for tensor in tensors):
             follow(record, Call(name, func, args, kwargs, tensors, outputs))
             record.inherit(tensors, outputs)

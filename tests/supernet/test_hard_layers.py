@@ -195,6 +195,28 @@ def test_inputs_of_any_number_of_axes_are_counted_an_image(images: int) -> None:
     assert_agree(model, space, inputs, space.check([5]), training=images > 1)
 
 
+class Neck(nn.Module):
+    """Returns its features, whole or their sizes alone, beside what a head makes of them."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.neck, self.head, self.whole = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 5, 1), whole
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.neck(x).relu()
+        return self.head(features), features if self.whole else x.new_zeros(1, 1, *features.shape[2:])
+
+
+def test_features_that_a_network_returns_beside_its_predictions_stay_with_the_remedy() -> None:
+    with pytest.raises(
+        SpaceError, match="neck: the network returns it beside what other layers make of it; to "
+    ):
+        discover_space(Neck(whole=True).eval(), torch.rand(1, 3, 8, 8))
+    space = discover_space(Neck(whole=False).eval(), torch.rand(1, 3, 8, 8))
+    assert [group.layers for group in space.groups] == [("neck",)]
+    assert [(entry.name, entry.reason) for entry in space.frozen] == [("head", "it is the network's output")]
+
+
 def test_an_auxiliary_head_follows_the_trunk_and_keeps_its_own_width() -> None:
     model = Auxiliary()
     space = space_of(model)
