@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bcnet.run_choice import Does
 
 PAIR = "\0"  # between the two values of an option that takes two
+EDITS_SHOWN = 10
 
 app = typer.Typer(
     name="bcnet",
@@ -698,6 +699,48 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
     else:
         show_steps(found)
     return 0 if all(step.passed is not False for step in found) else 3
+
+
+lut = typer.Typer(
+    help="Latency tables as files.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+app.add_typer(lut, name="lut")
+
+
+@lut.callback()
+def _tables() -> None:
+    """Latency tables as files."""
+
+
+@lut.command("accept-edit")
+def accept_edit(
+    table: Annotated[
+        Path | None, typer.Option(help="Table that was edited (default: latency_tables/DEVICE.json).")
+    ] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Accept rows of a latency table that were edited by hand: every other command refuses them. The table
+    keeps in its sessions how many rows were edited, and when that was accepted."""
+    from bcnet.hw_profiles import load_profile
+    from bcnet.latency_tables.edits import accept_edits
+
+    if table is None:
+        name = load_profile(_configured(config, {"": {"device": device}}).device).name
+        table = Path("latency_tables", f"{name}.json")
+    summary = accept_edits(table)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    if not summary["edits"]:
+        print(f"{table}: nothing was edited")
+    for edit in summary["edits"][:EDITS_SHOWN]:
+        print(f"accepted: {edit}")
+    if len(summary["edits"]) > EDITS_SHOWN:
+        print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
+    if summary["next"]:
+        print(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations to it")
 
 
 bench = typer.Typer(

@@ -1,227 +1,341 @@
 """The JSON file of a latency table, reviewed like code: validated, migrated, written in a stable order.
 
-In: a path, or what a table holds. Out: what a file holds, or its text. `schema.json` documents the layout.
+In: a path, or what a table holds. Out: what a file holds, or its text. A million rows are read in batches of
+lines, as they stand in the file; whatever has another form than `text_of` gives it is read as any JSON is.
 """
 
+import contextlib
+import gc
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby, islice, repeat
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bcnet.artifacts import digest
 from bcnet.errors import TableError
-from bcnet.latency_tables.rows import (
-    STRICT,
-    Calibration,
-    Failure,
-    LatencyStat,
-    LayerSpec,
-    Row,
-    Session,
-    Setting,
+from bcnet.latency_tables.layout import (
+    FILE,
+    LINES,
+    SCHEMA,
+    Line,
+    explained,
+    json_schema,
+    migrated,
+    row_text,
 )
+from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.seals import (
+    TAIL,
+    Edit,
+    base_of,
+    edited_row,
+    edited_session,
+    row_seal,
+    session_seal,
+)
+from bcnet.plain import plain, shown
 
-SCHEMA = 3
-PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # what schema 1 called parts of its probe, and their names now
+__all__ = ["Content", "json_schema", "read", "text_of"]
+
+OPENS, ROW = b'"rows": [\n', b'   {"layer": {"op": '  # the line before a setting's rows, and how each begins
+BATCH = 4000  # rows
+_sides = attrgetter(*(f.name for f in fields(LayerSpec)))
+
+
+def _order(line: Line) -> Any:
+    """As layers are ordered, much faster."""
+    return _sides(line.layer)
 
 
 @dataclass
 class Content:
-    """All that a table holds."""
+    """All that a table holds. `sealed` is whether its file has seals: those of earlier versions have none."""
 
     device: str
     sessions: list[Session] = field(default_factory=list)
     rows: dict[tuple[LayerSpec, Setting], Row] = field(default_factory=dict)
     failures: dict[tuple[LayerSpec, Setting], Failure] = field(default_factory=dict)
     calibrations: dict[tuple[str, Setting], Calibration] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A row of the file: `stat`, or the `error` of a runtime that could not run the layer."""
-
-    __pydantic_config__ = STRICT
-
-    layer: LayerSpec
-    session: Annotated[int, Field(ge=0)]
-    stat: LatencyStat | None = None
-    error: str | None = None
-    cache_use: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
-@dataclass(frozen=True)
-class _Block:
-    """All rows of one setting."""
-
-    __pydantic_config__ = STRICT
-
-    setting: Setting
-    rows: list[_Line]
-
-
-@dataclass(frozen=True)
-class _Sealed(Calibration):
-    """A calibration with the hash that tells whether it was edited."""
-
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class _File:
-    """The latency table of one device."""
-
-    __pydantic_config__ = STRICT
-
-    schema: Literal[3]
-    device: str
-    sessions: list[Session]
-    settings: list[_Block]
-    calibrations: list[_Sealed]
-
-
-_ADAPTER: TypeAdapter[_File] = TypeAdapter(_File)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of the file; `schema.json` beside this module holds it for other tools."""
-    return {"title": "bcnet latency table", **_ADAPTER.json_schema()}
+    sealed: bool = field(default=True, compare=False)
 
 
 def read(path: Path) -> Content:
-    """What a file holds. Raises TableError: missing, cut short, edited to nonsense, another schema."""
+    """What a file holds. Raises TableError: missing, cut short, edited, another schema."""
+    content, edits = read_with_edits(path)
+    if edits:
+        rows = sum(edit.is_row for edit in edits)
+        more = f" (the first of {rows} rows)" if rows > 1 else ""
+        raise TableError(
+            f"{path}: {edits[0]}{more}; restore the file, or, if the edit is meant, run "
+            f"`bcnet lut accept-edit --table {path}`"
+        )
+    return content
+
+
+def read_with_edits(path: Path) -> tuple[Content, list[Edit]]:
+    """What a file holds, and what of it is not as its seals say. Raises TableError as `read` does."""
     # Only a file in its place tells the device by its name.
     device = f" --device {path.stem}" if path.parent.name == "latency_tables" else ""
-    mend = f"run `bcnet build-lut{device}`"
-    restore = f"restore the file, or delete it and {mend}"
+    build = f"run `bcnet build-lut{device}`"
+    restore = f"restore the file, or delete it and {build}"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        with _opened(path) as file, _no_collection():
+            return _read(file)
     except FileNotFoundError:
-        raise TableError(f"{path} is missing; {mend}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise TableError(f"{path} is missing; {build}") from None
+    except OSError as cause:
+        raise TableError(f"{path} cannot be read: {cause.strerror or cause}") from None
+    except RecursionError:
+        raise TableError(f"{path} is cut short or edited (it is nested too deeply); {restore}") from None
+    except ValueError as cause:  # of the JSON, and of UTF-8
         raise TableError(f"{path} is cut short or edited ({cause}); {restore}") from None
-    try:
-        raw = _migrated(raw)
-        file = _ADAPTER.validate_json(json.dumps(raw))
-        content = Content(file.device, file.sessions)
-        for block in file.settings:
-            for line in block.rows:
-                _add(content, line, block.setting)
-    except ValidationError as cause:
-        raise TableError(f"{path}: {_explained(cause, raw)}; {restore}") from None
     except TableError as cause:
-        raise TableError(f"{path}: {cause}; {restore}") from None
-    for sealed, entry in zip(file.calibrations, raw["calibrations"], strict=True):
-        calibration = Calibration(**{f.name: getattr(sealed, f.name) for f in fields(Calibration)})
-        if sealed.digest != digest({key: value for key, value in entry.items() if key != "digest"}):
-            raise TableError(
-                f"{path}: the calibration of model {sealed.model} was edited; restore the file, or take "
-                f"that line out and {mend}"
-            )
-        content.calibrations[calibration.model, calibration.setting] = calibration
-    return content
+        end = f" {build}" if str(cause).endswith(" and") else f"; {restore}"
+        raise TableError(f"{path}: {cause}{end}") from None
 
 
 def text_of(content: Content) -> str:
     """The file's text: a block a setting, rows in a stable order, one a line."""
-    lines: dict[Setting, list[_Line]] = {}
+    sessions = named(content.sessions)
+    lines: dict[Setting, list[Line]] = {}
     for row in content.rows.values():
-        lines.setdefault(row.setting, []).append(
-            _Line(row.layer, row.session, row.stat, cache_use=row.cache_use)
-        )
+        line = Line(row.layer, sessions[row.session].id, row.stat, cache_use=row.cache_use)
+        lines.setdefault(row.setting, []).append(line)
     for failure in content.failures.values():
-        lines.setdefault(failure.setting, []).append(
-            _Line(failure.layer, failure.session, error=failure.error)
-        )
-    blocks = [
-        f'  {{"setting": {json.dumps(asdict(setting))}, "rows": [\n'
-        + _lines((_without_defaults(line) for line in sorted(own, key=lambda line: line.layer)), 3)
-        + "\n  ]}"
-        for setting, own in sorted(lines.items())
-    ]
+        line = Line(failure.layer, sessions[failure.session].id, error=failure.error)
+        lines.setdefault(failure.setting, []).append(line)
+    seals: dict[str | int, list[str]] = {session.id: [] for session in sessions}
+    blocks = []
+    for setting, own in sorted(lines.items()):
+        base, texts = base_of(setting), []
+        for line in sorted(own, key=_order):
+            text = row_text(line)
+            seal = row_seal(text.encode(), base)
+            seals[line.session].append(seal)
+            texts.append(f'   {text}, "seal": "{seal}"}}')
+        blocks.append(f'  {{"setting": {json.dumps(asdict(setting))}, "rows": [\n{_joined(texts)}\n  ]}}')
+    sealed = ({**asdict(session), "seal": session_seal(session, seals[session.id])} for session in sessions)
     fitted = [asdict(content.calibrations[key]) for key in sorted(content.calibrations)]
-    sealed = ({**entry, "digest": digest(entry)} for entry in fitted)
     return (
         f'{{\n "schema": {SCHEMA},\n "device": {json.dumps(content.device)},\n'
-        f' "sessions": [\n{_lines(map(asdict, content.sessions), 2)}\n ],\n'
+        f' "sessions": [\n{_lines(sealed, 2)}\n ],\n'
         f' "settings": [\n{_joined(blocks)}\n ],\n'
-        f' "calibrations": [\n{_lines(sealed, 2)}\n ]\n}}\n'
+        f' "calibrations": [\n{_lines(({**entry, "digest": digest(entry)} for entry in fitted), 2)}\n ]\n}}\n'
     )
 
 
-def _add(content: Content, line: _Line, setting: Setting) -> None:
-    key = line.layer, setting
-    if key in content.rows or key in content.failures:
-        raise TableError(f"holds two rows for {line.layer} at {setting}")
-    if line.session >= len(content.sessions):
-        raise TableError(f"a row names session {line.session}, which is not there")
-    if (line.stat is None) == (line.error is None):
-        raise TableError(f"the row of {line.layer} needs a stat or an error")
-    if line.stat is None:
-        content.failures[key] = Failure(*key, line.error or "", line.session)
-        return
-    if not line.stat.samples and not content.sessions[line.session].estimate:
-        raise TableError(f"a measured row has no samples: {line.layer}")
-    content.rows[key] = Row(*key, line.stat, line.session, line.cache_use)
+def named(sessions: Sequence[Session]) -> list[Session]:
+    """The sessions, each with an id of its own: it stays when others come and go, on another branch too."""
+    taken: set[str] = set()
+    found = []
+    for session in sessions:
+        own = session.id or digest(asdict(session))[:8]
+        while own in taken:
+            own += "-2"
+        taken.add(own)
+        found.append(replace(session, id=own))
+    return found
 
 
-def _migrated(raw: Any) -> Any:
-    """An older file's values in today's layout. Raises TableError where this bcnet cannot read the schema."""
-    if not isinstance(raw, dict) or raw.get("schema") == SCHEMA:
-        return raw
-    if raw.get("schema") == 2:  # calibrations had another form: `build-lut` measures their subnets anew
-        return {**raw, "schema": SCHEMA, "calibrations": []}
-    if raw.get("schema") != 1:
-        raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 to {SCHEMA}")
-    # Schema 1 repeated the setting in every row, wrote out default values, and had another probe.
-    blocks: dict[str, dict[str, Any]] = {}
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, if it is a plain one: a pipe in its place would be waited for without end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(None, "it is no plain file")
+        yield file
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for cycles, which costs more than all else among millions of new objects."""
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        for row in raw["rows"]:
-            line = {key: value for key, value in row.items() if key != "setting"}
-            block = {"setting": row["setting"], "rows": list[Any]()}
-            blocks.setdefault(digest(row["setting"]), block)["rows"].append(line)
-        sessions = [
-            {**session, "probe": {PROBE_1.get(part, part): ms for part, ms in session["probe"].items()}}
-            for session in raw["sessions"]
-        ]
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise TableError(f"is no table of schema 1 ({type(cause).__name__}: {cause})") from None
-    kept = {key: value for key, value in raw.items() if key != "rows"}
-    return {
-        **kept,
-        "schema": SCHEMA,
-        "sessions": sessions,
-        "settings": list(blocks.values()),
-        "calibrations": [],
-    }
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
-def _explained(cause: ValidationError, raw: Any) -> str:
-    """The first of pydantic's errors, with the row that it is about."""
-    error = cause.errors()[0]
-    where = ".".join(str(part) for part in error["loc"])
-    found: Any = raw
-    layer = None
-    for part in error["loc"]:
+def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
+    """All of a file. Rows that stand one a line are lifted out first, a number is left in their place."""
+    frame: list[bytes] = []
+    lifted: dict[int, bytes] = {}  # the last line of each block of rows
+    places = []
+    for number, line in _numbered(file):
+        if number < 0:
+            frame.append(line)
+            continue
+        if number not in lifted:
+            places.append(len(frame))
+            frame.append(b"")
+        lifted[number] = line
+    for place, (number, last) in zip(places, lifted.items(), strict=True):
+        frame[place] = b"%d%s\n" % (number, b"," if last.rstrip().endswith(b",") else b"")
+    raw = json.loads(b"".join(frame))
+    reader = _Reader(raw)
+    if sorted(reader.blocks) != list(lifted):
+        raise ValueError("a number in the place of a row")
+    file.seek(0)
+    for block, numbered in groupby(_numbered(file), key=itemgetter(0)):
+        lines = (line for _, line in numbered)
+        while block >= 0 and (batch := list(islice(lines, BATCH))):
+            reader.add(block, batch)
+    return reader.content, [*reader.edits, *reader.edited_sessions()]
+
+
+def _numbered(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Each line with the number of the block of rows that it is in; -1 for a line that is not one row."""
+    block, inside = -1, False
+    for line in file:
+        if inside and line.startswith(ROW):
+            yield block, line
+        else:
+            inside = line.endswith(OPENS)
+            block += inside
+            yield -1, line
+
+
+class _Reader:
+    """Takes a file apart: all but the lifted rows at once, these batch by batch."""
+
+    def __init__(self, raw: Any) -> None:
+        """`raw` is the file's JSON value; numbers stand for blocks of rows. Raises TableError."""
+        self.sealed = isinstance(raw, dict) and raw.get("schema") == SCHEMA
+        raw = migrated(raw)
+        bare, rows = _apart(raw)
         try:
-            found = found[part]
-        except (KeyError, IndexError, TypeError):
-            break
-        if isinstance(found, dict) and isinstance(found.get("layer"), dict):
-            layer = found["layer"]
-    about = f" (the row of {json.dumps(layer)})" if layer else ""
-    return f"{where}{about}: {error['msg']}"
+            file = FILE.validate_json(json.dumps(bare))
+        except ValidationError as cause:
+            raise _error(cause, bare) from None
+        self.file = file
+        self.content = Content(
+            file.device, [_plain(session) for session in file.sessions], sealed=self.sealed
+        )
+        self._take_calibrations(raw["calibrations"])
+        self.numbers: dict[str | int, int] = {
+            session.id if self.sealed else number: number
+            for number, session in enumerate(self.content.sessions)
+        }
+        if len(self.numbers) < len(file.sessions) or "" in self.numbers:
+            raise TableError("two sessions have one id, or one has none")
+        self.seals: list[list[str]] = [[] for _ in file.sessions]
+        self.edits: list[Edit] = []
+        # Of each block of lifted rows: its setting, its place, and how many rows of the setting came before.
+        self.blocks: dict[int, tuple[Setting, int, int]] = {}
+        for place, (block, own) in enumerate(zip(file.settings, rows, strict=True)):
+            given = [entry for entry in own if not isinstance(entry, int)]
+            for entry in own:
+                if isinstance(entry, int):
+                    if entry in self.blocks:
+                        raise TableError("a number in the place of a row")
+                    self.blocks[entry] = block.setting, place, len(given)
+            if given:
+                self._add(json.dumps(given).encode(), None, block.setting, place, 0)
+
+    def _take_calibrations(self, raw: list[dict[str, Any]]) -> None:
+        for sealed, entry in zip(self.file.calibrations, raw, strict=True):
+            fitted = Calibration(**{f.name: getattr(sealed, f.name) for f in fields(Calibration)})
+            numbers = [value for value in vars(fitted).values() if isinstance(value, float)]
+            right = digest({key: value for key, value in entry.items() if key != "digest"})
+            if sealed.digest != right or not all(map(math.isfinite, numbers)):
+                raise TableError(
+                    f"the calibration of model {plain(sealed.model)} was edited: its digest is "
+                    f"{shown(sealed.digest)}, {right} would be right; restore the file, or take that line "
+                    "out and"
+                )
+            self.content.calibrations[fitted.model, fitted.setting] = fitted
+
+    def add(self, block: int, lines: list[bytes]) -> None:
+        """Rows that were lifted out of that block, as they stand in the file."""
+        setting, place, first = self.blocks[block]
+        self.blocks[block] = setting, place, first + len(lines)
+        texts = [line.rstrip(b",\r\n ") for line in lines]
+        self._add(b"[" + b"".join([*lines[:-1], texts[-1]]) + b"]", texts, setting, place, first)
+
+    def _add(self, text: bytes, texts: list[bytes] | None, setting: Setting, place: int, first: int) -> None:
+        """Rows as a JSON list, and each as it stands in the file where that is known."""
+        try:
+            lines = LINES.validate_json(text)
+        except ValidationError as cause:
+            raise _error(cause, text, ("settings", place, "rows"), first) from None
+        base = base_of(setting)
+        for line, own in zip(lines, texts or repeat(b""), strict=False):
+            number = self.numbers.get(line.session)
+            if number is None:
+                raise TableError(f"a row names session {shown(line.session)}, which is not there")
+            if self.sealed:
+                self.seals[number].append(line.seal)
+                if row_seal(own[3:-TAIL], base) != line.seal:
+                    right = row_seal(row_text(line).encode(), base)  # however it stands in the file
+                    if right != line.seal:
+                        self.edits.append(edited_row(line.layer, setting, number, line.seal, right))
+            self._keep(line, setting, number)
+
+    def _keep(self, line: Line, setting: Setting, number: int) -> None:
+        content, key = self.content, (line.layer, setting)
+        if (line.stat is None) == (line.error is None):
+            raise TableError(f"the row of {line.layer} needs a stat or an error")
+        if line.stat is None:
+            failure = Failure(*key, line.error or "", number)
+            twice = content.failures.setdefault(key, failure) is not failure or key in content.rows
+        else:
+            if not line.stat.samples and not content.sessions[number].estimate:
+                raise TableError(f"a measured row has no samples: {line.layer}")
+            row = Row(*key, line.stat, number, line.cache_use)
+            twice = content.rows.setdefault(key, row) is not row or key in content.failures
+        if twice:
+            raise TableError(f"holds two rows for {line.layer} at {setting}")
+
+    def edited_sessions(self) -> list[Edit]:
+        """Sessions that are not what their digest says, though all their rows are; asked for at the end."""
+        if not self.sealed:
+            return []
+        with_edits = {edit.session for edit in self.edits}
+        found = []
+        for number, (session, given) in enumerate(
+            zip(self.content.sessions, self.file.sessions, strict=True)
+        ):
+            if number not in with_edits:
+                right = session_seal(session, self.seals[number])
+                if right != given.seal:
+                    found.append(edited_session(session, number, given.seal, right))
+        return found
 
 
-def _without_defaults(line: _Line) -> dict[str, Any]:
-    """A row's values as short as they can be told: what is at its default is left out."""
-    values = {key: value for key, value in asdict(line).items() if value is not None}
-    defaults = {f.name: f.default for f in fields(LayerSpec)}
-    values["layer"] = {key: value for key, value in values["layer"].items() if value != defaults[key]}
-    order = ("layer", "stat", "cache_use", "error", "session")
-    return {key: values[key] for key in order if key in values}
+def _error(
+    cause: ValidationError, raw: Any, where: tuple[int | str, ...] = (), first: int = 0
+) -> TableError | ValueError:
+    """What is wrong in `raw`, a JSON value or its text: see `explained`. ValueError where it is no JSON."""
+    if cause.errors()[0]["type"] == "json_invalid":
+        return ValueError(cause.errors()[0]["msg"])
+    return TableError(explained(cause, json.loads(raw) if isinstance(raw, bytes) else raw, where, first))
+
+
+def _apart(raw: Any) -> tuple[Any, list[list[Any]]]:
+    """The file's value without rows, and the rows of each setting. What has another form stays as it is."""
+    settings = raw.get("settings") if isinstance(raw, dict) else None
+    if not isinstance(settings, list) or not all(
+        isinstance(block, dict) and isinstance(block.get("rows"), list) for block in settings
+    ):
+        return raw, []
+    return {**raw, "settings": [{**block, "rows": []} for block in settings]}, [
+        block["rows"] for block in settings
+    ]
+
+
+def _plain(sealed: Session) -> Session:
+    return Session(**{f.name: getattr(sealed, f.name) for f in fields(Session)})
 
 
 def _lines(values: Iterable[dict[str, Any]], indent: int) -> str:

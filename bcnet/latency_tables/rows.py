@@ -2,20 +2,36 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-Count = Annotated[int, Field(ge=1)]
+LARGEST = 2**31 - 1  # sizes and counts beyond it would overflow what is calculated from them
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+Text = Annotated[str, Field(max_length=10_000)]
+
+
+@cache
+def _shared(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """One object for all equal ones: a table holds few distinct ones, a million times."""
+    return sizes
+
+
+Sizes = Annotated[
+    tuple[Annotated[int, Field(ge=-LARGEST, le=LARGEST)], ...],
+    Field(max_length=16),
+    AfterValidator(_shared),
+]
 # Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
 EVEN_GROUPS = 4
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one weight
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class LayerSpec:
     """A fused layer as it is deployed, at one width.
 
@@ -25,15 +41,15 @@ class LayerSpec:
 
     __pydantic_config__ = STRICT
 
-    op: str
+    op: Text
     in_channels: Count
     out_channels: Count
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
+    kernel: Sizes = ()
+    stride: Sizes = ()
+    padding: Sizes = ()
+    dilation: Sizes = ()
     groups: Count = 1
-    activation: str = ""
+    activation: Text = ""
     add: bool = False
     in_height: Count = 1
     in_width: Count = 1
@@ -72,17 +88,17 @@ class LayerSpec:
         return replace(self, in_channels=0, out_channels=0, groups=groups)
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Setting:
     """What a latency depends on beside the layer; a row is never used for another setting."""
 
     __pydantic_config__ = STRICT
 
-    runtime: str
-    precision: str
+    runtime: Text
+    precision: Text
     batch: Count
     threads: Count
-    power_mode: str
+    power_mode: Text
 
     def __str__(self) -> str:
         return (
@@ -96,7 +112,7 @@ FAILED_MS = 1e9
 Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LatencyStat:
     """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median.
 
@@ -108,7 +124,7 @@ class LatencyStat:
     median_ms: Milliseconds
     p90_ms: Milliseconds
     spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    samples: Annotated[int, Field(ge=0)]
+    samples: Annotated[int, Field(ge=0, le=2**53)]
 
     @classmethod
     def of(cls, samples: np.ndarray) -> "LatencyStat":
@@ -129,16 +145,18 @@ class Session:
 
     `probe` maps each part of the probe to its median in ms over the session's readings (before, between and
     after the measurements), `probe_spread` to the readings' median absolute deviation over their median.
-    Rows of an `estimate` were calculated for a device that was not at hand, not measured.
+    Rows of an `estimate` were calculated for a device that was not at hand, not measured. `id` names it in
+    the file; an empty one is chosen when it is written.
     """
 
     __pydantic_config__ = STRICT
 
-    date: str
-    provenance: dict[str, str]
+    date: Text
+    provenance: dict[Text, Text]
     probe: dict[str, Annotated[float, Field(gt=0, lt=1e7, allow_inf_nan=False)]]
     probe_spread: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = field(default_factory=dict)
     estimate: bool = False
+    id: Annotated[str, Field(pattern=r"^[0-9a-z-]{0,40}$")] = field(default="", compare=False)
 
     @property
     def cache_mb(self) -> float:
@@ -150,7 +168,7 @@ class Session:
         return size if 0 < size < math.inf else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """A measured layer and the number of the session it comes from.
 

@@ -14,6 +14,7 @@ from bcnet.errors import TableError
 from bcnet.latency_tables import file
 from bcnet.latency_tables.interpolate import Surface, interpolate
 from bcnet.latency_tables.rows import FAILED_MS, LayerSpec, Setting
+from bcnet.progress import say
 
 
 class LatencyTable(file.Content):
@@ -25,8 +26,11 @@ class LatencyTable(file.Content):
         return cls(**vars(file.read(Path(path))))
 
     def save(self, path: Path) -> None:
-        """Write the table atomically, rows in a stable order, one a line."""
+        """Write the table atomically, rows in a stable order, one a line, each sealed."""
         write_file(path, file.text_of(self).encode())
+        if not self.sealed:
+            say(f"{path}: its rows are sealed now: one that is edited by hand will be named")
+            self.sealed = True
 
     def look_up(self, setting: Setting) -> "LookUp":
         """The rows of one setting as they are now, ready to be asked many times."""

@@ -30,6 +30,7 @@ from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline.repeated import noise_warning
+from bcnet.plain import plain
 from bcnet.progress import announce, progress_bar, say
 from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
 from bcnet.supernet.layer_times import layers_ms, row_stat
@@ -111,7 +112,7 @@ def build_lut(
                 use = _cache_use(measured.beside_mb[spec], session.cache_mb)
                 table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number, use)
             for spec, error in measured.failed.items():
-                table.failures[spec, setting] = Failure(spec, setting, error, number)
+                table.failures[spec, setting] = Failure(spec, setting, plain(error), number)
         model = model or model_now()
         table.calibrations[key, setting] = calibrated(model, key, list(measured.whole.items()))
         if path is not None:

@@ -68,14 +68,15 @@ def test_a_new_row_is_one_new_line_in_a_diff(tmp_path: Path) -> None:
     path, _ = saved(tmp_path)
     before = path.read_text(encoding="utf-8").splitlines()
     grown = table()
+    grown.sessions.append(Session("2026-01-02", {"runtime": "onnxruntime"}, {"matmul_ms": 0.2}))
     between = replace(CONV, out_channels=24)
-    grown.rows[between, FP32] = Row(between, FP32, LatencyStat(1.5, 1.6, 0.01, 10), 0)
+    grown.rows[between, FP32] = Row(between, FP32, LatencyStat(1.5, 1.6, 0.01, 10), 1)
     grown.save(path)
     after = path.read_text(encoding="utf-8").splitlines()
-    assert [line for line in after if line not in before] == [
-        line for line in after if '"median_ms": 1.5' in line
-    ]
-    assert len(after) == len(before) + 1
+    added = [line for line in after if line not in before and line.rstrip(",") not in before]
+    assert [line.split(":")[0] for line in added] == ['  {"date"', '   {"layer"']
+    assert '"median_ms": 1.5' in added[1]
+    assert len(after) == len(before) + 2
 
 
 def test_defaults_are_left_out_of_a_row(tmp_path: Path) -> None:
@@ -105,12 +106,24 @@ def test_a_table_of_schema_1_is_migrated(tmp_path: Path) -> None:
     assert replace(loaded, sessions=own.sessions) == replace(own, calibrations={})
 
 
+def as_of_schema_3(raw: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote of the same: rows name their session by its place, and have no seals."""
+    places = {session["id"]: place for place, session in enumerate(raw["sessions"])}
+    for block in raw["settings"]:
+        for row in block["rows"]:
+            row["session"] = places[row["session"]]
+            del row["seal"]
+    for session in raw["sessions"]:
+        del session["id"], session["seal"]
+    return {**raw, "schema": 3}
+
+
 def test_a_table_of_schema_2_keeps_its_rows_and_is_calibrated_anew(tmp_path: Path) -> None:
     path, own = tmp_path / "cpu.json", table()
     own.save(path)
     raw = json.loads(path.read_text(encoding="utf-8"))
     fitted = {**asdict(next(iter(own.calibrations.values()))), "curve": 0.1}
-    raw |= {"schema": 2, "calibrations": [{**fitted, "digest": digest(fitted)}]}
+    raw = as_of_schema_3(raw) | {"schema": 2, "calibrations": [{**fitted, "digest": digest(fitted)}]}
     path.write_text(json.dumps(raw), encoding="utf-8")
     assert LatencyTable.load(path) == replace(own, calibrations={})
 
@@ -145,13 +158,20 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
             "greater than or equal to 1",
         ),
         (lambda raw: first(raw).pop("stat"), "needs a stat or an error"),
-        (lambda raw: first(raw).update(session=3), "session 3, which is not there"),
+        (lambda raw: first(raw).update(session=0), "session 0, which is not there"),
+        (lambda raw: first(raw).update(session="none"), "session 'none', which is not there"),
+        (lambda raw: raw["sessions"].append(raw["sessions"][0]), "two sessions have one id"),
+        (lambda raw: raw["sessions"][0].pop("id"), "two sessions have one id, or one has none"),
+        (lambda raw: first(raw)["layer"].update(in_channels=10**30), "less than or equal to 2147483647"),
+        (lambda raw: first(raw)["layer"].update(kernel=[10**30]), "less than or equal to 2147483647"),
+        (lambda raw: first(raw)["layer"].update(activation="x" * 10_001), "at most 10000 characters"),
+        (lambda raw: raw["settings"][0]["rows"].append(7), "cut short or edited .a number in the place"),
         (lambda raw: raw["settings"][0]["setting"].update(batch=0), "greater than or equal to 1"),
         (lambda raw: raw["sessions"][0].update(temperature=3), "[Uu]nexpected"),
         (lambda raw: raw["sessions"][0]["probe"].update(matmul_ms=0.0), "greater than 0"),
         (lambda raw: raw["sessions"][0]["probe_spread"].update(matmul_ms=float("nan")), "probe_spread"),
         (lambda raw: raw.update(schema=1, rows=None), "is no table of schema 1"),
-        (lambda raw: raw.update(schema=4), "schema 4, this bcnet reads 1 to 3"),
+        (lambda raw: raw.update(schema=5), "schema 5, this bcnet reads 1 to 4"),
         (lambda raw: raw.update(schema=None), "schema None"),
         (lambda raw: raw["calibrations"][0].update(scale=2.0), "calibration of model m was edited"),
     ],

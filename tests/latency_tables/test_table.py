@@ -102,11 +102,11 @@ def test_the_digest_follows_its_own_rows_only() -> None:
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], "cut short or edited"),
-        (lambda text: text.replace('"schema": 3', '"schema": 7'), "schema 7, this bcnet reads 1 to 3"),
+        (lambda text: text.replace('"schema": 4', '"schema": 7'), "schema 7, this bcnet reads 1 to 4"),
         (lambda text: text.replace('"median_ms": 1.0', '"median_ms": -1.0'), "greater than or equal to 0"),
         (lambda text: text.replace('"median_ms": 1.0', '"median_ms": NaN'), "median_ms"),
         (lambda text: text.replace('"out_channels": 16', '"out_channels": 8'), "two rows"),
-        (lambda text: text.replace('"session": 0', '"session": 5'), "session 5"),
+        (lambda text: text.replace('"session": "', '"session": "5'), "a row names session '5"),
         (lambda text: text.replace('"device"', '"devise"'), "device"),
         (lambda text: text.replace('"spread"', '"spred"'), "spre"),
     ],

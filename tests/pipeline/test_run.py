@@ -162,10 +162,12 @@ def test_a_table_that_has_grown_makes_nothing_stale(project: Path, capfd: pytest
 def test_a_table_of_another_runtime_is_used_with_a_warning(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    text = TABLE.read_text(encoding="utf-8")
-    version = f'"runtime_version": "{onnxruntime.__version__}"'
-    assert version in text
-    TABLE.write_text(text.replace(version, '"runtime_version": "0.9"'), encoding="utf-8")
+    table = LatencyTable.load(TABLE)
+    assert {session.provenance["runtime_version"] for session in table.sessions} == {onnxruntime.__version__}
+    for number, session in enumerate(table.sessions):
+        older = {**session.provenance, "runtime_version": "0.9"}
+        table.sessions[number] = replace(session, provenance=older)
+    table.save(TABLE)
     assert main(["search", "--json"]) == 0
     err = capfd.readouterr().err
     assert "with runtime_version 0.9, here it is" in err
@@ -419,8 +421,9 @@ def test_a_file_that_was_cut_short_is_refused(
             '"device": "jetson"',
             "was measured on 'jetson'; keep",
         ),
-        ("search", TABLE, '"schema": 3', '"schema": 7', "has schema 7, this bcnet reads 1 to 3"),
-        ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "is not calibrated for this network"),
+        ("search", TABLE, '"schema": 4', '"schema": 7', "has schema 7, this bcnet reads 1 to 4"),
+        ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "was edited: its seal is "),
+        ("build-lut", TABLE, '"median_ms": 0.', '"median_ms": 1.', "run `bcnet lut accept-edit --table"),
         (
             "search",
             RUN / "train/manifest.json",

@@ -1,0 +1,61 @@
+"""Seals of a latency table, which tell a row that was edited by hand. In: rows as text. Out: checksums.
+
+Each row ends with a checksum of all its fields and of its setting, each session with a digest of its own
+values and of its rows' checksums, in any order: sessions of two branches can be merged.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from zlib import crc32
+
+import numpy as np
+
+from bcnet.artifacts import bytes_digest
+from bcnet.latency_tables.rows import LayerSpec, Session, Setting
+
+TAIL = len(b', "seal": "01234567"}')  # bytes of a row's text that are its seal
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A row, or a session's own values or set of rows, that are not what its seal says."""
+
+    what: str
+    session: int
+    sealed: str
+    found: str
+    is_row: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.what}: its seal is {self.sealed or 'missing'}, {self.found} would be right"
+
+
+def base_of(setting: Setting) -> int:
+    """What the checksums of a setting's rows begin with."""
+    return crc32(json.dumps(asdict(setting), sort_keys=True).encode())
+
+
+def row_seal(text: bytes, base: int) -> str:
+    """The checksum (CRC-32) of a row's text up to its seal."""
+    return f"{crc32(text, base):08x}"
+
+
+def session_seal(session: Session, rows: Sequence[str]) -> str:
+    """The digest of a session's values and its rows' checksums."""
+    seals = np.sort(np.array([int(seal, 16) for seal in rows], dtype="<u4"))
+    return bytes_digest(json.dumps(asdict(session), sort_keys=True).encode() + seals.tobytes())
+
+
+def edited_row(layer: LayerSpec, setting: Setting, session: int, sealed: str, found: str) -> Edit:
+    """That of a row."""
+    return Edit(f"the row of {layer} at {setting} was edited", session, sealed, found)
+
+
+def edited_session(session: Session, number: int, sealed: str, found: str) -> Edit:
+    """That of a session all of whose rows are as their seals say."""
+    what = (
+        f"session {session.id} of {session.date} was edited, or some of its rows were taken out, added or "
+        "sealed by hand"
+    )
+    return Edit(what, number, sealed, found, is_row=False)
