@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
+from bcnet.plain import LONGEST, plain
 from bcnet.run_commands import runs_app
 from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
 from bcnet.signals import as_interrupts
@@ -736,11 +737,11 @@ def accept_edit(
     if not summary["edits"]:
         print(f"{table}: nothing was edited")
     for edit in summary["edits"][:EDITS_SHOWN]:
-        print(f"accepted: {edit}")
+        print(plain(f"accepted: {edit}"))
     if len(summary["edits"]) > EDITS_SHOWN:
         print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
     if summary["next"]:
-        print(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations to it")
+        print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations to it"))
 
 
 bench = typer.Typer(
@@ -1080,7 +1081,7 @@ def _run(given: list[str], received: Sequence[int]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
-        print(f"bcnet: {error}", file=sys.stderr)
+        print(f"bcnet: {plain(str(error), LONGEST)}", file=sys.stderr)
         return error.exit_code
     except _ClickException as error:
         message = error.format_message()  # type: ignore[attr-defined]

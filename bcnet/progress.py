@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bcnet.plain import LONGEST, plain
+
 stderr = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
     """Print one line for the person who waits."""
-    stderr.print(message, markup=False, soft_wrap=True)
+    stderr.print(plain(message, LONGEST), markup=False, soft_wrap=True)
 
 
 @contextmanager

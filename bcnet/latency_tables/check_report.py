@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bcnet.latency_tables.gate import Change, Verdict
+from bcnet.plain import LONGEST, plain
 
 WORST = 10  # single layers that are listed; all are counted
 
@@ -72,9 +73,10 @@ def junit(report: CheckReport) -> bytes:
     suite = ElementTree.Element("testsuite", name="bcnet check-lut", errors="0")
 
     def case(name: str, failure: str = "", skipped: str = "", kind: str = "slower") -> None:
-        test = ElementTree.SubElement(
-            suite, "testcase", classname=f"latency_tables.{report.device}", name=name
-        )
+        # XML has no control characters, and names of layers and words of a runtime are foreign.
+        name, failure, skipped = plain(name), plain(failure, LONGEST), plain(skipped, LONGEST)
+        of = plain(f"latency_tables.{report.device}")
+        test = ElementTree.SubElement(suite, "testcase", classname=of, name=name)
         if failure:
             ElementTree.SubElement(test, "failure", message=failure, type=kind).text = failure
         elif skipped:
@@ -105,9 +107,9 @@ def annotations(report: CheckReport) -> list[str]:
     verdict = report.verdict
 
     def line(level: str, text: str) -> str:
-        file = report.table.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-        text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        return f"::{level} file={file},title=bcnet check-lut::{text}"
+        # A line break would begin a command of its own; `%0A` is one to GitHub.
+        file = plain(report.table).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+        return f"::{level} file={file},title=bcnet check-lut::{plain(text, LONGEST).replace('%', '%25')}"
 
     code = 4 if report.recorded and not verdict.exit_code else verdict.exit_code
     level = {0: "notice", 3: "error", 4: "warning"}[code]

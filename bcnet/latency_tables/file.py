@@ -33,7 +33,7 @@ from bcnet.latency_tables.layout import (
 )
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.seals import (
-    TAIL,
+    UNSEALED,
     Edit,
     base_of,
     edited_row,
@@ -260,8 +260,10 @@ class _Reader:
         """Rows that were lifted out of that block, as they stand in the file."""
         setting, place, first = self.blocks[block]
         self.blocks[block] = setting, place, first + len(lines)
-        texts = [line.rstrip(b",\r\n ") for line in lines]
-        self._add(b"[" + b"".join([*lines[:-1], texts[-1]]) + b"]", texts, setting, place, first)
+        last = lines[-1].rstrip(b",\r\n ")
+        self._add(
+            b"[" + b"".join([*lines[:-1], last]) + b"]", [*lines[:-1], last + b",\n"], setting, place, first
+        )
 
     def _add(self, text: bytes, texts: list[bytes] | None, setting: Setting, place: int, first: int) -> None:
         """Rows as a JSON list, and each as it stands in the file where that is known."""
@@ -269,33 +271,30 @@ class _Reader:
             lines = LINES.validate_json(text)
         except ValidationError as cause:
             raise _error(cause, text, ("settings", place, "rows"), first) from None
-        base = base_of(setting)
+        base, content = base_of(setting), self.content
+        rows, failures = content.rows, content.failures
         for line, own in zip(lines, texts or repeat(b""), strict=False):
-            number = self.numbers.get(line.session)
+            number, key = self.numbers.get(line.session), (line.layer, setting)
             if number is None:
                 raise TableError(f"a row names session {shown(line.session)}, which is not there")
             if self.sealed:
                 self.seals[number].append(line.seal)
-                if row_seal(own[3:-TAIL], base) != line.seal:
+                if row_seal(own[3:-UNSEALED], base) != line.seal:
                     right = row_seal(row_text(line).encode(), base)  # however it stands in the file
                     if right != line.seal:
                         self.edits.append(edited_row(line.layer, setting, number, line.seal, right))
-            self._keep(line, setting, number)
-
-    def _keep(self, line: Line, setting: Setting, number: int) -> None:
-        content, key = self.content, (line.layer, setting)
-        if (line.stat is None) == (line.error is None):
-            raise TableError(f"the row of {line.layer} needs a stat or an error")
-        if line.stat is None:
-            failure = Failure(*key, line.error or "", number)
-            twice = content.failures.setdefault(key, failure) is not failure or key in content.rows
-        else:
-            if not line.stat.samples and not content.sessions[number].estimate:
-                raise TableError(f"a measured row has no samples: {line.layer}")
-            row = Row(*key, line.stat, number, line.cache_use)
-            twice = content.rows.setdefault(key, row) is not row or key in content.failures
-        if twice:
-            raise TableError(f"holds two rows for {line.layer} at {setting}")
+            if (line.stat is None) == (line.error is None):
+                raise TableError(f"the row of {line.layer} needs a stat or an error")
+            if line.stat is None:
+                failure = Failure(*key, line.error or "", number)
+                twice = failures.setdefault(key, failure) is not failure or key in rows
+            else:
+                if not line.stat.samples and not content.sessions[number].estimate:
+                    raise TableError(f"a measured row has no samples: {line.layer}")
+                row = Row(line.layer, setting, line.stat, number, line.cache_use)
+                twice = rows.setdefault(key, row) is not row or (bool(failures) and key in failures)
+            if twice:
+                raise TableError(f"holds two rows for {line.layer} at {setting}")
 
     def edited_sessions(self) -> list[Edit]:
         """Sessions that are not what their digest says, though all their rows are; asked for at the end."""

@@ -14,7 +14,7 @@ import numpy as np
 from bcnet.artifacts import bytes_digest
 from bcnet.latency_tables.rows import LayerSpec, Session, Setting
 
-TAIL = len(b', "seal": "01234567"}')  # bytes of a row's text that are its seal
+UNSEALED = len(b', "seal": "01234567"},\n')  # bytes at the end of a row's line that its checksum leaves out
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bcnet.plain import plain
+from bcnet.plain import cell, plain
 
 LONGEST = 10_000  # characters of a cell or a line: names in a network, a table or a device are foreign text
 COLUMNS = 80  # where nobody says how wide the page is, as in a pipe
@@ -26,7 +26,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(plain(cell, LONGEST) for cell in row))
+        table.add_row(*(cell(text, LONGEST) for text in row))
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else COLUMNS).print(table)
 
 
