@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import Refused, clear_projects
 
 from bcnet import LatencyTable
 from bcnet.cli import main
+from bcnet.latency_tables.rows import Session
 
 TABLE = Path("latency_tables/cpu.json")
 
@@ -61,7 +63,10 @@ def test_a_table_from_elsewhere_or_long_ago_is_used_with_a_warning(
     project: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, said: str
 ) -> None:
     clear_projects()
-    TABLE.write_text(re.sub(old, new, TABLE.read_text(encoding="utf-8")), encoding="utf-8")
+    table = LatencyTable.load(TABLE)
+    changed = [re.sub(old, new, json.dumps(asdict(session))) for session in table.sessions]
+    table.sessions = [Session(**json.loads(text)) for text in changed]
+    table.save(TABLE)
     assert main(["build-lut", "--json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["rows_measured"] == 0
