@@ -87,14 +87,15 @@ def _entry(raw: dict[str, Any]) -> Entry:
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),
-        layers_ms=tuple(tuple(_ms(ms) for ms in runs) for runs in raw["layers_ms"]),
+        # What the profiler adds is taken off, so a layer that does next to nothing may come out below zero.
+        layers_ms=tuple(tuple(_ms(ms, -math.inf) for ms in runs) for runs in raw["layers_ms"]),
         whole_ms=None if raw["whole_ms"] is None else _ms(raw["whole_ms"]),
         probe_ms=None if probe is None else {str(part): _ms(ms) for part, ms in probe.items()},
         error=str(raw["error"]),
     )
 
 
-def _ms(value: Any) -> float:
-    if not (math.isfinite(value) and value >= 0):
+def _ms(value: Any, least: float = 0.0) -> float:
+    if not (math.isfinite(value) and value >= least):
         raise ValueError(f"a time of {value} ms")
     return float(value)

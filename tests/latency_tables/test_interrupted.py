@@ -93,7 +93,7 @@ def test_a_journal_keeps_lines_as_they_were_written_and_forgets_all_from_a_chang
     table, of, belongs_to = tmp_path / "cpu.json", {"model": "m"}, {"seed": 0}
     journal = Journal(table, of, belongs_to)
     entries = [
-        Entry(0, (8, 16), ((0.1, 0.2), (0.3, 0.4)), probe_ms={"matmul_ms": 0.2}),
+        Entry(0, (8, 16), ((0.1, -0.001), (0.3, 0.4)), probe_ms={"matmul_ms": 0.2}),
         Entry(1, (8, 8), error="no kernel"),
     ]
     for entry in entries:
