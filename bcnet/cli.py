@@ -186,7 +186,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
-    and why, parameters and multiply-accumulates. Without --model: the configured model and data."""
+    and why, parameters and multiply-accumulates, and whether it can be exported. Without --model: the
+    configured model and data."""
     pairs = [pair.split(PAIR) for pair in tie or ()]
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError("--tie takes two groups, as: --tie left.conv right.conv")
@@ -208,6 +209,7 @@ def inspect(
             project = load_project(settings)
         space, shape = project.space, tuple(project.data.input_shape)
         origin = f"the size of the data '{settings.data.name}'"
+        not_deliverable = project.not_deliverable
     else:
         import torch
 
@@ -218,7 +220,19 @@ def inspect(
         network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)
         side, origin = (image_size, "--image-size") if image_size else _side_of_data(config, settings)
         shape = (3, side, side)
-        _, space, _ = searched_space(settings, target_profile(settings), network, torch.zeros(1, *shape))
+        example = torch.zeros(1, *shape)
+        profile = target_profile(settings)
+        network, space, _ = searched_space(settings, profile, network, example)
+
+        def not_deliverable() -> str | None:
+            from bcnet.supernet import exportable
+            from bcnet.supernet.onnx_graph import OnnxSupernet
+
+            def graph() -> OnnxSupernet:
+                return OnnxSupernet(network, space, example, opset=profile.opset)
+
+            return exportable.not_deliverable(graph, network, example)
+
     full, small = space.original(), space.smallest()
     summary = {
         "model": settings.model.name,
@@ -230,6 +244,8 @@ def inspect(
                 "channels": g.channels,
                 "original": width,
                 "unit": g.unit,
+                "mixed": g.mixed,
+                "ordered": g.ordered,
                 "choices": list(g.choices),
                 "layers": list(g.layers),
             }
@@ -245,7 +261,7 @@ def inspect(
         "narrowest_macs": round(space.macs(small) / space.macs(full), 4),
     }
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps({**summary, "not_deliverable": _tried_export(not_deliverable)}))
         return
     rows = [
         [
@@ -270,6 +286,19 @@ def inspect(
         f"narrowest {space.params(small) / space.params(full):>12.1%} of parameters "
         f"{space.macs(small) / space.macs(full):>14.1%} of multiply-accumulates"
     )
+    ordered = [g.name for g in space.groups if g.ordered]
+    if ordered:
+        print(f"channels keep their order (a layer works along them by their places): {', '.join(ordered)}")
+    reason = _tried_export(not_deliverable)
+    print(f"export    {reason or 'the narrowest network is exported to ONNX and runs in ONNX Runtime'}")
+
+
+def _tried_export(not_deliverable: Callable[[], str | None]) -> str | None:
+    """Why the network cannot be exported, or not run; None where it can."""
+    from bcnet.progress import working
+
+    with redirect_stdout(sys.stderr), working("trying the export of the narrowest network"):
+        return not_deliverable()
 
 
 @app.command()

@@ -16,7 +16,12 @@ BcnetError (exit 1)
 └── NotVerified (exit 4)   done, but its latency could not be verified here
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from bcnet.plain import plain
 
 
 class BcnetError(Exception):
@@ -87,7 +92,43 @@ class NotVerified(BcnetError):
     exit_code = 4
 
 
+# Exceptions of these packages wrap the one that says what is wrong.
+_WRAPPERS = ("torch.onnx.", "torch.export.", "torch._export.", "torch._dynamo.")
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
+_OPERATOR = re.compile(r"\b(aten|prims|torchvision|onnx)(::|\.)\w+|\bop_?type\b|node name", re.IGNORECASE)
+
+
 def one_line(cause: BaseException) -> str:
-    """A foreign exception as one line: its type and the first line of its text."""
-    text = str(cause).strip()
-    return f"{type(cause).__name__}: {text.splitlines()[0]}" if text else type(cause).__name__
+    """A foreign exception as one printable line: its type and the sentence of its text that is the cause.
+
+    That is the first line; after a traceback inside the text, the last one; and the line that names an
+    operator where the first does not. Escape codes are left out, long texts cut.
+    """
+    while type(cause).__module__.startswith(_WRAPPERS) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    name = type(cause).__name__
+    lines = [" ".join(line.split()) for line in _ESCAPES.sub("", str(cause)).splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        return name
+    if any("(most recent call last)" in line for line in lines):
+        return plain(lines[-1])
+    text = lines[0]
+    more = lines[1] if text.endswith(":") and len(lines) > 1 else None
+    if more is None and not _OPERATOR.search(text):
+        more = next((line for line in lines[1:] if _OPERATOR.search(line)), None)
+    return plain(f"{name}: {text}" + (f" {more}" if more else ""))
+
+
+@contextmanager
+def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[None]:
+    """Whatever a network, a file or a user's function raises in the block becomes one line of this kind.
+
+    `what` says what was done, `remedy` how to fix it. Errors that bcnet raises on purpose pass as they are.
+    """
+    try:
+        yield
+    except BcnetError:
+        raise
+    except (Exception, SystemExit) as cause:
+        raise kind(f"{what} ({one_line(cause)})" + (f"; {remedy}" if remedy else "")) from cause

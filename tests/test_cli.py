@@ -23,7 +23,7 @@ COMMANDS: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands")
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "sklearn", "rich.progress")
 
 NETWORKS = """
-import torch
+import torch, torchvision
 from torch import nn
 
 def tiny(classes=10):
@@ -35,6 +35,20 @@ def tiny(classes=10):
 def not_a_network(): return [1, 2]
 def needs_colour(): return nn.Conv2d(3, 10, 1)
 def raises(): raise ValueError("no such depth")
+def lazy(): return nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(10))
+
+class Deformed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
+        self.offsets = nn.Conv2d(16, 18, 3, padding=1)
+        self.deformed, self.fc = torchvision.ops.DeformConv2d(16, 16, 3, padding=1), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        return self.fc(self.deformed(x, self.offsets(x)).relu().mean((2, 3)))
+
+def deformed(): return Deformed()
 
 class Chooses(nn.Module):
     def __init__(self):
@@ -191,13 +205,16 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     out = capfd.readouterr().out
     assert "made by" in out
     assert "multiply-accumulates" in out
+    assert "the narrowest network is exported to ONNX and runs in ONNX Runtime" in out
     assert main(["inspect", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["model"] == "digits"
     assert found["params"] == 1_914_490
     assert found["smallest_params"] < found["params"]
     assert found["smallest_macs"] < found["macs"]
-    assert {"name", "channels", "original", "unit", "choices", "layers"} == set(found["groups"][0])
+    keys = {"name", "channels", "original", "unit", "mixed", "ordered", "choices", "layers"}
+    assert keys == set(found["groups"][0])
+    assert found["not_deliverable"] is None
     assert found["searchable_macs"] == 1.0
     assert found["narrowest_macs"] == round(found["smallest_macs"] / found["macs"], 4)
     assert f"{found['narrowest_macs']:.1%} of multiply-accumulates" in out
@@ -205,6 +222,33 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     assert "1 x 16 x 16 (the size of the data 'digits')" in out
     assert all(group["choices"][-1] == group["channels"] for group in found["groups"])
     assert {"name", "channels", "reason"} == set(found["frozen"][0])
+
+
+def test_a_network_that_cannot_be_delivered_is_shown_by_inspect_and_not_trained(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure('model.name = "cli_networks:deformed"\ndata.train_limit = 100\ndata.test_limit = 50\n')
+    reason = (
+        "ONNX Runtime has no 'DeformConv' for the file's opset (in 'deformed'); replace it by operators that "
+        "it has"
+    )
+    assert main(["inspect"]) == 0
+    out = capfd.readouterr().out
+    assert "made by" in out
+    assert f"export    {reason}" in out
+    assert main(["inspect", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["not_deliverable"] == reason
+    assert main(["train"]) == 1
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == f"bcnet: not trained, for it could not be delivered: {reason}"
+    assert not Path("runs/default/train/supernet.safetensors").exists()
+
+
+def test_lazy_networks_are_refused_with_the_module_and_what_to_do(refused: Refused) -> None:
+    configure('model.name = "cli_networks:lazy"\n')
+    for arguments in (("train",), ("inspect",), ("inspect", "--model", "cli_networks:lazy")):
+        line = refused(1, *arguments)
+        assert "'0' is lazy (LazyConv2d): it has no parameters before its first use; run the network" in line
 
 
 def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> None:

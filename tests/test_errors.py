@@ -28,3 +28,51 @@ def test_the_tree_in_the_docstring_lists_every_error(name: str) -> None:
 def test_the_message_is_what_was_given() -> None:
     with pytest.raises(errors.BcnetError, match=r"^run `bcnet train` first$"):
         raise errors.ArtifactError("run `bcnet train` first")
+
+
+class Wrapped(Exception):
+    pass
+
+
+Wrapped.__module__ = "torch.onnx._internal.exporter._errors"
+
+
+def test_a_wrapper_of_an_exporter_gives_way_to_its_cause() -> None:
+    raised = Wrapped("Failed to convert. \x1b[96mThis is step 3/3\x1b[0m. Next steps:\n- debug")
+    raised.__cause__ = Wrapped("No ONNX function found for <OpOverload(op='aten.fancy')>. Message: none")
+    assert errors.one_line(raised) == (
+        "Wrapped: No ONNX function found for <OpOverload(op='aten.fancy')>. Message: none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "ValueError"),
+        ("wrong shape\nfor more see", "ValueError: wrong shape"),
+        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07text", "ValueError: red text"),
+        ("a\x00b\u202ec", "ValueError: a\\x00b\\u202ec"),
+        ("Error(s) in loading A:\n\tno key b", "ValueError: Error(s) in loading A: no key b"),
+        ("In worker 0.\nTraceback (most recent call last):\n  File x\nKeyError: 'a'", "KeyError: 'a'"),
+        ("it failed\nsee below\nrunning aten::fancy", "ValueError: it failed running aten::fancy"),
+    ],
+)
+def test_the_sentence_that_is_the_cause_is_kept_and_can_be_printed(text: str, line: str) -> None:
+    assert errors.one_line(ValueError(text)) == line
+
+
+def test_a_long_text_is_cut() -> None:
+    assert len(errors.one_line(ValueError("x" * 100_000))) < 600
+
+
+def test_what_a_block_raises_is_explained_and_errors_on_purpose_pass() -> None:
+    with (
+        pytest.raises(errors.ModelError, match=r"^it fails \(KeyError: 'a'\); try b$"),
+        errors.explaining(errors.ModelError, "it fails", "try b"),
+    ):
+        raise KeyError("a")
+    with (
+        pytest.raises(errors.DataError, match=r"^gone$"),
+        errors.explaining(errors.ModelError, "it fails"),
+    ):
+        raise errors.DataError("gone")

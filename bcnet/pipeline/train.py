@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bcnet.artifacts import Run, Stage, alone_in
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
+from bcnet.errors import ModelError
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.training_file import (
     Checkpoint,
@@ -35,7 +36,18 @@ from bcnet.pipeline.training_file import (
     save_checkpoint,
 )
 from bcnet.progress import announce, say, working
-from bcnet.supernet.fit import Recipe, Snapshot, batches, check_trained, fit, steps_an_epoch, training_digest
+from bcnet.supernet.fit import (
+    Recipe,
+    Snapshot,
+    batches,
+    check_trained,
+    explained,
+    fit,
+    plain_step,
+    seconds_a_step,
+    steps_an_epoch,
+    training_digest,
+)
 from bcnet.supernet.importance import channel_order, importances
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, cut, tensors_of
@@ -160,9 +172,10 @@ def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[st
     probe = copy.deepcopy(model).to(recipe.device).train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        for _, (inputs, targets) in zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False):
-            loss, _ = recipe.training_loss(probe, inputs, targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+        step = plain_step(probe, recipe)
+        taken = zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False)
+        for number, (inputs, targets) in taken:
+            explained(step, inputs, targets, number)
     return {name: p.grad.cpu() for name, p in probe.named_parameters() if p.grad is not None}
 
 
@@ -203,6 +216,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
     if checkpoints:
+        _check_delivery(project)
         warn_of_verified(run, "train")
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
@@ -251,6 +265,14 @@ def _report_given(project: Project, device: str) -> None:
     value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
     wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
     say(f"the network as it was given: {metric} {value} on {len(data.test):,} test images{wrong}")
+
+
+def _check_delivery(project: Project) -> None:
+    """Raises ModelError where what is trained could not be exported: now, and not after the training."""
+    with working("trying the export of the narrowest network"):
+        reason = project.not_deliverable()
+    if reason is not None:
+        raise ModelError(f"not trained, for it could not be delivered: {reason}")
 
 
 def _trained(
@@ -305,14 +327,13 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     plan = STEPS[config.train.step]
     model = project.model.to(recipe.device).train()
     paths = SlicedPaths(model, project.space, parameters, buffers, recipe)
-    seconds, start = [], time.perf_counter()
-    for _, (inputs, targets) in zip(range(3), batches(project.data, recipe, 0), strict=False):
-        losses = supernet_step(paths, drawn, inputs, targets, plan=plan)
-        float(losses[-1])  # a GPU is waited for
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()  # reading the next batch counts, too
+
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
+        return torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan)).mean()
+
+    seconds = seconds_a_step(step, project.data, recipe)
     model.cpu().eval()
-    return min(seconds) * steps_an_epoch(project.data, recipe)
+    return seconds * steps_an_epoch(project.data, recipe)
 
 
 def _checkpoint_file(number: int) -> str:

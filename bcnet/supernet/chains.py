@@ -5,6 +5,7 @@ into chains: channels that lie side by side, in the same order, wherever they li
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,10 @@ class Seen:
     @classmethod
     def of(cls, probe: nn.Module, inputs: Any) -> "Seen":
         """Run the network in eval mode and, where that is possible with these inputs alone, in training."""
+        args, kwargs = arguments(inputs)
+        # What a network makes in its first forward only, as anchors and tables of positions, is there then.
+        with suppress(Exception), torch.no_grad():  # the run that is traced tells what is wrong
+            probe(*args, **kwargs)
         trace = Trace(tensors_of(probe))
         output = _run(probe, trace, inputs)
         if not tree_leaves(output) or not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):

@@ -5,7 +5,6 @@ output's shape. What cannot be searched is frozen and listed with the reason. `t
 `chains.py` finds those that are narrowed together; here they become groups with choices.
 """
 
-import copy
 import difflib
 import fnmatch
 import math
@@ -13,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from bcnet.errors import SpaceError, one_line
+from bcnet.errors import SpaceError
 from bcnet.supernet.alike import unlike
 from bcnet.supernet.chains import Chain, Seen
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.space import WidthGroup, WidthSpace
 from bcnet.supernet.trial import trouble
+from bcnet.supernet.unfit import probe_of
 
 
 def discover_space(
@@ -45,18 +44,7 @@ def discover_space(
     Raises SpaceError where the network cannot be read or nothing in it can be searched.
     """
     rule = method_named(method)
-    if isinstance(model, torch.jit.ScriptModule | nn.DataParallel) or hasattr(model, "_orig_mod"):
-        raise SpaceError(
-            f"{type(model).__name__} wraps a network (TorchScript, torch.compile, DataParallel); give the "
-            "nn.Module itself"
-        )
-    try:
-        probe = copy.deepcopy(model).eval().requires_grad_(True)
-    except RuntimeError as cause:
-        raise SpaceError(
-            f"{type(model).__name__} cannot be copied ({one_line(cause)}); weights that are computed from "
-            "others are removed with torch.nn.utils.remove_weight_norm or remove_spectral_norm"
-        ) from cause
+    probe = probe_of(model)
     seen = Seen.of(probe, example_input)
     chains = _tied(seen, tie)
     frozen_by = _frozen_by(chains, freeze)

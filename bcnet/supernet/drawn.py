@@ -99,7 +99,7 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func._schema.name.partition("::")[2].rstrip("_")
+        name = func._schema.name.partition("::")[2].strip("_")
         moments: list[float] = []
         for leaf in tree_leaves(result) if self.values else ():
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData
-from bcnet.errors import ConfigError, TrainingError, one_line
+from bcnet.errors import BcnetError, ConfigError, TrainingError, explaining, one_line
 from bcnet.imports import code_of, import_function
 from bcnet.models.finite import not_finite
 from bcnet.parts import IGNORED, Split, sent
@@ -263,7 +263,7 @@ def fit(
                     losses.append(read(loss, epoch * per_epoch + len(losses)))
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                loss = _explained(step, inputs, targets, epoch * per_epoch + number)
+                loss = explained(step, inputs, targets, epoch * per_epoch + number)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
@@ -285,11 +285,13 @@ def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[
         )
 
 
-def _explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
-    """The step's loss. Raises TrainingError where the step fails."""
+def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
+    """The step's loss. Raises TrainingError where the step fails, whatever it raises."""
     try:
         return step(inputs, targets, number)
-    except (RuntimeError, ValueError) as cause:
+    except BcnetError:
+        raise
+    except Exception as cause:
         if "backward through the graph a second time" in str(cause):
             raise TrainingError(
                 f"training step {number} failed: its loss was used for a backward pass already; a train_step "
@@ -298,16 +300,23 @@ def _explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
         shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         raise TrainingError(
             f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed ({one_line(cause)}); "
-            "try another train.batch_size"
+            + (
+                "set train.amp = false: it has no bfloat16"
+                if "bfloat16" in str(cause).lower()
+                else "try another train.batch_size"
+            )
         ) from cause
 
 
+def _finished(loss: Tensor, number: int) -> float:
+    """The loss, which a GPU is waited for. Raises TrainingError where it was not to be had."""
+    with explaining(TrainingError, f"training step {number} failed"):
+        return float(loss)
+
+
 def _finite(loss: Tensor, number: int) -> float:
-    """The loss as a number; waits for a GPU. Raises TrainingError where it is none, or was not to be had."""
-    try:
-        value = float(loss)
-    except RuntimeError as cause:
-        raise TrainingError(f"training step {number} failed ({one_line(cause)})") from cause
+    """The loss as a finite number. Raises TrainingError where it is none."""
+    value = _finished(loss, number)
     if not math.isfinite(value):
         raise TrainingError(
             f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
@@ -331,12 +340,7 @@ def fit_network(
     """
     # Batches are channels-last; weights stay contiguous: channels-last ones make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
-    model.to(recipe.device).train()
-
-    def step(inputs: Any, targets: Any, _: int) -> Tensor:
-        loss, _ = recipe.training_loss(model, inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+    step = plain_step(model.to(recipe.device).train(), recipe)
 
     def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
         assert on_epoch is not None
@@ -355,17 +359,31 @@ def fit_network(
     return curve
 
 
+def plain_step(model: nn.Module, recipe: Recipe) -> Step:
+    """The training step of a plain network, which is in training mode on the recipe's device."""
+
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
+        loss, _ = recipe.training_loss(model, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return step
+
+
 def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
-    probe = copy.deepcopy(model).to(recipe.device).train()
+    step = plain_step(copy.deepcopy(model).to(recipe.device).train(), recipe)
+    return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
+
+
+def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
+    """How long a step takes with its batch, the fastest of three. Raises TrainingError where one fails."""
     seconds, start = [], time.perf_counter()
-    for _, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
-        loss, _ = recipe.training_loss(probe, inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        float(loss.detach())  # a GPU is waited for
+    for number, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
+        _finished(explained(step, inputs, targets, number), number)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()  # reading the next batch counts, too
-    return min(seconds) * steps_an_epoch(data, recipe) * recipe.epochs
+    return min(seconds)
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

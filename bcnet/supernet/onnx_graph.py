@@ -153,6 +153,13 @@ class OnnxSupernet:
             return self._exported_file(self.space.check(widths))
         return self._file.at(self.space, path_of(self.space, widths))
 
+    def narrowest(self) -> bytes:
+        """The ONNX file of the narrowest network, in float32 whatever the precision."""
+        widths = self.space.smallest()
+        if not self.sliceable:
+            return bytes(self._exported(widths).SerializeToString())
+        return self._float.at(self.space, path_of(self.space, widths))
+
     @property
     def sliceable(self) -> bool:
         """Whether files of other widths are sliced from this one; else each is exported (`not_sliced`)."""

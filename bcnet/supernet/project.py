@@ -19,7 +19,7 @@ from torch import nn
 from bcnet.artifacts import digest
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData, load_data
-from bcnet.errors import ModelError, TableError, TrainingError, one_line
+from bcnet.errors import ModelError, TableError, TrainingError, explaining, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_profile as target_profile
 from bcnet.imports import code_of
@@ -30,6 +30,7 @@ from bcnet.models import build_model, statistics
 from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.exportable import not_deliverable
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.fresh import Fresh, fresh_network
 from bcnet.supernet.measure import replayed, runtime_of, setting_of, why_not_here
@@ -39,6 +40,7 @@ from bcnet.supernet.quantize import at_precision, unsigned_activations
 from bcnet.supernet.space import WidthSpace
 from bcnet.supernet.step import STEPS
 from bcnet.supernet.task import Task, logits_of
+from bcnet.supernet.unfit import check_initialised
 from bcnet.supernet.widen import widened
 
 TABLES = Path("latency_tables")
@@ -59,7 +61,8 @@ class Project:
     @cached_property
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
-        with working("exporting the network to ONNX"):
+        failed = "the network's ONNX graph cannot be made"
+        with working("exporting the network to ONNX"), explaining(ModelError, failed):
             return OnnxSupernet(
                 self.model,
                 self.space,
@@ -68,6 +71,10 @@ class Project:
                 unsigned=unsigned_activations(self.profile),
                 opset=self.profile.opset,
             )
+
+    def not_deliverable(self) -> str | None:
+        """Why the narrowest network cannot be exported or run, see `exportable.py`; None where it can."""
+        return not_deliverable(lambda: self.graph, self.model, self.data.example(self.profile.batch))
 
     def at_precision(self, proto: ModelProto) -> ModelProto:
         """An exported network at the profile's opset and precision; INT8 is calibrated (seconds)."""
@@ -363,7 +370,9 @@ def given_model(config: Config, data: ImageData) -> nn.Module:
             torch.manual_seed(config.seed)
             random.seed(config.seed)
             np.random.seed(config.seed)
-            return build_model(config.model, data.input_shape[0], len(data.classes))
+            model = build_model(config.model, data.input_shape[0], len(data.classes))
+            check_initialised(model)
+            return model
     finally:
         random.setstate(kept[0])
         np.random.set_state(kept[1])

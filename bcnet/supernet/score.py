@@ -6,6 +6,7 @@ search.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bcnet.data import KEPT_BYTES, ImageData, KeptBatches, to_device
+from bcnet.errors import ModelError, explaining
 from bcnet.parts import Item, Items, Split, shared_out
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State, arguments, path_of, path_state, run_with
@@ -144,7 +146,8 @@ def _recalibrated(
         with torch.no_grad():
             for inputs, _ in batches:
                 if entries(inputs) > 1:
-                    run_with(model, space, fresh, to_device(inputs, device))
+                    with _explained():
+                        run_with(model, space, fresh, to_device(inputs, device))
     finally:
         for name, module in norms.items():
             module.momentum = momenta[name]
@@ -276,4 +279,10 @@ def _device(state: Mapping[str, Tensor]) -> torch.device:
 @torch.no_grad()
 def _answers(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
     for inputs, targets in batches:
-        yield to_device(run(to_device(inputs, device)), "cpu"), targets
+        with _explained():
+            outputs = to_device(run(to_device(inputs, device)), "cpu")
+        yield outputs, targets
+
+
+def _explained() -> AbstractContextManager[None]:
+    return explaining(ModelError, "the network fails on a batch of the data in eval mode")

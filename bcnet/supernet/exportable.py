@@ -1,0 +1,81 @@
+"""Whether a network can be delivered at all, found before anything is trained.
+
+In: a network's ONNX graph, or how it is made. Out: why the narrowest network cannot be exported, or why ONNX
+Runtime does not run it, with the operator and the module that calls it.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bcnet.errors import BcnetError, one_line
+from bcnet.runtimes import runtime_here
+from bcnet.supernet.drawn import Watcher
+from bcnet.supernet.onnx_graph import OnnxSupernet, example_inputs, to_onnx
+from bcnet.supernet.paths import arguments
+from bcnet.supernet.trace import running_modules
+
+_NO_FORM = re.compile(r"No ONNX function found for .*?op='(?:\w+[.:]+)?(\w+)'")
+_NO_KERNEL = re.compile(
+    r"No Op registered for (?P<missing>\w+)|"
+    r"implementation for (?P<unknown>\w+)\(\d+\) node with name '(?P<node>[^']*)'"
+)
+_NODE = re.compile(r'In Node, \("(?P<node>[^"]*)"')
+
+
+def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example: Any) -> str | None:
+    """Why the narrowest network cannot be exported to ONNX or run in ONNX Runtime; None where both work.
+
+    `build` makes the graph, `example` is what it is exported on (see `to_onnx`). One export, one inference.
+    """
+    inputs, reason = example_inputs(example), None
+    try:
+        content = build().narrowest()
+    except Exception as cause:
+        reason = str(cause) if isinstance(cause, BcnetError) else one_line(cause)
+        if (found := _NO_FORM.search(reason)) is not None:
+            operator = found.group(1)
+            return (
+                f"PyTorch's exporter knows no ONNX form of '{operator}'{_place(model, inputs, operator)}; "
+                "replace it by operators that have one"
+            )
+        try:  # the runtime may name what the graph cannot be made of
+            content = to_onnx(model, example).SerializeToString()
+        except BcnetError:
+            return reason
+    return _not_run(content, model, inputs) or reason
+
+
+def _not_run(content: bytes, model: nn.Module, inputs: Any) -> str | None:
+    """Why ONNX Runtime does not run a file; None where it does."""
+    arrays = [leaf.contiguous().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    try:
+        runtime_here("onnxruntime", provider="cpu", threads=1).predictor(content)(*arrays)
+    except BcnetError as cause:
+        reason = str(cause)
+        if (found := _NO_KERNEL.search(reason)) is None:
+            return f"the exported network does not run: {reason}"
+        operator = found.group("missing") or found.group("unknown")
+        at = _NODE.search(reason)
+        node = found.group("node") or (at.group("node") if at else "")
+        return (
+            f"ONNX Runtime has no '{operator}' for the file's opset{_place(model, inputs, node)}; replace it "
+            "by operators that it has"
+        )
+    return None
+
+
+def _place(model: nn.Module, inputs: Any, node: str) -> str:
+    """The module that calls an operator, for the name that the exporter gives it: relu, relu_1, ..."""
+    operator, _, number = re.fullmatch(r"(.*?)(_(\d+))?", node).groups()  # type: ignore[union-attr]
+    watcher = Watcher(values=False)
+    args, kwargs = arguments(inputs)
+    with torch.no_grad(), running_modules(model) as watcher.inside, watcher:
+        model.eval()(*args, **kwargs)
+    calls = [call.where for call in watcher.found if call.name == operator.strip("_")]
+    index = int(number or 0)
+    return f" (in {calls[index]})" if index < len(calls) else ""

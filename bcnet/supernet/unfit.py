@@ -1,0 +1,77 @@
+"""Networks that cannot be narrowed as they are given: each is named for what it is, with the remedy.
+
+In: a network. Out: a copy of it to look at, or SpaceError.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+
+from bcnet.errors import SpaceError, explaining
+
+# Old hooks that compute a weight before every forward, and what removes them.
+_HOOKS = {
+    "torch.nn.utils.weight_norm": ("weight_norm", "torch.nn.utils.remove_weight_norm(module)"),
+    "torch.nn.utils.spectral_norm": ("spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
+}
+_QUANTISED = ("torch.ao.", "torch.nn.qat", "torch.nn.quantized", "torch.nn.intrinsic", "torchao.")
+
+
+def probe_of(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that can be run and cut. Raises SpaceError where the network is no plain one."""
+    _check(model)
+    with explaining(
+        SpaceError,
+        f"{type(model).__name__} cannot be copied with copy.deepcopy",
+        "give it as it is before its first use, without handles, locks or tensors of a computation in it",
+    ):
+        probe = copy.deepcopy(model).eval()
+    for parameter in probe.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)  # some layers take another way without
+    return probe
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule | nn.DataParallel) or hasattr(model, "_orig_mod"):
+        raise SpaceError(
+            f"{type(model).__name__} wraps a network (TorchScript, torch.compile, DataParallel); give the "
+            "nn.Module itself"
+        )
+    check_initialised(model)
+    for name, module in model.named_modules():
+        where = f"'{name}'" if name else "the network"
+        if type(module).__module__.startswith(_QUANTISED):
+            raise SpaceError(
+                f"the network is prepared for quantisation ({type(module).__name__} in {where}); give it in "
+                "float, as it was before prepare_qat or convert: bcnet quantises what it exports "
+                "(--precision int8)"
+            )
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                tensor = hook._tensor_name
+                raise SpaceError(
+                    f"{where} is pruned by torch.nn.utils.prune ({type(hook).__name__} of its {tensor}); "
+                    f"make that permanent with torch.nn.utils.prune.remove(module, '{tensor}')"
+                )
+            kind, remedy = _HOOKS.get(type(hook).__module__, (None, None))
+            if kind is not None:
+                raise SpaceError(
+                    f"the weight of {where} is computed at every call ({kind}, in its old form); remove that "
+                    f"with {remedy}"
+                )
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raises SpaceError where a lazy module has no parameters yet."""
+    for name, module in model.named_modules():
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        if any(is_lazy(tensor) for tensor in tensors):
+            where = f"'{name}'" if name else "the network"
+            raise SpaceError(
+                f"{where} is lazy ({type(module).__name__}): it has no parameters before its first use; run "
+                "the network once on an example where it is made, as model(torch.zeros(1, 3, 224, 224))"
+            )
