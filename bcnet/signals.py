@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+AGAIN_SECONDS = 5.0
 
 
 class Ended(KeyboardInterrupt):
@@ -19,19 +20,27 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def as_interrupts() -> Iterator[list[signal.Signals]]:
-    """For the length of the block, the first signal that ends programs raises Ended; later ones do nothing.
+    """For the length of the block, signals that end programs raise Ended in the main thread.
 
-    The value gets the signal that has. A signal that is ignored already stays so, as SIGHUP under nohup.
+    The value gets the signals that have. An exception can get lost where a library calls back into Python, so
+    the first signal is sent again while the block has not ended. A signal that is ignored already stays so,
+    as SIGHUP under nohup.
     """
     received: list[signal.Signals] = []
-    own = os.getpid()
+    own, ended = os.getpid(), threading.Event()
+
+    def insist() -> None:
+        while not ended.wait(AGAIN_SECONDS):
+            os.kill(own, received[0])
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a worker process that was forked dies as it would have
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not received:
+        else:
             received.append(signal.Signals(number))
+            if len(received) == 1:
+                threading.Thread(target=insist, daemon=True).start()
             raise Ended
 
     if threading.current_thread() is not threading.main_thread():
@@ -44,5 +53,6 @@ def as_interrupts() -> Iterator[list[signal.Signals]]:
             signal.signal(number, end)
         yield received
     finally:
+        ended.set()
         for number, handler in caught.items():
             signal.signal(number, handler)

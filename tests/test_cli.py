@@ -413,7 +413,7 @@ def training() -> Iterator["subprocess.Popen[str]"]:
 def first_checkpoint(training: "subprocess.Popen[str]") -> Path:
     """The file that the training continues from, once it is there."""
     checkpoint = Path("runs/default/train/checkpoint.safetensors")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not checkpoint.exists() and training.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     return checkpoint
@@ -428,26 +428,32 @@ def test_a_signal_ends_training_as_ctrl_c_does_with_128_and_its_number(
     assert main(["train"]) == 1
     assert "another process is at work in runs/default/train; wait until it is done" in capfd.readouterr().err
     os.kill(training.pid, sent)
-    out, err = training.communicate(timeout=30)
+    out, err = training.communicate(timeout=60)
     assert training.returncode == 128 + sent, err
     assert out == ""
     ended = f"bcnet: ended by {sent.name}; what was complete stays, the same command continues"
-    assert err.strip() == ended
+    assert err.strip().splitlines()[-1] == ended
     assert [path.name for path in checkpoint.parent.parent.iterdir()] == ["train"]
 
 
-def test_a_signal_that_is_ignored_already_stays_ignored(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_that_is_ignored_already_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
         with as_interrupts() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             assert received == []
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # once is enough: what ends is not disturbed
-            assert received == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_whose_exception_was_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bcnet.signals.AGAIN_SECONDS", 0.05)
+    with as_interrupts() as received:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10)
+        assert received == [signal.SIGTERM, signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
@@ -456,10 +462,11 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
 ) -> None:
     checkpoint = first_checkpoint(training)
     os.kill(training.pid, signal.SIGINT)
-    out, err = training.communicate(timeout=30)
+    out, err = training.communicate(timeout=60)
     assert training.returncode == 130, err
     assert out == ""
-    assert err.strip() == "bcnet: interrupted; what was complete stays, the same command continues"
+    interrupted = "bcnet: interrupted; what was complete stays, the same command continues"
+    assert err.strip().splitlines()[-1] == interrupted
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
     capfd.readouterr()
     assert main(["train", "--json"]) == 0
