@@ -4,6 +4,7 @@ In: a network and an example of its inputs. Out: `Seen`, which turns the trace o
 into chains: channels that lie side by side, in the same order, wherever they lie; and what stays, and why.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
+from bcnet.supernet.kept import kept_sizes
 from bcnet.supernet.paths import arguments, tensors_of
-from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized
+from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, length
 from bcnet.supernet.trace import LayerUse, Trace, Tracer
 from bcnet.supernet.trace_rules import RANDOM
 
@@ -222,10 +224,7 @@ class Seen:
 
     def layers(self, chains: list[Chain]) -> tuple[Layer, ...]:
         """Convolutions and linear layers with their output positions, in order of execution."""
-        owned = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
-        heads = {chain.classes[0]: group for group, chain in enumerate(chains)}
-        for chain in chains:
-            owned[list(chain.classes)] = True
+        owned, heads = self._owned(chains)
         positions: dict[tuple[str, Dimension], int] = {}
         for use in self.trace.layers:
             count = use.positions
@@ -239,8 +238,13 @@ class Seen:
             positions[use.weight, each] = positions.get((use.weight, each), 0) + count
         return tuple(Layer(name, count, each) for (name, each), count in positions.items())
 
-    def sized(self, dimensions: dict[str, dict[int, Dimension]]) -> tuple[Sized, ...]:
-        """Modules that keep a size of a searched tensor in an attribute that their forward reads."""
+    def sized(
+        self, dimensions: dict[str, dict[int, Dimension]], chains: list[Chain], *, kept: bool
+    ) -> tuple[Sized, ...]:
+        """Modules that keep a size of a searched tensor in an attribute that their forward reads.
+
+        `kept`: also where operators got numbers that the running module has in attributes.
+        """
         found = [
             Sized(module, attribute, tensor, 0, each)
             for (module, attribute), (tensor, each) in self.trace.sized.items()
@@ -253,7 +257,35 @@ class Seen:
                 if isinstance(module, kind) and axis in dimensions.get(f"{name}.weight", {}):
                     each = 0 if attribute == "normalized_shape" else 1
                     found.append(Sized(name, attribute, f"{name}.weight", axis, each))
+        known = {(sized.module, sized.attribute) for sized in found}
+        if kept:
+            owned, heads = self._owned(chains)
+            for (module, attribute, item), vector in kept_sizes(self.probe, self.trace, self.classes).items():
+                row, runs = self._runs(vector, owned)
+                present = {heads[number] for number in row.tolist() if number in heads}
+                each = math.lcm(*(chains[group].unit for group in present))
+                follows = tuple(
+                    Segment(None, run * each)
+                    if number < 0
+                    else Segment(heads[number], run * each // chains[heads[number]].unit)
+                    for number, run in zip(row.tolist(), runs.tolist(), strict=True)
+                    if number < 0 or number in heads
+                )
+                full = [chain.channels for chain in chains]
+                if (
+                    present
+                    and length(follows, full) == each * len(vector)
+                    and (module, attribute) not in known
+                ):
+                    found.append(Sized(module, attribute, "", 0, each, follows, item))
         return tuple(found)
+
+    def _owned(self, chains: list[Chain]) -> tuple[np.ndarray, dict[int, int]]:
+        """Whether a class is in a chain, and the chain of every class that is the first of one."""
+        owned = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
+        for chain in chains:
+            owned[list(chain.classes)] = True
+        return owned, {chain.classes[0]: group for group, chain in enumerate(chains)}
 
     def frozen(self, kept: list[Chain], chains: list[Chain], reasons: dict[str, str]) -> tuple[Frozen, ...]:
         """Every layer's channels that no kept chain holds, with the reason."""

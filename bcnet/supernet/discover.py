@@ -67,6 +67,8 @@ def discover_space(
             kept.append(chain)
             choices.append(own)
 
+    follow_kept = False
+
     def build(index: list[int]) -> WidthSpace:
         groups = tuple(
             WidthGroup(
@@ -90,7 +92,7 @@ def discover_space(
             shapes={name: tuple(tensor.shape) for name, tensor in seen.trace.tensors.items()},
             parameters=tuple(name for name, _ in probe.named_parameters()),
             layers=seen.layers([kept[i] for i in index]),
-            sized=seen.sized(dimensions),
+            sized=seen.sized(dimensions, [kept[i] for i in index], kept=follow_kept),
             frozen=(),
         )
 
@@ -99,6 +101,11 @@ def discover_space(
     if trouble(seen, space) is not None:
         # Find the groups that break the network when they alone are narrowed, or with those before them.
         alone = {i: trouble(seen, build([i]), quick=True) for i in good}
+        # Fewer do where sizes follow that modules keep in attributes.
+        follow_kept = True
+        following = {i: trouble(seen, build([i]), quick=True) for i in good}
+        follow_kept = _broken(following) < _broken(alone)
+        alone = following if follow_kept else alone
         good = [i for i in good if alone[i] is None]
         if good and trouble(seen, build(good)) is not None:
             candidates, good = good, []
@@ -123,6 +130,10 @@ def discover_space(
             f"nothing in {type(model).__name__} can be searched ({because or 'it has no convolutions'})"
         )
     return space
+
+
+def _broken(alone: dict[int, str | None]) -> int:
+    return sum(reason is not None for reason in alone.values())
 
 
 def _tied(seen: Seen, tie: Sequence[tuple[str, str]]) -> list[Chain]:

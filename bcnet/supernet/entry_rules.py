@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bcnet.supernet.planes import STAYS, axes_of, compact, fits_any, merged, tidy
+from bcnet.supernet.planes import STAYS, axes_of, compact, first_along, fits_any, merged, tidy
 from bcnet.supernet.record import Call, Record
 
 
@@ -24,12 +24,21 @@ def move(record: Record, call: Call) -> None:
             planes.append(tidy(leaf))
     for output, planes in zip(call.outputs, moved, strict=True):
         record.label(output, planes)
+    if call.name in ("view", "_unsafe_view", "reshape"):
+        for plane in record.of(call.outputs[0]):
+            for axis in axes_of(plane):
+                others = tuple(other for other in axes_of(plane) if other != axis)
+                record.kept([plane.shape[axis]], [compact(first_along(plane, others)).flatten()])
 
 
 def split(record: Record, call: Call) -> None:
     """Equal parts of an axis stay equal: `chunk` divides a narrow tensor in halves, too."""
     move(record, call)
     _tie_parts(record, call.outputs)
+    source, dim = call.args[0], int(call.named.get("dim", 0)) % call.args[0].ndim
+    parts = [record.vector(part, dim) for part in call.outputs]
+    record.kept([len(part) for part in parts], parts)
+    record.kept([source.shape[dim]], [torch.cat(parts)])
 
 
 def take_slice(record: Record, call: Call) -> None:
@@ -38,6 +47,12 @@ def take_slice(record: Record, call: Call) -> None:
     source, dim, part = call.args[0], int(call.named.get("dim", 0)), call.outputs[0]
     slices = record.slices.setdefault((id(source), dim), [])
     slices.append(part)
+    if part.shape[dim] != source.shape[dim]:
+        whole, own = record.vector(source, dim), record.vector(part, dim)
+        start = int(call.named.get("start") or 0) % source.shape[dim]
+        if call.named.get("step", 1) == 1:
+            for low, high in ((0, start), (0, start + len(own)), (start, start + len(own))):
+                record.kept([high - low], [whole[low:high]])
     if len(slices) * part.shape[dim] == source.shape[dim] and len(slices) > 1:
         _tie_parts(record, slices)
 

@@ -30,7 +30,18 @@ Channels = dict[str, Dimension]  # of each value
 
 def group_sizes(space: WidthSpace) -> dict[str, int]:
     """The weights of convolutions that are narrowed by whole groups, with the output channels of one."""
-    return {sized.tensor: sized.each for sized in space.sized if sized.attribute == "groups"}
+    weights = {layer.weight for layer in space.layers}
+    sizes = {sized.tensor: sized.each for sized in space.sized if sized.attribute == "groups"}
+    for sized in space.sized:  # a module may have another name for its number of groups
+        whole = sized.tensor in weights and 1 not in space.dimensions[sized.tensor]
+        if (
+            whole
+            and sized.axis == 0
+            and sized.each
+            and sized.attribute not in ("out_channels", "out_features")
+        ):
+            sizes.setdefault(sized.tensor, sized.each)
+    return sizes
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import SpaceError
 from bcnet.supernet.methods import Side
-from bcnet.supernet.space import Dimension, Widths, WidthSpace
+from bcnet.supernet.space import Dimension, Widths, WidthSpace, length
 
 Path = tuple[tuple[int, int], ...]
 State = dict[str, Tensor]
@@ -149,11 +149,24 @@ def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> St
     return result
 
 
-def _sizes(space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any]]:
+def _sizes(
+    space: WidthSpace, state: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[nn.Module, str, Any]]:
     """(module, attribute, value) of every size that a module keeps in an attribute, for these tensors."""
+    widths: list[int] = []
     for sized in space.sized:
-        shape = state[sized.tensor].shape
-        yield sized.module, sized.attribute, shape[sized.axis] // sized.each if sized.each else tuple(shape)
+        module = modules[sized.module]
+        value: Any
+        if sized.follows:
+            widths = widths or space.widths_of({name: state[name].shape for name in space.dimensions})
+            value = length(sized.follows, widths) // sized.each
+        else:
+            shape = state[sized.tensor].shape
+            value = shape[sized.axis] // sized.each if sized.each else tuple(shape)
+        if sized.item is not None:
+            several = getattr(module, sized.attribute)
+            value = type(several)([*several[: sized.item], value, *several[sized.item + 1 :]])
+        yield module, sized.attribute, value
 
 
 @contextmanager
@@ -162,13 +175,12 @@ def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) 
     modules = _places_of(model).modules
     before = []
     try:
-        for name, attribute, value in _sizes(space, state):
-            module = modules[name]
+        for module, attribute, value in _sizes(space, state, modules):
             before.append((module, attribute, getattr(module, attribute)))
             setattr(module, attribute, value)
         yield
     finally:
-        for module, attribute, value in before:
+        for module, attribute, value in reversed(before):
             setattr(module, attribute, value)
 
 
@@ -262,8 +274,8 @@ def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor])
                     if holders == "_parameters":
                         new[id(tensor)] = nn.Parameter(new[id(tensor)], requires_grad=tensor.requires_grad)
                 getattr(small.get_submodule(path), holders)[attribute] = new[id(tensor)]
-    for name, attribute, value in _sizes(space, state):
-        setattr(small.get_submodule(name), attribute, value)
+    for module, attribute, value in _sizes(space, state, dict(small.named_modules())):
+        setattr(module, attribute, value)
     for module in small.modules():
         _describe(module)
     return small

@@ -10,6 +10,7 @@ along those: they cost no memory, and a reshape or a concatenation of a plane is
 """
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,7 @@ class Trace:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     across: list[np.ndarray] = field(default_factory=list)
     ordered: list[np.ndarray] = field(default_factory=list)
+    kept: list[tuple[str, tuple[int, ...], list[Tensor]]] = field(default_factory=list)
     by_size: list[tuple[np.ndarray, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -339,6 +341,11 @@ class Record:
         name = self.origin.get(id(weight), self.expanded.get(id(weight)))
         if name is not None:
             self.trace.layers.append(LayerUse(name, positions, out_axis, makes, each))
+
+    def kept(self, sizes: Sequence[int], vectors: Sequence[Tensor]) -> None:
+        """An operator got these sizes, of these channels: the running module may keep them in attributes."""
+        if self.inside and any(bool((vector >= 0).any()) for vector in vectors):
+            self.trace.kept.append((self.inside[-1][0], tuple(map(int, sizes)), list(vectors)))
 
     def sized(self, attribute: str, tensor: Any, each: int) -> bool:
         """Whether the running module keeps a size in an attribute: it follows this tensor's first axis."""

@@ -6,7 +6,7 @@ Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` mak
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -75,7 +75,9 @@ class Sized:
     """A module that keeps a size in an attribute, which follows an axis of a tensor.
 
     The attribute is the length of that axis divided by `each` (for `groups`, the channels of one); where
-    `each` is 0 it is the tensor's shape (`normalized_shape`).
+    `each` is 0 it is the tensor's shape (`normalized_shape`). Where no tensor's axis has that size, it is
+    the length of the dimension `follows`, divided by `each`. `item` is the place in an attribute that holds
+    several sizes.
     """
 
     module: str
@@ -83,6 +85,8 @@ class Sized:
     tensor: str
     axis: int
     each: int
+    follows: Dimension = ()
+    item: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,29 @@ class WidthSpace:
             found.append((np.concatenate(groups), np.concatenate(channels)))
         return tuple(found)
 
+    def widths_of(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
+        """Every group's width in a network with tensors of these shapes."""
+        found: list[int] = []
+        for group, (name, axis) in enumerate(self._witnesses):
+            own = others = 0
+            for segment in self.dimensions[name][axis]:
+                if segment.group == group:
+                    own += segment.size
+                else:
+                    others += segment.size * (1 if segment.group is None else found[segment.group])
+            found.append((shapes[name][axis] - others) // own)
+        return found
+
+    @cached_property
+    def _witnesses(self) -> tuple[tuple[str, int], ...]:
+        """For each group an axis that it shares with fixed entries and earlier groups alone."""
+        found: dict[int, tuple[str, int]] = {}
+        for name, axes in self.dimensions.items():
+            for axis, dimension in axes.items():
+                last = max(segment.group for segment in dimension if segment.group is not None)
+                found.setdefault(last, (name, axis))
+        return tuple(found[group] for group in range(len(self.groups)))
+
     def without_extra(self) -> "WidthSpace":
         """The space of the network's own tensors, which lack a supernet's extra channels."""
         if not any(group.extra for group in self.groups):
@@ -211,7 +238,7 @@ class WidthSpace:
         """The shape of a tensor in the network of these widths."""
         shape = list(self.shapes[name])
         for axis, dimension in self.dimensions.get(name, {}).items():
-            shape[axis] = _length(dimension, widths)
+            shape[axis] = length(dimension, widths)
         return tuple(shape)
 
     def params(self, widths: Widths) -> int:
@@ -223,7 +250,7 @@ class WidthSpace:
         return sum(
             int(np.prod(self.shape(layer.weight, widths)))
             * layer.positions
-            * (_length(layer.each, widths) if layer.each else 1)
+            * (length(layer.each, widths) if layer.each else 1)
             for layer in self.layers
         )
 
@@ -233,7 +260,7 @@ class WidthSpace:
         full = {
             layer: int(np.prod(self.shapes[layer.weight]))
             * layer.positions
-            * (_length(layer.each, widest) if layer.each else 1)
+            * (length(layer.each, widest) if layer.each else 1)
             for layer in self.layers
         }
         return sum(full[layer] for layer in self.layers if layer.weight in self.dimensions) / sum(
@@ -258,7 +285,7 @@ class WidthSpace:
             raise SpaceError(f"not a width space of this version: {cause.errors()[0]['msg']}") from None
 
 
-def _length(dimension: Dimension, widths: Widths) -> int:
+def length(dimension: Dimension, widths: Sequence[int]) -> int:
     """The entries of a dimension in the network of these widths."""
     return sum(
         segment.size if segment.group is None else segment.size * widths[segment.group]

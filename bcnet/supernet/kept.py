@@ -1,0 +1,42 @@
+"""Sizes that modules keep in attributes of their own: `self.width`, `self.splits`, a number of heads.
+
+In: what operators got as sizes while a network ran, and of which channels these were. Out: the attributes
+that hold the same numbers, and the atoms that each of them follows. Numbers may be equal by chance: a trial
+decides.
+"""
+
+import numpy as np
+from torch import nn
+
+from bcnet.supernet.record import Trace
+
+Place = tuple[str, str, int | None]  # module, attribute, and the place in it where it holds several sizes
+
+
+def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Place, np.ndarray]:
+    """The atoms whose number each attribute holds.
+
+    Of several attributes with one value the first follows the channels that were met first, and so on.
+    """
+    found: dict[Place, np.ndarray] = {}
+    single: dict[tuple[str, int], dict[bytes, np.ndarray]] = {}
+    for path, sizes, vectors in trace.kept:
+        atoms = [vector.numpy() for vector in vectors]
+        for name, value in vars(probe.get_submodule(path)).items():
+            if len(sizes) > 1 and isinstance(value, list | tuple) and list(value) == list(sizes):
+                for item, own in enumerate(atoms):
+                    found.setdefault((path, name, item), own)
+        for size, own in zip(sizes, atoms, strict=True):
+            if size > 1:
+                kinds = np.where(own >= 0, classes[own], -1)
+                single.setdefault((path, size), {}).setdefault(kinds.tobytes(), own)
+    for (path, size), channels in single.items():
+        names = [
+            name
+            for name, value in vars(probe.get_submodule(path)).items()
+            if type(value) is int and value == size
+        ]
+        several = list(channels.values())
+        for place, name in enumerate(names):
+            found.setdefault((path, name, None), several[min(place, len(several) - 1)])
+    return found

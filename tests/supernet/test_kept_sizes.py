@@ -1,0 +1,121 @@
+"""Sizes that modules keep in attributes of their own follow the widths, or freeze no more than they must."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_hard_layers import IMAGES, Between, space_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+from witnesses import assert_agree, drawn, scattered
+
+from bcnet.supernet.paths import cut
+from bcnet.supernet.space import WidthSpace
+
+
+class Kernels(nn.Module):
+    """Splits its input by sizes in a list: a kernel for each part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits = [10, 6]
+        self.a = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.b = nn.Conv2d(6, 6, 5, padding=2, groups=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x, self.splits, 1)
+        return torch.cat([self.a(first), self.b(second)], 1)
+
+
+class Halves(nn.Module):
+    """Splits what it widens by half of a number that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide_channels = 24
+        self.a, self.b = nn.Conv2d(16, 24, 1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).split(self.wide_channels // 2, 1)
+        return torch.cat([first, self.b(second)], 1)
+
+
+class Grown(nn.Module):
+    """Adds its input to the first of its more channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 16
+        self.a = nn.Conv2d(16, 24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return torch.cat([y[:, : self.taken] + x, y[:, self.taken :]], 1)
+
+
+class Viewed(nn.Module):
+    """Views its input with a number of channels that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), self.features, -1).view(len(x), self.features, 8, 8).relu()
+
+
+class Filtered(nn.Module):
+    """Gives a number that it keeps as groups to a functional convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = 16
+        self.kernel = nn.Parameter(torch.rand(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, groups=self.features)
+
+
+FOLLOWED: dict[str, tuple[Callable[[], nn.Module], int, set[tuple[str, int]]]] = {
+    "a list of sizes": (Kernels, 16, {("stem", 10), ("stem#2", 6)}),
+    "half of a number": (Halves, 24, {("stem", 16), ("a.a", 12), ("a.b", 12)}),
+    "where a slice ends": (Grown, 24, {("stem", 16), ("a.a", 8)}),
+    "a number of channels in a view": (Viewed, 16, {("stem", 16)}),
+    "a number of groups": (Filtered, 16, {("stem", 16)}),
+}
+
+
+def searched(build: Callable[[], nn.Module], out: int) -> tuple[nn.Module, WidthSpace]:
+    torch.manual_seed(0)
+    model = scattered(Between(lambda self, x: self.a(x), out=out, a=build()))
+    return model, space_of(model)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_a_size_in_an_attribute_follows_the_widths(name: str) -> None:
+    build, out, groups = FOLLOWED[name]
+    model, space = searched(build, out)
+    assert {(group.name, group.channels) for group in space.groups} == {*groups, ("head", 8)}
+    assert not any(group.mixed for group in space.groups)
+    before = copy.deepcopy(vars(model.a))
+    for seed in range(2):
+        assert_agree(model, space, IMAGES, drawn(space, seed))
+    after = vars(model.a)
+    assert all(after[key] == value for key, value in before.items() if isinstance(value, int | list))
+
+
+def test_the_attributes_of_a_cut_network_are_its_own() -> None:
+    model, space = searched(Kernels, 16)
+    widths = {"stem": 5, "stem#2": 3, "head": 4}
+    small = cut(model, space, space.check([widths[group.name] for group in space.groups]))
+    assert (small.a.splits, model.a.splits) == ([5, 3], [10, 6])
+
+
+def test_a_space_with_kept_sizes_is_read_again_as_it_was_written() -> None:
+    _, space = searched(Kernels, 16)
+    assert {(sized.attribute, sized.item) for sized in space.sized if sized.follows} == {
+        ("splits", 0),
+        ("splits", 1),
+    }
+    assert WidthSpace.from_json(space.to_json()) == space
