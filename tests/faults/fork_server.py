@@ -1,0 +1,191 @@
+"""Runs commands of bcnet in children of one process that has loaded everything, on a device of fixed times.
+
+In: lines of JSON on stdin: a command, its folder, and what goes wrong. Out: a line of JSON for each: exit
+code, output, file operations. A child dies before the n-th of them, or the first that fits a pattern
+(`kill`), as by SIGKILL, or has a disk on which so many bytes can still be written (`room`).
+"""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+KILLED = 137
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"))
+
+
+def count_operations(folder: Path, before: Callable[[str], None]) -> None:
+    """Call `before(operation)` ahead of each change of a file under `folder`, for the rest of the process."""
+    inside = str(folder.resolve()) + os.sep
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, int) or not flags & WRITING:
+                return
+        elif event in EVENTS:
+            path = arguments[0]
+            if event == "os.mkdir" and os.path.exists(path):
+                return
+            # One that is relative to an open folder is of a temporary folder that is removed.
+            if isinstance(path, int) or (event in ("os.remove", "os.rmdir") and arguments[1] != -1):
+                return
+        else:
+            return
+        if os.path.abspath(os.fsdecode(path)).startswith(inside):
+            before(f"{event} {os.path.relpath(os.fsdecode(path))}")
+
+    sys.addaudithook(hook)
+    for name in ("fsync", "ftruncate", "pwrite"):  # which nothing audits
+        real = getattr(os, name)
+
+        def counted(handle: int, *rest: Any, _real: Any = real, _name: str = name) -> Any:
+            target = os.readlink(f"/proc/self/fd/{handle}")
+            if target.startswith(inside):
+                before(f"{_name} {os.path.relpath(target)}")
+            return _real(handle, *rest)
+
+        setattr(os, name, counted)
+
+
+def limit_room(room: int) -> None:
+    """From now on files can take so many bytes more; a write of more takes what fits, then ENOSPC."""
+    left = room
+    real = os.pwrite
+
+    def take(handle: int, data: Any, write: Callable[[Any], int]) -> int:
+        nonlocal left
+        if len(data) and not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = write(memoryview(data)[:left])
+        left -= done
+        return done
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:  # type: ignore[override]
+            return take(self.fileno(), data, super().write)
+
+    def opened(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
+        if "b" in mode and ("w" in mode or "a" in mode or "+" in mode):
+            raw = Full(file, mode.replace("b", ""))
+            return raw if buffering == 0 else io.BufferedWriter(raw)
+        return real_open(file, mode, buffering, *args, **kwargs)
+
+    import builtins
+
+    real_open = builtins.open
+    builtins.open = opened  # type: ignore[assignment]
+    os.pwrite = lambda handle, data, at: take(handle, data, lambda part: real(handle, part, at))  # type: ignore[assignment]
+
+
+def steady_device() -> None:
+    """This machine with times that depend on the network alone, so that two runs measure the same."""
+    from bcnet.runtimes.device import LocalDevice
+
+    call = LocalDevice.call
+
+    def sizes(model: bytes) -> dict[str, float]:
+        graph = onnx.load_from_string(model).graph
+        weights = {entry.name: float(math.prod(entry.dims)) for entry in graph.initializer}
+        own = {node.name: sum(weights.get(name, 0.0) for name in node.input) for node in graph.node}
+        makers = {name: node.name for node in graph.node for name in node.output}
+        for node in graph.node:
+            if node.op_type == "Relu":  # a convolution is fused with it, under its name
+                own[node.name], own[makers[node.input[0]]] = own[makers[node.input[0]]], 0.0
+        return own
+
+    def ms(size: float) -> float:
+        return 0.002 + size / 20_000
+
+    def steady(self: LocalDevice, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        if job["do"] == "time":
+            return {"ms": [0.01 + sum(map(ms, sizes(job["model"]).values()))] * 10}
+        if job["do"] == "profile":
+            found = call(self, {**job, "runs": 1}, limit_s)
+            own = sizes(job["model"])
+            # A fused node has the name of a part, with an ending.
+            row = [ms(own.get(re.sub(r"(_nchwc|_token_\d+|/.*)$", "", name), 0.0)) for name in found["names"]]
+            count = job["runs"]
+            return {"names": found["names"], "ms": [row] * count, "walls_ms": [sum(row) + 0.01] * count}
+        answer = call(self, job, limit_s)
+        return {"probe": dict.fromkeys(answer["probe"], 1.0)} if job["do"] == "probe" else answer
+
+    LocalDevice.call = steady  # type: ignore[assignment, method-assign]
+
+
+def child(order: dict[str, Any], report: Path) -> None:
+    """One command; the report is written by its end, whichever it is."""
+    from bcnet.cli import main
+
+    folder, said, operations = Path(order["folder"]), io.StringIO(), list[str]()
+    os.chdir(folder)
+    if "tmpdir" in order:
+        tempfile.tempdir = order["tmpdir"]
+
+    def end(code: int) -> None:
+        with os.fdopen(os.open(report, os.O_WRONLY | os.O_CREAT), "w") as file:
+            json.dump({"code": code, "said": said.getvalue(), "operations": operations}, file)
+        os._exit(0)
+
+    def before(operation: str) -> None:
+        operations.append(operation)
+        kill = order.get("kill", 0)
+        if re.search(kill, operation) if isinstance(kill, str) else len(operations) == kill:
+            end(KILLED)
+
+    count_operations(folder, before)
+    if "room" in order:
+        limit_room(order["room"])
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = main(order["arguments"])
+    except BaseException:
+        said.write(traceback.format_exc())
+        code = -1
+    end(code)
+
+
+def serve() -> None:
+    """Do what is asked, line by line."""
+    from bcnet.cli import main
+    from bcnet.supernet.project import forget_project
+
+    steady_device()
+    with contextlib.redirect_stdout(sys.stderr):
+        os.chdir(sys.argv[1])
+        main(["run"])  # all that a run imports, and what PyTorch does once, is not done by each child
+        forget_project()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        report = Path(tempfile.mkdtemp()) / "report.json"
+        process = os.fork()
+        if not process:
+            child(order, report)
+        deadline = time.monotonic() + order.get("limit_s", 120)
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                break
+            time.sleep(0.01)
+        answer = report.read_text() if report.exists() else '{"code": -2, "said": "no end", "operations": []}'
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,257 @@
+"""Kills before file operations, full disks, damaged files: the same result as without, one line, no litter.
+
+BCNET_FAULT_ROUNDS and BCNET_FAULT_SEED in the environment say how many faults of a kind, and which.
+"""
+
+import json
+import random
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import clear_projects
+from damage import damaged
+from steady_run import SEED, Commands, essence, fork_server, new_folder, rounds
+from torch import Tensor
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.errors import BcnetError
+from bcnet.pipeline import build_lut, compare, export, search, slice, train
+from bcnet.pipeline.training_file import load_checkpoint, load_finished
+from bcnet.sealed import SealedLines, read_about
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.saved import searched, sliced, sliced_model, trained_supernets, training_records
+
+KILLED = 137
+STAGES = {
+    "train": train,
+    "build-lut": build_lut,
+    "search": search,
+    "slice": slice,
+    "export": export,
+    "run": compare,
+}
+DISKS = (0, 1, 500, 2_000, 8_000, 16_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 90_000)
+DISKS = (*DISKS, 110_000, 140_000, 180_000, 250_000)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbs; it is complete once `commands` is there."""
+    return new_folder(tmp_path_factory.mktemp("whole") / "w")
+
+
+@pytest.fixture(scope="module")
+def commands(whole: Path) -> Iterator[Commands]:
+    """`commands(folder, *arguments, kill=n, room=bytes)`: one command in a child; its code and output."""
+    with fork_server(whole) as command:
+        yield command
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
+    commands: Commands, whole: Path, tmp_path: Path
+) -> None:
+    for round_ in range(rounds(1)):
+        rng = random.Random(SEED + round_)
+        folder = new_folder(tmp_path / str(round_))
+        kills = 0
+        while commands(folder, "run", kill=rng.randint(1, 90))["code"] == KILLED:
+            kills += 1
+            assert kills < 100
+        assert kills > 2
+        assert essence(folder) == essence(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_before_any_file_operation_of_a_stage_changes_nothing(
+    commands: Commands, whole: Path, tmp_path: Path, stage: str
+) -> None:
+    before = new_folder(tmp_path / "before")
+    for name in STAGES:
+        if name == stage:
+            break
+        assert commands(before, name)["code"] == 0
+    after = shutil.copytree(before, tmp_path / "after")
+    operations = commands(after, stage)["operations"]
+    wanted = essence(after)
+    # What a journal's lines have in common is tried with a few of them.
+    lines = [n for n, operation in enumerate(operations, 1) if operation.endswith("jsonl")]
+    numbers = sorted({*range(1, len(operations) + 1)} - {*lines[24:]})
+    for number in numbers:
+        folder = shutil.copytree(before, tmp_path / "killed")
+        assert commands(folder, stage, kill=number)["code"] == KILLED
+        answer = commands(folder, stage)
+        assert answer["code"] == 0, answer["said"]
+        assert essence(folder) == wanted, (number, operations[number - 1])
+        shutil.rmtree(folder)
+    print(f"{stage}: {len(numbers)} kills")
+
+
+def test_on_disks_of_seventeen_sizes_a_run_says_so_in_one_line_and_goes_on_when_there_is_room(
+    commands: Commands, whole: Path, tmp_path: Path
+) -> None:
+    folder, full = new_folder(tmp_path / "full"), 0
+    for room in DISKS:
+        answer = commands(folder, "run", room=room)
+        if answer["code"] == 0:
+            break
+        last = answer["said"].splitlines()[-1]
+        assert answer["code"] == 1, answer["said"]
+        assert re.fullmatch(r"bcnet: .+ No space left on device; free some space; .+", last), last
+        assert not list(folder.rglob("*.unfinished"))
+        full += 1
+    assert full > 5
+    assert commands(folder, "run")["code"] == 0
+    assert essence(folder) == essence(whole)
+
+
+class Hung(Exception):
+    """A read did not end."""
+
+
+@pytest.fixture
+def time_limit() -> Iterator[Callable[[float], None]]:
+    """`time_limit(seconds)`: raise Hung if the test is not done with its step by then."""
+
+    def hung(*_: Any) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, hung)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None  # type: ignore[func-returns-value]
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def values(state: Mapping[str, Tensor]) -> list[Any]:
+    """Tensors as what can be compared."""
+    return sorted((name, str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in state.items())
+
+
+def results(run: Run, project: Project) -> dict[str, Any]:
+    """What later stages and people read of a finished run, as they read it."""
+    found: dict[str, Any] = {}
+
+    def keep(name: str, read: Callable[[], Any]) -> None:
+        try:
+            value = read()
+        except BcnetError:
+            return
+        found[name] = value
+
+    def checked(stage: str, read: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: (run.stage(stage).require({}), read())[1]
+
+    keep("supernets", lambda: [values(state) for state in trained_supernets(run, project)])
+    keep("records", checked("train", lambda: training_records(run)))
+    keep("winner", checked("search", lambda: searched(run, project)))
+    keep("sliced", checked("slice", lambda: sliced(run, project)))
+    keep("network", checked("slice", lambda: values(sliced_model(run, project).state_dict())))
+    keep("latencies", lambda: project.latency_model()(project.space.largest()))
+    for stage in ("export", "compare"):
+        keep(stage, checked(stage, lambda stage=stage: essence(run.stage(stage).folder)))
+    return found
+
+
+@pytest.fixture
+def damaging(commands: Commands, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: a copy of the whole run whose stages are not made again, but end with an error."""
+    folder = shutil.copytree(whole, tmp_path / "damaged")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    clear_projects()
+
+    def again(*_: Any, **__: Any) -> None:
+        raise BcnetError("made again")
+
+    for stage in STAGES.values():
+        monkeypatch.setattr(stage, "run", again)
+    return folder
+
+
+def test_no_damage_to_a_finished_run_is_taken_for_a_result(
+    damaging: Path, time_limit: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, run = random.Random(SEED), Run.named("default")
+    project = load_project(load_config(None))
+    wanted = results(run, project)
+    assert len(wanted) == 8
+    assert main(["run"]) == 0
+    printed = capsys.readouterr().out
+    files = [path for top in ("runs", "latency_tables") for path in Path(top).rglob("*") if path.is_file()]
+    files.sort()
+    for _ in range(rounds(250)):
+        path = rng.choice(files)
+        with damaged(path, rng, files) as how:
+            time_limit(20)
+            code = main(["run"])
+            out, err = capsys.readouterr()
+            refused = code == 1 and err.splitlines()[-1].startswith("bcnet: ")
+            assert refused or (code, out) == (0, printed), how
+            found = results(run, project)
+            assert all(found[name] == wanted[name] for name in found), how
+            time_limit(0)
+    assert results(run, project) == wanted
+
+
+@pytest.fixture
+def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[Any]]]:
+    """Files from which stopped commands continue, each with what reads its values."""
+    folder, kept = new_folder(tmp_path / "stopped"), tmp_path / "kept"
+    kept.mkdir()
+
+    def stop(stage: str, before: str, left: str) -> Path:
+        """Kill a stage before an operation, keep what it left, and let it go on to its end."""
+        assert commands(folder, stage, kill=before)["code"] == KILLED
+        (path,) = folder.glob(left)
+        shutil.copy(path, kept)
+        assert commands(folder, stage)["code"] == 0
+        return kept / path.name
+
+    checkpoint = stop("train", r"rename .*/\.supernet", "runs/default/train/checkpoint.safetensors")
+    journal = stop("build-lut", r"open .*\.cpu\.json.*unfinished", "latency_tables/.*.jsonl")
+    state = stop("search", r"open .*/\.result\.json", "runs/default/search/state.jsonl")
+    supernet = folder / "runs/default/train/supernet.safetensors"
+    inputs = read_about(checkpoint)["inputs"]
+
+    def lines(path: Path) -> Callable[[], list[Any]]:
+        belongs_to = json.loads(path.read_bytes().splitlines()[0][17:])["belongs_to"]
+        return lambda: SealedLines(path, belongs_to).values
+
+    def training() -> list[Any]:
+        at = load_checkpoint(checkpoint, inputs)
+        return (
+            []
+            if at is None
+            else [repr((at.snapshot.epoch, at.records, at.curve)), values(at.snapshot.tensors)]
+        )
+
+    def trained() -> list[Any]:
+        found = load_finished(supernet, inputs)
+        return [] if found is None else [repr((found.records, found.curve)), values(found.state)]
+
+    return {checkpoint: training, supernet: trained, journal: lines(journal), state: lines(state)}
+
+
+def test_no_damage_to_what_a_stopped_command_continues_from_changes_what_it_comes_to(
+    stopped: dict[Path, Callable[[], list[Any]]], time_limit: Callable[[float], None]
+) -> None:
+    rng = random.Random(SEED)
+    wanted = {path: read() for path, read in stopped.items()}
+    assert all(wanted.values())
+    for _ in range(rounds(250)):
+        path = rng.choice(list(stopped))
+        with damaged(path, rng, list(stopped)) as how:
+            time_limit(20)
+            try:
+                found = stopped[path]()
+            except (BcnetError, ValueError):  # which the command shows with the path
+                found = []
+            time_limit(0)
+            assert found == wanted[path][: len(found)], how
