@@ -1115,13 +1115,13 @@ def _run(given: list[str], received: Sequence[int]) -> int:
     except _ClickException as error:
         message = error.format_message()  # type: ignore[attr-defined]
         is_help = type(error).__name__ == "NoArgsIsHelpError"
-        print(message if is_help else f"bcnet: {message} (see bcnet --help)", file=sys.stderr)
+        print(message if is_help else f"bcnet: {plain(message, LONGEST)} (see bcnet --help)", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
+        where = f" {plain(str(error.filename))}" if error.filename else ""
         hint = "; free some space" if error.errno == errno.ENOSPC else ""
         print(
             f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; what was complete stays",

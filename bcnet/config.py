@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 from pydantic.fields import FieldInfo
 
 from bcnet.errors import ConfigError, UsageError
+from bcnet.plain import shown
 from bcnet.toml_files import is_there, read_toml
 
 CONFIG_FILE = Path("bcnet.toml")
@@ -152,7 +153,7 @@ class TaskConfig(Section):
 class SpaceConfig(Section):
     """The widths to choose from."""
 
-    bins: int = Field(8, ge=2, description="width choices a group")
+    bins: int = Field(8, ge=2, le=4096, description="width choices a group")
     channel_multiple: int | None = Field(
         None, ge=1, description="widths are multiples of this; the device profile's if not given"
     )
@@ -267,9 +268,11 @@ class SearchConfig(Section):
         False, description="soft only: the winner may be over the budget, which is then not verified"
     )
     population: int = Field(16, ge=2, le=100_000, description="candidates a generation")
-    generations: int = Field(4, ge=0, description="generations after the first")
+    generations: int = Field(4, ge=0, le=100_000, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
-    measured: int = Field(5, ge=1, description="best candidates measured as whole networks before one wins")
+    measured: int = Field(
+        5, ge=1, le=100_000, description="best candidates measured as whole networks before one wins"
+    )
     margin: float | None = Field(
         None,
         ge=0,
@@ -277,7 +280,9 @@ class SearchConfig(Section):
         description="share of the budget that measured networks leave free for the machine's noise; "
         "the noise that the table's calibration saw, at most 5 %, if not given",
     )
-    recalibration_images: int = Field(128, ge=2, description="training images for batch-norm statistics")
+    recalibration_images: int = Field(
+        128, ge=2, le=10_000_000, description="training images for batch-norm statistics"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
@@ -464,7 +469,7 @@ def _explain(cause: ValidationError) -> str:
         return f"unknown key '{where}'; {hint}"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}" if where else str(error["ctx"]["error"])
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {error['input']!r}"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown(error['input'])}"
 
 
 def _keys_of(location: tuple[int | str, ...]) -> list[str]:

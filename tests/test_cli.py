@@ -17,6 +17,7 @@ from conftest import CONFIG, PROFILE, LargestFile, Refused
 
 from bcnet.cli import app, main
 from bcnet.config import Config, load_config
+from bcnet.show.tables import show_table
 from bcnet.signals import as_interrupts
 
 COMMANDS: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands"))  # noqa: B009
@@ -476,3 +477,16 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 801))]
     assert not checkpoint.exists()
+
+
+def test_control_characters_of_names_reach_no_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text('[data]\nname = "\\u001b]0;title\\u0007x"', encoding="utf-8")
+    assert main(["train"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("bcnet: unknown dataset '\\x1b]0;title\\x07x'")
+    assert main(["train", "--config", "a\x1b[2Jb\nc"]) == 1
+    assert capsys.readouterr().err == ("bcnet: a\\x1b[2Jb\\nc does not exist; write one with `bcnet init`\n")
+    show_table(["name"], [["\x1b[31mred\u202e"]])
+    assert "\\x1b[31mred\\u202e" in capsys.readouterr().out

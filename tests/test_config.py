@@ -200,6 +200,9 @@ def test_a_pipe_is_refused_and_not_waited_for() -> None:
     [
         ("a = " + "[" * 5000 + "]" * 5000, "more than 64 lists or tables inside each other"),
         (f"[model]\nargs.{'.'.join('a' * 400)} = 1", "more than 64 lists or tables inside each other"),
+        ("seed = " + "9" * 25, "an integer of more than 64 bits"),
+        ("[space]\nbins = 5000", "space.bins: input should be less than or equal to 4096, not 5000"),
+        ('seed = "' + "\\u001b[31m" * 1000 + '"', "5000 long"),
         (f"seed = 1{'0' * 5000}", "is not TOML: Exceeds the limit"),
         ("#" * 1_048_577, "is 1,048,577 bytes, and at most 1,048,576 are read"),
     ],

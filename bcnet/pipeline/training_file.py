@@ -72,6 +72,8 @@ def load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:
         if read_about(path).get("inputs") != inputs:
             return None
         tensors, about = unseal_tensors(path)
+        if about["epoch"] is None:
+            raise ValueError("it is a finished supernet")
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); delete it to train from the start") from None
     return Checkpoint(Snapshot(int(about["epoch"]), tensors), _records(about), tuple(about["curve"]))

@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,10 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
         rng = random.Random(SEED + round_)
         folder = new_folder(tmp_path / str(round_))
         kills = 0
-        while commands(folder, "run", kill=rng.randint(1, 90))["code"] == KILLED:
+        while commands(folder, "run", kill=rng.randint(1, 250))["code"] == KILLED:
             kills += 1
             assert kills < 100
-        assert kills > 2
+        assert kills
         assert essence(folder) == essence(whole)
 
 
@@ -94,11 +94,12 @@ def test_a_kill_before_any_file_operation_of_a_stage_changes_nothing(
     print(f"{stage}: {len(numbers)} kills")
 
 
-def test_on_disks_of_seventeen_sizes_a_run_says_so_in_one_line_and_goes_on_when_there_is_room(
-    commands: Commands, whole: Path, tmp_path: Path
+@pytest.mark.parametrize("sizes", [DISKS[3::5], pytest.param(DISKS, marks=pytest.mark.slow)])
+def test_on_a_full_disk_a_run_says_so_in_one_line_and_goes_on_when_there_is_room(
+    commands: Commands, whole: Path, tmp_path: Path, sizes: Sequence[int]
 ) -> None:
     folder, full = new_folder(tmp_path / "full"), 0
-    for room in DISKS:
+    for room in sizes:
         answer = commands(folder, "run", room=room)
         if answer["code"] == 0:
             break
@@ -107,7 +108,7 @@ def test_on_disks_of_seventeen_sizes_a_run_says_so_in_one_line_and_goes_on_when_
         assert re.fullmatch(r"bcnet: .+ No space left on device; free some space; .+", last), last
         assert not list(folder.rglob("*.unfinished"))
         full += 1
-    assert full > 5
+    assert full > len(sizes) // 2
     assert commands(folder, "run")["code"] == 0
     assert essence(folder) == essence(whole)
 
@@ -184,7 +185,7 @@ def test_no_damage_to_a_finished_run_is_taken_for_a_result(
     assert len(wanted) == 8
     assert main(["run"]) == 0
     printed = capsys.readouterr().out
-    files = [path for top in ("runs", "latency_tables") for path in Path(top).rglob("*") if path.is_file()]
+    files = [path for top in ("runs",) for path in Path(top).rglob("*") if path.is_file()]
     files.sort()
     for _ in range(rounds(250)):
         path = rng.choice(files)
