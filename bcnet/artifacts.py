@@ -232,7 +232,7 @@ class Stage:
         sealed = {key: value for key, value in manifest.items() if key != "digest"}
         if manifest.get("digest") != (digest(sealed) if manifest["schema"] == SCHEMA else None):
             raise ArtifactError(f"{path} was edited; run `{self.command}` again")
-        sizes = manifest["sizes"] if manifest["schema"] == SCHEMA else {}
+        sizes = manifest.get("sizes", {}) if manifest["schema"] == SCHEMA else {}
         for file, expected in manifest["outputs"].items():
             try:
                 # The size first: a file that grew without end is not read.
