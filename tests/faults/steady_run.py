@@ -121,5 +121,5 @@ def essence(folder: Path) -> dict[str, Any]:
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {k: _timeless(v) for k, v in value.items() if not k.endswith("seconds")}
-        return {k: v for k, v in kept.items() if k not in ("digest", "outputs", "inputs")}
+        return {k: v for k, v in kept.items() if k not in ("digest", "outputs", "sizes", "inputs")}
     return [_timeless(part) for part in value] if isinstance(value, list) else value
