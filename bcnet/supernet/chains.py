@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.kept import kept_sizes
 from bcnet.supernet.paths import arguments, tensors_of
-from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, length
+from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, length, witnesses
 from bcnet.supernet.trace import LayerUse, Trace, Tracer
 from bcnet.supernet.trace_rules import RANDOM
 
@@ -260,6 +260,7 @@ class Seen:
         known = {(sized.module, sized.attribute) for sized in found}
         if kept:
             owned, heads = self._owned(chains)
+            known_by_shape = {group for group, _, _ in witnesses(dimensions)}
             for (module, attribute, item), vector in kept_sizes(self.probe, self.trace, self.classes).items():
                 row, runs = self._runs(vector, owned)
                 present = {heads[number] for number in row.tolist() if number in heads}
@@ -271,6 +272,8 @@ class Seen:
                     for number, run in zip(row.tolist(), runs.tolist(), strict=True)
                     if number < 0 or number in heads
                 )
+                if not present <= known_by_shape:
+                    continue
                 full = [chain.channels for chain in chains]
                 if (
                     present

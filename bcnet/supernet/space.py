@@ -160,27 +160,17 @@ class WidthSpace:
         return tuple(found)
 
     def widths_of(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
-        """Every group's width in a network with tensors of these shapes."""
-        found: list[int] = []
-        for group, (name, axis) in enumerate(self._witnesses):
-            own = others = 0
-            for segment in self.dimensions[name][axis]:
-                if segment.group == group:
-                    own += segment.size
-                else:
-                    others += segment.size * (1 if segment.group is None else found[segment.group])
-            found.append((shapes[name][axis] - others) // own)
+        """The groups' widths in a network with tensors of these shapes; 0 where none of them tells."""
+        found = [0] * len(self.groups)
+        for group, name, axis in self._witnesses:
+            dimension = self.dimensions[name][axis]
+            own = sum(segment.size for segment in dimension if segment.group == group)
+            found[group] = (shapes[name][axis] - length(dimension, found)) // own
         return found
 
     @cached_property
-    def _witnesses(self) -> tuple[tuple[str, int], ...]:
-        """For each group an axis that it shares with fixed entries and earlier groups alone."""
-        found: dict[int, tuple[str, int]] = {}
-        for name, axes in self.dimensions.items():
-            for axis, dimension in axes.items():
-                last = max(segment.group for segment in dimension if segment.group is not None)
-                found.setdefault(last, (name, axis))
-        return tuple(found[group] for group in range(len(self.groups)))
+    def _witnesses(self) -> tuple[tuple[int, str, int], ...]:
+        return witnesses(self.dimensions)
 
     def without_extra(self) -> "WidthSpace":
         """The space of the network's own tensors, which lack a supernet's extra channels."""
@@ -291,6 +281,24 @@ def length(dimension: Dimension, widths: Sequence[int]) -> int:
         segment.size if segment.group is None else segment.size * widths[segment.group]
         for segment in dimension
     )
+
+
+def witnesses(dimensions: dict[str, dict[int, Dimension]]) -> tuple[tuple[int, str, int], ...]:
+    """(group, tensor, axis): the axis tells the group's width, once those of the groups before are known."""
+    found: dict[int, tuple[int, str, int]] = {}
+    left = [
+        (name, axis, {segment.group for segment in dimension if segment.group is not None})
+        for name, axes in dimensions.items()
+        for axis, dimension in axes.items()
+    ]
+    while True:
+        known = len(found)
+        for name, axis, groups in left:
+            unknown = [group for group in groups if group not in found]
+            if len(unknown) == 1:
+                found[unknown[0]] = (unknown[0], name, axis)
+        if len(found) == known:
+            return tuple(found.values())
 
 
 _ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)
