@@ -159,32 +159,39 @@ def child(order: dict[str, Any], report: Path) -> None:
     end(code)
 
 
+def answer(order: dict[str, Any]) -> str:
+    """Do one command in a child: its report, a line of JSON."""
+    report = Path(tempfile.mkdtemp()) / "report.json"
+    process = os.fork()
+    if not process:
+        child(order, report)
+    deadline = time.monotonic() + order.get("limit_s", 120)
+    while os.waitpid(process, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            break
+        time.sleep(0.01)
+    return report.read_text() if report.exists() else '{"code": -2, "said": "no end", "operations": []}'
+
+
 def serve() -> None:
-    """Do what is asked, line by line."""
-    from bcnet.cli import main
-    from bcnet.supernet.project import forget_project
+    """Make the run that nothing disturbs, then do what is asked, line by line."""
+    import torch
+
+    from bcnet.pipeline import compare, search, slice, train  # noqa: F401
+    from bcnet.supernet.onnx_graph import to_onnx
 
     steady_device()
     with contextlib.redirect_stdout(sys.stderr):
-        os.chdir(sys.argv[1])
-        main(["run"])  # all that a run imports, and what PyTorch does once, is not done by each child
-        forget_project()
-    print("ready", flush=True)
+        # What PyTorch imports and does once for an export is not done by each child. Nothing is trained here:
+        # a process whose autograd has begun cannot be forked.
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()).eval()
+        to_onnx(model, torch.zeros(1, 1, 8, 8))
+        slice.program_bytes(model, torch.zeros(2, 1, 8, 8))
+    print(answer({"folder": sys.argv[1], "arguments": ["run"]}), flush=True)
     for line in sys.stdin:
-        order = json.loads(line)
-        report = Path(tempfile.mkdtemp()) / "report.json"
-        process = os.fork()
-        if not process:
-            child(order, report)
-        deadline = time.monotonic() + order.get("limit_s", 120)
-        while os.waitpid(process, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-                break
-            time.sleep(0.01)
-        answer = report.read_text() if report.exists() else '{"code": -2, "said": "no end", "operations": []}'
-        print(answer, flush=True)
+        print(answer(json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":

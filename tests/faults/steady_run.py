@@ -88,7 +88,8 @@ def fork_server(whole: Path) -> Iterator[Commands]:
         [sys.executable, SERVER, whole], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
+        first = json.loads(server.stdout.readline())
+        assert first["code"] == 0, first["said"]
 
         def command(folder: Path, *arguments: str, **order: Any) -> Answer:
             assert server.stdin is not None
