@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
 from bcnet.supernet.kept import kept_sizes
+from bcnet.supernet.neighbours import only_neighbours
 from bcnet.supernet.paths import arguments, tensors_of
 from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, length, witnesses
 from bcnet.supernet.trace import LayerUse, Trace, Tracer
@@ -159,7 +160,7 @@ class Seen:
             for axis in axes
         ]
         weights = {use.weight for use in self.trace.layers}
-        after, before = _only_neighbours(rows, count)
+        after, before = only_neighbours(rows, count)
         units = np.zeros(count, dtype=np.int64)
         for row, runs, _ in rows:
             np.gcd.at(units, row[row >= 0], runs[row >= 0])
@@ -418,25 +419,6 @@ def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
                 f"{trace.reads_values}): another input takes another way, which is not seen here and is lost "
                 "in the export; write the choice with torch.where, or make it depend on shapes"
             )
-
-
-def _only_neighbours(
-    rows: list[tuple[np.ndarray, np.ndarray, str]], count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each class the one that follows, and the one that precedes it, wherever it occurs; else -1."""
-    neighbours = []
-    for forward in (True, False):
-        low, high = np.full(count, count), np.full(count, -2)
-        for row, runs, _ in rows:
-            if not forward:
-                row, runs = row[::-1], runs[::-1]
-            following = np.append(row[1:], -1)
-            following[np.append(runs[1:], -1) != runs] = -1
-            own = row >= 0
-            np.minimum.at(low, row[own], following[own])
-            np.maximum.at(high, row[own], following[own])
-        neighbours.append(np.where(low == high, low, -1))
-    return neighbours[0], neighbours[1]
 
 
 def _segments(
