@@ -196,9 +196,9 @@ def _profile(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _infer(found: Answer, job: Mapping[str, Any]) -> None:
-    """Arrays of as many items as were given, in as many bytes as their shape says."""
-    count = job["inputs"][0]["shape"][0]
-    for index, packed in enumerate(_list(found.get("outputs"), "outputs", "arrays", min(count, 1))):
+    """Arrays, in as many bytes as their shapes say; an output need not have the batch as its first axis."""
+    images = job["inputs"][0]["shape"][0]
+    for index, packed in enumerate(_list(found.get("outputs"), "outputs", "arrays", min(images, 1))):
         where = f"outputs[{index}]"
         array = _object(packed, where)
         try:
@@ -210,10 +210,8 @@ def _infer(found: Answer, job: Mapping[str, Any]) -> None:
         shape, data = _list(array.get("shape"), f"{where}.shape", "sizes"), array.get("data")
         if kind.kind not in KINDS or len(shape) > 32:
             raise _Wrong(f"{where} is of {kind}, shape {shown(shape)}, expected numbers")
-        if not all(type(side) is int and side >= 0 for side in shape) or shape[0] != count:
-            raise _Wrong(
-                f"{where}.shape is {plain(str(shape[:8]), 80)}, expected sizes, the first of them {count}"
-            )
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise _Wrong(f"{where}.shape is {plain(str(shape[:8]), 80)}, expected sizes")
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
             size = len(data) if isinstance(data, bytes) else 0
             raise _Wrong(

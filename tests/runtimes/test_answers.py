@@ -46,6 +46,7 @@ def array(**changes: Any) -> dict[str, Any]:
         (ENGINE, {"names": ["a", "b"], "ms": [[1.0, 2.0]], "walls_ms": None}),
         (INFER, array()),
         (INFER, array(dtype="|u1", data=bytes(6))),
+        (INFER, array(shape=[1, 6])),  # a network need not have the batch as its first axis
         (BUILD, {"info": INFO}),
         (HAVE, {"have": -1}),
         ({"do": "probe"}, {"probe": {"matmul_ms": 0.2}}),
@@ -83,7 +84,7 @@ def test_an_answer_is_passed_on_as_it_came(job: dict[str, Any], answer: dict[str
         (ENGINE, {"names": [3], "ms": [[1.0]], "walls_ms": None}, "names[0] is 3, expected the name of a"),
         (INFER, {"outputs": []}, "outputs is a list of 0, expected a list of arrays"),
         (INFER, array(data=bytes(23)), "outputs[0] has 23 bytes, its shape [2, 3] of float32 needs others"),
-        (INFER, array(shape=[1, 6]), "outputs[0].shape is [1, 6], expected sizes, the first of them 2"),
+        (INFER, array(shape=[2.0, 3]), "outputs[0].shape is [2.0, 3], expected sizes"),
         (INFER, array(shape=[2, -3]), "outputs[0].shape is [2, -3], expected sizes"),
         (INFER, array(dtype="O"), "outputs[0] is of object, shape a list of 2, expected numbers"),
         (INFER, array(dtype="no such"), "outputs[0].dtype is 'no such', expected a type of numbers"),
