@@ -9,7 +9,7 @@ from bcnet.errors import DeviceError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
-FEWEST = 4  # subnets that have to run
+FEWEST = 4  # subnets that have to run, where a network has as many
 
 
 def calibrated(
@@ -26,10 +26,10 @@ def calibrated(
     evicted = model.evicted_mb(indices) if timed else np.zeros(0)
     timed = [entry for entry, ms in zip(timed, sums, strict=True) if ms < FAILED_MS]
     sums, evicted = sums[sums < FAILED_MS], evicted[sums < FAILED_MS]
-    if len(timed) < FEWEST:
+    if len(timed) < min(FEWEST, len(subnets)):
         raise DeviceError(
-            f"{model.setting.runtime} runs almost no subnet of this network: {len(timed)} of {len(subnets)}; "
-            "the rows with an error in the table tell which layers fail"
+            f"{model.setting.runtime} runs only {len(timed)} of {len(subnets)} subnets of this network; "
+            "the rows with an error in the table show which layers fail"
         )
     latencies = np.array([min(times) for _, times in timed])
     noise = np.array([max(times) for _, times in timed]) / latencies - 1
@@ -59,12 +59,16 @@ def fit_calibration(
     """Offset (ms), scale and ms a megabyte of `offset + scale * sum + ms * evicted`, and predictions (ms).
 
     Relative errors are squared, so that small networks count as much as large ones. Each prediction is by a
-    fit on all others. What comes from memory costs 0 unless that makes these worse.
+    fit on all others. What comes from memory costs 0 unless that makes these worse. Of fewer than FEWEST
+    subnets, which are all that a network has, none is left out.
     """
     straight = _linear([np.ones(len(sums)), sums], measured)
-    if straight[0][1] <= 0:  # all subnets cost the same: only the ratio can be told
+    if len(sums) == 1 or straight[0][1] <= 0:  # all subnets cost the same: only the ratio can be known
         ratio = float(np.median(measured / sums))
         return (0.0, ratio, 0.0), ratio * sums
+    if len(sums) < FEWEST:
+        (offset, scale, _), _ = straight
+        return straight[0], offset + scale * sums
     with_memory = _linear([np.ones(len(sums)), sums, evicted], measured)
     errors = [float(np.mean(np.abs(predicted / measured - 1))) for _, predicted in (straight, with_memory)]
     return with_memory if min(with_memory[0][1:]) > 0 and errors[1] < errors[0] else straight

@@ -73,8 +73,16 @@ def test_the_faster_time_counts_and_the_difference_is_the_noise() -> None:
 def test_too_few_subnets_that_run_are_an_error() -> None:
     whole: dict[tuple[int, ...], tuple[float, ...]] = {(width,): () for width in WIDTHS}
     whole[8,] = (1.0, 1.0)
-    with pytest.raises(DeviceError, match="almost no subnet of this network: 1 of 6"):
+    with pytest.raises(DeviceError, match="onnxruntime runs only 1 of 6 subnets of this network"):
         calibrated(model(), "m", list(whole.items()))
+
+
+def test_a_network_with_fewer_subnets_than_a_fit_needs_is_fitted_on_all_of_them() -> None:
+    found = calibrated(model(), "m", [((8,), (1.2, 1.2)), ((48,), (7.2, 7.2))])
+    assert (found.offset_ms, found.scale) == pytest.approx((0.0, 1.2), abs=1e-5)
+    assert (found.fitted, found.mean_error, found.spearman) == (2, 0.0, 1.0)
+    one = calibrated(model(), "m", [((8,), (1.2, 1.2))])
+    assert (one.offset_ms, one.scale, one.fitted) == (0.0, pytest.approx(1.2), 1)
 
 
 def cached(cache_mb: str) -> LatencyModel:
