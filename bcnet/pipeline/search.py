@@ -85,17 +85,10 @@ def search(
         raise BudgetError("a search needs a latency budget, a minimum accuracy or a bound")
     if budget is None and settings.fitness == "soft":
         raise BudgetError("a soft fitness needs a latency budget: latencies are taken relative to it")
-    narrowest, lowest = _fastest(space, latency_of, bounds)
+    narrowest, lowest = _fastest(space, latency_of, bounds, budget)
     full, pressed = space.largest(), settings
-    if budget is not None:
-        if lowest > budget:
-            raise BudgetError(
-                f"no network meets {budget:.4g} ms: the fastest takes {lowest:.4g} ms"
-                f"{' within the other bounds' if bounds else ''}; "
-                "raise the budget, or widen the choices (space.min_width, space.bins)"
-            )
-        if measure_of is not None:
-            pressed = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
+    if budget is not None and measure_of is not None:
+        pressed = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
     evolution = Evolution(space, latency_of, score_of, pressed, bounds)
     evolution.anchor = narrowest
     if settings.presses and evolution.fits(
@@ -119,8 +112,13 @@ def effective_limit_ms(settings: SearchSettings, budget_ms: float, lowest_ms: fl
     return max(lowest_ms, settings.limit_ms(budget_ms))
 
 
-def _fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound]) -> tuple[Widths, float]:
-    """The fastest widths within the bounds, and their latency. Raises BudgetError where there are none."""
+def _fastest(
+    space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound], budget_ms: float | None
+) -> tuple[Widths, float]:
+    """The fastest widths within the bounds, and their latency.
+
+    Raises BudgetError where there are none, or where they are over the budget.
+    """
     for bound in bounds:
         least = bound.cost(space.smallest())
         if least > bound.limit:
@@ -134,7 +132,13 @@ def _fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound]) 
     if lowest >= FAILED_MS:
         raise BudgetError(
             f"the runtime runs no network of this space{' within the bounds' if bounds else ''}; "
-            "the table's rows tell which layers fail"
+            "the table's rows show which layers fail"
+        )
+    if budget_ms is not None and lowest > budget_ms:
+        raise BudgetError(
+            f"no network meets {budget_ms:.4g} ms: the fastest takes {lowest:.4g} ms"
+            f"{' within the other bounds' if bounds else ''}; "
+            "raise the budget, or widen the choices (space.min_width, space.bins)"
         )
     return narrowest, lowest
 
@@ -305,7 +309,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     score_of = scoring(project, supernets)
     not_measured = project.not_measured(latency)
     # Says what is not possible before anything is made of it.
-    _, lowest = _fastest(project.space, latency, bounds)
+    _, lowest = _fastest(project.space, latency, bounds, settings.budget_ms)
     limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
     warn_of_verified(run, "search")
     announce("searching", _seconds(project, score_of, settings))
@@ -381,7 +385,7 @@ def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float, device
         return None
     limit = effective_limit_ms(settings, settings.budget_ms, lowest_ms)
     say(
-        f"searching below {limit:.3f} ms: budget {settings.budget_ms:.3f} ms, margin {settings.margin:.1%}"
+        f"searching below {limit:.4g} ms: budget {settings.budget_ms:.4g} ms, margin {settings.margin:.1%}"
         + (f" (capped: the table's noise is {noise:.0%})" if noise > settings.margin == NOISY else "")
     )
     return round(limit, 5)

@@ -187,7 +187,7 @@ def test_a_noisy_table_is_warned_of_and_costs_little_of_the_budget(
     assert found["limit_ms"] == pytest.approx(found["budget_ms"] / 1.05, abs=1e-5)
     assert "the latency table is noisy: measuring one network twice differed by 43%" in err
     assert (
-        f"searching below {found['limit_ms']:.3f} ms: budget {found['budget_ms']:.3f} ms, margin 5.0% "
+        f"searching below {found['limit_ms']:.4g} ms: budget {found['budget_ms']:.4g} ms, margin 5.0% "
         "(capped: the table's noise is 43%)"
     ) in err
     assert found["front"] == read("search/pareto.json")
