@@ -325,15 +325,8 @@ def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], message: st
         cut(model, space, Widths(widths))
 
 
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
-        (nn.LayerNorm([16, 6, 6], elementwise_affine=False), "fixed number of channels"),
-        (nn.GroupNorm(4, 16, affine=False), "fixed number of groups"),
-    ],
-)
-def test_what_cannot_be_searched_is_frozen_with_the_module_named(layer: nn.Module, reason: str) -> None:
-    model = nn.Sequential(
+def around(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(
         nn.Conv2d(1, 16, 3),
         layer,
         nn.Conv2d(16, 16, 1),
@@ -341,12 +334,31 @@ def test_what_cannot_be_searched_is_frozen_with_the_module_named(layer: nn.Modul
         nn.Flatten(),
         nn.Linear(16, 3),
     )
-    space = discover_space(model, torch.zeros(1, 1, 8, 8))
+
+
+def test_what_cannot_be_searched_is_frozen_with_the_module_named() -> None:
+    space = discover_space(
+        around(nn.LayerNorm([16, 6, 6], elementwise_affine=False)), torch.zeros(1, 1, 8, 8)
+    )
     frozen = {entry.name: entry.reason for entry in space.frozen}
-    assert reason in frozen["0"]
+    assert "fixed number of channels" in frozen["0"]
     assert "'1'" in frozen["0"]
     assert frozen["5"] == "it is the network's output"
     assert "2" in {group.name for group in space.groups}
+
+
+def test_a_group_normalisation_without_weights_is_narrowed_inside_its_groups() -> None:
+    model, images = around(nn.GroupNorm(4, 16, affine=False)), torch.randn(2, 1, 8, 8)
+    space = discover_space(model, images)
+    first = next(group for group in space.groups if group.name == "0")
+    assert (first.channels, first.repeat, first.mixed) == (4, 4, True)
+    small = cut(model, space, [2 if group is first else 16 for group in space.groups])
+    kept = torch.tensor([0, 1, 4, 5, 8, 9, 12, 13])
+    with torch.no_grad():
+        narrow = nn.functional.conv2d(images, model[0].weight[kept], model[0].bias[kept])
+        narrow = nn.functional.group_norm(narrow, 4)
+        narrow = nn.functional.conv2d(narrow, model[2].weight[:, kept], model[2].bias)
+        assert torch.allclose(small(images), model[3:](narrow), atol=1e-6)
 
 
 def test_a_network_that_does_not_run_on_the_example_is_refused() -> None:
