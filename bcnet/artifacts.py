@@ -9,10 +9,10 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shlex
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -66,8 +66,7 @@ def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> N
     with ExitStack() as locked:  # until all are in place: they are not another process's to sweep
         try:
             for target, content in files.items():
-                handle, temporary = _temporary(target)
-                pending.append((temporary, target))
+                handle = _temporary(target, pending)
                 file = locked.enter_context(open(handle, "wb", buffering=0))
                 written = memoryview(content)
                 while written:
@@ -84,16 +83,26 @@ def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> N
                 temporary.unlink(missing_ok=True)
 
 
-def _temporary(target: Path) -> tuple[int, Path]:
-    """A new file beside `target`, locked while its handle is open: the lock ends with its process."""
+def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:
+    """A new file beside `target`, locked while its handle is open: the lock ends with its process.
+
+    It is in `pending` before it is made, so that an interrupt at any moment leaves it to be removed.
+    """
     while True:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=UNFINISHED)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
+        pending.append((temporary, target))
+        try:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            pending.pop()
+            continue
         with suppress(OSError):  # a file system without locks: there, `sweep` finds none free either
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             os.fchmod(handle, 0o644)
-            return handle, Path(name)
+            return handle
         os.close(handle)  # another process swept it away before it was locked
+        pending.pop()
 
 
 def sweep(folder: Path) -> None:

@@ -75,6 +75,9 @@ def test_a_profile_adds_up_to_what_the_network_takes_without_one() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     runtime = runtime_here("onnxruntime")
     content = model.SerializeToString()
-    summed = np.sum([ms for _, ms in runtime.profile_nodes(content, 100)], axis=0)
-    whole_ms = float(np.min(runtime.time_network(content, 25, 0.02, 100)))  # one of them is undisturbed
-    assert float(np.min(summed)) == pytest.approx(whole_ms, abs=0.5 * count / 1000)
+    differences = []
+    for _ in range(5):  # one of them is undisturbed; without what is taken off, each is off by 0.1 ms
+        profiles = runtime.profile_nodes(content, 100)
+        summed = np.median(np.sum([ms for _, ms in profiles], axis=0))  # a run is in whole microseconds
+        differences.append(abs(summed - np.min(runtime.time_network(content, 25, 0.02, 100))))
+    assert min(differences) == pytest.approx(0, abs=0.5 * count / 1000)
