@@ -1,6 +1,7 @@
 """The examples do what they say."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from conftest import PROFILE
 from bcnet.cli import main
 from bcnet.config import load_config
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run at the same time
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -20,6 +22,7 @@ def test_the_example_in_python_ends_with_a_verified_file(tmp_path: Path) -> None
     done = subprocess.run(
         [sys.executable, EXAMPLES / "from_python.py"],
         cwd=tmp_path,
+        env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,
@@ -85,6 +88,7 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_pat
     done = subprocess.run(
         [sys.executable, EXAMPLES / "segmentation.py", "--config", "tiny.toml", "--json"],
         cwd=tmp_path,
+        env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,

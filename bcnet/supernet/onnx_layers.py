@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
+from bcnet.errors import ModelError
 from bcnet.latency_tables.model import LayerSlot, Terms
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.supernet.onnx_slices import Slices
@@ -159,7 +160,12 @@ class Layers:
 
     def _layer(self, node: NodeProto, source: str, channels: Channels) -> LayerSlot:
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        shape = self.shapes[source] if node.op_type in ANCHORS else self.shapes[node.output[0]]
+        shape = self.shapes.get(source if node.op_type in ANCHORS else node.output[0])
+        if shape is None:
+            raise ModelError(
+                f"ONNX does not know the operator '{node.op_type}' of the exported network ('{node.name}') at "
+                "its opset: the shape of its output cannot be found; replace it by operators that ONNX has"
+            )
         sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
         spatial = (*sides, 1, 1)[:2]
         group_size = None

@@ -24,6 +24,8 @@ CLASSIFIERS = (
     *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
 )
 TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
+# Another network of the same kind is tried every time.
+TWINS = ("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3")
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
@@ -50,7 +52,11 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return scattered(model), torch.randn(shape)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *CLASSIFIERS, *TIMM, *SEGMENTATION])
+def marked(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(*NETWORKS, *CLASSIFIERS, *TIMM, *SEGMENTATION))
 def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
     model, x = network(name)
     space = discover_space(model, x)
@@ -88,7 +94,7 @@ def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
         assert distance(found, cut(graph.model, space, drawn(space))(x)) < 1e-4
 
 
-@pytest.mark.parametrize("name", [*CLASSIFIERS, *TIMM, *SEGMENTATION])
+@pytest.mark.parametrize("name", marked(*CLASSIFIERS, *TIMM, *SEGMENTATION))
 def test_most_multiply_accumulates_are_searchable_and_the_rest_has_a_reason(name: str) -> None:
     model, x = network(name)
     space = discover_space(model, x)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import deform_conv2d
 
+from bcnet.errors import ModelError
 from bcnet.pipeline.build_lut import say_exports
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -124,3 +126,23 @@ def test_layers_behind_a_chunk_are_priced_at_the_channels_that_they_have() -> No
     convolutions = [(spec.out_channels, spec.in_channels) for spec in priced if spec.op == "Conv"]
     assert convolutions == [tuple(arrays[f"{name}.weight"][:2]) for name in "abc"]
     assert {spec.in_channels for spec in priced if spec.op == "Split"} == {2 * widths[0]}
+
+
+class Deformed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.offsets, self.d = nn.Conv2d(3, 18, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = deform_conv2d(self.b(self.a(x)), self.offsets(x), self.d.weight, self.d.bias, padding=1)
+        return self.fc(y.mean((2, 3)))
+
+
+def test_an_operator_that_onnx_does_not_know_is_named() -> None:
+    model, x = Deformed().eval(), torch.randn(1, 3, 12, 12)
+    with pytest.raises(
+        ModelError, match="ONNX does not know the operator 'DeformConv' .*'node_deform_conv2d'"
+    ):
+        OnnxSupernet(model, discover_space(model, x), x)
