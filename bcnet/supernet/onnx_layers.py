@@ -163,8 +163,8 @@ class Layers:
         shape = self.shapes.get(source if node.op_type in ANCHORS else node.output[0])
         if shape is None:
             raise ModelError(
-                f"ONNX does not know the operator '{node.op_type}' of the exported network ('{node.name}') at "
-                "its opset: the shape of its output cannot be found; replace it by operators that ONNX has"
+                f"ONNX does not know the operator '{node.op_type}' ('{node.name}' of the exported network) "
+                "at the opset used, so its output has no shape; replace it by operators that ONNX has"
             )
         sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
         spatial = (*sides, 1, 1)[:2]

@@ -142,7 +142,5 @@ class Deformed(nn.Module):
 
 def test_an_operator_that_onnx_does_not_know_is_named() -> None:
     model, x = Deformed().eval(), torch.randn(1, 3, 12, 12)
-    with pytest.raises(
-        ModelError, match="ONNX does not know the operator 'DeformConv' .*'node_deform_conv2d'"
-    ):
+    with pytest.raises(ModelError, match=r"ONNX does not know the operator 'DeformConv' \(.*deform_conv2d"):
         OnnxSupernet(model, discover_space(model, x), x)
