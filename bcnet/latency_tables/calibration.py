@@ -9,7 +9,7 @@ from bcnet.errors import DeviceError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
-FEWEST = 4  # subnets that have to run, where a network has as many
+FEWEST = 4  # subnets that have to run, if the network has that many
 
 
 def calibrated(
@@ -59,11 +59,11 @@ def fit_calibration(
     """Offset (ms), scale and ms a megabyte of `offset + scale * sum + ms * evicted`, and predictions (ms).
 
     Relative errors are squared, so that small networks count as much as large ones. Each prediction is by a
-    fit on all others. What comes from memory costs 0 unless that makes these worse. Of fewer than FEWEST
-    subnets, which are all that a network has, none is left out.
+    fit on all others. The memory term is 0 unless it improves these. Where a network has fewer than
+    FEWEST subnets in all, none is left out.
     """
     straight = _linear([np.ones(len(sums)), sums], measured)
-    if len(sums) == 1 or straight[0][1] <= 0:  # all subnets cost the same: only the ratio can be known
+    if len(sums) == 1 or straight[0][1] <= 0:  # all subnets cost the same: only the ratio is determined
         ratio = float(np.median(measured / sums))
         return (0.0, ratio, 0.0), ratio * sums
     if len(sums) < FEWEST:

@@ -73,7 +73,7 @@ def junit(report: CheckReport) -> bytes:
     suite = ElementTree.Element("testsuite", name="bcnet check-lut", errors="0")
 
     def case(name: str, failure: str = "", skipped: str = "", kind: str = "slower") -> None:
-        # XML has no control characters, and names of layers and words of a runtime are foreign.
+        # XML has no control characters; names of layers and messages of a runtime may contain some.
         name, failure, skipped = plain(name), plain(failure, LONGEST), plain(skipped, LONGEST)
         of = plain(f"latency_tables.{report.device}")
         test = ElementTree.SubElement(suite, "testcase", classname=of, name=name)
@@ -107,7 +107,7 @@ def annotations(report: CheckReport) -> list[str]:
     verdict = report.verdict
 
     def line(level: str, text: str) -> str:
-        # A line break would begin a command of its own; `%0A` is one to GitHub.
+        # A line break would begin a new command; GitHub decodes `%0A` to one.
         file = plain(report.table).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
         return f"::{level} file={file},title=bcnet check-lut::{plain(text, LONGEST).replace('%', '%25')}"
 

@@ -1,4 +1,4 @@
-"""Rows that were edited by hand and are meant so. In: a table's file. Out: it, sealed, with the edits."""
+"""Rows that were edited by hand on purpose. In: a table's file. Out: the file, sealed, edits noted."""
 
 import datetime
 from collections import Counter
@@ -14,7 +14,7 @@ from bcnet.latency_tables.table import LatencyTable
 def accept_edits(path: Path) -> dict[str, Any]:
     """Seal a table's rows as they are now, and record in their sessions' provenance how many were edited.
 
-    Returns a summary. Raises TableError where a row cannot be meant; a table without edits stays as it is.
+    Returns a summary. Raises TableError where a row is not valid; a table without edits stays as it is.
     """
     with alone(path):
         content, edits = read_with_edits(path)

@@ -1,7 +1,7 @@
 """The JSON file of a latency table, reviewed like code: validated, migrated, written in a stable order.
 
 In: a path, or what a table holds. Out: what a file holds, or its text. A million rows are read in batches of
-lines, as they stand in the file; whatever has another form than `text_of` gives it is read as any JSON is.
+lines, as they stand in the file; text in another form than that of `text_of` is read as any JSON is.
 """
 
 import contextlib
@@ -51,13 +51,13 @@ _sides = attrgetter(*(f.name for f in fields(LayerSpec)))
 
 
 def _order(line: Line) -> Any:
-    """As layers are ordered, much faster."""
+    """A key in the order of layers, computed much faster."""
     return _sides(line.layer)
 
 
 @dataclass
 class Content:
-    """All that a table holds. `sealed` is whether its file has seals: those of earlier versions have none."""
+    """All that a table holds. `sealed` is whether its file has seals; files of earlier versions have none."""
 
     device: str
     sessions: list[Session] = field(default_factory=list)
@@ -81,7 +81,7 @@ def read(path: Path) -> Content:
 
 
 def read_with_edits(path: Path) -> tuple[Content, list[Edit]]:
-    """What a file holds, and what of it is not as its seals say. Raises TableError as `read` does."""
+    """What a file holds, and which parts do not match their seals. Raises TableError as `read` does."""
     # Only a file in its place tells the device by its name.
     device = f" --device {path.stem}" if path.parent.name == "latency_tables" else ""
     build = f"run `bcnet build-lut{device}`"
@@ -133,7 +133,7 @@ def text_of(content: Content) -> str:
 
 
 def named(sessions: Sequence[Session]) -> list[Session]:
-    """The sessions, each with an id of its own: it stays when others come and go, on another branch too."""
+    """The sessions, each with an id that stays the same when others are added or removed, on any branch."""
     taken: set[str] = set()
     found = []
     for session in sessions:
@@ -147,17 +147,17 @@ def named(sessions: Sequence[Session]) -> list[Session]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file, if it is a plain one: a pipe in its place would be waited for without end."""
+    """The file, if it is a regular one: reading a named pipe would block forever."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(None, "it is no plain file")
+            raise OSError(None, "it is not a regular file")
         yield file
 
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without Python's search for cycles, which costs more than all else among millions of new objects."""
+    """Without Python's garbage collector, which costs more than all else among millions of new objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -168,7 +168,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
-    """All of a file. Rows that stand one a line are lifted out first, a number is left in their place."""
+    """All of a file. Rows on lines of their own are lifted out first and replaced by a number."""
     frame: list[bytes] = []
     lifted: dict[int, bytes] = {}  # the last line of each block of rows
     places = []
@@ -195,7 +195,7 @@ def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
 
 
 def _numbered(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Each line with the number of the block of rows that it is in; -1 for a line that is not one row."""
+    """Each line with the number of its block of rows; -1 for a line that is not one row."""
     block, inside = -1, False
     for line in file:
         if inside and line.startswith(ROW):
@@ -207,7 +207,7 @@ def _numbered(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
-    """Takes a file apart: all but the lifted rows at once, these batch by batch."""
+    """Takes a file apart: all but the lifted rows at once, the lifted rows in batches."""
 
     def __init__(self, raw: Any) -> None:
         """`raw` is the file's JSON value; numbers stand for blocks of rows. Raises TableError."""
@@ -228,10 +228,10 @@ class _Reader:
             for number, session in enumerate(self.content.sessions)
         }
         if len(self.numbers) < len(file.sessions) or "" in self.numbers:
-            raise TableError("two sessions have one id, or one has none")
+            raise TableError("two sessions have the same id, or one has none")
         self.seals: list[list[str]] = [[] for _ in file.sessions]
         self.edits: list[Edit] = []
-        # Of each block of lifted rows: its setting, its place, and how many rows of the setting came before.
+        # For each block of lifted rows: its setting, its place, and how many rows of the setting came before.
         self.blocks: dict[int, tuple[Setting, int, int]] = {}
         for place, (block, own) in enumerate(zip(file.settings, rows, strict=True)):
             given = [entry for entry in own if not isinstance(entry, int)]
@@ -251,13 +251,13 @@ class _Reader:
             if sealed.digest != right or not all(map(math.isfinite, numbers)):
                 raise TableError(
                     f"the calibration of model {plain(sealed.model)} was edited: its digest is "
-                    f"{shown(sealed.digest)}, {right} would be right; restore the file, or take that line "
-                    "out and"
+                    f"{shown(sealed.digest)}, but should be {right}; restore the file, or delete that line "
+                    "and"
                 )
             self.content.calibrations[fitted.model, fitted.setting] = fitted
 
     def add(self, block: int, lines: list[bytes]) -> None:
-        """Rows that were lifted out of that block, as they stand in the file."""
+        """The rows that were lifted out of that block, as they stand in the file."""
         setting, place, first = self.blocks[block]
         self.blocks[block] = setting, place, first + len(lines)
         last = lines[-1].rstrip(b",\r\n ")
@@ -276,11 +276,11 @@ class _Reader:
         for line, own in zip(lines, texts or repeat(b""), strict=False):
             number, key = self.numbers.get(line.session), (line.layer, setting)
             if number is None:
-                raise TableError(f"a row names session {shown(line.session)}, which is not there")
+                raise TableError(f"a row names session {shown(line.session)}, which does not exist")
             if self.sealed:
                 self.seals[number].append(line.seal)
                 if row_seal(own[3:-UNSEALED], base) != line.seal:
-                    right = row_seal(row_text(line).encode(), base)  # however it stands in the file
+                    right = row_seal(row_text(line).encode(), base)  # whatever its form in the file
                     if right != line.seal:
                         self.edits.append(edited_row(line.layer, setting, number, line.seal, right))
             if (line.stat is None) == (line.error is None):
@@ -297,7 +297,7 @@ class _Reader:
                 raise TableError(f"holds two rows for {line.layer} at {setting}")
 
     def edited_sessions(self) -> list[Edit]:
-        """Sessions that are not what their digest says, though all their rows are; asked for at the end."""
+        """Sessions that do not match their digest although all their rows match; called at the end."""
         if not self.sealed:
             return []
         with_edits = {edit.session for edit in self.edits}
@@ -315,14 +315,14 @@ class _Reader:
 def _error(
     cause: ValidationError, raw: Any, where: tuple[int | str, ...] = (), first: int = 0
 ) -> TableError | ValueError:
-    """What is wrong in `raw`, a JSON value or its text: see `explained`. ValueError where it is no JSON."""
+    """What is wrong in `raw`, a JSON value or its text: see `explained`. ValueError where it is not JSON."""
     if cause.errors()[0]["type"] == "json_invalid":
         return ValueError(cause.errors()[0]["msg"])
     return TableError(explained(cause, json.loads(raw) if isinstance(raw, bytes) else raw, where, first))
 
 
 def _apart(raw: Any) -> tuple[Any, list[list[Any]]]:
-    """The file's value without rows, and the rows of each setting. What has another form stays as it is."""
+    """The file's value without rows, and the rows of each setting. Values of another form are left alone."""
     settings = raw.get("settings") if isinstance(raw, dict) else None
     if not isinstance(settings, list) or not all(
         isinstance(block, dict) and isinstance(block.get("rows"), list) for block in settings

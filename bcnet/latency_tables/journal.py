@@ -1,6 +1,6 @@
 """What a build has measured so far, so that a killed one continues where it was.
 
-In: what one network's layers took, after each network. Out: the same again, when the build is started again.
+In: the times of one network's layers, after each network. Out: the same, when the build is started again.
 A journal lies beside its table and is deleted when its rows are in there.
 """
 
@@ -31,13 +31,13 @@ class Entry:
 
 
 class Journal:
-    """A file of one sealed JSON value a line. Its name names the model and the setting that are measured."""
+    """A file of one sealed JSON value per line. Its name identifies the model and the setting measured."""
 
     def __init__(self, table: Path | None, of: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> None:
         """The journal of a build of the file `table`; without a file it is kept in memory only.
 
-        `of` is the model and its setting: the journal of another has another name, and is left alone.
-        `belongs_to` is what else its entries depend on: those of another build of them are not used.
+        `of` is the model and its setting: the journal of another one has another name, and is left alone.
+        `belongs_to` is what else the entries depend on: those of a build with other values are not used.
         Raises TableError where the file cannot be read.
         """
         self.path = journal_of(table, of) if table else None
@@ -66,7 +66,7 @@ class Journal:
 
 
 def journal_of(table: Path, of: Mapping[str, Any]) -> Path:
-    """Where the journal of a build of that model and setting lies; there is one where it was stopped."""
+    """Path of the journal for that model and setting; it exists where a build was stopped."""
     return table.with_name(f".{table.stem}.{digest(dict(of))}.jsonl")
 
 
@@ -87,7 +87,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),
-        # What the profiler adds is taken off, so a layer that does next to nothing may come out below zero.
+        # The profiler's overhead is subtracted, so a layer that does almost nothing may get a negative time.
         layers_ms=tuple(tuple(_ms(ms, -math.inf) for ms in runs) for runs in raw["layers_ms"]),
         whole_ms=None if raw["whole_ms"] is None else _ms(raw["whole_ms"]),
         probe_ms=None if probe is None else {str(part): _ms(ms) for part, ms in probe.items()},

@@ -1,6 +1,6 @@
 """The layout of a latency table's file: what it may hold, older layouts, and a row's text.
 
-In: JSON values, or rows. Out: validated objects, or the one text that a row has in a file. `schema.json`
+In: JSON values, or rows. Out: validated objects, or the unique text of a row in a file. `schema.json`
 documents the same.
 """
 
@@ -16,7 +16,7 @@ from bcnet.latency_tables.rows import STRICT, Calibration, LatencyStat, LayerSpe
 from bcnet.plain import plain
 
 SCHEMA = 4
-PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # what schema 1 called parts of its probe, and their names now
+PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # names of the probe's parts: in schema 1, and today's
 Seal = Annotated[str, Field(max_length=64)]
 
 
@@ -24,7 +24,7 @@ Seal = Annotated[str, Field(max_length=64)]
 class Line:
     """A row of the file: `stat`, or the `error` of a runtime that could not run the layer.
 
-    `session` is the id of its session; up to schema 3 it was its place in the list. `seal` is the row's
+    `session` is the id of its session; up to schema 3 it was the index in the list. `seal` is the row's
     checksum.
     """
 
@@ -57,7 +57,7 @@ class SealedSession(Session):
 
 @dataclass(frozen=True)
 class SealedCalibration(Calibration):
-    """A calibration with the hash that tells whether it was edited."""
+    """A calibration with a hash that shows whether it was edited."""
 
     digest: str = ""
 
@@ -87,7 +87,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def row_text(line: Line) -> str:
-    """A row as JSON, up to its seal, as short as it can be told: what is at its default is left out."""
+    """A row as JSON, up to its seal, as short as possible: values at their default are left out."""
     layer = {name: value for name, default in _DEFAULTS if (value := getattr(line.layer, name)) != default}
     values: dict[str, Any] = {"layer": layer}
     if line.stat is not None:
@@ -104,12 +104,12 @@ def migrated(raw: Any) -> Any:
     """An older file's values in today's layout. Raises TableError where this bcnet cannot read the schema."""
     if not isinstance(raw, dict) or raw.get("schema") == SCHEMA:
         return raw
-    if raw.get("schema") == 3:  # rows named their session by its place; nothing but calibrations was sealed
+    if raw.get("schema") == 3:  # rows named their session by its index; only calibrations were sealed
         return {**raw, "schema": SCHEMA}
     if raw.get("schema") == 2:  # calibrations had another form: `build-lut` measures their subnets again
         return {**raw, "schema": SCHEMA, "calibrations": []}
     if raw.get("schema") != 1:
-        raise TableError(f"has schema {raw.get('schema')!r}, this bcnet reads 1 to {SCHEMA}")
+        raise TableError(f"has schema {raw.get('schema')!r}, but this bcnet reads 1 to {SCHEMA}")
     # Schema 1 repeated the setting in every row, wrote out default values, and had another probe.
     blocks: dict[str, dict[str, Any]] = {}
     try:
@@ -122,7 +122,7 @@ def migrated(raw: Any) -> Any:
             for session in raw["sessions"]
         ]
     except (KeyError, TypeError, AttributeError) as cause:
-        raise TableError(f"is no table of schema 1 ({type(cause).__name__}: {cause})") from None
+        raise TableError(f"is not a table of schema 1 ({type(cause).__name__}: {cause})") from None
     kept = {key: value for key, value in raw.items() if key != "rows"}
     return {
         **kept,
@@ -134,9 +134,9 @@ def migrated(raw: Any) -> Any:
 
 
 def explained(cause: ValidationError, raw: Any, where: tuple[int | str, ...] = (), first: int = 0) -> str:
-    """The first of pydantic's errors in `raw`, with the row that it is about.
+    """The first of pydantic's errors in `raw`, with the row in which it occurs.
 
-    `where` is the place of `raw` in the file, `first` the number of its first row there.
+    `where` is the path of `raw` in the file, `first` the index of its first row there.
     """
     error = cause.errors()[0]
     found: Any = raw

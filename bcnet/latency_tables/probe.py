@@ -14,7 +14,7 @@ def pool_readings(readings: Sequence[Mapping[str, float]]) -> tuple[dict[str, fl
     """A session's probe from its readings: medians in ms, and spreads.
 
     A spread is the median absolute deviation of the readings over their median. Both are what `Session`
-    keeps as `probe` and `probe_spread`. Raises DeviceError where the readings have other parts each time.
+    keeps as `probe` and `probe_spread`. Raises DeviceError where the readings have no part in common.
     """
     parts = [name for name in readings[0] if all(name in reading for reading in readings)]
     if not parts:

@@ -16,7 +16,7 @@ Text = Annotated[str, Field(max_length=10_000)]
 
 @cache
 def _shared(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """One object for all equal ones: a table holds few distinct ones, a million times."""
+    """One shared object for all equal ones: a table repeats few distinct values a million times."""
     return sizes
 
 
@@ -145,8 +145,8 @@ class Session:
 
     `probe` maps each part of the probe to its median in ms over the session's readings (before, between and
     after the measurements), `probe_spread` to the readings' median absolute deviation over their median.
-    Rows of an `estimate` were calculated for a device that was not at hand, not measured. `id` names it in
-    the file; an empty one is chosen when it is written.
+    Rows of an `estimate` were calculated for a device that was not available, not measured. `id` identifies
+    it in the file; an empty one is replaced when it is written.
     """
 
     __pydantic_config__ = STRICT

@@ -1,4 +1,4 @@
-"""Seals of a latency table, which tell a row that was edited by hand. In: rows as text. Out: checksums.
+"""Seals of a latency table, which reveal rows that were edited by hand. In: rows as text. Out: checksums.
 
 Each row ends with a checksum of all its fields and of its setting, each session with a digest of its own
 values and of its rows' checksums, in any order: sessions of two branches can be merged.
@@ -19,7 +19,7 @@ UNSEALED = len(b', "seal": "01234567"},\n')  # bytes at the end of a row's line 
 
 @dataclass(frozen=True)
 class Edit:
-    """A row, or a session's own values or set of rows, that are not what its seal says."""
+    """A row, or a session's own values or set of rows, that does not match its seal."""
 
     what: str
     session: int
@@ -28,11 +28,11 @@ class Edit:
     is_row: bool = True
 
     def __str__(self) -> str:
-        return f"{self.what}: its seal is {self.sealed or 'missing'}, {self.found} would be right"
+        return f"{self.what}: its seal is {self.sealed or 'missing'}, but should be {self.found}"
 
 
 def base_of(setting: Setting) -> int:
-    """What the checksums of a setting's rows begin with."""
+    """The text that the checksums of a setting's rows begin with."""
     return crc32(json.dumps(asdict(setting), sort_keys=True).encode())
 
 
@@ -48,14 +48,14 @@ def session_seal(session: Session, rows: Sequence[str]) -> str:
 
 
 def edited_row(layer: LayerSpec, setting: Setting, session: int, sealed: str, found: str) -> Edit:
-    """That of a row."""
+    """The edit of a row."""
     return Edit(f"the row of {layer} at {setting} was edited", session, sealed, found)
 
 
 def edited_session(session: Session, number: int, sealed: str, found: str) -> Edit:
-    """That of a session all of whose rows are as their seals say."""
+    """The edit of a session whose rows all match their seals."""
     what = (
-        f"session {session.id} of {session.date} was edited, or some of its rows were taken out, added or "
+        f"session {session.id} of {session.date} was edited, or some of its rows were removed, added or "
         "sealed by hand"
     )
     return Edit(what, number, sealed, found, is_row=False)

@@ -29,7 +29,7 @@ class LatencyTable(file.Content):
         """Write the table atomically, rows in a stable order, one a line, each sealed."""
         write_file(path, file.text_of(self).encode())
         if not self.sealed:
-            say(f"{path}: its rows are sealed now: one that is edited by hand will be named")
+            say(f"{path}: its rows are sealed now: later edits by hand will be reported")
             self.sealed = True
 
     def look_up(self, setting: Setting) -> "LookUp":

@@ -107,7 +107,7 @@ def test_a_table_of_schema_1_is_migrated(tmp_path: Path) -> None:
 
 
 def as_of_schema_3(raw: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version wrote of the same: rows name their session by its place, and have no seals."""
+    """The same in the form of an earlier version: rows name their session by index, and have no seals."""
     places = {session["id"]: place for place, session in enumerate(raw["sessions"])}
     for block in raw["settings"]:
         for row in block["rows"]:
@@ -158,10 +158,10 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
             "greater than or equal to 1",
         ),
         (lambda raw: first(raw).pop("stat"), "needs a stat or an error"),
-        (lambda raw: first(raw).update(session=0), "session 0, which is not there"),
-        (lambda raw: first(raw).update(session="none"), "session 'none', which is not there"),
-        (lambda raw: raw["sessions"].append(raw["sessions"][0]), "two sessions have one id"),
-        (lambda raw: raw["sessions"][0].pop("id"), "two sessions have one id, or one has none"),
+        (lambda raw: first(raw).update(session=0), "session 0, which does not exist"),
+        (lambda raw: first(raw).update(session="none"), "session 'none', which does not exist"),
+        (lambda raw: raw["sessions"].append(raw["sessions"][0]), "two sessions have the same id"),
+        (lambda raw: raw["sessions"][0].pop("id"), "two sessions have the same id, or one has none"),
         (lambda raw: first(raw)["layer"].update(in_channels=10**30), "less than or equal to 2147483647"),
         (lambda raw: first(raw)["layer"].update(kernel=[10**30]), "less than or equal to 2147483647"),
         (lambda raw: first(raw)["layer"].update(activation="x" * 10_001), "at most 10000 characters"),
@@ -170,8 +170,8 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
         (lambda raw: raw["sessions"][0].update(temperature=3), "[Uu]nexpected"),
         (lambda raw: raw["sessions"][0]["probe"].update(matmul_ms=0.0), "greater than 0"),
         (lambda raw: raw["sessions"][0]["probe_spread"].update(matmul_ms=float("nan")), "probe_spread"),
-        (lambda raw: raw.update(schema=1, rows=None), "is no table of schema 1"),
-        (lambda raw: raw.update(schema=5), "schema 5, this bcnet reads 1 to 4"),
+        (lambda raw: raw.update(schema=1, rows=None), "is not a table of schema 1"),
+        (lambda raw: raw.update(schema=5), "schema 5, but this bcnet reads 1 to 4"),
         (lambda raw: raw.update(schema=None), "schema None"),
         (lambda raw: raw["calibrations"][0].update(scale=2.0), "calibration of model m was edited"),
     ],

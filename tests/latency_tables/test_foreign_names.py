@@ -1,4 +1,4 @@
-"""Names of layers and words of a runtime in reports: nothing there controls a terminal or a CI service."""
+"""Names of layers and messages of a runtime in reports cannot control a terminal or a CI service."""
 
 from dataclasses import replace
 from pathlib import Path

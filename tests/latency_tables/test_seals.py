@@ -1,4 +1,4 @@
-"""Seals: a row that was edited by hand is named, an edit that is meant is accepted, two branches merge."""
+"""Seals: rows edited by hand are named, intended edits are accepted, two branches merge."""
 
 import json
 import os
@@ -68,8 +68,8 @@ def test_an_edited_row_is_named_with_both_digests(path: Path, old: str, new: str
         LatencyTable.load(path)
     text = str(caught.value)
     found = re.fullmatch(
-        r"latency_tables/cpu\.json: the row of (.*) was edited: its seal is ([0-9a-f]{8}), ([0-9a-f]{8}) "
-        r"would be right; restore the file, or, if the edit is meant, run `bcnet lut accept-edit --table "
+        r"latency_tables/cpu\.json: the row of (.*) was edited: its seal is ([0-9a-f]{8}), but should be "
+        r"([0-9a-f]{8}); restore the file, or, if the edit is meant, run `bcnet lut accept-edit --table "
         r"latency_tables/cpu\.json`",
         text,
     )
@@ -100,8 +100,8 @@ def test_a_session_that_was_edited_or_lost_a_row_is_named_with_both_digests(path
     path.write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(
         TableError,
-        match=r"cpu\.json: session [0-9a-f]{8} of 2026-01-01 was edited, or some of its rows were taken out, "
-        r"added or sealed by hand: its seal is ([0-9a-f]{16}|missing), [0-9a-f]{16} would be right; restore",
+        match=r"cpu\.json: session [0-9a-f]{8} of 2026-01-01 was edited, or some of its rows were removed, "
+        r"added or sealed by hand: its seal is ([0-9a-f]{16}|missing), but should be [0-9a-f]{16}; restore",
     ):
         LatencyTable.load(path)
 
@@ -131,7 +131,7 @@ def test_a_table_without_seals_loads_as_it_is_and_is_sealed_when_it_is_written(
     for _ in range(2):
         loaded.save(path)
     assert capsys.readouterr().err == (
-        "latency_tables/cpu.json: its rows are sealed now: one that is edited by hand will be named\n"
+        "latency_tables/cpu.json: its rows are sealed now: later edits by hand will be reported\n"
     )
     assert LatencyTable.load(path) == own
     edited(path, '"median_ms": 0.9', '"median_ms": 0.8')
@@ -151,7 +151,7 @@ def test_an_edit_that_is_meant_is_accepted_and_stays_on_record(
     assert out[0] == f"accepted: the row of {CONV} at {FP32} was edited"
     assert out[2] == (
         "latency_tables/cpu.json is sealed again; run `bcnet build-lut --device cpu` to fit its calibrations "
-        "to it"
+        "again"
     )
     loaded = LatencyTable.load(path)
     assert loaded.rows[CONV, FP32].stat.median_ms == 0.9
@@ -164,7 +164,7 @@ def test_an_edit_that_is_meant_is_accepted_and_stays_on_record(
     assert LatencyTable.load(path).sessions[0].provenance["edited"].count("by hand") == 2
     before = path.read_bytes()
     assert main(["lut", "accept-edit"]) == 0
-    assert capsys.readouterr().out == "latency_tables/cpu.json: nothing was edited\n"
+    assert capsys.readouterr().out == "latency_tables/cpu.json: no edits found\n"
     assert path.read_bytes() == before
 
 
@@ -237,7 +237,7 @@ def test_more_rows_than_are_read_at_once_are_all_there(path: Path) -> None:
         (lambda line: line.replace("5000", "4999"), r"holds two rows for Conv 3x3 4999->16"),
         (lambda line: line.replace(":", ";", 1), r"cut short or edited \(Expecting ':' delimiter"),
         (lambda line: line + line, r"holds two rows for Conv 3x3 5000->16"),
-        (lambda line: "", r"session .* or some of its rows were taken out"),
+        (lambda line: "", r"session .* or some of its rows were removed"),
     ):
         text = "".join([*lines[:number], change(lines[number]), *lines[number + 1 :]])
         path.write_text(text, encoding="utf-8")
@@ -257,7 +257,7 @@ def test_a_calibration_that_is_sealed_but_not_finite_is_refused(path: Path) -> N
 def test_what_is_no_plain_file_is_refused_at_once(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(TableError, match=r"cpu\.json cannot be read: it is no plain file"):
+    with pytest.raises(TableError, match=r"cpu\.json cannot be read: it is not a regular file"):
         LatencyTable.load(path)
     path.unlink()
     path.symlink_to(path.name)
@@ -265,7 +265,9 @@ def test_what_is_no_plain_file_is_refused_at_once(path: Path) -> None:
         LatencyTable.load(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(TableError, match=r"cpu\.json cannot be read: (it is no plain file|Is a directory)"):
+    with pytest.raises(
+        TableError, match=r"cpu\.json cannot be read: (it is not a regular file|Is a directory)"
+    ):
         LatencyTable.load(path)
 
 

@@ -102,7 +102,7 @@ def test_the_digest_follows_its_own_rows_only() -> None:
     ("damage", "message"),
     [
         (lambda text: text[: len(text) // 2], "cut short or edited"),
-        (lambda text: text.replace('"schema": 4', '"schema": 7'), "schema 7, this bcnet reads 1 to 4"),
+        (lambda text: text.replace('"schema": 4', '"schema": 7'), "schema 7, but this bcnet reads 1 to 4"),
         (lambda text: text.replace('"median_ms": 1.0', '"median_ms": -1.0'), "greater than or equal to 0"),
         (lambda text: text.replace('"median_ms": 1.0', '"median_ms": NaN'), "median_ms"),
         (lambda text: text.replace('"out_channels": 16', '"out_channels": 8'), "two rows"),
