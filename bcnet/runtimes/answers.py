@@ -1,8 +1,8 @@
-"""What a device's answers look like. In: a job and what came as its answer. Out: the answer, or BadAnswer.
+"""Validation of a device's answers. In: a job and the answer to it. Out: the answer, or BadAnswer.
 
 A check for each kind of job (`bcnet.agent.jobs`), for this machine, for devices over ssh and for recordings
-alike: types, finite times that are not negative, sizes of arrays that fit each other. Keys beyond those
-are left alone: nobody reads them.
+alike: types, finite times that are not negative, sizes of arrays that match. Further keys are ignored, since
+nothing reads them.
 """
 
 import math
@@ -19,17 +19,17 @@ Answer = dict[str, Any]
 MOST_MS = 1e7  # of one inference: almost three hours
 MOST_TEXT = 4096  # characters of a text about the machine
 MOST_NAME = 65536  # of a layer: it may name all the nodes that it was made of
-DEEPEST = 32  # lists and objects inside each other
-KINDS = "biuf"  # of numpy's arrays: truth values, whole numbers, floats
+DEEPEST = 32  # levels of nested lists and objects
+KINDS = "biuf"  # of numpy's arrays: booleans, signed and unsigned integers, floats
 PART = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of a probe
 
 
 class BadAnswer(DeviceError):
-    """A device sent what cannot be an answer to what it was asked."""
+    """A device sent what cannot be an answer to the request."""
 
 
 class _Wrong(Exception):
-    """What of an answer is not as it must be."""
+    """The part of an answer that is not valid."""
 
 
 def checked(source: str, job: Mapping[str, Any], answer: object) -> Answer:
@@ -55,7 +55,7 @@ def _text(found: Answer, key: str, most: int = MOST_TEXT, optional: bool = False
     if optional and value is None:
         return
     if not isinstance(value, str) or len(value) > most:
-        raise _Wrong(f"{key} is {shown(value)}, expected a text of at most {most} characters")
+        raise _Wrong(f"{key} is {shown(value)}, expected a string of at most {most} characters")
 
 
 def _number(found: Answer, key: str, whole: bool = False, optional: bool = False) -> None:
@@ -74,7 +74,7 @@ def _list(value: object, where: str, of: str, least: int = 1) -> list[Any]:
 
 
 def _numbers(value: object, where: str) -> np.ndarray:
-    """A list of numbers as float64. Infinities and numbers that no float holds come out as such."""
+    """A list of numbers as float64. Infinities stay, and numbers too large for a float become infinite."""
     values = _list(value, where, "times in ms")
     if set(map(type, values)) - {int, float}:
         for index, entry in enumerate(values):
@@ -106,7 +106,7 @@ def _hello(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _have(found: Answer, job: Mapping[str, Any]) -> None:
-    """So many bytes of a file are there; -1 where all are."""
+    """The number of bytes of a file that are there; -1 where all are."""
     value, size = found.get("have"), job["size"]
     if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= size:
         raise _Wrong(f"have is {shown(value)}, expected a whole number from -1 to {size}")
@@ -114,7 +114,7 @@ def _have(found: Answer, job: Mapping[str, Any]) -> None:
 
 def _get(found: Answer, job: Mapping[str, Any]) -> None:
     if not isinstance(found.get("data"), str):
-        raise _Wrong(f"data is {shown(found.get('data'))}, expected a text")
+        raise _Wrong(f"data is {shown(found.get('data'))}, expected a string")
 
 
 def _probe(found: Answer, job: Mapping[str, Any]) -> None:
@@ -165,10 +165,10 @@ def _time(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _profile(found: Answer, job: Mapping[str, Any]) -> None:
-    """Names of nodes, their times in each run [runs][nodes], the runs' own [runs], or None.
+    """Names of nodes, their times in ms [runs][nodes], the runs' own times in ms [runs], or None.
 
-    ONNX Runtime's profiler reads a clock that may be set meanwhile: such runs are dropped where it is read
-    (see `plausible`), so here only one run needs to be sound.
+    ONNX Runtime's profiler reads a clock that may be set meanwhile: such runs are dropped where they are read
+    (see `plausible`), so only one run needs to be valid here.
     """
     names = _list(found.get("names"), "names", "names of nodes")
     for index, name in enumerate(names):
@@ -176,7 +176,7 @@ def _profile(found: Answer, job: Mapping[str, Any]) -> None:
             raise _Wrong(f"names[{index}] is {shown(name)}, expected the name of a node")
     runs = _list(found.get("ms"), "ms", "runs")
     if len(runs) > job["runs"]:
-        raise _Wrong(f"ms has {len(runs)} runs, {job['runs']} were asked for")
+        raise _Wrong(f"ms has {len(runs)} runs, but {job['runs']} were requested")
     jumps = job["runtime"] == "onnxruntime"
     sound = False
     for index, run in enumerate(runs):
@@ -196,7 +196,7 @@ def _profile(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _infer(found: Answer, job: Mapping[str, Any]) -> None:
-    """Arrays, in as many bytes as their shapes say; an output need not have the batch as its first axis."""
+    """Arrays, with as many bytes as their shapes require; an output's first axis need not be the batch."""
     images = job["inputs"][0]["shape"][0]
     for index, packed in enumerate(_list(found.get("outputs"), "outputs", "arrays", min(images, 1))):
         where = f"outputs[{index}]"
@@ -204,9 +204,7 @@ def _infer(found: Answer, job: Mapping[str, Any]) -> None:
         try:
             kind = np.dtype(str(array.get("dtype"))[:16])
         except (TypeError, ValueError):
-            raise _Wrong(
-                f"{where}.dtype is {shown(array.get('dtype'))}, expected a type of numbers"
-            ) from None
+            raise _Wrong(f"{where}.dtype is {shown(array.get('dtype'))}, expected a numeric type") from None
         shape, data = _list(array.get("shape"), f"{where}.shape", "sizes"), array.get("data")
         if kind.kind not in KINDS or len(shape) > 32:
             raise _Wrong(f"{where} is of {kind}, shape {shown(shape)}, expected numbers")
@@ -215,7 +213,7 @@ def _infer(found: Answer, job: Mapping[str, Any]) -> None:
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
             size = len(data) if isinstance(data, bytes) else 0
             raise _Wrong(
-                f"{where} has {size} bytes, its shape {plain(str(shape[:8]), 80)} of {kind} needs others"
+                f"{where} has {size} bytes, which do not fit shape {plain(str(shape[:8]), 80)} of {kind}"
             )
 
 
@@ -237,7 +235,7 @@ def _build(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _json(value: object, where: str, depth: int = 0) -> None:
-    """Values as JSON has them: not too deep, and no infinities."""
+    """Values as JSON has them: not too deep, and without infinities."""
     if depth > DEEPEST:
         raise _Wrong(f"{where[:80]} is more than {DEEPEST} levels deep")
     if isinstance(value, dict):

@@ -112,7 +112,7 @@ class Recorded:
             answer = _from_json(entry.get("answer"))
         except (ValueError, TypeError, RecursionError) as cause:
             raise DeviceError(
-                f"{self.path}: a recorded answer is no base64 ({cause}); record again"
+                f"{self.path}: a recorded answer is not base64 ({cause}); record again"
             ) from None
         return checked(str(self.path), job, answer)
 

@@ -26,8 +26,8 @@ from bcnet.runtimes.ssh_line import LIMIT_S, Dropped, Gone, HostLost, Line, Over
 
 PATIENCE_S = 300.0  # a dropped line is tried again for so long: a Jetson is up again after two minutes
 DEATHS, DROPS = 3, 6  # of the agent, and of the line for any reason, in one job
-MOST_FILES = 4 * 1024**3  # bytes of the files of one answer: an engine's, arrays'
-RESTARTS = 3  # of sending a file that did not arrive whole
+MOST_FILES = 4 * 1024**3  # bytes in the files of one answer: those of an engine, or of arrays
+RESTARTS = 3  # of sending a file that did not arrive complete
 # What ssh says of a host that may come back. Others (a wrong key, no password) do not mend themselves.
 PASSING = re.compile(
     r"Connection (refused|timed out|reset|closed)|No route to host|Network is unreachable|Broken pipe"
@@ -58,8 +58,8 @@ class SshDevice:
     ) -> None:
         """`python` and `folder` are the interpreter and the agent's folder there. Raises DeviceError.
 
-        `patience_s` is how long a line that dropped is tried again, `step_s` what each step beside a job may
-        take.
+        `patience_s` is how long a dropped connection is retried, `step_s` the time limit of each step other
+        than a job, in seconds.
         """
         check_host(host)
         self.step_s = step_s
@@ -103,7 +103,7 @@ class SshDevice:
                 self.close()
                 self._connected(stop=True)
                 raise DeviceError(f"{self.host}: {cause}; the job was ended there") from None
-            except BadAnswer:  # what comes next on this line could be anything
+            except BadAnswer:  # what follows on this connection could be anything
                 self.close()
                 raise
             except Dropped as cause:
@@ -182,12 +182,12 @@ class SshDevice:
             restarts += have >= 0 and (have <= before or have != before + len(part))
             if restarts > RESTARTS:
                 raise BadAnswer(
-                    f"{self.host} has {have} of {size} bytes of a file that was sent {restarts} times: are "
-                    "its disk and its memory sound?"
+                    f"{self.host} has {have} of {size} bytes of a file that was sent {restarts} times: "
+                    "check its disk and its memory"
                 )
 
     def _unpacked(self, line: "Line", parcel: dict[str, Any]) -> dict[str, Any]:
-        """A job's answer with its files. Raises BadAnswer where it holds what cannot be unpacked."""
+        """A job's answer with its files. Raises BadAnswer where it cannot be unpacked."""
         left = MOST_FILES
 
         def fetched(name: object, size: object) -> bytes:
@@ -214,7 +214,7 @@ class SshDevice:
                 raise BadAnswer(f"{self.host} sent {len(part)} bytes of a file, expected {wanted}")
             content += part
         if hashlib.sha256(content).hexdigest() != name:
-            raise BadAnswer(f"{self.host} sent a file of {size} bytes whose content is not that of its name")
+            raise BadAnswer(f"{self.host} sent a file of {size} bytes whose content does not match its name")
         return bytes(content)
 
 

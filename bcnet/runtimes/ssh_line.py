@@ -1,8 +1,8 @@
 """One connection to a host, an agent at its end: OpenSSH as subprocesses, each step with a limit of time.
 
 In: a host, then requests of the agent (`bcnet.agent.serve`). Out: its answers, or what ended the line.
-What the other side sends is bounded: an answer is one line of at most `MOST_LINE` bytes, and of everything
-else only the end is kept.
+What the other side sends is bounded: an answer is one line of at most `MOST_LINE` bytes, and of all other
+output only the end is kept.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ CONNECT_S = 10  # for one attempt to connect
 WAITING_S = 4 * 3600.0  # at most, for other agents' jobs on the same machine
 LIMIT_S = 60.0  # for each step beside a job: copying the agent, its answer to a hello, one chunk of a file
 MOST_LINE = 32 * 1024**2  # bytes of one answer; larger contents travel as files
-SLOWEST = 10_000  # bytes a second of a line: what is sent may take so much longer
-AHEAD = 4  # lines that are read before they are asked for
-WAITING_SAID = 4.0  # times a second, at most, that an agent says that it waits; it does once a second
-KEPT = 8192  # bytes of what is said beside answers
+SLOWEST = 10_000  # bytes per second of a connection: sending may take that much longer
+AHEAD = 4  # lines that are read before they are requested
+WAITING_SAID = 4.0  # the most messages per second in which an agent says that it waits; it sends one
+KEPT = 8192  # bytes of the output beside answers
 OPTIONS = (
     *("-o", "BatchMode=yes"),
     *("-o", f"ConnectTimeout={CONNECT_S}"),
@@ -64,7 +64,7 @@ class Gone(Exception):
 
 
 class Tail:
-    """The end of what a pipe says, however much that is; read by a thread of its own."""
+    """The end of a pipe's output, however long that is; read by a thread of its own."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = b""
@@ -77,7 +77,7 @@ class Tail:
                 self._kept = (self._kept + chunk)[-KEPT:]
 
     def text(self, wait_s: float = 2.0) -> str:
-        """All that is kept, after the pipe ended or so many seconds passed."""
+        """All that is kept, once the pipe has ended or that many seconds have passed."""
         self.thread.join(wait_s)
         return self._kept.decode(errors="replace")
 
@@ -179,7 +179,7 @@ class Line:
         self._threads += [self._tail.thread, listener]
 
     def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-        """One request, one answer. Raises Dropped, Overdue, Gone, BadAnswer, and what the agent raised.
+        """Send one request, return its answer. Raises Dropped, Overdue, Gone, BadAnswer, and agent errors.
 
         A job's answer is still packed (`bcnet.agent.parcels`); answers to other requests are checked.
         """
@@ -201,7 +201,7 @@ class Line:
                     say(f"{self.host}: waiting, {plain(str(message['waiting']))}")
                 waits += 1
                 if waits > 10 + WAITING_SAID * (time.monotonic() - begun):
-                    raise BadAnswer(f"{self.host} says {waits} times within moments that it waits")
+                    raise BadAnswer(f"{self.host} said {waits} times within a short time that it waits")
                 until = time.monotonic() + limit_s
                 continue
             if "error" in message:
@@ -219,11 +219,11 @@ class Line:
             return checked(self.host, request, answer)
 
     def _message(self, line: bytes) -> dict[str, Any]:
-        """A line of the agent, whose id is that of the last request. Raises BadAnswer."""
+        """A line of the agent whose id is that of the last request. Raises BadAnswer."""
         if len(line) > MOST_LINE:
             raise BadAnswer(
                 f"{self.host} sent a line of more than {MOST_LINE} bytes ({shown(line[:40])}...), "
-                "which is no answer of bcnet's agent"
+                "which is not an answer of bcnet's agent"
             )
         try:
             message = json.loads(line)
@@ -232,12 +232,12 @@ class Line:
         if not isinstance(message, dict):
             hint = "; its shell must print nothing at a login without a terminal" if self._count == 1 else ""
             raise BadAnswer(
-                f"{self.host} sent {shown(line.strip())}, which is no answer of bcnet's agent{hint}"
+                f"{self.host} sent {shown(line.strip())}, which is not an answer of bcnet's agent{hint}"
             )
         number = message.get("id")
-        # The agent's own start fails before there is a request.
+        # If the agent fails to start, there is no request yet.
         if type(number) is not int or number != (0 if "error" in message and number == 0 else self._count):
-            raise BadAnswer(f"{self.host} answered request {shown(number)}, request {self._count} was asked")
+            raise BadAnswer(f"{self.host} answered request {shown(number)} instead of {self._count}")
         return message
 
     def _error(self, error: object) -> tuple[str, str]:
@@ -249,7 +249,7 @@ class Line:
         raise BadAnswer(f"{self.host} sent an error without a kind and a message: {shown(error)}")
 
     def _send(self, content: bytes, limit_s: float) -> None:
-        """Write to the agent, which may not read. Raises Dropped, Overdue."""
+        """Write to the agent, which may not be reading. Raises Dropped, Overdue."""
         assert self._agent is not None
         assert self._agent.stdin is not None
         pipe = self._agent.stdin.fileno()
@@ -261,7 +261,7 @@ class Line:
         while rest:
             left = until - time.monotonic()
             if left <= 0 or not room.poll(1000 * left):
-                raise Overdue(f"it takes no request within {limit_s:g} s")
+                raise Overdue(f"it did not accept a request within {limit_s:g} s")
             try:
                 rest = rest[os.write(pipe, rest) :]
             except BlockingIOError:
@@ -296,7 +296,7 @@ class Line:
         return ["ssh", *shared, "-T", *OPTIONS, "--", self.host, there]
 
     def _listen(self, agent: "subprocess.Popen[bytes]") -> None:
-        """Hand on the agent's lines; None after the last, of which half may have come."""
+        """Pass on the agent's lines; None after the last one, which may be incomplete."""
         assert agent.stdout is not None
         line: bytes | None = b""
         while line is not None and len(line) <= MOST_LINE:

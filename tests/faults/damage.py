@@ -1,4 +1,4 @@
-"""One file damaged at random, and put back. In: a file, a random generator. Out: what was done, in words."""
+"""Damages one file at random, and restores it. In: a file, a random generator. Out: a description."""
 
 import os
 import random
@@ -17,7 +17,7 @@ Edit = Callable[[bytes, random.Random], bytes]
 
 
 def flipped(content: bytes, rng: random.Random) -> bytes:
-    """One bit is another."""
+    """One bit is flipped."""
     place = rng.randrange(len(content))
     return content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
 
@@ -28,7 +28,7 @@ def cut(content: bytes, rng: random.Random) -> bytes:
 
 
 def inserted(content: bytes, rng: random.Random) -> bytes:
-    """A few bytes are too many."""
+    """A few bytes are inserted."""
     place = rng.randrange(len(content))
     return (
         content[:place]
@@ -58,7 +58,7 @@ def lines_moved(content: bytes, rng: random.Random) -> bytes:
 
 
 def another_number(content: bytes, rng: random.Random) -> bytes:
-    """A number is another value."""
+    """A number has another value."""
     found = list(NUMBER.finditer(content))
     if not found:
         return b""
@@ -125,7 +125,7 @@ REPLACEMENTS = (_as_other, _as_nothing, _as_empty, _as_folder, _as_pipe, _as_loo
 
 @contextmanager
 def damaged(path: Path, rng: random.Random, others: Sequence[Path]) -> Iterator[str]:
-    """The file is damaged within the block; `others` may take its place. The value says what was done."""
+    """Damage the file within the block; `others` may replace it. The value describes the damage."""
     content = path.read_bytes()
     if rng.random() < 0.25:
         how = rng.choice(REPLACEMENTS)(path, rng, others)

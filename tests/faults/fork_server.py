@@ -1,8 +1,8 @@
 """Runs commands of bcnet in children of one process that has loaded everything, on a device of fixed times.
 
-In: lines of JSON on stdin: a command, its folder, and what goes wrong. Out: a line of JSON for each: exit
-code, output, file operations. A child dies before the n-th of them, or the first that fits a pattern
-(`kill`), as by SIGKILL, or has a disk on which so many bytes can still be written (`room`).
+In: lines of JSON on stdin: a command, its folder, and the fault. Out: a line of JSON for each: exit code,
+output, file operations. A child dies before the n-th operation, or before the first that matches a pattern
+(`kill`), as by SIGKILL, or can write only that many more bytes to its disk (`room`).
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def count_operations(folder: Path, before: Callable[[str], None]) -> None:
             path = arguments[0]
             if event == "os.mkdir" and os.path.exists(path):
                 return
-            # One that is relative to an open folder is of a temporary folder that is removed.
+            # A path relative to an open folder belongs to a temporary folder that is removed.
             if isinstance(path, int) or (event in ("os.remove", "os.rmdir") and arguments[1] != -1):
                 return
         else:
@@ -50,7 +50,7 @@ def count_operations(folder: Path, before: Callable[[str], None]) -> None:
             before(f"{event} {os.path.relpath(os.fsdecode(path))}")
 
     sys.addaudithook(hook)
-    for name in ("fsync", "ftruncate", "pwrite"):  # which nothing audits
+    for name in ("fsync", "ftruncate", "pwrite"):  # which raise no audit events
         real = getattr(os, name)
 
         def counted(handle: int, *rest: Any, _real: Any = real, _name: str = name) -> Any:
@@ -63,7 +63,7 @@ def count_operations(folder: Path, before: Callable[[str], None]) -> None:
 
 
 def limit_room(room: int) -> None:
-    """From now on files can take so many bytes more; a write of more takes what fits, then ENOSPC."""
+    """From now on only that many bytes can be written: a longer write stores what fits, then ENOSPC."""
     left = room
     real = os.pwrite
 
@@ -93,7 +93,7 @@ def limit_room(room: int) -> None:
 
 
 def steady_device() -> None:
-    """This machine with times that depend on the network alone, so that two runs measure the same."""
+    """This machine, but with times that depend only on the network, so that two runs measure the same."""
     from bcnet.runtimes.device import LocalDevice
 
     call = LocalDevice.call
@@ -128,7 +128,7 @@ def steady_device() -> None:
 
 
 def child(order: dict[str, Any], report: Path) -> None:
-    """One command; the report is written by its end, whichever it is."""
+    """Run one command; its report is written however it ends."""
     from bcnet.cli import main
 
     folder, said, operations = Path(order["folder"]), io.StringIO(), list[str]()
@@ -176,7 +176,7 @@ def answer(order: dict[str, Any]) -> str:
 
 
 def serve() -> None:
-    """Make the run that nothing disturbs, then do what is asked, line by line."""
+    """Make the undisturbed run, then execute the requests, line by line."""
     import torch
 
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
@@ -184,7 +184,7 @@ def serve() -> None:
 
     steady_device()
     with contextlib.redirect_stdout(sys.stderr):
-        # What PyTorch imports and does once for an export is not done by each child. Nothing is trained here:
+        # PyTorch imports and sets up exports once here, not in each child. Nothing is trained here:
         # a process whose autograd has begun cannot be forked.
         model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()).eval()
         to_onnx(model, torch.zeros(1, 1, 8, 8))

@@ -1,6 +1,6 @@
-"""A whole run on a device of fixed times, in children that can be killed, and what makes two runs equal.
+"""A whole run on a device with fixed times, in children that can be killed, and how two runs are compared.
 
-BCNET_FAULT_ROUNDS and BCNET_FAULT_SEED in the environment say how many faults of a kind are made, and which.
+BCNET_FAULT_ROUNDS and BCNET_FAULT_SEED in the environment set the number of faults per kind, and their seed.
 """
 
 import json
@@ -65,7 +65,7 @@ SEED = int(os.environ.get("BCNET_FAULT_SEED", "0"))
 
 
 def rounds(few: int) -> int:
-    """How many faults of a kind to make: `few`, unless the environment says it."""
+    """The number of faults per kind: `few`, unless the environment sets it."""
     return int(os.environ.get("BCNET_FAULT_ROUNDS", few))
 
 
@@ -82,7 +82,7 @@ def new_folder(path: Path) -> Path:
 def fork_server(whole: Path) -> Iterator[Commands]:
     """`commands(folder, *arguments, kill=n, room=bytes)`: run one command there; its code and what it said.
 
-    The server itself makes the run in the folder `whole`, which nothing disturbs.
+    The server itself makes the undisturbed run, in the folder `whole`.
     """
     with subprocess.Popen(
         [sys.executable, SERVER, whole], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

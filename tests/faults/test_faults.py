@@ -1,6 +1,6 @@
-"""Kills before file operations, full disks, damaged files: the same result as without, one line, no litter.
+"""Kills before file operations, full disks, damage: the same result as without, or one line; no litter.
 
-BCNET_FAULT_ROUNDS and BCNET_FAULT_SEED in the environment say how many faults of a kind, and which.
+BCNET_FAULT_ROUNDS and BCNET_FAULT_SEED in the environment set the number of faults per kind, and their seed.
 """
 
 import json
@@ -43,7 +43,7 @@ DISKS = (*DISKS, 110_000, 140_000, 180_000, 250_000)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbs; it is complete once `commands` is there."""
+    """The folder of an undisturbed run; it is complete once `commands` is set up."""
     return new_folder(tmp_path_factory.mktemp("whole") / "w")
 
 
@@ -119,7 +119,7 @@ class Hung(Exception):
 
 @pytest.fixture
 def time_limit() -> Iterator[Callable[[float], None]]:
-    """`time_limit(seconds)`: raise Hung if the test is not done with its step by then."""
+    """`time_limit(seconds)`: raise Hung if the current step takes longer."""
 
     def hung(*_: Any) -> None:
         raise Hung
@@ -131,7 +131,7 @@ def time_limit() -> Iterator[Callable[[float], None]]:
 
 
 def values(state: Mapping[str, Tensor]) -> list[Any]:
-    """Tensors as what can be compared."""
+    """Tensors in a form that can be compared."""
     return sorted((name, str(tensor.dtype), tensor.numpy().tobytes()) for name, tensor in state.items())
 
 
@@ -208,7 +208,7 @@ def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[
     kept.mkdir()
 
     def stop(stage: str, before: str, left: str) -> Path:
-        """Kill a stage before an operation, keep what it left, and let it go on to its end."""
+        """Kill a stage before an operation, save the files it left, and let it continue to its end."""
         assert commands(folder, stage, kill=before)["code"] == KILLED
         (path,) = folder.glob(left)
         shutil.copy(path, kept)

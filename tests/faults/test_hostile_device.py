@@ -1,4 +1,4 @@
-"""A device over a real ssh whose agent misbehaves: one line that names it, within a time limit, no hang."""
+"""A device over real ssh with a misbehaving agent: one line that names it, within a time limit, no hang."""
 
 import re
 import sys
@@ -48,36 +48,36 @@ for line in sys.stdin:
 ON_HELLO = {
     "a banner before the protocol": (
         'raw(b"Welcome to Ubuntu!\\n"); hello(number)',
-        r"^device sent b'Welcome to Ubuntu!', which is no answer of bcnet's agent; its shell must print not",
+        r"^device sent b'Welcome to Ubuntu!', which is not an answer of bcnet's agent; its shell must print",
     ),
     "output without an end and without a line": (
         'while True: raw(b"x" * 65536)',
-        r"^device sent a line of more than 33554432 bytes \(b'x+'\.\.\.\), which is no answer",
+        r"^device sent a line of more than 33554432 bytes \(b'x+'\.\.\.\), which is not an answer",
     ),
     "lines without an end": (
         "while True: raw(b'{\"id\": 9}\\n')",
-        "^device answered request 9, request 1 was asked",
+        "^device answered request 9 instead of 1",
     ),
-    "no object": ('raw(b"3\\n")', "^device sent b'3', which is no answer of bcnet's agent"),
-    "no UTF-8": (r'raw(b"\xff\xfe\x80\n")', "which is no answer of bcnet's agent"),
+    "no object": ('raw(b"3\\n")', "^device sent b'3', which is not an answer of bcnet's agent"),
+    "no UTF-8": (r'raw(b"\xff\xfe\x80\n")', "which is not an answer of bcnet's agent"),
     "deep JSON": (
         'raw(b"[" * 200_000 + b"\\n")',
-        r"^device sent b'\[+'\.\.\. \(200000 long\), which is no answer",
+        r"^device sent b'\[+'\.\.\. \(200000 long\), which is not an answer",
     ),
-    "a whole number of 5000 digits": ('raw(b"1" * 5000 + b"\\n")', "which is no answer of bcnet's agent"),
+    "a whole number of 5000 digits": ('raw(b"1" * 5000 + b"\\n")', "which is not an answer of bcnet's agent"),
     "no facts": ("answer(number)", "^device: its answer to 'hello' is not valid: python is None, expected a"),
     "a name of a machine without an end": (
         'answer(number, python="3", machine="x" * 10_000, folder="", power_mode=None)',
-        r"machine is 'x+'\.\.\. \(10000 long\), expected a text of at most 4096 characters",
+        r"machine is 'x+'\.\.\. \(10000 long\), expected a string of at most 4096 characters",
     ),
 }
 
 ON_JOB = {
     "an answer to another request": (
         "answer(number - 1, ms=[1.0])",
-        r"^device answered request (\d), request (?!\1)\d was asked",
+        r"^device answered request (\d) instead of (?!\1)\d",
     ),
-    "an id that is a text": ("say(id=str(number), answer={})", "^device answered request '3', request 3 was"),
+    "an id that is a text": ("say(id=str(number), answer={})", "^device answered request '3' instead of 3"),
     "NaN": (
         'raw(b\'{"id": %d, "answer": {"ms": [1.0, NaN]}}\\n\' % number)',
         r"^device: its answer to 'time' is not valid: ms\[1\] is nan, expected a time from 0",
@@ -113,7 +113,7 @@ ON_JOB = {
     ),
     "waiting without a pause": (
         'while True: say(id=number, waiting="\\x1b[2J")',
-        r"^device says \d+ times within moments that it waits",
+        r"^device said \d+ times within a short time that it waits",
     ),
 }
 
@@ -129,7 +129,7 @@ ON_GET = {
     "a file that never comes": ('answer(number, data="")', "^device sent 0 bytes of a file, expected 9"),
     "another file's content": (
         'answer(number, data=base64.b64encode(b"x" * 9).decode())',
-        "^device sent a file of 9 bytes whose content is not that of its name",
+        "^device sent a file of 9 bytes whose content does not match its name",
     ),
 }
 
@@ -148,7 +148,7 @@ Fake = Callable[[str], Path]
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Fake:
-    """An interpreter whose agent does this with each request, where it does not do what is usual."""
+    """An interpreter whose agent runs this code for each request instead of the usual answer."""
 
     def made(code: str) -> Path:
         path = tmp_path / "python"
@@ -167,7 +167,7 @@ def hostile(path: Path, step_s: float = 30.0) -> SshDevice:
 
 
 def on(what: str, code: str) -> str:
-    """Do this when so asked, else what is usual."""
+    """Code that runs `code` for requests of this kind, and answers others as usual."""
     return f"if request['do'] == '{what}':\n    {code}\nelse:\n    usual(request)"
 
 
@@ -243,7 +243,7 @@ def test_an_agent_that_reads_nothing_is_given_up(
     try:
         device.hello()
         with pytest.raises(
-            DeviceError, match=r"^device: it takes no request within 0\.5 s; the job was ended"
+            DeviceError, match=r"^device: it did not accept a request within 0\.5 s; the job was ended"
         ):
             device.call({"do": "probe", "list": ["x" * 1000] * 9000}, 0.5)  # more than pipe and window hold
     finally:

@@ -1,4 +1,4 @@
-"""What is an answer of a device, and what is none; and foreign text in messages."""
+"""Which answers of a device are valid, and which are not; foreign text in messages."""
 
 from pathlib import Path
 from typing import Any
@@ -76,29 +76,37 @@ def test_an_answer_is_passed_on_as_it_came(job: dict[str, Any], answer: dict[str
         (TIME, {"ms": [None]}, "ms[0] is None, expected a time in ms"),
         (PROFILE, {"names": ["a"], "ms": [[1.0]], "walls_ms": None}, "walls_ms is None, expected a list"),
         (PROFILE, {"names": ["a"], "ms": [[1.0]], "walls_ms": [1.0] * 2}, "walls_ms has 2 times for 1 runs"),
-        (PROFILE, {"names": ["a"], "ms": [[1.0]] * 3, "walls_ms": [1.0] * 3}, "ms has 3 runs, 2 were asked"),
+        (
+            PROFILE,
+            {"names": ["a"], "ms": [[1.0]] * 3, "walls_ms": [1.0] * 3},
+            "ms has 3 runs, but 2 were",
+        ),
         (PROFILE, {"names": ["a"], "ms": [[-1.0]] * 2, "walls_ms": [1.0] * 2}, "each of its 2 runs holds"),
         (PROFILE, {"names": ["a"], "ms": [[float("inf")]], "walls_ms": [1.0]}, "ms[0][0] is not finite"),
         (ENGINE, {"names": ["a"], "ms": [[-1.0]], "walls_ms": None}, "ms[0][0] is -1, expected a time"),
         (ENGINE, {"names": ["a"], "ms": [[1.0, 2.0]], "walls_ms": None}, "ms[0] has 2 times for 1 nodes"),
         (ENGINE, {"names": [3], "ms": [[1.0]], "walls_ms": None}, "names[0] is 3, expected the name of a"),
         (INFER, {"outputs": []}, "outputs is a list of 0, expected a list of arrays"),
-        (INFER, array(data=bytes(23)), "outputs[0] has 23 bytes, its shape [2, 3] of float32 needs others"),
+        (INFER, array(data=bytes(23)), "outputs[0] has 23 bytes, which do not fit shape [2, 3] of float32"),
         (INFER, array(shape=[2.0, 3]), "outputs[0].shape is [2.0, 3], expected sizes"),
         (INFER, array(shape=[2, -3]), "outputs[0].shape is [2, -3], expected sizes"),
         (INFER, array(dtype="O"), "outputs[0] is of object, shape a list of 2, expected numbers"),
-        (INFER, array(dtype="no such"), "outputs[0].dtype is 'no such', expected a type of numbers"),
+        (INFER, array(dtype="no such"), "outputs[0].dtype is 'no such', expected a numeric type"),
         (BUILD, {}, "info is None, expected an object"),
         (
             BUILD,
             {"info": {**INFO, "layers": [{"x": float("inf")}]}},
             "info.layers[0].x is inf, expected a finite",
         ),
-        (BUILD, {"info": {**INFO, "flavour": 3}}, "flavour is 3, expected a text of at most 4096 characters"),
+        (
+            BUILD,
+            {"info": {**INFO, "flavour": 3}},
+            "flavour is 3, expected a string of at most 4096 characters",
+        ),
         ({**BUILD, "runtime": "tensorrt"}, {"info": INFO}, "engine is None, expected bytes"),
         (HAVE, {"have": 10}, "have is 10, expected a whole number from -1 to 9"),
         (HAVE, {"have": 1.0}, "have is 1.0, expected a whole number from -1 to 9"),
-        ({"do": "get"}, {"data": 3}, "data is 3, expected a text"),
+        ({"do": "get"}, {"data": 3}, "data is 3, expected a string"),
         ({"do": "probe"}, {"probe": {"matmul_ms": 0.0}}, "probe.matmul_ms[0] is 0, expected a time above 0"),
         ({"do": "probe"}, {"probe": {"\x1b[2J": 1.0}}, r"probe has a part '\x1b[2J'"),
         ({"do": "probe"}, {"probe": {}}, "probe has 0 parts"),
@@ -107,7 +115,11 @@ def test_an_answer_is_passed_on_as_it_came(job: dict[str, Any], answer: dict[str
             {"fingerprint": {"cache_mb": "1e400"}},
             "cache_mb is '1e400', expected",
         ),
-        ({"do": "fingerprint", **ORT}, {"fingerprint": {"processor": 3}}, "processor is 3, expected a text"),
+        (
+            {"do": "fingerprint", **ORT},
+            {"fingerprint": {"processor": 3}},
+            "processor is 3, expected a string",
+        ),
         ({"do": "look"}, {**LOOK, "free_bytes": -1}, "free_bytes is -1, expected a whole number from 0"),
         ({"do": "missing", **ORT}, {}, "it has no 'missing'"),
     ],
@@ -140,7 +152,7 @@ def test_this_machine_and_a_recording_are_checked_like_a_host(
     for wrong, message in (
         ("1e400", r"a\.jsonl: its answer to 'time' is not valid: ms\[1\] is inf"),
         ('"x"', r"ms\[1\] is 'x', expected a time in ms"),
-        ('{"base64": "/"}', r"a\.jsonl: a recorded answer is no base64 \(.*\); record again"),
+        ('{"base64": "/"}', r"a\.jsonl: a recorded answer is not base64 \(.*\); record again"),
         ("[" * 100_000, r"a\.jsonl is no recording, or was edited \(maximum recursion"),
     ):
         path.write_text(path.read_text().replace(" 2.0", f" {wrong}", 1))

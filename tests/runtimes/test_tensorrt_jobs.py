@@ -1,6 +1,6 @@
 """What a GPU's jobs do with CUDA and TensorRT, in which order, played through without either.
 
-No GPU was to be had where this was written. A stand-in for both doubles its input, on this machine's memory;
+No GPU was available where this was written. A stand-in for both doubles its input, on this machine's memory;
 it refuses what TensorRT's documentation says is refused. What it cannot show is that the real ones agree.
 """
 
