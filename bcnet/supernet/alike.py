@@ -1,9 +1,10 @@
-"""Whether a group's channels are alike: any of them can be dropped, and their order means nothing.
+"""Whether a group's channels are alike: any of them can be dropped, and their order does not matter.
 
 In: a network as it ran (`chains.py`) and its space. Out: the groups for which that does not hold, and where.
-A path and its cut share their arithmetic and say nothing of it. So the network is compared with itself in
-another order of its channels, and a narrow path with the whole network in which all other channels are zero.
-Tensors are drawn for that: fresh weights may be zero, and hide what a layer does.
+A path and its cut share their arithmetic, so comparing the two proves nothing. Instead the network is
+compared with itself with its channels in another order, and a narrow path with the whole network in which
+all other channels are zero. Random tensors are used for that: fresh weights may be zero, and hide what a
+layer does.
 """
 
 import math
@@ -25,17 +26,17 @@ from bcnet.supernet.paths import State, forward_path, path_of, path_state, range
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.trace import running_modules
 
-NEAR = 2e-5  # in float32, relative to an output's largest value: rounding is below
-EXACT = 1e-7  # in float64, in which what is not near is computed again
+NEAR = 2e-5  # in float32, relative to an output's largest value: above rounding errors
+EXACT = 1e-7  # in float64, used where the difference in float32 is larger than NEAR
 COARSE = 1e-2  # in float32, where a network does not run in float64
 
 
 @dataclass(frozen=True)
 class Unlike:
-    """What was found, by the number of the group: groups that have to stay, and why; others that are marked.
+    """The findings by group number: groups that have to stay, and why; other groups that are marked.
 
-    Narrow paths of `mixed` groups are not the whole network with channels masked: it computes with their
-    number.
+    Narrow paths of `mixed` groups differ from the whole network with masked channels: it computes with the
+    number of channels.
     """
 
     frozen: dict[int, str]
@@ -45,7 +46,7 @@ class Unlike:
 def unlike(seen: Seen, space: WidthSpace) -> Unlike:
     """The groups of the space whose channels are not alike.
 
-    Networks whose outputs vary in shape, are random or not finite cannot be compared: nothing is found then.
+    Networks whose outputs vary in shape, are random or not finite cannot be compared: nothing is reported.
     """
     comparable = not (seen.trace.dynamic or seen.random) and space.groups
     trial = _Trial.of(seen, space.without_extra()) if comparable else None
@@ -63,7 +64,7 @@ def unlike(seen: Seen, space: WidthSpace) -> Unlike:
             mixed.add(group)
         else:
             frozen[group] = reason
-    # Where a layer works across channels, masks say nothing; which operators run does.
+    # Where a layer works across channels, masks prove nothing, but the operators that run do.
     across = [i for i, group in enumerate(space.groups) if group.mixed and i not in frozen]
     for group in _at_fault(lambda groups: trial.other_way(groups) is None, across):
         frozen[group] = trial.other_way([group]) or ""
@@ -71,7 +72,7 @@ def unlike(seen: Seen, space: WidthSpace) -> Unlike:
 
 
 def _at_fault(holds: Callable[[Sequence[int]], bool], groups: Sequence[int]) -> set[int]:
-    """The groups for which it does not hold: one test of all, and halves only where that fails."""
+    """The groups for which it does not hold: one test of all, and of halves only where that fails."""
     if not groups or holds(groups):
         return set()
     if len(groups) == 1:
@@ -82,7 +83,7 @@ def _at_fault(holds: Callable[[Sequence[int]], bool], groups: Sequence[int]) -> 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A network on drawn tensors, and the outputs that it gives with them."""
+    """A network with random tensors, and the outputs that it gives with them."""
 
     seen: Seen
     space: WidthSpace
@@ -94,13 +95,13 @@ class _Trial:
 
     @classmethod
     def of(cls, seen: Seen, space: WidthSpace) -> "_Trial | None":
-        """Drawn tensors and inputs, or the network's own where it gives no finite output with drawn ones."""
+        """Random tensors and inputs, or the network's own where the outputs are not finite with those."""
         tensors = drawn_state(seen.probe), tensors_of(seen.probe)
         for state, inputs in product(tensors, (tree_map(varied, seen.inputs), seen.inputs)):
             try:
                 with torch.no_grad(), seeded(0), of_unit_size(seen.probe) as sizes:
                     output = run_with(seen.probe, space, state, inputs)
-            except Exception:  # the user's own forward may refuse what was drawn
+            except Exception:  # the user's own forward may reject the random inputs
                 continue
             if all(bool(leaf.isfinite().all()) for leaf in tree_leaves(output)):
                 break
@@ -117,7 +118,7 @@ class _Trial:
         return cls(seen, space, state, inputs, output, sizes, tuple(orders))
 
     def keeps_under_order(self, groups: Sequence[int]) -> bool:
-        """Whether the whole network's outputs stay when the channels of these groups change places."""
+        """Whether the network's outputs stay the same when the channels of these groups are permuted."""
 
         def other(state: State, inputs: Any) -> Any:
             return self._run(self._in_order(state, groups), inputs)
@@ -125,7 +126,7 @@ class _Trial:
         return self._equal(self._run, other, (self.output, self.sizes))
 
     def keeps_under_mask(self, groups: Sequence[int]) -> bool:
-        """Whether the network narrow in these groups alone is the whole one, the other channels zero."""
+        """Whether the network narrowed in these groups equals the whole one with other channels at zero."""
         widths = self._narrow(groups)
         path = path_of(self.space, widths, "right")
 
@@ -135,12 +136,12 @@ class _Trial:
         def wide(produced: bool) -> Callable[[State, Any], Any]:
             return lambda state, inputs: self._run(self._masked(state, path, groups, produced), inputs)
 
-        # Channels that no weight reads, as queries, are zero themselves; others where their weights are not
-        # their only readers. A zero may be what a layer cannot compute with: then only the weights.
+        # Channels that no weight reads, such as queries, are set to zero themselves; so are others where not
+        # only weights read them. Where a layer cannot compute with zeros, only the weights are.
         return self._equal(narrow, wide(False)) or self._equal(narrow, wide(True))
 
     def why_ordered(self, group: int) -> str:
-        """Names the first operator that gives other values when the group's channels change places."""
+        """Name the first operator whose values change when the group's channels are permuted."""
         first = self._watched(self.state, values=True)
         second = self._watched(self._in_order(self.state, [group]), values=True)
         place = next(
@@ -152,20 +153,20 @@ class _Trial:
             "its network",
         )
         return (
-            f"its channels are not alike: {place} takes some of them by their places, so that a narrow "
+            f"its channels are not alike: {place} depends on the positions of some of them, so that a narrow "
             "network would be another function of the same weights"
         )
 
     def other_way(self, groups: Sequence[int]) -> str | None:
-        """What else the network runs when these groups are narrow; None where it runs the same operators."""
+        """Which other operators the network runs when these groups are narrow; None where there are none."""
         first = self._watched(self.state)
         widths = self._narrow(groups)
         second = self._watched(path_state(self.state, self.space, path_of(self.space, widths, "right")))
         for one, other in zip(first, second, strict=False):
             if one.name != other.name:
                 return (
-                    f"the network takes another way when it is narrow: {other.where} runs '{other.name}' in "
-                    f"place of '{one.name}', by the number of channels"
+                    f"the network behaves differently when it is narrow: {other.where} runs '{other.name}' "
+                    f"instead of '{one.name}', depending on the number of channels"
                 )
         return None
 
@@ -180,9 +181,9 @@ class _Trial:
     def _masked(
         self, state: State, path: tuple[tuple[int, int], ...], groups: Sequence[int], produced: bool
     ) -> State:
-        """The whole network's tensors, weights that read channels outside the path zero.
+        """The whole network's tensors; weights that read channels outside the path are zero.
 
-        With `produced`, so is all that makes these channels; without, only for groups that no weight reads.
+        With `produced`, so are those that make these channels; else only for groups that no weight reads.
         """
         out_axes: dict[str, int] = {use.weight: use.out_axis for use in self.seen.trace.layers}
         reads = {
@@ -217,9 +218,9 @@ class _Trial:
         other: Callable[[State, Any], Any],
         known: tuple[Any, list[Tensor]] | None = None,
     ) -> bool:
-        """Whether two ways to run the network agree; `known` is what the one gives, and its sizes.
+        """Whether two ways to run the network agree; `known` is the result of one of them, and its sizes.
 
-        Where they do not in float32, they are run in float64.
+        Where they do not agree in float32, both run in float64.
         """
 
         def apart(state: State, inputs: Any, known: tuple[Any, list[Tensor]] | None) -> float:

@@ -1,7 +1,7 @@
-"""Checkpoints of a plain network's training. In: a network and a file. Out: the network, trained to the end.
+"""Checkpoints of a plain network's training. In: a network and a file. Out: the network, fully trained.
 
-A sealed safetensors file holds where the training stands after an epoch: what was cut short or edited is not
-continued, nor is the training of something else.
+A sealed safetensors file holds the state of the training after an epoch. A file that was truncated or edited,
+or that belongs to another training, is not continued.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from bcnet.supernet.fit import Recipe, Snapshot, fit_network
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A file that a killed training continues from; `made_from` is what its result depends on."""
+    """A file that a killed training continues from; `made_from` is everything that its result depends on."""
 
     path: Path
     made_from: Mapping[str, str]
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write the state after an epoch, whole or not at all."""
+        """Write the state after an epoch, atomically."""
         tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
         about = {"made_from": dict(self.made_from), "epoch": snapshot.epoch}
         write_file(self.path, seal_tensors(tensors, about))
 
     def load(self) -> Snapshot | None:
-        """The state that was saved; None where there is none to continue from, and why, if one is there."""
+        """The saved state; None where there is none to continue from (reported if there is a file)."""
         if not self.path.exists():
             return None
         try:
@@ -48,9 +48,9 @@ class CheckpointFile:
 def fit_resumably(
     model: nn.Module, data: ImageData, recipe: Recipe, description: str, file: CheckpointFile | None
 ) -> None:
-    """`fit_network`, continued from the file, which is kept up to date; None: all of it at once.
+    """`fit_network`, continued from the file, which is kept up to date; without a file, all of it at once.
 
-    On a CPU the result is to the last bit that of a training that was never stopped.
+    On a CPU the result equals, bit for bit, that of a training that was never stopped.
     """
     if file is None:
         fit_network(model, data, recipe, description)

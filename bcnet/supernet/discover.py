@@ -101,7 +101,7 @@ def discover_space(
     if trouble(seen, space) is not None:
         # Find the groups that break the network when they alone are narrowed, or with those before them.
         alone = {i: trouble(seen, build([i]), quick=True) for i in good}
-        # Fewer do where sizes follow that modules keep in attributes.
+        # Fewer do where modules keep sizes in attributes that can follow.
         follow_kept = True
         following = {i: trouble(seen, build([i]), quick=True) for i in good}
         follow_kept = _broken(following) < _broken(alone)
@@ -163,7 +163,7 @@ def _named(chains: list[Chain], name: str) -> Chain:
     known = [layer for chain in chains for layer in dict.fromkeys((chain.name, *chain.layers))]
     near = difflib.get_close_matches(name, known, n=3)
     raise SpaceError(
-        f"there is no group '{name}' to tie; near it: {', '.join(near or known[:3])} "
+        f"there is no group '{name}' to tie; similar names: {', '.join(near or known[:3])} "
         "(`bcnet inspect` lists them)"
     )
 

@@ -1,7 +1,7 @@
-"""Runs of a network on drawn tensors, in which all that it does shows in what comes out.
+"""Runs of a network on random tensors, in which everything that it does affects the outputs.
 
-In: a network. Out: its tensors with parameters drawn anew (`drawn_state`), runs in which no layer's output
-is small (`of_unit_size`), and the operators of a run (`Watcher`).
+In: a network. Out: its tensors with random parameters (`drawn_state`), runs in which no layer's output is
+small (`of_unit_size`), and the operators of a run (`Watcher`).
 """
 
 import math
@@ -21,7 +21,7 @@ POOL = 1_000_003  # normal numbers that weights are drawn from: a prime, so that
 
 
 def drawn_state(probe: nn.Module) -> State:
-    """The network's tensors with parameters and statistics of normalisations drawn; other buffers its own."""
+    """The network's tensors with random parameters and normalisation statistics; other buffers unchanged."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(POOL, generator=generator)
     own = {id(parameter) for parameter in probe.parameters()}
@@ -32,7 +32,7 @@ def drawn_state(probe: nn.Module) -> State:
             state[name] = tensor
         elif name.endswith(("bias", "running_mean")):
             state[name] = torch.empty_like(tensor).uniform_(-0.1, 0.1, generator=generator)
-        elif tensor.numel() == max(tensor.shape, default=1):  # one value a channel: a scale, a slope
+        elif tensor.numel() == max(tensor.shape, default=1):  # one value per channel: a scale, a slope
             state[name] = torch.empty_like(tensor).uniform_(0.5, 1.5, generator=generator)
         else:
             size = math.sqrt(max(1, tensor[0].numel()))
@@ -44,10 +44,10 @@ def drawn_state(probe: nn.Module) -> State:
 
 @contextmanager
 def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterator[list[Tensor]]:
-    """For the length of a run, the outputs of layers are divided by their size; gives these sizes.
+    """During a run, divide the outputs of layers by their size; the block's value is the list of these sizes.
 
-    What comes first in a deep network would have no effect on what comes out otherwise (after LSUV; Mishkin
-    and Matas, ICLR 2016). With `sizes`, those of an earlier run take their place: both compute the same.
+    Otherwise the first layers of a deep network would not affect its outputs (after LSUV; Mishkin and Matas,
+    ICLR 2016). With `sizes`, those of an earlier run are used, so that both compute the same function.
     """
     found: list[Tensor] = []
 
@@ -75,7 +75,7 @@ def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterato
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of a run: its name, the module that ran it, and what does not depend on places."""
+    """One operator of a run: its name, the module that ran it, and what does not depend on positions."""
 
     name: str
     where: str
@@ -89,7 +89,7 @@ class Operator:
 
 
 class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operator."""
+    """Records every operator."""
 
     def __init__(self, values: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def varied(leaf: Any) -> Any:
-    """An input that is one number throughout, as a placeholder is, drawn from 0 to 1."""
+    """The input; random values from 0 to 1 in place of a constant one, such as a placeholder."""
     if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 1):
         return leaf
     if bool((leaf != leaf.flatten()[0]).any()):

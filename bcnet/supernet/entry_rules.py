@@ -1,7 +1,7 @@
 """Rules of operators that move, join and combine entries: views, concatenations, pools.
 
-In: an operator's call, and the `Record` of a network that runs. Out: the labels of what the call gave, and
-which channels are one from now on.
+In: an operator's call, and the `Record` of a network that runs. Out: the labels of the call's results, and
+which channels are kept or dropped together from now on.
 """
 
 import torch
@@ -13,7 +13,7 @@ from bcnet.supernet.record import Call, Record
 
 
 def move(record: Record, call: Call) -> None:
-    """Planes go where the entries go."""
+    """Planes are rearranged like the entries."""
     moved: list[list[Tensor]] = [[] for _ in call.outputs]
     for plane in record.of(call.args[0]):
         try:
@@ -42,7 +42,7 @@ def split(record: Record, call: Call) -> None:
 
 
 def take_slice(record: Record, call: Call) -> None:
-    """Slices that together are a whole axis, in equal parts, are the parts of a `chunk`."""
+    """Slices in equal parts that together make up a whole axis are treated like the parts of a `chunk`."""
     move(record, call)
     source, dim, part = call.args[0], int(call.named.get("dim", 0)), call.outputs[0]
     slices = record.slices.setdefault((id(source), dim), [])
@@ -65,7 +65,7 @@ def _tie_parts(record: Record, parts: list[Tensor]) -> None:
 
 
 def concatenate(record: Record, call: Call) -> None:
-    """Parts lie side by side along one axis, and are united along the others."""
+    """Parts are joined along one axis, and united along the others."""
     tensors, output, stacked = call.named["tensors"], call.outputs[0], call.name == "stack"
     dim = call.named.get("dim", 0) % output.ndim
     parts = [[p.unsqueeze(dim) if stacked else p for p in record.of(tensor)] for tensor in tensors]
@@ -94,7 +94,7 @@ def concatenate(record: Record, call: Call) -> None:
 
 
 def pad_constant(record: Record, call: Call) -> None:
-    """Entries that are put around along an axis of channels stay; other axes get longer, or shorter."""
+    """Entries that are added around an axis of channels stay; other axes get longer, or shorter."""
     source, output, pad = call.args[0], call.outputs[0], call.named["pad"]
     sides = {source.ndim - 1 - i // 2 for i, width in enumerate(pad) if width}
     planes = []
@@ -111,7 +111,7 @@ def pad_constant(record: Record, call: Call) -> None:
 
 
 def spatial(record: Record, call: Call) -> None:
-    """The last axes, an image's sides, change, and those before stay."""
+    """The last axes, those of an image's sides, change; the axes before them stay."""
     source = call.tensors[0]
     sides = int(next((digit for digit in call.name if digit in "123"), source.ndim - 2))
     kept = []
@@ -138,20 +138,20 @@ def relayout(record: Record, call: Call) -> None:
 
 
 def make(record: Record, call: Call) -> None:
-    """Made of sizes that the forward computes: it follows any channels, as a trial shows."""
+    """A tensor made of sizes that the forward computes: it follows any channels, which a trial confirms."""
     positional = call.name in ("arange", "linspace")
     for output in call.outputs:
         record.label(output, record.fits(output, tuple(range(output.ndim)), positional=positional))
 
 
 def alias(record: Record, call: Call) -> None:
-    """The same tensor, as PyTorch gives it to the forward that made it."""
+    """The same tensor, returned to the forward that made it."""
     move(record, call)
     record.alias(call.args[0], call.outputs[0])
 
 
 def expand(record: Record, call: Call) -> None:
-    """One entry stands for many along the new axes, which follow any channels."""
+    """One entry is repeated along the new axes, which follow any channels."""
     move(record, call)
     source, output = call.args[0], call.outputs[0]
     lead = output.ndim - source.ndim
@@ -174,7 +174,7 @@ def pointwise(record: Record, call: Call) -> None:
 
 
 def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, writes: bool = False) -> None:
-    """Operands are united entry by entry; a tensor that does not follow the widths pins what it meets."""
+    """Operands are united entry by entry; a tensor that does not follow the widths pins the others."""
     for output in outputs:
         shape = output.shape
         try:
@@ -203,7 +203,7 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
 
 
 def reduce(record: Record, call: Call) -> None:
-    """Entries along the reduced axes end in one; those of an axis that is left are united across them."""
+    """Entries along the reduced axes become one; those of an axis that is left are united across them."""
     x, dims = call.tensors[0], call.named.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or range(x.ndim))
     dims = sorted({dim % max(x.ndim, 1) for dim in dims}, reverse=True)
@@ -214,7 +214,7 @@ def reduce(record: Record, call: Call) -> None:
             varying = set(axes_of(plane))
             if varying <= set(dims):
                 continue
-            for dim in sorted(varying & set(dims)):  # entries that end in one are kept or dropped as one
+            for dim in sorted(varying & set(dims)):  # entries that become one are kept or dropped together
                 record.unite(plane, plane.narrow(dim, 0, 1).expand_as(plane))
                 plane = plane.narrow(dim, 0, 1).expand_as(plane)
             for dim in dims:

@@ -1,4 +1,4 @@
-"""Whether a network can be delivered at all, found before anything is trained.
+"""Whether a network can be exported and run at all, checked before anything is trained.
 
 In: a network's ONNX graph, or how it is made. Out: why the narrowest network cannot be exported, or why ONNX
 Runtime does not run it, with the operator and the module that calls it.
@@ -30,7 +30,7 @@ _NODE = re.compile(r'In Node, \("(?P<node>[^"]*)"')
 def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example: Any) -> str | None:
     """Why the narrowest network cannot be exported to ONNX or run in ONNX Runtime; None where both work.
 
-    `build` makes the graph, `example` is what it is exported on (see `to_onnx`). One export, one inference.
+    `build` makes the graph, `example` is what it is exported with (see `to_onnx`). One export, one inference.
     """
     inputs, reason = example_inputs(example), None
     try:
@@ -40,10 +40,10 @@ def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example
         if (found := _NO_FORM.search(reason)) is not None:
             operator = found.group(1)
             return (
-                f"PyTorch's exporter knows no ONNX form of '{operator}'{_place(model, inputs, operator)}; "
+                f"PyTorch's exporter has no ONNX form of '{operator}'{_place(model, inputs, operator)}; "
                 "replace it by operators that have one"
             )
-        try:  # the runtime may name what the graph cannot be made of
+        try:  # the runtime may name the operator that makes the graph unreadable
             content = to_onnx(model, example).SerializeToString()
         except BcnetError:
             return reason
@@ -70,7 +70,7 @@ def _not_run(content: bytes, model: nn.Module, inputs: Any) -> str | None:
 
 
 def _place(model: nn.Module, inputs: Any, node: str) -> str:
-    """The module that calls an operator, for the name that the exporter gives it: relu, relu_1, ..."""
+    """The module that calls an operator, found by the exporter's name for the node: relu, relu_1, ..."""
     operator, _, number = re.fullmatch(r"(.*?)(_(\d+))?", node).groups()  # type: ignore[union-attr]
     watcher = Watcher(values=False)
     args, kwargs = arguments(inputs)

@@ -276,11 +276,11 @@ def fit(
 
 
 def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[str] | None = None) -> None:
-    """Raises TrainingError where a tensor is not finite any more (see `not_finite`)."""
+    """Raises TrainingError where a tensor is no longer finite (see `not_finite`)."""
     broken = not_finite(tensors, trained)
     if broken is not None:
         raise TrainingError(
-            f"training diverged {when}: '{broken}' holds values that are no finite numbers; lower the "
+            f"training diverged {when}: '{broken}' holds values that are not finite; lower the "
             "learning rate, or raise train.warmup_epochs"
         )
 
@@ -309,13 +309,13 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
 
 
 def _finished(loss: Tensor, number: int) -> float:
-    """The loss, which a GPU is waited for. Raises TrainingError where it was not to be had."""
+    """The loss as a number, after waiting for the GPU. Raises TrainingError where the step failed."""
     with explaining(TrainingError, f"training step {number} failed"):
         return float(loss)
 
 
 def _finite(loss: Tensor, number: int) -> float:
-    """The loss as a finite number. Raises TrainingError where it is none."""
+    """The loss as a finite number. Raises TrainingError where it is not finite."""
     value = _finished(loss, number)
     if not math.isfinite(value):
         raise TrainingError(
@@ -334,7 +334,7 @@ def fit_network(
     resume: Snapshot | None = None,
     on_epoch: Callable[[Snapshot, float], None] | None = None,
 ) -> list[float]:
-    """Train a plain network in place with `fit`; it is in eval mode, on the CPU, afterwards.
+    """Train a plain network in place with `fit`; afterwards it is in eval mode, on the CPU.
 
     Snapshots hold its buffers, too, each as "buffer:NAME".
     """
@@ -377,7 +377,7 @@ def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
 
 
 def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
-    """How long a step takes with its batch, the fastest of three. Raises TrainingError where one fails."""
+    """Time of one step in seconds, the fastest of three. Raises TrainingError where one fails."""
     seconds, start = [], time.perf_counter()
     for number, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
         _finished(explained(step, inputs, targets, number), number)

@@ -1,4 +1,4 @@
-"""Freshly initialised networks. In: a function that builds a network for a seed. Out: one that is untrained.
+"""Freshly initialised networks. In: a function that builds a network for a seed. Out: an untrained network.
 
 A function of the user's own may return a network with trained weights inside, as `torchvision` does with
 `weights=...`. They are recognised because they do not depend on the seed; the modules that hold them are
@@ -22,7 +22,7 @@ class Fresh:
     """A freshly initialised network, and what could not be initialised.
 
     `trained` is whether its function returned trained weights; `kept` names the parameters that still have
-    them, since no module offers a way to initialise them, and `kept_share` is their part of all parameters.
+    them, since no module offers a way to initialise them, and `kept_share` is their share of all parameters.
     """
 
     model: nn.Module
@@ -32,7 +32,7 @@ class Fresh:
 
     @property
     def note(self) -> str:
-        """What is still trained in it, in words; empty where nothing is."""
+        """Which parameters still have trained values, in words; empty where none do."""
         if not self.kept:
             return ""
         more = f" and {len(self.kept) - 1} more" if len(self.kept) > 1 else ""
@@ -43,16 +43,16 @@ class Fresh:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether training it is training from scratch: next to nothing of it is trained."""
+        """Whether training it is training from scratch: almost none of its weights are trained."""
         return self.kept_share <= LITTLE
 
 
 def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
-    """The network of `build(seed)`; where that returns trained weights, initialised again under the seed."""
+    """The network of `build(seed)`; if it has trained weights, it is initialised again with the seed."""
     model = build(seed)
     fixed = _independent_of_seed(model, build(seed + 1))
     weights = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    # A few deterministic weights are a way to initialise: identities, bilinear kernels, fixed filters.
+    # Few deterministic weights are normal initialisation: identities, bilinear kernels, fixed filters.
     if not weights or 2 * len(weights & fixed.keys()) < len(weights):
         return Fresh(model)
     before = {name: tensor.detach().clone() for name, tensor in fixed.items()}
@@ -73,7 +73,7 @@ def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
 
 
 def _independent_of_seed(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and batch-norm statistics, that are the same in both networks and not one constant."""
+    """Parameters, and batch-norm statistics, that are equal in both networks and not constant."""
     theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     statistics = {
         f"{name}.{buffer}" if name else buffer

@@ -72,8 +72,8 @@ def channel_order(space: WidthSpace, importance: Sequence[Tensor]) -> tuple[Tens
     """For each group the channels in their new order.
 
     Unilateral: strongest first. Methods with a right side: the strongest at both ends, by turns, the weakest
-    in the middle; strongest first would begin their right paths with the weakest. Groups along which a layer
-    works by the places of channels keep their order.
+    in the middle; strongest first would begin their right paths with the weakest. Groups whose channels a
+    layer uses by their positions keep their order.
     """
     orders = []
     for group, values in zip(space.groups, importance, strict=True):

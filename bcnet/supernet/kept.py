@@ -1,8 +1,8 @@
-"""Sizes that modules keep in attributes of their own: `self.width`, `self.splits`, a number of heads.
+"""Sizes that modules keep in their own attributes: `self.width`, `self.splits`, a number of heads.
 
-In: what operators got as sizes while a network ran, and of which channels these were. Out: the attributes
-that hold the same numbers, and the atoms that each of them follows. Numbers may be equal by chance: a trial
-decides.
+In: the sizes that operators got while a network ran, and the channels that these count. Out: the attributes
+that hold the same numbers, and the atoms that each of them follows. Numbers may be equal by chance, so a
+trial decides.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ Place = tuple[str, str, int | None]  # module, attribute, and the place in it wh
 def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Place, np.ndarray]:
     """The atoms whose number each attribute holds.
 
-    Of several attributes with one value the first follows the channels that were met first, and so on.
+    Of several attributes with one value the first follows the channels that occurred first, and so on.
     """
     found: dict[Place, np.ndarray] = {}
     single: dict[tuple[str, int], dict[bytes, np.ndarray]] = {}

@@ -1,7 +1,7 @@
 """Rules of layers: convolutions, matrix products and normalisations.
 
 In: an operator's call, and the `Record` of a network that runs. Out: which channels of inputs, weights and
-outputs are one, and the layers that make them.
+outputs are kept or dropped together, and the layers that make them.
 """
 
 import math
@@ -60,10 +60,10 @@ def convolution(record: Record, call: Call) -> None:
 
 
 def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Channels that a convolution finds on its other axes: planes of its output, and the positions' atoms.
+    """Channels that a convolution has on its other axes: planes of its output, and the positions' atoms.
 
-    Those on the one axis of a signal that keeps its length are mixed with their neighbours; those on the
-    batch's axis are images; others would change the length of an image's side.
+    On the only axis of a signal, if it keeps its length, they are mixed with their neighbours; on the batch's
+    axis they are images; elsewhere they would change the length of an image's side.
     """
     planes, each = [], ()
     for plane in record.of(x):
@@ -83,7 +83,7 @@ def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Ten
 
 
 def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
-    """The module's number of groups follows its weight, whatever the module calls it."""
+    """The module's number of groups follows its weight, whatever the attribute is called."""
     each = weight.shape[0] // groups
     if record.sized("groups", weight, each) or not record.inside:
         return
@@ -138,7 +138,7 @@ def matmul(record: Record, call: Call) -> None:
 
 
 def batch_norm(record: Record, call: Call) -> None:
-    """Every channel by itself."""
+    """Each channel is normalised by itself."""
     _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))
 
 
@@ -152,7 +152,7 @@ def _per_channel(record: Record, named: dict[str, Any], output: Tensor, keys: tu
 
 
 def layer_norm(record: Record, call: Call) -> None:
-    """Over the last axes, of the sizes that the module keeps."""
+    """Normalises over the last axes, whose sizes the module keeps."""
     named = call.named
     x, weight = named["input"], named["weight"]
     dims = range(x.ndim - len(named["normalized_shape"]), x.ndim)
@@ -168,10 +168,10 @@ def layer_norm(record: Record, call: Call) -> None:
 
 
 def group_norm(record: Record, call: Call) -> None:
-    """Whole groups are kept where the module's number of groups follows its weight, else parts of them.
+    """Whole groups are kept where the module's number of groups follows its weight, otherwise parts of each.
 
     A number of groups that is written in the code stays, and a narrow network normalises over fewer channels
-    of each group.
+    per group.
     """
     named, output = call.named, call.outputs[0]
     channels, groups = int(named["C"]), int(named["group"])

@@ -45,8 +45,8 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
 
     Runs are sorted by what all layers together took, the fastest first.
     Names of fused nodes begin with the name of one of their parts. What has no layer (a change of memory
-    layout or of precision) is charged to the layer that runs next, which asked for it. Raises DeviceError
-    where no name is that of a node of these layers.
+    layout or of precision) is charged to the layer that runs next, which needs it. Raises DeviceError where
+    no name is that of a node of these layers.
     """
     owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
     runs = len(profile[0][1])
@@ -62,7 +62,7 @@ def charge(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]]) ->
             last = index
     if last < 0:
         raise DeviceError(
-            f"the runtime's profile names none of this network's nodes, but {len(profile)} others such as "
+            f"the runtime's profile names none of this network's nodes, but {len(profile)} others, such as "
             f"{shown(profile[0][0])}, so no table can be measured from it"
         )
     total[last] += pending

@@ -1,6 +1,6 @@
-"""Which classes of channels lie beside each other wherever they occur.
+"""Which classes of channels are adjacent wherever they occur.
 
-In: axes as rows of classes and their run lengths. Out: the only neighbours of every class, on both sides.
+In: axes as rows of classes and their run lengths. Out: the unique neighbours of every class, on both sides.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 def only_neighbours(
     rows: list[tuple[np.ndarray, np.ndarray, str]], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each class the one that follows, and the one that precedes it, wherever it occurs; else -1."""
+    """For each class, the one that always follows it and the one that always precedes it; else -1."""
     neighbours = []
     for forward in (True, False):
         low, high = np.full(count, count), np.full(count, -2)

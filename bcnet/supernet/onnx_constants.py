@@ -1,9 +1,9 @@
 """Which constants of an exported graph follow the widths, found by comparing exports of narrow networks.
 
 In: the full network's graph, and a function that exports the network at other widths. Out: for each constant
-the axes that are slices of groups, or the entries that are sizes; FixedGraph where other things differ, too.
+the axes that are slices of groups, or the entries that are sizes; FixedGraph where anything else differs.
 
-Nodes are matched by their position and wiring: names hold the exporter's running numbers. Nodes that are
+Nodes are matched by their position and wiring, since the exporter numbers names consecutively. Nodes that are
 computed from constants alone are constants: the exporter folds them in small networks and not in large ones.
 """
 
@@ -22,9 +22,9 @@ from bcnet.supernet.onnx_slices import Sizes, Slices, resized, sliced
 from bcnet.supernet.paths import path_of
 from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
-PROBES = 5  # exports of narrow networks at most
-DRAWS = 64  # widths of which each next one is the best
-COMBINATIONS = 512  # of what several axes of one constant may follow
+PROBES = 5  # the most exports of narrow networks
+DRAWS = 64  # random widths from which the best is taken for each further export
+COMBINATIONS = 512  # the most combinations of what several axes of one constant may follow
 UNCLEAR = "which groups some of its constants follow is unclear"
 CLOSE = 1e-5  # of the largest value: kernels of other shapes round differently
 
@@ -63,7 +63,7 @@ class Guess:
 class Graph:
     """An exported graph: its constants, and its nodes.
 
-    Nodes that compute from constants alone are constants, unless the graph is taken `whole`.
+    Nodes that compute from constants alone count as constants, unless the graph is taken `whole`.
     """
 
     proto: ModelProto
@@ -86,7 +86,7 @@ class Graph:
 
     @cached_property
     def nodes(self) -> list[NodeProto]:
-        """The others, in order of execution."""
+        """The other nodes, in order of execution."""
         return [node for node in self.proto.graph.node if node.output[0] not in self.fixed]
 
     def values(self, arrays: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -143,7 +143,7 @@ class Matched:
         for number, (first, second) in enumerate(itertools.zip_longest(full.nodes, narrow.nodes)):
             if first is None or second is None or first.op_type != second.op_type:
                 kinds = [node.op_type if node is not None else "nothing" for node in (first, second)]
-                raise FixedGraph(f"narrow networks have {kinds[1]} in the place of {kinds[0]}")
+                raise FixedGraph(f"narrow networks have {kinds[1]} in place of {kinds[0]}")
             where = f"'{first.name}' ({first.op_type})"
             if len(first.input) != len(second.input) or len(first.output) != len(second.output):
                 raise FixedGraph(f"narrow networks have other inputs at {where}")
@@ -175,7 +175,7 @@ def _compare_attributes(first: NodeProto, second: NodeProto, follow: set[str], w
 
 @dataclass
 class Constants:
-    """What a graph's constants follow: to begin with those that are known, then all of them (`find`)."""
+    """What a graph's constants follow: at first those that are known, after `find` all of them."""
 
     space: WidthSpace
     full: Graph
@@ -184,7 +184,7 @@ class Constants:
     sizes: dict[str, Sizes] = field(default_factory=dict)
 
     def find(self, exported: Callable[[Widths], ModelProto]) -> None:
-        """Complete `slices` and `sizes`, and give constants of several uses a copy each where these differ.
+        """Complete `slices` and `sizes`; constants whose uses follow different things get a copy for each.
 
         Raises FixedGraph where slicing cannot give what the exporter gives.
         """
@@ -223,7 +223,7 @@ class Constants:
         raise FixedGraph(UNCLEAR)
 
     def _wrong(self, narrow: Graph) -> set[str]:
-        """What the graph computes from its constants alone, but not as the narrowest network has it."""
+        """What the graph computes from its constants alone, but differently from the narrowest network."""
         constants = Matched.of(self.full, narrow, self.grouped).constants
         pairs = [(a, b) for a, b in constants.values() if a in self.full.fixed]
         path = path_of(self.space, self.space.smallest())
@@ -255,7 +255,7 @@ class Constants:
     def _narrow_down(
         self, guesses: dict[Use, list[Guess]], full: Graph, narrow: Graph, widths: Widths
     ) -> None:
-        """Keep the guesses that give this narrow graph's constants; the first time, make them."""
+        """Keep the guesses that give this narrow graph's constants; the first time, make the guesses."""
         matched = Matched.of(full, narrow, self.grouped)
         there = narrow.values(narrow.arrays, (name for _, name in matched.constants.values()))
         for use, (first, second) in matched.constants.items():
@@ -278,13 +278,13 @@ class Constants:
     def _fits(self, guess: Guess, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool) -> bool:
         found = guess.at(array, self.space, widths)
         if shape and found.shape == wanted.shape:
-            found = np.where(found == -1, wanted, found)  # left to the reader of the file
+            found = np.where(found == -1, wanted, found)  # left for the reader of the file to infer
         return _same(found, wanted)
 
     def _guesses(
         self, name: str, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
     ) -> Iterable[Guess]:
-        """All that this use of a constant may follow; what is known or simple alone, if it fits."""
+        """All that this use of a constant may follow; only what is known, or simple, if that fits."""
         for simple in (
             Guess(tuple(self.slices.get(name, {}).items()), tuple(self.sizes.get(name, {}).items())),
             Guess(),
@@ -307,7 +307,7 @@ class Constants:
     ) -> Iterator[Guess]:
         differs = np.flatnonzero(array != wanted).tolist()
         if shape and len(differs) == 1 and -1 not in array:
-            # One entry may be left to the reader of the file: what it follows need not be known.
+            # One entry may be left for the reader of the file to infer: what it follows need not be known.
             yield Guess(sizes=((differs[0], ((None, -1),)),))
             return
         entries = [
@@ -357,7 +357,7 @@ class Constants:
         return best
 
     def _settle(self, guesses: dict[Use, list[Guess]], full: Graph) -> None:
-        """Write down what each constant follows; uses that follow another thing get a copy."""
+        """Record what each constant follows; uses that follow something else get a copy."""
         graph = self.full.proto.graph
         names: dict[str, dict[Guess, str]] = {}
         for (number, place), kinds in guesses.items():

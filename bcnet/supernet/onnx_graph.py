@@ -34,7 +34,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 OPSET = NEWEST
 # Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
-KEPT_BYTES = 500_000_000  # of files that were exported for single widths
+KEPT_BYTES = 500_000_000  # the most memory for files that were exported for single widths
 CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
 
 
@@ -205,7 +205,7 @@ class OnnxSupernet:
         return quantized(proto, feeds, self.unsigned)
 
     def _exported_file(self, widths: Widths) -> bytes:
-        """The file where it cannot be sliced; the last are kept, as a table visits each several times."""
+        """The file where it cannot be sliced; the latest are cached, as a table visits each several times."""
         content = self._exports.get(widths)
         if content is None:
             content = bytes(self._at_precision(self._exported(widths)).SerializeToString())
@@ -233,7 +233,7 @@ class OnnxSupernet:
         return False
 
     def _find_constants(self) -> str | None:
-        """Compare with exports at other widths; why slicing constants does not give the exporter's graphs."""
+        """Compare with exports at other widths; returns why slicing does not give the exporter's graphs."""
         constants = Constants(self.space, Graph(self.proto, self.arrays), self.dimensions, self.grouped)
 
         def exported(widths: Widths) -> ModelProto:
@@ -259,7 +259,7 @@ class OnnxSupernet:
         return None
 
     def _attach(self) -> dict[str, Slices]:
-        """Which axes of which initialiser follow which groups, as far as names and wiring say."""
+        """Which axes of which initialiser follow which groups, as far as names and wiring show."""
         dimensions = {}
         for name, axes in self.space.dimensions.items():
             if name in self.arrays:
@@ -305,7 +305,7 @@ def _independent_of_channels(proto: ModelProto) -> dict[str, np.ndarray]:
 
 
 def _resize_spatially(proto: ModelProto, arrays: dict[str, np.ndarray], node: NodeProto) -> None:
-    """Let a Resize name the axes that it changes: all others, channels too, follow the widths."""
+    """Let a Resize name the axes that it changes: all others, channels included, follow the widths."""
     sizes = arrays[node.input[3]]
     if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
         return

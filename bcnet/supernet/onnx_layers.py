@@ -33,7 +33,7 @@ def group_sizes(space: WidthSpace) -> dict[str, int]:
     """The weights of convolutions that are narrowed by whole groups, with the output channels of one."""
     weights = {layer.weight for layer in space.layers}
     sizes = {sized.tensor: sized.each for sized in space.sized if sized.attribute == "groups"}
-    for sized in space.sized:  # a module may have another name for its number of groups
+    for sized in space.sized:  # a module may use another name for its number of groups
         whole = sized.tensor in weights and 1 not in space.dimensions[sized.tensor]
         if (
             whole
@@ -142,7 +142,7 @@ class Layers:
         return self._part(whole, start, stop)
 
     def _part(self, whole: Dimension, start: int, stop: int) -> Dimension:
-        """The segments between two entries of the full network; a fixed size where they are cut through."""
+        """The segments between two entries of the full network; a fixed size where one is cut through."""
         at, taken = 0, []
         for segment in whole:
             low, at = at, at + self._size((segment,))

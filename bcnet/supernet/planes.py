@@ -1,4 +1,4 @@
-"""Planes of a tensor: which atom lies behind each of its entries, expanded along the axes that do not matter.
+"""Planes of a tensor: the atom behind each of its entries, expanded along the axes that do not matter.
 
 In and out: integer tensors of a tensor's shape. -1 is an entry that stays; ANY and below are entries of a
 tensor whose size the forward computes, as of an expanded view: they follow what they are combined with.
@@ -34,7 +34,7 @@ def along(atoms: Tensor, axis: int, shape: torch.Size) -> Tensor:
 
 
 def fits_any(plane: Tensor) -> bool:
-    """Whether nothing in it is an atom, or stays."""
+    """Whether none of its entries is an atom or stays."""
     return bool((compact(plane) <= ANY).all())
 
 

@@ -129,7 +129,7 @@ class Project:
     def fresh_model(self) -> nn.Module:
         """The network of this space with freshly initialised weights, as wide as the supernet's.
 
-        What still holds trained values is `fresh.kept`.
+        The weights that still hold trained values are in `fresh.kept`.
         """
         return _widened(self.config, copy.deepcopy(self.fresh.model), self.narrow)
 
@@ -141,7 +141,7 @@ class Project:
 
     @property
     def trained(self) -> bool:
-        """Whether the network is given with trained weights: `model.weights`, or its function's own."""
+        """Whether the network is given with trained weights: from `model.weights`, or from its function."""
         return self.config.model.weights is not None or self.fresh.trained
 
     def inputs(self) -> dict[str, str]:
@@ -360,7 +360,7 @@ def _widened(config: Config, model: nn.Module, narrow: WidthSpace | None) -> nn.
 
 
 def given_model(config: Config, data: ImageData) -> nn.Module:
-    """The configured network as it is given: with `model.weights` where there are some, else initial ones.
+    """The configured network as it is given: with `model.weights`, if set, otherwise with initial weights.
 
     The same for the same seed.
     """
@@ -379,7 +379,7 @@ def given_model(config: Config, data: ImageData) -> nn.Module:
 
 
 def fresh_model(config: Config, data: ImageData, seed: int | None = None) -> nn.Module:
-    """What the network's function returns for a seed (default: the configured), without `model.weights`."""
+    """The network that the function returns for a seed (default: the configured), without `model.weights`."""
     own = config.model.model_copy(update={"weights": None})
     seed = config.seed if seed is None else seed
     return given_model(config.model_copy(update={"model": own, "seed": seed}), data)

@@ -1,4 +1,4 @@
-"""What is recorded while a network runs: the atoms behind every tensor's entries, and which are one.
+"""What is recorded while a network runs: the atoms behind every tensor's entries, and which are united.
 
 In: a network's tensors, and what the operators' rules (`trace_rules.py`) say of their inputs and outputs.
 Out: a `Trace`, which knows classes of atoms, those that stay, and the layers that ran.
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from bcnet.supernet.planes import ANY, STAYS, along, axes_of, compact, first_along, fits_any, merged
 
-Atoms = tuple[int, int]  # the first atom of an axis and how many there are
+Atoms = tuple[int, int]  # the first atom of an axis and the number of atoms
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """One use of a weight by a convolution or matrix product, at `positions` an image.
+    """One use of a weight by a convolution or matrix product, at `positions` per image.
 
     Where channels lie on an axis of the positions, these are `positions` for each entry of `each`, the atoms
     of that axis.
@@ -40,7 +40,7 @@ class LayerUse:
 
 @dataclass
 class Trace:
-    """What was seen of a network, over one or more runs of it."""
+    """What was recorded of a network, over one or more runs of it."""
 
     tensors: dict[str, Tensor]
     axes: dict[str, dict[int, Atoms]] = field(default_factory=dict)
@@ -76,11 +76,11 @@ class Trace:
         return classes
 
     def pinned(self, classes: np.ndarray) -> dict[int, str]:
-        """The classes that must stay as they are, each with the first reason that was met."""
+        """The classes that must stay as they are, each with the first reason found."""
         return self._reasons(self.pins, classes)
 
     def doubtful(self, classes: np.ndarray) -> dict[int, str]:
-        """The classes that meet a tensor which the forward makes of some size: why they stay if they must."""
+        """The classes that meet a tensor whose size the forward sets, with the reason if they must stay."""
         return self._reasons(self.by_size, classes)
 
     @staticmethod
@@ -94,7 +94,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Call:
-    """An operator's call: its arguments in order and by name, all tensors among them, and what it gave."""
+    """An operator's call: its arguments in order and by name, all tensors among them, and its result."""
 
     name: str
     func: Any
@@ -111,10 +111,10 @@ class Call:
 
 
 class Record:
-    """Fills a Trace: what every tensor at hand carries, and what operators say of it."""
+    """Fills a Trace: the planes of every tensor at hand, and what operators do with them."""
 
     def __init__(self, trace: Trace, images: int) -> None:
-        """`images` is the batch size of the inputs: positions are counted an image."""
+        """`images` is the batch size of the inputs: positions are counted per image."""
         self.trace = trace
         self.images = images
         self.planes: dict[int, tuple[Tensor, ...]] = {}
@@ -122,7 +122,7 @@ class Record:
         self.expanded: dict[int, str] = {}  # a weight that stands for many alike
         self.noise: set[int] = set()  # random numbers fit any width
         self.lost: dict[int, str] = {}  # tensors whose channels could not be followed, and why
-        self.because: str | None = None  # that of the operator at hand
+        self.because: str | None = None  # the reason of the current operator
         self.slices: dict[tuple[int, int], list[Tensor]] = {}
         self.alive: list[Tensor] = []  # an id is unique only as long as its tensor lives
         self.inside: list[tuple[str, nn.Module]] = []

@@ -33,21 +33,21 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
 
 
-def load_tensors(path: Path, mend: str, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, those of `model`; `mend` is the command that makes it again.
+def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, those of `model`; `command` makes it again.
 
     Raises ArtifactError where it cannot be read, or holds values that are not finite.
     """
     from safetensors.torch import load_file
 
     try:
-        opened(path).close()  # a file, and no pipe
+        opened(path).close()  # a file, and not a pipe
         tensors = dict(load_file(path))
     except Exception as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}); run `{mend}` again") from None
+        raise ArtifactError(f"{path} cannot be read ({cause}); run `{command}` again") from None
     broken = not_finite(tensors, {name for name, _ in model.named_parameters()})
     if broken is not None:
-        raise ArtifactError(f"{path}: '{broken}' holds values that are no finite numbers; run `{mend}` again")
+        raise ArtifactError(f"{path}: '{broken}' holds values that are not finite; run `{command}` again")
     return tensors
 
 

@@ -91,7 +91,7 @@ class Sized:
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer: its weight's name and its output positions an image.
+    """A convolution or linear layer: its weight's name and its number of output positions per image.
 
     Where it runs along an axis of channels, these are `positions` for each entry of the dimension `each`.
     """
@@ -160,7 +160,7 @@ class WidthSpace:
         return tuple(found)
 
     def widths_of(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
-        """The groups' widths in a network with tensors of these shapes; 0 where none of them tells."""
+        """The groups' widths in a network with tensors of these shapes; 0 where none of them shows it."""
         found = [0] * len(self.groups)
         for group, name, axis in self._witnesses:
             dimension = self.dimensions[name][axis]
@@ -191,9 +191,9 @@ class WidthSpace:
         return Widths(group.choices[0] for group in self.groups)
 
     def random(self, rng: int | random.Random | np.random.Generator) -> Widths:
-        """Every group at one of its choices, drawn evenly and independently.
+        """Every group at one of its choices, drawn uniformly and independently.
 
-        `rng` is a seed, or a generator of Python's or NumPy's, which the draw moves on.
+        `rng` is a seed, or a generator of Python's or NumPy's, whose state advances.
         """
         if isinstance(rng, random.Random):
             return Widths(rng.choice(group.choices) for group in self.groups)
@@ -276,7 +276,7 @@ class WidthSpace:
 
 
 def length(dimension: Dimension, widths: Sequence[int]) -> int:
-    """The entries of a dimension in the network of these widths."""
+    """The number of a dimension's entries in the network of these widths."""
     return sum(
         segment.size if segment.group is None else segment.size * widths[segment.group]
         for segment in dimension
@@ -284,7 +284,7 @@ def length(dimension: Dimension, widths: Sequence[int]) -> int:
 
 
 def witnesses(dimensions: dict[str, dict[int, Dimension]]) -> tuple[tuple[int, str, int], ...]:
-    """(group, tensor, axis): the axis tells the group's width, once those of the groups before are known."""
+    """(group, tensor, axis): the axis gives the group's width, once those of the groups before are known."""
     found: dict[int, tuple[int, str, int]] = {}
     left = [
         (name, axis, {segment.group for segment in dimension if segment.group is not None})

@@ -3,7 +3,7 @@
 In: a network that is run as it is, operator by operator, on real inputs. Out: a filled `Trace`: for every
 axis of every parameter and buffer, which of its entries are kept or dropped together (`Trace.classes`), what
 must stay as it is and why (`Trace.pinned`), and the layers that make and use channels. `record.py` keeps
-what is seen, `trace_rules.py` knows the operators.
+the records, `trace_rules.py` knows the operators.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ __all__ = ["LayerUse", "Trace", "Tracer", "running_modules"]
 
 OUTPUT = "it is the network's output"
 READ_OUTPUT = (
-    "the network returns it beside what other layers make of it; to narrow it, wrap the network in a module "
+    "the network returns it besides what other layers make of it; to narrow it, wrap the network in a module "
     "that does not return it"
 )
 
@@ -35,7 +35,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.record = Record(trace, images)
-        self.read: set[int] = set()  # what layers take
+        self.read: set[int] = set()  # the tensors that layers take as inputs
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _by_numbers(name: str, args: Any) -> bool:
-    """Whether this takes entries by their numbers: as many as there are numbers, unlike those of a mask."""
+    """Whether this selects entries by index: as many as there are indices, unlike a mask."""
     if name != "index":
         return False
     indices = (leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor))

@@ -1,4 +1,4 @@
-"""Operators' rules by name: what each says of the channels that go in and come out.
+"""Operators' rules by name: what each does with the channels of its inputs and outputs.
 
 In: an operator's call, and the `Record` of a network that runs. `follow` applies the rule of the call's
 operator; one without a rule pins the channels that it meets, with its name as the reason.
@@ -103,7 +103,7 @@ RULES: dict[str, Rule] = {
 
 
 def follow(record: Record, call: Call) -> None:
-    """What the operator says of channels; one that is not known keeps those that it meets as they are."""
+    """Apply the operator's rule; an unknown operator keeps the channels that it meets as they are."""
     rule = RULES.get(call.name)
     if call.name == "as_strided" and call.tensors[0].shape == call.outputs[0].shape:
         entries.relayout(record, call)

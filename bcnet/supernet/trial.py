@@ -21,7 +21,7 @@ from bcnet.supernet.widen import supernet_state
 def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None:
     """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
 
-    `quick` runs the narrowest path on the network's own tensors alone: nothing is copied for it.
+    `quick` runs only the narrowest path, on the network's own tensors: nothing is copied for it.
     """
     if not space.groups:
         return None
@@ -33,7 +33,7 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                 with running_modules(probe) as inside:
                     output = forward_path(probe, space, space.smallest(), inputs)
                 return _other_shape(seen, output)
-            # Neighbours as different as they can be: what the forward takes for equal shows.
+            # Neighbours as different as possible, to reveal widths that the forward assumes to be equal.
             low, high = space.smallest(), space.largest()
             drawn = [
                 low,
@@ -55,7 +55,7 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                     _same(one, other)
                     for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
                 ):
-                    return "a narrow path of it does not give what the same network gives when it is cut out"
+                    return "a narrow path of it does not give the same result as the network that is cut out"
                 if seen.trains is None:
                     args_twice, kwargs_twice = arguments(twice(inputs))
                     small.train()(*args_twice, **kwargs_twice)

@@ -1,4 +1,4 @@
-"""Networks that cannot be narrowed as they are given: each is named for what it is, with the remedy.
+"""Networks that cannot be narrowed as they are given: each is refused with what it is, and the remedy.
 
 In: a network. Out: a copy of it to look at, or SpaceError.
 """
@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from bcnet.errors import SpaceError, explaining
 
-# Old hooks that compute a weight before every forward, and what removes them.
+# Old hooks that compute a weight before every forward, and the functions that remove them.
 _HOOKS = {
     "torch.nn.utils.weight_norm": ("weight_norm", "torch.nn.utils.remove_weight_norm(module)"),
     "torch.nn.utils.spectral_norm": ("spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
@@ -21,17 +21,17 @@ _QUANTISED = ("torch.ao.", "torch.nn.qat", "torch.nn.quantized", "torch.nn.intri
 
 
 def probe_of(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that can be run and cut. Raises SpaceError where the network is no plain one."""
+    """A copy in eval mode that can be run and cut. Raises SpaceError where the network is not a plain one."""
     _check(model)
     with explaining(
         SpaceError,
         f"{type(model).__name__} cannot be copied with copy.deepcopy",
-        "give it as it is before its first use, without handles, locks or tensors of a computation in it",
+        "give it as it is before its first use, without handles, locks or results of a computation in it",
     ):
         probe = copy.deepcopy(model).eval()
     for parameter in probe.parameters():
         if parameter.is_floating_point():
-            parameter.requires_grad_(True)  # some layers take another way without
+            parameter.requires_grad_(True)  # some layers run other code without it
     return probe
 
 

@@ -1,4 +1,4 @@
-"""Channels that are not alike: what takes them by their places or by their number never narrows silently."""
+"""Channels that are not alike: code that depends on their positions or number never narrows silently."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Operator(nn.Module):
-    """What is tested, as a module with a name."""
+    """The operator under test, as a module with a name."""
 
     def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def reasons(space: WidthSpace) -> dict[str, str]:
 
 
 def output_moves(model: nn.Module, space: WidthSpace) -> float:
-    """How far the whole network's output goes when channels are put in the order of their importance."""
+    """How much the whole network's output changes when channels are sorted by importance."""
     own = tensors_of(model)
     order = channel_order(space, importances(model, space, own, "l1"))
     with torch.no_grad():
@@ -107,7 +107,10 @@ def test_a_part_of_the_channels_at_fixed_places_freezes_with_the_operator_and_it
     model = Around(operator)
     space = space_of(model)
     assert [(group.name, group.mixed, group.ordered) for group in space.groups] == [("after", False, False)]
-    assert "not alike: 'slice' in 'operator' takes some of them by their places" in reasons(space)["before"]
+    assert (
+        "not alike: 'slice' in 'operator' depends on the positions of some of them"
+        in reasons(space)["before"]
+    )
     assert_agree(model, space, IMAGES, space.smallest())
     assert output_moves(model, space) < 1e-5
 
@@ -117,8 +120,8 @@ def test_a_branch_on_the_width_freezes_with_both_operators(norm: nn.Module) -> N
     space = space_of(Around(by_width, norm))
     assert [group.name for group in space.groups] == ["after"]
     assert reasons(space)["before"] == (
-        "the network takes another way when it is narrow: 'operator' runs 'tanh' in place of 'relu', by the "
-        "number of channels"
+        "the network behaves differently when it is narrow: 'operator' runs 'tanh' instead of 'relu', "
+        "depending on the number of channels"
     )
 
 

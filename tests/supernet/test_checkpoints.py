@@ -1,4 +1,4 @@
-"""A plain network's training that was killed ends as one that was not; what was damaged is not continued."""
+"""A killed training of a plain network ends like an undisturbed one; a damaged checkpoint is not used."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -89,8 +89,12 @@ def cut_short(path: Path) -> None:
     [
         (edited, MADE_FROM, "it is not what was written: cut short or edited"),
         (retold, MADE_FROM, "it is not what was written: cut short or edited"),
-        (cut_short, MADE_FROM, "it is cut short, edited, or of an earlier version"),
-        (lambda path: path.write_bytes(b""), MADE_FROM, "it is cut short, edited, or of an earlier version"),
+        (cut_short, MADE_FROM, "it is cut short, edited, or from an earlier version"),
+        (
+            lambda path: path.write_bytes(b""),
+            MADE_FROM,
+            "it is cut short, edited, or from an earlier version",
+        ),
         (lambda path: None, {"supernet": "2"}, "is of other settings"),
     ],
 )

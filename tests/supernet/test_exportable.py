@@ -1,4 +1,4 @@
-"""Whether a network can be delivered is found before it is trained, with the operator and its module."""
+"""Networks that cannot be exported are refused before training, with the operator and its module."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def images() -> ImageData:
         (nn.ReLU(), None),
         (
             Pooled(),
-            "PyTorch's exporter knows no ONNX form of 'adaptive_max_pool2d' (in '2'); replace it by "
+            "PyTorch's exporter has no ONNX form of 'adaptive_max_pool2d' (in '2'); replace it by "
             "operators that have one",
         ),
         (
@@ -80,7 +80,7 @@ def test_a_step_that_has_no_bfloat16_is_explained_when_it_is_timed() -> None:
 
 
 class Picky(nn.Module):
-    """Raises what no library raises."""
+    """Raises an exception that no library raises."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:

@@ -1,4 +1,4 @@
-"""Fresh networks hold no trained weights, wherever those came from."""
+"""Fresh networks hold no trained weights, wherever the trained weights came from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ class Tokens(nn.Module):
 
 
 def trained_tokens(seed: int) -> nn.Module:
-    """Trained but for the head, which is drawn from the seed, as when a network gets another classifier."""
+    """Trained except for the head, which depends on the seed, as when a network gets another classifier."""
     torch.manual_seed(17)
     network = Tokens()
     with torch.no_grad():

@@ -196,7 +196,7 @@ def test_inputs_of_any_number_of_axes_are_counted_an_image(images: int) -> None:
 
 
 class Neck(nn.Module):
-    """Returns its features, whole or their sizes alone, beside what a head makes of them."""
+    """Returns its features, or only their sizes, along with the outputs of a head."""
 
     def __init__(self, whole: bool) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class Neck(nn.Module):
 
 def test_features_that_a_network_returns_beside_its_predictions_stay_with_the_remedy() -> None:
     with pytest.raises(
-        SpaceError, match="neck: the network returns it beside what other layers make of it; to "
+        SpaceError, match="neck: the network returns it besides what other layers make of it; to "
     ):
         discover_space(Neck(whole=True).eval(), torch.rand(1, 3, 8, 8))
     space = discover_space(Neck(whole=False).eval(), torch.rand(1, 3, 8, 8))

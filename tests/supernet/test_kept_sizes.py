@@ -1,4 +1,4 @@
-"""Sizes that modules keep in attributes of their own follow the widths, or freeze no more than they must."""
+"""Sizes that modules keep in their attributes follow the widths, or freeze no more than they must."""
 
 import copy
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Kernels(nn.Module):
 
 
 class Halves(nn.Module):
-    """Splits what it widens by half of a number that it keeps."""
+    """Widens its input, and splits the result by half of a stored number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Halves(nn.Module):
 
 
 class Grown(nn.Module):
-    """Adds its input to the first of its more channels."""
+    """Has more channels than its input, which it adds to the first of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Grown(nn.Module):
 
 
 class Viewed(nn.Module):
-    """Views its input with a number of channels that it keeps."""
+    """Views its input with a stored number of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Viewed(nn.Module):
 
 
 class Filtered(nn.Module):
-    """Gives a number that it keeps as groups to a functional convolution."""
+    """Passes a stored number as `groups` to a functional convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ CLASSIFIERS = (
     *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
 )
 TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
-# Another network of the same kind is tried every time.
+# Each run tries another network of the same kind.
 TWINS = ("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3")
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 

@@ -1,4 +1,4 @@
-"""Padding, expanded views, constants of any width, channels moved onto an image's sides: all are followed."""
+"""Padding, expanded views, constants of any width, channels moved to spatial axes: all are followed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def on_canvas(self: Any, x: Tensor) -> Tensor:
 
 
 def beside(self: Any, x: Tensor) -> Tensor:
-    """Two branches written side by side into one tensor."""
+    """Two branches that write into adjacent parts of one tensor."""
     y = self.a(x)
     whole = torch.empty(len(x), x.shape[1] + y.shape[1], *x.shape[2:])
     whole[:, : x.shape[1]] = x

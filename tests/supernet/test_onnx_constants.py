@@ -1,4 +1,4 @@
-"""Constants that follow the widths: the sliced ONNX file is that of the network which is cut out."""
+"""Constants that follow the widths: the sliced ONNX file equals the export of the cut network."""
 
 import numpy as np
 import onnx
@@ -40,7 +40,7 @@ class Derived(nn.Module):
 
 
 class Standardised(nn.Module):
-    """Weight standardisation: what a narrow network computes with is no slice of what the full one does."""
+    """Weight standardisation: the weights of a narrow network are not slices of the full one's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Standardised(nn.Module):
 
 
 class Chunked(nn.Module):
-    """The block of YOLO: half of the channels goes on, and all are put side by side at the end."""
+    """The block of YOLO: half of the channels is processed further, and all are concatenated at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Chunked(nn.Module):
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is printed for the person who waits."""
+    """The progress messages."""
     said: list[str] = []
     monkeypatch.setattr("bcnet.supernet.onnx_graph.say", said.append)
     return said

@@ -139,7 +139,7 @@ def test_a_network_is_quantised_once_for_all_widths(monkeypatch: pytest.MonkeyPa
 
 
 class Sliced(nn.Module):
-    """Its graph holds a width as the limit of a slice."""
+    """A network whose graph holds a width as the limit of a slice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Sliced(nn.Module):
 
 
 class Centred(Sliced):
-    """A weight that is computed from all of its entries: a narrow network's is no slice of it."""
+    """A weight that is computed from all of its entries: the narrow network's is not a slice of it."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.b.weight - self.b.weight.mean(1, keepdim=True)

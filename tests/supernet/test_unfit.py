@@ -1,4 +1,4 @@
-"""Networks that cannot be narrowed as they are given are named for what they are, with the remedy."""
+"""Networks that cannot be narrowed as given are refused with the reason and the remedy."""
 
 import threading
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_a_parameter_of_whole_numbers_is_no_obstacle() -> None:
 
 
 class Caches(Net):
-    """Makes a table in its first forward, by the values of what comes in, as detectors make anchors."""
+    """Makes a table in its first forward from the input's values, as detectors make anchors."""
 
     table: Tensor | None = None
 

@@ -1,4 +1,4 @@
-"""Ultralytics' YOLO, as the guide says: its code is run as it stands there. Skipped without ultralytics."""
+"""Ultralytics' YOLO: the guide's code is run unchanged. Skipped without ultralytics."""
 
 import importlib
 import importlib.util
@@ -43,7 +43,7 @@ latency_tolerance = 20.0
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ultralytics") is None,
-    reason="ultralytics is not installed (AGPL: it is no dependency); pip install ultralytics",
+    reason="ultralytics is not installed (AGPL: it is not a dependency); pip install ultralytics",
 )
 
 
