@@ -90,7 +90,7 @@ def build_lut(
         table.forget(needed_layers(graph), setting)
     networks, missing = plan(graph, table, setting)
     key = model_key(graph.slots, choices)
-    own = {"model": key, "setting": asdict(setting)}  # what the journal of a build is found by
+    own = {"model": key, "setting": asdict(setting)}  # identifies the journal of a build
     calibration_seconds = 0.0
 
     def model_now() -> LatencyModel:
@@ -119,7 +119,7 @@ def build_lut(
             table.save(path)
         journal.close()
     elif path is not None:
-        journal_of(path, own).unlink(missing_ok=True)  # its build was killed when all was in the table
+        journal_of(path, own).unlink(missing_ok=True)  # its build was killed after the table was complete
     return BuildReport(
         measured=len(missing),
         rows=len(model.used),
@@ -136,11 +136,11 @@ def build_lut(
 
 
 def say_exports(graph: OnnxSupernet, networks: Collection[Widths]) -> None:
-    """Say how long exports take where each network needs its own, before any of them begins."""
+    """Report how long exports will take where each network needs its own, before the first one begins."""
     if not graph.sliceable:
         seconds = len(networks) * graph.export_seconds
         time_taken = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-        say(f"exporting {len(networks)} networks takes about {time_taken}, beside the time to measure them")
+        say(f"exporting {len(networks)} networks takes about {time_taken}, besides the time to measure them")
 
 
 @dataclass

@@ -49,8 +49,8 @@ class Entry:
     """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
 
     Accuracy is the task's metric, where it has another; only a share of images has an interval. `latency` is
-    the fastest of the rounds, `rounds_ms` the median of each; `noise` is by which share the slowest is above
-    the fastest. `passes` is None for the network as it was given.
+    the fastest of the rounds, `rounds_ms` the median of each; `noise` is the relative difference between the
+    slowest and the fastest. `passes` is None for the network as it was given.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The networks, which of them cannot be told apart by latency, and what a reader has to know."""
+    """The networks, which of them cannot be separated by latency, and what the reader should know."""
 
     entries: tuple[Entry, ...]
     not_separable: tuple[tuple[str, str], ...]
@@ -104,7 +104,7 @@ class Kept:
 
     @property
     def files(self) -> list[Path]:
-        """All that is obsolete once the comparison is finished."""
+        """All files that are obsolete once the comparison is finished."""
         return [*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE]
 
 
@@ -185,7 +185,7 @@ def _uniform(project: Project, widths: Widths, kept: Kept | None) -> Widths:
     known = kept.uniform(project) if kept else None
     if known is not None:
         return known
-    with working("looking for the uniform network that is as fast"):
+    with working("searching for the uniform network that is as fast"):
         found = uniform_as_fast(project, widths)
     if kept:
         kept.keep_uniform(found)
@@ -193,14 +193,14 @@ def _uniform(project: Project, widths: Widths, kept: Kept | None) -> Widths:
 
 
 def _not_fresh(fresh: Fresh) -> str:
-    """What was not trained from scratch, though its row says so; empty where all of it was."""
+    """What was not trained from scratch although its row says so; empty where all of it was."""
     if not fresh.from_scratch:
         return f"nothing was trained from scratch: {fresh.note}"
     return f"in the rows that were trained from scratch, {fresh.note}" if fresh.note else ""
 
 
 def _noisy(entries: Sequence[Entry]) -> str | None:
-    """A line where rounds of the same network disagree, whether it is in one row or in several."""
+    """A line where rounds of the same network disagree, whether it occurs in one row or in several."""
     same: dict[Widths, list[Entry]] = {}
     for entry in entries:
         same.setdefault(entry.widths, []).append(entry)
@@ -244,7 +244,7 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     for option in reversed(options[: low + 1 + NEAR]):
         if fits(option, share=0.25):
             return option
-    raise BudgetError("no uniform narrowing is measured as fast as the searched network")
+    raise BudgetError("no uniformly narrowed network was measured to be as fast as the searched one")
 
 
 def _interval(project: Project, accuracy: float) -> tuple[float | None, float | None]:

@@ -1,7 +1,7 @@
 """What a deployer needs to feed a network and read its outputs. In: data, a network. Out: JSON.
 
-It is under the key `bcnet.preprocessing` in an ONNX file's metadata, in `model.pt2` (an extra file) and in
-`model.safetensors`; docs/data.md documents its entries.
+It is stored under the key `bcnet.preprocessing` in an ONNX file's metadata, in `model.pt2` (an extra file)
+and in `model.safetensors`; docs/data.md documents its entries.
 """
 
 import json
@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).with_name("predict.py")
 
 
 def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
-    """The JSON for a network that takes `batch` images at once, any number where that is None."""
+    """The JSON for a network that takes `batch` images at once, or any number of them if that is None."""
     example = data.example(1)
     args, kwargs = arguments(example)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
         "outputs": tensor_names(outputs, "output"),
         "classes": list(data.classes),
     }
-    if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
+    if data.mean:  # a Dataset's items are final: only its author knows what it does to images
         found |= {
             "layout": "NCHW",
             "colour": data.colour,
@@ -64,7 +64,7 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
 
 
 def beside_onnx(data: ImageData, task: Task) -> dict[str, bytes]:
-    """Files beside model.onnx for a folder of images: which were tested on, and a program for more."""
+    """Files beside model.onnx for a folder of images: the list of tested files, and a program to classify."""
     if not data.folder:
         return {}
     parts = {"validation": data.val, "test": data.test}

@@ -1,8 +1,8 @@
 """Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
 
-`export/`: model.onnx, verify.json, where an engine was built, model.engine, engine.json, and for a folder of
-images predict.py, test_files.json. A failed check leaves what stood there before. Where the device is not at
-hand, or its table is an estimate, the file is written and all but its latency is checked: it is not verified.
+`export/`: model.onnx, verify.json; where an engine was built, model.engine, engine.json; and for a folder of
+images predict.py, test_files.json. A failed check leaves the earlier files in place. Where the device is not
+available, or its table is an estimate, the file is written and all but its latency is checked: not verified.
 """
 
 import json
@@ -169,7 +169,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
 
 
 def _against_original(original: Mapping[str, Any], metric: str) -> str:
-    """What is lost and gained against the network as it was given; empty where neither is known."""
+    """What is lost and gained compared with the network as it was given; empty where neither is known."""
     words = []
     if original["accuracy_lost"] is not None:
         lost = original["accuracy_lost"]
@@ -192,7 +192,7 @@ def _original_accuracy(project: Project) -> float | None:
 
 
 def _since_the_search(best: Mapping[str, Any], chosen: Chosen, report: VerifyReport) -> list[str]:
-    """A note where the winner was much faster or slower when the search measured it than it is now."""
+    """A note where the winner was much faster or slower during the search than it is now."""
     then = best.get("measured")
     if then is None or Widths(best["widths"]) != chosen.widths or report.measured is None:
         return []

@@ -1,6 +1,6 @@
-"""What runs have already: verified exports that are replaced, supernets that serve several runs.
+"""Results that runs have already: verified exports that are replaced, supernets shared by several runs.
 
-In: a run. Out: a line for the person who waits, and files that are kept.
+In: a run. Out: a line for the user, and files that are kept.
 """
 
 import os
@@ -31,7 +31,7 @@ def verified_export(run: Run) -> dict[str, Any] | None:
 
 
 def warn_of_verified(run: Run, stage: str) -> None:
-    """Say it before a stage makes what a verified export rests on anew."""
+    """Warn before a stage replaces something that a verified export is based on."""
     if verified_export(run) is None:
         return
     export = run.stage("export")
@@ -39,13 +39,13 @@ def warn_of_verified(run: Run, stage: str) -> None:
         say(f"{export.folder} is verified: it is kept as {export.previous} if this export succeeds")
     else:
         say(
-            f"{export.folder} is verified, and rests on the {MADE[stage]} that is replaced now: it stays, "
+            f"{export.folder} is verified, and based on the {MADE[stage]} that is replaced now: it stays, "
             f"and the next export keeps it as {export.previous}"
         )
 
 
 def finish_export(run: Run, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
-    """Finish the export; one that is verified already, and is another than this, is kept whole."""
+    """Finish the export; the earlier one, if it is verified and differs from this one, is kept as a whole."""
     stage = run.stage("export")
     if verified_export(run) is None or _same_delivery(stage, inputs, files):
         stage.finish(inputs, files)
@@ -55,7 +55,7 @@ def finish_export(run: Run, inputs: Mapping[str, str], files: Mapping[str, bytes
 
 
 def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> bool:
-    """Whether the export has the same network, for the same device, in files of the same content."""
+    """Whether the export has the same network, for the same device, in files with the same content."""
     try:
         found = stage.manifest()
     except ArtifactError:
@@ -69,7 +69,7 @@ def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, 
 
 
 def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
-    """Give a run that has none the finished supernet of another run, where that is of the same network.
+    """Give a run without a supernet the finished one of another run, if that is of the same network.
 
     Its files are linked, or copied where the file system has no links.
     """
@@ -79,7 +79,7 @@ def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
     try:
         found.require(load_project(config).inputs())
     except ArtifactError as reason:
-        say(f"the supernet of {origin.folder} is not that of {run.folder}: {reason}")
+        say(f"the supernet of {origin.folder} does not fit {run.folder}: {reason}")
         return
     with own.at_work(), working(f"taking the supernet of {origin.folder}"):
         fresh = Stage(own.folder.with_name(".train.new"), own.name, found.command)
@@ -91,7 +91,7 @@ def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
                     os.link(found.path(name), fresh.path(name))
                 except OSError:
                     shutil.copy2(found.path(name), fresh.path(name))
-            fresh.manifest()  # nobody has replaced one of them meanwhile
+            fresh.manifest()  # raises if one of them was replaced meanwhile
             fresh.folder.rename(own.folder)
         except BaseException:
             shutil.rmtree(fresh.folder, ignore_errors=True)

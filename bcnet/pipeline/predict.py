@@ -1,6 +1,6 @@
-"""Classify images by the model.onnx beside this file: `python predict.py IMAGE ...` prints their classes.
+"""Classify images with the model.onnx beside this file: `python predict.py IMAGE ...` prints their classes.
 
-Needs onnxruntime, numpy and Pillow. All that it knows of the network is in the file's metadata.
+Needs onnxruntime, numpy and Pillow. All that it knows about the network is in the file's metadata.
 """
 
 import json
@@ -17,7 +17,7 @@ mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("
 entry, side = rules["inputs"][0], rules["resize"]["shorter_side"]
 for name in sys.argv[1:]:
     image = ImageOps.exif_transpose(Image.open(name))
-    if image.mode == "F" or image.mode.startswith("I"):  # grey, of floats from 0 to 1 or of 16 bits
+    if image.mode == "F" or image.mode.startswith("I"):  # grey: floats from 0 to 1, or 16 bits
         depth = 1 if image.mode == "F" else 65535
         image = Image.fromarray((np.asarray(image, np.float64) / depth * 255).round().astype(np.uint8))
     if image.has_transparency_data:

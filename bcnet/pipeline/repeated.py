@@ -1,7 +1,7 @@
-"""Measurements that are repeated, networks alternating. In: files and a device. Out: latencies, their noise,
-and which of them cannot be separated.
+"""Repeated measurements of alternating networks. In: files and a device. Out: latencies, their noise, and
+which of them cannot be separated.
 
-A latency that was measured once says nothing of the machine; the order of two is known only when it stays.
+A single measurement says nothing about the noise; the order of two networks is known only if it is stable.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -13,12 +13,12 @@ from scipy.stats import binomtest
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 
-NOISY = 0.05  # measurements of one network that are further apart are reported
+NOISY = 0.05  # a larger relative difference between measurements of one network is reported
 FEWEST, MOST = 5, 9  # rounds
 SIGNIFICANT = 0.05
 QUIETER = (
     "let the machine idle, keep bcnet on cores of its own (taskset), use fewer threads (--threads), or set "
-    "more seconds in the device's hardware profile"
+    "a longer duration in the device's hardware profile"
 )
 
 
@@ -34,13 +34,13 @@ def noise_warning(noise: float, what_then: str) -> str | None:
 
 @dataclass(frozen=True)
 class Repeated:
-    """All measurements of one network, in ms, one for each round."""
+    """All measurements of one network, in ms, one per round."""
 
     stats: tuple[LatencyStat, ...]
 
     @property
     def fastest(self) -> LatencyStat:
-        """The measurement that counts: a machine's other work only adds time."""
+        """The measurement that counts: other work on the machine only adds time."""
         return min(self.stats, key=lambda stat: stat.median_ms)
 
     @property
@@ -50,19 +50,19 @@ class Repeated:
 
     @property
     def noise(self) -> float:
-        """By which share the slowest measurement is above the fastest."""
+        """The relative difference between the slowest measurement and the fastest."""
         return noise_of(self.medians_ms)
 
 
 def noise_of(medians_ms: Sequence[float]) -> float:
-    """By which share the slowest of these is above the fastest; 0 for one alone."""
+    """The relative difference between the slowest of these and the fastest; 0 for a single one."""
     return max(medians_ms) / min(medians_ms) - 1 if min(medians_ms) > 0 else 0.0
 
 
 def disagreement(medians_ms: Mapping[str, Sequence[float]]) -> str | None:
-    """One line where measurements of one network are further apart than `NOISY`; None where not.
+    """One line where measurements of one network differ by more than `NOISY`; None where they do not.
 
-    `medians_ms` has those of several networks; the worst is named.
+    `medians_ms` holds those of several networks, by name; the noisiest is reported.
     """
     what, worst = max(medians_ms.items(), key=lambda entry: noise_of(entry[1]))
     noise = noise_of(worst)
@@ -79,7 +79,7 @@ def measured_alternately(
 ) -> dict[str, Repeated]:
     """Measure networks by name in rounds, every second one in reverse, until their order is stable.
 
-    After `MOST` rounds it ends all the same. `kinds` has the names in order, and tells which are the same
+    It stops after `MOST` rounds in any case. `kinds` has the names in order, and says which are the same
     network: the order of those means nothing.
     """
     found: dict[str, list[LatencyStat]] = {name: [] for name in kinds}
@@ -97,7 +97,7 @@ def measured_alternately(
 def not_separable(
     medians_ms: Mapping[str, Sequence[float]], kinds: Mapping[str, Hashable]
 ) -> tuple[tuple[str, str], ...]:
-    """Pairs of different networks of which neither was faster in clearly more rounds (sign test)."""
+    """Pairs of different networks neither of which was faster in significantly more rounds (sign test)."""
     return tuple(
         (first, second)
         for first, second in combinations(medians_ms, 2)

@@ -108,7 +108,7 @@ def search(
 
 
 def effective_limit_ms(settings: SearchSettings, budget_ms: float, lowest_ms: float) -> float:
-    """What measured networks are searched below, in ms: the budget without the margin, if any is so fast."""
+    """The latency limit for measured networks, in ms: the budget without the margin, if any is that fast."""
     return max(lowest_ms, settings.limit_ms(budget_ms))
 
 
@@ -117,7 +117,7 @@ def _fastest(
 ) -> tuple[Widths, float]:
     """The fastest widths within the bounds, and their latency.
 
-    Raises BudgetError where there are none, or where they are over the budget.
+    Raises BudgetError where there are none, or where they exceed the budget.
     """
     for bound in bounds:
         least = bound.cost(space.smallest())
@@ -308,7 +308,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     state = SearchState(stage, inputs, project.space)
     score_of = scoring(project, supernets)
     not_measured = project.not_measured(latency)
-    # Says what is not possible before anything is made of it.
+    # Reports what is impossible before any work is done.
     _, lowest = _fastest(project.space, latency, bounds, settings.budget_ms)
     limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
     warn_of_verified(run, "search")
@@ -377,7 +377,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
 
 def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float, device: str) -> float | None:
-    """What is searched below in ms, which is said before the search; None without a budget."""
+    """Report the latency limit of the search, and return it in ms; None without a budget."""
     warning = noise_warning(noise, f"measure it again with `bcnet build-lut --device {device} --again`")
     if warning:
         say(warning)

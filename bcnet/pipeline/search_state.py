@@ -1,6 +1,6 @@
-"""What a search has scored so far, so that a stopped one continues; and candidates as JSON values.
+"""What a search has scored so far, so that a stopped one can continue; and candidates as JSON values.
 
-In: candidates, generation by generation. Out: the same, as far as the file is what was written.
+In: candidates, generation by generation. Out: the same, up to the first line that was changed.
 """
 
 import math
@@ -25,7 +25,7 @@ class SearchState:
     """The candidates of a search in `search/state.jsonl`: one line a generation."""
 
     def __init__(self, stage: Stage, inputs: Mapping[str, str], space: WidthSpace) -> None:
-        """Reads what a stopped search with the same inputs has left; says what of it is not used.
+        """Reads what a stopped search with the same inputs left; reports what of it is not used.
 
         Raises ArtifactError where the file cannot be read.
         """
@@ -43,19 +43,19 @@ class SearchState:
         if self._lines.dropped:
             say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
         elif not self.candidates and self.files[1].exists():
-            say(f"{self.files[1]} is of an earlier version of bcnet: the search starts again")
+            say(f"{self.files[1]} is from an earlier version of bcnet: the search starts again")
         if self.candidates:
             say(f"continuing a search with {len(self.candidates)} candidates scored")
 
     def keep(self, candidates: Sequence[Candidate]) -> None:
-        """Add the candidates that are new; `candidates` are all of the search so far."""
+        """Add the new candidates; `candidates` are all candidates of the search so far."""
         new = candidates[len(self.candidates) :]
         self._lines.append([candidate_json(candidate) for candidate in new])
         self.candidates = tuple(candidates)
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as `search/` keeps it."""
+    """A candidate as JSON, as stored in `search/`."""
     return {
         "widths": list(candidate.widths),
         "predicted_ms": candidate.predicted_ms,
@@ -68,7 +68,7 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
 
 
 def candidate_from_json(value: dict[str, Any], space: WidthSpace) -> Candidate:
-    """A candidate as `search/` keeps it. Raises ArtifactError where it was edited to something else."""
+    """A candidate from its JSON in `search/`. Raises ArtifactError where that is not valid."""
     try:
         widths = Widths(int(width) for width in value["widths"])
         if not all(width in group.choices for width, group in zip(widths, space.groups, strict=True)):

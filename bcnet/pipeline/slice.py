@@ -61,7 +61,7 @@ def slice(
     """Cut the side, of all sides of all supernets, that scores best on the validation images; fine-tune it.
 
     `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
-    is trained from there instead. With a `checkpoint`, a training that was killed continues.
+    is trained instead. With a `checkpoint`, a training that was killed continues.
     """
     widths = space.check(widths)
     with working("scoring the winner's sides"):
@@ -113,7 +113,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
         if not project.fresh.from_scratch:
-            raise ModelError(f"slice.from_scratch: {project.fresh.note}; add that, or fine-tune the winner")
+            raise ModelError(f"slice.from_scratch: {project.fresh.note}; add it, or fine-tune the winner")
         rate, scratch = config.train.learning_rate, project.fresh_model()
     recipe = Recipe.of(config, epochs, rate)
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
@@ -164,7 +164,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
 def program_bytes(model: nn.Module, example: Any, extra: Mapping[str, str] | None = None) -> bytes:
     """torch.export's own file: `torch.export.load(path).module()(x)`, any batch size.
 
-    `example` is inputs of two images, as the network takes them (see `run_with`); `extra` are files in it.
+    `example` is inputs of two images, as the network takes them (see `run_with`); `extra` are extra files.
     """
     args, kwargs = arguments(example)
     batch = torch.export.Dim("batch", min=1)

@@ -158,7 +158,7 @@ def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
     base = space.without_extra()
     kept = [group.name for group in space.groups if group.ordered]
     if kept:
-        say(f"channels keep their order in {', '.join(kept)}: a layer works along them by their places")
+        say(f"channels keep their order in {', '.join(kept)}: a layer depends on their positions")
     gradients = None
     if by == "taylor":
         with working("weighing channels by their gradients"):
@@ -231,7 +231,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             project,
             number,
             recipe,
-            resume=stopped.pop(number, None),  # not kept meanwhile: it may be large
+            resume=stopped.pop(number, None),  # not kept any longer: it may be large
             on_epoch=partial(save_checkpoint, path, inputs=of_each),
         )
     seconds = time.perf_counter() - start
@@ -257,7 +257,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
 
 def _report_given(project: Project, device: str) -> None:
-    """Say what the given network reaches on the images as they are fed here: wrong statistics show in it."""
+    """Report the given network's metric on the images as they are fed here: wrong statistics lower it."""
     metric, data = project.config.task.metric, project.data
     given = cut(project.model, project.space, project.space.original()).to(device)
     with working("evaluating the network as it was given"):
@@ -268,11 +268,11 @@ def _report_given(project: Project, device: str) -> None:
 
 
 def _check_delivery(project: Project) -> None:
-    """Raises ModelError where what is trained could not be exported: now, and not after the training."""
-    with working("trying the export of the narrowest network"):
+    """Raises ModelError if the trained network could not be exported: now, and not after the training."""
+    with working("checking the export of the narrowest network"):
         reason = project.not_deliverable()
     if reason is not None:
-        raise ModelError(f"not trained, for it could not be delivered: {reason}")
+        raise ModelError(f"not trained, because it could not be exported: {reason}")
 
 
 def _trained(
@@ -342,7 +342,7 @@ def _checkpoint_file(number: int) -> str:
 
 
 def _obsolete(stage: Stage, count: int, inputs: Mapping[str, str]) -> list[Path]:
-    """What is of no use when so many supernets are trained: their checkpoints, and files of other inputs."""
+    """Files that are of no use for this number of supernets: checkpoints, and files of other inputs."""
     replaced = {stage.path(supernet_file(number)) for number in range(count)}
     done = {stage.path(_checkpoint_file(number)) for number in range(count)}
     found = [path for path in stage.folder.glob("*.safetensors") if path not in replaced]

@@ -1,7 +1,7 @@
-"""A supernet in its file, with how it was trained: finished, or as far as a stopped training came.
+"""A supernet in its file, with how it was trained: finished, or as far as a stopped training got.
 
-In: tensors, each step's widths and loss, the curve, what they were made from. Out: the same, where the file
-is what was written.
+In: tensors, each step's widths and loss, the curve, what they were made from. Out: the same, if the file was
+not changed.
 """
 
 import base64
@@ -48,7 +48,7 @@ def finished_bytes(result: TrainResult, inputs: Mapping[str, str]) -> bytes:
 
 
 def load_finished(path: Path, inputs: Mapping[str, str]) -> TrainResult | None:
-    """The supernet in a file, where it was trained with these inputs and is as it was written."""
+    """The supernet in a file, if it was trained with these inputs and the file was not changed."""
     with suppress(ValueError):
         if path.exists() and read_about(path).get("inputs") == inputs:
             tensors, about = unseal_tensors(path)
@@ -58,15 +58,15 @@ def load_finished(path: Path, inputs: Mapping[str, str]) -> TrainResult | None:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, inputs: Mapping[str, str]) -> None:
-    """Keep where a training stands."""
+    """Save the state of a training."""
     at = checkpoint.snapshot
     write_file(path, _bytes(at.tensors, checkpoint.records, checkpoint.curve, inputs, at.epoch))
 
 
 def load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:
-    """Where a stopped training stood; None for one of other inputs.
+    """The saved state of a stopped training; None for one with other inputs.
 
-    Raises ArtifactError where the file is not what was written.
+    Raises ArtifactError where the file was changed.
     """
     try:
         if read_about(path).get("inputs") != inputs:
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path, inputs: Mapping[str, str]) -> Checkpoint | None:
 
 
 def inputs_of(path: Path) -> dict[str, str] | None:
-    """What a file says it was made from; None where it cannot be read or is of an earlier version."""
+    """What a file says it was made from; None where it cannot be read or is from an earlier version."""
     with suppress(ValueError, TypeError):
         return dict(read_about(path)["inputs"])
     return None
@@ -93,8 +93,8 @@ def _bytes(
     inputs: Mapping[str, str],
     epoch: int | None = None,
 ) -> bytes:
-    """`epoch`: of a training that is not over."""
-    # Compressed: a safetensors file has room for 100 MB of text.
+    """`epoch`: the last finished one of a training that is not complete."""
+    # Compressed: the header of a safetensors file is limited to 100 MB.
     steps = base64.b85encode(zlib.compress(json.dumps(list(records)).encode())).decode()
     about = {"inputs": dict(inputs), "epoch": epoch, "records": steps, "curve": list(curve)}
     return seal_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, about)

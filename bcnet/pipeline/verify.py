@@ -30,8 +30,8 @@ from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task
 
-AT_LEAST = 2  # measurements of a network: one alone says nothing of the machine
-PATIENCE = 5  # measurements of a network that seems over the budget, or where they disagree
+AT_LEAST = 2  # measurements of a network: a single one says nothing about the noise
+PATIENCE = 5  # measurements of a network that seems over the budget, or whose measurements disagree
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class VerifyReport:
     """One backend's findings.
 
     `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
-    and accuracy decides); `failures` say in words what did not pass. `measured` is the fastest of several
-    measurements that alternate with those of `full`; `noise` is by which share the slowest of one network is
-    above its fastest, `notes` what a reader has to know of it. `executed` is whether the file, or the
+    and accuracy decides); `failures` describe what did not pass. `measured` is the fastest of several
+    measurements that alternate with those of `full`; `noise` is the relative difference between the slowest
+    of one network and its fastest, `notes` what to know about it. `executed` is whether the file, or the
     engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and `full`
     are None, and all else was checked with ONNX Runtime on this processor.
     """
@@ -199,7 +199,7 @@ def verify(
 
 
 def on_this_processor(profile: HwProfile) -> HwProfile:
-    """The profile for accuracy alone: ONNX Runtime here, whatever the device."""
+    """The profile for accuracy alone: ONNX Runtime on this machine, whatever the device."""
     here = {"runtime": "onnxruntime", "provider": "cpu", "threads": 1}
     elsewhere = {"machine": None, "host": (), "recording": None, "record_to": None}
     return profile.model_copy(update={**here, **elsewhere})
@@ -225,7 +225,7 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 def _timed(
     content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None
 ) -> tuple[Repeated, Repeated | None]:
-    """A few measurements of each, alternating; more where they disagree, or are over the budget.
+    """A few measurements of each, alternating; more where they disagree, or exceed the budget.
 
     A machine's other work only adds time, and passes. None for a full network that the runtime cannot run.
     """
@@ -243,9 +243,9 @@ def _timed(
 
 
 def against_original(report: VerifyReport, accuracy: float | None) -> dict[str, Any]:
-    """The exported network beside the original one: its `accuracy` as it was given, and its latency.
+    """The exported network compared with the original: the original's `accuracy` as given, and the latencies.
 
-    Without trained weights an original has no accuracy that means anything: then there is None to lose.
+    Without trained weights the original's accuracy means nothing: then no loss of accuracy is given.
     """
     both = report.measured and report.full and report.measured.median_ms > 0
     return {

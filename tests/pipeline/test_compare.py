@@ -84,7 +84,7 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
 def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_others_start_fresh(
     project: Path,
 ) -> None:
-    """Nothing is trained here: what the rows begin with shows in their accuracies."""
+    """Without any training, so that the accuracies show the initial weights of the rows."""
     torch.manual_seed(99)
     save_file(digits().state_dict(), "own.safetensors")
     config = load_config(None, {"model": {"weights": "own.safetensors"}})

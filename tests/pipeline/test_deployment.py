@@ -1,4 +1,4 @@
-"""What is delivered tells how it is fed: with the ONNX file alone, a program gets the promised accuracy."""
+"""Exported files describe their preprocessing: with the ONNX file alone, a program gets the same accuracy."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ SETTINGS = CONFIG.replace(
 
 
 def photographs() -> None:
-    """Noisy images of three classes, of many sizes; some turned by EXIF, grey of 16 bits, transparent."""
+    """Noisy images of three classes and many sizes; some rotated by EXIF, 16-bit grey or transparent."""
     random = np.random.default_rng(0)
     for part, count in (("train", 40), ("val", 12), ("test", 30)):
         for label, name in enumerate(("disc", "left", "top")):
@@ -55,7 +55,7 @@ def photographs() -> None:
 
 @pytest.fixture(scope="module")
 def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A working folder in which `bcnet export` ended well, and what `train` printed for people."""
+    """A working folder in which `bcnet export` succeeded, and what `train` printed."""
     folder = tmp_path_factory.mktemp("delivered")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

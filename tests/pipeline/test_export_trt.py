@@ -189,7 +189,7 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
     done(4, "export", "--trt")
     assert DESK_ENGINE.exists()
     _, said = done(0, "build-lut", "--estimate", "--device", "board", "--run", "desk", "--replace")
-    assert "runs/desk belonged to desk (fp16, batch 1, 1 thread), from now on to board (fp16" in said
+    assert "runs/desk belonged to desk (fp16, batch 1, 1 thread), and now belongs to board (fp16" in said
     done(0, "search", "--run", "desk")
     exported, said = done(4, "export", "--trt", "--batch", "1,4", "--run", "desk")
     assert not DESK_ENGINE.exists()

@@ -1,4 +1,4 @@
-"""What a run has already is kept: verified exports that are replaced, supernets that serve several runs."""
+"""Results that a run already has are kept: verified exports that are replaced, shared supernets."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
     before = contents(EXPORT)
     assert main(["slice", "--epochs", "0"]) == 0
     assert (
-        "runs/default/export is verified, and rests on the network that is replaced now: it stays, and the "
+        "runs/default/export is verified, and based on the network that is replaced now: it stays, and the "
         "next export keeps it as runs/default/export.previous" in capfd.readouterr().err
     )
     assert contents(EXPORT) == before
@@ -61,7 +61,7 @@ def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_d
     # That of other data is not taken.
     shutil.rmtree(own.folder)
     reuse_supernet(own, load_config(None, {"data": {"train_limit": 100}}), origin)
-    assert "the supernet of runs/default is not that of runs/board: " in capfd.readouterr().err
+    assert "the supernet of runs/default does not fit runs/board: " in capfd.readouterr().err
     assert not own.folder.exists()
     clear_projects()
 
@@ -74,7 +74,7 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
     before = contents(project)
     assert main(["search"]) == 1
     said = capfd.readouterr().err.splitlines()
-    assert said[0] == "no bcnet.toml here: runs/default goes on with the built-in example, handwritten digits"
+    assert said[0] == "no bcnet.toml here: runs/default continues the built-in example, handwritten digits"
     assert "runs/default/train was made with another data" in said[-1]
     assert contents(project) == before
     clear_projects()

@@ -1,4 +1,4 @@
-"""Repeated measurements: how long they go on, what they say of a machine, which networks they separate."""
+"""Repeated measurements: when they stop, what they show about the noise, which networks they separate."""
 
 from collections.abc import Iterator
 

@@ -421,7 +421,7 @@ def test_a_file_that_was_cut_short_is_refused(
             '"device": "jetson"',
             "was measured on 'jetson'; keep",
         ),
-        ("search", TABLE, '"schema": 4', '"schema": 7', "has schema 7, this bcnet reads 1 to 4"),
+        ("search", TABLE, '"schema": 4', '"schema": 7', "has schema 7, but this bcnet reads 1 to 4"),
         ("search", TABLE, '"median_ms": 0.', '"median_ms": 1.', "was edited: its seal is "),
         ("build-lut", TABLE, '"median_ms": 0.', '"median_ms": 1.', "run `bcnet lut accept-edit --table"),
         (
@@ -501,7 +501,7 @@ def test_a_disk_that_is_full_for_torchs_own_file_does_not_abort(project: Path) -
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     warning, error = done.stderr.strip().splitlines()
-    assert "runs/default/export is verified, and rests on the network that is replaced now" in warning
+    assert "runs/default/export is verified, and based on the network that is replaced now" in warning
     assert error.startswith("bcnet: cannot write or read ")
     assert contents(project) == before
 

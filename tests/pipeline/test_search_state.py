@@ -1,4 +1,4 @@
-"""A stopped search continues from what it has scored, line by line; what was changed is scored again."""
+"""A stopped search continues from its scores, line by line; from a changed line on it scores again."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_only_whole_generations_before_a_change_are_continued(
     path.write_text(text.replace('"accuracy": 0.0625', '"accuracy": 0.9'), encoding="utf-8")
     assert SearchState(stage, INPUTS, SPACE).candidates == tuple(FOUND[:1])
     said = capsys.readouterr().err
-    assert "state.jsonl: line 3 is not what was written there; what was scored from there on is" in said
+    assert "state.jsonl: line 3 was changed; what was scored from there on is" in said
     assert "continuing a search with 1 candidates scored" in said
 
 
@@ -59,7 +59,9 @@ def test_a_search_with_other_settings_or_of_an_earlier_version_starts_again(
     stage.path("state.jsonl").rename(stage.path(OLD_STATE))
     state = SearchState(stage, INPUTS, SPACE)
     assert state.candidates == ()
-    assert "state.json is of an earlier version of bcnet: the search starts again" in capsys.readouterr().err
+    assert (
+        "state.json is from an earlier version of bcnet: the search starts again" in capsys.readouterr().err
+    )
     stage.finish(INPUTS, {}, state.files)
     assert [entry.name for entry in stage.folder.iterdir()] == ["manifest.json"]
 

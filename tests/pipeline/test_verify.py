@@ -68,7 +68,7 @@ def test_a_machine_that_is_slower_now_is_told_from_a_network_that_is_too_slow() 
 
 
 def test_measurements_that_disagree_are_repeated_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of 0.7 ms on a machine that once does something else; the full one is steady."""
+    """A network of 0.7 ms on a machine that is busy once; the times of the full network are steady."""
     own, whole = iter([0.877, 0.693, 0.7, 0.7, 0.7]), iter([2.0] * 5)
 
     def measure(content: bytes, profile: HwProfile) -> LatencyStat:
