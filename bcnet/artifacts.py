@@ -41,7 +41,7 @@ def bytes_digest(content: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The same of a file on disk. Raises OSError, and ValueError where that is no file but a pipe."""
+    """The same for a file on disk. Raises OSError, or ValueError where the path is not a regular file."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -54,16 +54,16 @@ def json_bytes(value: object) -> bytes:
 def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> None:
     """Write all files, or none: each is complete beside its target before the first is put in place.
 
-    They are put in place in the order given; `obsolete` files are removed before the last. What stood there
-    stays until then; a failed write leaves no litter, and what a killed process left in these folders is
-    removed. Raises OSError that names the target.
+    They are put in place in the order given; `obsolete` files are removed before the last. Each target keeps
+    its old content until then. A failed write leaves no temporary files, and those that a killed process
+    left in these folders are removed. Raises OSError that names the target.
     """
     for target in files:
         target.parent.mkdir(parents=True, exist_ok=True)
     for folder in {target.parent for target in files}:
         sweep(folder)
     pending: list[tuple[Path, Path]] = []
-    with ExitStack() as locked:  # until all are in place: they are not another process's to sweep
+    with ExitStack() as locked:  # until all are in place, so that no other process removes them
         try:
             for target, content in files.items():
                 handle = _temporary(target, pending)
@@ -86,7 +86,7 @@ def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> N
 def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:
     """A new file beside `target`, locked while its handle is open: the lock ends with its process.
 
-    It is in `pending` before it is made, so that an interrupt at any moment leaves it to be removed.
+    It is added to `pending` before it is created, so that it is removed after an interrupt at any moment.
     """
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{UNFINISHED}")
@@ -101,12 +101,12 @@ def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:
         if os.fstat(handle).st_nlink:
             os.fchmod(handle, 0o644)
             return handle
-        os.close(handle)  # another process swept it away before it was locked
+        os.close(handle)  # another process removed it before it was locked
         pending.pop()
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder: those that nobody holds locked."""
+    """Remove the temporary files that killed processes left in a folder: those that no process has locked."""
     try:
         names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(UNFINISHED)]
     except FileNotFoundError:
@@ -128,7 +128,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path, mend: str) -> Any:
-    """The JSON value in `path`; `mend` is the command that makes the file anew."""
+    """The JSON value in `path`; `mend` is the command that makes the file again."""
     try:
         return parse_json(read_text(path, JSON_BYTES))
     except FileNotFoundError:
@@ -155,9 +155,9 @@ class Stage:
     def at_work(self) -> Iterator[None]:
         """Keep other processes away from this stage for the length of the block.
 
-        Raises ArtifactError where one is at work, OSError where the folder cannot be one.
+        Raises ArtifactError where another process is at work, OSError where the path cannot be a folder.
         """
-        if self.folder.exists() and not self.folder.is_dir():  # now, and not when all is made
+        if self.folder.exists() and not self.folder.is_dir():  # fail now, and not after all the work
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.folder))
         try:
             with locked(self.folder):
@@ -175,7 +175,7 @@ class Stage:
     ) -> None:
         """Write what the stage made from `inputs`, and last the manifest that vouches for it.
 
-        Before the manifest, `obsolete` files are removed: those from which a stopped stage continues.
+        `obsolete` files, from which a stopped stage continues, are removed before the manifest is written.
         On a full disk the files of an earlier time stay, with their manifest. A process that dies while they
         are put in place leaves a manifest that does not fit them, so they are refused.
         """
@@ -197,7 +197,7 @@ class Stage:
         return self.folder.with_name(f"{self.name}.previous")
 
     def tidy(self) -> None:
-        """Remove what a process that was killed has left beside the folder."""
+        """Remove what a killed process left beside the folder."""
         if self._left() or lock_file(self.folder).exists():
             with self.at_work():
                 pass
@@ -209,9 +209,9 @@ class Stage:
         return self.folder.with_name(f".{self.name}.{ending}")
 
     def finish_beside(self, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
-        """As `finish`, but keep the whole folder as it was, in `previous`: it is renamed, not written to.
+        """Like `finish`, but keep the old folder as a whole in `previous`: it is renamed, not written to.
 
-        A failed write leaves it where it was. What lay in `previous` before is removed.
+        If a write fails, the old folder stays in place. The former content of `previous` is removed.
         """
         fresh, old = Stage(self._beside("new"), self.name, self.command), self._beside("old")
         try:
@@ -244,7 +244,7 @@ class Stage:
         sizes = manifest.get("sizes", {}) if manifest["schema"] == SCHEMA else {}
         for file, expected in manifest["outputs"].items():
             try:
-                # The size first: a file that grew without end is not read.
+                # Check the size first: a file that has grown without bound is not read.
                 grown = self.path(file).stat().st_size != sizes.get(file, self.path(file).stat().st_size)
                 if not grown and file_digest(self.path(file)) == expected:
                     continue
@@ -304,17 +304,17 @@ class Run:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the run from being removed for the length of the block. Raises ArtifactError while it is."""
+        """Prevent removal of the run during the block. Raises ArtifactError where it is being removed."""
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.folder, shared=True))
             except Locked:
                 raise ArtifactError(
-                    f"{self.folder} is being removed; name another run with --run NAME"
+                    f"{self.folder} is being removed; choose another run with --run NAME"
                 ) from None
             except OSError as cause:
                 if cause.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise  # nobody can remove what lies in a folder that is read-only
+                    raise  # nothing in a read-only folder can be removed
             yield
 
     def stage(self, name: str) -> Stage:

@@ -50,12 +50,12 @@ RunName = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="Name of the run: its files are in runs/NAME/ (default: `default`, or the device's name where "
-        "that belongs to another device).",
+        help="Name of the run, whose files are in runs/NAME/ (default: `default`, or the device's name if "
+        "`default` belongs to another device).",
     ),
 ]
 Replace = Annotated[
-    bool, typer.Option("--replace", help="Give a run that belongs to another device or setting to this one.")
+    bool, typer.Option("--replace", help="Take over a run that belongs to another device or setting.")
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
@@ -294,10 +294,10 @@ def inspect(
 
 
 def _tried_export(not_deliverable: Callable[[], str | None]) -> str | None:
-    """Why the network cannot be exported, or not run; None where it can."""
+    """Why the network cannot be exported or run; None where both work."""
     from bcnet.progress import working
 
-    with redirect_stdout(sys.stderr), working("trying the export of the narrowest network"):
+    with redirect_stdout(sys.stderr), working("checking the export of the narrowest network"):
         return not_deliverable()
 
 
@@ -751,8 +751,8 @@ def accept_edit(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Accept rows of a latency table that were edited by hand: every other command refuses them. The table
-    keeps in its sessions how many rows were edited, and when that was accepted."""
+    """Accept rows of a latency table that were edited by hand, which every other command refuses. The table's
+    sessions record how many rows were edited, and when that was accepted."""
     from bcnet.hw_profiles import load_profile
     from bcnet.latency_tables.edits import accept_edits
 
@@ -764,13 +764,13 @@ def accept_edit(
         print(json.dumps(summary))
         return
     if not summary["edits"]:
-        print(f"{table}: nothing was edited")
+        print(f"{table}: no edits found")
     for edit in summary["edits"][:EDITS_SHOWN]:
         print(plain(f"accepted: {edit}"))
     if len(summary["edits"]) > EDITS_SHOWN:
         print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
     if summary["next"]:
-        print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations to it"))
+        print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))
 
 
 bench = typer.Typer(
@@ -926,13 +926,13 @@ def _percentage(flag: str, text: str) -> float:
 
 
 def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
-    """The side of the images that a model is inspected with, and whose it is."""
+    """The side, in pixels, of the images that a model is inspected with, and where it comes from."""
     from bcnet.config import is_example
     from bcnet.data import load_data
     from bcnet.errors import DataError
 
     if is_example(config):
-        return 224, "the default; --image-size sets another"
+        return 224, "the default; set another with --image-size"
     if settings.data.image_size:
         return settings.data.image_size, "data.image_size of the configuration"
     try:
@@ -941,7 +941,7 @@ def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
     except DataError as reason:
         return 224, f"the configured data cannot be read: {reason}"
     if len(shape) != 3:
-        return 224, "the configured data has no image size; --image-size sets another"
+        return 224, "the configured data has no image size; set one with --image-size"
     return max(shape[1:]), f"the size of the data '{settings.data.name}'"
 
 
@@ -964,9 +964,9 @@ DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read
 
 @dataclass(frozen=True)
 class _Command:
-    """What was typed: the command's name and the options that every stage has.
+    """What the user typed: the command's name and the options that every stage has.
 
-    One that `measures` needs the device from the beginning.
+    A command that `measures` needs the device from the beginning.
     """
 
     name: str
@@ -979,7 +979,7 @@ class _Command:
 
 @contextmanager
 def _chosen(command: _Command, settings: "Config") -> Iterator[tuple["Run", "Config"]]:
-    """The run that a command works in, not to be removed meanwhile, and the configuration in it."""
+    """The run that a command works in, protected from removal meanwhile, and the run's configuration."""
     from bcnet.run_choice import choose, require_configured, require_table
 
     does = DOES.get(command.name, "continue")
@@ -993,7 +993,7 @@ def _chosen(command: _Command, settings: "Config") -> Iterator[tuple["Run", "Con
         _say_all(choice.notes)
     with choice.run.in_use():
         yield choice.run, choice.config
-    if command.name == "build-lut":  # it may still have been refused
+    if command.name == "build-lut":  # the run may still be refused
         _say_all(choice.notes)
 
 
@@ -1007,7 +1007,7 @@ def _say_all(notes: Sequence[str]) -> None:
 def _stage(command: _Command, stage: "Callable[[Run, Config], dict[str, Any]]", flags: Flags) -> None:
     """Run one stage and print its summary."""
     settings = _configured(command.config, flags)
-    # What a user's own code prints is no result.
+    # What a user's own code prints is not a result.
     with _chosen(command, settings) as (run, settings), redirect_stdout(sys.stderr):
         summary = stage(run, settings)
     _show(summary, command.as_json)
@@ -1026,7 +1026,7 @@ def _reach(settings: "Config") -> None:
 
 
 def _reuse(run: "Run", settings: "Config") -> None:
-    """Let a run that has no supernet use that of the default run, where it is of the same network."""
+    """Let a run that has no supernet use that of the default run, if it is of the same network."""
     from bcnet.artifacts import Run
     from bcnet.pipeline.kept import reuse_supernet
     from bcnet.run_choice import DEFAULT
@@ -1098,7 +1098,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal = received[0] if received else None
             what = f"ended by {signal.name}" if signal else "interrupted"
             with suppress(OSError):  # after SIGHUP there may be no terminal to write to
-                print(f"bcnet: {what}; what was complete stays, the same command continues", file=sys.stderr)
+                print(f"bcnet: {what}; finished work is kept, run the same command again", file=sys.stderr)
             return 128 + signal if signal else INTERRUPTED
 
 
@@ -1106,7 +1106,7 @@ def _run(given: list[str], received: Sequence[int]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=_paired(given), prog_name="bcnet", standalone_mode=False)
-        if result == INTERRUPTED or received:  # typer has caught Ctrl-C, or what takes its place
+        if result == INTERRUPTED or received:  # typer has caught Ctrl-C, or a signal that is handled like it
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
@@ -1124,7 +1124,7 @@ def _run(given: list[str], received: Sequence[int]) -> int:
         where = f" {plain(str(error.filename))}" if error.filename else ""
         hint = "; free some space" if error.errno == errno.ENOSPC else ""
         print(
-            f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; what was complete stays",
+            f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; finished work is kept",
             file=sys.stderr,
         )
         return 1

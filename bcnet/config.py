@@ -64,8 +64,8 @@ class ModelConfig(Section):
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
     weights: str | None = Field(
         None,
-        description="trained weights: a file of the same network, .safetensors or of torch.save; "
-        "'pretrained' for torchvision's and timm's own",
+        description="trained weights: a file of the same network, .safetensors or saved by torch.save; "
+        "'pretrained' for the libraries' own weights of torchvision and timm networks",
     )
 
 
@@ -82,17 +82,17 @@ class DataConfig(Section):
         0.2,
         gt=0,
         lt=1,
-        description="part of the training images held out to score candidates; not where a folder has test/ "
-        "and val/",
+        description="share of the training images held out to score candidates; unused where a folder has "
+        "both test/ and val/",
     )
     mean: tuple[float, ...] | None = Field(
         None,
         strict=False,
         description="mean of each channel, of pixels scaled to 0..1, as [0.5, 0.5, 0.5], or 'imagenet': what "
-        "the network was trained with; that of pretrained weights or of the training images if not given",
+        "the network was trained with; if not given, that of pretrained weights or of the training images",
     )
     std: tuple[float, ...] | None = Field(
-        None, strict=False, description="the standard deviation that belongs to mean"
+        None, strict=False, description="standard deviation of each channel; needed together with mean"
     )
     skip_broken: bool = Field(
         False, description="leave out image files that cannot be read, and report how many"
@@ -126,9 +126,9 @@ class DataConfig(Section):
         if self.mean is None or self.std is None:
             return self
         if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one a channel")
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: one per channel")
         if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
-            raise ValueError("mean and std are of pixels scaled to 0..1: divide those of 0..255 by 255")
+            raise ValueError("mean and std are for pixels scaled to 0..1: divide those for 0..255 by 255")
         return self
 
 
@@ -153,7 +153,7 @@ class TaskConfig(Section):
 class SpaceConfig(Section):
     """The widths to choose from."""
 
-    bins: int = Field(8, ge=2, le=4096, description="width choices a group")
+    bins: int = Field(8, ge=2, le=4096, description="width choices per group")
     channel_multiple: int | None = Field(
         None, ge=1, description="widths are multiples of this; the device profile's if not given"
     )
@@ -278,7 +278,7 @@ class SearchConfig(Section):
         ge=0,
         lt=1,
         description="share of the budget that measured networks leave free for the machine's noise; "
-        "the noise that the table's calibration saw, at most 5 %, if not given",
+        "if not given, the noise seen in the table's calibration, at most 5 %",
     )
     recalibration_images: int = Field(
         128, ge=2, le=10_000_000, description="training images for batch-norm statistics"
@@ -413,8 +413,8 @@ def latency_share(text: str) -> float:
 
 
 def is_example(file: Path | None) -> bool:
-    """Whether nothing is configured: no file is named and there is no bcnet.toml. Then the defaults are those
-    of the built-in example, a small network of handwritten digits.
+    """Whether nothing is configured: no file is named and there is no bcnet.toml. Then the defaults apply,
+    which are those of the built-in example, a small network for handwritten digits.
     """
     return file is None and not is_there(CONFIG_FILE)
 
@@ -427,10 +427,10 @@ def load_config(file: Path | None, flags: Mapping[str, Mapping[str, Any]] | None
     """
     path = file if file is not None else CONFIG_FILE
     values: dict[str, Any] = {}
-    if is_there(path):  # a link that leads nowhere is an error, and never the defaults
+    if is_there(path):  # a broken link is an error; the defaults are never used then
         values = read_toml(path, ConfigError)
     elif file is not None:
-        raise ConfigError(f"{file} does not exist; write one with `bcnet init`")
+        raise ConfigError(f"{file} does not exist; create one with `bcnet init`")
     try:
         config = Config.model_validate(values)
     except ValidationError as cause:

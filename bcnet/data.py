@@ -39,10 +39,10 @@ DIGESTED = 256  # items of a Dataset that tell whether it has changed
 class ImageData:
     """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
 
-    `stated` is whether they were given, and are not the training images' own. `colour` is "RGB" or "grey"
-    where that is known.
+    `stated` is whether they were given, rather than computed from the training images. `colour` is "RGB" or
+    "grey" where that is known.
     `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets).
-    `folder` tells of the folder of images that it was read from.
+    `folder` describes the folder of images that it was read from.
     """
 
     train: Split | Items
@@ -58,7 +58,7 @@ class ImageData:
     stated: bool = False
 
     def __str__(self) -> str:
-        """For people: how many of what there is, and of a folder what was found in it."""
+        """For people: how many images or items there are, and what was found in a folder of images."""
         parts = ((self.train, "training"), (self.val, "validation"), (self.test, "test"))
         what = "images" if isinstance(self.train, Split) else "items"
         counts = ", ".join(f"{len(part):,} {name}" for part, name in parts)
@@ -93,11 +93,11 @@ class ImageData:
         return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "ImageData":
-        """The same, normalised by what a network was trained with. Raises DataError where that cannot be."""
+        """The same data, normalised with the statistics that a network was trained with. Raises DataError."""
         if not isinstance(self.train, Split):
             raise DataError("data.mean normalises images in memory; a Dataset's inputs are final: remove it")
         if len(mean) != self.input_shape[0]:
-            raise DataError(f"data.mean is of {len(mean)} channels, the images have {self.input_shape[0]}")
+            raise DataError(f"data.mean has {len(mean)} channels, the images have {self.input_shape[0]}")
         return replace(self, mean=mean, std=std, stated=True)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
 
 
 def _colour(config: DataConfig, train: Split | Items) -> str | None:
-    """The order of colours, which of a user's own images only their author knows."""
+    """The order of colours; for a user's own images only their author knows it."""
     if not isinstance(train, Split):
         return None
     if config.name == "cifar10" or config.name.startswith("imagefolder:"):

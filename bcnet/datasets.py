@@ -1,4 +1,4 @@
-"""The datasets that have names: digits and CIFAR-10, as bytes.
+"""The built-in datasets: digits and CIFAR-10, as bytes.
 
 Out: training and test images (N, C, H, W) as uint8 with class indices (N,) as int64, and the classes' names.
 """

@@ -92,17 +92,17 @@ class NotVerified(BcnetError):
     exit_code = 4
 
 
-# Exceptions of these packages wrap the one that says what is wrong.
+# Exceptions of these packages wrap the one that describes the cause.
 _WRAPPERS = ("torch.onnx.", "torch.export.", "torch._export.", "torch._dynamo.")
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
 _OPERATOR = re.compile(r"\b(aten|prims|torchvision|onnx)(::|\.)\w+|\bop_?type\b|node name", re.IGNORECASE)
 
 
 def one_line(cause: BaseException) -> str:
-    """A foreign exception as one printable line: its type and the sentence of its text that is the cause.
+    """A foreign exception as one printable line: its type and the sentence of its text that names the cause.
 
-    That is the first line; after a traceback inside the text, the last one; and the line that names an
-    operator where the first does not. Escape codes are left out, long texts cut.
+    That is the first line; the last one after a traceback inside the text; and the line that names an
+    operator where the first does not. Escape codes are left out, long texts are cut.
     """
     while type(cause).__module__.startswith(_WRAPPERS) and cause.__cause__ is not None:
         cause = cause.__cause__
@@ -122,9 +122,9 @@ def one_line(cause: BaseException) -> str:
 
 @contextmanager
 def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[None]:
-    """Whatever a network, a file or a user's function raises in the block becomes one line of this kind.
+    """Turn whatever a network, a file or a user's function raises in the block into one line of this kind.
 
-    `what` says what was done, `remedy` how to fix it. Errors that bcnet raises on purpose pass as they are.
+    `what` describes what failed, `remedy` how to fix it. Errors that bcnet raises on purpose pass unchanged.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Folders of images, a folder a class, decoded once. In: a path, settings. Out: parts, and what was found.
+"""Folders of images, one folder per class, decoded once. In: a path, settings. Out: parts and findings.
 
-PATH/train/<class>/* with PATH/test/<class>/*, or val/, valid/ or validation/ in its place; where both are
-there, the latter's images score candidates. Or PATH/<class>/*, of which a fifth is the test set.
+PATH/train/<class>/* with PATH/test/<class>/*, or with val/, valid/ or validation/ instead; where both exist,
+candidates are scored on the latter's images. Or PATH/<class>/*, of which a fifth is the test set.
 """
 
 import os
@@ -25,15 +25,15 @@ from bcnet.pictures import Picture, read_picture, shorter_side, squared
 from bcnet.progress import progress_bar
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-NO_IMAGES = ("thumbs.db", "desktop.ini")  # what file managers leave, beside hidden files
+NO_IMAGES = ("thumbs.db", "desktop.ini")  # written by file managers, beside hidden files
 PARTS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-LISTED = 4  # files that a message names, at most
-SIZED = 2000  # files whose sizes are looked at
-DEFAULT_SIDE = 224  # the most that images of many sizes are scaled to unasked
+LISTED = 4  # the most files that a message names
+SIZED = 2000  # files whose sizes are examined
+DEFAULT_SIDE = 224  # pixels; the largest side chosen for images of different sizes
 
 
 class _Sample(NamedTuple):
@@ -58,7 +58,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
     unreadable: list[_Unreadable] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)  # suffixes of files that are no images
+    others: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
 
     def __str__(self) -> str:
         """One line: sizes, conversions, files that were left out."""
@@ -75,7 +75,7 @@ class Found:
 
 @dataclass(frozen=True)
 class FolderData:
-    """The parts of a folder; `val` where it has one of its own."""
+    """The parts of a folder; `val` only where the folder has one."""
 
     train: Split
     val: Split | None
@@ -85,18 +85,18 @@ class FolderData:
 
 
 def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
-    """The images of a folder, limited, of one size. Raises DataError: what is missing or cannot be read."""
+    """The images of a folder, limited in number, all of one size. Raises DataError."""
     if not path.is_dir():
         raise DataError(f"imagefolder:{path}: there is no folder {path}")
     found = Found(path)
     parts, classes = _samples(found)
-    # Chosen before they are decoded: a part of a large folder costs only that part.
+    # Chosen before they are decoded, so that a part of a large folder costs only that part.
     limits = {"train": config.train_limit, "test": config.test_limit}
     if config.train_limit:
         limits["val"] = max(1, round(config.train_limit * config.val_fraction))
     parts = {name: _divided(own, limits.get(name) or len(own), seed)[0] for name, own in parts.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of large images
+        warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data and large images
         _choose_side(parts["train"], config, found)
         _check_memory(sum(map(len, parts.values())), found.side)
         splits = {name: _decoded(own, found) for name, own in parts.items()}
@@ -105,20 +105,20 @@ def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
         raise DataError(_unreadable_message(found.unreadable))
     for name, split in splits.items():
         if not len(split):
-            raise DataError(f"{path}: no image of {name} can be read")
+            raise DataError(f"{path}: no image in {name} can be read")
     return FolderData(splits["train"], splits.get("val"), splits["test"], classes, found)
 
 
 def _samples(found: Found) -> tuple[dict[str, list[_Sample]], tuple[str, ...]]:
-    """Files and classes of each part, "train", "test" and perhaps "val"."""
+    """Files and classes of each part: "train", "test" and, if there is one, "val"."""
     path = found.path
     folders = _part_folders(path)
     if "train" not in folders:
         samples, classes = _listing(path, None, found)
         test, train = _divided(samples, max(1, round(len(samples) * 0.2)), seed=0)
         if not train:
-            raise DataError(f"{path} holds one image; there is nothing to train on")
-        found.notes.append("a fifth is the test set")
+            raise DataError(f"{path} holds only one image; there is nothing to train on")
+        found.notes.append("a fifth of the images is the test set")
         return {"train": train, "test": test}, classes
     if "test" not in folders and "val" not in folders:
         raise DataError(
@@ -140,14 +140,14 @@ def _samples(found: Found) -> tuple[dict[str, list[_Sample]], tuple[str, ...]]:
 
 
 def _part_folders(path: Path) -> dict[str, Path]:
-    """The folders "train", "val" and "test" in whatever spelling; none where PATH holds classes."""
+    """The folders "train", "val" and "test" however they are spelled; empty where PATH holds classes."""
     there = _folders(path)
     found: dict[str, Path] = {}
     for part, names in PARTS.items():
         own = [folder for folder in there if folder.name.lower() in names]
         if len(own) > 1 and part != "train":
             both = " and ".join(f"{folder.name}/" for folder in own)
-            raise DataError(f"{path} has both {both}: leave one of them there")
+            raise DataError(f"{path} has both {both}: keep only one of them")
         if own:
             found[part] = own[0]
     if found and "train" not in found and len(found) == len(there):
@@ -160,11 +160,11 @@ def _part_folders(path: Path) -> dict[str, Path]:
 def _listing(
     folder: Path, classes: tuple[str, ...] | None, found: Found
 ) -> tuple[list[_Sample], tuple[str, ...]]:
-    """Every image, by class, in the order of names; `classes` are known where this is not the first part."""
+    """Every image, by class, in the order of names; `classes` are given for every part but the first."""
     there = _folders(folder)
     names = tuple(own.name for own in there)
     if not names:
-        raise DataError(f"no images in {folder}: it has no folders; it needs one folder of images a class")
+        raise DataError(f"no images in {folder}: it has no folders; it needs one folder of images per class")
     if classes is None:
         classes = names
     elif unknown := sorted({*names} - {*classes}):
@@ -176,18 +176,18 @@ def _listing(
         files = sorted(_images(own, found, ()), key=lambda file: (str(file.parent), file.name))
         if not files and classes is names:
             raise DataError(
-                f"no images in {own} ({', '.join(SUFFIXES)}); it needs one folder of images a class"
+                f"no images in {own} ({', '.join(SUFFIXES)}); it needs one folder of images per class"
             )
         samples += [_Sample(file, classes.index(own.name)) for file in files]
     if not samples:
-        raise DataError(f"no images in {folder}; it needs one folder of images a class")
+        raise DataError(f"no images in {folder}; it needs one folder of images per class")
     if lacking := sorted({*classes} - {*names}):
         found.notes.append(f"{folder.name}/ lacks the class '{lacking[0]}'")
     return samples, classes
 
 
 def _folders(path: Path) -> list[Path]:
-    """The folders in a folder, but hidden ones, by name."""
+    """The folders in a folder, without hidden ones, by name."""
     return sorted(
         Path(entry.path)
         for entry in _entries(path)
@@ -198,7 +198,7 @@ def _folders(path: Path) -> list[Path]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a link that points to itself
         return False
 
 
@@ -211,11 +211,11 @@ def _entries(path: Path) -> list[os.DirEntry[str]]:
 
 
 def _images(folder: Path, found: Found, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Every image file under a folder, which lies in those `above`. Raises DataError for a loop of links."""
+    """Every image file under a folder; `above` are the folders it lies in. DataError for link loops."""
     status = folder.stat()
     place = status.st_dev, status.st_ino
     if place in above:
-        raise DataError(f"{folder} is a link to a folder that it lies in: remove it")
+        raise DataError(f"{folder} is a link to a folder that contains it: remove the link")
     for entry in _entries(folder):
         path = Path(entry.path)
         suffix = path.suffix.lower()
@@ -232,7 +232,7 @@ def _images(folder: Path, found: Found, above: tuple[tuple[int, int], ...]) -> I
 
 
 def _refuse_special(path: Path) -> None:
-    """A FIFO would be waited for, a device never ends. What is no file at all is read later, and reported."""
+    """Refuse what would block or never end. What does not exist is read later, and reported then."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -248,7 +248,7 @@ def _refuse_special(path: Path) -> None:
 
 
 def _divided(samples: list[_Sample], count: int, seed: int) -> tuple[list[_Sample], list[_Sample]]:
-    """Two parts, the first of at most `count` samples, with the classes in proportion."""
+    """Two parts, the first with at most `count` samples, both with the classes in proportion."""
     if count >= len(samples):
         return samples, []
     labels = torch.tensor([sample.label for sample in samples])
@@ -258,7 +258,7 @@ def _divided(samples: list[_Sample], count: int, seed: int) -> tuple[list[_Sampl
 
 
 def _choose_side(samples: Sequence[_Sample], config: DataConfig, found: Found) -> None:
-    """The configured size, or one that suits the training images: `working_side`."""
+    """The configured size in pixels, or one that suits the training images: `working_side`."""
     if config.image_size:
         found.side = config.image_size
         return
@@ -267,7 +267,7 @@ def _choose_side(samples: Sequence[_Sample], config: DataConfig, found: Found) -
         try:
             return shorter_side(sample.path)
         except DataError:
-            return None  # reported when it is decoded
+            return None  # reported when the file is decoded
 
     step = max(1, len(samples) // SIZED)
     with ThreadPoolExecutor() as pool:
@@ -276,15 +276,16 @@ def _choose_side(samples: Sequence[_Sample], config: DataConfig, found: Found) -
     if sides and sides[0] != sides[-1]:
         median = sides[len(sides) // 2]
         found.notes.append(
-            f"shorter sides are {sides[0]} to {sides[-1]} pixels, the median {median}: data.image_size sets "
-            "another size"
+            f"shorter sides are {sides[0]} to {sides[-1]} pixels, the median {median}: set data.image_size "
+            "to choose another size"
         )
 
 
 def working_side(sides: Sequence[int]) -> int:
-    """A size for images of such shorter sides (sorted): what half of them have, else the tenth percentile.
+    """The side in pixels for images with these shorter sides (sorted): that of at least half, or the tenth
+    percentile.
 
-    Nine in ten are then made smaller, not larger; at most 224 pixels where they differ.
+    Nine in ten are then scaled down, not up; at most 224 pixels where the sizes differ.
     """
     if not sides:
         return DEFAULT_SIDE
@@ -295,7 +296,7 @@ def working_side(sides: Sequence[int]) -> int:
 
 
 def _check_memory(count: int, side: int) -> None:
-    """Raise DataError where so many images cannot be held in this machine's memory."""
+    """Raise DataError where that many images do not fit into this machine's memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -304,12 +305,12 @@ def _check_memory(count: int, side: int) -> None:
     if needed > memory:
         raise DataError(
             f"{count:,} images of {side} x {side} pixels take {needed / 1e9:.0f} GB of memory, this machine "
-            f"has {memory / 1e9:.0f}; set data.image_size or data.train_limit"
+            f"has {memory / 1e9:.0f} GB; set data.image_size or data.train_limit"
         )
 
 
 def _decoded(samples: Sequence[_Sample], found: Found) -> Split:
-    """Images of `found.side` (see `squared`), with classes and names; what cannot be read goes to `found`."""
+    """Images of side `found.side` (see `squared`), classes and names; unreadable files go to `found`."""
     side = found.side
 
     def read(sample: _Sample) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -345,7 +346,7 @@ def _unreadable_message(files: Sequence[_Unreadable]) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A file's name in one line, whatever bytes it is made of."""
+    """A file's name as one line, whatever bytes it consists of."""
     name = str(path)
     return name if name.isprintable() else repr(name)
 

@@ -14,10 +14,10 @@ from bcnet.errors import BcnetError, one_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
-    """The callable that `module:function` names; `error` is raised with the reason when there is none.
+    """The callable that `module:function` names; raises `error` with the reason where there is none.
 
-    The working folder stays importable, as a script's own folder does: the function may import its neighbours
-    when it is called, in whatever thread that is.
+    The working folder stays importable, like the folder of a script: the function may import modules beside
+    it when it is called, in any thread.
     """
     module_name, _, function_name = reference.partition(":")
     if not module_name or not function_name:

@@ -1,9 +1,9 @@
 """Locks of files and folders between processes. In: a path. Out: a block that one process at a time enters.
 
-The lock of `NAME` is the file `.NAME.lock` beside it, so that every process that reaches `NAME` meets the
+The lock of `NAME` is the file `.NAME.lock` beside it, so that every process that reaches `NAME` uses the
 same lock: in containers, as other users, and on other hosts where the file system shares locks (NFS does,
-some network file systems do not). The operating system ends a lock with its process. The file is removed
-by the last of its holders; one that a killed process left holds nobody up.
+some network file systems do not). The operating system releases a lock when its process ends. The last
+holder removes the file; one that a killed process left blocks nobody.
 """
 
 import errno
@@ -23,7 +23,7 @@ class Locked(Exception):
 
 
 def lock_file(path: Path) -> Path:
-    """The file that stands for the lock of a file or folder: beside what a link points at."""
+    """The lock file of a file or folder; for a link, it lies beside the link's target."""
     real = Path(os.path.realpath(path))
     path = path if real == Path(os.path.abspath(path)) else real
     return path.with_name(f".{path.name}.lock")
@@ -33,7 +33,7 @@ def lock_file(path: Path) -> Path:
 def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a file or folder, which need not exist, for the length of the block.
 
-    With `shared`, other blocks that share it are let in, others are not. Where the file system has no locks,
+    With `shared`, other blocks that share it may enter, others may not. Where the file system has no locks,
     a note on stderr says so. Raises Locked where another process holds it and `wait` is not set, OSError
     where the lock's folder cannot be written.
     """
@@ -48,13 +48,13 @@ def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[
         finally:
             _release(file, handle)
     finally:
-        for folder in made:  # empty, if nothing came of the block
+        for folder in made:  # empty, if the block created nothing
             with suppress(OSError):
                 folder.rmdir()
 
 
 def _acquired(file: Path, operation: int) -> int:
-    """A handle that holds the lock of the file that is at this path now, not of one that was removed."""
+    """A handle that holds the lock of the file that is now at this path, not of a removed one."""
     while True:
         handle = _opened(file)
         try:
@@ -90,13 +90,13 @@ def _opened(file: Path) -> int:
             if not file.exists():
                 raise
             return os.open(file, flags | os.O_RDONLY)  # another user's: enough for a lock on most systems
-        with suppress(OSError):  # who may write into the folder may take part
+        with suppress(OSError):  # every user who may write into the folder may use the lock
             os.fchmod(handle, file.parent.stat().st_mode & 0o666)
         return handle
 
 
 def _is_there(file: Path, handle: int) -> bool:
-    """Whether the open file is still the one at its path: its last holder removes it while others wait."""
+    """Whether the open file is still the one at its path: its last holder may have removed it meanwhile."""
     try:
         own, there = os.fstat(handle), os.stat(file, follow_symlinks=False)
     except OSError as cause:
@@ -107,7 +107,7 @@ def _is_there(file: Path, handle: int) -> bool:
 
 
 def _release(file: Path, handle: int) -> None:
-    """Remove the file, unless others share its lock or it was moved away with its folder; then let go."""
+    """Remove the file, unless others share its lock or it was moved with its folder; then release it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_there(file, handle):
@@ -128,7 +128,7 @@ def _note(folder: Path) -> None:
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder with those above it; returns those that were missing, the innermost first."""
+    """Make a folder and its missing parents; returns those that were missing, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing

@@ -24,7 +24,7 @@ def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
-    `names` are their files, where they have some; only `divided` hands them on.
+    `names` are their file names, where there are some; only `divided` keeps them.
     """
 
     images: Tensor

@@ -1,6 +1,6 @@
 """One image file as 8-bit RGB pixels, as a viewer shows it, and its scaling. Pillow alone can repeat both.
 
-In: a path. Out: an image, and in words what had to be converted. 16-bit greys are scaled by their depth,
+In: a path. Out: an image, and descriptions of its conversions. 16-bit grey values are scaled by their depth,
 EXIF's orientation is applied, transparency lies on white.
 """
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from bcnet.errors import DataError, one_line
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-PLAIN = ("RGB", "L", "1", "P")  # modes that RGB holds as they are
+PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
 
 
 class Picture(NamedTuple):
@@ -48,7 +48,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def shorter_side(path: Path) -> int:
-    """Of an image, in pixels, from its header. Raises DataError where it cannot be read."""
+    """Width and height of an image in pixels, from its header. Raises DataError where it cannot be read."""
     try:
         with Image.open(path) as file:
             return min(file.size)
@@ -57,7 +57,7 @@ def shorter_side(path: Path) -> int:
 
 
 def squared(image: Image.Image, side: int) -> Image.Image:
-    """The shorter side scaled to `side` (Pillow's bilinear filter), the centre of the longer one."""
+    """The image with its shorter side scaled to `side` pixels (bilinear), cropped to the centre square."""
     width, height = image.size
     short = min(width, height)
     if short != side:
@@ -68,7 +68,7 @@ def squared(image: Image.Image, side: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As EXIF's orientation says; as it is where that cannot be read: viewers do the same."""
+    """Turned as EXIF's orientation says; unchanged where that cannot be read, as in viewers."""
     try:
         if image.getexif().get(ORIENTATION, 1) in (1, None):
             return image
@@ -82,7 +82,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image).astype(np.float64)
-    highest = 1.0 if image.mode == "F" else 65535.0  # what floats are scaled to, and what 16 bits hold
+    highest = 1.0 if image.mode == "F" else 65535.0  # the range of floats, and of 16 bits
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= highest):
         raise DataError(
             f"its values of {pixels.min():g} to {pixels.max():g} are not in 0 to {highest:g}: save it with "
@@ -92,5 +92,5 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(cause: Exception, path: Path) -> str:
-    """Without the path, which a message names already."""
+    """The reason without the path, which the message names already."""
     return one_line(cause).replace(f": {str(path)!r}", "").replace(f" {str(path)!r}", "")

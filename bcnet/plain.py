@@ -1,6 +1,6 @@
-"""Foreign text made fit for one line of a terminal or a report. In: any text. Out: printable, bounded.
+"""Foreign text made safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
-What a device, a file or a library says may hold escape codes, line breaks, or no end.
+Text from a device, a file or a library may hold escape codes or line breaks, or be arbitrarily long.
 """
 
 import re
@@ -14,9 +14,9 @@ COMMAND = re.compile(r"::(?=[A-Za-z-]+[ :])")
 
 
 def plain(text: str, most: int = MOST) -> str:
-    """`text` with what cannot be printed as an escape, such as \\x1b, and cut after `most` characters.
+    """`text` with unprintable characters as escapes, such as \\x1b, cut after `most` characters.
 
-    What a CI service would take for a command wherever it stands (`##[`) is taken apart.
+    What a CI service would take for a command wherever it occurs (`##[`) is broken up.
     """
     cut = text if len(text) <= most else text[:most]
     if not cut.isprintable():

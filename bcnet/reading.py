@@ -1,7 +1,7 @@
 """Files and text from outside, read within bounds. In: a path, or text. Out: bytes, text, JSON, TOML values.
 
-Nothing here waits for a pipe, fills the memory, or ends in a RecursionError: what is out of bounds is a
-ValueError of one line, which callers turn into their own error with the path and the way out.
+Nothing here blocks on a pipe, fills the memory, or ends in a RecursionError: what is out of bounds raises a
+ValueError of one line, which callers turn into their own error with the path and the remedy.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 
 MIB = 1 << 20
 TEXT_BYTES = MIB  # configurations and hardware profiles, which people write
-JSON_BYTES = 256 * MIB  # what a stage leaves behind
-DEPTH = 64  # lists and tables inside each other; the deepest that bcnet writes has eight
+JSON_BYTES = 256 * MIB  # results of a stage
+DEPTH = 64  # levels of nested lists and tables; the deepest that bcnet writes has eight
 INTEGER = 1 << 63
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -28,8 +28,8 @@ KINDS = (
 
 def opened(path: Path, limit: int | None = None) -> BufferedReader:
     """A regular file, open for reading. Raises OSError, and ValueError for another kind or a larger one."""
-    _check(os.stat(path), limit)  # before opening: to open a device may do something
-    # A pipe that was put there meanwhile is not waited for.
+    _check(os.stat(path), limit)  # before opening: opening a device may have side effects
+    # O_NONBLOCK: does not block on a pipe that was put there meanwhile.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     try:
         _check(os.fstat(file.fileno()), limit)
@@ -44,7 +44,7 @@ def _check(found: os.stat_result, limit: int | None) -> None:
     if kind is not None:
         raise ValueError(f"{kind}, not a file")
     if limit is not None and found.st_size > limit:
-        raise ValueError(f"{found.st_size:,} bytes, and at most {limit:,} are read")
+        raise ValueError(f"{found.st_size:,} bytes long, but at most {limit:,} are read")
 
 
 def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
@@ -76,11 +76,11 @@ def parse_toml(text: str) -> dict[str, Any]:
     return values
 
 
-_TOO_DEEP = f"more than {DEPTH} lists or tables inside each other"
+_TOO_DEEP = f"more than {DEPTH} levels of nested lists or tables"
 
 
 def bounded(value: Any) -> Any:
-    """`value` as it is, if it is not too deep, and its integers fit into 64 bits. Raises ValueError."""
+    """`value` unchanged, if it is not too deep and its integers fit into 64 bits. Raises ValueError."""
     level = [value]
     for depth in range(DEPTH + 1):
         inner: list[Any] = []

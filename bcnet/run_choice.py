@@ -1,7 +1,7 @@
-"""Which run a command works in, and for which device. In: flags, a configuration, the runs that there are.
+"""Which run a command works in, and for which device. In: flags, a configuration, the existing runs.
 
-Out: a run and its configuration. A run belongs to one device and setting, those of its table; for another one
-there is another run, unless the user replaces it.
+Out: a run and its configuration. A run belongs to one device and setting, those of its table; another device
+gets another run, unless the user replaces this one.
 """
 
 import re
@@ -23,7 +23,7 @@ RUNS = Path("runs")
 DEFAULT = "default"
 TABLES = Path("latency_tables")
 SETTING = ("batch", "threads", "precision")
-Does = Literal["begin", "continue", "read"]  # a command: a table, what comes after it, nothing
+Does = Literal["begin", "continue", "read"]  # what a command does: builds a table, follows one, only reads
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Bound:
 
 @dataclass(frozen=True)
 class Choice:
-    """A command's run and configuration, and what the user should know of how they were chosen.
+    """A command's run and configuration, and what the user should know about how they were chosen.
 
-    `automatic` where the user did not name the run.
+    `automatic` is whether the user did not name the run.
     """
 
     run: Run
@@ -49,14 +49,14 @@ class Choice:
 
 
 def checked_name(name: str) -> str:
-    """The name of a run. Raises UsageError where it would lead out of runs/."""
+    """The name of a run. Raises UsageError where its folder would lie outside runs/."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{name}'")
     return name
 
 
 def run_holding(file: Path) -> str | None:
-    """The name of the run in whose export a file lies; None where it lies elsewhere."""
+    """The name of the run whose export contains a file; None where the file lies elsewhere."""
     export = file.resolve().parent
     runs = RUNS.resolve()
     return export.parent.name if export.name.startswith("export") and export.parent.parent == runs else None
@@ -65,7 +65,7 @@ def run_holding(file: Path) -> str | None:
 def bound_to(run: Run) -> Bound | None:
     """The target of a run: that of its table, else of its search; None where it has neither.
 
-    Raises ArtifactError where the file that tells cannot be read.
+    Raises ArtifactError where that file cannot be read.
     """
     for name, file in (("build-lut", "report.json"), ("search", "result.json")):
         stage = run.stage(name)
@@ -82,7 +82,7 @@ def bound_to(run: Run) -> Bound | None:
                 raise ArtifactError(f"{path} names no device; run `{stage.command}` again") from None
             if None in (config.batch, config.threads, config.precision):
                 target = target_of(config)
-            else:  # whatever has become of its profile
+            else:  # even if its profile has changed or is gone
                 target = Target(config.device, *(getattr(config, key) for key in SETTING))
             return Bound(target, named, path.stat().st_mtime)
     return None
@@ -91,10 +91,10 @@ def bound_to(run: Run) -> Bound | None:
 def choose(
     settings: Config, name: str | None, config: Path | None, does: Does, *, replace: bool = False
 ) -> Choice:
-    """The run of a command, and its configuration with what the run says where the user names nothing.
+    """The run of a command, and its configuration, completed from the run where the user names nothing.
 
-    Without a name it is `default`, or where that belongs to another device the run of the device's name;
-    where no device is named either, and the command does not begin one, the run whose table was built last.
+    Without a name it is `default`, or the run of the device's name where `default` belongs to another device;
+    where no device is named either, and the command does not begin a run, the one whose table was built last.
     Raises UsageError where the run belongs to another device or setting, unless it is to `replace` that, or
     the command only reads.
     """
@@ -117,12 +117,12 @@ def choose(
     if bound is not None and wanted != bound.target and does != "read":
         if not replace:
             raise UsageError(_belongs_to_another(run, bound.target, wanted, continues))
-        notes.append(f"{run.folder} belonged to {bound.target}, from now on to {wanted}")
+        notes.append(f"{run.folder} belonged to {bound.target}, and now belongs to {wanted}")
     return Choice(run, settings, name is None, tuple(notes))
 
 
 def require_table(choice: Choice, *, searched: bool) -> None:
-    """Raise TableError where a device is named that nothing was measured on; the message names the command.
+    """Raise TableError where the named device has no measurements yet; the message names the command.
 
     `searched`: the command needs a search on it, too.
     """
@@ -138,14 +138,14 @@ def require_table(choice: Choice, *, searched: bool) -> None:
 def require_configured(command: str, config: Path | None, run: Run | None) -> None:
     """Say that the built-in example is used where nothing is configured.
 
-    Raises ConfigError where a stage would begin it unasked: only `bcnet run` does, or a run that is there.
+    Raises ConfigError where a stage would begin it unasked: only `bcnet run` may, or an existing run of it.
     """
     if not is_example(config):
         return
     if command in ("run", "inspect", "check-lut"):
         say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
     elif run is not None and _is_begun(run):
-        say(f"no bcnet.toml here: {run.folder} goes on with the built-in example, handwritten digits")
+        say(f"no bcnet.toml here: {run.folder} continues the built-in example, handwritten digits")
     else:
         raise ConfigError(
             "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try the "
@@ -162,14 +162,14 @@ def _is_begun(run: Run) -> bool:
 
 
 def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:
-    """The run of a device where the user names none."""
+    """The run of a device where the user names no run."""
     default = Run.named(DEFAULT, config)
     bound = bound_to(default)
     if bound is None or bound.target.device == device:
         return default
     run = Run.named(re.sub(r"[^A-Za-z0-9._-]", "-", device), config)
     if bound_to(run) is None:
-        notes.append(f"{default.folder} belongs to {bound.target}: {device} gets {run.folder}")
+        notes.append(f"{default.folder} belongs to {bound.target}: {device} uses {run.folder}")
     return run
 
 
@@ -192,7 +192,7 @@ def _built_last(config: Path | None, notes: list[str]) -> Run:
 
 
 def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
-    """The configuration, on the run's device and as that was set, where it names nothing else."""
+    """The configuration, with the run's device and its setting where the configuration names nothing else."""
     own = settings.model_copy(update={"device": bound.target.device})
     profile = target_of(own)
     taken: dict[str, Any] = {}
@@ -220,13 +220,13 @@ def _belongs_to_another(run: Run, bound: Target, wanted: Target, continues: bool
         )
     build = f"bcnet build-lut {' '.join(flags)} --run"
     return (
-        f"{run.folder} belongs to {bound}, not to {wanted}: measure that in a run of its own, `{build} "
+        f"{run.folder} belongs to {bound}, not to {wanted}: measure the latter in a run of its own, `{build} "
         f"{other}`, or in this one, `{build} {run.folder.name} --replace`"
     )
 
 
 def _other_name(bound: Target, wanted: Target) -> str:
-    """A name for the run of another target: its device, and what differs from the run that has that name."""
+    """A name for the run of another target: its device, and what differs from the run with that name."""
     if bound.device != wanted.device:
         return wanted.device
     words = {"batch": f"batch{wanted.batch}", "threads": f"threads{wanted.threads}"}

@@ -18,8 +18,8 @@ runs_app = typer.Typer(
 
 @runs_app.callback(invoke_without_command=True)
 def list_runs(context: typer.Context, as_json: Json = False) -> None:
-    """List the runs in runs/. Their devices and settings, budgets, winners, whether the export is verified,
-    and when they were worked on last. `bcnet runs remove NAME` removes one."""
+    """List the runs in runs/: their devices and settings, budgets, winners, whether the export is verified,
+    and when they were last worked on. `bcnet runs remove NAME` removes one."""
     if context.invoked_subcommand is not None:
         return
     from bcnet.run_list import runs
@@ -40,8 +40,8 @@ def remove_run(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove a run's folder with all that is in it. Asks before, and says what goes; latency tables stay. A
-    run that a process is at work in is not removed."""
+    """Remove a run's folder with all that is in it. Asks first, and lists what is removed; latency tables are
+    kept. A run in which a process is at work is not removed."""
     from bcnet.run_list import removal, remove
 
     wanted = removal(name)

@@ -1,4 +1,4 @@
-"""The runs in the working folder. In: runs/. Out: what each holds, in words and as JSON; one removed."""
+"""The runs in the working folder. In: runs/. Out: what each holds, as text and as JSON; removal of one."""
 
 import datetime
 import os
@@ -20,8 +20,8 @@ STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 class RunState:
     """What a run holds: its target, its winner, whether the export is verified. None: not there (yet).
 
-    `latency_ms` is the export's as measured, else the winner's, as measured or predicted; `date` is when the
-    last of its stages was finished. `problem` is what cannot be read of it.
+    `latency_ms` is the export's as measured, else the winner's, measured or predicted; `date` is when the
+    last of its stages was finished. `problem` is the reason why it cannot be read.
     """
 
     name: str
@@ -43,7 +43,7 @@ class RunState:
         return {**asdict(self), "target": self.target.to_json() if self.target else None}
 
     def row(self) -> list[str]:
-        """As people read it: run, device, budget, winner, export, date."""
+        """The table row that people read: run, device, budget, winner, export, date."""
         if self.problem:
             return [self.name, f"cannot be read: {self.problem}", "", "", "", self.date or ""]
         verdict = {True: "verified", False: "not verified", None: ""}[self.verified]
@@ -120,7 +120,7 @@ def _read(run: Run, name: str, file: str) -> dict[str, Any]:
     path = stage.path(file)
     found = read_json(path, stage.command)
     if not isinstance(found, dict):
-        raise ArtifactError(f"{path} is not what {name} writes")
+        raise ArtifactError(f"{path} is not in the form that {name} writes")
     return found
 
 
@@ -130,7 +130,7 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing a run takes away."""
+    """What is lost when the run is removed."""
 
     run: Run
     files: int
@@ -159,7 +159,7 @@ def removal(name: str) -> Removal:
 
 
 def remove(wanted: Removal) -> None:
-    """Remove a run's folder; links in it are removed, and not followed. Latency tables stay.
+    """Remove a run's folder; links in it are removed, not followed. Latency tables stay.
 
     Raises ArtifactError where a process is at work in it.
     """
@@ -167,8 +167,8 @@ def remove(wanted: Removal) -> None:
     try:
         with locked(folder):
             aside = folder.with_name(f".{folder.name}.removed")
-            shutil.rmtree(aside, ignore_errors=True)  # of a removal that was stopped
-            folder.rename(aside)  # gone at once, or not at all
+            shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted removal
+            folder.rename(aside)  # removed at once, or not at all
             shutil.rmtree(aside)
     except Locked:
-        raise ArtifactError(f"a process is at work in {folder}; wait until it is done, or end it") from None
+        raise ArtifactError(f"a process is at work in {folder}; wait until it is done, or stop it") from None

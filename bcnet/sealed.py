@@ -1,4 +1,4 @@
-"""What a stopped command continues from, kept so that a change of it is seen.
+"""Files that a stopped command continues from, sealed so that changes are detected.
 
 `SealedLines`: JSON values that are appended to a file, one a line, each with a hash of all lines up to it.
 `seal_tensors`, `unseal_tensors`: tensors with JSON values in one safetensors file, under one hash.
@@ -24,22 +24,22 @@ ABOUT = "bcnet"  # the key of a safetensors file's metadata under which the JSON
 
 
 class SealedLines:
-    """A file that grows by a line for each value; a line says whether it and all before are as written.
+    """A file that grows by one line per value; each line shows whether it and all before it are unchanged.
 
-    `values` are those of the lines up to the first that is not. `dropped` says why there are no more of them;
-    it is empty where there is nothing else, or only a last line that a kill has cut short.
+    `values` are those of the lines up to the first that was changed. `dropped` says why there are no more;
+    it is empty where nothing follows, or only a last line that was cut short when the process was killed.
     """
 
     def __init__(self, path: Path, belongs_to: Mapping[str, Any]) -> None:
-        """Reads the file if it is there. Values of another `belongs_to` are dropped with all others.
+        """Reads the file if it exists. Values of another `belongs_to` are dropped with all others.
 
-        Raises ValueError where something else than a file is there.
+        Raises ValueError where something other than a file is there.
         """
         self.path = path
         self.values: list[Any] = []
         self.dropped = ""
         self._head = {"schema": SCHEMA, "belongs_to": parse_json(json.dumps(belongs_to))}
-        self._kept, self._seal = 0, ""  # bytes that are whole, and the hash of their last line
+        self._kept, self._seal = 0, ""  # the number of valid bytes, and the hash of their last line
         if path.exists():
             self._read(read_bytes(path, LINES_BYTES))
 
@@ -47,7 +47,7 @@ class SealedLines:
         for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(keepends=True)):
             seal, body = line[:SEAL].decode("ascii", "replace"), line[SEAL + 1 :]
             if seal != _next_seal(self._seal, body) or line != _line(seal, body):
-                self.dropped = f"line {number + 1} is not what was written there"
+                self.dropped = f"line {number + 1} was changed"
                 return
             value = parse_json(body.decode())
             if number:
@@ -58,7 +58,7 @@ class SealedLines:
             self._kept, self._seal = self._kept + len(line), seal
 
     def append(self, value: Any) -> None:
-        """Add one value; it is on the disk when this returns. Raises OSError, the file is as before then."""
+        """Add one value; it is on the disk when this returns. OSError leaves the file as it was."""
         text, seal = b"", self._seal
         for part in (value,) if self._kept else (self._head, value):
             body = json.dumps(part).encode() + b"\n"
@@ -67,7 +67,7 @@ class SealedLines:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
         try:
-            os.ftruncate(handle, self._kept)  # what was dropped gives way
+            os.ftruncate(handle, self._kept)  # what was dropped is overwritten
             try:
                 done = 0
                 while done < len(text):
@@ -82,7 +82,7 @@ class SealedLines:
         self.values.append(value)
 
     def remove(self) -> None:
-        """Delete the file: what it was kept for is finished."""
+        """Delete the file: its purpose is fulfilled."""
         self.path.unlink(missing_ok=True)
 
 
@@ -98,14 +98,14 @@ def seal_tensors(tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> b
     """A safetensors file of contiguous tensors and of JSON values; the same bytes for the same values."""
     from safetensors.torch import save
 
-    # In one piece: several would be written in another order each time.
+    # As one entry: several would be written in another order each time.
     text = json.dumps({"about": about, "seal": _seal_of(tensors, about)})
     content: bytes = save(dict(tensors), {ABOUT: text})
     return content
 
 
 def unseal_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """The tensors and values of such a file. Raises ValueError where they are not what was written."""
+    """The tensors and values of such a file. Raises ValueError where they were changed."""
     about, seal = _about(path)
     tensors = _tensors(path)
     if seal != _seal_of(tensors, about):
@@ -114,7 +114,7 @@ def unseal_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The values alone, unchecked: what the file says of itself. Raises ValueError."""
+    """The values alone, unchecked. Raises ValueError."""
     return _about(path)[0]
 
 
@@ -122,13 +122,13 @@ def _about(path: Path) -> tuple[dict[str, Any], str]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        opened(path).close()  # a file, and no pipe
+        opened(path).close()  # a file, and not a pipe
         with safe_open(path, framework="pt") as file:
             found = parse_json((file.metadata() or {})[ABOUT])
         return dict(found["about"]), str(found["seal"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as cause:
         reason = "it has no seal" if isinstance(cause, KeyError) else str(cause)
-        raise ValueError(f"it is cut short, edited, or of an earlier version: {reason}") from None
+        raise ValueError(f"it is cut short, edited, or from an earlier version: {reason}") from None
 
 
 def _tensors(path: Path) -> "dict[str, Tensor]":

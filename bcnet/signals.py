@@ -1,6 +1,6 @@
 """Signals that end a command as Ctrl-C does. In: SIGTERM, SIGHUP. Out: an exception in the main thread.
 
-What is at work is left in the same way: locks are released, temporary files removed, what was complete stays.
+Running work ends in the same way: locks are released, temporary files removed, finished work is kept.
 """
 
 import os
@@ -22,9 +22,9 @@ class Ended(KeyboardInterrupt):
 def as_interrupts() -> Iterator[list[signal.Signals]]:
     """For the length of the block, signals that end programs raise Ended in the main thread.
 
-    The value gets the signals that have. An exception can get lost where a library calls back into Python, so
-    the first signal is sent again while the block has not ended. A signal that is ignored already stays so,
-    as SIGHUP under nohup.
+    The block's value collects the signals received. An exception can get lost where a library calls back into
+    Python, so the first signal is sent again while the block has not ended. A signal that is ignored already
+    stays ignored, such as SIGHUP under nohup.
     """
     received: list[signal.Signals] = []
     own, ended = os.getpid(), threading.Event()
@@ -34,7 +34,7 @@ def as_interrupts() -> Iterator[list[signal.Signals]]:
             os.kill(own, received[0])
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != own:  # a worker process that was forked dies as it would have
+        if os.getpid() != own:  # a forked worker process keeps the default behaviour
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         else:

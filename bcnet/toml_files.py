@@ -29,7 +29,7 @@ def read_toml(path: Path, error: type[BcnetError]) -> dict[str, Any]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything is at the path, a link that leads nowhere included; True where nobody can tell."""
+    """Whether anything is at the path, a broken link included; True where that cannot be determined."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

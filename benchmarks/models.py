@@ -5,9 +5,9 @@
 The variable matters where others use the machine, too: threads that spin while they wait for each other then
 take many times as long.
 
-Packages beside torchvision (timm, efficientnet-lite-pytorch, segmentation_models_pytorch, transformers,
+Packages other than torchvision (timm, efficientnet-lite-pytorch, segmentation_models_pytorch, transformers,
 ultralytics) are optional: a heading whose package is missing is left out, with a note. No weights are loaded.
-Names after the command limit the page to those networks: give `--output` along with them.
+Names after the command limit the page to those networks; also give `--output` then.
 """
 
 import argparse
@@ -85,7 +85,7 @@ them (without pretrained weights, which change nothing here).
 - **MACs**, **parameters**: the part of the multiply-accumulates (parameters) that lies in layers (tensors)
   which can be narrowed, on either side. Products of two activations, as in attention, are not
   counted.
-- **narrowest**: the part of the multiply-accumulates that is left where every group takes its narrowest
+- **narrowest**: the share of the multiply-accumulates that is left when every group takes its narrowest
   choice.
 - **what stays**: layers that keep output channels, and why, in the words of `bcnet inspect`; where the
   reasons of several layers differ only in names and numbers, the first is given. `*` stands for any number.
@@ -106,7 +106,7 @@ class Row:
 
 
 def torchvision_network(name: str) -> tuple[nn.Module, Any, int]:
-    """(network, example input, side of its image)."""
+    """(network, example input, side of its image in pixels)."""
     size = {"inception_v3": 299, "lraspp_mobilenet_v3_large": 320}.get(
         name, 320 if name in DETECTION else 224
     )
@@ -123,14 +123,14 @@ def torchvision_network(name: str) -> tuple[nn.Module, Any, int]:
 
 
 def timm_network(name: str) -> tuple[nn.Module, Any, int]:
-    """(network, example input, side of its image)."""
+    """(network, example input, side of its image in pixels)."""
     import timm
 
     return timm.create_model(name), torch.rand(1, 3, 224, 224), 224
 
 
 def lite_network(name: str) -> tuple[nn.Module, Any, int]:
-    """(network, example input, side of its image)."""
+    """(network, example input, side of its image in pixels)."""
     from efficientnet_lite_pytorch import EfficientNet
 
     size = EfficientNet.get_image_size(name)
@@ -147,7 +147,7 @@ def segmentation_network(name: str) -> tuple[nn.Module, Any, int]:
 
 
 def transformers_network(name: str) -> tuple[nn.Module, Any, int]:
-    """(network, example input, side of its image)."""
+    """(network, example input, side of its image in pixels)."""
     import transformers
 
     config = getattr(transformers, f"{name}Config")()
@@ -156,7 +156,7 @@ def transformers_network(name: str) -> tuple[nn.Module, Any, int]:
 
 
 def yolo_network(name: str) -> tuple[nn.Module, Any, int]:
-    """(network, example input, side of its image)."""
+    """(network, example input, side of its image in pixels)."""
     from ultralytics.nn.tasks import DetectionModel
 
     return DetectionModel(f"{name}.yaml", verbose=False), torch.rand(1, 3, 320, 320), 320
@@ -201,7 +201,7 @@ def line(row: Row) -> str:
 
 
 def narrowest(space: WidthSpace) -> float:
-    """The narrowest network's part of the full one's multiply-accumulates."""
+    """The narrowest network's share of the full one's multiply-accumulates."""
     return space.macs(space.smallest()) / space.macs(space.largest())
 
 

@@ -1,8 +1,8 @@
-"""How long a latency table of many rows takes to load, and how much memory.
+"""Time and memory needed to load a latency table with many rows.
 
     python benchmarks/table_size.py --rows 1000000 --folder runs/table_size
 
-The table is made up: convolutions of distinct channel counts at one setting, in one session, sealed. It is
+The table is synthetic: convolutions of distinct channel counts at one setting, in one session, sealed. It is
 written once and loaded in a process of its own, whose peak memory is that of Python, NumPy and the table.
 Prints one JSON object; `--json` also writes it to a file.
 """
@@ -20,7 +20,7 @@ from bcnet.latency_tables.rows import LatencyStat, LayerSpec, Row, Session, Sett
 from bcnet.latency_tables.table import LatencyTable
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
-# Loads a table and says what that took, apart from the start of Python and its imports.
+# Loads a table and prints the cost, without the start of Python and its imports.
 LOADING = """
 import json, resource, sys, time
 from bcnet.latency_tables.table import LatencyTable
@@ -37,7 +37,7 @@ print(json.dumps({
 
 def main() -> None:
     """Parse, write the table where it is missing, load it, print."""
-    parser = argparse.ArgumentParser(description="seconds and memory that a latency table takes to load")
+    parser = argparse.ArgumentParser(description="time and memory needed to load a latency table")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, required=True, help="where the table is kept")
     parser.add_argument("--json", type=Path, help="also write the result there")
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def table_of(rows: int) -> LatencyTable:
-    """So many made-up rows."""
+    """That many synthetic rows."""
     session = Session("2026-01-01", {"runtime": "onnxruntime", "cache_mb": "33.6"}, {"matmul_ms": 0.2})
     table = LatencyTable("cpu", [session])
     for number in range(rows):
@@ -84,7 +84,7 @@ def table_of(rows: int) -> LatencyTable:
 
 
 def processor() -> str:
-    """Its name, as Linux tells it."""
+    """The processor's name, as Linux reports it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 

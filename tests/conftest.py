@@ -62,7 +62,7 @@ def clear_projects() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Working folders that a test makes importable are forgotten after it."""
+    """Remove working folders that a test made importable from the import path after it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

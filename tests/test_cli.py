@@ -241,7 +241,7 @@ def test_a_network_that_cannot_be_delivered_is_shown_by_inspect_and_not_trained(
     assert json.loads(capfd.readouterr().out)["not_deliverable"] == reason
     assert main(["train"]) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert line == f"bcnet: not trained, for it could not be delivered: {reason}"
+    assert line == f"bcnet: not trained, because it could not be exported: {reason}"
     assert not Path("runs/default/train/supernet.safetensors").exists()
 
 
@@ -261,7 +261,7 @@ def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("settings", "side", "origin"),
     [
-        (None, 224, "the default; --image-size sets another"),
+        (None, 224, "the default; set another with --image-size"),
         ('name = "digits"', 32, "the size of the data 'digits'"),
         ('name = "digits"\nimage_size = 48', 48, "data.image_size of the configuration"),
         ('name = "imagefolder:nowhere"', 224, "the configured data cannot be read: "),
@@ -297,7 +297,7 @@ def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> 
 def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None:
     assert "--tie takes two groups" in refused(2, "inspect", "--model", "digits", "--tie", "0.0")
     line = refused(1, "inspect", "--model", "digits", "--tie", "0.0", "7")
-    assert "there is no group '7' to tie; near it: " in line
+    assert "there is no group '7' to tie; similar names: " in line
     line = refused(1, "inspect", "--model", "digits", "--freeze", "conv*")
     assert "no group fits the pattern 'conv*' to freeze" in line
 
@@ -306,7 +306,7 @@ CONFIGURATIONS = [
     ('[space]\nfreeze = ["stem*"]', "no group fits the pattern 'stem*' to freeze; there are: "),
     ('[space]\ntie = [["0.0"]]', "space.tie.0.1: field required"),
     ("[space]\nexpand = 0.5", "space.expand: input should be greater than or equal to 1, not 0.5"),
-    ('[model]\nweights = "gone.pt"', "model.weights: there is no file gone.pt"),
+    ('[model]\nweights = "gone.pt"', "model.weights: gone.pt does not exist"),
     (
         '[model]\nname = "cli_networks:raises"',
         "'cli_networks:raises' with args {}: ValueError: no such depth",
@@ -329,7 +329,7 @@ CONFIGURATIONS = [
         '[model]\nname = "digit"',
         "unknown model 'digit'; there is: digits, cbm-mobilenet, cbm-resnet",
     ),
-    ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; near it: resnet1"),
+    ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; similar names: resnet1"),
     ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),
     ('[model]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
     ('[model]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
@@ -352,7 +352,7 @@ def test_a_configuration_that_cannot_be_used_is_explained_in_one_line(
 @pytest.mark.parametrize("command", ["train", "build-lut", "search", "slice", "export", "run", "inspect"])
 def test_a_named_configuration_that_is_missing_is_an_error(refused: Refused, command: str) -> None:
     line = refused(1, command, "--config", "nope.toml")
-    assert "nope.toml does not exist; write one with `bcnet init`" in line
+    assert "nope.toml does not exist; create one with `bcnet init`" in line
 
 
 def test_an_unknown_device_is_answered_with_what_there_is(refused: Refused) -> None:
@@ -432,7 +432,7 @@ def test_a_signal_ends_training_as_ctrl_c_does_with_128_and_its_number(
     out, err = training.communicate(timeout=60)
     assert training.returncode == 128 + sent, err
     assert out == ""
-    ended = f"bcnet: ended by {sent.name}; what was complete stays, the same command continues"
+    ended = f"bcnet: ended by {sent.name}; finished work is kept, run the same command again"
     assert err.strip().splitlines()[-1] == ended
     assert [path.name for path in checkpoint.parent.parent.iterdir()] == ["train"]
 
@@ -466,7 +466,7 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     out, err = training.communicate(timeout=60)
     assert training.returncode == 130, err
     assert out == ""
-    interrupted = "bcnet: interrupted; what was complete stays, the same command continues"
+    interrupted = "bcnet: interrupted; finished work is kept, run the same command again"
     assert err.strip().splitlines()[-1] == interrupted
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
     capfd.readouterr()
@@ -487,6 +487,6 @@ def test_control_characters_of_names_reach_no_terminal(
     err = capsys.readouterr().err
     assert err.startswith("bcnet: unknown dataset '\\x1b]0;title\\x07x'")
     assert main(["train", "--config", "a\x1b[2Jb\nc"]) == 1
-    assert capsys.readouterr().err == ("bcnet: a\\x1b[2Jb\\nc does not exist; write one with `bcnet init`\n")
+    assert capsys.readouterr().err == ("bcnet: a\\x1b[2Jb\\nc does not exist; create one with `bcnet init`\n")
     show_table(["name"], [["\x1b[31mred\u202e"]])
     assert "\\x1b[31mred\\u202e" in capsys.readouterr().out

@@ -162,7 +162,7 @@ def test_a_wrong_flag_is_wrong_usage_and_does_not_blame_the_file() -> None:
 
 
 def test_a_named_file_that_is_missing_names_the_command_that_writes_one() -> None:
-    with pytest.raises(ConfigError, match=r"nope\.toml does not exist; write one with `bcnet init`"):
+    with pytest.raises(ConfigError, match=r"nope\.toml does not exist; create one with `bcnet init`"):
         load_config(Path("nope.toml"))
 
 
@@ -198,13 +198,13 @@ def test_a_pipe_is_refused_and_not_waited_for() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = " + "[" * 5000 + "]" * 5000, "more than 64 lists or tables inside each other"),
-        (f"[model]\nargs.{'.'.join('a' * 400)} = 1", "more than 64 lists or tables inside each other"),
+        ("a = " + "[" * 5000 + "]" * 5000, "more than 64 levels of nested lists or tables"),
+        (f"[model]\nargs.{'.'.join('a' * 400)} = 1", "more than 64 levels of nested lists or tables"),
         ("seed = " + "9" * 25, "an integer of more than 64 bits"),
         ("[space]\nbins = 5000", "space.bins: input should be less than or equal to 4096, not 5000"),
         ('seed = "' + "\\u001b[31m" * 1000 + '"', "5000 long"),
         (f"seed = 1{'0' * 5000}", "is not TOML: Exceeds the limit"),
-        ("#" * 1_048_577, "is 1,048,577 bytes, and at most 1,048,576 are read"),
+        ("#" * 1_048_577, "is 1,048,577 bytes long, but at most 1,048,576 are read"),
     ],
 )
 def test_a_file_without_bounds_is_refused_in_one_line(text: str, message: str) -> None:

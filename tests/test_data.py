@@ -206,7 +206,7 @@ def test_a_folder_without_images_says_what_it_needs(layout: str) -> None:
     Path(layout).mkdir(parents=True)
     if "train" in layout:
         Path("pets/test").mkdir()
-    with pytest.raises(DataError, match=r"^no images in pets.*; it needs one folder of images a class$"):
+    with pytest.raises(DataError, match=r"^no images in pets.*; it needs one folder of images per class$"):
         load_data(DataConfig(name="imagefolder:pets"), 0)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images as they are: their layouts, sizes, broken, special and foreign files."""
+"""Folders of images: layouts, sizes, broken files, special files, other files."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def picture(path: str, value: int = 0, size: tuple[int, int] = (10, 10)) -> None
 
 
 def pets(*parts: str, count: int = 5) -> None:
-    """Images of two classes in each part, whose values are their part's number."""
+    """Images of two classes in each part; pixel values are the number of the part."""
     for number, part in enumerate(parts):
         for label in ("cat", "dog"):
             for file in range(count):
@@ -66,7 +66,7 @@ def test_a_limit_on_training_images_limits_those_of_a_validation_folder_too() ->
 
 def test_two_spellings_of_a_part_are_refused() -> None:
     pets("train", "val", "valid")
-    with pytest.raises(DataError, match=r"^pets has both val/ and valid/: leave one of them there$"):
+    with pytest.raises(DataError, match=r"^pets has both val/ and valid/: keep only one of them$"):
         load()
 
 
@@ -180,7 +180,7 @@ def test_broken_files_are_left_out_where_that_is_set_and_reported() -> None:
     assert data.test.labels.tolist() == [0] * 5 + [1] * 4
     assert "skipped 4 unreadable: pets/test/dog/1.png (" in str(data)
     break_files(*(f"pets/test/{label}/{i}.png" for label in ("cat", "dog") for i in range(5)))
-    with pytest.raises(DataError, match="pets: no image of test can be read"):
+    with pytest.raises(DataError, match="pets: no image in test can be read"):
         load(skip_broken=True)
 
 
@@ -209,7 +209,7 @@ def test_a_folder_that_links_back_to_itself_is_refused_and_one_that_does_not_is_
     Path("pets/train/cat/more").symlink_to(Path("more").resolve())
     assert len(load().train) + len(load().val) == 11
     Path("more/back").symlink_to(Path("pets/train/cat").resolve())
-    with pytest.raises(DataError, match=r"/back is a link to a folder that it lies in: remove it$"):
+    with pytest.raises(DataError, match=r"/back is a link to a folder that contains it: remove the link$"):
         load()
 
 

@@ -1,4 +1,4 @@
-"""Locks lie beside what they guard, and so hold between processes that share nothing but the folder."""
+"""Lock files lie beside what they protect, so locks hold between processes that share only the folder."""
 
 import os
 import subprocess

@@ -30,7 +30,7 @@ def _devices(folder: Path) -> None:
 
 
 def bind(name: str, target: dict[str, Any], built: int, stage: str = "build-lut") -> None:
-    """A run with the report of a table that was built at this time, or the result of a search."""
+    """A run with the report of a table built at this time, or with the result of a search."""
     file = {"build-lut": "report.json", "search": "result.json"}[stage]
     path = Path("runs", name, stage, file)
     path.parent.mkdir(parents=True)
@@ -107,8 +107,8 @@ def test_another_device_or_setting_in_a_run_is_refused_with_both_ways_out() -> N
         chosen("continue", batch=8)
     assert str(refusal.value) == (
         "runs/default belongs to cpu (fp32, batch 1, 1 thread), not to cpu (fp32, batch 8, 1 thread): "
-        "measure that in a run of its own, `bcnet build-lut --device cpu --batch 8 --run cpu-batch8`, or in "
-        "this one, `bcnet build-lut --device cpu --batch 8 --run default --replace`"
+        "measure the latter in a run of its own, `bcnet build-lut --device cpu --batch 8 --run cpu-batch8`, "
+        "or in this one, `bcnet build-lut --device cpu --batch 8 --run default --replace`"
     )
     assert chosen("begin", "night", replace=True, device="cpu") == ("night", "cpu")
     assert chosen("read", "night", device="cpu") == ("night", "cpu")

@@ -1,4 +1,4 @@
-"""What a stopped command continues from: values come back as they were written, up to the first change."""
+"""Files that a stopped command continues from: values are read as written, up to the first change."""
 
 import os
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_lines_that_were_moved_repeated_or_taken_out_end_what_is_read(path: Path
         path.write_bytes(head + b"".join(edited))
         kept = SealedLines(path, OWN)
         assert kept.values == (VALUES[:1] if edited[0] == lines[0] else [])
-        assert "is not what was written there" in kept.dropped
+        assert "was changed" in kept.dropped
     path.write_bytes(b"".join(lines))
     assert SealedLines(path, OWN).values == []
 
@@ -133,7 +133,7 @@ def test_only_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
         (tmp_path / "pipe", "a named pipe, not a file"),
         (tmp_path, "a folder, not a file"),
         (Path("/dev/zero"), "a device, not a file"),
-        (tmp_path / "large", "1,099,511,627,776 bytes, and at most"),
+        (tmp_path / "large", "1,099,511,627,776 bytes long, but at most"),
     ):
         with pytest.raises(ValueError, match=reason):
             read_bytes(path)
@@ -147,9 +147,9 @@ def test_only_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [65, 100_000])
 def test_values_that_are_too_deep_are_refused(depth: int) -> None:
     assert parse_json("[" * 64 + "]" * 64)
-    with pytest.raises(ValueError, match="more than 64 lists or tables inside each other"):
+    with pytest.raises(ValueError, match="more than 64 levels of nested lists or tables"):
         parse_json("[" * depth + "]" * depth)
-    with pytest.raises(ValueError, match="more than 64 lists or tables inside each other"):
+    with pytest.raises(ValueError, match="more than 64 levels of nested lists or tables"):
         parse_toml("a = " + "[" * depth + "]" * depth)
 
 

@@ -1,4 +1,4 @@
-"""Results for people: ten lines and eighty columns at most, the figures that matter, what comes next."""
+"""Results as people read them: at most ten lines and 80 columns, the main figures, the next command."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Mean and deviation that images are normalised by: the training images' own, or a network's training's."""
+"""Mean and deviation for normalisation: those of the training images, or of a network's own training."""
 
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def test_imagenets_statistics_have_a_name(key: str) -> None:
     ("settings", "message"),
     [
         ("mean = [0.5]", "data: give both mean and std, or neither"),
-        ("mean = [0.5]\nstd = [0.5, 0.5]", "data: mean has 1 values and std 2: give one a channel"),
-        ("mean = [127]\nstd = [64]", r"scaled to 0\.\.1: divide those of 0\.\.255 by 255"),
+        ("mean = [0.5]\nstd = [0.5, 0.5]", "data: mean has 1 values and std 2: one per channel"),
+        ("mean = [127]\nstd = [64]", r"scaled to 0\.\.1: divide those for 0\.\.255 by 255"),
         ("mean = [0.5]\nstd = [0]", r"scaled to 0\.\.1"),
         ('mean = "coco"', r"data\.mean: input should be a valid tuple"),
     ],
@@ -54,7 +54,7 @@ def test_statistics_that_cannot_be_meant_are_refused(settings: str, message: str
 
 
 def test_statistics_of_another_number_of_channels_or_of_a_dataset_are_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.mean is of 3 channels, the images have 1"):
+    with pytest.raises(DataError, match=r"data\.mean has 3 channels, the images have 1"):
         load_data(DataConfig(mean="imagenet"), 0)  # type: ignore[arg-type]
     Path("own_items.py").write_text(
         "import torch\nfrom torch.utils.data import TensorDataset\n"

@@ -200,13 +200,13 @@ def saved(cut: int) -> bytes:
     ("content", "message"),
     [
         (lambda: b"", "w.* is empty; fetch it again"),
-        (lambda: bytes(5000), "w.* holds zeros, no weights; it is cut short or damaged"),
+        (lambda: bytes(5000), "w.* holds zeros, not weights; it is cut short or damaged"),
         (lambda: LFS, "w.* is a Git LFS pointer, not the weights; fetch them with `git lfs install`"),
         (lambda: b"\n<!DOCTYPE html>\n<html>", "w.* is a web page, not weights; open the address"),
         (lambda: b"\x89HDF\r\n", "w.* is an HDF5 file"),
         (lambda: saved(900), "w.* cannot be read as weights: it is cut short or damaged: fetch it again"),
         (lambda: saved(-7), r"w.* cannot be read as weights \(.*\); it is cut short or damaged"),
-        (lambda: b"1234", r"w.* cannot be read as weights: it is no file of torch\.save"),
+        (lambda: b"1234", r"w.* cannot be read as weights: it is not a file of torch\.save"),
     ],
 )
 def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
@@ -218,9 +218,9 @@ def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
 
 
 def test_a_missing_file_and_a_folder_are_named() -> None:
-    with pytest.raises(ModelError, match=r"^model\.weights: there is no file w\.pt$"):
+    with pytest.raises(ModelError, match=r"^model\.weights: w\.pt does not exist$"):
         load_weights(network(), Path("w.pt"))
-    with pytest.raises(ModelError, match=r"^model\.weights: there is not a regular file \.$"):
+    with pytest.raises(ModelError, match=r"^model\.weights: \. is not a regular file$"):
         load_weights(network(), Path("."))
 
 
@@ -266,7 +266,7 @@ def test_timms_networks_take_channels_and_classes_of_ones_own(monkeypatch: pytes
     pytest.importorskip("timm")
     config = ModelConfig(name="timm:lcnet_050")
     assert build_model(config, 1, 4)(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
-    with pytest.raises(ModelError, match=r"^timm has no model 'lcnet_05'; near it: .*lcnet_050"):
+    with pytest.raises(ModelError, match=r"^timm has no model 'lcnet_05'; similar names: .*lcnet_050"):
         build_model(ModelConfig(name="timm:lcnet_05"), 1, 4)
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     own = config.model_copy(update={"weights": "pretrained"})

@@ -1,4 +1,4 @@
-"""What a run belongs to: a device and its setting. In: a configuration. Out: its profile, its target."""
+"""What a run belongs to: a device and a setting. In: a configuration. Out: its profile, its target."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from bcnet.hw_profiles import HwProfile, load_profile
 
 @dataclass(frozen=True)
 class Target:
-    """A device, and what latencies on it are measured at; where it is reached does not matter."""
+    """A device and the setting of its latencies; how the device is reached does not matter."""
 
     device: str
     batch: int
@@ -22,7 +22,7 @@ class Target:
         return f"{self.device} ({self.precision}, batch {self.batch}, {threads})"
 
     def to_json(self, host: Sequence[str] = ()) -> dict[str, Any]:
-        """JSON values that name it again as settings of a configuration."""
+        """JSON values that, as settings of a configuration, name this target again."""
         return {**asdict(self), **({"host": list(host)} if host else {})}
 
 
@@ -36,6 +36,6 @@ def target_profile(config: Config) -> HwProfile:
 
 
 def target_of(config: Config) -> Target:
-    """The configured device and setting, by the profile where the configuration names none."""
+    """The configured device and setting; the profile provides what the configuration does not name."""
     profile = target_profile(config)
     return Target(profile.name, profile.batch, profile.threads, profile.precision)

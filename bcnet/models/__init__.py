@@ -26,7 +26,7 @@ LIBRARIES: dict[str, Any] = {"torchvision": torchvision_models, "timm": timm_mod
 def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.Module:
     """A network for images of `in_channels` and `num_classes` classes, with its initial weights or `weights`.
 
-    Raises ModelError: unknown name, wrong arguments, weights that cannot be had or are of another network.
+    Raises ModelError: unknown name, wrong arguments, weights that are unavailable or of another network.
     """
     library, _, argument = config.name.partition(":")
     pretrained = config.weights == PRETRAINED
@@ -62,7 +62,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
 
 
 def statistics(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel that pretrained weights expect; None where nobody knows them."""
+    """Mean and standard deviation per channel that pretrained weights expect; None where unknown."""
     library, _, argument = config.name.partition(":")
     if config.weights != PRETRAINED or library not in LIBRARIES:
         return None

@@ -1,7 +1,7 @@
 """Tensors by name from a file of trained weights, wherever a training script put them; nothing is unpickled.
 
-In: a .safetensors file or one of `torch.save`. Out: `Checkpoint`: tensors under the file's own names. What is
-not such a file (a Git LFS pointer, a web page, a file cut short) is named for what it is.
+In: a .safetensors file or one saved by `torch.save`. Out: `Checkpoint`: tensors under the file's own names.
+Any other file (a Git LFS pointer, a web page, a truncated file) is refused with what it is.
 """
 
 import pickle
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from bcnet.errors import ModelError, one_line
 
-# Averaged weights come first: they are what a training with them is evaluated by.
+# Averaged weights come first: a training that averages weights is evaluated with them.
 AVERAGED = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema")
 PLAIN = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "module")
 HEAD_BYTES = 512
-DEEPEST = 8  # dictionaries in dictionaries
+DEEPEST = 8  # levels of nested dictionaries
 DAMAGED = "it is cut short or damaged: fetch it again"
-OTHER = "it is no file of torch.save or safetensors"
+OTHER = "it is not a file of torch.save or safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The tensors in a file. Raises ModelError: no such file, not a checkpoint, more than tensors in it."""
     if not path.is_file():
-        there = "not a regular file" if path.exists() else "no file"
-        raise ModelError(f"model.weights: there is {there} {path}")
+        there = "is not a regular file" if path.exists() else "does not exist"
+        raise ModelError(f"model.weights: {path} {there}")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     found = list(_state_dicts(content))
     if not found:
         raise ModelError(f"{path} is not a state_dict (names and tensors); save model.state_dict()")
-    # Beside the network's dictionary there may be some of a few tensors, as counters.
+    # Beside the network's dictionary there may be some with a few tensors, such as counters.
     most = max(len(own.tensors) for own in found)
     return max((own for own in found if 2 * len(own.tensors) >= most), key=_preference)
 
@@ -59,7 +59,7 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
     if not head:
         raise ModelError(f"{path} is empty; fetch it again")
     if not head.strip(b"\0"):
-        raise ModelError(f"{path} holds zeros, no weights; {DAMAGED}")
+        raise ModelError(f"{path} holds zeros, not weights; {DAMAGED}")
     if start.startswith(b"version https://git-lfs.github.com/spec"):
         raise ModelError(
             f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs install`, `git lfs pull`"
@@ -73,7 +73,7 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
 
 
 def _is_safetensors(head: bytes) -> bool:
-    """A header of JSON after eight bytes of its length."""
+    """Whether it begins with eight bytes of a length and a JSON header."""
     return head[8:].lstrip(b" ").startswith(b"{") and not head.startswith((b"PK", b"\x80"))
 
 
@@ -101,8 +101,8 @@ def _pytorch(path: Path, head: bytes) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)", str(cause))
         what = f" ({found[1]})" if found else ""
         raise ModelError(
-            f"{path} holds more than tensors{what}, and unpickling runs its code; save model.state_dict() "
-            "instead, best with safetensors.torch.save_file"
+            f"{path} holds more than tensors{what}, and unpickling would run its code; save "
+            "model.state_dict() instead, preferably with safetensors.torch.save_file"
         ) from None
     except EOFError:
         raise ModelError(f"{path} cannot be read as weights: {DAMAGED}") from None
@@ -112,7 +112,7 @@ def _pytorch(path: Path, head: bytes) -> Any:
 
 
 def _state_dicts(content: Any, entry: tuple[str, ...] = ()) -> Iterator[Checkpoint]:
-    """Every dictionary with tensors by name, in dictionaries. An optimiser's state is by number."""
+    """Every dictionary of tensors by name, nested ones too. An optimiser's state is keyed by number."""
     if not isinstance(content, Mapping) or len(entry) > DEEPEST:
         return
     tensors = {
@@ -128,8 +128,8 @@ def _state_dicts(content: Any, entry: tuple[str, ...] = ()) -> Iterator[Checkpoi
 
 
 def _preference(found: Checkpoint) -> tuple[int, int]:
-    """Which of a file's dictionaries is the network: one under a known name, averaged weights first; the
-    largest."""
+    """The rank of a dictionary in the search for the network's: a known name, averaged weights first; then
+    the largest."""
     names = found.entry.split(".")
     rank = next((2 - kind for kind, known in enumerate((AVERAGED, PLAIN)) if {*names} & {*known}), 0)
     return rank, len(found.tensors)

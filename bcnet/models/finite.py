@@ -1,4 +1,4 @@
-"""Whether weights are numbers. In: tensors by name. Out: the first that is none, by its name."""
+"""Whether weights are finite. In: tensors by name. Out: the name of the first that is not."""
 
 from collections.abc import Collection, Mapping
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def not_finite(tensors: Mapping[str, Tensor], trained: Collection[str] | None = None) -> str | None:
-    """The first tensor that holds a NaN, or an infinite value where it is one that is trained.
+    """The first tensor that holds a NaN, or an infinite value if it is a trained one; None if there is none.
 
-    Others, as an attention mask, may be infinite. `trained` are all if not given. None: there is none.
+    Others, such as an attention mask, may be infinite. `trained`: their names; all tensors if not given.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() or tensor.is_complex():

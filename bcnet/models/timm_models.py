@@ -12,9 +12,9 @@ from bcnet.progress import working
 
 
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
-    """The network for so many channels and classes: timm fits pretrained weights to other channels.
+    """The network for that many channels and classes: timm adapts pretrained weights to other channels.
 
-    Raises ModelError: no timm, no such network, or no weights to be had.
+    Raises ModelError: no timm, no such network, or no weights available.
     """
     timm = _timm(name)
     given = {"in_chans": in_channels, "num_classes": num_classes, **args}
@@ -45,7 +45,7 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel that the weights expect, of pixels scaled to 0..1."""
+    """Mean and standard deviation per channel that the weights expect, for pixels scaled to 0..1."""
     config = _pretrained(name)
     return tuple(config.mean), tuple(config.std)
 
@@ -57,7 +57,7 @@ def _timm(name: str) -> Any:
         raise ModelError(f"'timm:{name}' needs timm ({cause}): pip install 'bcnet[timm]'") from None
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise ModelError(f"timm has no model '{name}'; near it: {', '.join(near) or 'nothing'}")
+        raise ModelError(f"timm has no model '{name}'; similar names: {', '.join(near) or 'none'}")
     return timm
 
 
@@ -66,7 +66,7 @@ def _pretrained(name: str) -> Any:
     try:
         config = _timm(name).get_pretrained_cfg(name)
     except (RuntimeError, ValueError) as cause:
-        raise ModelError(f"timm has no weights of '{name}' ({one_line(cause)})") from None
+        raise ModelError(f"timm has no weights for '{name}' ({one_line(cause)})") from None
     if config is None or not config.has_weights:
-        raise ModelError(f"timm has no weights of '{name}'; give a file of them as model.weights")
+        raise ModelError(f"timm has no weights for '{name}'; give a file of them as model.weights")
     return config

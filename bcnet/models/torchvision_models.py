@@ -16,25 +16,25 @@ from bcnet.progress import working
 
 
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
-    """The network for so many classes. Raises ModelError: no such network, or no weights to be had."""
+    """The network for that many classes. Raises ModelError: no such network, or no weights available."""
     from torchvision import models
 
     known = models.list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        raise ModelError(f"torchvision has no model '{name}'; near it: {', '.join(near) or 'nothing'}")
+        raise ModelError(f"torchvision has no model '{name}'; similar names: {', '.join(near) or 'none'}")
     if in_channels != 3:
         raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
     takes = inspect.signature(models.get_model_builder(name)).parameters
     given: dict[str, Any] = {"num_classes": num_classes, "weights": None}
     if "weights_backbone" in takes:
-        given["weights_backbone"] = None  # torchvision would fetch them otherwise
+        given["weights_backbone"] = None  # torchvision would download them otherwise
     if name in ("googlenet", "inception_v3"):
-        given["init_weights"] = True  # torchvision asks for a choice
-        # Their weights are TensorFlow's: the network rescales what others take.
+        given["init_weights"] = True  # torchvision wants it set explicitly
+        # Their weights are TensorFlow's: the network converts inputs normalised for others.
         given["transform_input"] = pretrained
     if pretrained and "aux_loss" in takes:
-        given["aux_loss"] = True  # as the weights have it
+        given["aux_loss"] = True  # the weights include the auxiliary head
     model: nn.Module = models.get_model(name, **{**given, **args})
     if pretrained:
         file = _fetched(name)
@@ -45,7 +45,7 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of each channel that the weights expect, of pixels scaled to 0..1."""
+    """Mean and standard deviation per channel that the weights expect, for pixels scaled to 0..1."""
     preset = _weights(name).transforms()
     mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
     return (tuple(mean), tuple(std)) if mean and std else None
@@ -57,7 +57,7 @@ def _weights(name: str) -> Any:
     try:
         return models.get_model_weights(name).DEFAULT
     except (AttributeError, ValueError) as cause:
-        raise ModelError(f"torchvision has no weights of '{name}' ({one_line(cause)})") from None
+        raise ModelError(f"torchvision has no weights for '{name}' ({one_line(cause)})") from None
 
 
 def _fetched(name: str) -> Path:

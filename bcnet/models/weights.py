@@ -32,13 +32,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def report_weights(source: str, count: int, heads: list[str]) -> None:
-    """Say where weights come from, and which heads have none from there."""
+    """Report where weights come from, and which heads get none from there."""
     rest = f"; start from their initial weights: {listed(heads)}" if heads else ""
     say(f"weights: {count} tensors from {source}{rest}")
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> tuple[int, list[str]]:
-    """Load a state_dict into the network, in place: how many tensors, and the heads that were left out.
+    """Load a state_dict into the network, in place; returns the number of tensors, and the heads left out.
 
     Raises ModelError, naming `source` and the first differences; the network is unchanged then.
     """
@@ -49,7 +49,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             "function, so that weights can be loaded into it"
         )
     state = _named_as(own, tensors)
-    buffers = {name for name, _ in model.named_buffers()}  # some are in no state_dict of this version
+    buffers = {name for name, _ in model.named_buffers()}  # this version may not save all of them
     unknown = sorted(state.keys() - own.keys() - buffers)
     missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     if missing or unknown:
@@ -81,10 +81,10 @@ def listed(names: list[str]) -> str:
 
 
 def _named_as(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the network's names: of all ways to take prefixes off, what matches most.
+    """A checkpoint's tensors under the network's names: of all ways to strip prefixes, the best match.
 
-    Once every tensor of the network is found behind one prefix, what has another belongs to other parts of a
-    training script, as its loss.
+    Once every tensor of the network is found behind one prefix, tensors with another prefix belong to other
+    parts of a training script, such as its loss.
     """
     plain = {
         name.replace("._orig_mod.", "."): tensor
@@ -103,14 +103,14 @@ def _named_as(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[
                 best, matched, aside = renamed, count, len(plain) - len(inside)
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
     if aside and needed - best.keys():
-        # Not this network: name what it has, with as few changes as possible.
+        # Not this network: keep the names in the message as close to the file's as possible.
         common = max((p for p in there if all(name.startswith(p) for name in plain)), key=len)
         return {name.removeprefix(common): tensor for name, tensor in plain.items()}
     return best
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Every prefix of wrappers that some name has, the empty one first."""
+    """Every prefix of wrappers that occurs in a name, the empty one first."""
     found = {""}
     for name in names:
         parts = (PREFIX.match(name) or [""])[0].split(".")[:-1]
@@ -119,16 +119,16 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _fitted(tensor: Tensor, own: Tensor) -> Tensor:
-    """One value is one value, whether it is saved as [] or as [1]."""
+    """A single value, whether it is saved with shape [] or [1]."""
     return tensor.reshape(own.shape) if tensor.numel() == own.numel() == 1 else tensor
 
 
 def _heads(
     model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
 ) -> dict[str, tuple[int, int]]:
-    """Layers whose outputs alone are of another number: how many there, and here.
+    """Layers that differ only in their number of outputs: how many there, and how many here.
 
-    Inside a network, another number of channels is met again as the input of the next layer, and refused.
+    A different number of channels inside a network also changes the next layer's input, and is refused.
     """
     other = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
     axes = {name: _output_axis(model, name, own[name]) for name in other}
@@ -159,7 +159,7 @@ def _without(tensor: Tensor, axis: int) -> list[int] | None:
 
 
 def _layer(name: str) -> str:
-    """The layer of a tensor, also where it is parametrised, as by weight normalisation."""
+    """The layer of a tensor, also where it is parametrised, such as by weight normalisation."""
     return name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_check(report: "CheckReport") -> None:
-    """The verdict on a latency table in one line, what it rests on, and the worst."""
+    """The verdict on a latency table in one line, the evidence, and the worst changes."""
     from bcnet.latency_tables.check_report import WORST
 
     verdict = report.verdict
@@ -43,7 +43,7 @@ def show_check(report: "CheckReport") -> None:
     measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
     put(
         f"probe of the machine: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not; "
-        f"finds a slowdown of all rows from {verdict.detectable:.0%}"
+        f"detects a slowdown of all rows from {verdict.detectable:.0%}"
     )
     for note in report.notes:
         put(f"note: {note}")

@@ -1,4 +1,4 @@
-"""The table that a run ends with. In: the comparison's JSON. Out: lines of at most 80 columns."""
+"""The table at the end of a run. In: the comparison's JSON. Out: lines of at most 80 columns."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ LONGEST = 18  # letters of a metric's name that fit above its column
 
 
 def show_comparison(summary: Mapping[str, Any]) -> None:
-    """Print the networks beside each other, and what there is to know of them."""
+    """Print the networks in one table, and the notes on them."""
     metric, entries = summary["metric"], summary["networks"]
     close = {name for pair in summary["not_separable"] for name in pair}
     rows = [

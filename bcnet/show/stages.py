@@ -13,7 +13,7 @@ Summary = Mapping[str, Any]
 
 
 def show_summary(summary: Summary) -> None:
-    """Print what a stage found; of what is no stage, its fields."""
+    """Print what a stage found; for anything else, its fields."""
     lines = STAGES.get(str(summary.get("stage")), _fields)(summary)
     put(*lines)
 
@@ -179,7 +179,7 @@ def _error(value: float | None) -> str:
 
 
 def _fields(summary: Summary, indent: str = "") -> list[str]:
-    """Each field on a line; what belongs together is indented."""
+    """One field per line; continued lines are indented."""
     lines = []
     for key, value in summary.items():
         if isinstance(value, dict):

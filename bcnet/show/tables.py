@@ -7,11 +7,11 @@ from typing import Any
 from bcnet.plain import cell, plain
 
 LONGEST = 10_000  # characters of a cell or a line: names in a network, a table or a device are foreign text
-COLUMNS = 80  # where nobody says how wide the page is, as in a pipe
+COLUMNS = 80  # where the width of the page is unknown, as in a pipe
 
 
 def put(*lines: str) -> None:
-    """Print lines; what is no printable character in them is escaped."""
+    """Print lines; unprintable characters in them are escaped."""
     for line in lines:
         print(plain(line, LONGEST))
 
@@ -31,7 +31,7 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table of short cells: the first column to the left, numbers to the right."""
+    """Lines of a table of short cells: the first column left-aligned, numbers right-aligned."""
     table = [headings, *rows]
     sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
@@ -42,7 +42,7 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
 
 
 def short_count(count: float) -> str:
-    """A count with three digits: 1.91M for 1,914,490."""
+    """A count with three significant digits: 1.91M for 1,914,490."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:
             value = count / size
@@ -51,12 +51,12 @@ def short_count(count: float) -> str:
 
 
 def milliseconds(ms: float) -> str:
-    """A latency, without its unit."""
+    """A latency in ms, without its unit."""
     return f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
 
 
 def value_of(metric: str, value: float | None) -> str:
-    """A value of the metric: accuracy in percent, any other as it is; ? for one that is not known."""
+    """A value of the metric: accuracy in percent, any other unchanged; ? where it is not known."""
     if value is None:
         return "?"
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
