@@ -241,7 +241,7 @@ def test_a_network_that_cannot_be_delivered_is_shown_by_inspect_and_not_trained(
     assert json.loads(capfd.readouterr().out)["not_deliverable"] == reason
     assert main(["train"]) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert line == f"bcnet: not trained, because it could not be exported: {reason}"
+    assert line == f"bcnet: not trained, because the result could not be exported or run: {reason}"
     assert not Path("runs/default/train/supernet.safetensors").exists()
 
 

@@ -17,8 +17,8 @@ NOISY = 0.05  # a larger relative difference between measurements of one network
 FEWEST, MOST = 5, 9  # rounds
 SIGNIFICANT = 0.05
 QUIETER = (
-    "let the machine idle, keep bcnet on cores of its own (taskset), use fewer threads (--threads), or set "
-    "a longer duration in the device's hardware profile"
+    "stop other work on the machine, keep bcnet on its own cores (taskset), use fewer threads (--threads), "
+    "or set a larger `seconds` in the device's hardware profile"
 )
 
 

@@ -113,7 +113,9 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
     if config.slice.from_scratch:
         if not project.fresh.from_scratch:
-            raise ModelError(f"slice.from_scratch: {project.fresh.note}; add it, or fine-tune the winner")
+            raise ModelError(
+                f"slice.from_scratch: {project.fresh.note}; add that method, or fine-tune the winner"
+            )
         rate, scratch = config.train.learning_rate, project.fresh_model()
     recipe = Recipe.of(config, epochs, rate)
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning

@@ -272,7 +272,7 @@ def _check_delivery(project: Project) -> None:
     with working("checking the export of the narrowest network"):
         reason = project.not_deliverable()
     if reason is not None:
-        raise ModelError(f"not trained, because it could not be exported: {reason}")
+        raise ModelError(f"not trained, because the result could not be exported or run: {reason}")
 
 
 def _trained(

@@ -74,5 +74,5 @@ def test_a_noisy_table_is_warned_of_with_what_to_do() -> None:
     warning = noise_warning(0.43, "measure again")
     assert warning is not None
     assert "differed by 43%" in warning
-    for advice in ("idle", "taskset", "--threads", "seconds", "measure again"):
+    for advice in ("stop other work", "taskset", "--threads", "seconds", "measure again"):
         assert advice in warning
