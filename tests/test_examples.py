@@ -19,6 +19,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_the_example_in_python_ends_with_a_verified_file(tmp_path: Path) -> None:
+    (tmp_path / "hw_profiles").mkdir()
+    (tmp_path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, EXAMPLES / "from_python.py"],
         cwd=tmp_path,
