@@ -16,6 +16,7 @@ from bcnet.supernet.discover import discover_space
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.paths import cut, forward_path
 from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.trace import OUTPUT
 
 CLASSIFIERS = (
     *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
@@ -123,6 +124,14 @@ class Captured(nn.Module):
         self.detector(images)
         handle.remove()
         return found[0]
+
+
+def test_padding_as_an_operator_of_its_own_freezes_nothing_before_it() -> None:
+    """EfficientNet-Lite0 as TensorFlow has it pads each strided layer at the bottom and the right only."""
+    space = discover_space(timm_model("tf_efficientnet_lite0"), torch.rand(1, 3, 64, 64))
+    assert len(space.groups) == 24
+    assert [entry.reason for entry in space.frozen] == [OUTPUT]
+    assert space.macs(space.smallest()) < 0.06 * space.macs(space.largest())
 
 
 @pytest.mark.parametrize(
