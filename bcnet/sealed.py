@@ -1,13 +1,16 @@
 """Files that a stopped command continues from, sealed so that changes are detected.
 
-`SealedLines`: JSON values that are appended to a file, one a line, each with a hash of all lines up to it.
+`SealedLines`: JSON values that are appended to a file, one a line, each with a hash of all lines up to it;
+the file is compressed if its name ends in .gz.
 `seal_tensors`, `unseal_tensors`: tensors with JSON values in one safetensors file, under one hash.
 In: values. Out: the same values; or only those before a change, or ValueError.
 """
 
+import gzip
 import json
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,47 +42,94 @@ class SealedLines:
         self.values: list[Any] = []
         self.dropped = ""
         self._head = {"schema": SCHEMA, "belongs_to": parse_json(json.dumps(belongs_to))}
-        self._kept, self._seal = 0, ""  # the number of valid bytes, and the hash of their last line
+        self.kept, self._seal = 0, ""  # the number of valid bytes, and the hash of their last line
         if path.exists():
             self._read(read_bytes(path, LINES_BYTES))
 
     def _read(self, content: bytes) -> None:
-        for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(keepends=True)):
-            seal, body = line[:SEAL].decode("ascii", "replace"), line[SEAL + 1 :]
-            if seal != _next_seal(self._seal, body) or line != _line(seal, body):
-                self.dropped = f"line {number + 1} was changed"
+        number = 0
+        for text, end in self._blocks(content):
+            seal, values = self._seal, []
+            for line in text.splitlines(keepends=True):
+                number += 1
+                body, before = line[SEAL + 1 :], seal
+                seal = line[:SEAL].decode("ascii", "replace")
+                if seal != _next_seal(before, body) or line != _line(seal, body):
+                    self.dropped = f"line {number} was changed"
+                    return
+                value = parse_json(body.decode())
+                if number > 1:
+                    values.append(value)
+                elif value != self._head:
+                    self.dropped = "it was begun with other settings"
+                    return
+            self.kept, self._seal = end, seal
+            self.values += values
+
+    def _blocks(self, content: bytes) -> Iterator[tuple[bytes, int]]:
+        """Whole lines that were written together, and where they end in the file, without a cut last one."""
+        if self.path.suffix != ".gz":
+            end = 0
+            for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+                end += len(line)
+                yield line, end
+            self._check_cut(content[end:], end)
+            return
+        rest, room = content, LINES_BYTES
+        while rest:
+            unpacking = zlib.decompressobj(wbits=31)
+            end = len(content) - len(rest)
+            try:
+                text = unpacking.decompress(rest, room)
+            except zlib.error as cause:
+                self.dropped = f"it is damaged from byte {end} on ({cause})"
                 return
-            value = parse_json(body.decode())
-            if number:
-                self.values.append(value)
-            elif value != self._head:
-                self.dropped = "it was begun with other settings"
+            room -= len(text)
+            if room <= 0:
+                raise ValueError(f"it unpacks to more than {LINES_BYTES - 1:,} bytes")
+            if not unpacking.eof:
+                self._check_cut(text, end)
                 return
-            self._kept, self._seal = self._kept + len(line), seal
+            rest = unpacking.unused_data
+            yield text, len(content) - len(rest)
+
+    def _check_cut(self, text: bytes, start: int) -> None:
+        """The first line can be cut short, but it does not begin in another way: that is another file."""
+        own = self._sealed("", self._head)[0]
+        if start == 0 and text[: len(own)] != own[: len(text)]:
+            self.dropped = "line 1 was changed"
 
     def append(self, value: Any) -> None:
         """Add one value; it is on the disk when this returns. OSError leaves the file as it was."""
         text, seal = b"", self._seal
-        for part in (value,) if self._kept else (self._head, value):
-            body = json.dumps(part).encode() + b"\n"
-            seal = _next_seal(seal, body)
-            text += _line(seal, body)
+        for part in (value,) if self.kept else (self._head, value):
+            line, seal = self._sealed(seal, part)
+            text += line
+        if self.path.suffix == ".gz":
+            text = gzip.compress(text, mtime=0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
         try:
-            os.ftruncate(handle, self._kept)  # what was dropped is overwritten
+            os.ftruncate(handle, self.kept)  # what was dropped is overwritten
             try:
                 done = 0
                 while done < len(text):
-                    done += os.pwrite(handle, text[done:], self._kept + done)
+                    done += os.pwrite(handle, text[done:], self.kept + done)
                 os.fsync(handle)
             except OSError as cause:
-                os.ftruncate(handle, self._kept) if self._kept else self.remove()
+                os.ftruncate(handle, self.kept) if self.kept else self.remove()
                 raise OSError(cause.errno, cause.strerror, str(self.path)) from cause
         finally:
             os.close(handle)
-        self._kept, self._seal = self._kept + len(text), seal
+        self.kept, self._seal = self.kept + len(text), seal
         self.values.append(value)
+
+    @staticmethod
+    def _sealed(seal: str, value: Any) -> tuple[bytes, str]:
+        """The line of a value after one with this seal, and its own seal."""
+        body = json.dumps(value).encode() + b"\n"
+        seal = _next_seal(seal, body)
+        return _line(seal, body), seal
 
     def remove(self) -> None:
         """Delete the file: its purpose is fulfilled."""

@@ -1,5 +1,6 @@
 """Files that a stopped command continues from: values are read as written, up to the first change."""
 
+import gzip
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from conftest import LargestFile
 from torch import Tensor
 
+from bcnet import sealed
 from bcnet.reading import parse_json, parse_toml, read_bytes, read_text
 from bcnet.sealed import SealedLines, read_about, seal_tensors, unseal_tensors
 
@@ -18,7 +20,11 @@ VALUES = [[1, 2.5, None], {"name": "ä"}, "text", 0.1]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file of four values."""
-    lines = SealedLines(tmp_path / "new" / "state.jsonl", OWN)
+    return four_values(tmp_path / "new" / "state.jsonl")
+
+
+def four_values(path: Path) -> Path:
+    lines = SealedLines(path, OWN)
     for value in VALUES:
         lines.append(value)
     return lines.path
@@ -42,6 +48,42 @@ def test_a_file_cut_anywhere_holds_the_lines_that_are_whole(path: Path) -> None:
         assert (kept.values, kept.dropped) == (VALUES[:count], "")
     kept.append("after")
     assert SealedLines(path, OWN).values == [*VALUES[:3], "after"]
+
+
+def test_a_compressed_file_cut_or_changed_anywhere_holds_the_lines_before(tmp_path: Path) -> None:
+    path = four_values(tmp_path / "state.jsonl.gz")
+    content, ends = path.read_bytes(), []
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        kept = SealedLines(path, OWN)
+        assert (kept.values, kept.dropped) == (VALUES[: len(kept.values)], "")
+        if len(kept.values) > len(ends):
+            ends.append(size)
+    assert len(ends) == 4
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        values = SealedLines(path, OWN).values
+        assert values == VALUES[: len(values)]
+    for junk in (b"junk", bytes(20)):
+        path.write_bytes(content + junk)
+        kept = SealedLines(path, OWN)
+        assert (kept.values, kept.kept) == (VALUES, len(content))
+        assert f"it is damaged from byte {len(content)} on" in kept.dropped
+    kept.append("after")
+    assert SealedLines(path, OWN).values == [*VALUES, "after"]
+
+
+def test_a_compressed_file_is_unpacked_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "LINES_BYTES", 2001)
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes(2001)))
+    with pytest.raises(ValueError, match="it unpacks to more than 2,000 bytes"):
+        SealedLines(path, OWN)
+
+
+def test_another_file_without_a_line_end_is_not_one_that_was_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"text")
+    assert SealedLines(tmp_path / "a", OWN).dropped == "line 1 was changed"
 
 
 def test_no_changed_byte_is_taken_for_what_was_written(path: Path) -> None:

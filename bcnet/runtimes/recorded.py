@@ -1,7 +1,7 @@
 """A device's answers in a file: recorded while it works, replayed where it is not.
 
-The file holds one JSON value a line, compressed if its name ends in .gz. The first is {"bcnet_recording": 1},
-each other one a job and what came of it:
+The file holds lines sealed by `bcnet.sealed`, compressed if its name ends in .gz. The first says that it is a
+recording, each other one is a job and what came of it:
 
     {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "answer": {...}}
     {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "network_error": "one line"}
@@ -15,7 +15,6 @@ order, then from the first one again.
 
 import base64
 import datetime
-import gzip
 import json
 import threading
 from collections import Counter
@@ -27,13 +26,14 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
-from bcnet.artifacts import write_file
 from bcnet.errors import DeviceError, NetworkError
+from bcnet.locks import locked
 from bcnet.plain import plain
 from bcnet.runtimes.answers import checked
 from bcnet.runtimes.device import Device, Job
+from bcnet.sealed import SealedLines
 
-HEADER = {"bcnet_recording": 1}
+KIND = {"bcnet_recording": 2}
 OF_VALUES = frozenset(("infer", "build"))  # jobs whose answers depend on weights
 
 
@@ -41,14 +41,10 @@ class Recording:
     """A device that also writes what it answers into a file, each answer before it is given."""
 
     def __init__(self, device: Device, path: Path) -> None:
-        """Adds to `path` if it is there. Raises DeviceError where that is another kind of file."""
+        """Adds to `path` if it is there. Raises DeviceError: another kind of file, or changed."""
         self.device, self.path = device, path
         self._writing = threading.Lock()
-        if path.exists():
-            entries, cut = _entries(path)
-            if cut:  # what is added to it could not be read
-                lines = [HEADER, *entries]
-                write_file(path, _packed("".join(json.dumps(line) + "\n" for line in lines), path))
+        self._lines = _lines(path)
 
     @property
     def workers(self) -> int:
@@ -67,14 +63,13 @@ class Recording:
 
     def _keep(self, job: Job, result: Mapping[str, Any]) -> None:
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        line = json.dumps({"key": key_of(job), "job": in_words(job), "date": date, **result}) + "\n"
+        entry = {"key": key_of(job), "job": in_words(job), "date": date, **result}
         with self._writing:
             try:
-                if not self.path.exists():
-                    self.path.parent.mkdir(parents=True, exist_ok=True)
-                    line = json.dumps(HEADER) + "\n" + line
-                with self.path.open("ab") as file:
-                    file.write(_packed(line, self.path))
+                with locked(self.path, wait=True):
+                    if not self.path.exists() or self.path.stat().st_size != self._lines.kept:
+                        self._lines = _lines(self.path)  # another process has added to it, or removed it
+                    self._lines.append(entry)
             except OSError as cause:
                 raise DeviceError(f"{self.path} cannot be written: {cause.strerror}") from None
 
@@ -85,10 +80,12 @@ class Recorded:
     workers = 1
 
     def __init__(self, path: Path) -> None:
-        """Raises DeviceError where there is no such file, or it is no recording."""
+        """Raises DeviceError where there is no such file, or it is no recording, or was changed."""
         self.path = path
         self._entries: dict[str, list[dict[str, Any]]] = {}
-        for entry in _entries(path)[0]:
+        if not path.exists():
+            raise DeviceError(f"{path} cannot be read: there is no such file")
+        for entry in _lines(path).values:
             self._entries.setdefault(entry["key"], []).append(entry)
         self._given: Counter[str] = Counter()
         self._reading = threading.Lock()
@@ -217,30 +214,23 @@ def _from_json(value: Any) -> Any:
     return [_from_json(part) for part in value] if isinstance(value, list) else value
 
 
-def _packed(text: str, path: Path) -> bytes:
-    return gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode()
-
-
-def _entries(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """The file's lines after its first, and whether its last one was cut short and is left out.
-
-    Raises DeviceError where the file cannot be read.
-    """
-    lines, cut = [], False
+def _lines(path: Path) -> SealedLines:
+    """The file's entries; none where there is no file or an empty one. Raises DeviceError where changed."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            try:
-                for line in file:
-                    lines.append(line)
-            except EOFError:  # its process was killed
-                cut = True
-        if lines and not lines[-1].endswith(b"\n"):
-            cut = bool(lines.pop())
-        first, *entries = [json.loads(line) for line in lines] or [None]
+        lines = SealedLines(path, KIND)
     except OSError as cause:
         raise DeviceError(f"{path} cannot be read: {cause.strerror or cause}") from None
     except (ValueError, RecursionError) as cause:
-        raise DeviceError(f"{path} is no recording, or was edited ({cause})") from None
-    if first != HEADER or not all(isinstance(entry, dict) and "key" in entry for entry in entries):
-        raise DeviceError(f"{path} is no recording of this version of bcnet")
-    return entries, cut
+        raise DeviceError(f"{path} cannot be read as a recording: {cause}") from None
+    if lines.dropped and not lines.values:
+        raise DeviceError(
+            f"{path} is no recording of this version of bcnet, or was edited ({lines.dropped}); record "
+            "again, into a new file"
+        )
+    if lines.dropped:
+        raise DeviceError(
+            f"{path} is damaged or was edited: {lines.dropped}; restore it, or record again into a new file"
+        )
+    if not all(isinstance(entry, dict) and isinstance(entry.get("key"), str) for entry in lines.values):
+        raise DeviceError(f"{path} is no recording of this version of bcnet; record again, into a new file")
+    return lines

@@ -444,7 +444,7 @@ def test_an_engine_of_another_space_than_the_configured_one_is_refused(
 
 def test_what_a_recording_answers_verifies_no_engine(project: Path, refused: Refused) -> None:
     with_engine()
-    Path("recording.jsonl").write_text('{"bcnet_recording": 1}\n', encoding="utf-8")
+    Path("recording.jsonl").touch()
     Path("hw_profiles/cpu.toml").write_text(PROFILE + 'recording = "recording.jsonl"\n', encoding="utf-8")
     clear_projects()
     line = refused(4, "verify", "--engine", str(ENGINE))

@@ -1,5 +1,6 @@
 """Which answers of a device are valid, and which are not; foreign text in messages."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from bcnet.plain import plain, shown
 from bcnet.runtimes import device as device_module
 from bcnet.runtimes.answers import BadAnswer, checked
 from bcnet.runtimes.device import LocalDevice
-from bcnet.runtimes.recorded import Recorded, Recording
+from bcnet.runtimes.recorded import KIND, Recorded, Recording
+from bcnet.sealed import SealedLines
 
 ORT: dict[str, Any] = {"runtime": "onnxruntime", "settings": {}, "model": b"m"}
 TIME = {"do": "time", **ORT}
@@ -149,19 +151,26 @@ def test_this_machine_and_a_recording_are_checked_like_a_host(
     path = tmp_path / "a.jsonl"
     Recording(Unchecked(), path).call(TIME, 1.0)
     assert Recorded(path).call(TIME, 1.0) == {"ms": [1.0, 2.0]}
-    for wrong, message in (
-        ("1e400", r"a\.jsonl: its answer to 'time' is not valid: ms\[1\] is inf"),
-        ('"x"', r"ms\[1\] is 'x', expected a time in ms"),
-        ('{"base64": "/"}', r"a\.jsonl: a recorded answer is not base64 \(.*\); record again"),
-        ("[" * 100_000, r"a\.jsonl is no recording, or was edited \(maximum recursion"),
+    entry = SealedLines(path, KIND).values[0]
+    for number, (wrong, message) in enumerate(
+        (
+            (math.inf, r"jsonl: its answer to 'time' is not valid: ms\[1\] is inf"),
+            ("x", r"ms\[1\] is 'x', expected a time in ms"),
+            ({"base64": "/"}, r"jsonl: a recorded answer is not base64 \(.*\); record again"),
+        )
     ):
-        path.write_text(path.read_text().replace(" 2.0", f" {wrong}", 1))
+        other = SealedLines(tmp_path / f"{number}.jsonl", KIND)
+        other.append(entry | {"answer": {"ms": [1.0, wrong]}})
         with pytest.raises(DeviceError, match=message):
-            Recorded(path).call(TIME, 1.0)
-        path.write_text(path.read_text().replace(f" {wrong}", " 2.0", 1))
-    path.write_text('{"bcnet_recording": 1}\n[1]\n')
-    with pytest.raises(DeviceError, match="is no recording of this version of bcnet"):
-        Recorded(path)
+            Recorded(other.path).call(TIME, 1.0)
+
+
+@pytest.mark.parametrize("entry", [[1], {}, {"key": []}, {"key": None}])
+def test_a_recording_of_something_else_is_refused(entry: Any, tmp_path: Path) -> None:
+    lines = SealedLines(tmp_path / "a.jsonl", KIND)
+    lines.append(entry)
+    with pytest.raises(DeviceError, match="is no recording of this version of bcnet; record again"):
+        Recorded(lines.path)
 
 
 def test_a_cache_that_is_no_number_counts_as_not_known() -> None:
