@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcnet.artifacts import Run, digest, json_bytes, read_json, write_file
+from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
+from bcnet.bench.kept import Kept, finite
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.search_inputs import scoring
@@ -32,8 +33,6 @@ from bcnet.supernet.score import Judge, Scorer, score_of
 from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
-
-KEPT_EVERY = 20  # scored settings, after which they are written
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def rank_settings(
     inputs = digest(
         ["calibrated", stage.manifest(), config.search.recalibration_images, shared, scorer.amp, at_once]
     )
-    scores = _scores(run.folder / "bench" / "scores.json", inputs, scorer, table, index + own)
+    scores = _scores(run.folder / "bench" / "scores.jsonl", inputs, scorer, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     columns = _columns(scores, table, index)
     start = time.perf_counter()
@@ -243,29 +242,38 @@ def _scores(
 
     Kept in `path`: what a stopped run of the same `inputs` scored is not scored again.
     """
-    kept = read_json(path, f"rm {path}") if path.exists() else {}
-    scores: dict[str, dict[str, list[float]]] = kept["scores"] if kept.get("inputs") == inputs else {}
-    waiting = [i for i in index if table.key(i) not in scores]
-    if scores and waiting:
-        say(f"continuing with {len(index) - len(waiting)} settings scored")
     maxima, sides = scorer.space.largest(), len(scorer.space.rule.sides)
     names = [
         f"{judge.side} {n // sides + 1}" if n >= sides else judge.side
         for n, judge in enumerate(scorer.judges)
     ]
+
+    def valid(value: Any) -> bool:
+        return isinstance(value, dict) and list(value) == names and all(map(_is_score, value.values()))
+
+    kept = Kept(path, inputs, valid)
+    waiting = [i for i in index if table.key(i) not in kept.values]
+    if kept.values and waiting:
+        say(f"continuing with {len(index) - len(waiting)} settings scored")
     start = time.perf_counter()
     with progress_bar("scoring settings", len(waiting)) as advance:
         for number, i in enumerate(waiting, 1):
             widths = Widths(table.widths(i, maxima))
-            scores[table.key(i)] = {
+            scores = {
                 name: _judged(scorer, judge, widths) for name, judge in zip(names, scorer.judges, strict=True)
             }
+            kept.add(table.key(i), scores)
             if number == 1:
                 announce("scoring settings", (time.perf_counter() - start) * len(waiting))
-            if number % KEPT_EVERY == 0 or number == len(waiting):
-                write_file(path, json_bytes({"inputs": inputs, "scores": scores}))
             advance("")
-    return scores
+    return kept.values
+
+
+def _is_score(value: Any) -> bool:
+    match value:
+        case [accuracy, loss, calibrated]:
+            return finite(accuracy, most=1.0) and finite(loss) and finite(calibrated)
+    return False
 
 
 def _judged(scorer: Scorer, judge: Judge, widths: Widths) -> list[float]:

@@ -84,7 +84,7 @@ class Recorded:
         self.path = path
         self._entries: dict[str, list[dict[str, Any]]] = {}
         if not path.exists():
-            raise DeviceError(f"{path} cannot be read: there is no such file")
+            raise DeviceError(f"{path} cannot be read: No such file or directory")
         for entry in _lines(path).values:
             self._entries.setdefault(entry["key"], []).append(entry)
         self._given: Counter[str] = Counter()

@@ -37,17 +37,11 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     sides = {"left"} if method == "unilateral" else {"left", "right"}
     assert all(set(own) == sides for own in report["scores"].values())
 
-    kept = json.loads((bench / "scores.json").read_text())
-    first, second, *_ = kept["scores"]
-    before = kept["scores"].pop(first)
-    other = {side: [0.123, 4.5, 3.4] for side in sides}
-    kept["scores"][second] = other
-    (bench / "scores.json").write_text(json.dumps(kept))
+    path = bench / "scores.jsonl"
+    forget_last(path, 5)
     assert main(command) == 0
-    assert "continuing with 11 settings" in capsys.readouterr().err
-    again = json.loads((bench / "report.json").read_text())["scores"]
-    assert again[first] == before  # scored anew, to the same values
-    assert again[second] == other  # kept
+    assert "continuing with 7 settings scored" in capsys.readouterr().err
+    assert json.loads((bench / "report.json").read_text())["scores"] == report["scores"]
 
 
 def test_supernets_share_the_passes_and_each_scores_every_setting(
@@ -66,14 +60,13 @@ def test_scores_of_images_that_are_shared_out_are_not_mixed_with_others(
 ) -> None:
     assert main([*COMMAND, "--method", "bcnet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shared"] is False
-    kept = folder / "runs/channel-bench-macro/bench/scores.json"
-    scores = json.loads(kept.read_text())
-    first = next(iter(scores["scores"]))
-    before, scores["scores"][first] = scores["scores"][first], {"left": [0.1, 9.0], "right": [0.1, 9.0]}
-    kept.write_text(json.dumps(scores))
+    kept = folder / "runs/channel-bench-macro/bench/scores.jsonl"
+    before = kept.read_bytes().splitlines()
     assert main([*COMMAND, "--method", "bcnet", "--shared", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shared"] is True
-    assert json.loads(kept.read_text())["scores"][first] == before  # too few images for halves: the same
+    after = kept.read_bytes().splitlines()
+    assert after[0] != before[0]  # too few images for halves: the same scores, but none were kept
+    assert [json.loads(line[17:]) for line in after[1:]] == [json.loads(line[17:]) for line in before[1:]]
 
 
 def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
@@ -91,16 +84,20 @@ def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
         report["figures"]
     )
 
-    path = bench / "from_scratch.json"
-    kept = json.loads(path.read_text())
-    lost, changed, *_ = kept["accuracy"]
-    before = kept["accuracy"].pop(lost)
-    kept["accuracy"][changed] = 0.987
-    path.write_text(json.dumps(kept))
+    path = bench / "from_scratch.jsonl"
+    forget_last(path, 1)
+    path.write_bytes(path.read_bytes().replace(b", 0.", b", 1.", 1))  # an accuracy of another value
     assert main(command) == 0
-    assert "1 of 1: setting" in capsys.readouterr().err  # the others are kept
-    again = json.loads((bench / "report.json").read_text())["from_scratch"]["accuracy"]
-    assert (again[lost], again[changed]) == (before, 0.987)
+    err = capsys.readouterr().err
+    assert "from_scratch.jsonl: line 2 was changed; what is missing is computed again" in err
+    assert "10 of 10: setting" in err
+    assert json.loads((bench / "report.json").read_text())["from_scratch"] == trained
+
+
+def forget_last(path: Path, count: int) -> None:
+    """What a command that was killed earlier would have left."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-count]))
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         for kind in (Recorded, lambda path: Recording(Counting(), path)):
             with pytest.raises(DeviceError, match=f"cannot be read as a recording: {reason}"):
                 kind(path)
-    with pytest.raises(DeviceError, match="cannot be read: there is no such file"):
+    with pytest.raises(DeviceError, match="cannot be read: No such file or directory"):
         Recorded(tmp_path / "none")
 
 
