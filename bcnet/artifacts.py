@@ -226,7 +226,29 @@ class Stage:
         shutil.rmtree(old, ignore_errors=True)
 
     def manifest(self) -> dict[str, Any]:
-        """The stage's manifest, its files checked against it. Errors name the command that mends."""
+        """The stage's manifest, its files checked against it. Errors name the command that renews them."""
+        manifest = self._own_manifest()
+        for file in manifest["outputs"]:
+            self._check(file, manifest)
+        return manifest
+
+    def inputs(self) -> dict[str, Any]:
+        """What the stage was made from, its own files unread. Raises ArtifactError."""
+        inputs: dict[str, Any] = self._own_manifest()["inputs"]
+        return inputs
+
+    def json(self, file: str) -> dict[str, Any]:
+        """The JSON object in one of the stage's files, checked against the manifest. Raises ArtifactError."""
+        manifest = self._own_manifest()
+        if file not in manifest["outputs"]:
+            raise ArtifactError(f"{self.path(file)} is not a file of {self.name}; run `{self.command}` again")
+        self._check(file, manifest)
+        found = read_json(self.path(file), self.command)
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{self.path(file)} is not in the form that {self.name} writes")
+        return found
+
+    def _own_manifest(self) -> dict[str, Any]:
         path = self.path(MANIFEST)
         if not path.exists():
             raise ArtifactError(f"{self.folder} holds no finished {self.name}; run `{self.command}` first")
@@ -241,20 +263,22 @@ class Stage:
         sealed = {key: value for key, value in manifest.items() if key != "digest"}
         if manifest.get("digest") != (digest(sealed) if manifest["schema"] == SCHEMA else None):
             raise ArtifactError(f"{path} was edited; run `{self.command}` again")
-        sizes = manifest.get("sizes", {}) if manifest["schema"] == SCHEMA else {}
-        for file, expected in manifest["outputs"].items():
-            try:
-                # Check the size first: a file that has grown without bound is not read.
-                grown = self.path(file).stat().st_size != sizes.get(file, self.path(file).stat().st_size)
-                if not grown and file_digest(self.path(file)) == expected:
-                    continue
-                what = f"is not what {self.name} wrote (cut short or edited)"
-            except FileNotFoundError:
-                what = "is missing"
-            except (OSError, ValueError) as cause:
-                what = f"cannot be read ({cause})"
-            raise ArtifactError(f"{self.path(file)} {what}; run `{self.command}` again")
         return manifest
+
+    def _check(self, file: str, manifest: Mapping[str, Any]) -> None:
+        """Raise ArtifactError where a file is not the one that the manifest describes."""
+        sizes = manifest.get("sizes", {}) if manifest["schema"] == SCHEMA else {}
+        try:
+            # Check the size first: a file that has grown without bound is not read.
+            grown = self.path(file).stat().st_size != sizes.get(file, self.path(file).stat().st_size)
+            if not grown and file_digest(self.path(file)) == manifest["outputs"][file]:
+                return
+            what = f"is not what {self.name} wrote (cut short or edited)"
+        except FileNotFoundError:
+            what = "is missing"
+        except (OSError, ValueError) as cause:
+            what = f"cannot be read ({cause})"
+        raise ArtifactError(f"{self.path(file)} {what}; run `{self.command}` again")
 
     def require(self, inputs: Mapping[str, str]) -> str:
         """Check that the stage is finished and was made from `inputs` (those named); returns its digest."""

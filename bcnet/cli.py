@@ -203,7 +203,7 @@ def inspect(
         from bcnet.run_choice import require_configured
         from bcnet.supernet.project import load_project
 
-        require_configured("inspect", config, None)
+        require_configured("inspect", config, None, settings)
 
         with redirect_stdout(sys.stderr):
             project = load_project(settings)
@@ -414,7 +414,7 @@ def check_lut(
             from bcnet.pipeline import check_lut as stage
             from bcnet.run_choice import require_configured
 
-            require_configured("check-lut", config, None)
+            require_configured("check-lut", config, None, settings)
             report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
     if junit is not None:
         write_file(junit, check_report.junit(report))
@@ -986,7 +986,7 @@ def _chosen(command: _Command, settings: "Config") -> Iterator[tuple["Run", "Con
     choice = choose(settings, command.run, command.config, does, replace=command.replace)
     if command.name in ("search", "slice", "export"):
         require_table(choice, searched=command.name != "search")
-    require_configured(command.name, command.config, choice.run)
+    require_configured(command.name, command.config, choice.run, choice.config)
     if command.measures:
         _reach(choice.config)
     if command.name != "build-lut":

@@ -22,6 +22,7 @@ from bcnet.progress import say
 RUNS = Path("runs")
 DEFAULT = "default"
 TABLES = Path("latency_tables")
+CHECKPOINTS = "checkpoint*.safetensors"  # of a training that is not finished
 SETTING = ("batch", "threads", "precision")
 Does = Literal["begin", "continue", "read"]  # what a command does: builds a table, follows one, only reads
 
@@ -135,30 +136,58 @@ def require_table(choice: Choice, *, searched: bool) -> None:
         )
 
 
-def require_configured(command: str, config: Path | None, run: Run | None) -> None:
-    """Say that the built-in example is used where nothing is configured.
+def require_configured(command: str, config: Path | None, run: Run | None, settings: Config) -> None:
+    """Say that the built-in example is used where nothing is configured, as by `settings`, the defaults.
 
     Raises ConfigError where a stage would begin it unasked: only `bcnet run` may, or an existing run of it.
+    Nor is it continued in a run of another network or other data, whose configuration is missing then.
     """
     if not is_example(config):
         return
-    if command in ("run", "inspect", "check-lut"):
-        say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
-    elif run is not None and _is_begun(run):
-        say(f"no bcnet.toml here: {run.folder} continues the built-in example, handwritten digits")
+    if run is not None and command not in ("inspect", "check-lut"):
+        begun = next((own for own in (run, Run.named(DEFAULT)) if _has_begun(own)), None)
+        if begun is not None and (begun == run or command != "run"):
+            _require_example(begun, settings)
+            say(f"no bcnet.toml here: {run.folder} continues the built-in example, handwritten digits")
+            return
+        if command != "run":
+            raise ConfigError(
+                "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try the "
+                "built-in example with `bcnet run`"
+            )
+    say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether a run has a supernet, a part of one, or a table."""
+    train = run.stage("train")
+    finished = (train.path(MANIFEST), run.stage("build-lut").path(MANIFEST))
+    return any(path.exists() for path in finished) or any(train.folder.glob(CHECKPOINTS))
+
+
+def _require_example(run: Run, settings: Config) -> None:
+    """Raise ConfigError where a run's supernet, or its table where it has none, is not the example's."""
+    from bcnet.pipeline.training_file import inputs_of  # torch with it
+    from bcnet.supernet.project import load_project
+
+    train, table = run.stage("train"), run.stage("build-lut")
+    if train.path(MANIFEST).exists():
+        found = train.inputs()
+    elif checkpoints := sorted(train.folder.glob(CHECKPOINTS)):
+        found = inputs_of(checkpoints[0]) or {}
     else:
+        bound = bound_to(run)
+        own = settings if bound is None else _as_in(settings, bound, [])
+        if table.inputs().get("model") == load_project(own).model_key:
+            return
+        found = {}
+    # Not the space: that of another device may differ.
+    example = load_project(settings).inputs()
+    if any(found.get(key) != example[key] for key in ("model", "data")):
         raise ConfigError(
-            "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try the "
-            "built-in example with `bcnet run`"
+            f"there is no bcnet.toml here, and {run.folder} is not of the built-in example with seed "
+            f"{settings.seed}: put its bcnet.toml back, name one with --config, or use another folder"
         )
-
-
-def _is_begun(run: Run) -> bool:
-    return any(
-        own.stage(name).path(MANIFEST).exists()
-        for own in (run, Run.named(DEFAULT))
-        for name in ("train", "build-lut")
-    )
 
 
 def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:

@@ -9,8 +9,11 @@ from conftest import Refused, clear_projects, contents
 
 from bcnet.artifacts import Run
 from bcnet.cli import main
-from bcnet.config import load_config
+from bcnet.config import Config, load_config
 from bcnet.pipeline.kept import reuse_supernet
+from bcnet.run_choice import require_configured
+from bcnet.sealed import seal_tensors
+from bcnet.supernet.project import load_project
 
 EXPORT, PREVIOUS = Path("runs/default/export"), Path("runs/default/export.previous")
 
@@ -67,17 +70,40 @@ def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_d
 
 
 def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_example(
-    project: Path, capfd: pytest.CaptureFixture[str]
+    project: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clear_projects()
     Path("bcnet.toml").unlink()
-    before = contents(project)
-    assert main(["search"]) == 1
-    said = capfd.readouterr().err.splitlines()
-    assert said[0] == "no bcnet.toml here: runs/default continues the built-in example, handwritten digits"
-    assert "runs/default/train was made with another data" in said[-1]
-    assert contents(project) == before
+    said = (
+        "bcnet: there is no bcnet.toml here, and runs/default is not of the built-in example with seed 0: "
+        "put its bcnet.toml back, name one with --config, or use another folder"
+    )
+    commands = ("train", "build-lut", "search", "slice", "export", "run")
+    for command in commands:
+        assert refused(1, command) == said
+    assert refused(1, "train", "--run", "new") == said  # what would be begun is not configured
+    shutil.rmtree("runs/default/train")  # the table alone
+    assert refused(1, "build-lut") == said
+    # What is really the example's goes on.
+    example = Config()
+    train = Run.named("default").stage("train")
+    train.finish(load_project(example).inputs(), {})
+    capfd.readouterr()
+    for command in commands:
+        require_configured(command, None, Run.named("default"), example)
+        continues = "no bcnet.toml here: runs/default continues the built-in example, handwritten digits\n"
+        assert capfd.readouterr().err == continues
     clear_projects()
+
+
+def test_without_its_configuration_a_training_that_was_stopped_is_not_replaced(
+    folder: Path, refused: Refused
+) -> None:
+    stopped = Run.named("default").stage("train").path("checkpoint.safetensors")
+    stopped.parent.mkdir(parents=True)
+    stopped.write_bytes(seal_tensors({}, {"inputs": {"model": "other", "data": "other"}}))
+    for command in ("train", "run"):
+        assert "runs/default is not of the built-in example with seed 0" in refused(1, command)
 
 
 def test_a_host_that_is_not_reached_is_reported_before_anything_is_loaded(
