@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from bcnet.errors import ArtifactError
-from bcnet.locks import Locked, lock_file, locked
+from bcnet.locks import Locked, is_lock_file, lock_file, locked, remove_if_free
 from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
 
 P = ParamSpec("P")
@@ -106,12 +106,16 @@ def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder: those that no process has locked."""
+    """Remove what killed processes left in a folder: temporary and lock files that no process has locked."""
     try:
-        names = [name for name in os.listdir(folder) if name.startswith(".") and name.endswith(UNFINISHED)]
-    except FileNotFoundError:
+        names = [name for name in os.listdir(folder) if name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     for name in names:
+        if is_lock_file(name):
+            remove_if_free(folder / name)
+        if not name.endswith(UNFINISHED):
+            continue
         with suppress(OSError):
             handle = os.open(folder / name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -237,6 +241,10 @@ class Stage:
         inputs: dict[str, Any] = self._own_manifest()["inputs"]
         return inputs
 
+    def digest(self) -> str:
+        """What manifests of later stages record of this one, its own files unread. Raises ArtifactError."""
+        return digest(self._own_manifest())
+
     def json(self, file: str) -> dict[str, Any]:
         """The JSON object in one of the stage's files, checked against the manifest. Raises ArtifactError."""
         manifest = self._own_manifest()
@@ -328,7 +336,11 @@ class Run:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Prevent removal of the run during the block. Raises ArtifactError where it is being removed."""
+        """Prevent removal of the run during the block. Raises ArtifactError where it is being removed.
+
+        Lock files that killed processes left beside it are removed.
+        """
+        sweep(self.folder.parent)
         with ExitStack() as held:
             try:
                 held.enter_context(locked(self.folder, shared=True))

@@ -3,12 +3,13 @@
 The lock of `NAME` is the file `.NAME.lock` beside it, so that every process that reaches `NAME` uses the
 same lock: in containers, as other users, and on other hosts where the file system shares locks (NFS does,
 some network file systems do not). The operating system releases a lock when its process ends. The last
-holder removes the file; one that a killed process left blocks nobody.
+holder removes the file; one that a killed process left blocks nobody, and is removed later.
 """
 
 import errno
 import fcntl
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,33 @@ def lock_file(path: Path) -> Path:
     real = Path(os.path.realpath(path))
     path = path if real == Path(os.path.abspath(path)) else real
     return path.with_name(f".{path.name}.lock")
+
+
+def is_lock_file(name: str) -> bool:
+    """Whether this is the name of a lock file."""
+    return name.startswith(".") and name.endswith(".lock") and len(name) > len("..lock")
+
+
+def remove_if_free(file: Path) -> bool:
+    """Remove a lock file, as a killed process leaves it, unless a process holds it; True where it is removed.
+
+    What is not an empty regular file is none, and is left alone.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_size or not _is_there(file, handle):
+            return False
+        file.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 @contextmanager

@@ -152,8 +152,8 @@ def require_configured(command: str, config: Path | None, run: Run | None, setti
             return
         if command != "run":
             raise ConfigError(
-                "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try the "
-                "built-in example with `bcnet run`"
+                "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try "
+                "the built-in example with `bcnet run`"
             )
     say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
 

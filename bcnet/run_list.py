@@ -1,19 +1,27 @@
 """The runs in the working folder. In: runs/. Out: what each holds, as text and as JSON; removal of one."""
 
 import datetime
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bcnet.artifacts import MANIFEST, Run, read_json
+from bcnet.artifacts import MANIFEST, Run
 from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
-from bcnet.locks import Locked, locked
+from bcnet.locks import Locked, lock_file, locked
 from bcnet.run_choice import RUNS, bound_to, checked_name
 
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
+# What a stage is made from: the key in its manifest, and the stage whose digest that is.
+MADE_FROM = {
+    "search": {"supernet": "train"},
+    "slice": {"supernet": "train", "search": "search"},
+    "export": {"search": "search", "slice": "slice"},
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,9 @@ class RunState:
     """What a run holds: its target, its winner, whether the export is verified. None: not there (yet).
 
     `latency_ms` is the export's as measured, else the winner's, measured or predicted; `date` is when the
-    last of its stages was finished. `problem` is the reason why it cannot be read.
+    last of its stages was finished. `outdated` are stages that were made from results which have been
+    replaced since: budget and winner are then not those of an export among them. `problem` is the reason why
+    it cannot be read.
     """
 
     name: str
@@ -35,6 +45,7 @@ class RunState:
     accuracy: float | None = None
     macs: int | None = None
     verified: bool | None = None
+    outdated: tuple[str, ...] = ()
     date: str | None = None
     problem: str | None = None
 
@@ -47,6 +58,7 @@ class RunState:
         if self.problem:
             return [self.name, f"cannot be read: {self.problem}", "", "", "", self.date or ""]
         verdict = {True: "verified", False: "not verified", None: ""}[self.verified]
+        verdict += ", outdated" if "export" in self.outdated else ""
         return [self.name, self._device(), self._budget(), self._winner(), verdict, self.date or ""]
 
     def _device(self) -> str:
@@ -66,7 +78,8 @@ class RunState:
         if self.latency_ms is None:
             return f"none yet, {self.stages[-1]} done" if self.stages else "none yet"
         accuracy = f", {self.accuracy:.4f}" if self.accuracy is not None else ""
-        return f"{self.latency_ms:.4g} ms{accuracy}"
+        outdated = ", outdated" if "search" in self.outdated else ""
+        return f"{self.latency_ms:.4g} ms{accuracy}{outdated}"
 
 
 def runs() -> list[RunState]:
@@ -85,15 +98,27 @@ def _state(folder: Path) -> RunState:
     date = None if newest is None else datetime.datetime.fromtimestamp(newest).date().isoformat()
     state = RunState(folder.name, str(folder), done, date=date)
     try:
+        if "build-lut" in done:
+            run.stage("build-lut").json("report.json")
+        found = run.stage("search").json("result.json") if "search" in done else {}
         bound = bound_to(run)
-        found = _read(run, "search", "result.json") if "search" in done else {}
-        sliced = _read(run, "slice", "result.json") if "slice" in done else {}
-        exported = _read(run, "export", "verify.json") if "export" in done else {}
+        outdated = tuple(name for name in done if _outdated(run, name, done))
+        sliced = run.stage("slice").json("result.json") if "slice" in done else {}
+        exported = run.stage("export").json("verify.json") if "export" in done else {}
+        verified = exported.get("verified")
+        if not isinstance(verified, bool | None):
+            raise TypeError(f"verified is {verified!r}")
+        if "slice" in outdated:
+            sliced = {}
+        if "export" in outdated:
+            exported = {}
         best = found.get("best") or {}
         # What was sliced counts: it may be another point of the front than the search's winner.
+        widths = sliced.get("widths", best.get("widths"))
+        if sliced and widths != best.get("widths"):
+            best = {}
         measured = (exported.get("measured") or best.get("measured") or {}).get("median_ms")
         predicted = sliced.get("predicted_ms", best.get("predicted_ms"))
-        widths = sliced.get("widths", best.get("widths"))
         return RunState(
             folder.name,
             str(folder),
@@ -105,27 +130,33 @@ def _state(folder: Path) -> RunState:
             latency_ms=_number(predicted if measured is None else measured),
             accuracy=_number(exported.get("accuracy", best.get("accuracy"))),
             macs=sliced.get("macs", found.get("macs")),
-            verified=exported.get("verified"),
+            verified=verified,
+            outdated=outdated,
             date=date,
         )
     except BcnetError as reason:
         problem = str(reason)
-    except (AttributeError, TypeError, ValueError) as cause:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         problem = f"its results are not those of a stage ({cause})"
     return RunState(state.name, state.folder, done, date=date, problem=problem)
 
 
-def _read(run: Run, name: str, file: str) -> dict[str, Any]:
-    stage = run.stage(name)
-    path = stage.path(file)
-    found = read_json(path, stage.command)
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path} is not in the form that {name} writes")
-    return found
+def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:
+    """Whether a finished stage was made from results that have been replaced since."""
+    made_from = {key: stage for key, stage in MADE_FROM.get(name, {}).items() if stage in done}
+    inputs = run.stage(name).inputs() if made_from else {}
+    return any(
+        inputs.get(key) != run.stage(stage).digest() or _outdated(run, stage, done)
+        for key, stage in made_from.items()
+    )
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -149,26 +180,36 @@ def removal(name: str) -> Removal:
         raise UsageError(
             f"{run.folder} is a link, and what it points at is left alone: remove the link itself"
         )
-    if not run.folder.is_dir():
+    left = [path for path in (lock_file(run.folder), _aside(run.folder)) if path.exists()]
+    if not run.folder.is_dir() and not left:
         names = ", ".join(state.name for state in runs()) or "none"
         raise UsageError(f"there is no run '{name}'; there is: {names}")
+    if not run.folder.is_dir():
+        return Removal(run, len(left), 0, verified=False)
     sizes = [
         (Path(folder) / file).lstat().st_size for folder, _, files in os.walk(run.folder) for file in files
     ]
     return Removal(run, len(sizes), sum(sizes), _state(run.folder).verified is True)
 
 
+def _aside(folder: Path) -> Path:
+    """The name that a run's folder has while it is being removed."""
+    return folder.with_name(f".{folder.name}.removed")
+
+
 def remove(wanted: Removal) -> None:
-    """Remove a run's folder; links in it are removed, not followed. Latency tables stay.
+    """Remove a run's folder, or what a killed process left of it; links in it are removed, not followed.
+    Latency tables stay.
 
     Raises ArtifactError where a process is at work in it.
     """
     folder = wanted.run.folder
     try:
         with locked(folder):
-            aside = folder.with_name(f".{folder.name}.removed")
+            aside = _aside(folder)
             shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted removal
-            folder.rename(aside)  # removed at once, or not at all
-            shutil.rmtree(aside)
+            if folder.is_dir():
+                folder.rename(aside)  # removed at once, or not at all
+                shutil.rmtree(aside)
     except Locked:
         raise ArtifactError(f"a process is at work in {folder}; wait until it is done, or stop it") from None

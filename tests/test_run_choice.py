@@ -13,6 +13,7 @@ from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ArtifactError, TableError, UsageError
 from bcnet.hw_profiles.target import Target
+from bcnet.locks import lock_file, locked
 from bcnet.run_choice import Does, bound_to, choose, require_table, run_holding
 from bcnet.run_list import removal, remove, runs
 
@@ -234,3 +235,98 @@ def test_results_that_cannot_be_read_do_not_hide_the_other_runs() -> None:
     assert fine.problem is None
     assert broken.problem is not None
     assert "report.json is cut short or edited" in broken.problem
+
+
+def finish(stage: str, inputs: dict[str, str], name: str = "default", **result: Any) -> None:
+    """A finished stage with this result."""
+    file = "verify.json" if stage == "export" else "result.json"
+    Run.named(name).stage(stage).finish(inputs, {file: json.dumps(result).encode()})
+
+
+def finish_run(budget_ms: float, *stages: str) -> None:
+    """These stages of a run, each made from those before it."""
+    own = {name: Run.named("default").stage(name) for name in ("search", "slice")}
+    if "search" in stages:
+        finish("search", {}, target=CPU, budget_ms=budget_ms, best={"widths": [8], "predicted_ms": budget_ms})
+    if "slice" in stages:
+        finish("slice", {"search": own["search"].digest()}, widths=[8], budget_ms=budget_ms)
+    if "export" in stages:
+        made = {name: stage.digest() for name, stage in own.items()}
+        finish("export", made, measured={"median_ms": budget_ms / 2}, accuracy=0.9, verified=True)
+
+
+def test_an_export_of_an_earlier_search_is_listed_as_outdated(capfd: pytest.CaptureFixture[str]) -> None:
+    finish_run(4.0, "search", "slice", "export")
+    (state,) = runs()
+    assert (state.row()[2:5], state.outdated) == (["4 ms", "2 ms, 0.9000", "verified"], ())
+    finish_run(3.0, "search")
+    (state,) = runs()
+    assert (state.row()[2:5], state.outdated) == (["3 ms", "3 ms", "verified, outdated"], ("slice", "export"))
+    finish_run(3.0, "slice")
+    assert main(["runs", "--json"]) == 0
+    (listed,) = json.loads(capfd.readouterr().out)["runs"]
+    assert listed["outdated"] == ["export"]
+    assert (listed["budget_ms"], listed["latency_ms"], listed["verified"]) == (3.0, 3.0, True)
+    finish_run(3.0, "export")
+    assert runs()[0].row()[2:5] == ["3 ms", "1.5 ms, 0.9000", "verified"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("search/result.json", '"widths": [8]', '"widths": [1e400]'),
+        ("slice/result.json", "4.0", "5.0"),
+        ("export/verify.json", "0.9", "0.99"),
+        ("export/verify.json", "true", '"x"'),
+    ],
+)
+def test_an_edited_result_is_never_listed_as_what_was_found(
+    file: str, old: str, new: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finish_run(4.0, "search", "slice", "export")
+    path = Path("runs/default", file)
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    assert main(["runs"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "cannot be read: " in shown
+    assert " verified" not in shown
+    (state,) = runs()
+    assert state.problem is not None
+    assert (
+        f"runs/default/{file} is not what {file.split('/')[0]} wrote (cut short or edited)" in state.problem
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "result"),
+    [
+        ("search", {"target": CPU, "best": {"widths": [float("inf")]}}),
+        ("search", {"target": CPU, "budget_ms": float("nan")}),
+        ("export", {"verified": "x"}),
+        ("export", {"measured": {"median_ms": "fast"}}),
+    ],
+)
+def test_values_that_no_stage_writes_are_a_row_and_not_a_traceback(
+    stage: str, result: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    finish(stage, {}, **result)
+    assert main(["runs"]) == 0
+    assert "cannot be read: its results" in " ".join(capfd.readouterr().out.split())
+    assert main(["runs", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["runs"][0]["verified"] is None
+
+
+def test_what_a_killed_process_left_beside_a_run_is_removed(refused: Refused) -> None:
+    left = [lock_file(Path("runs", name)) for name in ("night", "day")]
+    Path("runs").mkdir()
+    for path in left:
+        path.touch()
+    with locked(Path("runs/night")):
+        assert "a process is at work in runs/night" in refused(1, "runs", "remove", "night", "--yes")
+        with Run.named("default").in_use():
+            assert left[0].exists()
+            assert not left[1].exists()
+    left[0].touch()
+    assert main(["runs", "remove", "night", "--yes"]) == 0
+    assert not left[0].exists()
+    assert "there is no run 'night'" in refused(2, "runs", "remove", "night", "--yes")

@@ -28,7 +28,7 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
-from bcnet.pipeline.kept import finish_export, warn_of_verified
+from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.verify import (
     VerifyReport,
@@ -96,7 +96,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
     content = proto.SerializeToString()
     predicted_ms = chosen.predicted_ms
-    warn_of_verified(run, "export")
+    announce_replacement(run, config, "export")
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
     check = partial(
         verify,

@@ -11,6 +11,7 @@ from typing import Any
 from bcnet.artifacts import MANIFEST, Run, Stage, bytes_digest, read_json
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
+from bcnet.hw_profiles.target import target_of
 from bcnet.progress import say, working
 from bcnet.supernet.project import load_project
 
@@ -28,6 +29,12 @@ def verified_export(run: Run) -> dict[str, Any] | None:
     except (OSError, ArtifactError):
         return None
     return found if isinstance(found, dict) and found.get("verified") is True else None
+
+
+def announce_replacement(run: Run, config: Config, stage: str) -> None:
+    """Say in which run and for which device a stage begins, and warn of a verified export it affects."""
+    say(f"{stage}: {run.folder}, for {target_of(config)}")
+    warn_of_verified(run, stage)
 
 
 def warn_of_verified(run: Run, stage: str) -> None:

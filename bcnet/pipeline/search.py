@@ -19,7 +19,7 @@ from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
-from bcnet.pipeline.kept import warn_of_verified
+from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.repeated import NOISY, noise_warning
 from bcnet.pipeline.search_inputs import MeasureOf, bounds_of, measuring, priors_of, scoring, settings_of
 from bcnet.pipeline.search_state import SearchState, candidate_json
@@ -311,7 +311,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     # Reports what is impossible before any work is done.
     _, lowest = _fastest(project.space, latency, bounds, settings.budget_ms)
     limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
-    warn_of_verified(run, "search")
+    announce_replacement(run, config, "search")
     announce("searching", _seconds(project, score_of, settings))
     result = search(
         project.space,

@@ -21,7 +21,7 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
-from bcnet.pipeline.kept import warn_of_verified
+from bcnet.pipeline.kept import announce_replacement
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
@@ -120,7 +120,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     recipe = Recipe.of(config, epochs, rate)
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
-    warn_of_verified(run, "slice")
+    announce_replacement(run, config, "slice")
     announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
     result = slice(
