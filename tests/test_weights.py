@@ -4,11 +4,12 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.config import ModelConfig
 from bcnet.errors import ModelError
@@ -120,6 +121,132 @@ def test_other_numbers_of_classes_keep_the_heads_and_report_them(capsys: pytest.
     )
 
 
+def on_noise(model: nn.Module) -> object:
+    return model(torch.randn(2, 1, 6, 6))
+
+
+class Boxes(nn.Module):
+    """A detector's two heads, whose outputs are concatenated; a fixed layer then decodes the boxes."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Conv2d(1, 4, 3)
+        self.box, self.scores = nn.Conv2d(4, 8, 1), nn.Conv2d(4, classes, 1)
+        self.decode = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.trunk(x)
+        both = torch.cat([self.box(x), self.scores(x)], 1)
+        return self.decode(both[:, :8]), both[:, 8:].sigmoid()
+
+
+def test_a_head_is_one_whatever_is_computed_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Boxes(80).state_dict(), "w.pt")
+    model = Boxes(3).train()
+    model.trunk.requires_grad_(False)
+    load_weights(model, Path("w.pt"), on_noise)
+    assert "start from their initial weights: 'scores' (80 outputs there, 3 here)" in capsys.readouterr().err
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == [False] * 2 + [True] * 6
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class Reduced(nn.Module):
+    """The mean over channels hides how many there are from the layer that follows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner, self.fc = nn.Conv2d(1, width, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.fc(self.inner(x).mean((1, 2)))
+        return found
+
+
+class Positions(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(count, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.fc(x + self.table.weight[:6])
+        return found
+
+
+class Table(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Parameter(torch.ones(count, 6)), nn.Linear(6, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Reduced, "'inner' has 9 outputs there and 8 here, but is no head, since 'fc' follows"),
+        (Positions, r"'table.weight' has the shape \(9, 6\), in the network it is \(8, 6\)"),
+        (Table, r"'table' has the shape \(9, 6\), in the network it is \(8, 6\)"),
+    ],
+)
+def test_what_other_layers_are_computed_from_is_no_head(kind: type[nn.Module], message: str) -> None:
+    torch.save(kind(9).state_dict(), "w.pt")  # type: ignore[call-arg]
+    with pytest.raises(ModelError, match=message):
+        load_weights(kind(8), Path("w.pt"), on_noise)  # type: ignore[call-arg]
+
+
+def test_of_several_dictionaries_the_first_that_fits_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    trained, averaged = network(), network()
+    parameters = {name: parameter.detach() for name, parameter in averaged.named_parameters()}
+    torch.save({"state_dict": trained.state_dict(), "ema": parameters}, "w.pt")
+    model = network()
+    load_weights(model, Path("w.pt"))
+    assert same(trained, model)
+    assert "entry 'state_dict'" in capsys.readouterr().err
+    torch.save({"ema": parameters}, "w.pt")
+    with pytest.raises(ModelError, match=r"entry 'ema' is not of this network: it lacks '1.running_mean'"):
+        load_weights(model, Path("w.pt"))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor", "ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize(
+    ("convert", "message"),
+    [
+        (lambda t: t.to(torch.int8), r"'0.weight' is of torch.int8, in the network it is of torch.float32"),
+        (lambda t: t.to(torch.complex64), "'0.weight' is of torch.complex64"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "'0.weight' is of torch.qint8"),
+        (lambda t: t.to("meta"), r"'0.weight' has no values \(it is on the meta device\)"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_refused_with_their_type(
+    convert: Callable[[Tensor], Tensor], message: str
+) -> None:
+    state = {k: convert(t) if t.is_floating_point() else t for k, t in network().state_dict().items()}
+    torch.save(state, "w.pt")
+    model = network()
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    with pytest.raises(ModelError, match=message):
+        load_weights(model, Path("w.pt"))
+    assert all(map(torch.equal, before, model.state_dict().values()))
+
+
+class Failing(nn.Linear):
+    def __init__(self, fails: str) -> None:
+        super().__init__(1, 1)
+        self.fails = fails
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.fails == "state_dict" else super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("not like this\nat all")
+
+
+@pytest.mark.parametrize("fails", ["state_dict", "load_state_dict"])
+def test_a_network_that_gives_or_takes_no_state_is_refused_in_one_line(fails: str) -> None:
+    torch.save(nn.Linear(1, 1).state_dict(), "w.pt")
+    with pytest.raises(ModelError, match=rf"Failing\.{fails}\(\) failed \(.*\)$"):
+        load_weights(Failing(fails), Path("w.pt"))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_with_their_tensor(value: float) -> None:
     state = network().state_dict()
@@ -218,6 +345,8 @@ def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
 
 
 def test_a_missing_file_and_a_folder_are_named() -> None:
+    with pytest.raises(ModelError, match=r"cannot be read: OSError: .*File name too long"):
+        load_weights(network(), Path("w" * 300))
     with pytest.raises(ModelError, match=r"^model\.weights: w\.pt does not exist$"):
         load_weights(network(), Path("w.pt"))
     with pytest.raises(ModelError, match=r"^model\.weights: \. is not a regular file$"):

@@ -13,7 +13,7 @@ from bcnet.imports import import_function
 from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digits
-from bcnet.models.weights import load_weights
+from bcnet.models.weights import Run, load_weights
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits": digits,
@@ -23,9 +23,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 LIBRARIES: dict[str, Any] = {"torchvision": torchvision_models, "timm": timm_models}
 
 
-def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.Module:
+def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Run | None = None) -> nn.Module:
     """A network for images of `in_channels` and `num_classes` classes, with its initial weights or `weights`.
 
+    `run` runs a network once on an example, which helps to tell whether weights are another network's.
     Raises ModelError: unknown name, wrong arguments, weights that are unavailable or of another network.
     """
     library, _, argument = config.name.partition(":")
@@ -57,7 +58,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int) -> nn.M
             "it must return the network"
         )
     if config.weights is not None and not pretrained:
-        load_weights(model, Path(config.weights))
+        load_weights(model, Path(config.weights), run)
     return model
 
 

@@ -35,11 +35,19 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The tensors in a file. Raises ModelError: no such file, not a checkpoint, more than tensors in it."""
-    if not path.is_file():
-        there = "is not a regular file" if path.exists() else "does not exist"
-        raise ModelError(f"model.weights: {path} {there}")
+    """The first of `read_checkpoints`, which is a network's where the file has no other dictionaries."""
+    return read_checkpoints(path)[0]
+
+
+def read_checkpoints(path: Path) -> list[Checkpoint]:
+    """The dictionaries of tensors in a file that can be a network's, the likeliest first.
+
+    Raises ModelError: no such file, not a checkpoint, more than tensors in it.
+    """
     try:
+        if not path.is_file():
+            there = "is not a regular file" if path.exists() else "does not exist"
+            raise ModelError(f"model.weights: {path} {there}")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as cause:
@@ -51,7 +59,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path} is not a state_dict (names and tensors); save model.state_dict()")
     # Beside the network's dictionary there may be some with a few tensors, such as counters.
     most = max(len(own.tensors) for own in found)
-    return max((own for own in found if 2 * len(own.tensors) >= most), key=_preference)
+    return sorted((own for own in found if 2 * len(own.tensors) >= most), key=_preference, reverse=True)
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:

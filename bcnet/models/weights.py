@@ -4,14 +4,16 @@ A head with another number of outputs keeps its initial weights; any other diffe
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bcnet.errors import ModelError
-from bcnet.models.checkpoint import read_checkpoint
+from bcnet.errors import ModelError, explaining
+from bcnet.models.checkpoint import read_checkpoints
+from bcnet.models.heads import layer_after
 from bcnet.progress import say
 
 # What wrappers put before names: torch.compile, DataParallel and DDP, Lightning, averaged models.
@@ -19,16 +21,31 @@ WRAPPERS = ("_orig_mod", "module", "model", "net", "network", "ema_model", "aver
 PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 COUNTED = ("n_averaged", "total_ops", "total_params")  # torch.optim.swa_utils, thop
 LISTED = 5
+Run = Callable[[nn.Module], Any]  # runs a network once on an example
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+class _OtherNetwork(ModelError):
+    """Tensors whose names or shapes are not the network's."""
+
+
+def load_weights(model: nn.Module, path: Path, run: Run | None = None) -> None:
     """Load a file's tensors into the network, in place, and report it in one line.
 
-    Raises ModelError: no such file, not a checkpoint, another network's, values that are not finite.
+    Of several dictionaries in the file, the likeliest that fits is taken. With `run`, layers with another
+    number of outputs are checked to be heads. Raises ModelError: no such file, not a checkpoint, another
+    network's, values that are not finite or not real weights.
     """
-    found = read_checkpoint(path)
-    source = f"{path}, entry '{found.entry}'" if found.entry else str(path)
-    report_weights(source, *load_tensors(model, found.tensors, source))
+    reasons = []
+    for found in read_checkpoints(path):
+        source = f"{path}, entry '{found.entry}'" if found.entry else str(path)
+        try:
+            loaded = load_tensors(model, found.tensors, source, run)
+        except _OtherNetwork as reason:
+            reasons.append(reason)
+            continue
+        report_weights(source, *loaded)
+        return
+    raise reasons[0]
 
 
 def report_weights(source: str, count: int, heads: list[str]) -> None:
@@ -37,12 +54,15 @@ def report_weights(source: str, count: int, heads: list[str]) -> None:
     say(f"weights: {count} tensors from {source}{rest}")
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> tuple[int, list[str]]:
+def load_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, run: Run | None = None
+) -> tuple[int, list[str]]:
     """Load a state_dict into the network, in place; returns the number of tensors, and the heads left out.
 
     Raises ModelError, naming `source` and the first differences; the network is unchanged then.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    with explaining(ModelError, f"{type(model).__name__}.state_dict() failed"):
+        own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     if lazy := [name for name, tensor in own.items() if is_lazy(tensor)]:
         raise ModelError(
             f"'{lazy[0]}' has no shape before a first forward pass: run the network once in its "
@@ -55,12 +75,24 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     if missing or unknown:
         found = [f"it lacks {listed(missing)}"] if missing else []
         found += [f"it has {listed(unknown)}, which the network lacks"] if unknown else []
-        raise ModelError(
+        raise _OtherNetwork(
             f"{source} is not of this network: {' and '.join(found)} ({len(missing)} missing, {len(unknown)} "
             "unknown tensors); check model.name and model.args"
         )
     state = {name: _fitted(state[name], own[name]) for name in own if name in state}
+    for name, tensor in state.items():
+        if trouble := _no_weights(name, tensor, own[name]):
+            raise ModelError(f"{source}: '{name}' {trouble}")
     heads = _heads(model, own, state, source)
+    if heads and run is not None:
+        after = layer_after(model, heads, run)
+        if after is not None:
+            head, following = after
+            raise _OtherNetwork(
+                f"{source} is not of this network: '{head}' has {heads[head][0]} outputs there and "
+                f"{heads[head][1]} here, but is no head, since '{following}' follows; check model.name and "
+                "model.args"
+            )
     loaded = {name: tensor for name, tensor in state.items() if _layer(name) not in heads}
     broken = [name for name, tensor in loaded.items() if not _finite(tensor.to(own[name].dtype))]
     if broken:
@@ -68,7 +100,10 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             f"{source} holds NaN or infinity in {listed(broken)}; take a checkpoint from before the training "
             "diverged"
         )
-    model.load_state_dict(loaded, strict=False)
+    with explaining(
+        ModelError, f"{source} cannot be loaded: {type(model).__name__}.load_state_dict() failed"
+    ):
+        model.load_state_dict(loaded, strict=False)
     return len(loaded), [
         f"'{head}' ({there} outputs there, {here} here)" for head, (there, here) in heads.items()
     ]
@@ -129,21 +164,44 @@ def _heads(
     """Layers that differ only in their number of outputs: how many there, and how many here.
 
     A different number of channels inside a network also changes the next layer's input, and is refused.
+    Embeddings and parameters of the network itself have no outputs.
     """
     other = [name for name, tensor in state.items() if tensor.shape != own[name].shape]
     axes = {name: _output_axis(model, name, own[name]) for name in other}
-    weighted = {_layer(name) for name in other if own[name].ndim > 1}
+    weighted = {_layer(name) for name in other if own[name].ndim > 1 and _has_outputs(model, _layer(name))}
     if not all(
         _without(state[name], axes[name]) == _without(own[name], axes[name]) and _layer(name) in weighted
         for name in other
     ):
         first = other[0]
-        raise ModelError(
+        raise _OtherNetwork(
             f"{source}: '{first}' has the shape {tuple(state[first].shape)}, in the network it is "
             f"{tuple(own[first].shape)} ({len(other)} tensors of other shapes); "
             "check model.name and model.args"
         )
     return {_layer(n): (state[n].shape[axes[n]], own[n].shape[axes[n]]) for n in other}
+
+
+def _has_outputs(model: nn.Module, layer: str) -> bool:
+    return layer != "" and not isinstance(model.get_submodule(layer), nn.Embedding | nn.EmbeddingBag)
+
+
+def _no_weights(name: str, tensor: Tensor, own: Tensor) -> str | None:
+    """Why a tensor holds no values for one of the network; None where it does."""
+    if tensor.is_meta:
+        return "has no values (it is on the meta device); save the state_dict of a network that has weights"
+    if tensor.is_quantized or (_kind(tensor) != _kind(own) and not name.endswith("num_batches_tracked")):
+        return (
+            f"is of {tensor.dtype}, in the network it is of {own.dtype}; give weights in floating point, as "
+            "they were before they were quantised or converted"
+        )
+    return None
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else "integer"
 
 
 def _output_axis(model: nn.Module, name: str, tensor: Tensor) -> int:

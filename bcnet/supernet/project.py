@@ -364,13 +364,18 @@ def given_model(config: Config, data: ImageData) -> nn.Module:
 
     The same for the same seed.
     """
+
+    def run(model: nn.Module) -> Any:
+        args, kwargs = arguments(data.example(1))
+        return model(*args, **kwargs)
+
     kept = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             random.seed(config.seed)
             np.random.seed(config.seed)
-            model = build_model(config.model, data.input_shape[0], len(data.classes))
+            model = build_model(config.model, data.input_shape[0], len(data.classes), run)
             check_initialised(model)
             return model
     finally:
