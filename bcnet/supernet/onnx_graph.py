@@ -32,7 +32,8 @@ from bcnet.supernet.quantize import quantized
 from bcnet.supernet.space import Widths, WidthSpace
 
 OPSET = NEWEST
-# Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths.
+# Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths in a
+# network that computes nothing with the number of its channels.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
 KEPT_BYTES = 500_000_000  # the most memory for files that were exported for single widths
 CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
@@ -133,7 +134,7 @@ class OnnxSupernet:
         self.dimensions = self._attach()
         self.sizes: dict[str, Sizes] = {}
         self._exports: dict[Widths, bytes] = {}
-        self.not_sliced = self._find_constants() if self._holds_sizes() else None
+        self.not_sliced = self._find_constants() if self._may_follow() else None
         self._float = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
         if self.not_sliced:
             say(
@@ -217,20 +218,38 @@ class OnnxSupernet:
     def _exported(self, widths: Widths) -> ModelProto:
         return at_opset(to_onnx(cut(self.model, self.space, widths), self.example), self.opset)
 
-    def _holds_sizes(self) -> bool:
-        """Whether constants that are not the network's own might hold sizes that follow the widths."""
+    def _may_follow(self) -> bool:
+        """Whether more than the network's own tensors might follow the widths: another export has to show it.
+
+        That of a large network takes a minute. It is spared where channels can be masked instead of removed
+        with the same outputs, and no constant can be a size: what then differs has no effect.
+        """
+        if any(group.mixed or group.ordered for group in self.space.groups):
+            return True  # attributes, limits, scales: anything may be computed with the number of channels
         own = self.space.shapes.keys() | self.dimensions.keys()
         fixed = set(self.arrays)
         for node in self.proto.graph.node:
+            if node.op_type.startswith("Random") or node.op_type == "Bernoulli":
+                return True  # masks were not tried: its outputs cannot be compared
             if all(name in fixed for name in node.input if name):
                 return True  # computed from constants alone
             for name in () if node.op_type in AXES_OR_LIMITS else node.input:
                 array = self.arrays.get(name)
                 if array is None or name in own:
                     continue
-                if node.op_type != "Reshape" or array.size > 2:
+                if node.op_type != "Reshape" or not self._keeps_batch(array):
                     return True
         return False
+
+    def _keeps_batch(self, shape: np.ndarray) -> bool:
+        """Whether a Reshape to this shape is to (batch, features) or flat, and so the same at all widths."""
+        sizes = {
+            dim.dim_value for entry in self.proto.graph.input for dim in entry.type.tensor_type.shape.dim[:1]
+        }
+        sizes -= {
+            group.channels for group in self.space.groups
+        }  # a batch, or channels: cannot be distinguished
+        return shape.size <= 2 and all(entry in (-1, 0, 1) or entry in sizes for entry in shape.tolist())
 
     def _find_constants(self) -> str | None:
         """Compare with exports at other widths; returns why slicing does not give the exporter's graphs."""

@@ -1,5 +1,8 @@
 """Constants that follow the widths: the sliced ONNX file equals the export of the cut network."""
 
+import re
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -65,6 +68,20 @@ class Chunked(nn.Module):
         return self.fc(self.c(y).mean((2, 3)))
 
 
+class Computed(nn.Module):
+    """Two convolutions with a function between them, and the largest value of each channel at the end."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1), nn.Linear(8, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.between(self.a(x)))
+        y = y.reshape(y.shape[0] * y.shape[1], -1).amax(1)
+        return self.fc(y.view(len(x), -1))
+
+
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The progress messages."""
@@ -111,6 +128,38 @@ def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(
         "exporting 3 networks takes about 6 s",
         "exporting 240 networks takes about 8 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda y: F.elu(y, y.shape[1] / 10), "'alpha' of .* \\(Elu\\) follows the widths"),
+        (lambda y: y.clamp(max=y.shape[1] / 32), "the constant .* in another way than by its size"),
+        pytest.param(
+            lambda y: torch.add(y, y.relu(), alpha=y.shape[1] / 16),
+            "narrow networks have Mul in place of Add",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_numbers_computed_from_the_number_of_channels_are_those_of_each_width(
+    between: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    torch.manual_seed(0)
+    model = Computed(between).eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    assert graph.not_sliced is not None
+    assert re.search(reason, graph.not_sliced)
+    assert_variants_are_the_cut_networks(graph, seeds=1)
+
+
+def test_a_reshape_to_a_row_for_each_channel_follows_the_widths(quiet: list[str]) -> None:
+    torch.manual_seed(0)
+    model = Computed(torch.relu).eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    assert graph.sliceable
+    assert quiet == []
+    assert_variants_are_the_cut_networks(graph)
 
 
 def test_layers_behind_a_chunk_are_priced_at_the_channels_that_they_have() -> None:
