@@ -1,23 +1,32 @@
 """Runs of a network on random tensors, in which everything that it does affects the outputs.
 
 In: a network. Out: its tensors with random parameters (`drawn_state`), runs in which no layer's output is
-small (`of_unit_size`), and the operators of a run (`Watcher`).
+small (`of_unit_size`), and what is seen of a run (`Watcher`, `Run`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-from bcnet.supernet.paths import State, tensors_of
+from bcnet.errors import one_line
+from bcnet.seeds import seeded
+from bcnet.supernet.paths import State, run_with, tensors_of
+from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.trace import running_modules
+from bcnet.supernet.trace_rules import CONVOLUTION, MATMUL, RANDOM
 
 POOL = 1_000_003  # normal numbers that weights are drawn from: a prime, so that rows are not alike
+LAYERS = CONVOLUTION | MATMUL
+# Depend on how tensors lie in memory, and change no value.
+LAYOUT = frozenset(("clone", "contiguous", "view", "unsafe_view", "reshape_alias", "alias", "detach"))
 
 
 def drawn_state(probe: nn.Module) -> State:
@@ -55,8 +64,9 @@ def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterato
         if not isinstance(output, Tensor):
             return None
         if sizes is None:
-            size = output.square().mean().sqrt()
-            found.append(size if bool(size.isfinite()) and float(size) > 0 else torch.ones_like(size))
+            with _disable_current_modes():  # no operator of the network
+                size = output.square().mean().sqrt()
+                found.append(size if bool(size.isfinite()) and float(size) > 0 else torch.ones_like(size))
         else:
             found.append(sizes[len(found)] if len(found) < len(sizes) else torch.ones(()))
         return output / found[-1]
@@ -75,39 +85,154 @@ def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterato
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of a run: its name, the module that ran it, and what does not depend on positions."""
+    """One operator of a run: its name, the module that ran it, and its results' shapes and moments.
+
+    `numbers` are those that it got, where it computes entry by entry. Moments do not depend on positions.
+    `certain`: no tensor whose shape depends on values went in.
+    """
 
     name: str
     where: str
+    numbers: tuple[float, ...]
+    shapes: tuple[torch.Size, ...]
     moments: tuple[float, ...]
+    certain: bool
 
-    def near(self, other: "Operator") -> bool:
-        return len(self.moments) == len(other.moments) and all(
-            math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
-            for a, b in zip(self.moments, other.moments, strict=True)
-        )
+    def apart(self, other: "Operator") -> float:
+        """The largest relative difference of the moments; 0 where the shapes differ, as narrow layers' do."""
+        if self.shapes != other.shapes:
+            return 0.0
+        worst = 0.0
+        for a, b in zip(self.moments, other.moments, strict=True):
+            if math.isfinite(a) and math.isfinite(b):
+                worst = max(worst, abs(a - b) / max(abs(a), abs(b), 1e-6))
+        return worst
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is seen of one run: its operators and outputs, and the sizes of its layers' outputs.
+
+    Of a run that failed, the operators until then, and the reason.
+    """
+
+    operators: list[Operator]
+    outputs: list[Tensor]
+    sizes: list[Tensor]
+    failure: str | None = None
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(name, module) of the operators that compute something, whatever the layout of its inputs is."""
+        return [(o.name, o.where) for o in self.operators if o.certain and o.name not in LAYOUT]
+
+    @property
+    def numbers(self) -> list[tuple[float, ...]]:
+        return [o.numbers for o in self.operators if o.numbers]
+
+    @property
+    def layers(self) -> list[Operator]:
+        """The convolutions and matrix products; those that depend on a varying shape only if all do."""
+        found = [o for o in self.operators if o.name in LAYERS]
+        return [o for o in found if o.certain] or found
 
 
 class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operator."""
+    """Records every operator, and the moments of what layers give, or of all with `values`.
 
-    def __init__(self, values: bool) -> None:
+    Random numbers are replaced by a constant: those of a narrow network would be others than the whole one's.
+    `dynamic`: shapes depend on values, so that the operators are recorded until the forward reads a value.
+    """
+
+    def __init__(self, *, values: bool = False, dynamic: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values = values
+        self.dynamic = dynamic
         self.inside: list[tuple[str, nn.Module]] = []
         self.found: list[Operator] = []
+        self._stopped = False
+        self._varying: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2].strip("_")
-        moments: list[float] = []
-        for leaf in tree_leaves(result) if self.values else ():
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
-                values = leaf.double()
-                moments += [float(values.abs().sum()), float(values.square().sum()), float(values.max())]
+        if name in RANDOM:
+            named = dict(zip((entry.name for entry in func._schema.arguments), args, strict=False)) | kwargs
+            result.fill_(_constant(name, named))
+        if self._stopped:
+            return result
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        certain = True
+        if self.dynamic:
+            self._stopped = torch.Tag.data_dependent_output in func.tags
+            inputs = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            certain = not (
+                torch.Tag.dynamic_output_shape in func.tags or any(leaf in self._varying for leaf in inputs)
+            )
+            for leaf in () if certain else outputs:
+                self._varying[leaf] = True
+        watched = outputs if self.values or name in LAYERS else []
+        moments = [value for leaf in watched for value in _moments(leaf)]
         where = f"'{self.inside[-1][0]}'" if self.inside and self.inside[-1][0] else "the network's forward"
-        self.found.append(Operator(name, where, tuple(moments)))
+        shapes = tuple(leaf.shape for leaf in watched)
+        numbers: tuple[float, ...] = ()
+        if torch.Tag.pointwise in func.tags:
+            numbers = tuple(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, int | float))
+        self.found.append(Operator(name, where, numbers, shapes, tuple(moments), certain))
         return result
+
+
+def watched(
+    probe: nn.Module,
+    space: WidthSpace,
+    state: State,
+    inputs: Any,
+    watcher: Watcher,
+    sizes: list[Tensor] | None = None,
+) -> Run:
+    """One run of the network with these tensors, as the watcher saw it; `sizes` as of `of_unit_size`."""
+    outputs, failure = None, None
+    with (
+        torch.no_grad(),
+        seeded(0),
+        running_modules(probe) as watcher.inside,
+        of_unit_size(probe, sizes) as own,
+    ):
+        try:
+            with watcher:
+                outputs = run_with(probe, space, state, inputs)
+        except Exception as cause:  # the user's own forward may raise anything
+            where = f" in '{watcher.inside[-1][0]}'" if watcher.inside and watcher.inside[-1][0] else ""
+            failure = f"{where}: {one_line(cause)}"
+    leaves = [] if watcher.dynamic else [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return Run(watcher.found, leaves, own, failure)
+
+
+def _constant(name: str, named: dict[str, Any]) -> float:
+    """In place of random numbers: a likely value of them."""
+    if name == "bernoulli":
+        return 1.0
+    if name == "uniform":
+        return (float(named.get("from", 0.0)) + float(named.get("to", 1.0))) / 2
+    if name == "normal":
+        mean, std = named.get("mean", 0.0), named.get("std", 1.0)
+        return mean + 0.7 * std if isinstance(mean, float) and isinstance(std, float) else 0.7
+    return 0.7 if name.startswith("randn") else 0.5
+
+
+def _moments(leaf: Tensor) -> list[float]:
+    if leaf.is_complex():
+        leaf = torch.view_as_real(leaf)
+    if not leaf.numel():
+        return []
+    if not leaf.is_floating_point():
+        leaf = leaf.double()
+    finite = leaf.isfinite()
+    if not bool(finite.all()):
+        leaf = torch.where(finite, leaf, 0)
+    sums = (leaf.abs().sum(dtype=torch.float64), leaf.square().sum(dtype=torch.float64), leaf.max())
+    return [float(value) for value in sums]
 
 
 def varied(leaf: Any) -> Any:

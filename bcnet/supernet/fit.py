@@ -10,6 +10,7 @@ import ctypes
 import math
 import platform
 import random
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -285,6 +286,10 @@ def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[
         )
 
 
+# PyTorch's words for tensors that do not fit together.
+_SIZES = re.compile(r"\b(shapes?|sizes?|dimensions?) |more than 1 value per channel", re.IGNORECASE)
+
+
 def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
     """The step's loss. Raises TrainingError where the step fails, whatever it raises."""
     try:
@@ -298,13 +303,16 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
                 "returns its loss and leaves backward to bcnet"
             ) from cause
         shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        remedy = ""
+        if "bfloat16" in str(cause).lower():
+            remedy = "; set train.amp = false: it has no bfloat16"
+        elif isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(cause):
+            remedy = "; lower train.batch_size"
+        elif _SIZES.search(str(cause)):
+            remedy = "; try another train.batch_size"
         raise TrainingError(
-            f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed ({one_line(cause)}); "
-            + (
-                "set train.amp = false: it has no bfloat16"
-                if "bfloat16" in str(cause).lower()
-                else "try another train.batch_size"
-            )
+            f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed "
+            f"({one_line(cause)}){remedy}"
         ) from cause
 
 

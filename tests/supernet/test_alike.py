@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from witnesses import assert_agree, distance
 
+from bcnet.errors import SpaceError
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.importance import channel_order, importances, reordered
 from bcnet.supernet.paths import tensors_of, with_state
@@ -70,6 +71,20 @@ def scaled_by_width(x: Tensor) -> Tensor:
     return x.relu() / x.shape[1] ** 0.5
 
 
+def by_a_middle_width(x: Tensor) -> Tensor:
+    return x.tanh() if x.shape[1] == 16 else x.relu()
+
+
+def scaled_at_a_middle_width(x: Tensor) -> Tensor:
+    return x.relu() * (2.0 if x.shape[1] == 24 else 3.0)
+
+
+def failing_at_a_middle_width(x: Tensor) -> Tensor:
+    if x.shape[1] == 16:
+        raise ValueError("sixteen are not supported")
+    return x.relu()
+
+
 def summed_along(x: Tensor) -> Tensor:
     return x.cumsum(1).tanh()
 
@@ -123,6 +138,83 @@ def test_a_branch_on_the_width_freezes_with_both_operators(norm: nn.Module) -> N
         "the network behaves differently when it is narrow: 'operator' runs 'tanh' instead of 'relu', "
         "depending on the number of channels"
     )
+
+
+def test_a_branch_between_two_groups_freezes_one_of_them() -> None:
+    class Compared(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            first = self.before(x).relu()
+            second = self.after(first)
+            second = second.relu() if second.shape[1] >= first.shape[1] else second.tanh()
+            return self.head(second.mean((2, 3)))
+
+    space = space_of(Compared(nn.Identity()))
+    assert [group.name for group in space.groups] == ["before"]
+    assert "runs 'tanh' instead of 'relu', depending on the number" in reasons(space)["after"]
+
+
+def test_a_branch_at_a_width_between_the_narrowest_and_the_widest_freezes() -> None:
+    space = space_of(Around(by_a_middle_width))
+    assert [group.name for group in space.groups] == ["after"]
+    assert "'operator' runs 'tanh' instead of 'relu'" in reasons(space)["before"]
+
+
+def test_a_factor_that_differs_at_one_width_is_marked() -> None:
+    space = space_of(Around(scaled_at_a_middle_width))
+    assert [(g.name, g.mixed) for g in space.groups] == [("before", True), ("after", False)]
+
+
+def test_a_width_at_which_the_forward_fails_freezes_with_its_message() -> None:
+    space = space_of(Around(failing_at_a_middle_width))
+    assert [group.name for group in space.groups] == ["after"]
+    assert reasons(space)["before"] == (
+        "narrowing it to 16 of 32 channels breaks the network in 'operator': ValueError: sixteen are not "
+        "supported"
+    )
+
+
+HIDING: dict[str, Callable[[Tensor], object]] = {
+    "class indices": lambda y: y.argmax(1),
+    "masked logits": lambda y: y.masked_fill(torch.arange(10) == 9, float("-inf")),
+    "not a number": lambda y: y * float("nan"),
+    "a varying shape": lambda y: (y, y[y > 0]),
+    "dropout": lambda y: F.dropout(y, 0.1, training=True),
+    "noise": lambda y: y + torch.randn_like(y),
+    "saturation": lambda y: (y * 1e4).sigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_what_outputs_hide_is_found(name: str) -> None:
+    class Hiding(Around):
+        def forward(self, x: Tensor) -> object:  # type: ignore[override]
+            return HIDING[name](super().forward(x))
+
+    space = space_of(Hiding(partial_activation))
+    assert [(group.name, group.mixed) for group in space.groups] == [("after", False)]
+    assert "'slice' in 'operator'" in reasons(space)["before"]
+
+
+def test_class_indices_keep_the_classes() -> None:
+    class Deciding(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    reason = reasons(space_of(Deciding(torch.relu)))["head"]
+    assert "'argmax' in the network's forward depends on the positions" in reason
+
+
+def test_a_network_that_fails_after_a_number_of_runs_is_refused_with_its_message() -> None:
+    runs: list[int] = []
+
+    def failing_later(x: Tensor) -> Tensor:
+        runs.append(x.shape[1])
+        if runs.count(32) > 8:
+            raise RuntimeError("no more runs")
+        return x.relu()
+
+    with pytest.raises(SpaceError, match=r"can be searched .*no more runs"):
+        space_of(Around(failing_later))
 
 
 def test_what_hides_behind_weights_of_zero_is_found() -> None:

@@ -292,6 +292,16 @@ def test_a_step_that_fails_is_explained() -> None:
         fit_network(Breaks(), images(), recipe, "training")
 
 
+def test_a_failure_that_the_batch_has_no_part_in_names_no_batch_size() -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("no 16")
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
+    with pytest.raises(TrainingError, match=r"failed \(ValueError: no 16\)$"):
+        fit_network(Breaks(), images(), recipe, "training")
+
+
 def test_parameters_that_need_no_gradient_stay_as_they_are() -> None:
     model, space = setup()
     assert isinstance(model, Concatenating)
