@@ -118,7 +118,7 @@ def compare(
     """
     space, fresh = project.space, project.fresh
     wanted = {ORIGINAL: space.original()} if project.trained else {}
-    notes = [note] if (note := _not_fresh(fresh)) else []
+    notes = [note for note in (_not_fresh(fresh), fresh.assumed) if note]
     if fresh.from_scratch:
         wanted[FULL] = space.original()
         try:

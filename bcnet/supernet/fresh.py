@@ -1,12 +1,14 @@
 """Freshly initialised networks. In: a function that builds a network for a seed. Out: an untrained network.
 
 A function of the user's own may return a network with trained weights inside, as `torchvision` does with
-`weights=...`. They are recognised because they do not depend on the seed; the modules that hold them are
-initialised by their own `reset_parameters`.
+`weights=...`, or only a trained encoder. They are recognised because they do not depend on the seed; the
+modules that hold them are initialised by their own `reset_parameters`. So are those of a function that sets a
+seed of its own: the two cannot be distinguished.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +17,36 @@ from bcnet.seeds import seeded
 
 RESETS = ("reset_parameters", "_reset_parameters")  # the latter is nn.MultiheadAttention's
 LITTLE = 0.01  # of the parameters
+DISTINCT = 64  # values of a weight; identities, bilinear kernels and edge filters have fewer
+LISTED = 3
 
 
 @dataclass(frozen=True)
 class Fresh:
     """A freshly initialised network, and what could not be initialised.
 
-    `trained` is whether its function returned trained weights; `kept` names the parameters that still have
-    them, since no module offers a way to initialise them, and `kept_share` is their share of all parameters.
+    `trained` is whether its function returned trained weights, `reset` names the modules that were
+    initialised again. `kept` names the parameters that still have trained values, since no module offers a
+    way to initialise them, and `kept_share` is their share of all parameters.
     """
 
     model: nn.Module
     trained: bool = False
     kept: tuple[str, ...] = ()
     kept_share: float = 0.0
+    reset: tuple[str, ...] = ()
+
+    @property
+    def assumed(self) -> str:
+        """What was taken for trained and initialised again, in words; empty where nothing was."""
+        if not self.reset:
+            return ""
+        names = ", ".join(f"'{name}'" for name in self.reset[:LISTED])
+        more = f" and {len(self.reset) - LISTED} more" if len(self.reset) > LISTED else ""
+        return (
+            f"the weights of {names}{more} are the same for every seed: they are taken for trained and were "
+            "initialised by reset_parameters(), also if their function sets a seed of its own"
+        )
 
     @property
     def note(self) -> str:
@@ -50,26 +68,45 @@ class Fresh:
 def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
     """The network of `build(seed)`; if it has trained weights, it is initialised again with the seed."""
     model = build(seed)
-    fixed = _independent_of_seed(model, build(seed + 1))
-    weights = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
-    # Few deterministic weights are normal initialisation: identities, bilinear kernels, fixed filters.
-    if not weights or 2 * len(weights & fixed.keys()) < len(weights):
+    fixed = _trained(model, _independent_of_seed(model, build(seed + 1)))
+    if not fixed:
         return Fresh(model)
     before = {name: tensor.detach().clone() for name, tensor in fixed.items()}
     trained = {id(tensor) for tensor in fixed.values()}
     # Not the seed itself: a function that sets a seed of its own, often 0, would get its own values again.
+    reset = []
     with seeded(seed, 1):
-        for module in model.modules():
+        for name, module in model.named_modules():
             own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-            if any(id(tensor) in trained for tensor in own):
-                _reset(module)
+            if any(id(tensor) in trained for tensor in own) and _reset(module):
+                reset.append(name or type(module).__name__)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     kept = tuple(
         name
         for name, parameter in model.named_parameters()
         if name in before and torch.equal(parameter, before[name])
     )
-    return Fresh(model, True, kept, sum(sizes[name] for name in kept) / sum(sizes.values()))
+    return Fresh(model, True, kept, sum(sizes[name] for name in kept) / sum(sizes.values()), tuple(reset))
+
+
+def _trained(model: nn.Module, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that do not depend on the seed that are trained.
+
+    All, where most weights do not: then the network as a whole is. Otherwise a part of it may be, and few
+    distinct values are normal initialisation: identities, bilinear kernels, edge filters. What no module
+    initialises, such as a table of sines, does not show that something is trained.
+    """
+    weights = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    if weights and 2 * len(weights & fixed.keys()) >= len(weights):
+        return fixed
+    rich = {name for name in weights & fixed.keys() if _has_many_values(fixed[name])}
+    if not any(_resetter(model.get_submodule(name.rpartition(".")[0])) for name in rich):
+        return {}
+    return {name: tensor for name, tensor in fixed.items() if name not in weights or name in rich}
+
+
+def _has_many_values(tensor: Tensor) -> bool:
+    return len(torch.unique(tensor.detach())) > min(tensor.numel() // 2, DISTINCT)
 
 
 def _independent_of_seed(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
@@ -101,9 +138,14 @@ def _varies(tensor: Tensor) -> bool:
     return values.numel() > 1 and bool((values != values[0]).any())
 
 
-def _reset(module: nn.Module) -> None:
-    for name in RESETS:
-        reset = getattr(module, name, None)
-        if callable(reset):
-            reset()
-            return
+def _reset(module: nn.Module) -> bool:
+    """Initialise a module's own tensors; whether it has a method for that."""
+    reset = _resetter(module)
+    if reset is not None:
+        reset()
+    return reset is not None
+
+
+def _resetter(module: nn.Module) -> Callable[[], Any] | None:
+    found = (getattr(module, name, None) for name in RESETS)
+    return next((reset for reset in found if callable(reset)), None)

@@ -59,6 +59,55 @@ def test_trained_weights_inside_a_function_are_recognised_and_initialised_under_
     assert not torch.equal(other.conv.weight, fresh.model.conv.weight)
 
 
+def trained_encoder(seed: int) -> nn.Module:
+    """A trained encoder of few layers under a decoder of more, one of which is an identity."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)),
+        nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(6))),
+        nn.Conv2d(4, 4, 3),
+    )
+    nn.init.dirac_(network[2].weight)
+    torch.manual_seed(17)
+    for layer in network[0]:
+        layer.weight.data.normal_()
+    return network
+
+
+def test_a_trained_part_of_a_network_is_recognised_by_module_and_only_it_is_initialised() -> None:
+    before, fresh = trained_encoder(3), fresh_network(trained_encoder, 3)
+    assert (fresh.trained, fresh.reset, fresh.kept, fresh.from_scratch) == (
+        True,
+        ("0.0", "0.1", "0.2"),
+        (),
+        True,
+    )
+    changed = [
+        name
+        for name, tensor in fresh.model.state_dict().items()
+        if not torch.equal(tensor, before.state_dict()[name])
+    ]
+    assert changed == ["0.0.weight", "0.0.bias", "0.1.weight", "0.2.weight", "0.2.bias"]
+    assert fresh.assumed == (
+        "the weights of '0.0', '0.1', '0.2' are the same for every seed: they are taken for trained and were "
+        "initialised by reset_parameters(), also if their function sets a seed of its own"
+    )
+
+
+def test_a_function_that_sets_its_own_seed_is_reported_with_what_was_assumed() -> None:
+    fresh = fresh_network(lambda seed: seeded(digits, 0), 3)
+    assert fresh.trained
+    assert "are the same for every seed" in fresh.assumed
+    assert fresh.note == ""
+
+
+class Sines(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.arange(200.0).reshape(20, 10).sin())
+        self.layers = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10))
+
+
 def test_what_cannot_be_initialised_is_named_with_its_share() -> None:
     fresh = fresh_network(trained_tokens, 3)
     count = sum(parameter.numel() for parameter in fresh.model.parameters())
@@ -71,11 +120,18 @@ def test_what_cannot_be_initialised_is_named_with_its_share() -> None:
     assert not fresh.from_scratch  # more than one parameter in a hundred
 
 
-@pytest.mark.parametrize("build", [untrained_with_identity, lambda seed: seeded(digits, seed)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        untrained_with_identity,
+        lambda seed: seeded(digits, seed),
+        lambda seed: seeded(Sines, seed),
+    ],
+)
 def test_a_network_that_is_drawn_from_its_seed_stays_as_it_is(build: Callable[[int], nn.Module]) -> None:
     fresh, drawn = fresh_network(build, 5), build(5)
     assert not fresh.trained
-    assert fresh.kept == ()
+    assert (fresh.kept, fresh.assumed) == ((), "")
     for name, tensor in drawn.state_dict().items():
         assert torch.equal(fresh.model.state_dict()[name], tensor)
 
