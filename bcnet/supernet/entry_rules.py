@@ -31,6 +31,28 @@ def move(record: Record, call: Call) -> None:
                 record.kept([plane.shape[axis]], [compact(first_along(plane, others)).flatten()])
 
 
+def pick(record: Record, call: Call) -> None:
+    """Entries are picked by index: channels along the indexed axes stay, others move with the entries."""
+    source = call.args[0]
+    indices = call.named["indices"] if call.name == "index" else None
+    axes = [call.named["dim"] % source.ndim] if indices is None else range(len(indices))
+    indexed = {axis for axis, by in zip(axes, indices or [True], strict=True) if by is not None}
+    numbers = [by for by in call.tensors if by is not source]
+    reason, planes = record.unknown(call.name), []
+    for by in numbers:
+        record.pin(by, reason)
+    if any(by.dtype in (torch.bool, torch.uint8) for by in numbers):
+        record.pin(source, reason)
+        record.lose(call.outputs, reason)
+        return
+    for plane in record.of(source):
+        if indexed & set(axes_of(plane)):
+            record.pin_plane(plane, reason)
+        else:
+            planes.append(tidy(call.func(plane, *call.args[1:], **call.kwargs)))
+    record.label(call.outputs[0], planes)
+
+
 def split(record: Record, call: Call) -> None:
     """Equal parts of an axis stay equal: `chunk` divides a narrow tensor in halves, too."""
     move(record, call)

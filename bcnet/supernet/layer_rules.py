@@ -105,6 +105,9 @@ def matmul(record: Record, call: Call) -> None:
     if right is None:
         right = named["other"]
     across = right.ndim - 2 if name != "linear" else 1
+    if name != "linear":
+        for tensor, own in ((left, left.ndim - 2), (right, right.ndim - 2)):
+            whole_products(record, tensor, own)
     record.unite(record.vector(left, left.ndim - 1), record.vector(right, across))
     planes = [
         compact(p).expand(output.shape)
@@ -135,6 +138,38 @@ def matmul(record: Record, call: Call) -> None:
             if len(atoms) % images == 0:
                 each = tuple(atoms[: len(atoms) // images].tolist())
     record.layer(weight, positions // max(len(each), 1), 0, True, each)
+
+
+def whole_products(record: Record, tensor: Tensor, batch: int) -> None:
+    """Where the first `batch` axes carry channels, each of their matrices is kept or dropped whole.
+
+    These are the heads of an attention: all channels of a head go with it, in queries, keys and values.
+    """
+    planes = []
+    for plane in record.of(tensor):
+        heads = tuple(axis for axis in axes_of(plane) if axis < batch)
+        planes.append(record.gathered(plane, *heads) if heads else plane)
+    record.label(tensor, planes)
+
+
+def attention(record: Record, call: Call) -> None:
+    """Scaled dot product attention: for each head a product of queries and keys, and one with the values."""
+    named, output = call.named, call.outputs[0]
+    query, key, value = inputs = named["query"], named["key"], named["value"]
+    batch = query.ndim - 2
+    heads = []
+    for tensor in inputs:
+        whole_products(record, tensor, batch)
+        shared = tensor.shape[:batch] != query.shape[:batch]
+        for plane in record.of(tensor):
+            if batch in axes_of(plane) or (shared and not fits_any(plane)):
+                record.pin_plane(plane, f"it is a sequence, or shared by several heads, in {record.where}")
+            elif batch + 1 not in axes_of(plane):
+                heads.append(compact(plane).expand(output.shape))
+    record.unite(record.vector(query, batch + 1), record.vector(key, batch + 1))
+    record.mark(query, (batch + 1,))  # the scale depends on the size of a head
+    inside = along(record.vector(value, batch + 1), batch + 1, output.shape)
+    record.label(output, record.joined([*heads, inside]))
 
 
 def batch_norm(record: Record, call: Call) -> None:

@@ -54,10 +54,10 @@ SAME_SHAPE = frozenset(
         ),
         *("zero", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "clone"),
         *("_to_copy", "contiguous", "where", "masked_fill", "_softmax", "_log_softmax", "softmax", "cumsum"),
-        *("uniform", "normal", "_prelu_kernel", "prelu", "rrelu_with_noise"),
+        *("_safe_softmax", "uniform", "normal", "_prelu_kernel", "prelu", "rrelu_with_noise"),
     )
 )
-ALONG = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"))
+ALONG = frozenset(("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum"))
 RANDOM = frozenset(("bernoulli", "uniform", "normal", "rand", "randn", "rand_like", "randn_like"))
 BATCH_NORM = frozenset(
     (
@@ -75,6 +75,13 @@ MADE = frozenset(
 WITHOUT_CHANNELS = MADE | {"expand", "repeat"}  # followed whether or not channels go in
 CONVOLUTION = frozenset(("convolution", "_convolution", "conv1d", "conv2d", "conv3d"))
 MATMUL = frozenset(("mm", "bmm", "addmm", "baddbmm", "matmul", "linear"))
+ATTENTION = frozenset(
+    (
+        *("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+        *("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
+        *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math"),
+    )
+)
 SPLIT = frozenset(("split", "chunk", "split_with_sizes"))
 
 Rule = Callable[[Record, Call], None]
@@ -86,6 +93,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "stack"), entries.concatenate),
     **dict.fromkeys(CONVOLUTION, layers.convolution),
     **dict.fromkeys(MATMUL, layers.matmul),
+    **dict.fromkeys(ATTENTION, layers.attention),
     **dict.fromkeys(BATCH_NORM, layers.batch_norm),
     **dict.fromkeys(SPATIAL, entries.spatial),
     **dict.fromkeys(REDUCE, entries.reduce),
@@ -93,6 +101,8 @@ RULES: dict[str, Rule] = {
     "alias": entries.alias,
     "detach": entries.alias,
     "expand": entries.expand,
+    "index": entries.pick,
+    "index_select": entries.pick,
     "repeat": entries.expand,
     "slice": entries.take_slice,
     "constant_pad_nd": entries.pad_constant,

@@ -67,12 +67,19 @@ def distance(one: Any, other: Any) -> float:
 
 
 def assert_agree(
-    model: nn.Module, space: WidthSpace, inputs: Any, widths: Widths, *, training: bool = True
+    model: nn.Module,
+    space: WidthSpace,
+    inputs: Any,
+    widths: Widths,
+    *,
+    training: bool = True,
+    unweighted: int = 0,
 ) -> None:
     """Path, cut and masked network are one, on both sides.
 
     Bit for bit in eval mode (path and cut), within 1e-5 in training mode and for the masked network, where no
-    layer normalises across channels. Parameters and multiply-accumulates are those of the space's arithmetic.
+    layer normalises across channels. Parameters and multiply-accumulates are those of the space's arithmetic;
+    `unweighted` are those of an image's products without weights, as in attention: the space leaves them out.
     """
     args, kwargs = arguments(inputs)
     own = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
@@ -97,7 +104,7 @@ def assert_agree(
         images = leaves(inputs)[0].shape[0]
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             small(*args, **kwargs)
-        assert counter.get_total_flops() == 2 * images * space.macs(widths)
+        assert counter.get_total_flops() == 2 * images * (space.macs(widths) + unweighted)
 
 
 def drawn(space: WidthSpace, seed: int = 0) -> Widths:
