@@ -5,10 +5,12 @@ Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` mak
 """
 
 import math
+import operator
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import SupportsIndex
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -190,14 +192,16 @@ class WidthSpace:
         """Every group at its narrowest choice."""
         return Widths(group.choices[0] for group in self.groups)
 
-    def random(self, rng: int | random.Random | np.random.Generator) -> Widths:
+    def random(self, rng: SupportsIndex | random.Random | np.random.Generator) -> Widths:
         """Every group at one of its choices, drawn uniformly and independently.
 
-        `rng` is a seed, or a generator of Python's or NumPy's, whose state advances.
+        `rng` is a seed (any integer), or a generator of Python's or NumPy's, whose state advances.
         """
         if isinstance(rng, random.Random):
             return Widths(rng.choice(group.choices) for group in self.groups)
-        generator = np.random.default_rng(rng) if isinstance(rng, int) else rng
+        generator = (
+            rng if isinstance(rng, np.random.Generator) else np.random.default_rng(operator.index(rng))
+        )
         return Widths(group.choices[generator.integers(len(group.choices))] for group in self.groups)
 
     def uniform(self, ratio: float, multiple: int = 1) -> Widths:

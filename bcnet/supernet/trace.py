@@ -51,6 +51,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:  # elsewhere PyTorch does so itself
+                return func.decompose(*args, **kwargs)
         record, trace = self.record, self.record.trace
         result = func(*args, **kwargs)
         name = func._schema.name.partition("::")[2]

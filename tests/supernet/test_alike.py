@@ -251,3 +251,19 @@ def test_noise_is_searched() -> None:
 
 def test_a_table_that_is_read_by_numbers_does_not_keep_outputs_from_being_compared() -> None:
     assert "'slice' in 'operator'" in reasons(space_of(Around(by_numbers)))["before"]
+
+
+def test_a_backbone_in_inference_mode_is_followed() -> None:
+    class Backbone(Around):
+        inference = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode(self.inference):
+                x = self.norm(self.after(F.relu(self.before(x))))
+            return self.head(x.clone().mean((2, 3)))
+
+    model = Backbone(torch.relu, nn.GroupNorm(4, 32))
+    plain = space_of(model)
+    model.inference = True
+    assert space_of(model) == plain
+    assert [group.name for group in plain.groups] == ["before", "after"]

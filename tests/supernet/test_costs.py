@@ -42,6 +42,7 @@ def test_random_widths_follow_a_seed_or_either_kind_of_generator() -> None:
     model, x = network("digits")
     space = discover_space(model, x)
     assert space.random(3) == space.random(3) == space.random(np.random.default_rng(3))
+    assert space.random(np.int64(3)) == space.random(3)
     assert space.random(random.Random(3)) == space.random(random.Random(3))
     drawn, other = random.Random(0), np.random.default_rng(0)
     assert len({space.random(drawn) for _ in range(9)}) > 5  # a generator moves on
