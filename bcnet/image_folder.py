@@ -22,7 +22,7 @@ from bcnet.config import DataConfig
 from bcnet.errors import DataError
 from bcnet.parts import Split, stratified
 from bcnet.pictures import Picture, read_picture, shorter_side, squared
-from bcnet.progress import progress_bar
+from bcnet.progress import progress_bar, say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 NO_IMAGES = ("thumbs.db", "desktop.ini")  # written by file managers, beside hidden files
@@ -32,6 +32,7 @@ PARTS = {
     "test": ("test", "testing"),
 }
 LISTED = 4  # the most files that a message names
+LINES = 1000  # the most files that are listed, one a line, before it
 SIZED = 2000  # files whose sizes are examined
 DEFAULT_SIDE = 224  # pixels; the largest side chosen for images of different sizes
 
@@ -102,10 +103,17 @@ def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
         splits = {name: _decoded(own, found) for name, own in parts.items()}
     found.unreadable.sort()
     if found.unreadable and not config.skip_broken:
+        _list_all(found.unreadable)
         raise DataError(_unreadable_message(found.unreadable))
     for name, split in splits.items():
         if not len(split):
             raise DataError(f"{path}: no image in {name} can be read")
+        lost = sorted({sample.label for sample in parts[name]} - set(split.labels.tolist()))
+        if lost:
+            raise DataError(
+                f"{path}: no image of the class '{classes[lost[0]]}' in {name} can be read: repair them, "
+                "or remove the class"
+            )
     return FolderData(splits["train"], splits.get("val"), splits["test"], classes, found)
 
 
@@ -162,6 +170,9 @@ def _listing(
 ) -> tuple[list[_Sample], tuple[str, ...]]:
     """Every image, by class, in the order of names; `classes` are given for every part but the first."""
     there = _folders(folder)
+    outside = sum(_is_loose_image(entry) for entry in _entries(folder))
+    if outside:
+        found.notes.append(f"left out: {outside:,} images in {folder} itself, outside the folders of classes")
     names = tuple(own.name for own in there)
     if not names:
         raise DataError(f"no images in {folder}: it has no folders; it needs one folder of images per class")
@@ -193,6 +204,11 @@ def _folders(path: Path) -> list[Path]:
         for entry in _entries(path)
         if not entry.name.startswith(".") and entry.name != "__MACOSX" and _is_folder(entry)
     )
+
+
+def _is_loose_image(entry: os.DirEntry[str]) -> bool:
+    hidden = entry.name.startswith(".")
+    return not hidden and Path(entry.name).suffix.lower() in SUFFIXES and not _is_folder(entry)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -342,7 +358,17 @@ def _unreadable_message(files: Sequence[_Unreadable]) -> str:
     advice = "or set data.skip_broken = true"
     if len(files) == 1:
         return f"{_shown(files[0].path)} cannot be read as an image ({files[0].reason}); remove it, {advice}"
-    return f"{len(files):,} files cannot be read as images: {_listed(files)}; remove them, {advice}"
+    above = " (all are listed above)" if LISTED < len(files) <= LINES else ""
+    return f"{len(files):,} files cannot be read as images: {_listed(files)}{above}; remove them, {advice}"
+
+
+def _list_all(files: Sequence[_Unreadable]) -> None:
+    """List the files one a line, where there are more than the message names."""
+    if len(files) > LISTED:
+        for file in files[:LINES]:
+            say(f"unreadable: {file}")
+        if len(files) > LINES:
+            say(f"unreadable: {len(files) - LINES:,} more")
 
 
 def _shown(path: Path) -> str:

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from bcnet.errors import DataError, one_line
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+LONGEST_SIDE = 16  # times the shorter side; predict.py, which is exported, has the same number
 PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
 
 
@@ -57,9 +58,15 @@ def shorter_side(path: Path) -> int:
 
 
 def squared(image: Image.Image, side: int) -> Image.Image:
-    """The image with its shorter side scaled to `side` pixels (bilinear), cropped to the centre square."""
-    width, height = image.size
-    short = min(width, height)
+    """The image with its shorter side scaled to `side` pixels (bilinear), cropped to the centre square.
+
+    Of a longer side beyond `LONGEST_SIDE` times the shorter, the centre alone is scaled: memory is bounded.
+    """
+    short = min(image.size)
+    width, height = (min(length, LONGEST_SIDE * short) for length in image.size)
+    if (width, height) != image.size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     if short != side:
         width, height = int(side * width / short), int(side * height / short)
         image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -146,7 +146,7 @@ def break_files(*paths: str) -> None:
         Path(path).write_bytes(b"no image")
 
 
-def test_broken_files_of_all_parts_are_listed_at_once() -> None:
+def test_broken_files_of_all_parts_are_listed_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     pets("train", "test")
     names = ["pets/test/dog/0.png", "pets/test/dog/1.png"] + [f"pets/train/cat/{i}.png" for i in range(4)]
     break_files(*names)
@@ -154,10 +154,29 @@ def test_broken_files_of_all_parts_are_listed_at_once() -> None:
         load()
     listed = ", ".join(rf"{re.escape(name)} \([^()]+\)" for name in names[:4])
     assert re.fullmatch(
-        rf"6 files cannot be read as images: {listed} and 2 more; remove them, or set "
-        r"data\.skip_broken = true",
+        rf"6 files cannot be read as images: {listed} and 2 more \(all are listed above\); remove "
+        r"them, or set data\.skip_broken = true",
         str(caught.value),
     )
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [f"unreadable: {name}" for name in names]
+
+
+def test_a_class_of_which_no_image_can_be_read_is_refused_though_broken_files_are_skipped() -> None:
+    pets("train", "test")
+    break_files(*(str(path) for path in Path("pets/train/dog").iterdir()))
+    with pytest.raises(
+        DataError,
+        match=r"^pets: no image of the class 'dog' in train can be read: repair them, or remove ",
+    ):
+        load(skip_broken=True)
+
+
+def test_images_outside_the_folders_of_classes_are_counted() -> None:
+    pets("train", "test")
+    for number in range(3):
+        picture(f"pets/train/{number}.png")
+    assert "left out: 3 images in pets/train itself, outside the folders of classes" in str(load())
 
 
 def test_a_broken_file_of_any_name_is_named_in_one_line() -> None:

@@ -100,3 +100,18 @@ def test_scaling_is_that_of_torchvision(size: tuple[int, int]) -> None:
     image = Image.fromarray(noise)
     expected = functional.center_crop(functional.resize(image, 24), [24, 24])
     assert np.array_equal(np.asarray(squared(image, 24)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("size", "side"), [((65_000, 1), 224), ((2, 3000), 32), ((600, 30), 24)])
+def test_of_a_thin_image_the_centre_alone_is_scaled(size: tuple[int, int], side: int) -> None:
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found = np.asarray(squared(Image.fromarray(noise), side)).astype(int)
+    assert found.shape == (side, side, 3)
+    left, top = ((length - 16 * min(size)) // 2 if length > 16 * min(size) else 0 for length in size)
+    inside = Image.fromarray(noise[top : height - top or None, left : width - left or None])
+    expected = functional.center_crop(functional.resize(inside, side), [side, side])
+    assert np.abs(found - np.asarray(expected).astype(int)).max() == 0
+    if side < 200:  # and that is what scaling all of it gives, but for the position by part of a pixel
+        whole = functional.center_crop(functional.resize(Image.fromarray(noise), side), [side, side])
+        assert np.abs(found - np.asarray(whole).astype(int)).max() <= 1

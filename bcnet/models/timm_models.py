@@ -40,7 +40,7 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
     fresh = [f"'{head}' ({config.num_classes} outputs there, {outputs} here)" for head in heads]
     tensors = len(model.state_dict())
     source = f"timm, {config.hf_hub_id or config.url}"
-    report_weights(source, tensors, fresh if outputs != config.num_classes else [])
+    report_weights(model, source, tensors, fresh if outputs != config.num_classes else [])
     return model
 
 

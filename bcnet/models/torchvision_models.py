@@ -38,9 +38,8 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
     model: nn.Module = models.get_model(name, **{**given, **args})
     if pretrained:
         file = _fetched(name)
-        report_weights(
-            f"torchvision, {file.name}", *load_tensors(model, read_checkpoint(file).tensors, str(file))
-        )
+        loaded = load_tensors(model, read_checkpoint(file).tensors, str(file))
+        report_weights(model, f"torchvision, {file.name}", *loaded)
     return model
 
 

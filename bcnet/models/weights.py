@@ -22,6 +22,7 @@ PREFIX = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 COUNTED = ("n_averaged", "total_ops", "total_params")  # torch.optim.swa_utils, thop
 LISTED = 5
 Run = Callable[[nn.Module], Any]  # runs a network once on an example
+FRESH = "_bcnet_fresh_heads"  # an attribute of loaded networks
 
 
 class _OtherNetwork(ModelError):
@@ -43,15 +44,22 @@ def load_weights(model: nn.Module, path: Path, run: Run | None = None) -> None:
         except _OtherNetwork as reason:
             reasons.append(reason)
             continue
-        report_weights(source, *loaded)
+        report_weights(model, source, *loaded)
         return
     raise reasons[0]
 
 
-def report_weights(source: str, count: int, heads: list[str]) -> None:
-    """Report where weights come from, and which heads get none from there."""
+def report_weights(model: nn.Module, source: str, count: int, heads: list[str]) -> None:
+    """Report where weights come from, and which heads get none from there: see `fresh_heads`."""
+    setattr(model, FRESH, tuple(heads))
     rest = f"; start from their initial weights: {listed(heads)}" if heads else ""
     say(f"weights: {count} tensors from {source}{rest}")
+
+
+def fresh_heads(model: nn.Module) -> tuple[str, ...]:
+    """The heads of a loaded network that had another number of outputs in its file: they are not trained."""
+    heads: tuple[str, ...] = getattr(model, FRESH, ())
+    return heads
 
 
 def load_tensors(

@@ -22,6 +22,7 @@ from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.models.weights import listed
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
@@ -117,8 +118,11 @@ def compare(
     was killed continues.
     """
     space, fresh = project.space, project.fresh
-    wanted = {ORIGINAL: space.original()} if project.trained else {}
+    wanted = {ORIGINAL: space.original()} if project.trained and not project.untrained_layers else {}
     notes = [note for note in (_not_fresh(fresh), fresh.assumed) if note]
+    if project.untrained_layers:
+        layers = listed(list(project.untrained_layers))
+        notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
     if fresh.from_scratch:
         wanted[FULL] = space.original()
         try:

@@ -132,7 +132,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "estimate": bool(found["estimate"]),
         "recorded": project.profile.recording,
         **report.to_json(),
-        "original": against_original(report, _original_accuracy(project)),
+        "original": against_original(report, original_accuracy(project)),
         "verify_with": None,
     }
     summary["notes"] = [*report.notes, *_since_the_search(found["best"], chosen, report)]
@@ -180,9 +180,9 @@ def _against_original(original: Mapping[str, Any], metric: str) -> str:
     return ", ".join(words)
 
 
-def _original_accuracy(project: Project) -> float | None:
-    """Accuracy of the given network, through an ONNX file of its own; None without trained weights."""
-    if not project.trained:
+def original_accuracy(project: Project) -> float | None:
+    """Accuracy of the given network, through an ONNX file; None unless all its weights are trained."""
+    if not project.trained or project.untrained_layers:
         return None
     original = cut(project.model, project.space, project.space.original())
     proto = project.at_precision(to_onnx(original, project.data.example(project.profile.batch)))

@@ -23,6 +23,9 @@ for name in sys.argv[1:]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    width, height = (min(length, 16 * min(image.size)) for length in image.size)  # the centre of thin images
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    image = image.crop((left, top, left + width, top + height))
     width, height = (int(side * length / min(image.size)) for length in image.size)
     left, top = round((width - side) / 2), round((height - side) / 2)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

@@ -24,6 +24,7 @@ from bcnet.artifacts import Run, Stage, alone_in
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData
 from bcnet.errors import ModelError
+from bcnet.models.weights import listed
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.training_file import (
     Checkpoint,
@@ -223,7 +224,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe)
         say(f"data: {project.data}")
         if project.trained:
-            _report_given(project, recipe.device)
+            report_given(project, recipe.device)
         announce(what, seconds)
     start = time.perf_counter()
     for number, path in checkpoints.items():
@@ -256,8 +257,17 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     }
 
 
-def _report_given(project: Project, device: str) -> None:
-    """Report the given network's metric on the images as they are fed here: wrong statistics lower it."""
+def report_given(project: Project, device: str) -> None:
+    """Report the given network's metric on the images as they are fed here: wrong statistics lower it.
+
+    Where a layer of it is not trained, its metric means nothing and is left out.
+    """
+    if project.untrained_layers:
+        say(
+            f"the network as it was given has untrained layers ({listed(list(project.untrained_layers))}): "
+            f"its {project.config.task.metric} is not comparable, and is left out"
+        )
+        return
     metric, data = project.config.task.metric, project.data
     given = cut(project.model, project.space, project.space.original()).to(device)
     with working("evaluating the network as it was given"):

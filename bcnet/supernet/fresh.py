@@ -28,6 +28,7 @@ class Fresh:
     `trained` is whether its function returned trained weights, `reset` names the modules that were
     initialised again. `kept` names the parameters that still have trained values, since no module offers a
     way to initialise them, and `kept_share` is their share of all parameters.
+    `drawn` are layers of such a network whose weights its function draws, as a head for other classes.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Fresh:
     kept: tuple[str, ...] = ()
     kept_share: float = 0.0
     reset: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     @property
     def assumed(self) -> str:
@@ -67,10 +69,17 @@ class Fresh:
 
 def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
     """The network of `build(seed)`; if it has trained weights, it is initialised again with the seed."""
-    model = build(seed)
-    fixed = _trained(model, _independent_of_seed(model, build(seed + 1)))
+    model, other = build(seed), build(seed + 1)
+    fixed = _trained(model, _independent_of_seed(model, other))
     if not fixed:
         return Fresh(model)
+    theirs = dict(other.named_parameters())
+    parameters = dict(model.named_parameters())
+    drawn = [
+        name
+        for name, own in parameters.items()
+        if own.ndim > 1 and name in theirs and not _same(own, theirs[name])
+    ]
     before = {name: tensor.detach().clone() for name, tensor in fixed.items()}
     trained = {id(tensor) for tensor in fixed.values()}
     # Not the seed itself: a function that sets a seed of its own, often 0, would get its own values again.
@@ -86,7 +95,9 @@ def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
         for name, parameter in model.named_parameters()
         if name in before and torch.equal(parameter, before[name])
     )
-    return Fresh(model, True, kept, sum(sizes[name] for name in kept) / sum(sizes.values()), tuple(reset))
+    layers = tuple(sorted({name.rpartition(".")[0] for name in drawn}))
+    share = sum(sizes[name] for name in kept) / sum(sizes.values())
+    return Fresh(model, True, kept, share, tuple(reset), layers)
 
 
 def _trained(model: nn.Module, fixed: dict[str, Tensor]) -> dict[str, Tensor]:

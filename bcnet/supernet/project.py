@@ -27,6 +27,7 @@ from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model, statistics
+from bcnet.models.weights import fresh_heads
 from bcnet.parts import Split
 from bcnet.progress import say, working
 from bcnet.supernet.discover import discover_space
@@ -57,6 +58,7 @@ class Project:
     space: WidthSpace
     profile: HwProfile
     narrow: WidthSpace | None = None  # that of the network as it was given, where it was widened
+    fresh_heads: tuple[str, ...] = ()  # those that `model.weights` has with another number of outputs
 
     @cached_property
     def graph(self) -> OnnxSupernet:
@@ -143,6 +145,16 @@ class Project:
     def trained(self) -> bool:
         """Whether the network is given with trained weights: from `model.weights`, or from its function."""
         return self.config.model.weights is not None or self.fresh.trained
+
+    @cached_property
+    def untrained_layers(self) -> tuple[str, ...]:
+        """Layers of a trained network that are not trained, as a head for other classes; none of another.
+
+        What the network's metric is as it was given then means nothing.
+        """
+        if self.config.model.weights is not None:
+            return self.fresh_heads
+        return self.fresh.drawn
 
     def inputs(self) -> dict[str, str]:
         """Digests of what a supernet is made from; a stage made from others is stale."""
@@ -290,6 +302,7 @@ def _load(config: Config) -> Project:
             f"std {expected[1]}"
         )
     model = given_model(config, data)
+    heads = fresh_heads(model)
     example = data.example(1)
     args, kwargs = arguments(example)
     try:
@@ -306,7 +319,7 @@ def _load(config: Config) -> Project:
         model, space, narrow = searched_space(config, profile, model, example)
     if config.task.train_step is None:
         _check_training_mode(config, model, data.example(2))
-    return Project(config, data, model, space, profile, narrow)
+    return Project(config, data, model, space, profile, narrow, heads)
 
 
 def searched_space(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import clear_projects
 from safetensors.torch import save_file
 
 from bcnet.cli import main
@@ -23,8 +24,9 @@ from bcnet.pipeline.compare import (
     better_from_scratch,
     compare,
 )
-from bcnet.pipeline.export import _original_accuracy
+from bcnet.pipeline.export import original_accuracy
 from bcnet.pipeline.repeated import FEWEST, MOST
+from bcnet.pipeline.train import report_given
 from bcnet.show import show_comparison
 from bcnet.supernet.checkpoints import CheckpointFile
 from bcnet.supernet.fit import Recipe, Snapshot
@@ -81,6 +83,32 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
     assert found["better"] is None
 
 
+def test_where_a_head_is_fresh_the_accuracy_of_the_given_network_is_left_out(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clear_projects()
+    save_file(digits(num_classes=7).state_dict(), "own.safetensors")
+    config = load_config(None, {"model": {"weights": "own.safetensors"}})
+    own = load_project(config)
+    assert own.untrained_layers == ("'6' (7 outputs there, 10 here)",)
+    capfd.readouterr()
+    report_given(own, "cpu")
+    assert capfd.readouterr().err == (
+        "the network as it was given has untrained layers ('6' (7 outputs there, 10 here)): its accuracy is "
+        "not comparable, and is left out\n"
+    )
+    assert original_accuracy(own) is None
+    widths = own.space.uniform(0.5)
+    proto = to_onnx(cut(own.fresh_model(), own.space, widths), own.data.example(1))
+    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
+    assert [entry.name for entry in found.entries] == [FULL, UNIFORM, SEARCHED, SCRATCH]
+    assert (
+        "the network as it was given is left out: its layers '6' (7 outputs there, 10 here) are not trained"
+        in found.notes
+    )
+    clear_projects()
+
+
 def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_others_start_fresh(
     project: Path,
 ) -> None:
@@ -108,7 +136,7 @@ def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_othe
         assert FEWEST <= len(entry.rounds_ms) <= MOST
         assert entry.latency.median_ms == min(entry.rounds_ms)
         assert entry.noise == pytest.approx(max(entry.rounds_ms) / min(entry.rounds_ms) - 1, abs=1e-4)
-    assert _original_accuracy(own) == pytest.approx(given, abs=1e-6)
+    assert original_accuracy(own) == pytest.approx(given, abs=1e-6)
 
 
 UNRESETTABLE = """

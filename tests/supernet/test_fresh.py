@@ -50,6 +50,7 @@ def untrained_with_identity(seed: int) -> nn.Module:
 def test_trained_weights_inside_a_function_are_recognised_and_initialised_under_the_seed() -> None:
     before, fresh = trained_tokens(3), fresh_network(trained_tokens, 3)
     assert fresh.trained
+    assert fresh.drawn == ("head",)
     assert not torch.equal(fresh.model.conv.weight, before.conv.weight)
     assert torch.equal(fresh.model.head.weight, before.head.weight)  # its initialisation is its function's
     assert fresh.model.norm.running_mean.tolist() == [0.0] * 4
