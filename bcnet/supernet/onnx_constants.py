@@ -24,10 +24,12 @@ from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
 PROBES = 5  # the most exports of narrow networks
 DRAWS = 64  # random widths from which the best is taken for each further export
+GROUPS = -1  # the place of a convolution's number of groups, among those of its inputs
 COMBINATIONS = 512  # the most combinations of what several axes of one constant may follow
 UNCLEAR = "which groups some of its constants follow is unclear"
 CLOSE = 1e-5  # of the largest value: kernels of other shapes round differently
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 Use = tuple[
     int, int
 ]  # the number of a node, and of its input that is a constant; outputs are the last node's
@@ -125,10 +127,12 @@ class Matched:
 
     constants: dict[Use, tuple[str, str]]
     names: dict[str, str]  # of the second graph's values: the first's
+    groups: dict[int, tuple[int, int]]  # of convolutions, by the number of their nodes
 
     @classmethod
     def of(cls, full: Graph, narrow: Graph, grouped: Iterable[str]) -> "Matched":
-        """Match node by node. `grouped` are nodes whose `group` follows the widths. Raises FixedGraph."""
+        """Match node by node. `grouped` are nodes whose `group` is known to follow. Raises FixedGraph."""
+        groups: dict[int, tuple[int, int]] = {}
         names = {entry.name: entry.name for entry in full.proto.graph.input}
         known = set(names)
         constants: dict[Use, tuple[str, str]] = {}
@@ -147,7 +151,10 @@ class Matched:
             where = f"'{first.name}' ({first.op_type})"
             if len(first.input) != len(second.input) or len(first.output) != len(second.output):
                 raise FixedGraph(f"narrow networks have other inputs at {where}")
-            _compare_attributes(first, second, {"group"} if first.name in grouped else set(), where)
+            convolves = first.op_type in CONVOLUTIONS
+            _compare_attributes(first, second, {"group"} if convolves else set(), where)
+            if convolves and first.name not in grouped:
+                groups[number] = _groups(first), _groups(second)
             for place, pair in enumerate(zip(first.input, second.input, strict=True)):
                 same((number, place), *pair, where)
             names |= dict(zip(second.output, first.output, strict=True))
@@ -155,11 +162,15 @@ class Matched:
         ends = zip(full.proto.graph.output, narrow.proto.graph.output, strict=True)
         for place, (one, other) in enumerate(ends):
             same((len(full.nodes), place), one.name, other.name, "an output")
-        return cls(constants, names)
+        return cls(constants, names, groups)
 
 
 def _initializer(array: np.ndarray, name: str) -> TensorProto:
     return numpy_helper.from_array(np.asarray(array, order="C"), name)
+
+
+def _groups(node: NodeProto) -> int:
+    return next((int(entry.i) for entry in node.attribute if entry.name == "group"), 1)
 
 
 def _compare_attributes(first: NodeProto, second: NodeProto, follow: set[str], where: str) -> None:
@@ -175,13 +186,15 @@ def _compare_attributes(first: NodeProto, second: NodeProto, follow: set[str], w
 
 @dataclass
 class Constants:
-    """What a graph's constants follow: at first those that are known, after `find` all of them."""
+    """What a graph's constants follow, and its convolutions' numbers of groups: at first what is known,
+    after `find` all of them."""
 
     space: WidthSpace
     full: Graph
     slices: dict[str, Slices]
     grouped: Iterable[str]
     sizes: dict[str, Sizes] = field(default_factory=dict)
+    counts: dict[str, Terms] = field(default_factory=dict)  # groups of convolutions, by node
 
     def find(self, exported: Callable[[Widths], ModelProto]) -> None:
         """Complete `slices` and `sizes`; constants whose uses follow different things get a copy for each.
@@ -258,22 +271,38 @@ class Constants:
         """Keep the guesses that give this narrow graph's constants; the first time, make the guesses."""
         matched = Matched.of(full, narrow, self.grouped)
         there = narrow.values(narrow.arrays, (name for _, name in matched.constants.values()))
+        for number, pair in matched.groups.items():
+            own, wanted = (np.array([count]) for count in pair)
+            use, where = (number, GROUPS), f"'group' of '{full.nodes[number].name}'"
+            self._keep_fitting(guesses, use, ("", own, wanted), widths, where)
         for use, (first, second) in matched.constants.items():
             if first in full.fixed or not first:
                 continue
-            array, wanted = full.arrays[first], there.get(second)
             where = f"the constant '{first}'"
-            if wanted is None:
+            if second not in there:
                 raise FixedGraph(f"{where} is missing in narrow networks")
             number, place = use
             shape = place == 1 and number < len(full.nodes) and full.nodes[number].op_type == "Reshape"
-            if use not in guesses:
-                guesses[use] = list(self._guesses(first, array, wanted, widths, shape))
-            guesses[use] = [
-                guess for guess in guesses[use] if self._fits(guess, array, wanted, widths, shape)
-            ]
-            if not guesses[use]:
-                raise FixedGraph(f"{where} follows the widths in another way than by its size")
+            pair_of = (first, full.arrays[first], there[second])
+            self._keep_fitting(guesses, use, pair_of, widths, where, shape)
+
+    def _keep_fitting(
+        self,
+        guesses: dict[Use, list[Guess]],
+        use: Use,
+        constant: tuple[str, np.ndarray, np.ndarray],
+        widths: Widths,
+        where: str,
+        shape: bool = False,
+    ) -> None:
+        """Keep what a constant (name, full, narrow) may follow. Raises FixedGraph where nothing is left."""
+        _, array, wanted = constant
+        known = guesses.get(use)
+        if known is None:
+            known = list(self._guesses(*constant, widths, shape))
+        guesses[use] = [guess for guess in known if self._fits(guess, array, wanted, widths, shape)]
+        if not guesses[use]:
+            raise FixedGraph(f"{where} follows the widths in another way than by its size")
 
     def _fits(self, guess: Guess, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool) -> bool:
         found = guess.at(array, self.space, widths)
@@ -367,6 +396,10 @@ class Constants:
                     raise FixedGraph("an output is a constant that follows the widths")
                 continue
             node = full.nodes[number]
+            if place == GROUPS:
+                if guess.sizes:
+                    self.counts[node.name] = guess.sizes[0][1]
+                continue
             name = node.input[place]
             copies = names.setdefault(name, {})
             if guess not in copies:

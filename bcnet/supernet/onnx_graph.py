@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import ModelError, SpaceError, one_line
+from bcnet.latency_tables.model import Terms
 from bcnet.progress import say
 from bcnet.supernet.half import half
 from bcnet.supernet.onnx_constants import Constants, FixedGraph, Graph
@@ -133,9 +134,10 @@ class OnnxSupernet:
         }
         self.dimensions = self._attach()
         self.sizes: dict[str, Sizes] = {}
+        self.counts: dict[str, Terms] = {}
         self._exports: dict[Widths, bytes] = {}
         self.not_sliced = self._find_constants() if self._may_follow() else None
-        self._float = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
+        self._float = self._sliced_graph()
         if self.not_sliced:
             say(
                 f"the ONNX file of {type(model).__name__} is exported again for each width, which takes "
@@ -146,7 +148,10 @@ class OnnxSupernet:
             value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
             for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
         }
-        self.slots = Layers(self.space, self.proto.graph, self.arrays, self.dimensions, self.shapes).slots()
+        grouped = self.grouped.keys() | self.counts.keys()
+        self.slots = Layers(
+            self.space, self.proto.graph, self.arrays, self.dimensions, self.shapes, grouped
+        ).slots()
 
     def variant(self, widths: Widths) -> bytes:
         """The ONNX file of the network with these widths (left path of the network's own weights)."""
@@ -251,6 +256,9 @@ class OnnxSupernet:
         }  # a batch, or channels: cannot be distinguished
         return shape.size <= 2 and all(entry in (-1, 0, 1) or entry in sizes for entry in shape.tolist())
 
+    def _sliced_graph(self) -> SlicedGraph:
+        return SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes, self.counts)
+
     def _find_constants(self) -> str | None:
         """Compare with exports at other widths; returns why slicing does not give the exporter's graphs."""
         constants = Constants(self.space, Graph(self.proto, self.arrays), self.dimensions, self.grouped)
@@ -267,10 +275,10 @@ class OnnxSupernet:
         except FixedGraph as reason:
             return str(reason)
         self.sizes = constants.sizes
-        narrow = SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes)
+        self.counts = constants.counts
         try:
             narrowest = onnx.load_from_string(
-                narrow.at(self.space, path_of(self.space, self.space.smallest()))
+                self._sliced_graph().at(self.space, path_of(self.space, self.space.smallest()))
             )
             shape_inference.infer_shapes(narrowest, strict_mode=True, data_prop=True)
         except shape_inference.InferenceError as cause:

@@ -4,8 +4,8 @@ In: the full network's graph, and which of its constants follow which groups. Ou
 channels as functions of the widths.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
@@ -54,10 +54,7 @@ class Layers:
     arrays: dict[str, np.ndarray]
     dimensions: dict[str, Slices]
     shapes: dict[str, tuple[int, ...]]
-
-    @cached_property
-    def group_sizes(self) -> dict[str, int]:
-        return group_sizes(self.space)
+    grouped: Collection[str]  # the convolutions whose number of groups follows the widths
 
     def slots(self) -> tuple[LayerSlot, ...]:
         """Group the graph's nodes into fused layers, each with its channels as functions of the widths."""
@@ -169,7 +166,7 @@ class Layers:
         sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
         spatial = (*sides, 1, 1)[:2]
         group_size = None
-        if node.op_type == "Conv" and node.input[1] in self.group_sizes:
+        if node.op_type == "Conv" and node.name in self.grouped:
             group_size = self._size(channels[source]) // int(attributes.get("group", 1))
         kernel = attributes.get("kernel_shape", ())
         if node.op_type == "Conv" and node.input[1] in self.arrays:

@@ -31,10 +31,12 @@ def resized(array: np.ndarray, sizes: Sizes, path: Path) -> np.ndarray:
         return array
     array = array.copy()
     for index, terms in sizes.items():
-        array.flat[index] = sum(
-            size if group is None else size * (path[group][1] - path[group][0]) for group, size in terms
-        )
+        array.flat[index] = _total(terms, path)
     return array
+
+
+def _total(terms: Terms, path: Path) -> int:
+    return sum(size if group is None else size * (path[group][1] - path[group][0]) for group, size in terms)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class SlicedGraph:
 
     `sizes` are entries of arrays of integers that are themselves counts of channels.
     `grouped` names the convolutions that are narrowed by whole groups: {node: (weight, channels of a group)}.
+    `counts` are the numbers of groups of others that follow the widths, by node.
     """
 
     skeleton: ModelProto
@@ -50,6 +53,7 @@ class SlicedGraph:
     dimensions: dict[str, Slices]
     grouped: dict[str, tuple[str, int]]
     sizes: dict[str, Sizes]
+    counts: dict[str, Terms]
 
     @classmethod
     def of(
@@ -59,12 +63,13 @@ class SlicedGraph:
         dimensions: dict[str, Slices],
         grouped: dict[str, tuple[str, int]],
         sizes: dict[str, Sizes],
+        counts: dict[str, Terms],
     ) -> "SlicedGraph":
         """The graph of a file, with `arrays` in the place of its initialisers."""
         skeleton = ModelProto()
         skeleton.CopyFrom(proto)
         del skeleton.graph.initializer[:]
-        return cls(skeleton, arrays, dimensions, grouped, sizes)
+        return cls(skeleton, arrays, dimensions, grouped, sizes, counts)
 
     def at(self, space: WidthSpace, path: Path) -> bytes:
         """The ONNX file of the network with the channels of `path`."""
@@ -80,6 +85,8 @@ class SlicedGraph:
             if node.name in self.grouped:
                 weight, size = self.grouped[node.name]
                 _set_attribute(node, "group", taken[weight].shape[0] // size)
+            if node.name in self.counts:
+                _set_attribute(node, "group", _total(self.counts[node.name], path))
         return bytes(proto.SerializeToString())
 
     def converted(self, proto: ModelProto) -> "SlicedGraph":
@@ -113,7 +120,7 @@ class SlicedGraph:
             if node.name in self.grouped
         }
         sizes = {name: found for name, found in self.sizes.items() if name in arrays}
-        return SlicedGraph.of(proto, arrays, dimensions, grouped, sizes)
+        return SlicedGraph.of(proto, arrays, dimensions, grouped, sizes, self.counts)
 
 
 def _axis(node: NodeProto) -> int:

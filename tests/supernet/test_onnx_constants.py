@@ -162,6 +162,46 @@ def test_a_reshape_to_a_row_for_each_channel_follows_the_widths(quiet: list[str]
     assert_variants_are_the_cut_networks(graph)
 
 
+class Blurred(nn.Module):
+    """One fixed filter for each of however many channels there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1), nn.Linear(8, 3)
+        self.register_buffer("kernel", torch.rand(1, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        channels = y.shape[1]
+        y = F.conv2d(y, self.kernel.expand(channels, -1, -1, -1), groups=channels)
+        return self.fc(self.b(y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_fixed_filter_of_each_channel_is_sliced_and_priced_with_its_groups(
+    quiet: list[str], precision: str
+) -> None:
+    torch.manual_seed(0)
+    model = Blurred().eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE, precision=precision)
+    assert graph.sliceable
+    assert quiet == []
+    if precision == "fp32":
+        assert_variants_are_the_cut_networks(graph)
+    widths = graph.space.random(np.random.default_rng(0))
+    filters = [spec for spec in (slot.at(widths) for slot in graph.slots) if spec.kernel == (3, 3)]
+    assert [(spec.in_channels, spec.groups) for spec in filters] == [(widths[0], widths[0])]
+    nodes = onnx.load_from_string(graph.variant(widths)).graph.node
+    groups = [
+        entry.i
+        for node in nodes
+        if node.op_type == "Conv"
+        for entry in node.attribute
+        if entry.name == "group"
+    ]
+    assert groups == [1, widths[0], 1]
+
+
 def test_layers_behind_a_chunk_are_priced_at_the_channels_that_they_have() -> None:
     torch.manual_seed(0)
     model = Chunked().eval()
