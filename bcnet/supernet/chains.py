@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import SpaceError, one_line
-from bcnet.supernet.kept import kept_sizes
+from bcnet.supernet.kept import Kept
 from bcnet.supernet.neighbours import only_neighbours
 from bcnet.supernet.paths import arguments, tensors_of
 from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, length, witnesses
@@ -240,11 +240,11 @@ class Seen:
         return tuple(Layer(name, count, each) for (name, each), count in positions.items())
 
     def sized(
-        self, dimensions: dict[str, dict[int, Dimension]], chains: list[Chain], *, kept: bool
+        self, dimensions: dict[str, dict[int, Dimension]], chains: list[Chain], kept: Kept
     ) -> tuple[Sized, ...]:
         """Modules that keep a size of a searched tensor in an attribute that their forward reads.
 
-        `kept`: also where operators got numbers that the running module has in attributes.
+        `kept`: attributes of which a trial has shown that they count these channels.
         """
         found = [
             Sized(module, attribute, tensor, 0, each)
@@ -262,7 +262,7 @@ class Seen:
         if kept:
             owned, heads = self._owned(chains)
             known_by_shape = {group for group, _, _ in witnesses(dimensions)}
-            for (module, attribute, item), vector in kept_sizes(self.probe, self.trace, self.classes).items():
+            for (module, attribute, item), vector in kept.items():
                 row, runs = self._runs(vector, owned)
                 present = {heads[number] for number in row.tolist() if number in heads}
                 each = math.lcm(*(chains[group].unit for group in present))

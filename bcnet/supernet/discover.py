@@ -17,6 +17,7 @@ from torch import nn
 from bcnet.errors import SpaceError
 from bcnet.supernet.alike import unlike
 from bcnet.supernet.chains import Chain, Seen
+from bcnet.supernet.kept import Kept, fewest, kept_sizes, touching
 from bcnet.supernet.methods import method_named
 from bcnet.supernet.space import WidthGroup, WidthSpace
 from bcnet.supernet.trial import trouble
@@ -67,9 +68,9 @@ def discover_space(
             kept.append(chain)
             choices.append(own)
 
-    follow_kept = False
+    followed: Kept = {}
 
-    def build(index: list[int]) -> WidthSpace:
+    def build(index: list[int], places: Kept | None = None) -> WidthSpace:
         groups = tuple(
             WidthGroup(
                 name=kept[i].name,
@@ -92,7 +93,7 @@ def discover_space(
             shapes={name: tuple(tensor.shape) for name, tensor in seen.trace.tensors.items()},
             parameters=tuple(name for name, _ in probe.named_parameters()),
             layers=seen.layers([kept[i] for i in index]),
-            sized=seen.sized(dimensions, [kept[i] for i in index], kept=follow_kept),
+            sized=seen.sized(dimensions, [kept[i] for i in index], followed if places is None else places),
             frozen=(),
         )
 
@@ -101,11 +102,19 @@ def discover_space(
     if trouble(seen, space) is not None:
         # Find the groups that break the network when they alone are narrowed, or with those before them.
         alone = {i: trouble(seen, build([i]), quick=True) for i in good}
-        # Fewer do where modules keep sizes in attributes that can follow.
-        follow_kept = True
-        following = {i: trouble(seen, build([i]), quick=True) for i in good}
-        follow_kept = _broken(following) < _broken(alone)
-        alone = following if follow_kept else alone
+        # They may not where modules keep sizes in attributes that can follow.
+        places = kept_sizes(probe, seen.trace, seen.classes)
+        for i in good if places else []:
+            if alone[i] is None:
+                continue
+
+            def works(few: Kept, i: int = i, known: Kept = followed) -> bool:
+                return trouble(seen, build([i], {**few, **known}), quick=True) is None
+
+            found = fewest(probe, touching(places, seen.classes, kept[i].classes), works)
+            if found is not None:
+                followed = {**found, **followed}
+                alone[i] = None
         good = [i for i in good if alone[i] is None]
         if good and trouble(seen, build(good)) is not None:
             candidates, good = good, []
@@ -116,12 +125,12 @@ def discover_space(
             kept[i].name: seen.because(kept[i], reason) for i, reason in alone.items() if reason is not None
         }
         space = build(good)
-    found = unlike(seen, space)
-    reasons |= {space.groups[number].name: reason for number, reason in found.frozen.items()}
-    for number in found.mixed:
+    findings = unlike(seen, space)
+    reasons |= {space.groups[number].name: reason for number, reason in findings.frozen.items()}
+    for number in findings.mixed:
         kept[good[number]] = replace(kept[good[number]], mixed=True)
-    if found.frozen or found.mixed:
-        good = [i for number, i in enumerate(good) if number not in found.frozen]
+    if findings.frozen or findings.mixed:
+        good = [i for number, i in enumerate(good) if number not in findings.frozen]
         space = build(good)
     space = replace(space, frozen=seen.frozen([kept[i] for i in good], chains, reasons))
     if not space.groups:
@@ -130,10 +139,6 @@ def discover_space(
             f"nothing in {type(model).__name__} can be searched ({because or 'it has no convolutions'})"
         )
     return space
-
-
-def _broken(alone: dict[int, str | None]) -> int:
-    return sum(reason is not None for reason in alone.values())
 
 
 def _tied(seen: Seen, tie: Sequence[tuple[str, str]]) -> list[Chain]:

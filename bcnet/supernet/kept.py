@@ -1,9 +1,11 @@
 """Sizes that modules keep in their own attributes: `self.width`, `self.splits`, a number of heads.
 
 In: the sizes that operators got while a network ran, and the channels that these count. Out: the attributes
-that hold the same numbers, and the atoms that each of them follows. Numbers may be equal by chance, so a
-trial decides.
+that hold the same numbers, and the atoms that each of them may follow. Numbers may be equal by chance, so a
+trial decides (`fewest`).
 """
+
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from torch import nn
@@ -11,21 +13,22 @@ from torch import nn
 from bcnet.supernet.record import Trace
 
 Place = tuple[str, str, int | None]  # module, attribute, and the place in it where it holds several sizes
+Kept = dict[Place, np.ndarray]  # the atoms that each place counts
 
 
-def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Place, np.ndarray]:
-    """The atoms whose number each attribute holds.
+def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Place, list[np.ndarray]]:
+    """The atoms whose number each attribute may hold, the most likely first.
 
-    Of several attributes with one value the first follows the channels that occurred first, and so on.
+    Of several attributes with one value the first probably follows the channels that occurred first.
     """
-    found: dict[Place, np.ndarray] = {}
+    found: dict[Place, list[np.ndarray]] = {}
     single: dict[tuple[str, int], dict[bytes, np.ndarray]] = {}
     for path, sizes, vectors in trace.kept:
         atoms = [vector.numpy() for vector in vectors]
         for name, value in vars(probe.get_submodule(path)).items():
             if len(sizes) > 1 and isinstance(value, list | tuple) and list(value) == list(sizes):
                 for item, own in enumerate(atoms):
-                    found.setdefault((path, name, item), own)
+                    found.setdefault((path, name, item), []).append(own)
         for size, own in zip(sizes, atoms, strict=True):
             if size > 1:
                 kinds = np.where(own >= 0, classes[own], -1)
@@ -36,8 +39,40 @@ def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Plac
             for name, value in vars(probe.get_submodule(path)).items()
             if type(value) is int and value == size
         ]
-        # Those that count parts of one channel, as the size of a head, come last.
-        several = sorted(channels.values(), key=lambda own: len(np.unique(classes[own[own >= 0]])) < 2)
+        several = list(channels.values())
         for place, name in enumerate(names):
-            found.setdefault((path, name, None), several[min(place, len(several) - 1)])
+            first = min(place, len(several) - 1)
+            found.setdefault((path, name, None), []).extend([*several[first:], *several[:first]])
     return found
+
+
+def touching(places: dict[Place, list[np.ndarray]], classes: np.ndarray, chain: Iterable[int]) -> Kept:
+    """The places that may count channels of this chain, each with the most likely of such channels."""
+    own = list(chain)
+    found: Kept = {}
+    for place, several in places.items():
+        for atoms in several:
+            if np.isin(classes[atoms[atoms >= 0]], own).any():
+                found[place] = atoms
+                break
+    return found
+
+
+def fewest(probe: nn.Module, places: Kept, works: Callable[[Kept], bool]) -> Kept | None:
+    """As few of these places as make it work, those of one attribute of a class together; None if none do.
+
+    One attribute alone is tried first, and then all without those that are not needed.
+    """
+    kinds: dict[tuple[type[nn.Module], str], Kept] = {}
+    for place, atoms in places.items():
+        kinds.setdefault((type(probe.get_submodule(place[0])), place[1]), {})[place] = atoms
+    for alone in kinds.values():
+        if works(alone):
+            return alone
+    if len(kinds) < 2 or not works(places):
+        return None
+    for kind in kinds.values():
+        fewer = {place: atoms for place, atoms in places.items() if place not in kind}
+        if works(fewer):
+            places = fewer
+    return places

@@ -105,6 +105,55 @@ def test_a_size_in_an_attribute_follows_the_widths(name: str) -> None:
     assert all(after[key] == value for key, value in before.items() if isinstance(value, int | list))
 
 
+class Equal(Viewed):
+    """Has other attributes of the same value: a temperature, and the number of steps of a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = self.__dict__.pop("features")
+        self.temperature = self.steps = 16
+        self.features = features
+        self.last = 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x) / self.temperature
+        for _ in range(self.steps):
+            y = y.tanh() * self.last
+        return y
+
+
+def test_of_attributes_with_one_value_only_that_follows_which_has_to() -> None:
+    model, space = searched(Equal, 16)
+    assert {(group.name, group.mixed) for group in space.groups} == {("stem", False), ("head", False)}
+    assert [(sized.attribute, sized.module) for sized in space.sized if sized.follows] == [("features", "a")]
+    small = cut(model, space, space.smallest())
+    assert (small.a.temperature, small.a.steps, small.a.last) == (16, 16, 16)
+    assert small.a.features == space.smallest()[0] < 16
+
+
+class Square(nn.Module):
+    """Views its input with a side that is equal to the number of channels, and is kept before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = self.width = 8
+        self.a = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x).flatten(2).view(len(x), self.width, self.side, self.side)
+
+
+def test_a_side_that_is_equal_to_the_number_of_channels_stays() -> None:
+    model, space = searched(Square, 8)
+    assert {group.name for group in space.groups} == {"stem", "a.a", "head"}
+    small = cut(model, space, space.smallest())
+    assert (small.a.side, small.a.width) == (
+        8,
+        dict(zip([g.name for g in space.groups], space.smallest(), strict=True))["a.a"],
+    )
+    assert_agree(model, space, IMAGES, space.smallest())
+
+
 def test_the_attributes_of_a_cut_network_are_its_own() -> None:
     model, space = searched(Kernels, 16)
     widths = {"stem": 5, "stem#2": 3, "head": 4}
