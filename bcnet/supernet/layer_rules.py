@@ -172,6 +172,15 @@ def attention(record: Record, call: Call) -> None:
     record.label(output, record.joined([*heads, inside]))
 
 
+def fused(record: Record, call: Call) -> None:
+    """Layers in one operator, of attention or of a recurrent network: their weights cost, and stay."""
+    tokens = call.tensors[0]
+    positions = tokens.numel() // tokens.shape[-1] // record.images
+    for weight in call.tensors:
+        if weight.ndim == 2 and id(weight) in record.origin:
+            record.layer(weight, positions, 0, False)
+
+
 def batch_norm(record: Record, call: Call) -> None:
     """Each channel is normalised by itself."""
     _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))

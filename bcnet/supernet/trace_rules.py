@@ -82,6 +82,13 @@ ATTENTION = frozenset(
         *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math"),
     )
 )
+# Several layers in one operator, each used at every token.
+FUSED = frozenset(
+    (
+        *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "mkldnn_rnn_layer", "_cudnn_rnn"),
+        "miopen_rnn",
+    )
+)
 SPLIT = frozenset(("split", "chunk", "split_with_sizes"))
 
 Rule = Callable[[Record, Call], None]
@@ -126,3 +133,5 @@ def follow(record: Record, call: Call) -> None:
         for tensor in call.tensors:
             record.pin(tensor, reason)
         record.lose(call.outputs, reason)
+        if call.name in FUSED:
+            layers.fused(record, call)

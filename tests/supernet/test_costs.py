@@ -106,3 +106,40 @@ def test_what_is_shown_of_megabytes_suffices_as_a_bound() -> None:
     bound = Bound("max_size_mb", "megabytes", Cost(1, []), 1.0, 1_000_000)
     assert [bound.shown(count) for count in (1_000, 1_001, 12_345_678)] == ["0.001", "0.002", "12.346"]
     assert Bound("max_params", "parameters", Cost(1, []), 1.0).shown(1_234_567) == "1,234,567"
+
+
+class Tokens(nn.Module):
+    """A layer of another kind between convolutions and a linear layer, at 16 tokens of 32 channels."""
+
+    def __init__(self, layer: nn.Module, out: int) -> None:
+        super().__init__()
+        self.stem, self.layer, self.head = nn.Conv2d(3, 32, 4, 4), layer, nn.Linear(out, 10)
+        self.widened = nn.Conv2d(32, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.widened(self.stem(x).relu()).flatten(2).transpose(1, 2)
+        attention = isinstance(self.layer, nn.MultiheadAttention)
+        y = self.layer(y, y, y, need_weights=False) if attention else self.layer(y)
+        y = self.head((y[0] if isinstance(y, tuple) else y).mean(1))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "out", "weights"),
+    [
+        (nn.MultiheadAttention(32, 4, batch_first=True), 32, 4 * 32 * 32),
+        (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 32, 4 * 32 * 32 + 2 * 32 * 64),
+        (nn.LSTM(32, 24, batch_first=True, bidirectional=True), 48, 2 * 4 * 24 * (32 + 24)),
+        (nn.GRU(32, 24, batch_first=True, bidirectional=True), 48, 2 * 3 * 24 * (32 + 24)),
+        (nn.RNN(32, 24, batch_first=True, bidirectional=True), 48, 2 * 24 * (32 + 24)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_attention_and_recurrent_layers_are_counted_at_every_token(
+    layer: nn.Module, out: int, weights: int
+) -> None:
+    model = Tokens(layer, out).eval()
+    space = discover_space(model, torch.zeros(2, 3, 16, 16))
+    around = 16 * (32 * 48 + 32 * 32) + out * 10
+    assert space.macs(space.largest()) == around + 16 * weights
+    assert not any("training only" in entry.reason for entry in space.frozen)
