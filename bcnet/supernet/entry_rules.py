@@ -25,10 +25,14 @@ def move(record: Record, call: Call) -> None:
     for output, planes in zip(call.outputs, moved, strict=True):
         record.label(output, planes)
     if call.name in ("view", "_unsafe_view", "reshape"):
-        for plane in record.of(call.outputs[0]):
+        output = call.outputs[0]
+        vectors = [torch.full((size,), STAYS) for size in output.shape]
+        for plane in record.of(output):
             for axis in axes_of(plane):
                 others = tuple(other for other in axes_of(plane) if other != axis)
-                record.kept([plane.shape[axis]], [compact(first_along(plane, others)).flatten()])
+                vectors[axis] = compact(first_along(plane, others)).flatten()
+                record.kept([output.shape[axis]], [vectors[axis]])
+        record.kept(output.shape, vectors)
 
 
 def pick(record: Record, call: Call) -> None:

@@ -30,7 +30,7 @@ def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Plac
                 for item, own in enumerate(atoms):
                     found.setdefault((path, name, item), []).append(own)
         for size, own in zip(sizes, atoms, strict=True):
-            if size > 1:
+            if size > 1 and (own >= 0).any():
                 kinds = np.where(own >= 0, classes[own], -1)
                 single.setdefault((path, size), {}).setdefault(kinds.tobytes(), own)
     for (path, size), channels in single.items():

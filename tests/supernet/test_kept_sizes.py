@@ -77,11 +77,24 @@ class Filtered(nn.Module):
         return F.conv2d(x, self.kernel, groups=self.features)
 
 
+class Scaled(nn.Module):
+    """Views a scale of each channel by a shape that it stores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(16))
+        self.shape = (16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.view(self.shape)
+
+
 FOLLOWED: dict[str, tuple[Callable[[], nn.Module], int, set[tuple[str, int]]]] = {
     "a list of sizes": (Kernels, 16, {("stem", 10), ("stem#2", 6)}),
     "half of a number": (Halves, 24, {("stem", 16), ("a.a", 12), ("a.b", 12)}),
     "where a slice ends": (Grown, 24, {("stem", 16), ("a.a", 8)}),
     "a number of channels in a view": (Viewed, 16, {("stem", 16)}),
+    "the shape of a view": (Scaled, 16, {("stem", 16)}),
     "a number of groups": (Filtered, 16, {("stem", 16)}),
 }
 
