@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcnet.errors import BcnetError, CheckFailed, DeviceError, NotVerified, UsageError
+from bcnet.errors import (
+    BcnetError,
+    CheckFailed,
+    DeviceError,
+    NotVerified,
+    UsageError,
+    one_line,
+    raised_by_user,
+)
 from bcnet.plain import LONGEST, plain
 from bcnet.run_commands import runs_app
 from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
@@ -1127,4 +1135,12 @@ def _run(given: list[str], received: Sequence[int]) -> int:
             f"bcnet: cannot write or read{where}: {error.strerror or error}{hint}; finished work is kept",
             file=sys.stderr,
         )
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        raise
+    except BaseException as error:  # sys.exit() in a network's method must not count as success
+        function = raised_by_user(error)
+        if function is None:
+            raise
+        print(f"bcnet: {function} failed ({one_line(error)}); finished work is kept", file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, default_collate
 
 from bcnet.config import DataConfig
 from bcnet.datasets import cifar10, digits
-from bcnet.errors import DataError, one_line
+from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.image_folder import Found, image_folder
 from bcnet.imports import UserFunction, code_of, import_function
 from bcnet.parts import IGNORED, Item, Items, divided, pair
@@ -274,7 +274,7 @@ def _users_own(name: str) -> tuple[Split | Items, Split | Items, tuple[str, ...]
     function = import_function(name, DataError)
     try:
         result = function()
-    except (Exception, SystemExit) as cause:
+    except FOREIGN as cause:
         raise DataError(f"'{name}' failed: {one_line(cause)}") from cause
     try:
         train, test, classes = result

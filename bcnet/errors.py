@@ -17,8 +17,11 @@ BcnetError (exit 1)
 """
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from bcnet.plain import plain
@@ -92,8 +95,13 @@ class NotVerified(BcnetError):
     exit_code = 4
 
 
+# What a user's function or network may raise; sys.exit() in it does not end bcnet as if it were done.
+FOREIGN = (Exception, SystemExit)
+
 # Exceptions of these packages wrap the one that describes the cause.
 _WRAPPERS = ("torch.onnx.", "torch.export.", "torch._export.", "torch._dynamo.")
+_OWN = Path(__file__).parent
+_INSTALLED = [Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
 _OPERATOR = re.compile(r"\b(aten|prims|torchvision|onnx)(::|\.)\w+|\bop_?type\b|node name", re.IGNORECASE)
 
@@ -107,7 +115,7 @@ def one_line(cause: BaseException) -> str:
     while type(cause).__module__.startswith(_WRAPPERS) and cause.__cause__ is not None:
         cause = cause.__cause__
     name = type(cause).__name__
-    lines = [" ".join(line.split()) for line in _ESCAPES.sub("", str(cause)).splitlines()]
+    lines = [" ".join(line.split()) for line in _ESCAPES.sub("", text_of(cause)).splitlines()]
     lines = [line for line in lines if line]
     if not lines:
         return name
@@ -120,6 +128,29 @@ def one_line(cause: BaseException) -> str:
     return plain(f"{name}: {text}" + (f" {more}" if more else ""))
 
 
+def text_of(cause: BaseException) -> str:
+    """An exception's text; empty where its own `__str__` fails."""
+    try:
+        return str(cause)
+    except FOREIGN:
+        return ""
+
+
+def raised_by_user(cause: BaseException) -> str | None:
+    """The user's function in which an exception was raised, with file and line; None for bcnet's own code.
+
+    Packages that are installed, and what is called from the user's code in them, are not looked at.
+    """
+    place = None
+    for frame, line in traceback.walk_tb(cause.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(_OWN):
+            place = None
+        elif file.is_file() and not any(file.is_relative_to(folder) for folder in _INSTALLED):
+            place = f"{frame.f_code.co_qualname}() in {file.name}, line {line},"
+    return place
+
+
 @contextmanager
 def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a network, a file or a user's function raises in the block into one line of this kind.
@@ -130,5 +161,5 @@ def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[
         yield
     except BcnetError:
         raise
-    except (Exception, SystemExit) as cause:
+    except FOREIGN as cause:
         raise kind(f"{what} ({one_line(cause)})" + (f"; {remedy}" if remedy else "")) from cause

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcnet.errors import BcnetError, one_line
+from bcnet.errors import FOREIGN, BcnetError, one_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
@@ -29,7 +29,7 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
         module = importlib.import_module(module_name)
     except ImportError as cause:
         raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
-    except (Exception, SystemExit) as cause:
+    except FOREIGN as cause:
         raise error(f"'{reference}': importing '{module_name}' failed: {one_line(cause)}") from cause
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -55,7 +55,7 @@ class UserFunction:
             return self.function(*arguments)
         except BcnetError:
             raise
-        except (Exception, SystemExit) as cause:
+        except FOREIGN as cause:
             raise self.complaint(f"failed ({one_line(cause)})") from cause
 
     def complaint(self, what: str) -> BcnetError:

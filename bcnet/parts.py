@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bcnet.errors import DataError, one_line
+from bcnet.errors import FOREIGN, DataError, one_line
 
 IGNORED = 255  # the class of a mask's pixels that count nowhere, and what shifts uncover
 Item = tuple[Any, Any]  # input, target
@@ -84,7 +84,7 @@ class Items:
         for number in self.index.tolist():
             try:
                 item = self.dataset[number]
-            except (Exception, SystemExit) as cause:
+            except FOREIGN as cause:
                 raise DataError(
                     f"item {number} of '{self.name}' cannot be read: {one_line(cause)}"
                 ) from cause

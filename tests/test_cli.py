@@ -36,6 +36,24 @@ def tiny(classes=10):
 def not_a_network(): return [1, 2]
 def needs_colour(): return nn.Conv2d(3, 10, 1)
 def raises(): raise ValueError("no such depth")
+class Unprintable(Exception):
+    def __str__(self): raise RuntimeError("no text")
+
+class Failing(nn.Sequential):
+    fails = ""
+    def __repr__(self): return self._or("repr", super().__repr__)
+    def state_dict(self, *args, **kwargs): return self._or("state_dict", super().state_dict, *args, **kwargs)
+    def forward(self, x): return self._or("forward", super().forward, x)
+    def _or(self, name, method, *args, **kwargs):
+        if self.fails == name: raise self.error
+        return method(*args, **kwargs)
+
+def failing(fails, error):
+    errors = {"exit": SystemExit(0), "base": BaseException("odd"), "text": Unprintable()}
+    network = Failing(*tiny())
+    network.fails, network.error = fails, errors.get(error, RuntimeError("not today"))
+    return network
+
 def lazy(): return nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(10))
 
 class Deformed(nn.Module):
@@ -337,6 +355,16 @@ CONFIGURATIONS = [
     ('[model]\nname = "cli_networks:needs_colour"', "does not run on images of (1, 32, 32)"),
     ('[model]\nname = "cli_networks:tiny"\nargs = {depth = 3}', "unexpected keyword argument 'depth'"),
     ('[model]\nname = "cli_networks:tiny"\nargs = {classes = 7}', "(1, 7), the data has 10 classes"),
+    *(
+        (f'[model]\nname = "cli_networks:failing"\nargs = {{fails = "{method}", error = "{error}"}}', message)
+        for method, error, message in [
+            ("forward", "exit", "does not run on images of (1, 32, 32): SystemExit: 0"),
+            ("forward", "text", "does not run on images of (1, 32, 32): Unprintable"),
+            ("forward", "base", "Failing._or() in cli_networks.py, line 23, failed (BaseException: odd)"),
+            ("state_dict", "", "line 23, failed (RuntimeError: not today); finished work is kept"),
+            ("repr", "exit", "line 23, failed (SystemExit: 0); finished work is kept"),
+        ]
+    ),
     ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); there is: a10, a100, cpu, h100"),
 ]
 

@@ -1,6 +1,7 @@
 """Every error has its place in one tree, and an exit code."""
 
 import inspect
+import re
 
 import pytest
 
@@ -59,6 +60,16 @@ def test_a_wrapper_of_an_exporter_gives_way_to_its_cause() -> None:
 )
 def test_the_sentence_that_is_the_cause_is_kept_and_can_be_printed(text: str, line: str) -> None:
     assert errors.one_line(ValueError(text)) == line
+
+
+def test_where_a_users_code_fails_is_found_and_a_fault_of_bcnets_own_is_not_one() -> None:
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int("x")
+    place = errors.raised_by_user(caught.value)
+    assert re.fullmatch(r"test_where_\w+\(\) in test_errors\.py, line \d+,", str(place))
+    with pytest.raises(AttributeError) as caught_inside:
+        errors.raised_by_user(3)  # type: ignore[arg-type]
+    assert errors.raised_by_user(caught_inside.value) is None
 
 
 def test_a_long_text_is_cut() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from bcnet.config import PRETRAINED, ModelConfig
-from bcnet.errors import ModelError, one_line
+from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.imports import import_function
 from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
@@ -50,7 +50,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
         model = function(**{**given, **config.args})
     except ModelError:
         raise
-    except (Exception, SystemExit) as cause:
+    except FOREIGN as cause:
         raise ModelError(f"model '{config.name}' with args {config.args}: {one_line(cause)}") from cause
     if not isinstance(model, nn.Module):
         raise ModelError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import BcnetError
+from bcnet.errors import FOREIGN, BcnetError
 
 
 def layer_after(
@@ -40,7 +40,7 @@ def layer_after(
                 return name, found.owner.rpartition(".")[0] or found.owner
             except BcnetError:
                 raise
-            except Exception:  # explained where the network is run to be used
+            except FOREIGN:  # explained where the network is run to be used
                 continue
     return None
 

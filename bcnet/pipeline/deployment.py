@@ -29,8 +29,9 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
     """The JSON for a network that takes `batch` images at once, or any number of them if that is None."""
     example = data.example(1)
     args, kwargs = arguments(example)
+    model.eval()
     with torch.no_grad():
-        outputs = model.eval()(*args, **kwargs)
+        outputs = model(*args, **kwargs)
     inputs = kwargs or (args[0] if len(args) == 1 else args)
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     found: dict[str, Any] = {

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
 from bcnet.data import ImageData
-from bcnet.errors import ModelError, one_line
+from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.progress import announce, working
@@ -168,6 +168,7 @@ def program_bytes(model: nn.Module, example: Any, extra: Mapping[str, str] | Non
 
     `example` is inputs of two images, as the network takes them (see `run_with`); `extra` are extra files.
     """
+    model.eval()
     args, kwargs = arguments(example)
     batch = torch.export.Dim("batch", min=1)
     # By position in the signature, whichever way an input is given.
@@ -176,9 +177,9 @@ def program_bytes(model: nn.Module, example: Any, extra: Mapping[str, str] | Non
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(
-                model.eval(), args, kwargs, dynamic_shapes=dynamic[1] if kwargs else dynamic[0]
+                model, args, kwargs, dynamic_shapes=dynamic[1] if kwargs else dynamic[0]
             )
-        except Exception as cause:
+        except FOREIGN as cause:
             raise ModelError(
                 f"torch.export cannot read {type(model).__name__} for any batch size: {one_line(cause)}"
             ) from cause

@@ -91,7 +91,8 @@ def train(
         buffers = {n: kept.get(f"buffer:{n}", own).to(recipe.device) for n, own in buffers.items()}
     choices = tuple(group.choices for group in space.groups)
     sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
-    sliced = SlicedPaths(model.to(recipe.device).train(), space, parameters, buffers, recipe)
+    model.to(recipe.device).train()
+    sliced = SlicedPaths(model, space, parameters, buffers, recipe)
     paths: Paths = sliced
     if cuda_graph and recipe.device == "cuda" and plan.taught:
         say("training on slices, not by a recorded CUDA graph: the widest path's outputs teach the others")
@@ -170,7 +171,8 @@ def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
 
 def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[str, Tensor]:
     """Gradients of the training loss, summed over a few batches."""
-    probe = copy.deepcopy(model).to(recipe.device).train()
+    probe = copy.deepcopy(model).to(recipe.device)
+    probe.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         step = plain_step(probe, recipe)
@@ -335,7 +337,8 @@ def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     drawn = [project.space.uniform(0.55)] * config.train.draws
     plan = STEPS[config.train.step]
-    model = project.model.to(recipe.device).train()
+    model = project.model.to(recipe.device)
+    model.train()
     paths = SlicedPaths(model, project.space, parameters, buffers, recipe)
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:

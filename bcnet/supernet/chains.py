@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from bcnet.errors import SpaceError, one_line
+from bcnet.errors import FOREIGN, SpaceError, one_line
 from bcnet.supernet.kept import Kept
 from bcnet.supernet.neighbours import only_neighbours
 from bcnet.supernet.paths import arguments, tensors_of
@@ -89,7 +89,8 @@ class Seen:
         random = not RANDOM.isdisjoint(trace.operators)
         buffers = {name: buffer.clone() for name, buffer in probe.named_buffers()}
         try:
-            _run(probe.train(), trace, twice(inputs))
+            probe.train()
+            _run(probe, trace, twice(inputs))
         except SpaceError as cause:
             trains = str(cause)
         finally:
@@ -366,7 +367,7 @@ def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
         with tracer.watching():
             output = probe(*args, **kwargs)
             tracer.finish(output)
-    except Exception as cause:
+    except FOREIGN as cause:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         raise SpaceError(
             f"{type(probe).__name__} does not run on an input of shape {shapes}: {one_line(cause)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import BcnetError, one_line
+from bcnet.errors import FOREIGN, BcnetError, one_line
 from bcnet.runtimes import runtime_here
 from bcnet.supernet.drawn import Watcher
 from bcnet.supernet.onnx_graph import OnnxSupernet, example_inputs, to_onnx
@@ -35,7 +35,7 @@ def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example
     inputs, reason = example_inputs(example), None
     try:
         content = build().narrowest()
-    except Exception as cause:
+    except FOREIGN as cause:
         reason = str(cause) if isinstance(cause, BcnetError) else one_line(cause)
         if (found := _NO_FORM.search(reason)) is not None:
             operator = found.group(1)
@@ -74,8 +74,9 @@ def _place(model: nn.Module, inputs: Any, node: str) -> str:
     operator, _, number = re.fullmatch(r"(.*?)(_(\d+))?", node).groups()  # type: ignore[union-attr]
     watcher = Watcher(values=False)
     args, kwargs = arguments(inputs)
+    model.eval()
     with torch.no_grad(), running_modules(model) as watcher.inside, watcher:
-        model.eval()(*args, **kwargs)
+        model(*args, **kwargs)
     calls = [call.where for call in watcher.found if call.name == operator.strip("_")]
     index = int(number or 0)
     return f" (in {calls[index]})" if index < len(calls) else ""

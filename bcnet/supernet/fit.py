@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from bcnet.artifacts import digest
 from bcnet.config import Config
 from bcnet.data import ImageData
-from bcnet.errors import BcnetError, ConfigError, TrainingError, explaining, one_line
+from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
 from bcnet.imports import code_of, import_function
 from bcnet.models.finite import not_finite
 from bcnet.parts import IGNORED, Split, sent
@@ -296,8 +296,8 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
         return step(inputs, targets, number)
     except BcnetError:
         raise
-    except Exception as cause:
-        if "backward through the graph a second time" in str(cause):
+    except FOREIGN as cause:
+        if "backward through the graph a second time" in text_of(cause):
             raise TrainingError(
                 f"training step {number} failed: its loss was used for a backward pass already; a train_step "
                 "returns its loss and leaves backward to bcnet"
@@ -348,7 +348,8 @@ def fit_network(
     """
     # Batches are channels-last; weights stay contiguous: channels-last ones make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
-    step = plain_step(model.to(recipe.device).train(), recipe)
+    model.to(recipe.device).train()
+    step = plain_step(model, recipe)
 
     def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
         assert on_epoch is not None
@@ -380,7 +381,9 @@ def plain_step(model: nn.Module, recipe: Recipe) -> Step:
 
 def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
-    step = plain_step(copy.deepcopy(model).to(recipe.device).train(), recipe)
+    probe = copy.deepcopy(model).to(recipe.device)
+    probe.train()
+    step = plain_step(probe, recipe)
     return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from bcnet.errors import ModelError, one_line
+from bcnet.errors import FOREIGN, ModelError, one_line
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
@@ -56,7 +56,7 @@ def half(proto: ModelProto) -> ModelProto:
     _cast_ends(graph)
     try:
         onnx.checker.check_model(result, full_check=True)
-    except Exception as cause:
+    except FOREIGN as cause:
         raise ModelError(f"the network cannot be made half precision: {one_line(cause)}") from None
     return result
 

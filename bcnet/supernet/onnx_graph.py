@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import ModelError, SpaceError, one_line
+from bcnet.errors import FOREIGN, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import Terms
 from bcnet.progress import say
 from bcnet.supernet.half import half
@@ -48,7 +48,7 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     their numbers. Nodes are named after their first output, so that names survive the runtime's fusions.
     Raises ModelError with the exporter's reason.
     """
-    model = model.eval()
+    model.eval()
     args, kwargs = arguments(example_inputs(example))
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -72,7 +72,7 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as cause:
+    except FOREIGN as cause:
         raise ModelError(
             f"PyTorch cannot export {type(model).__name__} to ONNX: {one_line(cause)}"
         ) from cause

@@ -19,7 +19,7 @@ from torch import nn
 from bcnet.artifacts import digest
 from bcnet.config import Config, TaskConfig
 from bcnet.data import ImageData, load_data
-from bcnet.errors import ModelError, TableError, TrainingError, explaining, one_line
+from bcnet.errors import FOREIGN, ModelError, TableError, TrainingError, explaining, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_profile as target_profile
 from bcnet.imports import code_of
@@ -307,8 +307,9 @@ def _load(config: Config) -> Project:
     args, kwargs = arguments(example)
     try:
         with torch.no_grad():
-            output = model.eval()(*args, **kwargs)
-    except Exception as cause:
+            model.eval()
+            output = model(*args, **kwargs)
+    except FOREIGN as cause:
         raise ModelError(
             f"model '{config.model.name}' does not run on images of {tuple(data.input_shape)}: "
             f"{one_line(cause)}"
@@ -424,10 +425,12 @@ def _check_training_mode(config: Config, model: nn.Module, inputs: Any) -> None:
     name = f"model '{config.model.name}'"
     try:
         with torch.no_grad():
-            output = copy.deepcopy(model).train()(*args, **kwargs)
+            probe = copy.deepcopy(model)
+            probe.train()
+            output = probe(*args, **kwargs)
     except ValueError:
         return  # batch statistics of so few values: batches in training are larger
-    except Exception as cause:
+    except FOREIGN as cause:
         raise ModelError(
             f"{name} runs, but not in training mode ({one_line(cause)}); where it takes targets then, "
             "set task.train_step"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from bcnet.errors import TrainingError, one_line
+from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.progress import say
 from bcnet.supernet.paths import Path, path_of, run_with
 from bcnet.supernet.step import Paths, SlicedPaths
@@ -239,7 +239,7 @@ def fastest_paths(
     before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
     try:
         recorded, reason = _trial(sliced, inputs, targets, count, capture)
-    except Exception as cause:  # the user's own forward may raise anything on tensors of another size
+    except FOREIGN as cause:  # the user's own forward may raise anything on tensors of another size
         recorded, reason = None, f"recording failed ({one_line(cause)})"
     finally:
         for name, buffer in sliced.buffers.items():

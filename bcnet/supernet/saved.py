@@ -96,4 +96,6 @@ def sliced_model(run: Run, project: Project) -> nn.Module:
     """The small network of a finished slice stage, in eval mode."""
     stage = run.stage("slice")
     tensors = load_tensors(stage.path("model.safetensors"), stage.command, project.model)
-    return with_state(project.model, project.space, tensors).eval()
+    model = with_state(project.model, project.space, tensors)
+    model.eval()
+    return model

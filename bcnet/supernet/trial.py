@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.errors import one_line
+from bcnet.errors import FOREIGN, one_line
 from bcnet.seeds import seeded
 from bcnet.supernet.chains import Seen, twice
 from bcnet.supernet.paths import arguments, cut, forward_path
@@ -58,8 +58,9 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                     return "a narrow path of it does not give the same result as the network that is cut out"
                 if seen.trains is None:
                     args_twice, kwargs_twice = arguments(twice(inputs))
-                    small.train()(*args_twice, **kwargs_twice)
-    except Exception as cause:
+                    small.train()
+                    small(*args_twice, **kwargs_twice)
+    except FOREIGN as cause:
         where = f", in '{inside[-1][0]}'" if inside and inside[-1][0] else ""
         return f"narrowing it breaks the network{where}: {one_line(cause)}"
     return None

@@ -28,7 +28,8 @@ def probe_of(model: nn.Module) -> nn.Module:
         f"{type(model).__name__} cannot be copied with copy.deepcopy",
         "give it as it is before its first use, without handles, locks or results of a computation in it",
     ):
-        probe = copy.deepcopy(model).eval()
+        probe = copy.deepcopy(model)
+        probe.eval()
     for parameter in probe.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)  # some layers run other code without it

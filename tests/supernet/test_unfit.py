@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 from bcnet.errors import SpaceError
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.onnx_graph import to_onnx
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -24,6 +25,23 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fc(self.b(self.a(x).relu()).mean((2, 3)))
         return y
+
+
+class Silent(Net):
+    """Its train() and eval() return nothing; batch statistics stay as they are."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def eval(self) -> None:  # type: ignore[override]
+        super().eval()
+
+
+def test_train_and_eval_may_return_nothing() -> None:
+    assert [group.name for group in discover_space(Silent(), IMAGES).groups] == [
+        group.name for group in discover_space(Net(), IMAGES).groups
+    ]
+    assert to_onnx(Silent(), IMAGES).graph.node
 
 
 def pruned() -> nn.Module:
