@@ -39,7 +39,8 @@ def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Plac
             for name, value in vars(probe.get_submodule(path)).items()
             if type(value) is int and value == size
         ]
-        several = list(channels.values())
+        # Those that count parts of one channel, as the size of a head, come last.
+        several = sorted(channels.values(), key=lambda own: len(np.unique(classes[own[own >= 0]])) < 2)
         for place, name in enumerate(names):
             first = min(place, len(several) - 1)
             found.setdefault((path, name, None), []).extend([*several[first:], *several[:first]])
