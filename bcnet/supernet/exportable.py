@@ -17,6 +17,7 @@ from bcnet.runtimes import runtime_here
 from bcnet.supernet.drawn import Watcher
 from bcnet.supernet.onnx_graph import OnnxSupernet, example_inputs, to_onnx
 from bcnet.supernet.paths import arguments
+from bcnet.supernet.source_lines import source_line
 from bcnet.supernet.trace import running_modules
 
 _NO_FORM = re.compile(r"No ONNX function found for .*?op='(?:\w+[.:]+)?(\w+)'")
@@ -39,8 +40,10 @@ def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example
         reason = str(cause) if isinstance(cause, BcnetError) else one_line(cause)
         if (found := _NO_FORM.search(reason)) is not None:
             operator = found.group(1)
+            line = source_line(cause)
+            place = _place(model, inputs, operator) or (f" (at {line})" if line else "")
             return (
-                f"PyTorch's exporter has no ONNX form of '{operator}'{_place(model, inputs, operator)}; "
+                f"PyTorch's exporter has no ONNX form of '{operator}'{place}; "
                 "replace it by operators that have one"
             )
         try:  # the runtime may name the operator that makes the graph unreadable

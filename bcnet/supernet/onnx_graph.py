@@ -30,6 +30,7 @@ from bcnet.supernet.onnx_slices import Sizes, SlicedGraph, Slices
 from bcnet.supernet.opset import NEWEST, at_opset
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
 from bcnet.supernet.quantize import quantized
+from bcnet.supernet.source_lines import source_line
 from bcnet.supernet.space import Widths, WidthSpace
 
 OPSET = NEWEST
@@ -46,7 +47,7 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     `example` is the shape of an image batch, or inputs as the network takes them: a tensor, a tuple of them,
     a dict by name. One input is called `input`, one output `output`; a dict's go by their keys, others by
     their numbers. Nodes are named after their first output, so that names survive the runtime's fusions.
-    Raises ModelError with the exporter's reason.
+    Raises ModelError with the exporter's reason, and the line of the forward that it is about.
     """
     model.eval()
     args, kwargs = arguments(example_inputs(example))
@@ -73,9 +74,14 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
                 verbose=False,
             )
     except FOREIGN as cause:
-        raise ModelError(
-            f"PyTorch cannot export {type(model).__name__} to ONNX: {one_line(cause)}"
-        ) from cause
+        reason, line = one_line(cause), source_line(cause)
+        if "data-dependent" in reason:
+            reason = (
+                "its forward branches on the values of tensors, or has sizes that depend on them; use "
+                "torch.where and fixed sizes"
+            )
+        at = f" (at {line})" if line else ""
+        raise ModelError(f"PyTorch cannot export {type(model).__name__} to ONNX{at}: {reason}") from cause
     finally:
         logger.setLevel(level)
     assert program is not None

@@ -1,16 +1,18 @@
 """Networks that cannot be exported are refused before training, with the operator and its module."""
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
 from bcnet.data import ImageData, Split
-from bcnet.errors import TrainingError
+from bcnet.errors import ModelError, TrainingError
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.exportable import not_deliverable
 from bcnet.supernet.fit import Recipe, seconds_to_fit
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 
 IMAGES = torch.zeros(1, 1, 12, 12)
 
@@ -32,6 +34,33 @@ class Deformed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x, self.offsets(x))
         return y
+
+
+class Counted(nn.Module):
+    """The exporter knows histograms, but not of a range that is found from the values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.histc(x, 4).sum()
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return x + 1
+        return x - 1
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (Counted(), "aten_histc with min == max"),
+        (Branching(), "its forward branches on the values of tensors"),
+    ],
+)
+def test_a_network_that_cannot_be_exported_is_refused_with_the_line(part: nn.Module, reason: str) -> None:
+    line = inspect.getsourcelines(type(part).forward)[1] + 1
+    with pytest.raises(ModelError, match=rf"to ONNX \(at .*test_exportable\.py:{line}\): .*{reason}"):
+        to_onnx(around(part), (1, 1, 12, 12))
 
 
 def around(part: nn.Module) -> nn.Module:
