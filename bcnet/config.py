@@ -116,7 +116,13 @@ class DataConfig(Section):
     def _named_statistics(cls, values: Any) -> Any:
         if isinstance(values, dict) and "imagenet" in (values.get("mean"), values.get("std")):
             named = {key: values.get(key, "imagenet") for key in IMAGENET}
-            return {**values, **{k: IMAGENET[k] if v == "imagenet" else v for k, v in named.items()}}
+            values = {**values, **{k: IMAGENET[k] if v == "imagenet" else v for k, v in named.items()}}
+        for key in IMAGENET:
+            value = values.get(key) if isinstance(values, dict) else None
+            if isinstance(value, str):
+                raise ValueError(
+                    f"{key} is 'imagenet', or one number per channel, as [0.5, 0.5, 0.5], not {shown(value)}"
+                )
         return values
 
     @model_validator(mode="after")
@@ -127,6 +133,8 @@ class DataConfig(Section):
             return self
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: one per channel")
+        if not all(value > 0 for value in self.std):
+            raise ValueError("each value of std must be above 0")
         if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
             raise ValueError("mean and std are for pixels scaled to 0..1: divide those for 0..255 by 255")
         return self

@@ -64,6 +64,10 @@ def parse_json(text: str) -> Any:
         return bounded(json.loads(text))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    except ValueError as cause:
+        if "set_int_max_str_digits" in str(cause):  # Python's advice, for its own programs
+            raise ValueError(_TOO_LONG) from None
+        raise
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -73,9 +77,14 @@ def parse_toml(text: str) -> dict[str, Any]:
         bounded(values)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    except ValueError as cause:
+        if "set_int_max_str_digits" in str(cause):  # Python's advice, for its own programs
+            raise ValueError(_TOO_LONG) from None
+        raise
     return values
 
 
+_TOO_LONG = "an integer of more than 64 bits"
 _TOO_DEEP = f"more than {DEPTH} levels of nested lists or tables"
 
 
@@ -86,7 +95,7 @@ def bounded(value: Any) -> Any:
         inner: list[Any] = []
         for entry in level:
             if isinstance(entry, int) and not -INTEGER <= entry < INTEGER:
-                raise ValueError("an integer of more than 64 bits")
+                raise ValueError(_TOO_LONG)
             if isinstance(entry, dict | list):
                 if depth == DEPTH:
                     raise ValueError(_TOO_DEEP)

@@ -43,8 +43,11 @@ def test_imagenets_statistics_have_a_name(key: str) -> None:
         ("mean = [0.5]", "data: give both mean and std, or neither"),
         ("mean = [0.5]\nstd = [0.5, 0.5]", "data: mean has 1 values and std 2: one per channel"),
         ("mean = [127]\nstd = [64]", r"scaled to 0\.\.1: divide those for 0\.\.255 by 255"),
-        ("mean = [0.5]\nstd = [0]", r"scaled to 0\.\.1"),
-        ('mean = "coco"', r"data\.mean: input should be a valid tuple"),
+        ("mean = [0.5]\nstd = [0]", "data: each value of std must be above 0"),
+        (
+            'mean = "coco"',
+            r"data: mean is 'imagenet', or one number per channel, as \[0\.5, 0\.5, 0\.5\], not 'coco'",
+        ),
     ],
 )
 def test_statistics_that_cannot_be_meant_are_refused(settings: str, message: str) -> None:
