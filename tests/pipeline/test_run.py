@@ -500,7 +500,8 @@ def test_a_disk_that_is_full_for_torchs_own_file_does_not_abort(project: Path) -
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    warning, error = done.stderr.strip().splitlines()
+    began, warning, error = done.stderr.strip().splitlines()
+    assert began == "slice: runs/default, for cpu (fp32, batch 1, 1 thread)"
     assert "runs/default/export is verified, and based on the network that is replaced now" in warning
     assert error.startswith("bcnet: cannot write or read ")
     assert contents(project) == before
