@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -123,8 +124,12 @@ class Run:
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """(name, module) of the operators that compute something, whatever the layout of its inputs is."""
-        return [(o.name, o.where) for o in self.operators if o.certain and o.name not in LAYOUT]
+        """(name, module) of the operators that compute something, whatever the layout of its inputs is.
+
+        They end where a shape first depends on values: from there on the forward may branch on it.
+        """
+        known = takewhile(lambda operator: operator.certain, self.operators)
+        return [(o.name, o.where) for o in known if o.name not in LAYOUT]
 
     @property
     def numbers(self) -> list[tuple[float, ...]]:

@@ -36,17 +36,16 @@ def move(record: Record, call: Call) -> None:
 
 
 def pick(record: Record, call: Call) -> None:
-    """Entries are picked by index: channels along the indexed axes stay, others move with the entries."""
+    """Entries are picked by an index that the network stores: channels along the indexed axes stay."""
     source = call.args[0]
     indices = call.named["indices"] if call.name == "index" else None
     axes = [call.named["dim"] % source.ndim] if indices is None else range(len(indices))
     indexed = {axis for axis, by in zip(axes, indices or [True], strict=True) if by is not None}
     numbers = [by for by in call.tensors if by is not source]
     reason, planes = record.unknown(call.name), []
-    for by in numbers:
-        record.pin(by, reason)
-    if any(by.dtype in (torch.bool, torch.uint8) for by in numbers):
-        record.pin(source, reason)
+    if any(id(by) not in record.origin or by.dtype in (torch.bool, torch.uint8) for by in numbers):
+        for tensor in call.tensors:
+            record.pin(tensor, reason)
         record.lose(call.outputs, reason)
         return
     for plane in record.of(source):
