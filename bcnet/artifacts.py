@@ -131,15 +131,15 @@ def write_file(path: Path, content: bytes) -> None:
     write_files({path: content})
 
 
-def read_json(path: Path, mend: str) -> Any:
-    """The JSON value in `path`; `mend` is the command that makes the file again."""
+def read_json(path: Path, command: str) -> Any:
+    """The JSON value in `path`; `command` makes the file again."""
     try:
         return parse_json(read_text(path, JSON_BYTES))
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing; run `{mend}`") from None
+        raise ArtifactError(f"{path} is missing; run `{command}`") from None
     except ValueError as cause:
         raise ArtifactError(
-            f"{path} is cut short or edited ({cause}); run `{mend}` to make it anew"
+            f"{path} is cut short or edited ({cause}); run `{command}` to make it anew"
         ) from None
 
 

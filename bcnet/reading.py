@@ -8,6 +8,8 @@ import json
 import os
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -60,28 +62,29 @@ def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
 
 def parse_json(text: str) -> Any:
     """A JSON value within the bounds. Raises ValueError."""
-    try:
+    with _in_plain_words():
         return bounded(json.loads(text))
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    except ValueError as cause:
-        if "set_int_max_str_digits" in str(cause):  # Python's advice, for its own programs
-            raise ValueError(_TOO_LONG) from None
-        raise
 
 
 def parse_toml(text: str) -> dict[str, Any]:
     """A TOML file's values within the bounds. Raises ValueError."""
-    try:
+    with _in_plain_words():
         values = tomllib.loads(text)
         bounded(values)
+        return values
+
+
+@contextmanager
+def _in_plain_words() -> Iterator[None]:
+    """Errors of Python's parsers about depth and length, as those of `bounded`."""
+    try:
+        yield
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError as cause:
         if "set_int_max_str_digits" in str(cause):  # Python's advice, for its own programs
             raise ValueError(_TOO_LONG) from None
         raise
-    return values
 
 
 _TOO_LONG = "an integer of more than 64 bits"

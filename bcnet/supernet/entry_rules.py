@@ -35,6 +35,14 @@ def move(record: Record, call: Call) -> None:
         record.kept(output.shape, vectors)
 
 
+def unknown(record: Record, call: Call) -> None:
+    """An operator that cannot be followed: the channels that it meets stay, with its name as the reason."""
+    reason = record.unknown(call.name)
+    for tensor in call.tensors:
+        record.pin(tensor, reason)
+    record.lose(call.outputs, reason)
+
+
 def pick(record: Record, call: Call) -> None:
     """Entries are picked by an index that the network stores: channels along the indexed axes stay."""
     source = call.args[0]
@@ -44,9 +52,7 @@ def pick(record: Record, call: Call) -> None:
     numbers = [by for by in call.tensors if by is not source]
     reason, planes = record.unknown(call.name), []
     if any(id(by) not in record.origin or by.dtype in (torch.bool, torch.uint8) for by in numbers):
-        for tensor in call.tensors:
-            record.pin(tensor, reason)
-        record.lose(call.outputs, reason)
+        unknown(record, call)
         return
     for plane in record.of(source):
         if indexed & set(axes_of(plane)):

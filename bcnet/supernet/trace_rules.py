@@ -129,9 +129,6 @@ def follow(record: Record, call: Call) -> None:
     elif torch.Tag.pointwise in call.func.tags:
         entries.pointwise(record, call)
     else:
-        reason = record.unknown(call.name)
-        for tensor in call.tensors:
-            record.pin(tensor, reason)
-        record.lose(call.outputs, reason)
+        entries.unknown(record, call)
         if call.name in FUSED:
             layers.fused(record, call)
