@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
+    from bcnet.methods.adapruner import allocate_by_scales as allocate_by_scales
+    from bcnet.methods.latency_greedy import allocate_greedily as allocate_greedily
+    from bcnet.methods.loss_tables import LossTables as LossTables
+    from bcnet.methods.loss_tables import importance_tables as importance_tables
+    from bcnet.methods.loss_tables import loss_tables as loss_tables
+    from bcnet.methods.uniform import allocate_uniformly as allocate_uniformly
     from bcnet.pipeline.build_lut import build_lut as build_lut
     from bcnet.pipeline.export import export as export
     from bcnet.pipeline.search import SearchResult as SearchResult
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
+    "LossTables": "bcnet.methods.loss_tables",
     "OnnxSupernet": "bcnet.supernet.onnx_graph",
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
@@ -44,14 +51,19 @@ _HOME = {
     "Task": "bcnet.supernet.task",
     "WidthSpace": "bcnet.supernet.space",
     "Widths": "bcnet.supernet.space",
+    "allocate_by_scales": "bcnet.methods.adapruner",
+    "allocate_greedily": "bcnet.methods.latency_greedy",
+    "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
     "cut": "bcnet.supernet.paths",
     "discover_space": "bcnet.supernet.discover",
     "export": "bcnet.pipeline.export",
     "fit_network": "bcnet.supernet.fit",
     "forward_path": "bcnet.supernet.paths",
+    "importance_tables": "bcnet.methods.loss_tables",
     "load_data": "bcnet.data",
     "load_profile": "bcnet.hw_profiles",
+    "loss_tables": "bcnet.methods.loss_tables",
     "measure_network": "bcnet.supernet.measure",
     "score": "bcnet.supernet.score",
     "search": "bcnet.pipeline.search",

@@ -1,0 +1,1 @@
+"""How many channels each group keeps, and which, from a trained network: a published method is a file."""

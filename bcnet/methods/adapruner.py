@@ -1,0 +1,40 @@
+"""Widths by one number for the whole network and a weight for each group: AdaPruner.
+
+In: the importance of each group's channels (published: their batch-norm scales), a network's latency, a
+limit. Out: widths within it. "AdaPruner: adaptive channel pruning and effective weights inheritance" (arXiv
+2109.06397); its abstract fixes the mean importance of a block and the bisection to the budget, the mapping
+from importance to widths is a reconstruction.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from bcnet.methods.limits import Limits
+from bcnet.methods.loss_tables import importance_tables
+from bcnet.methods.uniform import widest_scaled
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.evolution import LatencyOf
+from bcnet.supernet.space import Widths, WidthSpace
+
+LEAST = 1e-3  # of the most important group's mean: a group of no importance still has a share
+
+
+def allocate_by_scales(
+    space: WidthSpace,
+    importance: Sequence[Tensor | np.ndarray],
+    latency_of: LatencyOf,
+    limit_ms: float,
+    bounds: Sequence[Bound] = (),
+) -> Widths:
+    """Every group at a share of its channels proportional to their mean importance; the widest that fit.
+
+    `share = min(1, t * mean / largest mean)`, one t for the network; each width is the choice closest to it.
+    `importance` holds (channels,) a group, larger is more important. Raises BudgetError where even the
+    narrowest of these networks is slower than `limit_ms` or exceeds a bound.
+    """
+    importance_tables(space, importance)  # refuses what does not fit the space
+    means = np.array([float(own.mean()) for own in importance])
+    weights = np.maximum(means / max(means.max(initial=0.0), 1e-300), LEAST)
+    return widest_scaled(Limits(space, latency_of, limit_ms, bounds), weights, "network scaled by importance")

@@ -1,0 +1,98 @@
+"""What widths have to keep: a latency, and bounds on what else a network costs.
+
+In: a space, its latency as a function of widths, a limit in ms, bounds. Out: the costs of thousands of
+networks at once, and the fastest widths. Networks are given by the indices of their choices, (N, groups).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.evolution import LatencyOf, fastest
+from bcnet.supernet.space import Widths, WidthSpace
+
+
+class Limits:
+    """A latency limit and bounds on one space."""
+
+    def __init__(
+        self, space: WidthSpace, latency_of: LatencyOf, limit_ms: float, bounds: Sequence[Bound] = ()
+    ) -> None:
+        """A latency table prices many networks at once; of another function each is asked for in turn."""
+        self.space = space
+        self.latency_of = latency_of
+        self.limit_ms = limit_ms
+        self.bounds = tuple(bounds)
+        self.choices = [np.array(group.choices, dtype=np.int64) for group in space.groups]
+        self.at_most = np.array([limit_ms, *(bound.limit for bound in bounds)], dtype=float)
+
+    def widths(self, index: Sequence[int] | np.ndarray) -> Widths:
+        """The widths at one network's choice indices."""
+        return Widths(int(own[i]) for own, i in zip(self.choices, index, strict=True))
+
+    def index(self, widths: Widths) -> np.ndarray:
+        """The choice indices (groups,) of widths. Raises ValueError where one is not among the choices."""
+        found = [group.choices.index(width) for group, width in zip(self.space.groups, widths, strict=True)]
+        return np.array(found, dtype=np.int64)
+
+    def latencies(self, indices: np.ndarray) -> np.ndarray:
+        """Latencies (N,) in ms."""
+        if isinstance(self.latency_of, LatencyModel):
+            return self.latency_of.price_many(indices)
+        return np.array([self.latency_of(self.widths(index)) for index in indices], dtype=float)
+
+    def costs(self, indices: np.ndarray) -> np.ndarray:
+        """Latency in ms and what each bound counts, (1 + bounds, N)."""
+        networks = np.stack(
+            [own[column] for own, column in zip(self.choices, indices.T, strict=True)], axis=1
+        )
+        return np.stack(
+            [self.latencies(indices), *(bound.cost.price_many(networks) for bound in self.bounds)]
+        )
+
+    def excess(self, costs: np.ndarray) -> np.ndarray:
+        """By how much costs (1 + bounds, N) are over their limits; 0 where they are not."""
+        return np.asarray(np.maximum(costs - self.at_most[:, None], 0.0))
+
+    def fit(self, indices: np.ndarray) -> np.ndarray:
+        """Whether each network (N,) keeps the latency and all bounds."""
+        return np.asarray((self.excess(self.costs(indices)) == 0).all(axis=0))
+
+    def fastest(self) -> Widths:
+        """The widths of the lowest latency within the bounds.
+
+        Raises BudgetError where a bound or the latency cannot be met, with the lowest that can.
+        """
+        for bound in self.bounds:
+            least = bound.cost(self.space.smallest())
+            if least > bound.limit:
+                raise BudgetError(
+                    f"no network has at most {bound.limit / bound.unit:,.10g} {bound.name}: the narrowest "
+                    f"has {bound.shown(least)}; raise search.{bound.key}, or widen the choices "
+                    "(space.min_width, space.bins)"
+                )
+        found = fastest(self.space, self.latency_of, self.bounds)
+        lowest = self.latency_of(found)
+        if lowest >= FAILED_MS:
+            raise BudgetError(
+                f"the runtime runs no network of this space{self._within}; "
+                "the table's rows show which layers fail"
+            )
+        if lowest > self.limit_ms:
+            raise self.too_low(lowest)
+        return found
+
+    def too_low(self, lowest_ms: float, kind: str = "network") -> BudgetError:
+        """The error for a limit that no network, or none of a kind, can meet."""
+        return BudgetError(
+            f"no {kind} meets {self.limit_ms:.4g} ms: the fastest takes {lowest_ms:.4g} ms{self._within}; "
+            "raise the budget, or widen the choices (space.min_width, space.bins)"
+        )
+
+    @property
+    def _within(self) -> str:
+        return " within the other bounds" if self.bounds else ""
