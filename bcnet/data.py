@@ -5,7 +5,7 @@ In: a `DataConfig`. Out: `ImageData`: training, validation and test part. Valida
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -41,7 +41,8 @@ class ImageData:
 
     `stated` is whether they were given, rather than computed from the training images. `colour` is "RGB" or
     "grey" where that is known.
-    `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets).
+    `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets). `flip`
+    and `shift` (in pixels) move training images in memory that have class indices or masks.
     `folder` describes the folder of images that it was read from.
     """
 
@@ -56,6 +57,8 @@ class ImageData:
     folder: Found | None = None
     colour: str | None = None
     stated: bool = False
+    flip: bool = False
+    shift: int = 0
 
     def __str__(self) -> str:
         """For people: how many images or items there are, and what was found in a folder of images."""
@@ -131,6 +134,21 @@ class ImageData:
                 ) from cause
         return to_device(tree_map_only(Tensor, _channels_last, inputs), device), to_device(targets, device)
 
+    def augmented(
+        self, part: Split | Items, generator: torch.Generator, seeds: Sequence[int], device: str = "cpu"
+    ) -> Item:
+        """A batch as in training: `batch` of moved images, with `transforms`.
+
+        Moves are drawn from the CPU's `generator`; what users' functions draw depends on the `seeds` alone,
+        on neither dropout nor the batches before.
+        """
+        if isinstance(part, Split) and part.movable and (self.flip or self.shift):
+            # Users' functions get what is on the CPU.
+            own = self.transforms is None and self.collate is None
+            part = (part.to(device) if own else part).moved(self.flip, self.shift, generator)
+        with seeded(*seeds):
+            return self.batch(part, self.transforms, device)
+
     def batches(self, part: Split | Items, size: int) -> Iterator[Item]:
         """Batches of a part as they are, without transforms, in order."""
         for start in range(0, len(part), size):
@@ -160,14 +178,22 @@ class ImageData:
 class KeptBatches:
     """`ImageData.batches` of a part, equal in size, to be gone through many times: read once and kept.
 
-    Inputs are kept on `device`, targets on the CPU. What does not fit into `room` bytes is read again each
-    time; so is what a user's metric has changed.
+    With `augmented`, the batches are as in training, and the same each time. Inputs are kept on `device`,
+    targets on the CPU. What does not fit into `room` bytes is read again each time; so is what a user's
+    metric has changed.
     """
 
     def __init__(
-        self, data: ImageData, part: Split | Items, room: int = KEPT_BYTES, device: str = "cpu"
+        self,
+        data: ImageData,
+        part: Split | Items,
+        room: int = KEPT_BYTES,
+        device: str = "cpu",
+        *,
+        augmented: bool = False,
     ) -> None:
         self._data, self._part, self._room, self._device = data, part, room, device
+        self._augmented = augmented
         count = math.ceil(len(part) / data.evaluated_on(device))
         self._size = math.ceil(len(part) / max(count, 1))
         self._kept: dict[int, tuple[Item, list[int]]] = {}
@@ -176,15 +202,21 @@ class KeptBatches:
         for start in range(0, len(self._part), self._size):
             batch, versions = self._kept.get(start, (None, []))
             if batch is None or versions != _versions(batch):
-                index = torch.arange(start, min(start + self._size, len(self._part)))
-                with seeded(start):
-                    inputs, targets = self._data.batch(self._part.take(index), device=self._device)
+                inputs, targets = self._read(start)
                 batch = inputs, to_device(targets, "cpu")
                 size_bytes = sum(leaf.nbytes for leaf in tree_leaves(batch) if isinstance(leaf, Tensor))
                 if start in self._kept or size_bytes <= self._room:
                     self._room -= 0 if start in self._kept else size_bytes
                     self._kept[start] = batch, _versions(batch)
             yield batch
+
+    def _read(self, start: int) -> Item:
+        part = self._part.take(torch.arange(start, min(start + self._size, len(self._part))))
+        if self._augmented:
+            generator = torch.Generator().manual_seed(start)
+            return self._data.augmented(part, generator, (start,), self._device)
+        with seeded(start):
+            return self._data.batch(part, device=self._device)
 
 
 def _versions(tree: Any) -> list[int]:
@@ -250,6 +282,8 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
             config.collate,
             "data.collate is called with a list of (input, target) and returns (inputs, targets)",
         ),
+        flip=config.flip,
+        shift=config.shift,
     )
     if config.mean is None or config.std is None:
         return data

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from bcnet.errors import FOREIGN, DataError, one_line
@@ -58,6 +58,15 @@ class Split:
         """Whether flip and shift know how to change the targets with the images."""
         return self.classified or self.masked
 
+    def moved(self, flip: bool, shift: int, generator: torch.Generator) -> "Split":
+        """Images mirrored and shifted at random (see `moved`), masks in the same way; where they are."""
+        before = generator.get_state()
+        images = moved(self.images, flip, shift, generator)
+        if not self.masked:
+            return Split(images, self.labels)
+        generator.set_state(before)
+        return Split(images, moved(self.labels[:, None], flip, shift, generator, fill=IGNORED)[:, 0])
+
     def items(self) -> list[Item]:
         """Each image (C, H, W) with its target."""
         return list(zip(self.images, self.labels, strict=True))
@@ -90,6 +99,27 @@ class Items:
                 ) from cause
             found.append(pair(item, f"'{self.name}'"))
         return found
+
+
+def moved(images: Tensor, flip: bool, shift: int, generator: torch.Generator, fill: int = 0) -> Tensor:
+    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`.
+
+    The `generator` is the CPU's, so that every device moves them in the same way.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    if flip:
+        mirrored = sent(torch.rand(count, generator=generator) < 0.5, device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if shift:
+        padded = nn.functional.pad(images, (shift, shift, shift, shift), value=fill)
+        top, left = sent(torch.randint(2 * shift + 1, (2, count, 1), generator=generator), device)
+        rows = (top + torch.arange(height, device=device))[:, :, None]
+        columns = (left + torch.arange(width, device=device))[:, None, :]
+        # Indexing around the channel axis moves it to the end.
+        each = torch.arange(count, device=device)[:, None, None]
+        images = padded[each, :, rows, columns].permute(0, 3, 1, 2)
+    return images
 
 
 def pair(value: Any, what: str) -> Item:

@@ -18,7 +18,7 @@ space = bcnet.discover_space(model, torch.zeros(1, *data.input_shape), bins=8, c
 print(f"{len(space.groups)} groups, {space.params(space.largest()):,} parameters at full width")
 
 # One supernet, and one latency table that other networks can share.
-recipe = bcnet.Recipe(epochs=4, learning_rate=0.1, label_smoothing=0.05, shift=2)
+recipe = bcnet.Recipe(epochs=4, learning_rate=0.1, label_smoothing=0.05)
 supernet = bcnet.train(model, space, data, recipe).state
 graph = bcnet.OnnxSupernet(model, space, (profile.batch, *data.input_shape))
 table = bcnet.LatencyTable("cpu")
@@ -45,7 +45,7 @@ found = bcnet.search(
 widths = found.best.widths
 
 # The winner as a plain network, fine-tuned, exported, verified.
-tuned = bcnet.Recipe(epochs=3, learning_rate=0.03, label_smoothing=0.05, shift=2)
+tuned = bcnet.Recipe(epochs=3, learning_rate=0.03, label_smoothing=0.05)
 small = bcnet.slice(model, space, [supernet], widths, data, tuned).model
 onnx = bcnet.export(small, (profile.batch, *data.input_shape), {"widths": str(widths)})
 promised = {"predicted_ms": found.best.predicted_ms, "budget_ms": budget_ms}

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -465,7 +466,7 @@ def test_masks_are_targets_and_move_with_their_images() -> None:
     data = others("masks", flip=True, shift=3)
     assert isinstance(data.train, Split)
     assert data.train.labels.shape == (24, 8, 8)
-    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=24, flip=True, shift=3)
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=24)
     ((images, masks),) = batches(data, recipe, 0)
     spots, bright = masks == 1, images[:, 0] == images[:, 0].max()
     assert torch.equal(spots, bright)
@@ -492,7 +493,9 @@ def test_targets_may_be_values_and_keep_to_their_images() -> None:
     assert isinstance(data.val, Split)
     assert data.classes == ()
     assert torch.equal(data.val.labels[:, 0], data.val.images[:, 0, 0, 0].float())
-    (inputs, targets) = next(batches(data, Recipe(epochs=1, learning_rate=1, batch_size=8, shift=2), 0))
+    (inputs, targets) = next(
+        batches(replace(data, shift=2), Recipe(epochs=1, learning_rate=1, batch_size=8), 0)
+    )
     order = inputs[:, 0, 4, 4].argsort()
     assert targets[order, 0].diff().min() > 0  # nothing is shifted: the image is the same everywhere
     assert float(inputs.std((1, 2, 3)).max()) == pytest.approx(0, abs=1e-6)

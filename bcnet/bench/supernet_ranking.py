@@ -133,7 +133,14 @@ def rank_settings(
     own = table.sample(scratch, 1, without=index) if scratch else []
     at_once = project.data.evaluated_on(training_device(config))  # statistics depend on it
     inputs = digest(
-        ["calibrated", stage.manifest(), config.search.recalibration_images, shared, scorer.amp, at_once]
+        [
+            "augmented statistics",
+            stage.manifest(),
+            config.search.recalibration_images,
+            shared,
+            scorer.amp,
+            at_once,
+        ]
     )
     scores = _scores(run.folder / "bench" / "scores.jsonl", inputs, scorer, table, index + own)
     scored_s = time.perf_counter() - start - trained_s

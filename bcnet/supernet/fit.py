@@ -27,9 +27,7 @@ from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
 from bcnet.imports import code_of, import_function
 from bcnet.models.finite import not_finite
-from bcnet.parts import IGNORED, Split, sent
 from bcnet.progress import progress_bar
-from bcnet.seeds import seeded
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.task import Task, logits_of
 
@@ -40,10 +38,7 @@ Step = Callable[[Any, Any, int], Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are trained; `bcnet.toml` documents each field.
-
-    `flip` and `shift` move images in memory that have class indices or masks.
-    """
+    """How weights are trained; `bcnet.toml` documents each field."""
 
     epochs: int
     learning_rate: float
@@ -53,8 +48,6 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
-    flip: bool = False
-    shift: int = 0
     amp: bool = False
     device: str = "cpu"
     seed: int = 0
@@ -73,8 +66,6 @@ class Recipe:
             weight_decay=config.train.weight_decay,
             warmup_epochs=config.train.warmup_epochs,
             label_smoothing=config.train.label_smoothing,
-            flip=config.data.flip,
-            shift=config.data.shift,
             amp=config.train.amp and _computes_in_bfloat16(device),
             device=device,
             seed=config.seed,
@@ -171,47 +162,8 @@ def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, 
     for number, index in enumerate(torch.split(order, recipe.batch_size)):
         if len(index) < min(recipe.batch_size, len(order)):
             return  # a small last batch would disturb the batch statistics
-        part = data.train.take(index)
-        if isinstance(part, Split) and part.movable:
-            # Users' functions get what is on the CPU.
-            own = data.transforms is None and data.collate is None
-            part = _moved(part.to(recipe.device) if own else part, recipe, generator)
-        # What users' functions draw depends on neither dropout nor the batches before.
-        with seeded(recipe.seed, epoch, number):
-            batch = data.batch(part, data.transforms, recipe.device)
-        yield batch
-
-
-def _moved(part: Split, recipe: Recipe, generator: torch.Generator) -> Split:
-    """Images mirrored and shifted at random, their masks in the same way; where they are."""
-    before = generator.get_state()
-    images = augment(part.images, recipe, generator)
-    if not part.masked:
-        return Split(images, part.labels)
-    generator.set_state(before)
-    return Split(images, augment(part.labels[:, None], recipe, generator, fill=IGNORED)[:, 0])
-
-
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`.
-
-    The `generator` is the CPU's, so that every device moves them in the same way.
-    """
-    count, _, height, width = images.shape
-    device = images.device
-    if recipe.flip:
-        mirrored = sent(torch.rand(count, generator=generator) < 0.5, device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if recipe.shift:
-        pad = recipe.shift
-        padded = nn.functional.pad(images, (pad, pad, pad, pad), value=fill)
-        top, left = sent(torch.randint(2 * pad + 1, (2, count, 1), generator=generator), device)
-        rows = (top + torch.arange(height, device=device))[:, :, None]
-        columns = (left + torch.arange(width, device=device))[:, None, :]
-        # Indexing around the channel axis moves it to the end.
-        each = torch.arange(count, device=device)[:, None, None]
-        images = padded[each, :, rows, columns].permute(0, 3, 1, 2)
-    return images
+        seeds = recipe.seed, epoch, number
+        yield data.augmented(data.train.take(index), generator, seeds, recipe.device)
 
 
 def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:

@@ -1,4 +1,4 @@
-"""How good widths are in a trained supernet: batch-norm statistics made anew, then held-out images.
+"""How good widths are in a trained supernet: batch-norm statistics made again, then held-out images.
 
 In: a supernet's state and widths. Out: accuracy (or another metric) and calibrated loss, the mean of both
 sides. `score` takes all images for each side; `Scorer` is several times faster, for the candidates of a
@@ -108,10 +108,17 @@ def recalibrated(
     """A path's tensors, contiguous, with batch-norm statistics from the first `images` training images.
 
     Statistics of the supernet mix those of all its paths and fit none of them (US-Nets, ICCV 2019,
-    section 3.4). Batches are plain, not augmented; the mean over batches is taken.
+    section 3.4). Batches are augmented as in training, the same each time: weights are fitted to such
+    images, and statistics of plain ones can cost a trained network several points. The mean over batches is
+    taken.
     """
-    part = data.train.take(torch.arange(min(images, len(data.train))))
-    return _recalibrated(model, space, state, widths, side, data.batches(part, data.evaluated))
+    batches = KeptBatches(data, _first(data, images), 0, str(_device(state)), augmented=True)
+    return _recalibrated(model, space, state, widths, side, batches)
+
+
+def _first(data: ImageData, images: int) -> Split | Items:
+    """The training images that statistics come from."""
+    return data.train.take(torch.arange(min(images, len(data.train))))
 
 
 def _recalibrated(
@@ -234,13 +241,13 @@ class Scorer:
         self.model, self.space, self.data, self.task = model, space, data, task
         self.amp, self._device = amp, _device(supernets[0])
 
-        def shares(part: Split | Items) -> list[KeptBatches]:
+        def shares(part: Split | Items, augmented: bool) -> list[KeptBatches]:
             count = max(1, min(len(space.rule.sides), len(part) // SHARED)) if shared else 1
-            room = KEPT_BYTES // (2 * count)
-            return [KeptBatches(data, own, room, str(self._device)) for own in shared_out(part, count)]
+            room, device = KEPT_BYTES // (2 * count), str(self._device)
+            parts = shared_out(part, count)
+            return [KeptBatches(data, own, room, device, augmented=augmented) for own in parts]
 
-        train = shares(data.train.take(torch.arange(min(images, len(data.train)))))
-        val = shares(data.val)
+        train, val = shares(_first(data, images), True), shares(data.val, False)
         # The left side of one supernet sees what the right one of the next does.
         self.judges = tuple(
             Judge(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])

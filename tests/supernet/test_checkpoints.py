@@ -12,7 +12,7 @@ from bcnet.data import ImageData, load_data
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, Snapshot
 
-RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, shift=1, warmup_epochs=1)
+RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)
 MADE_FROM = {"supernet": "1", "widths": "8"}
 
 

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bcnet.data import ImageData, Split
+from bcnet.config import DataConfig
+from bcnet.data import ImageData, Split, load_data
 from bcnet.parts import shared_out
 from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.paths import State, tensors_of
 from bcnet.supernet.score import SHARED, Scorer, evaluate, recalibrated, score
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task
@@ -138,3 +141,60 @@ def test_in_bfloat16_the_network_is_rounded_and_judged_in_float32() -> None:
     assert seen == {(torch.float32, False)}
     assert rounded.loss != exact.loss
     assert rounded.loss == pytest.approx(exact.loss, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def shifted() -> ImageData:
+    """Digits at 16 pixels that training shifts by up to six of them."""
+    return load_data(DataConfig(image_size=16, train_limit=800, shift=6), 0)
+
+
+@pytest.fixture(scope="module")
+def fitted(shifted: ImageData) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10)),
+    )
+    fit_network(model, shifted, Recipe(epochs=12, learning_rate=0.1, batch_size=32), "training")
+    return model
+
+
+def test_statistics_of_augmented_images_give_a_trained_network_its_own_loss_back(
+    shifted: ImageData, fitted: nn.Module
+) -> None:
+    space = discover_space(fitted, torch.zeros(1, 1, 16, 16), bins=2, method="unilateral")
+    state, count = tensors_of(fitted), len(shifted.train)
+
+    def loss(state: State) -> float:
+        return evaluate(fitted, space, state, shifted, shifted.val).loss
+
+    def again(data: ImageData) -> State:
+        return recalibrated(fitted, space, state, space.largest(), "left", data, count)
+
+    own = loss(state)
+    assert loss(again(shifted)) == pytest.approx(own, rel=0.03)
+    assert loss(again(replace(shifted, shift=0))) != pytest.approx(own, rel=0.15)
+    assert Scorer(fitted, space, [state], shifted, count)(space.largest()).loss == pytest.approx(
+        own, rel=0.03
+    )
+
+
+def test_what_transforms_draw_for_statistics_is_the_same_for_every_candidate() -> None:
+    drawn: list[float] = []
+
+    def jittered(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        drawn.append(float(torch.rand(())))
+        return image * drawn[-1], label
+
+    model, space = network()
+    state, data = dict(model.state_dict()), replace(images(100), transforms=jittered)
+    first, second = (recalibrated(model, space, state, WIDTHS, "left", data, 64) for _ in range(2))
+    assert len(drawn) == 128
+    assert drawn[:64] == drawn[64:]
+    assert len(set(drawn[:64])) == 64
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    scorer = Scorer(model, space, [state], data, 64)
+    assert scorer(WIDTHS) == scorer(WIDTHS)
+    assert len(drawn) == 192  # read once for both sides, and kept

@@ -1,5 +1,6 @@
 """Supernet steps, training loops that continue, scores, and the discovery of spaces."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from bcnet.data import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.models.finite import not_finite
+from bcnet.parts import moved
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe, augment, fit, fit_network
+from bcnet.supernet.fit import Recipe, fit, fit_network
 from bcnet.supernet.paths import cut, forward_path, path_of, path_state, run_with
 from bcnet.supernet.score import Score, evaluate_network, recalibrated, score, score_sides
 from bcnet.supernet.space import Widths, WidthSpace
@@ -106,7 +108,8 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
 @pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
 def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method: str) -> None:
     model, space = setup(method)
-    recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16, shift=1, flip=True)
+    data = replace(images(), flip=True, shift=1)
+    recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16)
     kept: list[Checkpoint] = []
 
     def keep(checkpoint: Checkpoint) -> None:
@@ -119,8 +122,8 @@ def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method
             )
         )
 
-    whole = train(model, space, images(), recipe, on_epoch=keep)
-    continued = train(model, space, images(), recipe, resume=kept[0])
+    whole = train(model, space, data, recipe, on_epoch=keep)
+    continued = train(model, space, data, recipe, resume=kept[0])
     assert continued.records == whole.records
     assert continued.curve == whole.curve
     assert any(name.endswith("running_mean") for name in whole.state)
@@ -211,8 +214,7 @@ def test_accuracy_of_a_constant_answer_is_the_share_of_its_class() -> None:
 def test_augmented_images_are_shifted_and_mirrored_copies() -> None:
     batch = torch.zeros(256, 1, 5, 5, dtype=torch.uint8)
     batch[:, :, 2, 1] = 9
-    recipe = Recipe(epochs=1, learning_rate=1, flip=True, shift=1)
-    out = augment(batch, recipe, torch.Generator().manual_seed(0))
+    out = moved(batch, True, 1, torch.Generator().manual_seed(0))
     assert out.dtype == torch.uint8
     assert out.shape == batch.shape
     assert (out == 9).flatten(1).sum(1).tolist() == [1] * 256
