@@ -6,7 +6,6 @@ of its own, are supernet-2.safetensors and so on. Each of these files tells of i
 and curve.csv are of all supernets that are in use.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,16 +41,15 @@ from bcnet.supernet.fit import (
     Snapshot,
     batches,
     check_trained,
-    explained,
     fit,
-    plain_step,
     seconds_a_step,
     steps_an_epoch,
     training_digest,
 )
-from bcnet.supernet.importance import channel_order, importances
+from bcnet.supernet.gates import measured_importances
+from bcnet.supernet.importance import channel_order
 from bcnet.supernet.methods import WidthSampler
-from bcnet.supernet.paths import State, cut, tensors_of
+from bcnet.supernet.paths import State, cut
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.recorded import fastest_paths
 from bcnet.supernet.saved import supernet_file
@@ -59,8 +57,6 @@ from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
-
-TAYLOR_BATCHES = 8
 
 
 def train(
@@ -157,29 +153,11 @@ def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
     space, by = project.space, project.config.train.channel_order
     if by == "as-is":
         return supernet_state(model, space, recipe.seed)
-    base = space.without_extra()
     kept = [group.name for group in space.groups if group.ordered]
     if kept:
         say(f"channels keep their order in {', '.join(kept)}: a layer depends on their positions")
-    gradients = None
-    if by == "taylor":
-        with working("weighing channels by their gradients"):
-            gradients = mean_gradients(model, project.data, recipe)
-    order = channel_order(space, importances(model, base, tensors_of(model), by, gradients))
-    return supernet_state(model, space, recipe.seed, order=order, copies=True)
-
-
-def mean_gradients(model: nn.Module, data: ImageData, recipe: Recipe) -> dict[str, Tensor]:
-    """Gradients of the training loss, summed over a few batches."""
-    probe = copy.deepcopy(model).to(recipe.device)
-    probe.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        step = plain_step(probe, recipe)
-        taken = zip(range(TAYLOR_BATCHES), batches(data, recipe, 0), strict=False)
-        for number, (inputs, targets) in taken:
-            explained(step, inputs, targets, number)
-    return {name: p.grad.cpu() for name, p in probe.named_parameters() if p.grad is not None}
+    importance = measured_importances(model, space, project.data, recipe, (by,))[by]
+    return supernet_state(model, space, recipe.seed, order=channel_order(space, importance), copies=True)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
