@@ -27,10 +27,21 @@ if TYPE_CHECKING:
     from bcnet.supernet.evolution import SearchSettings as SearchSettings
     from bcnet.supernet.fit import Recipe as Recipe
     from bcnet.supernet.fit import fit_network as fit_network
+    from bcnet.supernet.gates import measured_importances as measured_importances
+    from bcnet.supernet.importance import channel_order as channel_order
+    from bcnet.supernet.importance import extracted as extracted
+    from bcnet.supernet.importance import importances as importances
+    from bcnet.supernet.importance import kept_channels as kept_channels
+    from bcnet.supernet.importance import reordered as reordered
+    from bcnet.supernet.inherit import Inherited as Inherited
+    from bcnet.supernet.inherit import Original as Original
+    from bcnet.supernet.inherit import inherited as inherited
     from bcnet.supernet.measure import measure_network as measure_network
     from bcnet.supernet.onnx_graph import OnnxSupernet as OnnxSupernet
     from bcnet.supernet.paths import cut as cut
     from bcnet.supernet.paths import forward_path as forward_path
+    from bcnet.supernet.paths import tensors_of as tensors_of
+    from bcnet.supernet.paths import with_state as with_state
     from bcnet.supernet.score import Score as Score
     from bcnet.supernet.score import Scorer as Scorer
     from bcnet.supernet.score import score as score
@@ -39,10 +50,12 @@ if TYPE_CHECKING:
     from bcnet.supernet.task import Task as Task
 
 _HOME = {
+    "Inherited": "bcnet.supernet.inherit",
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
     "LossTables": "bcnet.methods.loss_tables",
     "OnnxSupernet": "bcnet.supernet.onnx_graph",
+    "Original": "bcnet.supernet.inherit",
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
     "Scorer": "bcnet.supernet.score",
@@ -55,21 +68,30 @@ _HOME = {
     "allocate_greedily": "bcnet.methods.latency_greedy",
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
+    "channel_order": "bcnet.supernet.importance",
     "cut": "bcnet.supernet.paths",
     "discover_space": "bcnet.supernet.discover",
     "export": "bcnet.pipeline.export",
+    "extracted": "bcnet.supernet.importance",
     "fit_network": "bcnet.supernet.fit",
     "forward_path": "bcnet.supernet.paths",
     "importance_tables": "bcnet.methods.loss_tables",
+    "importances": "bcnet.supernet.importance",
+    "inherited": "bcnet.supernet.inherit",
+    "kept_channels": "bcnet.supernet.importance",
     "load_data": "bcnet.data",
     "load_profile": "bcnet.hw_profiles",
     "loss_tables": "bcnet.methods.loss_tables",
     "measure_network": "bcnet.supernet.measure",
+    "measured_importances": "bcnet.supernet.gates",
+    "reordered": "bcnet.supernet.importance",
     "score": "bcnet.supernet.score",
     "search": "bcnet.pipeline.search",
     "slice": "bcnet.pipeline.slice",
+    "tensors_of": "bcnet.supernet.paths",
     "train": "bcnet.pipeline.train",
     "verify": "bcnet.pipeline.verify",
+    "with_state": "bcnet.supernet.paths",
 }
 __all__ = sorted(_HOME)
 

@@ -45,9 +45,9 @@ from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import (
     Score,
     Scorer,
-    _answers,
     _mean,
     _recalibrated,
+    answers_of,
     evaluate,
     recalibrated,
     score,
@@ -191,7 +191,7 @@ class Rejecting:
 
 
 def _score(run: Callable[[Any], Any], images: KeptBatches) -> Score:
-    return score_of(_answers(run, images, torch.device("cpu")))
+    return score_of(answers_of(run, images, torch.device("cpu")))
 
 
 def _rounded(scorer: Scorer, fresh: Mapping[str, torch.Tensor], amp: bool) -> Callable[[Any], Any]:

@@ -16,6 +16,7 @@ from bcnet.supernet.paths import State
 from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
 Criterion = Literal["l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"]
+CRITERIA: tuple[Criterion, ...] = ("fisher", "taylor", "fpgm", "l2", "l1", "bn-scale")
 Rows = list[list[Tensor]]  # for each group, of each tensor a matrix (channels, entries of one channel)
 
 

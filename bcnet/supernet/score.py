@@ -54,7 +54,7 @@ def evaluate(
     model.eval()
     batches = data.batches(split, data.evaluated)
     return score_of(
-        _answers(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
+        answers_of(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
     )
 
 
@@ -69,7 +69,7 @@ def evaluate_network(
         return model(*args, **kwargs)
 
     device = _device(dict(model.named_parameters()))
-    return score_of(_answers(run, data.batches(split, data.evaluated), device), task, calibrate=False)
+    return score_of(answers_of(run, data.batches(split, data.evaluated), device), task, calibrate=False)
 
 
 def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = True) -> Score:
@@ -112,11 +112,11 @@ def recalibrated(
     images, and statistics of plain ones can cost a trained network several points. The mean over batches is
     taken.
     """
-    batches = KeptBatches(data, _first(data, images), 0, str(_device(state)), augmented=True)
+    batches = KeptBatches(data, first_images(data, images), 0, str(_device(state)), augmented=True)
     return _recalibrated(model, space, state, widths, side, batches)
 
 
-def _first(data: ImageData, images: int) -> Split | Items:
+def first_images(data: ImageData, images: int) -> Split | Items:
     """The training images that statistics come from."""
     return data.train.take(torch.arange(min(images, len(data.train))))
 
@@ -129,8 +129,17 @@ def _recalibrated(
     side: Side,
     batches: Iterable[Item],
 ) -> State:
-    path = path_of(space, widths, side)
-    fresh = {name: tensor.detach().contiguous() for name, tensor in path_state(state, space, path).items()}
+    return with_statistics(model, space, path_state(state, space, path_of(space, widths, side)), batches)
+
+
+def with_statistics(
+    model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], batches: Iterable[Item]
+) -> State:
+    """A narrow network's tensors, contiguous, with batch-norm statistics from (inputs, targets).
+
+    `model` is the network that it is narrower than; the mean over the batches is taken.
+    """
+    fresh = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     norms = {
         name: module
         for name, module in model.named_modules()
@@ -247,7 +256,7 @@ class Scorer:
             parts = shared_out(part, count)
             return [KeptBatches(data, own, room, device, augmented=augmented) for own in parts]
 
-        train, val = shares(_first(data, images), True), shares(data.val, False)
+        train, val = shares(first_images(data, images), True), shares(data.val, False)
         # The left side of one supernet sees what the right one of the next does.
         self.judges = tuple(
             Judge(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
@@ -276,7 +285,7 @@ class Scorer:
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
-        return _answers(run, judge.val, self._device)
+        return answers_of(run, judge.val, self._device)
 
 
 def _device(state: Mapping[str, Tensor]) -> torch.device:
@@ -284,7 +293,8 @@ def _device(state: Mapping[str, Tensor]) -> torch.device:
 
 
 @torch.no_grad()
-def _answers(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
+def answers_of(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
+    """(outputs, targets) of a network that runs on `device`, on the CPU. Raises ModelError where it fails."""
     for inputs, targets in batches:
         with _explained():
             outputs = to_device(run(to_device(inputs, device)), "cpu")

@@ -26,18 +26,24 @@ def calibrated_loss(batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     al., "On calibration of modern neural networks", ICML 2017, section 4.2. One temperature for all batches;
     classes below 0 do not count. Logits that are not finite have the loss that they have.
     """
+    losses = calibrated_losses(batches)
+    return float(losses.mean()) if len(losses) else 0.0
+
+
+def calibrated_losses(batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The same of each image that counts (N,), in order: to compare two networks image by image."""
     counted = [(logits[classes >= 0], classes[classes >= 0].long()) for logits, classes in batches]
     total = sum(len(classes) for _, classes in counted)
     if not total:
-        return 0.0
+        return torch.zeros(0, dtype=torch.float64)
     every = max(1, sum(logits.numel() for logits, _ in counted) // MOST)
     some = [(logits[::every].double(), classes[::every]) for logits, classes in counted]
     scale = _best_scale(torch.cat([logits for logits, _ in some]), torch.cat([own for _, own in some]))
-    losses = (
-        nn.functional.cross_entropy(logits.double() * scale, classes, reduction="sum")
+    losses = [
+        nn.functional.cross_entropy(logits.double() * scale, classes, reduction="none")
         for logits, classes in counted
-    )
-    return float(sum(losses)) / total
+    ]
+    return torch.cat(losses)
 
 
 def _best_scale(logits: Tensor, classes: Tensor) -> float:
