@@ -1,0 +1,45 @@
+"""What a latency table's arrays do not tell, as a sum over groups: exact enough near one latency.
+
+In: a table's latencies of whole networks, and the sum of its arrays. Out: one array a group by its choices.
+"""
+
+import numpy as np
+
+from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.methods.limits import Limits
+from bcnet.methods.rows import Sum
+
+SAMPLES = 4096
+NEAR = 0.2  # of the limit: networks count less from here on
+NOTHING = 1e-9  # of a latency: what floats added up in another order differ by
+
+
+def additive(limits: Limits, told: Sum) -> Sum | None:
+    """The sum over groups that is closest to what latencies have beyond `told`; None where that is nothing.
+
+    A weighted least-squares fit on networks of all sizes; those whose latency is near the limit count most.
+    """
+    rng = np.random.default_rng(0)
+    sizes = np.array([len(own) for own in limits.choices])
+    share = rng.random((SAMPLES, 1))
+    # Of the same size throughout, more or less: independent draws are all of a middling latency.
+    indices = rng.binomial(sizes - 1, np.broadcast_to(share, (SAMPLES, len(sizes))))
+    latencies = limits.latencies(indices)
+    rest = latencies - told.at(indices)
+    runs = latencies < FAILED_MS
+    if (np.abs(rest[runs]) <= NOTHING * np.abs(latencies[runs])).all():
+        return None
+    indices, latencies, rest = indices[runs], latencies[runs], rest[runs]
+    distance = np.abs(latencies - limits.limit_ms)
+    reach = max(NEAR * limits.limit_ms, float(distance.min()))
+    weight = np.exp(-0.5 * (distance / reach) ** 2)
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    design = np.zeros((len(indices), int(sizes.sum())))
+    np.put_along_axis(design, indices + starts, 1.0, axis=1)
+    offset = float(np.average(rest, weights=weight))
+    weighted = design * weight[:, None]
+    # Slightly pulled to zero: what no network shows stays there, and the groups' offsets are determined.
+    normal = design.T @ weighted + 1e-6 * weight.sum() * np.eye(design.shape[1])
+    found = np.linalg.solve(normal, weighted.T @ (rest - offset))
+    arrays = [((group,), own) for group, own in enumerate(np.split(found, starts[1:]))]
+    return Sum(offset, arrays, told.at_most)
