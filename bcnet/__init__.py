@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from bcnet.methods.loss_tables import LossTables as LossTables
     from bcnet.methods.loss_tables import importance_tables as importance_tables
     from bcnet.methods.loss_tables import loss_tables as loss_tables
+    from bcnet.methods.program import Allocation as Allocation
+    from bcnet.methods.program import SolverSettings as SolverSettings
+    from bcnet.methods.program import allocate_exactly as allocate_exactly
     from bcnet.methods.uniform import allocate_uniformly as allocate_uniformly
     from bcnet.pipeline.build_lut import build_lut as build_lut
     from bcnet.pipeline.export import export as export
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from bcnet.supernet.task import Task as Task
 
 _HOME = {
+    "Allocation": "bcnet.methods.program",
     "Inherited": "bcnet.supernet.inherit",
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
@@ -61,10 +65,12 @@ _HOME = {
     "Scorer": "bcnet.supernet.score",
     "SearchResult": "bcnet.pipeline.search",
     "SearchSettings": "bcnet.supernet.evolution",
+    "SolverSettings": "bcnet.methods.program",
     "Task": "bcnet.supernet.task",
     "WidthSpace": "bcnet.supernet.space",
     "Widths": "bcnet.supernet.space",
     "allocate_by_scales": "bcnet.methods.adapruner",
+    "allocate_exactly": "bcnet.methods.program",
     "allocate_greedily": "bcnet.methods.latency_greedy",
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",

@@ -11,19 +11,25 @@ from bcnet.methods.rows import Sum
 
 SAMPLES = 4096
 NEAR = 0.2  # of the limit: networks count less from here on
+REDRAWN = 0.15  # of the groups, around given networks
 NOTHING = 1e-9  # of a latency: what floats added up in another order differ by
 
 
-def additive(limits: Limits, told: Sum) -> Sum | None:
+def additive(limits: Limits, told: Sum, around: np.ndarray | None = None) -> Sum | None:
     """The sum over groups that is closest to what latencies have beyond `told`; None where that is nothing.
 
-    A weighted least-squares fit on networks of all sizes; those whose latency is near the limit count most.
+    A weighted least-squares fit on networks of all sizes, or on those that differ from the choice indices
+    `around` in some groups and then exact there; those whose latency is near the limit count most.
     """
     rng = np.random.default_rng(0)
     sizes = np.array([len(own) for own in limits.choices])
-    share = rng.random((SAMPLES, 1))
-    # Of the same size throughout, more or less: independent draws are all of a middling latency.
-    indices = rng.binomial(sizes - 1, np.broadcast_to(share, (SAMPLES, len(sizes))))
+    if around is None:
+        # Of the same size throughout, more or less: independent draws are all of a middling latency.
+        share = np.broadcast_to(rng.random((SAMPLES, 1)), (SAMPLES, len(sizes)))
+        indices = rng.binomial(sizes - 1, share)
+    else:
+        drawn = rng.integers(sizes, size=(SAMPLES, len(sizes)))
+        indices = np.where(rng.random(drawn.shape) < REDRAWN, drawn, around)
     latencies = limits.latencies(indices)
     rest = latencies - told.at(indices)
     runs = latencies < FAILED_MS
@@ -41,5 +47,8 @@ def additive(limits: Limits, told: Sum) -> Sum | None:
     # Slightly pulled to zero: what no network shows stays there, and the groups' offsets are determined.
     normal = design.T @ weighted + 1e-6 * weight.sum() * np.eye(design.shape[1])
     found = np.linalg.solve(normal, weighted.T @ (rest - offset))
+    if around is not None:
+        there = limits.latencies(around[None]) - told.at(around[None])
+        offset = float(there[0]) - float(found[around + starts].sum())
     arrays = [((group,), own) for group, own in enumerate(np.split(found, starts[1:]))]
     return Sum(offset, arrays, told.at_most)

@@ -62,11 +62,12 @@ class Limits:
         """Whether each network (N,) keeps the latency and all bounds."""
         return np.asarray((self.excess(self.costs(indices)) == 0).all(axis=0))
 
-    def fastest(self) -> Widths:
-        """The widths of the lowest latency within the bounds.
+    def narrowest(self) -> Widths:
+        """The widths of the lowest latency within the bounds, found group by group."""
+        return fastest(self.space, self.latency_of, self.bounds)
 
-        Raises BudgetError where a bound or the latency cannot be met, with the lowest that can.
-        """
+    def fastest(self) -> Widths:
+        """The same widths. Raises BudgetError, with the lowest possible, where they exceed a limit."""
         for bound in self.bounds:
             least = bound.cost(self.space.smallest())
             if least > bound.limit:
@@ -75,7 +76,7 @@ class Limits:
                     f"has {bound.shown(least)}; raise search.{bound.key}, or widen the choices "
                     "(space.min_width, space.bins)"
                 )
-        found = fastest(self.space, self.latency_of, self.bounds)
+        found = self.narrowest()
         lowest = self.latency_of(found)
         if lowest >= FAILED_MS:
             raise BudgetError(

@@ -7,6 +7,7 @@ columns, the rows that tie products to their factors, and each sum as one row ov
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
@@ -86,9 +87,9 @@ class Columns:
     def possible(self, rows: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
         """The upper bound of each column: 0 where it alone, with the least of all others, exceeds a row."""
         upper = np.ones(self.count)
-        parts = [slice(a, b) for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
+        parts = [slice(a, b) for a, b in pairwise(self.starts)]
         starts = [*self._joint.values(), self.count]
-        parts += [slice(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        parts += [slice(a, b) for a, b in pairwise(starts)]
         for coefficients, free in rows:
             least = [float(coefficients[part].min()) for part in parts]
             room = free - sum(least) + 1e-6 * abs(free)
