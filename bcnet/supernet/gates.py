@@ -77,10 +77,11 @@ def _by_gates(
     for parameter in probe.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     # As in training, where some networks give other outputs; but with the statistics of a finished network,
-    # so that an image's gradient is its own, and without dropout.
+    # so that an image's gradient is its own, and without dropout or stochastic depth: leaves with no tensors.
     probe.train()
     for module in probe.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+        leaf = not [*module.children(), *module.parameters()]
+        if leaf or isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     taylor, fisher = Taylor(probe, space), Fisher(probe, space)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from bcnet.data import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
@@ -214,6 +215,18 @@ def test_what_grouped_convolutions_read_counts_by_the_channels_that_go_together(
     assert len(found) == len(wanted)
     for own, others in zip(found, wanted, strict=True):
         torch.testing.assert_close(own, others, rtol=1e-4, atol=1e-9)
+
+
+def test_dropout_and_stochastic_depth_hide_nothing(data: ImageData) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    random = nn.Sequential(layers[0], StochasticDepth(0.5, "row"), *layers[1:4], nn.Dropout(0.5), layers[4])
+    found = []
+    for model in (nn.Sequential(*layers), random):
+        space = discover_space(model, torch.zeros(1, 3, 6, 6), bins=2, channel_multiple=1)
+        found.append(measured_importances(model, space, data, RECIPE, ["taylor", "fisher"], batches=2))
+    for by in ("taylor", "fisher"):
+        torch.testing.assert_close(found[0][by], found[1][by])
 
 
 def test_importance_of_broken_weights_is_refused(tiny: Tiny, space: WidthSpace, data: ImageData) -> None:
