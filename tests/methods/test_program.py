@@ -46,7 +46,7 @@ def every(limits: Limits, losses: list[np.ndarray]) -> list[tuple[float, Widths]
 
 
 @pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_optimum_is_that_of_trying_every_network(seed: int, bounded: bool) -> None:
     space, model = space_of(CHOICES), model_of(CHOICES, random_layers(seed), offset=3.0)
     losses = falling(np.random.default_rng(seed), CHOICES)
@@ -69,7 +69,7 @@ def test_a_latency_at_the_limit_is_within_it() -> None:
     assert [(own.widths, own.predicted_ms, own.loss) for own in found] == [((1, 2), 2.0, 1.0)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_layers_behind_many_concatenated_groups_are_approximated_and_confirmed(seed: int) -> None:
     choices = [tuple(range(8, 72, 8))] * 5
     rng = np.random.default_rng(seed)
