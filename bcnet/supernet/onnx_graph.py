@@ -30,6 +30,7 @@ from bcnet.supernet.onnx_slices import Sizes, SlicedGraph, Slices
 from bcnet.supernet.opset import NEWEST, at_opset
 from bcnet.supernet.paths import arguments, cut, path_of, tensors_of
 from bcnet.supernet.quantize import quantized
+from bcnet.supernet.quick_export import quick_export
 from bcnet.supernet.source_lines import source_line
 from bcnet.supernet.space import Widths, WidthSpace
 
@@ -63,16 +64,17 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
             warnings.simplefilter("ignore")
             with torch.no_grad():
                 outputs = model(*args, **kwargs)
-            program = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
-                input_names=tensor_names(kwargs or (args[0] if len(args) == 1 else args), "input"),
-                output_names=tensor_names(outputs, "output"),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            with quick_export():
+                program = torch.onnx.export(
+                    model,
+                    args,
+                    kwargs=kwargs,
+                    input_names=tensor_names(kwargs or (args[0] if len(args) == 1 else args), "input"),
+                    output_names=tensor_names(outputs, "output"),
+                    opset_version=OPSET,
+                    dynamo=True,
+                    verbose=False,
+                )
     except FOREIGN as cause:
         reason, line = one_line(cause), source_line(cause)
         if "data-dependent" in reason:

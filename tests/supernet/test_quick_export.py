@@ -1,0 +1,61 @@
+"""What an export leaves out changes no graph, and leaves the exporter as it was."""
+
+import contextlib
+import gc
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+from bcnet.errors import ModelError
+from bcnet.supernet import onnx_graph, quick_export
+from bcnet.supernet.onnx_graph import to_onnx
+
+SHAPE = (1, 3, 8, 8)
+
+
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if bool(x.sum() > 1) else -x
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Hardswish(), nn.AdaptiveAvgPool2d(1)
+    ).eval()
+
+
+def test_the_graph_is_the_one_of_an_ordinary_export(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (to_onnx(network, SHAPE).SerializeToString(deterministic=True) for _ in range(2))
+    monkeypatch.setattr(onnx_graph, "quick_export", contextlib.nullcontext)
+    assert first == second == to_onnx(network, SHAPE).SerializeToString(deterministic=True)
+
+
+def test_the_operators_are_read_once_and_the_exporter_stays_as_it_was(network: nn.Module) -> None:
+    registry = importlib.import_module(quick_export.REGISTRY).ONNXRegistry
+    before = vars(registry)["from_torchlib"]
+    with quick_export.quick_export():
+        assert not gc.isenabled()
+        kept = registry.from_torchlib(opset_version=20)
+        assert registry.from_torchlib(opset_version=20) is kept
+        assert registry.from_torchlib(opset_version=21) is not kept
+    for model in (network, Branching()):
+        with contextlib.suppress(ModelError):
+            to_onnx(model, SHAPE)
+        assert vars(registry)["from_torchlib"] is before
+        assert gc.isenabled()
+    assert registry.from_torchlib(opset_version=20) is not kept
+
+
+def test_an_exporter_with_other_internals_is_used_as_it_is(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = to_onnx(network, SHAPE)
+    for name in ("torch.onnx._internal.moved", "torch.onnx"):
+        monkeypatch.setattr(quick_export, "REGISTRY", name)
+        assert to_onnx(network, SHAPE) == expected
