@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import importance_tables
+from bcnet.methods.loss_tables import check_tables, importance_tables
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import LatencyOf
 from bcnet.supernet.space import Widths, WidthSpace
@@ -39,7 +39,11 @@ def allocate_greedily(
 
 
 def narrowed_by(space: WidthSpace, losses: Sequence[np.ndarray], limits: Limits) -> Widths:
-    """The same by any tables of losses: an array (choices,) a group that falls with the width."""
+    """The same by any tables of losses: an array (choices,) a group that falls with the width.
+
+    Raises SpaceError where they do not fit the space.
+    """
+    check_tables(space, losses)
     anchor = limits.index(limits.fastest())
     index = _narrowed(limits, losses, limits.index(space.largest()))
     return limits.widths(filled(limits, losses, anchor if index is None else index))

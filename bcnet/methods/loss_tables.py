@@ -129,6 +129,18 @@ def _dropped(group: WidthGroup, importance: np.ndarray) -> np.ndarray:
     return np.array([sums[(group.channels - width) // group.unit] for width in group.choices])
 
 
+def check_tables(space: WidthSpace, losses: Sequence[np.ndarray]) -> None:
+    """Raises SpaceError where there is not a finite loss for every group and choice."""
+    if len(losses) != len(space.groups):
+        raise SpaceError(f"tables of {len(losses)} groups given, the space has {len(space.groups)}")
+    for group, own in zip(space.groups, losses, strict=True):
+        if np.shape(own) != (len(group.choices),) or not np.isfinite(own).all():
+            raise SpaceError(
+                f"the table of group '{group.name}' needs {len(group.choices)} finite losses, one a choice; "
+                "take LossTables.losses"
+            )
+
+
 def total(losses: Sequence[np.ndarray], index: Iterable[int]) -> float:
     """The sum of the tables at one network's choice indices."""
     return float(sum(own[i] for own, i in zip(losses, index, strict=True)))

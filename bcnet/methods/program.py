@@ -19,7 +19,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.additive import additive
 from bcnet.methods.latency_greedy import narrowed_by
 from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import total
+from bcnet.methods.loss_tables import check_tables, total
 from bcnet.methods.rows import Columns, Sum
 from bcnet.methods.silent import silent
 from bcnet.progress import say
@@ -48,7 +48,8 @@ class Allocation:
     """Widths, their latency by the table in ms, the sum of their losses.
 
     `gap` is the part of the loss that another network could save at most (by the approximated latencies,
-    where there are some). The least loss of each group counts as none: tables may be below zero.
+    where there are some); 1 where the solver did not come so far as to know. The least loss of each group
+    counts as none: tables may be below zero.
     """
 
     widths: Widths
@@ -71,8 +72,10 @@ def allocate_exactly(
     arrays of up to three groups do not tell (weights that come from memory, layers behind concatenations) is
     approximated by a sum over groups near the limit, and corrected until the table itself confirms the
     latency. At the time limit the best networks so far are returned, and their gap is reported. Raises
-    BudgetError, with the lowest possible latency, where no network fits.
+    BudgetError, with the lowest possible latency, where no network fits, SpaceError where the tables do not
+    fit the space.
     """
+    check_tables(space, losses)
     limits = Limits(space, latency, limit_ms, bounds)
     return _Allocator(limits, losses, latency, settings or SolverSettings()).pool()
 
@@ -111,10 +114,11 @@ class _Allocator:
         allocations = [self._allocation(index, least) for index in found]
         allocations.sort(key=lambda own: (own.loss, own.predicted_ms))
         if self.stopped:
+            bound = f"no network has a loss more than {allocations[0].gap:.1%} below that of the best of them"
+            unknown = "how far the best of them is from the optimum is not known"
             say(
                 f"the allocation stopped at its limit of {self.settings.seconds:g} s with {len(found)} of "
-                f"{self.settings.pool} networks: none has a loss more than {allocations[0].gap:.1%} below "
-                "that of the best of them"
+                f"{self.settings.pool} networks: {bound if allocations[0].gap < 1 else unknown}"
             )
         return tuple(allocations)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bcnet.errors import BudgetError
+from bcnet.errors import BudgetError, SpaceError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import narrowed_by
@@ -180,8 +180,25 @@ def test_at_the_time_limit_the_best_so_far_is_returned_with_its_gap(
     out, said = capfd.readouterr()
     assert out == ""
     assert " ".join(said.split()).startswith(
-        "the allocation stopped at its limit of 0 s with 1 of 3 networks: none"
+        "the allocation stopped at its limit of 0 s with 1 of 3 networks: "
     )
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ([np.array([1.0, 0.0])], "tables of 1 groups given, the space has 2"),
+        ([np.array([1.0, 0.0]), np.zeros(3)], "the table of group 'g1' needs 2 finite losses, one a choice"),
+        ([np.array([np.nan, 0.0]), np.zeros(2)], "the table of group 'g0' needs 2 finite losses"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(losses: list[np.ndarray], message: str) -> None:
+    choices = [(1, 2), (1, 2)]
+    model = model_of(choices, [((0,), (1,), lambda a, b: float(a * b))])
+    with pytest.raises(SpaceError, match=message):
+        allocate_exactly(space_of(choices), losses, model, 3.0)
+    with pytest.raises(SpaceError, match=message):
+        narrowed_by(space_of(choices), losses, Limits(space_of(choices), model, 3.0))
 
 
 def test_what_compiled_code_prints_is_discarded(capfd: pytest.CaptureFixture[str]) -> None:
