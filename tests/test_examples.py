@@ -18,19 +18,45 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run at the sa
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_example_in_python_ends_with_a_verified_file(tmp_path: Path) -> None:
-    (tmp_path / "hw_profiles").mkdir()
-    (tmp_path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
+def run_python(folder: Path, script: Path, *arguments: str) -> str:
+    """What the script prints in a folder whose device is this machine, timed briefly."""
+    (folder / "hw_profiles").mkdir()
+    (folder / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "from_python.py"],
-        cwd=tmp_path,
+        [sys.executable, script, *arguments],
+        cwd=folder,
         env=ONE_THREAD,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    *_, widths, verdict = done.stdout.splitlines()
+    return done.stdout
+
+
+# Numbers of the example that make it long, and those that are enough for a test.
+SMALLER = (
+    ('DataConfig(name="digits")', 'DataConfig(name="digits", image_size=16, train_limit=120, test_limit=60)'),
+    ("bins=8", "bins=3"),
+    ("epochs=4", "epochs=1"),
+    ("images=128", "images=32"),
+    ("population=12, generations=3", "population=4, generations=1"),
+    ("epochs=3", "epochs=1"),
+)
+
+
+@pytest.mark.parametrize(
+    "smaller", [pytest.param((), marks=pytest.mark.slow), SMALLER], ids=["whole", "small"]
+)
+def test_the_example_in_python_ends_with_a_verified_file(
+    tmp_path: Path, smaller: tuple[tuple[str, str], ...]
+) -> None:
+    source = (EXAMPLES / "from_python.py").read_text(encoding="utf-8")
+    for old, new in smaller:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    (tmp_path / "from_python.py").write_text(source, encoding="utf-8")
+    *_, widths, verdict = run_python(tmp_path, tmp_path / "from_python.py").splitlines()
     assert "accuracy" in widths
     # A busy machine may miss the budget, and the example says so; it never says anything else.
     assert verdict == "passed" or "measured latency" in verdict
@@ -55,7 +81,7 @@ def test_the_segmentation_example_is_a_valid_configuration() -> None:
 
 TINY = """
 [model]
-name = "segmentation:network"
+name = "NETWORK"
 [data]
 name = "segmentation:data"
 train_limit = 40
@@ -81,22 +107,40 @@ epochs = 1
 [export]
 latency_tolerance = 5.0
 """
+# LR-ASPP itself is narrowed and exported among the networks that people have.
+SMALL = """
+from collections import OrderedDict
+
+from torch import nn
+from torch.nn.functional import interpolate
 
 
-def test_the_segmentation_example_searches_a_network_that_returns_a_dict(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
-    (tmp_path / "hw_profiles").mkdir()
-    (tmp_path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "segmentation.py", "--config", "tiny.toml", "--json"],
-        cwd=tmp_path,
-        env=ONE_THREAD,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+            *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
+            *(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
+        )
+        self.classes = nn.Conv2d(64, 4, 1)
+
+    def forward(self, x):
+        classes = self.classes(self.features(x))
+        size = x.shape[-2:]
+        return OrderedDict(out=interpolate(classes, size=size, mode="bilinear", align_corners=False))
+"""
+
+
+@pytest.mark.parametrize(
+    "network", [pytest.param("segmentation:network", marks=pytest.mark.slow), "small:Network"]
+)
+def test_the_segmentation_example_searches_a_network_that_returns_a_dict(
+    tmp_path: Path, network: str
+) -> None:
+    (tmp_path / "small.py").write_text(SMALL, encoding="utf-8")
+    (tmp_path / "tiny.toml").write_text(TINY.replace("NETWORK", network), encoding="utf-8")
+    result = json.loads(run_python(tmp_path, EXAMPLES / "segmentation.py", "--config", "tiny.toml", "--json"))
     assert result["metric"] == "mean-iou"
     assert [entry["name"] for entry in result["networks"]] == [
         "full, retrained",
