@@ -15,8 +15,8 @@ REDRAWN = 0.15  # of the groups, around given networks
 NOTHING = 1e-9  # of a latency: what floats added up in another order differ by
 
 
-def additive(limits: Limits, told: Sum, around: np.ndarray | None = None) -> Sum | None:
-    """The sum over groups that is closest to what latencies have beyond `told`; None where that is nothing.
+def additive(limits: Limits, known: Sum, around: np.ndarray | None = None) -> Sum | None:
+    """The sum over groups that is closest to what latencies have beyond `known`; None where that is nothing.
 
     A weighted least-squares fit on networks of all sizes, or on those that differ from the choice indices
     `around` in some groups and then exact there; those whose latency is near the limit count most.
@@ -31,7 +31,7 @@ def additive(limits: Limits, told: Sum, around: np.ndarray | None = None) -> Sum
         drawn = rng.integers(sizes, size=(SAMPLES, len(sizes)))
         indices = np.where(rng.random(drawn.shape) < REDRAWN, drawn, around)
     latencies = limits.latencies(indices)
-    rest = latencies - told.at(indices)
+    rest = latencies - known.at(indices)
     runs = latencies < FAILED_MS
     if (np.abs(rest[runs]) <= NOTHING * np.abs(latencies[runs])).all():
         return None
@@ -48,7 +48,7 @@ def additive(limits: Limits, told: Sum, around: np.ndarray | None = None) -> Sum
     normal = design.T @ weighted + 1e-6 * weight.sum() * np.eye(design.shape[1])
     found = np.linalg.solve(normal, weighted.T @ (rest - offset))
     if around is not None:
-        there = limits.latencies(around[None]) - told.at(around[None])
+        there = limits.latencies(around[None]) - known.at(around[None])
         offset = float(there[0]) - float(found[around + starts].sum())
     arrays = [((group,), own) for group, own in enumerate(np.split(found, starts[1:]))]
-    return Sum(offset, arrays, told.at_most)
+    return Sum(offset, arrays, known.at_most)

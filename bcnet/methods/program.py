@@ -177,7 +177,7 @@ class _Allocator:
         `timed` is whether the latency is limited. None where there is no network, or none in time.
         """
         rows = [self.columns.row(own) for own in ([self.time] if timed else []) + self.others]
-        # The solver's tolerances are absolute: rows and objective are told in units of their own size.
+        # The solver's tolerances are absolute: rows and objective are in units of their own size.
         units = [max(abs(free), 1e-12) for _, free in rows]
         scaled = [(row / unit, free / unit) for (row, free), unit in zip(rows, units, strict=True)]
         scaled += [self.columns.other_than(index) for index in self.excluded]

@@ -69,10 +69,9 @@ def test_a_latency_at_the_limit_is_within_it() -> None:
     assert [(own.widths, own.predicted_ms, own.loss) for own in found] == [((1, 2), 2.0, 1.0)]
 
 
-@pytest.mark.parametrize("seed", range(1))
-def test_layers_behind_many_concatenated_groups_are_approximated_and_confirmed(seed: int) -> None:
+def test_layers_behind_many_concatenated_groups_are_approximated_and_confirmed() -> None:
     choices = [tuple(range(8, 72, 8))] * 5
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     factors = 0.5 + rng.random(5)
     layers: list[Layer] = [
         ((0, 1, 2, 3, 4), (0,), lambda a, b: 1e-3 * (a + 8 * (a // 100)) * b),
@@ -103,8 +102,8 @@ def test_weights_that_come_from_memory_count() -> None:
     )
     space, losses = space_of(CHOICES), falling(np.random.default_rng(0), CHOICES)
     offset, arrays = model.pairwise()
-    told = Sum(offset, arrays, 0.0).at(model.indices([space.largest()]))[0]
-    assert told < 0.95 * model(space.largest())
+    known = Sum(offset, arrays, 0.0).at(model.indices([space.largest()]))[0]
+    assert known < 0.95 * model(space.largest())
     limits = Limits(space, model, 0.4 * model(space.largest()))
     found = allocate_exactly(space, losses, model, limits.limit_ms, settings=EXACT)
     assert found[0].predicted_ms == model(found[0].widths) <= limits.limit_ms
