@@ -1,5 +1,6 @@
 """The networks that people have: every one is read, and its narrow paths are what is cut out."""
 
+import functools
 import io
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.shufflenetv2 import ShuffleNetV2
 from witnesses import assert_agree, distance, drawn, leaves, masked, scattered
 
 from bcnet.models import NETWORKS
@@ -25,8 +31,19 @@ CLASSIFIERS = (
     *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
 )
 TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
+# Networks of the same blocks as others, and fewer of them.
+SMALL = {
+    "small densenet": lambda: DenseNet(block_config=(2, 3, 2, 2)),
+    "small shufflenet": lambda: ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 512]),
+    "small convnext": lambda: ConvNeXt(
+        [CNBlockConfig(48, 96, 1), CNBlockConfig(96, 192, 2), CNBlockConfig(192, None, 1)]
+    ),
+}
 # Each run tries another network of the same kind.
-TWINS = ("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3")
+TWINS = (
+    *("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3", "resnet34"),
+    *("mnasnet1_0", "efficientnet_v2_s", "densenet121", "convnext_tiny"),
+)
 SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
@@ -44,6 +61,8 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
         model, shape = NETWORKS[name](), (2, 1 if name == "digits" else 3, 32, 32)
     elif name in TIMM:
         model = timm_model(name)
+    elif name in SMALL:
+        model = SMALL[name]()
     elif name in SEGMENTATION:
         model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
     elif name in ("googlenet", "inception_v3"):
@@ -53,14 +72,20 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return scattered(model), torch.randn(shape)
 
 
+@functools.cache
+def space_of(name: str) -> WidthSpace:
+    """The space of `network(name)`, found once for all tests."""
+    return discover_space(*network(name))
+
+
 def marked(*names: str) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in names]
 
 
-@pytest.mark.parametrize("name", marked(*NETWORKS, *CLASSIFIERS, *TIMM, *SEGMENTATION))
+@pytest.mark.parametrize("name", marked(*NETWORKS, *CLASSIFIERS, *SMALL, *TIMM, *SEGMENTATION))
 def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
     model, x = network(name)
-    space = discover_space(model, x)
+    space = space_of(name)
     # Inception's auxiliary classifier does not run on images this small.
     assert_agree(model, space, x, drawn(space), training=name != "inception_v3")
     small = cut(model, space, drawn(space))
@@ -79,11 +104,20 @@ def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
     assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["regnet_y_400mf", "densenet121", "resnest14d", "shufflenet_v2_x1_0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *marked("regnet_y_400mf", "densenet121", "small densenet", "resnest14d", "small shufflenet"),
+        pytest.param("shufflenet_v2_x1_0", marks=pytest.mark.slow),
+    ],
+)
 def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
     torch.manual_seed(0)
     # As it is made: the exporter makes equal tensors one, though they follow different groups.
-    model = (timm_model(name) if name in TIMM else torchvision.models.get_model(name)).eval()
+    if name in TIMM:
+        model = timm_model(name).eval()
+    else:
+        model = (SMALL[name]() if name in SMALL else torchvision.models.get_model(name)).eval()
     x = torch.randn(1, 3, 64, 64)
     space = discover_space(model, x)
     graph = OnnxSupernet(model, space, tuple(x.shape))
@@ -95,10 +129,10 @@ def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
         assert distance(found, cut(graph.model, space, drawn(space))(x)) < 1e-4
 
 
-@pytest.mark.parametrize("name", marked(*CLASSIFIERS, *TIMM, *SEGMENTATION))
+@pytest.mark.parametrize("name", marked(*CLASSIFIERS, *SMALL, *TIMM, *SEGMENTATION))
 def test_most_multiply_accumulates_are_searchable_and_the_rest_has_a_reason(name: str) -> None:
-    model, x = network(name)
-    space = discover_space(model, x)
+    model, _ = network(name)
+    space = space_of(name)
     assert space.searchable_macs() > 0.9
     assert all(entry.reason for entry in space.frozen)
     held = {layer for group in space.groups for layer in group.layers}
@@ -134,13 +168,28 @@ def test_padding_as_an_operator_of_its_own_freezes_nothing_before_it() -> None:
     assert space.macs(space.smallest()) < 0.06 * space.macs(space.largest())
 
 
+def detector_named(name: str, **settings: Any) -> nn.Module:
+    if name == "fasterrcnn_resnet18_fpn":
+        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+        return FasterRCNN(backbone, num_classes=5, rpn_post_nms_top_n_test=50, **settings)
+    model: nn.Module = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=5, **settings
+    )
+    return model
+
+
 @pytest.mark.parametrize(
-    ("name", "part"), [("ssdlite320_mobilenet_v3_large", "head"), ("fasterrcnn_resnet50_fpn", "backbone")]
+    ("name", "part"),
+    [
+        ("ssdlite320_mobilenet_v3_large", "head"),
+        ("fasterrcnn_resnet18_fpn", "backbone"),
+        pytest.param("fasterrcnn_resnet50_fpn", "backbone", marks=pytest.mark.slow),
+    ],
 )
 def test_detectors_are_read_and_their_narrow_features_agree(name: str, part: str) -> None:
     torch.manual_seed(0)
     sides = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
-    detector = scattered(torchvision.models.get_model(name, weights=None, weights_backbone=None, **sides))
+    detector = scattered(detector_named(name, **sides))
     images = [torch.rand(3, 96, 96)]
     space = discover_space(detector, (images,))
     assert space.searchable_macs() > 0.9
