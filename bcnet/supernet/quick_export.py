@@ -10,6 +10,8 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 REGISTRY = "torch.onnx._internal.exporter._registration"
 
 
@@ -36,17 +38,20 @@ def _kept_registry() -> Iterator[None]:
     try:
         registry = importlib.import_module(REGISTRY).ONNXRegistry
         original = vars(registry)["from_torchlib"]
-        make = original.__get__(None, registry)
+        # Only operators that exist when it is made are in it: torchvision's do once it is imported.
+        make = functools.partial(
+            _kept, original.__get__(None, registry), tuple(torch._C._dispatch_get_all_op_names())
+        )
     except (ImportError, AttributeError, KeyError):
         yield
         return
-    registry.from_torchlib = staticmethod(functools.partial(_kept, make))
+    registry.from_torchlib = staticmethod(make)
     try:
         yield
     finally:
         registry.from_torchlib = original
 
 
-@functools.cache
-def _kept(make: Any, *args: Any, **named: Any) -> Any:
+@functools.lru_cache(maxsize=2)
+def _kept(make: Any, existing: tuple[str, ...], /, *args: Any, **named: Any) -> Any:
     return make(*args, **named)

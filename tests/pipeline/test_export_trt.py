@@ -75,6 +75,27 @@ def desk(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return copy
 
 
+@pytest.fixture(scope="module")
+def built_ahead(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project that is searched for `desk`, with an engine of it."""
+    path = tmp_path_factory.mktemp("built") / "project"
+    shutil.copytree(searched, path)
+    clear_projects()
+    with contextlib.chdir(path):
+        assert main(["export", "--trt"]) == 4
+    clear_projects()
+    return path
+
+
+@pytest.fixture
+def desk_engine(built_ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    copy = tmp_path / "project"
+    shutil.copytree(built_ahead, copy)
+    monkeypatch.chdir(copy)
+    clear_projects()
+    return copy
+
+
 @pytest.fixture
 def done(capfd: pytest.CaptureFixture[str]) -> Done:
     """`done(code, *arguments)`: what a command answered with --json, and what it said on stderr."""
@@ -143,11 +164,8 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
     }
 
 
-@pytest.mark.usefixtures("desk")
-def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(
-    done: Done, refused: Refused
-) -> None:
-    done(4, "export", "--trt")
+@pytest.mark.usefixtures("desk_engine")
+def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(refused: Refused) -> None:
     line = refused(4, "verify", "--engine", str(DESK_ENGINE))
     assert f"{DESK_ENGINE} is not verified: device 'desk' is not at hand" in line
     assert "run this on the device itself, or here with --host user@device" in line
@@ -156,10 +174,8 @@ def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(
     assert "engine.json is missing" in refused(1, "verify", "--engine", "nowhere/model.engine")
 
 
-@pytest.mark.usefixtures("desk")
-def test_a_build_that_fails_leaves_the_export_before_it_as_it_was(done: Done, refused: Refused) -> None:
-    done(4, "export", "--trt")
-    clear_projects()
+@pytest.mark.usefixtures("desk_engine")
+def test_a_build_that_fails_leaves_the_export_before_it_as_it_was(refused: Refused) -> None:
     Path("hw_profiles/desk.toml").write_text(DESK.replace("8.9", "9.0"), encoding="utf-8")
     line = refused(1, "export", "--trt", "--device", "desk")
     assert "TensorRT for RTX builds for SM75, SM80, SM86, SM89" in line
@@ -184,9 +200,8 @@ def test_int8_and_a_batch_of_several_sizes(done: Done) -> None:
     assert 1e-4 < exported["onnx_file"]["output_error"] < 0.5
 
 
-@pytest.mark.usefixtures("desk")
+@pytest.mark.usefixtures("desk_engine")
 def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> None:
-    done(4, "export", "--trt")
     assert DESK_ENGINE.exists()
     _, said = done(0, "build-lut", "--estimate", "--device", "board", "--run", "desk", "--replace")
     assert "runs/desk belonged to desk (fp16, batch 1, 1 thread), and now belongs to board (fp16" in said

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -50,6 +52,27 @@ def test_the_operators_are_read_once_and_the_exporter_stays_as_it_was(network: n
         assert vars(registry)["from_torchlib"] is before
         assert gc.isenabled()
     assert registry.from_torchlib(opset_version=20) is not kept
+
+
+def test_operators_that_come_later_are_known() -> None:
+    """Torchvision's operators have an ONNX form from when it is imported on."""
+    script = f"""
+import sys, torch
+from torch import nn
+from bcnet.supernet.onnx_graph import to_onnx
+to_onnx(nn.Conv2d(3, 4, 3), {SHAPE})
+assert "torchvision" not in sys.modules
+from torchvision.ops import DeformConv2d
+class Deformed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.offsets, self.conv = nn.Conv2d(3, 18, 3, padding=1), DeformConv2d(3, 4, 3, padding=1)
+    def forward(self, x):
+        return self.conv(x, self.offsets(x))
+print(*(node.op_type for node in to_onnx(Deformed(), {SHAPE}).graph.node))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Conv", "DeformConv"], done.stderr
 
 
 def test_an_exporter_with_other_internals_is_used_as_it_is(
