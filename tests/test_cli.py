@@ -419,11 +419,12 @@ def test_a_file_where_a_folder_is_needed_is_explained(refused: Refused, command:
 
 
 @pytest.fixture
-def training() -> Iterator["subprocess.Popen[str]"]:
-    """`bcnet train` in a process of its own, with epochs enough to be interrupted."""
+def training(request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]:
+    """`bcnet train` in a process of its own, with epochs enough to be interrupted: 800, or the parameter."""
+    epochs = getattr(request, "param", 800)
     configure(
         '[model]\nname = "cli_networks:tiny"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
-        "[space]\nbins = 2\n[train]\nepochs = 800\nbatch_size = 32\nmethod = 'unilateral'\n"
+        f"[space]\nbins = 2\n[train]\nepochs = {epochs}\nbatch_size = 32\nmethod = 'unilateral'\n"
     )
     command = [sys.executable, "-m", "bcnet", "train", "--json"]
     Path("tmp").mkdir()
@@ -486,6 +487,7 @@ def test_a_signal_whose_exception_was_lost_is_sent_again(monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("training", [200], indirect=True)
 def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,9 +503,9 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     assert main(["train", "--json"]) == 0
     out, err = capfd.readouterr()
     assert "continuing after epoch " in err
-    assert json.loads(out)["epochs"] == 800
+    assert json.loads(out)["epochs"] == 200
     curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
-    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 801))]
+    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 201))]
     assert not checkpoint.exists()
 
 

@@ -54,7 +54,18 @@ def test_the_operators_are_read_once_and_the_exporter_stays_as_it_was(network: n
     assert registry.from_torchlib(opset_version=20) is not kept
 
 
-def test_operators_that_come_later_are_known() -> None:
+def test_a_registry_is_not_kept_when_operators_have_been_registered_since() -> None:
+    registry = importlib.import_module(quick_export.REGISTRY).ONNXRegistry
+    library = torch.library.Library("bcnet_tests", "FRAGMENT")
+    with quick_export.quick_export():
+        kept = registry.from_torchlib(opset_version=20)
+    library.define("later(Tensor x) -> Tensor")
+    with quick_export.quick_export():
+        assert registry.from_torchlib(opset_version=20) is not kept
+
+
+@pytest.mark.slow
+def test_operators_that_come_later_are_exported() -> None:
     """Torchvision's operators have an ONNX form from when it is imported on."""
     script = f"""
 import sys, torch
