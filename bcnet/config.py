@@ -228,7 +228,14 @@ class TrainConfig(Section):
 
 
 class SearchConfig(Section):
-    """The budget and the evolution."""
+    """The budget, and how the best widths are found."""
+
+    method: Literal["auto", "evolution", "latency-greedy", "latency-milp", "adapruner", "uniform"] = Field(
+        "auto",
+        description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
+        "latency-greedy, latency-milp, adapruner, uniform; auto: all of these where weights are given, the "
+        "best of their networks wins, else evolution",
+    )
 
     # Not finite is let through to the check below, which says it better.
     latency_ms: float | None = Field(None, allow_inf_nan=True, description="budget in milliseconds")
@@ -318,6 +325,29 @@ class SliceConfig(Section):
     learning_rate: float = Field(0.05, gt=0, description="highest learning rate")
     from_scratch: bool = Field(
         False, description="train the winner anew at train.learning_rate instead: give it more epochs"
+    )
+    inherit: Literal["auto", "supernet", "l1", "l2", "bn-scale", "taylor", "fpgm", "fisher"] = Field(
+        "auto",
+        description="where the winner's weights come from: supernet, or the trained network's most important "
+        "channels by l1, l2, bn-scale, taylor, fpgm or fisher; auto: what scores best after batch-norm "
+        "recalibration",
+    )
+    teacher: str = Field(
+        "auto",
+        description="whose outputs the winner learns from while it is fine-tuned: original, none, or "
+        "package.module:function() -> network; auto: original where trained weights are given",
+    )
+    teacher_temperature: float = Field(4.0, gt=0, description="temperature of the teacher's probabilities")
+    teacher_weight: float = Field(
+        0.9, ge=0, le=1, description="share of the teacher in the loss; the labels have the rest"
+    )
+    teacher_features: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description='names of modules whose outputs are learned, too, as ["layer3"]',
+    )
+    teacher_feature_weight: float = Field(
+        1.0, ge=0, description="weight of the features' relative squared error in the loss"
     )
     latency_ms: float | None = Field(
         None,

@@ -22,9 +22,10 @@ from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.kept import announce_replacement
+from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Objective, Recipe, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
@@ -56,12 +57,14 @@ def slice(
     *,
     images: int = 512,
     scratch: nn.Module | None = None,
+    objective: Objective | None = None,
     checkpoint: CheckpointFile | None = None,
 ) -> SliceResult:
     """Cut the side, of all sides of all supernets, that scores best on the validation images; fine-tune it.
 
     `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
-    is trained instead. With a `checkpoint`, a training that was killed continues.
+    is trained instead. `objective` is its loss, where that is not the task's alone. With a `checkpoint`, a
+    training that was killed continues.
     """
     widths = space.check(widths)
     with working("scoring the winner's sides"):
@@ -79,7 +82,7 @@ def slice(
         small = cut(scratch, space, widths)
     if recipe.epochs:
         what = "training from scratch" if scratch else "fine-tuning"
-        fit_resumably(small, data, recipe, what, checkpoint)
+        fit_resumably(small, data, recipe, what, checkpoint, objective)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
     return SliceResult(small, number, side, before, after)
@@ -92,7 +95,9 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
-        "fine-tuning settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
+        "fine-tuning settings": digest(
+            [config.slice.model_dump(exclude_none=True), training_digest(config), teacher_digest(project)]
+        ),
         "metric": metric_digest(config),
     }
 
@@ -121,7 +126,10 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce_replacement(run, config, "slice")
-    announce("fine-tuning", seconds_to_fit(cut(project.model, project.space, widths), project.data, recipe))
+    probe = cut(project.model, project.space, widths)
+    objective = objective_for(project, probe, recipe) if epochs else None
+    what = "fine-tuning, with distillation" if objective else "fine-tuning"
+    announce(what, seconds_to_fit(probe, project.data, recipe, objective))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
     result = slice(
         project.model,
@@ -132,6 +140,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         recipe,
         images=images,
         scratch=scratch,
+        objective=objective,
         checkpoint=checkpoint,
     )
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
@@ -148,6 +157,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "side": result.side,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,
+        "distilled": objective is not None,
         "test_accuracy_before": round(result.accuracy_before, 6),
         "test_accuracy_after": round(result.accuracy_after, 6),
         "params": project.space.params(widths),

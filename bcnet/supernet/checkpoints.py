@@ -5,16 +5,16 @@ or that belongs to another training, is not continued.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.artifacts import write_file
 from bcnet.data import ImageData
 from bcnet.progress import say
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.supernet.fit import Recipe, Snapshot, fit_network
+from bcnet.supernet.fit import Objective, Recipe, Snapshot, fit_network, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -46,31 +46,45 @@ class CheckpointFile:
 
 
 def fit_resumably(
-    model: nn.Module, data: ImageData, recipe: Recipe, description: str, file: CheckpointFile | None
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    description: str,
+    file: CheckpointFile | None,
+    objective: Objective | None = None,
 ) -> None:
     """`fit_network`, continued from the file, which is kept up to date; without a file, all of it at once.
 
     On a CPU the result equals, bit for bit, that of a training that was never stopped.
     """
     if file is None:
-        fit_network(model, data, recipe, description)
+        fit_network(model, data, recipe, description, objective=objective)
         return
+    if objective is not None:
+        file = replace(file, made_from={**file.made_from, "objective": objective.key})
     resume = file.load()
-    if resume is not None and not _fits(model, recipe, resume):
+    if resume is not None and not _fits(model, recipe, resume, objective):
         say(f"{file.path} is of another network: that training starts again")
         resume = None
     if resume is not None:
         say(f"{description}: continuing after epoch {resume.epoch} of {recipe.epochs}")
-    fit_network(model, data, recipe, description, resume=resume, on_epoch=lambda at, _: file.save(at))
+    fit_network(
+        model,
+        data,
+        recipe,
+        description,
+        objective=objective,
+        resume=resume,
+        on_epoch=lambda at, _: file.save(at),
+    )
 
 
-def _fits(model: nn.Module, recipe: Recipe, snapshot: Snapshot) -> bool:
-    own = {**dict(model.named_parameters()), **{f"buffer:{n}": b for n, b in model.named_buffers()}}
+def _fits(model: nn.Module, recipe: Recipe, snapshot: Snapshot, objective: Objective | None) -> bool:
+    trained: dict[str, Tensor] = {**trainable_parameters(model, objective)}
+    own = {**trained, **{f"buffer:{name}": buffer for name, buffer in model.named_buffers()}}
     found = {name: t for name, t in snapshot.tensors.items() if not name.startswith("optimizer:")}
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    expected = {name for name in own if name in trained or name.startswith("buffer:")}
     return (
         0 <= snapshot.epoch <= recipe.epochs
-        and found.keys() == expected
+        and found.keys() == own.keys()
         and all(found[name].shape == own[name].shape for name in found)
     )

@@ -109,6 +109,19 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """Another loss than the recipe's for a plain network, as distillation's (`training/distill.py`).
+
+    `loss(model, inputs, targets)` is a scalar; `parameters` are its own, trained beside the network's and
+    dropped afterwards; `key` is a digest of all that it depends on.
+    """
+
+    loss: Callable[[nn.Module, Any, Any], Tensor]
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    key: str = ""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The state between two epochs: parameters and optimiser, all that a continued loop needs."""
 
@@ -291,17 +304,18 @@ def fit_network(
     recipe: Recipe,
     description: str,
     *,
+    objective: Objective | None = None,
     resume: Snapshot | None = None,
     on_epoch: Callable[[Snapshot, float], None] | None = None,
 ) -> list[float]:
     """Train a plain network in place with `fit`; afterwards it is in eval mode, on the CPU.
 
-    Snapshots hold its buffers, too, each as "buffer:NAME".
+    Snapshots hold its buffers, too, each as "buffer:NAME". With an `objective`, that is its loss.
     """
     # Batches are channels-last; weights stay contiguous: channels-last ones make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
-    step = plain_step(model, recipe)
+    step = plain_step(model, recipe, objective)
 
     def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
         assert on_epoch is not None
@@ -312,7 +326,7 @@ def fit_network(
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(resume.tensors[f"buffer:{name}"])
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trainable = trainable_parameters(model, objective)
     after_epoch = with_buffers if on_epoch else None
     curve = fit(trainable, step, data, recipe, description, resume=resume, on_epoch=after_epoch)
     check_trained(model.state_dict(), "at its end", trainable)
@@ -320,22 +334,33 @@ def fit_network(
     return curve
 
 
-def plain_step(model: nn.Module, recipe: Recipe) -> Step:
+def trainable_parameters(model: nn.Module, objective: Objective | None = None) -> dict[str, nn.Parameter]:
+    """The parameters that are trained: the network's, and those of the objective."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**own, **(objective.parameters if objective else {})}
+
+
+def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = None) -> Step:
     """The training step of a plain network, which is in training mode on the recipe's device."""
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
-        loss, _ = recipe.training_loss(model, inputs, targets)
+        if objective is not None:
+            loss = objective.loss(model, inputs, targets)
+        else:
+            loss, _ = recipe.training_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     return step
 
 
-def seconds_to_fit(model: nn.Module, data: ImageData, recipe: Recipe) -> float:
+def seconds_to_fit(
+    model: nn.Module, data: ImageData, recipe: Recipe, objective: Objective | None = None
+) -> float:
     """How long `fit_network` would take, from three of its steps on a copy."""
     probe = copy.deepcopy(model).to(recipe.device)
     probe.train()
-    step = plain_step(probe, recipe)
+    step = plain_step(probe, recipe, objective)
     return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
 
 

@@ -1,0 +1,1 @@
+"""How small networks are trained beside the task's own loss."""
