@@ -211,10 +211,10 @@ class TrainConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, not on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
-    channel_order: Literal["as-is", "l1", "bn-scale", "taylor"] = Field(
+    channel_order: Literal["as-is", "l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"] = Field(
         "as-is",
         description="for trained weights: paths begin with the most important channels, "
-        "by l1, bn-scale or taylor",
+        "by l1, l2, bn-scale, fpgm, taylor or fisher",
     )
     amp: bool = Field(True, description="bfloat16 where the training device computes in it")
     train_device: Literal["auto", "cpu", "cuda"] = Field(
@@ -296,7 +296,10 @@ class SearchConfig(Section):
         "if not given, the noise seen in the table's calibration, at most 5 %",
     )
     recalibration_images: int = Field(
-        128, ge=2, le=10_000_000, description="training images for batch-norm statistics"
+        128,
+        ge=2,
+        le=10_000_000,
+        description="training images for batch-norm statistics, augmented as in training",
     )
 
     @model_validator(mode="after")

@@ -143,10 +143,10 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(
     result = json.loads(run_python(tmp_path, EXAMPLES / "segmentation.py", "--config", "tiny.toml", "--json"))
     assert result["metric"] == "mean-iou"
     assert [entry["name"] for entry in result["networks"]] == [
-        "full, retrained",
-        "uniform",
-        "searched",
-        "searched widths from scratch",
+        "full (from scratch)",
+        "uniform (from scratch)",
+        "found (inherited)",
+        "found (from scratch)",
     ]
     assert all(0 <= entry["accuracy"] <= 1 for entry in result["networks"])
     proto = onnx.load(tmp_path / "runs/default/export/model.onnx")

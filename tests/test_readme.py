@@ -43,7 +43,9 @@ def test_the_readmes_commands_run_one_after_the_other(
     shown, progress = capfd.readouterr()
     # `bcnet run` at the end finds all that the single commands have done.
     assert progress.count("already done") == 5
-    assert all(name in shown for name in ("full", "uniform", "searched"))
+    assert all(
+        name in shown for name in ("full (from scratch)", "uniform (from scratch)", "found (inherited)")
+    )
     assert Path("runs/default/export/model.onnx").stat().st_size > 0
 
 

@@ -93,17 +93,17 @@ def test_an_export_says_what_was_lost_and_gained_against_the_original(
 def test_the_comparison_marks_what_is_not_separable_in_eighty_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    scratch = "searched widths from scratch"
+    scratch = "found (from scratch)"
     show_comparison(
         {
             "metric": "accuracy",
             "networks": [
                 entry("original", 0.672, None),
-                entry("uniform", 0.377),
-                entry("searched", 0.3912),
+                entry("uniform (from scratch)", 0.377),
+                {**entry("found (inherited)", 0.3912), "accuracy": 0.987},
                 entry(scratch, 12.5),
             ],
-            "not_separable": [["uniform", "searched"]],
+            "not_separable": [["uniform (from scratch)", "found (inherited)"]],
             "notes": ["the machine is noisy"],
             "passes": 18,
             "test_images": 359,
@@ -115,13 +115,15 @@ def test_the_comparison_marks_what_is_not_separable_in_eighty_columns(
     )
     lines = shown(capsys)
     assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["network", "accuracy", "(95", "%)", "ms", "noise", "params", "MACs"]
-    cells = {line[:28].strip(): line[28:].split() for line in lines[2:6]}
-    assert cells["original"] == ["99.72", "(98.4-100.0)", "0.672", "3%", "1.91M", "75.6M"]
-    assert cells["uniform"][2] == "~0.377"
-    assert cells["searched"][2] == "~0.391"
+    heading = ["network", "accuracy", "(95", "%)", "ms", "lost", "speed", "noise", "params"]
+    assert lines[0].split() == heading
+    cells = {line[:24].strip(): line[24:].split() for line in lines[2:6]}
+    assert cells["original"] == ["99.72", "(98.4-100.0)", "0.672", "1.00x", "3%", "1.91M"]
+    assert cells["found (inherited)"][3:] == ["1.02", "1.72x", "3%", "1.91M"]
+    assert cells["uniform (from scratch)"][2] == "~0.377"
+    assert cells["found (inherited)"][2] == "~0.391"
     assert cells[scratch][2] == "12.500"
-    assert "~ not separable by latency in 9 rounds: uniform / searched" in lines
+    assert "~ latency not separable in 9 rounds: uniform (from scratch) / found (inherited)" in lines
     assert "trained for 18 passes over the training images each (original: as given)" in lines
     assert "note: the machine is noisy" in lines
 

@@ -9,7 +9,7 @@ supernet's step counts), with the same settings, from fresh weights. All are exp
 `compare/`: result.json, and while training a checkpoint for each network, from which a killed run continues.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.weights import listed
+from bcnet.pipeline.original import original_network
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
+from bcnet.pipeline.teacher import teacher_digest
+from bcnet.pipeline.tuning import inherits, tuning
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
 from bcnet.sealed import SealedLines
@@ -40,8 +43,9 @@ from bcnet.supernet.space import Widths
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
 SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
 NEAR = 6  # wider ones beyond the bisection's answer that are tried too
-ORIGINAL, FULL, UNIFORM, SEARCHED = "original", "full, retrained", "uniform", "searched"
-SCRATCH = "searched widths from scratch"
+ORIGINAL, FULL = "original", "full (from scratch)"
+UNIFORM, INHERITED = "uniform (from scratch)", "uniform (inherited)"
+SEARCHED, SCRATCH = "found (inherited)", "found (from scratch)"
 UNIFORM_FILE = "uniform.jsonl"  # its widths depend on measurements: a continued run must not choose others
 
 
@@ -109,35 +113,63 @@ class Kept:
         return [*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE]
 
 
+@dataclass(frozen=True)
+class Given:
+    """The original network, where its weights are trained; and where small ones inherit from it, how.
+
+    `tune` trains the network of some widths as the found one was trained, and gives its passes.
+    """
+
+    original: nn.Module | None = None
+    tune: Callable[[Widths, CheckpointFile | None], nn.Module] | None = None
+
+
 def compare(
-    project: Project, searched: bytes, widths: Widths, recipe: Recipe, kept: Kept | None = None
+    project: Project,
+    searched: bytes,
+    widths: Widths,
+    recipe: Recipe,
+    given: Given | None = None,
+    kept: Kept | None = None,
 ) -> Comparison:
     """Train, export and time the other networks beside the searched one's ONNX file.
 
-    Its widths are trained from scratch, too, unless the searched network was. With `kept`, a comparison that
-    was killed continues.
+    Where small networks inherit from the original, a uniform one does so, too, and is trained alike.
+    Elsewhere the others begin from scratch, also the found widths, unless the searched network did. With
+    `kept`, a comparison that was killed continues.
     """
-    space, fresh = project.space, project.fresh
-    wanted = {ORIGINAL: space.original()} if project.trained and not project.untrained_layers else {}
-    notes = [note for note in (_not_fresh(fresh), fresh.assumed) if note]
-    if project.untrained_layers:
+    space, fresh, given = project.space, project.fresh, given or Given()
+    scratch = project.config.slice.from_scratch
+    found = SCRATCH if scratch else SEARCHED
+    wanted = {ORIGINAL: space.original()} if given.original is not None else {}
+    notes = [] if given.tune else [note for note in (_not_fresh(fresh), fresh.assumed) if note]
+    if given.original is None and project.untrained_layers:
         layers = listed(list(project.untrained_layers))
         notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
-    if fresh.from_scratch:
+    if given.tune:
+        try:
+            wanted[INHERITED] = _uniform(project, widths, kept)
+        except BudgetError as reason:
+            notes.append(f"{reason}: the uniform network is left out")
+    elif fresh.from_scratch:
         wanted[FULL] = space.original()
         try:
             wanted[UNIFORM] = _uniform(project, widths, kept)
         except BudgetError as reason:
             notes.append(f"{reason}: the uniform network is left out")
-    wanted[SEARCHED] = widths
-    if fresh.from_scratch and not project.config.slice.from_scratch:
+    wanted[found] = widths
+    if fresh.from_scratch and not scratch and not given.tune:
         wanted[SCRATCH] = widths
     networks = {
-        name: cut(project.model if name == ORIGINAL else project.fresh_model(), space, own)
+        name: cut(project.fresh_model(), space, own)
         for name, own in wanted.items()
-        if name != SEARCHED
+        if name not in (found, ORIGINAL, INHERITED)
     }
-    _train({name: own for name, own in networks.items() if name != ORIGINAL}, project, recipe, kept)
+    _train(networks, project, recipe, kept)
+    if given.original is not None:
+        networks[ORIGINAL] = given.original
+    if given.tune and INHERITED in wanted:
+        networks[INHERITED] = given.tune(wanted[INHERITED], kept.checkpoint(INHERITED) if kept else None)
     files = dict.fromkeys(wanted, searched)  # in the order of the table
     example = project.data.example(project.profile.batch)
     for name, network in networks.items():
@@ -219,7 +251,9 @@ def _noisy(entries: Sequence[Entry]) -> str | None:
 def better_from_scratch(entries: Sequence[Entry]) -> bool:
     """Whether the searched widths are clearly more accurate when all passes are theirs: intervals apart."""
     own = {entry.name: entry for entry in entries}
-    low, high = own[SCRATCH].accuracy_low if SCRATCH in own else None, own[SEARCHED].accuracy_high
+    if SCRATCH not in own or SEARCHED not in own:
+        return False
+    low, high = own[SCRATCH].accuracy_low, own[SEARCHED].accuracy_high
     return low is not None and high is not None and low > high
 
 
@@ -267,9 +301,13 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     export = run.stage("export").require({"device": project.device_key})
     return {
         "export": export,
-        "training settings": digest([config.slice.model_dump(exclude_none=True), training_digest(config)]),
+        "training settings": digest(
+            [config.slice.model_dump(exclude_none=True), training_digest(config), teacher_digest(project)]
+        ),
         "metric": metric_digest(config),
-        "networks": digest([ORIGINAL, FULL, UNIFORM, SEARCHED, SCRATCH, config.slice.from_scratch]),
+        "networks": digest(
+            [ORIGINAL, FULL, UNIFORM, INHERITED, SEARCHED, SCRATCH, config.slice.from_scratch]
+        ),
     }
 
 
@@ -278,15 +316,18 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Compare and save. Returns a summary with one entry a network."""
     project = load_project(config)
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
-    recipe = Recipe.of(config, project.winner_passes, config.train.learning_rate)
+    passes = config.slice.epochs if inherits(project) else project.winner_passes
+    recipe = Recipe.of(config, passes, config.train.learning_rate)
     widths = sliced(run, project).widths
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)
-    found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, kept)
+    given = Given(original_network(run, project), tuning(run, project) if inherits(project) else None)
+    found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = read_json(export.path("verify.json"), export.command)
     notes = [*found.notes]
     if verified["measured"]:
-        here = {entry.name: entry.latency.median_ms for entry in found.entries}[SEARCHED]
+        name = SCRATCH if config.slice.from_scratch else SEARCHED
+        here = {entry.name: entry.latency.median_ms for entry in found.entries}[name]
         both = [verified["measured"]["median_ms"], here]
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
     summary = {

@@ -29,6 +29,7 @@ from bcnet.pipeline.engine import (
     how_to_verify,
 )
 from bcnet.pipeline.kept import announce_replacement, finish_export
+from bcnet.pipeline.original import original_network
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.verify import (
     VerifyReport,
@@ -42,7 +43,6 @@ from bcnet.progress import announce, say, working
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.supernet.fit import metric_digest
 from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.paths import cut
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import Chosen, sliced, sliced_model
 from bcnet.supernet.space import Widths
@@ -132,7 +132,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "estimate": bool(found["estimate"]),
         "recorded": project.profile.recording,
         **report.to_json(),
-        "original": against_original(report, original_accuracy(project)),
+        "original": against_original(report, original_accuracy(run, project)),
         "verify_with": None,
     }
     summary["notes"] = [*report.notes, *_since_the_search(found["best"], chosen, report)]
@@ -180,11 +180,11 @@ def _against_original(original: Mapping[str, Any], metric: str) -> str:
     return ", ".join(words)
 
 
-def original_accuracy(project: Project) -> float | None:
-    """Accuracy of the given network, through an ONNX file; None unless all its weights are trained."""
-    if not project.trained or project.untrained_layers:
+def original_accuracy(run: Run, project: Project) -> float | None:
+    """Accuracy of the original network, through an ONNX file; None unless all its weights are trained."""
+    original = original_network(run, project)
+    if original is None:
         return None
-    original = cut(project.model, project.space, project.space.original())
     proto = project.at_precision(to_onnx(original, project.data.example(project.profile.batch)))
     profile = on_this_processor(project.profile)
     content = proto.SerializeToString()

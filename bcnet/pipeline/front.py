@@ -9,11 +9,14 @@ from pathlib import Path
 from bcnet.artifacts import Run, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError
+from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.search import measured_best
 from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scoring, settings_of
 from bcnet.pipeline.search_state import candidate_from_json
+from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
-from bcnet.supernet.evolution import Candidate, Evolution, fastest
+from bcnet.supernet.evolution import Candidate, Evolution, ScoreOf, fastest
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import Chosen, trained_supernets
 
@@ -57,7 +60,12 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         pareto=False,
     )
     pressed = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
-    score_of = scoring(project, trained_supernets(run, project))
+    score_of: ScoreOf
+    if on_trained_network(project):
+        score_of = TrainedScores(project, trained_state(run, project))
+        score_of.criterion = read_json(stage.path("result.json"), stage.command)["criterion"]
+    else:
+        score_of = scoring(project, trained_supernets(run, project))
     evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=pressed), bounds)
     evolution.anchor = fastest(project.space, latency, bounds)
     evolution.know(read("history.json"))

@@ -10,19 +10,34 @@ from which a killed search continues.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bcnet.artifacts import Run, alone_in, digest, json_bytes
-from bcnet.config import Config
+from bcnet.config import Config, SearchConfig, latency_share
 from bcnet.errors import BudgetError
 from bcnet.hw_profiles.target import target_of
+from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.kept import announce_replacement
+from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.repeated import NOISY, noise_warning
-from bcnet.pipeline.search_inputs import MeasureOf, bounds_of, measuring, priors_of, scoring, settings_of
+from bcnet.pipeline.route import allocations, on_trained_network
+from bcnet.pipeline.search_inputs import (
+    DEFAULT_SHARE,
+    MeasureOf,
+    bounds_of,
+    measuring,
+    priors_of,
+    scoring,
+    settings_of,
+)
 from bcnet.pipeline.search_state import SearchState, candidate_json
+from bcnet.pipeline.search_trained import Proposals, Target, best_measured, report
+from bcnet.pipeline.trained_scores import TrainedScores, loss_of
 from bcnet.progress import announce, say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import (
@@ -41,6 +56,7 @@ from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths, WidthSpace
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
+SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
 ROUNDS = 4  # batches of candidates that are measured, before the search gives up
 
 
@@ -281,9 +297,12 @@ def _result(
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: the supernet, the table's rows that were used, the settings."""
     project = load_project(config)
+    trained = run.stage("train").require(project.inputs())
     calibration = project.latency_model().calibration
+    methods = allocations(project)
     return {
-        "supernet": run.stage("train").require(project.inputs()),
+        "supernet": trained,
+        **({"methods": ", ".join(methods)} if methods else {}),
         "latency table": digest(asdict(calibration) if calibration else None),
         "device": project.device_key,
         "search settings": digest(
@@ -301,29 +320,43 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 def run(run: Run, config: Config) -> dict[str, Any]:
     """Search and save; continue a killed search of the same settings. Returns a summary."""
     project = load_project(config)
-    supernets = trained_supernets(run, project)
+    own = trained_state(run, project) if on_trained_network(project) else None
+    supernets = () if own is not None else trained_supernets(run, project)
+    methods = allocations(project)
     latency = project.latency_model()
     settings, bounds = settings_of(project), bounds_of(project)
     stage, inputs = run.stage("search"), stage_inputs(run, config)
-    state = SearchState(stage, inputs, project.space)
-    score_of = scoring(project, supernets)
     not_measured = project.not_measured(latency)
     # Reports what is impossible before any work is done.
     _, lowest = _fastest(project.space, latency, bounds, settings.budget_ms)
     limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
     announce_replacement(run, config, "search")
-    announce("searching", _seconds(project, score_of, settings))
-    result = search(
-        project.space,
-        latency,
-        score_of,
-        settings,
-        priors=priors_of(project, run, settings, bounds),
-        bounds=bounds,
-        measure_of=None if not_measured else measuring(project),
-        resume=state.candidates,
-        on_generation=state.keep,
-    )
+    measure_of = None if not_measured else measuring(project)
+    scores, kept, method = None, list[Path](), None
+    if own is not None:
+        scores = TrainedScores(project, own, stage.path(SCORES), inputs)
+        scores.choose_criterion(_typical(scores.space, latency, settings, bounds))
+        kept = [stage.path(SCORES)]
+    if scores is not None and methods:
+        proposals = Proposals(methods, scores, latency, bounds)
+        result = _proposed(proposals, settings, config.search, measure_of)
+        method = proposals.origin[result.best.widths]
+    else:
+        state = SearchState(stage, inputs, project.space)
+        kept += state.files
+        score_of = scores or scoring(project, supernets)
+        announce("searching", _seconds(project, score_of, settings))
+        result = search(
+            project.space,
+            latency,
+            score_of,
+            settings,
+            priors=() if scores else priors_of(project, run, settings, bounds),
+            bounds=bounds,
+            measure_of=measure_of,
+            resume=state.candidates,
+            on_generation=state.keep,
+        )
     if not_measured or project.replayed:
         notes = result.note, not_measured, project.replayed
         result = replace(result, note="; ".join(note for note in notes if note))
@@ -366,14 +399,52 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "groups": [group.name for group in project.space.groups],
         "seed": result.seed,
         "note": result.note,
+        "method": method,
+        "methods": list(methods),
+        "criterion": scores.criterion if scores else None,
     }
     files = {
         "result.json": summary,
         "history.json": [candidate_json(c) for c in result.history],
         "pareto.json": [candidate_json(c) for c in result.pareto],
     }
-    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()}, state.files)
+    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()}, kept)
     return summary
+
+
+def _typical(
+    space: WidthSpace, latency: LatencyModel, settings: SearchSettings, bounds: Sequence[Bound]
+) -> Widths:
+    """Widths as those that are looked for: uniform ones of the budget, or each group's middle choice."""
+    try:
+        if settings.budget_ms is not None:
+            return allocate_uniformly(space, (), latency, settings.budget_ms, bounds)
+    except BudgetError:
+        pass  # no uniform network fits
+    return Widths(group.choices[len(group.choices) // 2] for group in space.groups)
+
+
+def _proposed(
+    proposals: Proposals, settings: SearchSettings, config: SearchConfig, measure_of: MeasureOf | None
+) -> SearchResult:
+    """The best of the networks that the configured methods propose, measured beside the original."""
+    space, latency = proposals.scores.space, proposals.latency
+    assert settings.budget_ms is not None
+    original = space.original()
+    share = None if config.latency_ms is not None else latency_share(config.latency or DEFAULT_SHARE)
+    if measure_of is None:
+        found = proposals.propose(settings.budget_ms, 0)
+        best, budget, note = min(found, key=lambda c: loss_of(c.score)), settings.budget_ms, NOT_MEASURED
+        top: tuple[Candidate, ...] = (best,)
+    else:
+        target = Target(settings.budget_ms, share, settings.margin)
+        winner, top, note = best_measured(proposals, target, original, measure_of, settings.measured)
+        best, budget = winner.candidate, winner.budget_ms
+        report(proposals, winner)
+    candidates = tuple(proposals.found.values())
+    evolution = Evolution(space, latency, proposals.scores, replace(settings, smooth=False))
+    result = _result(settings, best, top, candidates, note)
+    return replace(result, budget_ms=budget, pareto=evolution.front(candidates))
 
 
 def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float, device: str) -> float | None:

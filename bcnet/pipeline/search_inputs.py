@@ -29,6 +29,7 @@ from bcnet.supernet.space import Widths
 from bcnet.supernet.temperature import are_classes
 
 MeasureOf = Callable[[Widths], LatencyStat]
+DEFAULT_SHARE = "60%"  # of the full network's latency, where no budget is given
 BUDGETS = 4  # that the first generation of a front is drawn for
 
 
@@ -39,7 +40,7 @@ def settings_of(project: Project) -> SearchSettings:
     bounded = any(value is not None for value in (config.max_params, config.max_macs, config.max_size_mb))
     budget = None
     if own or (config.min_accuracy is None and not (bounded and config.fitness == "hard")):
-        budget = budget_ms(project, latency, config.latency_ms, config.latency or "60%")
+        budget = budget_ms(project, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
     return SearchSettings(
         budget_ms=budget,
         min_accuracy=config.min_accuracy,

@@ -1,4 +1,4 @@
-"""Stage 4, the winner as a plain network. In: a supernet, widths. Out: an ordinary network, fine-tuned.
+"""Stage 4, the winner as a plain network. In: trained weights, widths. Out: an ordinary network, fine-tuned.
 
 The widths are those of the search's winner, or of another point of its front.
 
@@ -21,7 +21,9 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
+from bcnet.pipeline.inherit import Trained, best_source, weights_of
 from bcnet.pipeline.kept import announce_replacement
+from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
@@ -29,8 +31,8 @@ from bcnet.supernet.fit import Objective, Recipe, metric_digest, seconds_to_fit,
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import Chosen, searched, trained_supernets
-from bcnet.supernet.score import evaluate_network, recalibrated, score_sides
+from bcnet.supernet.saved import Chosen, searched
+from bcnet.supernet.score import evaluate_network
 from bcnet.supernet.space import Widths, WidthSpace
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -38,11 +40,15 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class SliceResult:
-    """The small network, what it was cut from, and its accuracies on the test images."""
+    """The small network, where its weights came from, and its accuracies on the test images.
+
+    `supernet` (from 0) and `side` are None where they came from the trained network.
+    """
 
     model: nn.Module
-    supernet: int  # from 0
-    side: Side
+    source: str
+    supernet: int | None
+    side: Side | None
     accuracy_before: float
     accuracy_after: float
 
@@ -56,27 +62,21 @@ def slice(
     recipe: Recipe,
     *,
     images: int = 512,
+    trained: Trained | None = None,
     scratch: nn.Module | None = None,
     objective: Objective | None = None,
     checkpoint: CheckpointFile | None = None,
 ) -> SliceResult:
-    """Cut the side, of all sides of all supernets, that scores best on the validation images; fine-tune it.
+    """Cut out what scores best on the validation images, and fine-tune it.
 
-    `images` are used for its batch-norm statistics. With `scratch`, a freshly initialised network, its cut
-    is trained instead. `objective` is its loss, where that is not the task's alone. With a `checkpoint`, a
-    training that was killed continues.
+    Of all sides of all supernets, and of a `trained` network's most important channels by each of its
+    criteria, what has the lowest loss is taken; `images` are used for batch-norm statistics. With `scratch`,
+    a freshly initialised network, its cut is trained instead. `objective` is the loss, where that is not the
+    task's alone. With a `checkpoint`, a training that was killed continues.
     """
     widths = space.check(widths)
-    with working("scoring the winner's sides"):
-        scores = {
-            (number, side): score
-            for number, state in enumerate(supernets)
-            for side, score in score_sides(model, space, state, widths, data, images, recipe.task).items()
-        }
-    number, side = max(scores, key=lambda which: scores[which])
-    small = with_state(
-        model, space, recalibrated(model, space, supernets[number], widths, side, data, images)
-    )
+    best = best_source(model, space, widths, supernets, trained, data, images, recipe.task)
+    small = with_state(model, space, best.state)
     before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:
         small = cut(scratch, space, widths)
@@ -85,7 +85,7 @@ def slice(
         fit_resumably(small, data, recipe, what, checkpoint, objective)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
-    return SliceResult(small, number, side, before, after)
+    return SliceResult(small, best.name, best.supernet, best.side, before, after)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -112,7 +112,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
 
     project = load_project(config)
     stage, inputs = run.stage("slice"), stage_inputs(run, config)
-    supernets = trained_supernets(run, project)
+    supernets, trained = weights_of(run, project)
     chosen = chosen or searched(run, project)
     widths, images = chosen.widths, config.search.recalibration_images
     epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
@@ -127,7 +127,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         program_bytes(cut(project.model, project.space, widths), project.data.example(2))
     announce_replacement(run, config, "slice")
     probe = cut(project.model, project.space, widths)
-    objective = objective_for(project, probe, recipe) if epochs else None
+    objective = objective_for(project, trained_network(run, project), probe, recipe) if epochs else None
     what = "fine-tuning, with distillation" if objective else "fine-tuning"
     announce(what, seconds_to_fit(probe, project.data, recipe, objective))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
@@ -139,6 +139,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         project.data,
         recipe,
         images=images,
+        trained=trained,
         scratch=scratch,
         objective=objective,
         checkpoint=checkpoint,
@@ -146,6 +147,11 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
     described = preprocessing(result.model, project.data, None)
     groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
+    came_from = {
+        "inherited": result.source,
+        "supernet": None if result.supernet is None else result.supernet + 1,
+        "side": result.side,
+    }
     summary = {
         "stage": "slice",
         "folder": str(stage.folder),
@@ -153,8 +159,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "widths": list(widths),
         "predicted_ms": chosen.predicted_ms,
         "budget_ms": chosen.budget_ms,
-        "supernet": result.supernet + 1,
-        "side": result.side,
+        **came_from,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,
         "distilled": objective is not None,
@@ -166,7 +171,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     files = {
         "model.safetensors": save(tensors, {KEY: described}),
         "model.pt2": program_bytes(result.model, project.data.example(2), {KEY: described}),
-        "widths.json": json_bytes({"widths": groups, "supernet": result.supernet + 1, "side": result.side}),
+        "widths.json": json_bytes({"widths": groups, **came_from}),
         "result.json": json_bytes(summary),
     }
     stage.finish(inputs, files, [checkpoint.path])

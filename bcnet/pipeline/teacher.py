@@ -10,7 +10,6 @@ from bcnet.errors import FOREIGN, ConfigError, TrainingError, one_line
 from bcnet.imports import code_of, import_function
 from bcnet.progress import say
 from bcnet.supernet.fit import Objective, Recipe
-from bcnet.supernet.paths import cut
 from bcnet.supernet.project import Project
 from bcnet.training.distill import Distillation
 
@@ -23,11 +22,14 @@ def teacher_digest(project: Project) -> str:
     return digest([named, code_of(import_function(named, ConfigError)) if ":" in named else ""])
 
 
-def distillation(project: Project) -> Distillation | None:
-    """The configured distillation. Raises ConfigError or TrainingError where its teacher cannot be had."""
+def distillation(project: Project, original: nn.Module | None) -> Distillation | None:
+    """The configured distillation; `original` is the trained network, where there is one.
+
+    Raises ConfigError where its teacher is not there.
+    """
     config = project.config.slice
     named = config.teacher
-    if named == NONE or (named == AUTO and (not project.trained or project.config.slice.from_scratch)):
+    if named == NONE or (named == AUTO and (original is None or config.from_scratch)):
         return None
     if named not in (AUTO, ORIGINAL) and ":" not in named:
         raise ConfigError(
@@ -35,18 +37,13 @@ def distillation(project: Project) -> Distillation | None:
         )
     if ":" in named:
         teacher = _own(named)
-    elif not project.trained or project.untrained_layers:
-        reason = (
-            f"its layers {', '.join(project.untrained_layers[:3])} are not trained"
-            if project.untrained_layers
-            else "it has no trained weights: set model.weights"
+    elif original is None:
+        raise ConfigError(
+            "slice.teacher: the original network cannot be the teacher, its weights are not trained: set "
+            "model.weights"
         )
-        if named == AUTO:
-            say(f"no distillation: the original network cannot be the teacher, {reason}")
-            return None
-        raise ConfigError(f"slice.teacher: the original network cannot be the teacher, {reason}")
     else:
-        teacher = cut(project.model, project.space, project.space.original())
+        teacher = original
     return Distillation(
         teacher,
         config.teacher_temperature,
@@ -57,12 +54,14 @@ def distillation(project: Project) -> Distillation | None:
     )
 
 
-def objective_for(project: Project, student: nn.Module, recipe: Recipe) -> Objective | None:
+def objective_for(
+    project: Project, original: nn.Module | None, student: nn.Module, recipe: Recipe
+) -> Objective | None:
     """The loss that a small network is trained with; None for the task's own.
 
     Where nobody asked for the teacher, one that does not fit is reported and left out.
     """
-    found = distillation(project)
+    found = distillation(project, original)
     if found is None:
         return None
     try:

@@ -25,6 +25,8 @@ from bcnet.data import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.kept import warn_of_verified
+from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.train_network import network_inputs, say_reached, train_network
 from bcnet.pipeline.training_file import (
     Checkpoint,
     Record,
@@ -162,7 +164,10 @@ def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
-    inputs = {**load_project(config).inputs(), "training settings": training_digest(config)}
+    project = load_project(config)
+    if on_trained_network(project):
+        return network_inputs(project)
+    inputs = {**project.inputs(), "training settings": training_digest(config)}
     count = config.train.supernets
     return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
@@ -175,6 +180,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
     """
     project, count = load_project(config), config.train.supernets
+    if on_trained_network(project):
+        return train_network(run, config, project)
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
@@ -248,13 +255,11 @@ def report_given(project: Project, device: str) -> None:
             f"its {project.config.task.metric} is not comparable, and is left out"
         )
         return
-    metric, data = project.config.task.metric, project.data
+    data = project.data
     given = cut(project.model, project.space, project.space.original()).to(device)
     with working("evaluating the network as it was given"):
         reached = evaluate_network(given, data, data.test, project.task).accuracy
-    value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
-    wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
-    say(f"the network as it was given: {metric} {value} on {len(data.test):,} test images{wrong}")
+    say_reached(project, "the network as it was given", reached)
 
 
 def _check_delivery(project: Project) -> None:

@@ -13,20 +13,20 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     """Print the networks in one table, and the notes on them."""
     metric, entries = summary["metric"], summary["networks"]
     close = {name for pair in summary["not_separable"] for name in pair}
-    rows = [
-        [
-            entry["name"],
-            _with_interval(metric, entry),
-            ("~" if entry["name"] in close else "") + milliseconds(entry["latency"]["median_ms"]),
-            f"{entry['noise']:.0%}",
-            short_count(entry["params"]),
-            short_count(entry["macs"]),
-        ]
-        for entry in entries
-    ]
+    original = next((entry for entry in entries if entry["name"] == "original"), None)
+    rows = []
+    for entry in entries:
+        latency_ms = entry["latency"]["median_ms"]
+        latency = ("~" if entry["name"] in close else "") + milliseconds(latency_ms)
+        row = [entry["name"], _with_interval(metric, entry), latency]
+        if original is not None:
+            row += [_lost(metric, original, entry), f"{original['latency']['median_ms'] / latency_ms:.2f}x"]
+        row += [f"{entry['noise']:.0%}", short_count(entry["params"])]
+        rows.append(row if original is not None else [*row, short_count(entry["macs"])])
     heading = metric if len(metric) <= LONGEST else "metric"
     heading = "accuracy (95 %)" if entries[0]["accuracy_low"] is not None else heading
-    put(*columns(["network", heading, "ms", "noise", "params", "MACs"], rows), "")
+    more = ["lost", "speed", "noise", "params"] if original is not None else ["noise", "params", "MACs"]
+    put(*columns(["network", heading, "ms", *more], rows), "")
     budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
     put(f"on {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
     put(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
@@ -34,13 +34,21 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     put(f"trained for {summary['passes']} passes over the training images each{given}")
     rounds = len(entries[0]["rounds_ms"])
     for first, second in summary["not_separable"]:
-        put(f"~ not separable by latency in {rounds} rounds: {first} / {second}")
+        put(f"~ latency not separable in {rounds} rounds: {first} / {second}")
     for note in summary["notes"]:
         put(f"note: {note}")
     put(f"verified network: {summary['file']}")
     if summary.get("better"):
         lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary["better"].items())
         put(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
+
+
+def _lost(metric: str, original: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What of the original network's metric is lost: points of an accuracy."""
+    if entry is original:
+        return ""
+    lost = original["accuracy"] - entry["accuracy"]
+    return f"{100 * lost:.2f}" if metric == "accuracy" else f"{lost:.3g}"
 
 
 def _with_interval(metric: str, entry: Mapping[str, Any]) -> str:

@@ -42,7 +42,27 @@ def _widths(widths: Sequence[int]) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
+def _network(summary: Summary) -> list[str]:
+    """The first stage where no supernet is trained."""
+    if summary["network"] == "given":
+        done = "nothing: the weights are given, and widths are found on the network itself"
+    else:
+        done = f"the network itself, {_epochs(summary['epochs'])} in {summary['seconds']:.0f} s"
+    reached = f"{value_of(summary['metric'], summary['test_accuracy'])} on the test images"
+    return _lines(
+        [
+            ("trained", done),
+            (summary["metric"][:9], reached),
+            ("searched", f"{summary['groups']} groups of channels"),
+            ("files", f"{summary['folder']}/"),
+            ("next", _next(summary, "bcnet build-lut")),
+        ]
+    )
+
+
 def _train(summary: Summary) -> list[str]:
+    if "network" in summary:
+        return _network(summary)
     count, epochs = summary["supernets"], summary["epochs"]
     what = "supernet" if count == 1 else f"{count} supernets"
     seconds = f" in {summary['seconds']:.0f} s" if summary["seconds"] else ""
@@ -94,12 +114,14 @@ def _search(summary: Summary) -> list[str]:
     latency += f"{milliseconds(best['predicted_ms'])} ms predicted"
     if summary["budget_ms"] is not None:
         latency += f"; budget {milliseconds(summary['budget_ms'])} ms"
-    wanted = summary["min_accuracy"]
+    wanted, by = summary["min_accuracy"], summary.get("method")
+    where = "in the supernet" if summary.get("criterion") is None else "on the validation images"
     asked = f" (at least {value_of(metric, wanted)} was asked for)" if wanted is not None else ""
     return _lines(
         [
             ("winner", _widths(best["widths"])),
-            (metric[:9], f"{value_of(metric, best['accuracy'])} in the supernet, before fine-tuning{asked}"),
+            (metric[:9], f"{value_of(metric, best['accuracy'])} {where}, before fine-tuning{asked}"),
+            ("method", f"{by}, channels by {summary['criterion']}" if by else ""),
             ("latency", latency),
             ("size", _size(summary)),
             ("searched", f"{summary['candidates']} networks; {summary['pareto']} are on the front"),
@@ -116,9 +138,9 @@ def _slice(summary: Summary) -> list[str]:
     if summary["from_scratch"]:
         trained, reached = f"trained from scratch, {_epochs(epochs)}", after
     else:
-        trained = (
-            f"{summary['side']} side of supernet {summary['supernet']}, fine-tuned for {_epochs(epochs)}"
-        )
+        source = summary.get("inherited") or f"{summary['side']} side of supernet {summary['supernet']}"
+        distilled = " with distillation" if summary.get("distilled") else ""
+        trained = f"from {source}, fine-tuned for {_epochs(epochs)}{distilled}"
         reached = f"{after} on the test images, {before} before fine-tuning"
     budget = summary["budget_ms"]
     held = f", budget {milliseconds(budget)} ms" if budget is not None else ""

@@ -28,6 +28,8 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
     stage = run.stage("train")
     stage.require(project.inputs())
     inputs = read_json(stage.path(MANIFEST), stage.command)["inputs"]  # checked just now
+    if "network" in inputs:
+        raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
     files = map(supernet_file, range(int(inputs.get("supernets", 1))))
     own = project.model
     return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)

@@ -10,6 +10,7 @@ import torch
 from conftest import clear_projects
 from safetensors.torch import save_file
 
+from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.latency_tables.rows import LatencyStat
@@ -21,10 +22,12 @@ from bcnet.pipeline.compare import (
     SEARCHED,
     UNIFORM,
     Entry,
+    Given,
     better_from_scratch,
     compare,
 )
 from bcnet.pipeline.export import original_accuracy
+from bcnet.pipeline.original import original_network
 from bcnet.pipeline.repeated import FEWEST, MOST
 from bcnet.pipeline.train import report_given
 from bcnet.show import show_comparison
@@ -49,7 +52,7 @@ def entry(name: str, low: float | None, high: float | None) -> Entry:
 def test_widths_are_better_from_scratch_where_intervals_do_not_touch(
     low: float | None, high: float | None, better: bool
 ) -> None:
-    searched = entry("searched", 0.5, 0.6)
+    searched = entry("found (inherited)", 0.5, 0.6)
     assert better_from_scratch((searched, entry(SCRATCH, low, high))) is better
     assert not better_from_scratch((searched,))
 
@@ -77,7 +80,11 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
     capsys.readouterr()
     assert main(["run", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert [network["name"] for network in found["networks"]] == ["full, retrained", "uniform", "searched"]
+    assert [network["name"] for network in found["networks"]] == [
+        "full (from scratch)",
+        "uniform (from scratch)",
+        "found (from scratch)",
+    ]
     assert [network["passes"] for network in found["networks"]] == [3, 3, 3]
     assert found["networks"][2]["accuracy"] == before[3]["accuracy"]
     assert found["better"] is None
@@ -88,7 +95,7 @@ def test_where_a_head_is_fresh_the_accuracy_of_the_given_network_is_left_out(
 ) -> None:
     clear_projects()
     save_file(digits(num_classes=7).state_dict(), "own.safetensors")
-    config = load_config(None, {"model": {"weights": "own.safetensors"}})
+    config = load_config(None, {"model": {"weights": "own.safetensors"}, "search": {"method": "evolution"}})
     own = load_project(config)
     assert own.untrained_layers == ("'6' (7 outputs there, 10 here)",)
     capfd.readouterr()
@@ -97,7 +104,7 @@ def test_where_a_head_is_fresh_the_accuracy_of_the_given_network_is_left_out(
         "the network as it was given has untrained layers ('6' (7 outputs there, 10 here)): its accuracy is "
         "not comparable, and is left out\n"
     )
-    assert original_accuracy(own) is None
+    assert original_accuracy(Run.named("default"), own) is None
     widths = own.space.uniform(0.5)
     proto = to_onnx(cut(own.fresh_model(), own.space, widths), own.data.example(1))
     found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
@@ -115,11 +122,17 @@ def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_othe
     """Without any training, so that the accuracies show the initial weights of the rows."""
     torch.manual_seed(99)
     save_file(digits().state_dict(), "own.safetensors")
-    config = load_config(None, {"model": {"weights": "own.safetensors"}})
+    config = load_config(None, {"model": {"weights": "own.safetensors"}, "search": {"method": "evolution"}})
     own = load_project(config)
     widths = own.space.uniform(0.5)
     proto = to_onnx(cut(own.fresh_model(), own.space, widths), own.data.example(1))
-    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
+    found = compare(
+        own,
+        proto.SerializeToString(),
+        widths,
+        Recipe.of(config, 0, 0.1),
+        Given(original_network(Run.named("default"), own)),
+    )
     rows = {entry.name: entry for entry in found.entries}
     assert list(rows) == [ORIGINAL, FULL, UNIFORM, SEARCHED, SCRATCH]
     given, fresh = (
@@ -136,7 +149,7 @@ def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_othe
         assert FEWEST <= len(entry.rounds_ms) <= MOST
         assert entry.latency.median_ms == min(entry.rounds_ms)
         assert entry.noise == pytest.approx(max(entry.rounds_ms) / min(entry.rounds_ms) - 1, abs=1e-4)
-    assert original_accuracy(own) == pytest.approx(given, abs=1e-6)
+    assert original_accuracy(Run.named("default"), own) == pytest.approx(given, abs=1e-6)
 
 
 UNRESETTABLE = """
@@ -196,11 +209,11 @@ def test_a_comparison_and_a_fine_tuning_that_were_killed_continue_and_leave_noth
     capsys.readouterr()
     assert main(["run", "--json"]) == 0
     out, err = capsys.readouterr()
-    for name in ("full, retrained", "uniform"):
+    for name in ("full (from scratch)", "uniform (from scratch)"):
         assert f"training: {name}: continuing after epoch" in err
     after = {entry["name"]: entry for entry in json.loads(out)["networks"]}
-    assert after["uniform"]["widths"] == uniform
+    assert after["uniform (from scratch)"]["widths"] == uniform
     for entry in before:
-        if entry["name"] != "uniform":  # whose widths depend on how fast the machine is
+        if entry["name"] != "uniform (from scratch)":  # whose widths depend on how fast the machine is
             assert after[entry["name"]]["accuracy"] == entry["accuracy"]
     assert sorted(path.name for path in (RUN / "compare").iterdir()) == ["manifest.json", "result.json"]

@@ -77,10 +77,10 @@ def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) ->
 def test_a_run_compares_the_searched_network_with_others_of_as_many_passes(finished: Finished) -> None:
     networks = finished[1]["networks"]
     assert [entry["name"] for entry in networks] == [
-        "full, retrained",
-        "uniform",
-        "searched",
-        "searched widths from scratch",
+        "full (from scratch)",
+        "uniform (from scratch)",
+        "found (inherited)",
+        "found (from scratch)",
     ]
     full, uniform, searched, anew = networks
     assert (anew["widths"], anew["params"]) == (searched["widths"], searched["params"])
@@ -140,11 +140,11 @@ def test_a_second_run_skips_every_stage_and_prints_the_table(
     lines = out.splitlines()
     assert lines[0].split() == ["network", "accuracy", "(95", "%)", "ms", "noise", "params", "MACs"]
     assert max(map(len, lines[:6])) <= 80
-    assert [line[:28].strip() for line in lines[2:6]] == [
-        "full, retrained",
-        "uniform",
-        "searched",
-        "searched widths from scratch",
+    assert [line[:24].strip() for line in lines[2:6]] == [
+        "full (from scratch)",
+        "uniform (from scratch)",
+        "found (inherited)",
+        "found (from scratch)",
     ]
     assert " 1.91M " in lines[2]
     assert "verified network: runs/default/export/model.onnx" in out

@@ -59,7 +59,9 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
     result = json.loads(Path("runs/default/slice/result.json").read_text(encoding="utf-8"))
     assert result["supernet"] in (1, 2)
     networks = {network["name"]: network for network in found["networks"]}
-    assert networks["searched"]["passes"] == 2 * 2 * 2 + 1  # supernets, epochs and sides; fine-tuning
+    assert (
+        networks["found (inherited)"]["passes"] == 2 * 2 * 2 + 1
+    )  # supernets, epochs and sides; fine-tuning
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> None:

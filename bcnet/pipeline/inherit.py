@@ -1,0 +1,125 @@
+"""The weights that a small network begins with. In: supernets, a trained network, widths. Out: the best.
+
+Candidates are every side of every supernet, and the trained network's most important channels by each
+criterion (AdaPruner, arXiv 2109.06397, abstract). All are compared after batch-norm recalibration, on the
+validation images.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run
+from bcnet.data import ImageData
+from bcnet.errors import ConfigError
+from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.trained_scores import loss_of
+from bcnet.progress import say, working
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.importance import CRITERIA, Criterion
+from bcnet.supernet.inherit import Inherited, Original, inherited
+from bcnet.supernet.methods import Side
+from bcnet.supernet.paths import State
+from bcnet.supernet.project import Project
+from bcnet.supernet.saved import trained_supernets
+from bcnet.supernet.score import Score, evaluate, recalibrated
+from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.supernet.task import Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and by each criterion the importance of its channels."""
+
+    original: Original
+    importances: Mapping[Criterion, Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights that a small network can begin with, recalibrated, and their score.
+
+    `supernet` (from 0) and `side` are None where they come from the trained network.
+    """
+
+    name: str
+    short: str
+    state: State
+    score: Score
+    supernet: int | None = None
+    side: Side | None = None
+
+
+def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...], Trained | None]:
+    """The run's supernets, and its trained network, as `slice.inherit` asks for them.
+
+    Raises ConfigError where what it asks for is not there.
+    """
+    wanted = project.config.slice.inherit
+    supernets: tuple[dict[str, Tensor], ...] = ()
+    if not on_trained_network(project):
+        supernets = trained_supernets(run, project)
+    if wanted == "supernet" and not supernets:
+        raise ConfigError(
+            'slice.inherit is "supernet", but none is trained here: set search.method = "evolution", or use '
+            "another criterion"
+        )
+    network = None if wanted == "supernet" else trained_network(run, project)
+    if wanted not in ("auto", "supernet") and network is None:
+        raise ConfigError(
+            f'slice.inherit is "{wanted}", but the network has no trained weights: set model.weights, or use '
+            '"supernet"'
+        )
+    if network is None or project.config.slice.from_scratch:
+        return supernets, None
+    by = [own for own in CRITERIA if wanted in ("auto", own)]
+    recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
+    images = project.config.search.recalibration_images
+    original = Original(network, project.space, project.data, recipe, images)
+    return supernets if wanted == "auto" else (), Trained(original, original.importances(by))
+
+
+def best_source(
+    model: nn.Module,
+    space: WidthSpace,
+    widths: Widths,
+    supernets: Sequence[Mapping[str, Tensor]],
+    trained: Trained | None,
+    data: ImageData,
+    images: int,
+    task: Task,
+) -> Source:
+    """The weights of the lowest loss on the validation images; `images` training images recalibrate them."""
+    with working("scoring the weights that the small network can begin with"):
+        sources = list(_of_supernets(model, space, widths, supernets, data, images, task))
+    if trained is not None:
+        found = inherited(trained.original, widths, trained.importances)
+        sources += [_of_original(own) for own in found]
+    best = min(sources, key=lambda source: loss_of(source.score))
+    if trained is not None:
+        losses = ", ".join(f"{source.short} {loss_of(source.score):.3f}" for source in sources)
+        say(f"the small network begins with {best.name}; losses on the validation images: {losses}")
+    return best
+
+
+def _of_supernets(
+    model: nn.Module,
+    space: WidthSpace,
+    widths: Widths,
+    supernets: Sequence[Mapping[str, Tensor]],
+    data: ImageData,
+    images: int,
+    task: Task,
+) -> Iterator[Source]:
+    for number, tensors in enumerate(supernets):
+        for side in space.rule.sides:
+            state = recalibrated(model, space, tensors, widths, side, data, images)
+            score = evaluate(model, space, state, data, data.val, task)
+            short = f"supernet {number + 1}, {side}"
+            yield Source(f"the {side} side of supernet {number + 1}", short, state, score, number, side)
+
+
+def _of_original(own: Inherited) -> Source:
+    return Source(f"the original's channels by {own.source}", own.source, own.state, own.score)

@@ -1,0 +1,55 @@
+"""The trained network that small ones come from. In: a run. Out: its tensors, and it as a network.
+
+Where no supernet is trained, the first stage leaves it in `train/original.safetensors`.
+"""
+
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run
+from bcnet.errors import ArtifactError
+from bcnet.models.finite import not_finite
+from bcnet.pipeline.route import on_trained_network
+from bcnet.sealed import unseal_tensors
+from bcnet.supernet.paths import cut, tensors_of, with_state
+from bcnet.supernet.project import Project
+
+ORIGINAL_FILE = "original.safetensors"
+
+
+def trained_state(run: Run, project: Project) -> dict[str, Tensor]:
+    """The tensors that the first stage left, as wide as the space. Raises ArtifactError."""
+    stage = run.stage("train")
+    stage.require(project.inputs())
+    path = stage.path(ORIGINAL_FILE)
+    if not path.exists():
+        raise ArtifactError(f"{stage.folder} holds a supernet, not the network; run `{stage.command}` again")
+    try:
+        tensors, _ = unseal_tensors(path)
+    except ValueError as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
+    own = tensors_of(project.model)
+    wrong = next(
+        (n for n, t in own.items() if tensors.get(n) is None or tensors[n].shape != t.shape), None
+    ) or not_finite(tensors, {name for name, _ in project.model.named_parameters()})
+    if wrong is not None:
+        raise ArtifactError(f"{path}: '{wrong}' does not fit; run `{stage.command}` again")
+    return tensors
+
+
+def trained_network(run: Run, project: Project) -> nn.Module | None:
+    """The network that a small one may learn from, in eval mode; None where no weights are trained."""
+    space = project.space.without_extra()
+    if on_trained_network(project):
+        return with_state(project.model, space, trained_state(run, project)).eval()
+    if not project.trained or project.untrained_layers:
+        return None
+    return cut(project.model, project.space, project.space.original()).eval()
+
+
+def original_network(run: Run, project: Project) -> nn.Module | None:
+    """The network that results are compared with: as it was given, or trained in the first stage."""
+    if project.narrow is None:
+        return trained_network(run, project)
+    if not project.trained or project.untrained_layers:
+        return None
+    return cut(project.model, project.space, project.space.original()).eval()

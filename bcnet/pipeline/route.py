@@ -1,0 +1,35 @@
+"""Which way a run takes: widths scored in a supernet, or found on the trained network itself.
+
+In: a project. Out: the methods that find widths without a supernet, and whether one is trained at all.
+"""
+
+from bcnet.config import SearchConfig
+from bcnet.supernet.project import Project
+
+ALLOCATIONS = ("uniform", "latency-greedy", "latency-milp", "adapruner")
+
+
+def on_trained_network(project: Project) -> bool:
+    """Whether widths are scored by the trained network's own weights: no supernet is trained then."""
+    method = project.config.search.method
+    return project.trained if method == "auto" else method != "evolution"
+
+
+def allocations(project: Project) -> tuple[str, ...]:
+    """The methods whose networks are candidates; none: an evolution finds them.
+
+    Where weights are given, `auto` takes all methods, unless more is wanted than a latency budget.
+    """
+    search = project.config.search
+    if not on_trained_network(project):
+        return ()
+    if search.method == "auto":
+        return () if beyond_a_budget(search) else ALLOCATIONS
+    return (search.method,)
+
+
+def beyond_a_budget(search: SearchConfig) -> bool:
+    """Whether only an evolution finds what is wanted: a front, a minimum accuracy, a soft budget."""
+    bounded = any(value is not None for value in (search.max_params, search.max_macs, search.max_size_mb))
+    without_budget = bounded and search.latency_ms is None and search.latency is None
+    return search.pareto or search.min_accuracy is not None or search.fitness == "soft" or without_budget

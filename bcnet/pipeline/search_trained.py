@@ -1,0 +1,174 @@
+"""Stage 3 without a supernet. In: scores on the trained network, a table, a budget. Out: the best widths.
+
+Each method proposes networks that should just fit the budget; all are scored as whole networks, the best are
+measured beside the original, and what the table predicted wrongly moves the next round's limit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.methods.adapruner import allocate_by_scales
+from bcnet.methods.latency_greedy import allocate_greedily
+from bcnet.methods.program import SolverSettings, allocate_exactly
+from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.repeated import Repeated
+from bcnet.pipeline.search_inputs import MeasureOf
+from bcnet.pipeline.trained_scores import TrainedScores, loss_of
+from bcnet.progress import say, working
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.evolution import Candidate
+from bcnet.supernet.space import Widths
+
+ROUNDS = 4  # of proposing and measuring
+POOL = 8  # networks that the program proposes
+USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
+ALTERNATIONS = 3  # measurements of each network of a round, alternating with the original's
+
+
+@dataclass(frozen=True)
+class Target:
+    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin."""
+
+    budget_ms: float
+    share: float | None
+    margin: float
+
+    def limit_ms(self, original_ms: float) -> float:
+        """What measured networks must not exceed where the original takes `original_ms`."""
+        return self.asked_ms(original_ms) * (1 - self.margin)
+
+    def asked_ms(self, original_ms: float) -> float:
+        """The budget itself."""
+        return self.budget_ms if self.share is None else self.share * original_ms
+
+
+@dataclass
+class Proposals:
+    """Candidates of all rounds: who proposed them, their scores, and what was measured."""
+
+    methods: tuple[str, ...]
+    scores: TrainedScores
+    latency: LatencyModel
+    bounds: Sequence[Bound]
+    found: dict[Widths, Candidate] = field(default_factory=dict)
+    origin: dict[Widths, str] = field(default_factory=dict)
+
+    def propose(self, limit_ms: float, number: int) -> list[Candidate]:
+        """Networks of at most `limit_ms` by the table, scored. Raises BudgetError if there are none."""
+        infeasible: BudgetError | None = None
+        proposed: dict[Widths, str] = {}
+        for method in self.methods:
+            try:
+                for widths in self._widths(method, limit_ms):
+                    proposed.setdefault(widths, method)
+            except BudgetError as reason:
+                infeasible = infeasible or reason
+        if not proposed:
+            raise infeasible or BudgetError(f"no network of {limit_ms:.4g} ms was found")
+        with working(f"scoring {len(proposed)} networks of up to {limit_ms:.4g} ms"):
+            for widths, method in proposed.items():
+                self.origin.setdefault(widths, method)
+                if widths not in self.found:
+                    predicted = float(self.latency(widths))
+                    self.found[widths] = Candidate(widths, predicted, self.scores(widths), number)
+        return [self.found[widths] for widths in proposed]
+
+    def _widths(self, method: str, limit_ms: float) -> list[Widths]:
+        space, importances = self.scores.space, self.scores.importances
+        given = self.latency, limit_ms, self.bounds
+        if method == "uniform":
+            return [allocate_uniformly(space, importances["l1"], *given)]
+        if method == "latency-greedy":
+            return [allocate_greedily(space, importances["taylor"], *given)]
+        if method == "adapruner":
+            return [allocate_by_scales(space, importances["bn-scale"], *given)]
+        found = allocate_exactly(space, self.scores.tables, *given, SolverSettings(pool=POOL))
+        return [allocation.widths for allocation in found]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The best candidate; the budget in ms, as measured beside it; how much of the limit it uses."""
+
+    candidate: Candidate
+    budget_ms: float
+    used: float
+
+
+def best_measured(
+    proposals: Proposals, target: Target, original: Widths, measure_of: MeasureOf, measured: int
+) -> tuple[Winner, tuple[Candidate, ...], str]:
+    """The candidate of the lowest loss that was measured within the target; all that were; a note.
+
+    Raises BudgetError where none was.
+    """
+    full_predicted = float(proposals.latency(original))
+    predicted_limit = target.asked_ms(full_predicted)
+    timed: dict[Widths, tuple[Candidate, float]] = {}  # and its share of the limit at that time
+    budget_ms, note = target.asked_ms(full_predicted), ""
+    for number in range(ROUNDS):
+        try:
+            batch = sorted(proposals.propose(predicted_limit, number), key=lambda c: loss_of(c.score))
+        except BudgetError:
+            if not timed:
+                raise
+            break  # none is as fast as the measurements ask for
+        batch = [c for c in batch if c.widths not in timed][:measured]
+        if not batch:
+            break
+        with working("measuring the best candidates beside the original"):
+            stats = alternating(measure_of, [original, *(c.widths for c in batch)])
+        limit = target.limit_ms(stats[original].median_ms)
+        budget_ms = target.asked_ms(stats[original].median_ms)
+        for candidate in batch:
+            stat = stats[candidate.widths]
+            timed[candidate.widths] = replace(candidate, measured=stat), stat.median_ms / limit
+        winner = _best(timed)
+        if winner is not None and timed[winner.widths][1] >= USED:
+            break
+        # The best few are near the limit by the table: their measurements show how far it is off.
+        off = sorted(timed[c.widths][1] * predicted_limit / c.predicted_ms for c in batch)[len(batch) // 2]
+        predicted_limit /= off
+        note = f"the table's predictions were {1 / off - 1:+.1%} off at this budget, which was corrected"
+    winner = _best(timed)
+    everything = tuple(candidate for candidate, _ in timed.values())
+    if winner is None:
+        closest = min(share for _, share in timed.values())
+        raise BudgetError(
+            f"none of the {len(timed)} best candidates, measured beside the original network, is within the "
+            f"budget of {budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The machine "
+            "may be busy: search again, or measure the table again with `bcnet build-lut --again`"
+        )
+    return Winner(winner, budget_ms, timed[winner.widths][1]), everything, note
+
+
+def _best(timed: dict[Widths, tuple[Candidate, float]]) -> Candidate | None:
+    inside = [candidate for candidate, share in timed.values() if share <= 1]
+    return min(inside, key=lambda c: (loss_of(c.score), c.predicted_ms), default=None)
+
+
+def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
+    """The fastest of a few measurements of each network, alternating: other work on the machine only adds."""
+    found: dict[Widths, list[LatencyStat]] = {widths: [] for widths in networks}
+    for number in range(ALTERNATIONS):
+        for widths in reversed(found) if number % 2 else found:
+            found[widths].append(measure_of(widths))
+    return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
+
+
+def report(proposals: Proposals, winner: Winner) -> None:
+    """Say what won, and what each method's best network scored."""
+    best: dict[str, float] = {}
+    for widths, candidate in proposals.found.items():
+        method = proposals.origin[widths]
+        best[method] = min(best.get(method, float("inf")), loss_of(candidate.score))
+    ordered = sorted(best.items(), key=lambda own: own[1])
+    scores = ", ".join(f"{method} {loss:.3f}" for method, loss in ordered)
+    say(f"loss before fine-tuning, the best network of each method: {scores}")
+    say(
+        f"{proposals.origin[winner.candidate.widths]} wins: {winner.candidate.widths}, "
+        f"{winner.used:.1%} of the latency limit"
+    )

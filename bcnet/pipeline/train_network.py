@@ -1,0 +1,88 @@
+"""Stage 1 without a supernet: the network itself, trained as far as its weights are not.
+
+In: a project. Out: `train/original.safetensors`, from which widths are found, weights inherited and small
+networks distilled. Given weights are taken as they are; a network with a new head, or without weights, is
+trained first.
+"""
+
+import time
+from typing import Any
+
+from bcnet.artifacts import Run
+from bcnet.config import Config
+from bcnet.models.weights import listed
+from bcnet.pipeline.kept import warn_of_verified
+from bcnet.pipeline.original import ORIGINAL_FILE
+from bcnet.progress import announce, say, working
+from bcnet.sealed import seal_tensors
+from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
+from bcnet.supernet.fit import Recipe, seconds_to_fit, training_digest
+from bcnet.supernet.paths import tensors_of, with_state
+from bcnet.supernet.project import Project
+from bcnet.supernet.score import evaluate_network
+
+CHECKPOINT = "checkpoint-original.safetensors"
+FINE_TUNING_RATE = 0.01  # of a network whose weights are trained, unless train.learning_rate is given
+
+
+def network_inputs(project: Project) -> dict[str, str]:
+    """What this stage's manifest records in place of a supernet's training settings."""
+    # A wider network than the given one is not trained yet.
+    given = project.trained and not project.untrained_layers and project.narrow is None
+    return {**project.inputs(), "network": "given" if given else training_digest(project.config)}
+
+
+def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
+    """Train the network itself, if it has to be, and save it. Returns a summary."""
+    stage, inputs = run.stage("train"), network_inputs(project)
+    given = inputs["network"] == "given"
+    model = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
+    recipe = Recipe.of(config, config.train.epochs, _rate(project))
+    checkpoint = CheckpointFile(stage.path(CHECKPOINT), inputs)
+    say(f"data: {project.data}")
+    warn_of_verified(run, "train")
+    start = time.perf_counter()
+    if given:
+        say("the network's weights are given: it is not trained")
+    else:
+        why = "it has no trained weights" if project.narrow is None else "it is wider than the given one"
+        if project.untrained_layers:
+            why = f"its layers {listed(list(project.untrained_layers))} are not trained"
+        say(f"the network itself is trained first: {why}")
+        announce("training the network", seconds_to_fit(model, project.data, recipe))
+        fit_resumably(model, project.data, recipe, "training the network", checkpoint)
+    with working("evaluating the network on the test images"):
+        reached = evaluate_network(model.eval(), project.data, project.data.test, project.task).accuracy
+    say_reached(project, "the network as it was given" if given else "the trained network", reached)
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors_of(model).items()}
+    files = {
+        ORIGINAL_FILE: seal_tensors(tensors, {"inputs": inputs}),
+        "space.json": project.space.to_json().encode(),
+    }
+    stage.finish(inputs, files, [checkpoint.path])
+    return {
+        "stage": "train",
+        "folder": str(stage.folder),
+        "network": "given" if given else "trained",
+        "metric": config.task.metric,
+        "groups": len(project.space.groups),
+        "epochs": 0 if given else recipe.epochs,
+        "test_accuracy": round(reached, 6),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def say_reached(project: Project, network: str, reached: float) -> None:
+    """Report a network's metric on the images as they are fed here: wrong statistics lower it."""
+    metric, data = project.config.task.metric, project.data
+    value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
+    wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
+    say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
+
+
+def _rate(project: Project) -> float:
+    """The learning rate: weights that are trained want a lower one than fresh weights."""
+    train = project.config.train
+    if project.trained and "learning_rate" not in train.model_fields_set:
+        return FINE_TUNING_RATE
+    return train.learning_rate

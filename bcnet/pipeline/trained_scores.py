@@ -1,0 +1,152 @@
+"""Scores of widths on the trained network itself: no supernet is trained for them.
+
+In: a trained network and its data. Out: for each criterion the importance of its channels; a score of any
+widths: the most important channels, with batch-norm statistics of their own, on the validation images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bcnet.data import to_device
+from bcnet.errors import ArtifactError
+from bcnet.methods.loss_tables import loss_tables
+from bcnet.progress import say
+from bcnet.sealed import SealedLines
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.gates import measured_importances
+from bcnet.supernet.importance import CRITERIA, Criterion, channel_order, reordered
+from bcnet.supernet.paths import with_state
+from bcnet.supernet.project import Project
+from bcnet.supernet.score import Score, Scorer
+from bcnet.supernet.space import Widths, WidthSpace
+
+TABLE_IMAGES = 384  # validation images for the losses of single widths, each compared on the same ones
+TABLE_CHOICES = 5  # of a group that are scored for its losses, at most: those between are interpolated
+
+
+def single_sided(space: WidthSpace) -> WidthSpace:
+    """The space of a trained network's own channels, ordered by importance: every width is the first ones."""
+    return replace(space.without_extra(), method="unilateral")
+
+
+class TrainedScores:
+    """How good widths are in the trained network.
+
+    Scores are kept in a file, so that a stopped search continues. Channels are those that are most important
+    by `criterion`: set it, or let `choose_criterion` do that.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        tensors: Mapping[str, Tensor],
+        path: Path | None = None,
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
+        """Reads what was scored before from the file, where one is given for these inputs."""
+        config = project.config
+        self.project, self.tensors = project, dict(tensors)
+        self.space = single_sided(project.space)
+        self.recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
+        self.criterion: Criterion = "l1"
+        self._scorers: dict[tuple[Criterion, int], Scorer] = {}
+        self._known: dict[tuple[Criterion, int, Widths], Score] = {}
+        self._lines = _lines_of(path, inputs or {}) if path else None
+        for line in self._lines.values if self._lines else ():
+            key = line["criterion"], line["images"], Widths(line["widths"])
+            self._known[key] = Score(line["accuracy"], -line["loss"])
+        if self._lines and self._lines.dropped:
+            say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
+
+    @cached_property
+    def importances(self) -> dict[Criterion, tuple[Tensor, ...]]:
+        """By each criterion, for each group (channels,): one pass over a few batches."""
+        model = with_state(self.project.model, self.space, self.tensors)
+        return measured_importances(model, self.space, self.project.data, self.recipe, CRITERIA)
+
+    def __call__(self, widths: Widths) -> Score:
+        """The score of one network, on all validation images."""
+        return self.score(widths, len(self.project.data.val))
+
+    def score(self, widths: Widths, images: int) -> Score:
+        """The score on so many of the validation images, evenly spaced: the same ones for every network."""
+        key = self.criterion, images, widths
+        if key not in self._known:
+            found = self._scorer(images)(widths)
+            self._known[key] = found
+            if self._lines:
+                values = self.criterion, images, list(widths), found.accuracy, found.loss
+                names = "criterion", "images", "widths", "accuracy", "loss"
+                self._lines.append(dict(zip(names, values, strict=True)))
+        return self._known[key]
+
+    def _scorer(self, images: int) -> Scorer:
+        key = self.criterion, images
+        if key not in self._scorers:
+            project, device = self.project, self.recipe.device
+            order = channel_order(self.space, self.importances[self.criterion])
+            state = reordered(self.tensors, self.space, order)
+            count = len(project.data.val)
+            taken = torch.linspace(0, count - 1, min(images, count)).long()
+            self._scorers[key] = Scorer(
+                project.model,
+                self.space,
+                [to_device(state, device)],
+                replace(project.data, val=project.data.val.take(taken)),
+                project.config.search.recalibration_images,
+                project.task,
+                amp=self.recipe.amp,
+            )
+        return self._scorers[key]
+
+    def choose_criterion(self, widths: Widths) -> None:
+        """Order channels by the criterion that keeps these widths' loss lowest."""
+        scores = {}
+        for criterion in CRITERIA:
+            self.criterion = criterion
+            scores[criterion] = self(widths)
+        self.criterion = min(CRITERIA, key=lambda own: loss_of(scores[own]))
+        say(
+            f"channels are ordered by {self.criterion}, the best of {len(CRITERIA)} criteria at {widths}: "
+            + ", ".join(f"{own} {loss_of(score):.3f}" for own, score in scores.items())
+        )
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, ...]:
+        """For each group the loss of each choice with only that group narrowed, less the whole network's."""
+        coarse = replace(
+            self.space,
+            groups=tuple(replace(g, choices=spread(g.choices, TABLE_CHOICES)) for g in self.space.groups),
+        )
+        images = min(TABLE_IMAGES, len(self.project.data.val))
+        found = loss_tables(coarse, lambda widths: loss_of(self.score(widths, images)))
+        return tuple(
+            np.interp(group.choices, few.choices, losses)
+            for group, few, losses in zip(self.space.groups, coarse.groups, found.losses, strict=True)
+        )
+
+
+def _lines_of(path: Path, inputs: Mapping[str, str]) -> SealedLines:
+    try:
+        return SealedLines(path, inputs)
+    except ValueError as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); delete it to search from the start") from None
+
+
+def loss_of(score: Score) -> float:
+    """What of a score is to be small: the loss, or where there is none (a step of one's own) the metric."""
+    return score.loss if score.loss else -score.accuracy
+
+
+def spread(choices: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """At most so many of the choices, evenly spaced, with the first and the last."""
+    if len(choices) <= count:
+        return choices
+    places = np.linspace(0, len(choices) - 1, count).round().astype(int)
+    return tuple(choices[place] for place in places)

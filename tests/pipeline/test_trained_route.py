@@ -1,0 +1,274 @@
+"""A network with trained weights: no supernet, inherited weights, distillation, and a budget that is used."""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG, PROFILE, clear_projects
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import Config, DataConfig, SearchConfig, load_config
+from bcnet.errors import ArtifactError, BudgetError, ConfigError
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.inherit import weights_of
+from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
+from bcnet.pipeline.route import ALLOCATIONS, allocations, beyond_a_budget, on_trained_network
+from bcnet.pipeline.search_trained import Proposals, Target, best_measured
+from bcnet.pipeline.teacher import distillation
+from bcnet.pipeline.trained_scores import TrainedScores, spread
+from bcnet.supernet.evolution import Candidate
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.importance import CRITERIA
+from bcnet.supernet.project import load_project
+from bcnet.supernet.score import Score, evaluate_network
+from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+
+RUN = Path("runs/default")
+WEIGHTS = '[model]\nweights = "trained.pt"\n'
+DATA = DataConfig(image_size=16, train_limit=120, test_limit=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained network and its configuration, whose whole run is finished."""
+    path = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        config = Config(data=DATA)
+        project = load_project(config)
+        fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
+        torch.save(project.model.state_dict(), "trained.pt")
+        Path("bcnet.toml").write_text(WEIGHTS + CONFIG, encoding="utf-8")
+        Path("hw_profiles").mkdir()
+        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+        clear_projects()
+        assert main(["run", "--json"]) == 0
+        clear_projects()
+        yield path
+
+
+@pytest.fixture
+def project_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """The project of the folder, with other settings."""
+    monkeypatch.chdir(folder)
+    yield lambda **settings: load_project(load_config(None, settings))
+    clear_projects()
+
+
+def result(stage: str, file: str = "result.json") -> Any:
+    return json.loads((RUN / stage / file).read_text(encoding="utf-8"))
+
+
+def test_no_supernet_is_trained_and_the_original_is_kept_as_it_was_given(
+    project_of: Callable[..., Any],
+) -> None:
+    project = project_of()
+    assert not (RUN / "train/supernet.safetensors").exists()
+    own = torch.load("trained.pt")
+    kept = trained_state(Run.named("default"), project)
+    assert kept.keys() == own.keys()
+    assert all(torch.equal(kept[name], own[name]) for name in own)
+
+
+def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
+    project_of: Callable[..., Any],
+) -> None:
+    found, verified = result("search"), result("export", "verify.json")
+    assert found["method"] in ALLOCATIONS
+    assert found["methods"] == list(ALLOCATIONS)
+    assert verified["verified"]
+    assert verified["budget_ms"] == pytest.approx(found["budget_ms"])
+    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    project = project_of()
+    original = original_network(Run.named("default"), project)
+    assert original is not None
+    given = evaluate_network(original, project.data, project.data.test).accuracy
+    assert verified["original"]["accuracy"] == pytest.approx(given, abs=1e-6)
+
+
+def test_the_small_network_inherits_from_the_original_and_learns_from_it(
+    project_of: Callable[..., Any],
+) -> None:
+    sliced = result("slice")
+    assert sliced["inherited"].startswith("the original's channels by ")
+    assert sliced["distilled"]
+    assert sliced["supernet"] is None
+
+
+def test_the_comparison_shows_the_original_and_a_uniform_network_that_inherits_as_well(
+    project_of: Callable[..., Any],
+) -> None:
+    rows = {row["name"]: row for row in result("compare")["networks"]}
+    assert list(rows) == ["original", "uniform (inherited)", "found (inherited)"]
+    assert rows["original"]["passes"] is None
+    assert rows["found (inherited)"]["passes"] == rows["uniform (inherited)"]["passes"] == 1
+
+
+def test_a_finished_run_is_done_already(
+    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--json"]) == 0
+    assert capsys.readouterr().err.count("already done") == 6
+
+
+@pytest.mark.parametrize(
+    ("search", "trained", "methods"),
+    [
+        ({}, True, ALLOCATIONS),
+        ({"method": "evolution"}, False, ()),
+        ({"method": "latency-greedy"}, True, ("latency-greedy",)),
+        ({"pareto": True}, True, ()),
+        ({"min_accuracy": 0.5, "latency": None}, True, ()),
+    ],
+)
+def test_the_route_follows_from_the_weights_the_method_and_what_is_wanted(
+    project_of: Callable[..., Any], search: dict[str, Any], trained: bool, methods: tuple[str, ...]
+) -> None:
+    project = project_of(search=search)
+    assert on_trained_network(project) is trained
+    assert allocations(project) == methods
+
+
+def test_a_bound_without_a_latency_is_for_an_evolution() -> None:
+    assert beyond_a_budget(SearchConfig(max_macs=10**7))
+    assert not beyond_a_budget(SearchConfig(max_macs=10**7, latency_ms=1.0))
+    assert not beyond_a_budget(SearchConfig())
+
+
+def test_without_weights_a_supernet_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    clear_projects()
+    config = Config(data=DATA)
+    assert not on_trained_network(load_project(config))
+    assert distillation(load_project(config), None) is None
+    clear_projects()
+
+
+def test_what_is_not_there_is_refused_in_one_line(project_of: Callable[..., Any]) -> None:
+    run = Run.named("default")
+    with pytest.raises(ConfigError, match='"supernet", but none is trained here'):
+        weights_of(run, project_of(slice={"inherit": "supernet"}))
+    with pytest.raises(ConfigError, match=r"unknown slice\.teacher 'someone'"):
+        distillation(project_of(slice={"teacher": "someone"}), None)
+    with pytest.raises(ConfigError, match="its weights are not trained: set"):
+        distillation(project_of(slice={"teacher": "original"}), None)
+    with pytest.raises(ConfigError, match="must return a network"):
+        distillation(project_of(slice={"teacher": "builtins:dict"}), None)
+
+
+def test_an_edited_original_is_refused(project_of: Callable[..., Any]) -> None:
+    path, project = RUN / "train" / ORIGINAL_FILE, project_of()
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-4] + b"\0\0\0\0")
+        with pytest.raises(ArtifactError, match="run `bcnet train` again"):
+            trained_state(Run.named("default"), project)
+    finally:
+        path.write_bytes(content)
+
+
+def test_scores_of_a_stopped_search_are_not_computed_again(
+    project_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, run = project_of(), Run.named("default")
+    tensors = trained_state(run, project)
+    first = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
+    widths = project.space.smallest()
+    expected = first(widths)
+    again = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
+    monkeypatch.setattr(again, "_scorer", lambda images: pytest.fail("scored again"))
+    assert again(widths) == expected
+
+
+def test_a_point_of_the_front_of_a_trained_network_is_sliced(
+    project_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    project_of()
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        assert main(["slice", "--latency", "90%"]) == 0
+        assert result("slice")["inherited"].startswith("the original's channels by ")
+
+
+def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
+    project_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    project_of()
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        assert main(["search", "--pareto"]) == 0
+        found = result("search")
+        assert found["method"] is None
+        assert found["criterion"] in CRITERIA
+        assert found["pareto"] >= 2
+
+
+def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
+    project_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    project = project_of()
+    tensors = trained_state(Run.named("default"), project)
+    scores = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
+    # Statistics of short trainings lag behind the weights: making them again can only help here.
+    own = evaluate_network(project.model, project.data, project.data.val)
+    assert scores(project.space.largest()).loss <= own.loss * 1.05
+
+
+def test_of_many_choices_few_are_scored_with_the_first_and_the_last() -> None:
+    assert spread((8, 16, 24), 5) == (8, 16, 24)
+    assert spread(tuple(range(8, 72, 8)), 5) == (8, 24, 40, 48, 64)
+
+
+class Proposing(Proposals):
+    """Widths of one group, each at its own latency by the table; the narrower, the higher the loss."""
+
+    def propose(self, limit_ms: float, number: int) -> list[Candidate]:
+        fitting = [w for w in range(1, 11) if w <= limit_ms][-3:]
+        if not fitting:
+            raise BudgetError("none")
+        return [Candidate(Widths((w,)), float(w), Score(0.5, -1.0 / w), number) for w in fitting]
+
+
+@pytest.fixture
+def proposals() -> Proposals:
+    space = WidthSpace("unilateral", (WidthGroup("g", 10, tuple(range(1, 11)), ()),), {}, {}, (), (), (), ())
+    scores = type("Scores", (), {"space": space, "importances": {}})()
+    return Proposing(("uniform",), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
+
+
+def stat(ms: float) -> LatencyStat:
+    return LatencyStat(ms, ms, 0.0, 1)
+
+
+@pytest.mark.parametrize(("factor", "best"), [(1.0, 5), (1.25, 5), (0.8, 5)])
+def test_a_share_is_of_the_original_as_measured_however_slow_the_machine_is(
+    proposals: Proposals, factor: float, best: int
+) -> None:
+    target = Target(5.0, 0.5, 0.0)
+    winner, _, _ = best_measured(proposals, target, Widths((10,)), lambda widths: stat(factor * widths[0]), 3)
+    assert winner.candidate.widths == (best,)
+    assert winner.budget_ms == pytest.approx(5 * factor)
+
+
+def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_used(
+    proposals: Proposals,
+) -> None:
+    """All networks take half the time that the table says, so that twice as wide ones fit."""
+    winner, measured, note = best_measured(
+        proposals, Target(4.0, None, 0.0), Widths((10,)), lambda widths: stat(widths[0] / 2), 3
+    )
+    assert winner.candidate.widths == (8,)
+    assert winner.used == pytest.approx(1.0)
+    assert len(measured) > 3
+    assert "+100.0% off" in note
+
+
+def test_where_no_candidate_fits_the_closest_is_named(proposals: Proposals) -> None:
+    with pytest.raises(BudgetError, match="the closest exceeds the limit by"):
+        best_measured(proposals, Target(3.0, None, 0.0), Widths((10,)), lambda widths: stat(50.0), 3)
