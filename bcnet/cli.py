@@ -887,6 +887,76 @@ def channel_bench_macro(
     print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 
+@bench.command("arena")
+def arena(
+    budgets: Annotated[
+        str, typer.Option(help='Parts of the original\'s measured latency, as "75%,50%,30%".')
+    ] = "50%",
+    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning, as 0,1,2.")] = "0",
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
+            "competitor; ', no distillation' may follow. Repeated; default: all."
+        ),
+    ] = None,
+    without_distillation: Annotated[
+        bool, typer.Option("--without-distillation", help="Every row a second time, without distillation.")
+    ] = False,
+    passes: Annotated[
+        int | None, typer.Option(min=0, help="Passes of fine-tuning (default: slice.epochs).")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Train nothing: time all networks again, as on a machine that is idle now."
+        ),
+    ] = False,
+    device: Device = None,
+    run: RunName = "arena",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Every method, and pruning libraries from outside, from your trained network to the same end: the same
+    budgets, fine-tuning and distillation, latencies measured beside the original's, accuracies on the test
+    images. Stopped, the same command continues."""
+    from bcnet.artifacts import Run
+    from bcnet.bench.arena import Plan, run_arena
+    from bcnet.bench.arena_report import as_text
+    from bcnet.bench.arena_rows import rows_of
+    from bcnet.run_choice import checked_name
+
+    plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
+    # The route of a trained network, whatever else is configured for its search.
+    own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False}
+    flags: Flags = {"": {"device": device}, "slice": {"epochs": passes}, "search": own}
+    settings = _configured(config, flags)
+    target = Run.named(checked_name(run or "arena"), config)
+    with target.in_use(), redirect_stdout(sys.stderr):
+        report = run_arena(target, settings, plan, measure)
+    print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """ "75%,50%" as shares, the largest first. Raises UsageError."""
+    from bcnet.config import latency_share
+
+    try:
+        found = tuple(sorted({latency_share(word) for word in text.split(",")}, reverse=True))
+    except ValueError as cause:
+        raise UsageError(f"--budgets: {cause}") from None
+    if found[0] >= 1:
+        raise UsageError(f"--budgets are below 100%, not '{text}'")
+    return found
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(re.fullmatch(r"\s*\d{1,9}\s*", word) for word in words):
+        raise UsageError(f"--seeds takes whole numbers, as 0,1,2, not '{text}'")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
 def _one_of(flag: str, value: str, known: Mapping[str, Any]) -> None:
     if value not in known:
         raise UsageError(f"{flag} is one of {', '.join(known)}, not '{value}'")

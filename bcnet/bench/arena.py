@@ -1,0 +1,281 @@
+"""The arena: every method, and pruning libraries from outside, from one trained network to the same end.
+
+In: a trained network with its table and device, budgets, seeds, rows. Out: in `runs/NAME/bench/arena/`
+arena.json, arena.txt and arena.svg; for each cell, a row at a budget and a seed, a fine-tuned network as ONNX
+in `networks/`. Fine-tuning is the slice stage's; seeds are those of fine-tuning and of fresh weights.
+
+What is finished is kept (`cells.jsonl`, `latencies.jsonl`, see also `arena_starts.py`), and a training has a
+checkpoint: a stopped arena continues with the same command. A row that cannot be made is reported, and left
+out.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bcnet.artifacts import Run, bytes_digest, digest, file_digest, json_bytes, write_file
+from bcnet.bench.arena_figure import figure
+from bcnet.bench.arena_report import as_text, report_of
+from bcnet.bench.arena_rows import ORIGINAL, Row
+from bcnet.bench.arena_starts import Starts, counts, percent, slug
+from bcnet.bench.kept import Kept
+from bcnet.bench.outside_job import Failed, NotInstalled
+from bcnet.config import Config
+from bcnet.errors import BudgetError, ConfigError, DeviceError, ModelError, NetworkError, TrainingError
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline import build_lut, train
+from bcnet.pipeline.original import original_network, trained_network
+from bcnet.pipeline.repeated import measured_alternately
+from bcnet.pipeline.teacher import objective_for, teacher_digest
+from bcnet.pipeline.verify import check_file, file_outputs
+from bcnet.progress import announce, say, working
+from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
+from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.measure import measure_network
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import tensors_of, with_state
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.task import Task, logits_of
+from bcnet.supernet.temperature import are_classes
+
+DURATION = 0.25  # of the profile's, for each measurement of a network
+OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cells there are: every row at every budget, a share of the original's latency, and every seed."""
+
+    rows: tuple[Row, ...]
+    budgets: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+class Arena:
+    """One trained network's cells, found before or made now."""
+
+    def __init__(self, run: Run, config: Config, plan: Plan) -> None:
+        """Prepares the run: its first stage and the latency table. Raises ConfigError without weights."""
+        self.run, self.plan, self.config = run, plan, config
+        self.folder = run.folder / "bench" / "arena"
+        self.project = load_project(config)
+        if not self.project.trained:
+            raise ConfigError("the arena starts from a trained network: set model.weights")
+        if run.stage("train").outdated(train.stage_inputs(run, config)) is not None:
+            train.run(run, config)
+        if run.stage("build-lut").outdated(build_lut.stage_inputs(run, config)) is not None:
+            build_lut.run(run, config)
+        reason = self.project.not_measured(self.project.latency_model())
+        if reason:
+            raise DeviceError(f"the arena measures networks on the device: {reason}")
+        teacher = trained_network(run, self.project)
+        assert teacher is not None
+        self.teacher = teacher
+        self.cells = Kept(
+            self.folder / "cells.jsonl", self._cell_inputs, lambda value: isinstance(value, dict)
+        )
+        self.latencies = Kept(
+            self.folder / "latencies.jsonl", self.project.device_key, lambda value: isinstance(value, dict)
+        )
+        self.omitted: dict[tuple[str, float], str] = {}
+
+    @cached_property
+    def starts(self) -> Starts:
+        """What networks are fine-tuned from."""
+        return Starts(self.run, self.project, self.teacher, self.folder, self._start_inputs)
+
+    @property
+    def _start_inputs(self) -> str:
+        config = self.config
+        return digest(
+            [
+                self.project.inputs(),
+                self.project.device_key,
+                config.search.recalibration_images,
+                config.train.batch_size,
+                config.seed,
+                metric_digest(config),
+            ]
+        )
+
+    @property
+    def _cell_inputs(self) -> str:
+        config = self.config
+        own = config.slice.model_dump(exclude={"inherit", "from_scratch", "latency", "latency_ms"})
+        return digest([self._start_inputs, own, training_digest(config), teacher_digest(self.project)])
+
+    def train(self) -> None:
+        """Make every cell that is not there yet, seed by seed."""
+        self._cell(ORIGINAL, self._original)
+        for share in self.plan.budgets:
+            for seed in self.plan.seeds:
+                for row in self.plan.rows:
+                    self._try(row, share, seed)
+
+    def _try(self, row: Row, share: float, seed: int) -> None:
+        if (row.name, share) in self.omitted:
+            return
+        name = cell_name(row.name, share, seed)
+        try:
+            self._cell(name, lambda: self._tuned(name, row, share, seed))
+        except OMITTED as reason:
+            self.omitted[row.name, share] = str(reason)
+            say(f"{row.name} at {percent(share)} is left out: {reason}")
+
+    def _cell(self, name: str, make: Any) -> None:
+        known = self.cells.values.get(name)
+        if known is not None:
+            path = self.folder / known["file"]
+            if path.exists() and file_digest(path) == known["digest"]:
+                return
+            say(f"{path} is missing or was changed: it is made again")
+        self.cells.add(name, make())
+        self.publish()
+
+    def _original(self) -> dict[str, Any]:
+        network = original_network(self.run, self.project)
+        if network is None:
+            network = self.teacher
+        facts = {"row": ORIGINAL, "widths": list(self.project.space.original()), "passes": None}
+        return {**facts, **self._evaluated(ORIGINAL, network)}
+
+    def _tuned(self, name: str, row: Row, share: float, seed: int) -> dict[str, Any]:
+        project, config = self.project, self.config
+        start = self.starts.of(row, share, seed)
+        network = with_state(project.model, project.space, start.state)
+        rate = config.train.learning_rate if row.scratch else config.slice.learning_rate
+        recipe = replace(Recipe.of(config, config.slice.epochs, rate), seed=seed)
+        objective = objective_for(project, self.teacher, network, recipe) if row.distilled else None
+        say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))
+        announce("fine-tuning", seconds_to_fit(network, project.data, recipe, objective))
+        began = time.perf_counter()
+        checkpoint = CheckpointFile(
+            self.folder / "checkpoint.safetensors",
+            {"cell": name, "inputs": self._cell_inputs, "start": digest(start.about)},
+        )
+        if recipe.epochs:
+            fit_resumably(network, project.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
+        facts = {
+            "row": row.name,
+            "budget": share,
+            "seed": seed,
+            **start.about,
+            "distilled": objective is not None,
+            "passes": recipe.epochs,
+            "training_s": round(time.perf_counter() - began, 1),
+        }
+        facts |= self._evaluated(name, network.eval())
+        checkpoint.path.unlink(missing_ok=True)
+        return facts
+
+    def _evaluated(self, name: str, network: nn.Module) -> dict[str, Any]:
+        """Export a network; its accuracy through the runtime, which images it answers correctly, its size."""
+        project = self.project
+        with working(f"exporting to ONNX: {name}"):
+            proto = project.at_precision(to_onnx(network, project.data.example(project.profile.batch)))
+        check_file(proto)
+        content = proto.SerializeToString()
+        file = Path("networks") / f"{slug(name)}.onnx"
+        accuracy, correct = answers(project, content)
+        write_file(self.folder / file, content)
+        shapes = {own: tuple(tensor.shape) for own, tensor in tensors_of(network).items()}
+        return {
+            "accuracy": round(accuracy, 6),
+            "correct": correct,
+            "shape": digest(shapes),
+            **counts(project, network),
+            "file": str(file),
+            "digest": bytes_digest(content),
+        }
+
+    def measure(self, again: bool) -> None:
+        """Time the networks of each budget and the original, alternating; where that is done, if `again`."""
+        for share in self.plan.budgets:
+            files = {cell["shape"]: cell["file"] for cell in self._done(share)}
+            known = self.latencies.values.get(percent(share), {})
+            if files and (again or not files.keys() <= known.keys()):
+                self.latencies.add(percent(share), self._timed(files))
+                self.publish()
+
+    def _timed(self, files: dict[str, str]) -> dict[str, list[float]]:
+        contents = {shape: (self.folder / file).read_bytes() for shape, file in files.items()}
+
+        def timed(shape: str) -> LatencyStat:
+            return measure_network(contents[shape], self.project.profile, DURATION)
+
+        found = measured_alternately(timed, {shape: shape for shape in files})
+        return {shape: own.medians_ms for shape, own in found.items()}
+
+    def _done(self, share: float) -> Iterator[dict[str, Any]]:
+        """The cells of a budget that are made, the original first."""
+        names = [ORIGINAL]
+        names += [cell_name(row.name, share, seed) for row in self.plan.rows for seed in self.plan.seeds]
+        yield from (self.cells.values[name] for name in names if name in self.cells.values)
+
+    def publish(self) -> dict[str, Any]:
+        """Write what is known by now: arena.json, arena.txt, and arena.svg where matplotlib is here."""
+        project, config = self.project, self.config
+        cells = {share: list(self._done(share)) for share in self.plan.budgets}
+        latencies = {share: self.latencies.values.get(percent(share), {}) for share in self.plan.budgets}
+        about = {
+            "benchmark": "arena",
+            "model": config.model.name,
+            "data": config.data.name,
+            "device": project.profile.name,
+            "setting": str(project.profile.setting),
+            "metric": config.task.metric,
+            "training_images": len(project.data.train),
+            "test_images": len(project.data.test),
+            "passes": config.slice.epochs,
+            "learning_rate": config.slice.learning_rate,
+            "teacher": config.slice.teacher,
+            "seeds": list(self.plan.seeds),
+        }
+        report = report_of(about, [row.name for row in self.plan.rows], cells, latencies, self.omitted)
+        write_file(self.folder / "arena.json", json_bytes(report))
+        write_file(self.folder / "arena.txt", (as_text(report) + "\n").encode())
+        figure(self.folder / "arena.svg", report)
+        return report
+
+
+def run_arena(run: Run, config: Config, plan: Plan, measure_only: bool = False) -> dict[str, Any]:
+    """Make all cells, time what was not timed yet, and report. With `measure_only`, time all cells again."""
+    arena = Arena(run, config, plan)
+    if not measure_only:
+        arena.train()
+    elif ORIGINAL not in arena.cells.values:
+        raise ConfigError("there is nothing to measure yet: run the same command without --measure")
+    arena.measure(again=measure_only)
+    return arena.publish()
+
+
+def cell_name(row: str, share: float, seed: int) -> str:
+    """What a cell is called, also in messages."""
+    return f"{row} at {percent(share)}, seed {seed}"
+
+
+def answers(project: Project, content: bytes) -> tuple[float, str | None]:
+    """An ONNX file's metric on the test images, and for each image whether its class is right.
+
+    As bits in hexadecimal, the first image's first; None where the metric is another, or targets are no
+    classes.
+    """
+    right: list[np.ndarray] = []
+    task: Task = project.task
+
+    def seen() -> Iterator[tuple[Any, Any]]:
+        for outputs, targets in file_outputs(content, project.model, project.data, project.profile):
+            if task.metric is None and are_classes(targets):
+                right.append((logits_of(outputs).argmax(1) == torch.as_tensor(targets)).numpy())
+            yield outputs, targets
+
+    accuracy = task.measure(seen())
+    bits = np.concatenate(right) if right else np.zeros(0, dtype=bool)
+    return accuracy, np.packbits(bits).tobytes().hex() if len(bits) == len(project.data.test) else None

@@ -1,0 +1,69 @@
+"""The rows of the arena: whose widths, whose weights, with a teacher or without.
+
+In: names, as the command line gives them. Out: `Row`s.
+"""
+
+from dataclasses import dataclass, replace
+
+from bcnet.bench.outside import COMPETITORS
+from bcnet.errors import UsageError
+from bcnet.pipeline.route import ALLOCATIONS
+from bcnet.supernet.importance import CRITERIA, Criterion
+
+ORIGINAL = "original"
+AUTO = "auto"
+PLAIN = ", no distillation"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make a network smaller.
+
+    `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
+    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised.
+    """
+
+    name: str
+    method: str
+    criteria: tuple[Criterion, ...] = CRITERIA
+    scratch: bool = False
+    distilled: bool = True
+
+    @property
+    def outside(self) -> bool:
+        """Whether another library makes the network."""
+        return self.method in COMPETITORS
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that propose widths."""
+        return ALLOCATIONS if self.method == AUTO else (self.method,)
+
+
+ROWS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(AUTO, AUTO),
+        *(Row(method, method) for method in ALLOCATIONS),
+        Row("uniform, l1", "uniform", ("l1",)),
+        Row("uniform (from scratch)", "uniform", scratch=True),
+        *(Row(name, name) for name in COMPETITORS),
+    )
+}
+
+
+def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
+    """The rows of these names, all where none is named; with `plain` each without distillation, too.
+
+    A name may end in ", no distillation". Raises UsageError for an unknown one.
+    """
+    rows: dict[str, Row] = {}
+    for name in names or ROWS:
+        own = ROWS.get(name.removesuffix(PLAIN))
+        if own is None:
+            raise UsageError(f"unknown row '{name}'; there is: {'; '.join(ROWS)}; each may end in '{PLAIN}'")
+        wanted = [own] if not name.endswith(PLAIN) else []
+        if plain or name.endswith(PLAIN):
+            wanted.append(replace(own, name=own.name + PLAIN, distilled=False))
+        rows |= {row.name: row for row in wanted}
+    return tuple(rows.values())

@@ -1,0 +1,242 @@
+"""What each row's network is fine-tuned from. In: a row, a budget. Out: tensors, and how they came about.
+
+Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries in `starts/`:
+both depend on measurements, and a stopped arena continues with what it had found. All rows use the budget
+alike: the latency measured beside the original's may be all of it, without a margin.
+"""
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run, write_file
+from bcnet.bench.arena_rows import Row
+from bcnet.bench.kept import Kept
+from bcnet.bench.outside import COMPETITORS
+from bcnet.bench.outside_job import Failed, Job
+from bcnet.errors import FOREIGN, ArtifactError, BcnetError, one_line
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.search_inputs import measuring
+from bcnet.pipeline.search_trained import ALTERNATIONS, Proposals, Target, best_measured
+from bcnet.pipeline.trained_scores import TrainedScores
+from bcnet.progress import say
+from bcnet.sealed import seal_tensors, unseal_tensors
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.importance import Criterion
+from bcnet.supernet.inherit import Inherited, Original, inherited
+from bcnet.supernet.measure import measure_network
+from bcnet.supernet.onnx_graph import to_onnx
+from bcnet.supernet.paths import State, arguments, cut, tensors_of, with_state
+from bcnet.supernet.project import Project
+from bcnet.supernet.space import Widths
+
+QUICK, THOROUGH = 0.1, 0.5  # of the profile's duration, for one measurement
+
+
+@dataclass(frozen=True)
+class Start:
+    """A small network's tensors, and as JSON values: its widths, latencies when it was found, its source."""
+
+    state: State
+    about: dict[str, Any]
+
+
+def slug(*words: str) -> str:
+    """A file's name of a row's words."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def percent(share: float) -> str:
+    """A budget as the command line takes it."""
+    return f"{100 * share:.10g}%"
+
+
+class Starts:
+    """The starts of all rows on one trained network. Raises what speaks against measuring on its device."""
+
+    def __init__(self, run: Run, project: Project, original: nn.Module, folder: Path, inputs: str) -> None:
+        self.project, self.space, self.folder, self.inputs = project, project.space, folder, inputs
+        self.original = original
+        self.latency: LatencyModel = project.latency_model()
+        self.recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
+        self._tensors = trained_state(run, project)
+        self._full = project.graph.variant(self.space.original())
+        self._scores: dict[float, TrainedScores] = {}  # of the budget that is worked on
+        self._known: dict[tuple[float, Any], Inherited] = {}
+        self._allocations = Kept(folder / "allocations.jsonl", inputs, lambda value: isinstance(value, dict))
+        images = project.config.search.recalibration_images
+        self._inherit = Original(original, self.space, project.data, self.recipe, images)
+
+    def of(self, row: Row, share: float, seed: int) -> Start:
+        """The start of a row at a budget; of fresh weights at a seed.
+
+        Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor.
+        """
+        if row.outside:
+            return self._outside(row.method, share)
+        about = self._allocated(row, share)
+        widths = self.space.check(Widths(about["widths"]))
+        if row.scratch:
+            config = self.project.config.model_copy(update={"seed": seed})
+            network = cut(replace(self.project, config=config).fresh_model(), self.space, widths)
+            note = self.project.fresh.note
+            return Start(tensors_of(network), {**about, "source": f"from scratch{note and f'; {note}'}"})
+        own = self._inherited(widths, share, row.criteria)
+        return Start(own.state, {**about, "source": own.source})
+
+    def _allocated(self, row: Row, share: float) -> dict[str, Any]:
+        key = f"{percent(share)} {row.method}"
+        if key in self._allocations.values:
+            return dict(self._allocations.values[key])
+        start, original = time.perf_counter(), self.space.original()
+        target = Target(share * float(self.latency(original)), share, 0.0)
+        proposals = Proposals(row.methods, self._scores_at(share), self.latency, ())
+        winner, _, note = best_measured(
+            proposals, target, original, measuring(self.project), self.project.config.search.measured
+        )
+        found = winner.candidate
+        about = {
+            "widths": list(found.widths),
+            "found_by": proposals.origin[found.widths],
+            "predicted_ms": round(found.predicted_ms, 5),
+            "measured_ms": found.measured.median_ms if found.measured else None,
+            "original_ms": round(winner.budget_ms / share, 5),
+            "note": note,
+            "allocation_s": round(time.perf_counter() - start, 1),
+        }
+        self._allocations.add(key, about)
+        return about
+
+    def _scores_at(self, share: float) -> TrainedScores:
+        """Scores on the trained network, its channels in the order that is best at this budget."""
+        if share not in self._scores:
+            path = self.folder / "scores.jsonl"
+            scores = TrainedScores(self.project, self._tensors, path, {"inputs": self.inputs})
+            limit = share * float(self.latency(self.space.original()))
+            scores.choose_criterion(allocate_uniformly(scores.space, (), self.latency, limit))
+            self._scores = {share: scores}
+            self._known.clear()
+        return self._scores[share]
+
+    def _inherited(self, widths: Widths, share: float, criteria: tuple[Criterion, ...]) -> Inherited:
+        key = share, (widths, criteria)
+        if key not in self._known:
+            importances = self._importances
+            own: Mapping[Criterion, tuple[Tensor, ...]] = {by: importances[by] for by in criteria}
+            self._known[key] = inherited(self._inherit, widths, own)[0]
+        return self._known[key]
+
+    @cached_property
+    def _importances(self) -> Mapping[Criterion, tuple[Tensor, ...]]:
+        return self._inherit.importances()
+
+    def _outside(self, method: str, share: float) -> Start:
+        path = self.folder / "starts" / f"{slug(percent(share), method)}.safetensors"
+        known = self._saved(path)
+        if known is not None:
+            return known
+        start = time.perf_counter()
+        model = with_state(self.project.model, self.space, tensors_of(self.original)).eval()
+        config = self.project.config
+        job = Job(
+            model,
+            self.project.data.example(1),
+            lambda network, thorough: self._share(network, THOROUGH if thorough else QUICK),
+            share,
+            self.project.data,
+            self.recipe,
+            config.space.channel_multiple or self.project.profile.channel_multiple,
+        )
+        try:
+            pruned = COMPETITORS[method](job).eval()
+            state = {name: t.detach().cpu().contiguous() for name, t in tensors_of(pruned).items()}
+            self._check(state, pruned)
+        except BcnetError:
+            raise
+        except FOREIGN as cause:
+            raise Failed(f"failed on this network: {one_line(cause)}") from cause
+        own_ms, original_ms = self._beside(self._exported(pruned), THOROUGH)
+        widths = self._widths(state)
+        about = {
+            "widths": None if widths is None else list(widths),
+            "found_by": method,
+            "predicted_ms": None,
+            "measured_ms": own_ms,
+            "original_ms": original_ms,
+            "note": "",
+            "source": method,
+            "allocation_s": round(time.perf_counter() - start, 1),
+        }
+        write_file(path, seal_tensors(state, {"inputs": self.inputs, "about": about}))
+        return Start(state, about)
+
+    def _saved(self, path: Path) -> Start | None:
+        if not path.exists():
+            return None
+        try:
+            state, found = unseal_tensors(path)
+        except ValueError as cause:
+            raise ArtifactError(f"{path} cannot be read ({cause}); delete it to make it again") from None
+        if found.get("inputs") != self.inputs:
+            say(f"{path} is of other settings: it is made again")
+            return None
+        return Start(state, dict(found["about"]))
+
+    def _check(self, state: State, pruned: nn.Module) -> None:
+        """Whether these tensors in the original's modules are the pruned network. Raises Failed."""
+        args, kwargs = arguments(self.project.data.example(2))
+        again = with_state(self.project.model, self.space, state).eval()
+        with torch.no_grad():
+            own, rebuilt = pruned(*args, **kwargs), again(*args, **kwargs)
+        if isinstance(own, Tensor) and not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-4):
+            raise Failed("its network has more changes than narrower tensors, which cannot be kept")
+
+    def _widths(self, state: Mapping[str, Tensor]) -> Widths | None:
+        """The space's widths that a network has; None where it is narrowed in other ways."""
+        space, shapes = self.space.without_extra(), {name: tuple(t.shape) for name, t in state.items()}
+        widths = Widths(space.widths_of(shapes))
+        if min(widths, default=0) < 1 or any(
+            width % g.unit for width, g in zip(widths, space.groups, strict=True)
+        ):
+            return None
+        fits = all(
+            space.shape(name, widths) == shape for name, shape in shapes.items() if name in space.shapes
+        )
+        return widths if fits else None
+
+    def _exported(self, network: nn.Module) -> bytes:
+        """A network's ONNX file to be timed: sliced from the whole one's where that is possible."""
+        widths = self._widths(tensors_of(network))
+        if widths is not None:
+            return self.project.graph.variant(widths)
+        proto = to_onnx(network.eval(), self.project.data.example(self.project.profile.batch))
+        return bytes(self.project.at_precision(proto).SerializeToString())
+
+    def _share(self, network: nn.Module, duration: float) -> float:
+        own, original = self._beside(self._exported(network), duration)
+        return own / original
+
+    def _beside(self, content: bytes, duration: float) -> tuple[float, float]:
+        """The lowest of alternating measurements of a network and of the original, in ms."""
+        files: list[tuple[int, bytes]] = [(0, content), (1, self._full)]
+        found: tuple[list[float], list[float]] = ([], [])
+        for number in range(ALTERNATIONS if duration > QUICK else 1):
+            for place, file in files[:: -1 if number % 2 else 1]:
+                found[place].append(measure_network(file, self.project.profile, duration).median_ms)
+        return min(found[0]), min(found[1])
+
+
+def counts(project: Project, network: nn.Module) -> dict[str, int]:
+    """Parameters, and multiply-accumulates an image in the convolutions and linear layers of the space."""
+    shapes = {name: tensor.shape for name, tensor in tensors_of(network).items()}
+    macs = sum(shapes[layer.weight].numel() * layer.positions for layer in project.space.layers)
+    return {"params": sum(p.numel() for p in network.parameters()), "macs": macs}

@@ -1,0 +1,272 @@
+"""The arena on a tiny trained network: all rows to the same end, resumable, with a table and a figure."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIG, PROFILE, clear_projects
+
+from bcnet.bench import arena
+from bcnet.bench.arena_report import as_text, interval, paired, report_of
+from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
+from bcnet.bench.outside_job import NotInstalled, package
+from bcnet.cli import main
+from bcnet.config import Config, DataConfig
+from bcnet.errors import UsageError
+from bcnet.pipeline.route import ALLOCATIONS
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.project import load_project
+
+FOLDER = Path("runs/arena/bench/arena")
+OWN = ("auto", "uniform, l1", "uniform (from scratch)")
+COMMAND = ["bench", "arena", "--budgets", "70%", *(word for row in OWN for word in ("--row", row))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained network in whose arena three rows were run at one budget and one seed."""
+    path = tmp_path_factory.mktemp("arena")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
+        project = load_project(config)
+        fit_network(project.model, project.data, Recipe.of(config, 6, 0.1), "training")
+        torch.save(project.model.state_dict(), "trained.pt")
+        Path("bcnet.toml").write_text('[model]\nweights = "trained.pt"\n' + CONFIG, encoding="utf-8")
+        Path("hw_profiles").mkdir()
+        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+        clear_projects()
+        assert main(COMMAND) == 0
+        clear_projects()
+        yield path
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """That folder as the working folder."""
+    monkeypatch.chdir(folder)
+    clear_projects()
+    yield folder
+    clear_projects()
+
+
+def report() -> Any:
+    return json.loads((FOLDER / "arena.json").read_text(encoding="utf-8"))
+
+
+def test_all_rows_are_run_to_the_same_end_and_compared_with_the_original(here: Path) -> None:
+    found = report()
+    (budget,) = found["budgets"]
+    rows = {row["row"]: row for row in budget["rows"]}
+    assert list(rows) == ["original", *OWN]
+    assert rows["original"]["passes"] is None
+    assert rows["original"]["share"] == 1.0
+    for name in OWN:
+        assert rows[name]["passes"] == 1
+        assert rows[name]["measured_at_the_end"]
+        assert rows[name]["lost"] == pytest.approx(rows["original"]["accuracy"] - rows[name]["accuracy"])
+        assert rows[name]["macs"] < rows["original"]["macs"]
+    assert rows["uniform, l1"]["source"] == "l1"
+    assert rows["uniform, l1"]["widths"] == rows["uniform (from scratch)"]["widths"]
+    assert rows["uniform (from scratch)"]["source"].startswith("from scratch")
+    assert sum(row["best"] for row in budget["rows"]) == 1
+
+
+def test_each_cell_has_its_network_and_which_images_it_answers_correctly(here: Path) -> None:
+    for cell in report()["cells"]:
+        assert (FOLDER / cell["file"]).is_file()
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(cell["correct"]), dtype=np.uint8))[:60]
+        assert bits.mean() == pytest.approx(cell["accuracy"], abs=1e-6)
+    auto = next(cell for cell in report()["cells"] if cell["row"] == "auto")
+    assert auto["found_by"] in ALLOCATIONS
+    assert auto["measured_ms"] <= 0.7 * auto["original_ms"] * 1.001
+    assert auto["distilled"]
+
+
+def test_the_table_fits_100_columns_and_the_figure_has_every_row(here: Path) -> None:
+    text = (FOLDER / "arena.txt").read_text(encoding="utf-8")
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert re.search(r"^uniform, l1 +0\.\d{3}!? +\d\.\d\dx +\d", text, re.MULTILINE)
+    pytest.importorskip("matplotlib")
+    assert (FOLDER / "arena.svg").read_text(encoding="utf-8").count("<!-- uniform") >= 2
+
+
+def test_a_finished_arena_neither_trains_nor_measures_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = report()
+    monkeypatch.setattr(arena, "fit_resumably", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(arena, "measured_alternately", lambda *_: pytest.fail("measured again"))
+    assert main([*COMMAND, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == before
+
+
+def test_measuring_again_trains_nothing_and_replaces_the_latencies(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = report()
+    monkeypatch.setattr(arena, "fit_resumably", lambda *_: pytest.fail("trained again"))
+    assert main([*COMMAND, "--measure"]) == 0
+    assert report()["cells"] == before["cells"]
+    assert report()["rounds_ms"].keys() == before["rounds_ms"].keys()
+    assert report()["rounds_ms"] != before["rounds_ms"]
+
+
+def test_a_lost_network_is_made_again_with_the_same_result(here: Path) -> None:
+    cell = next(own for own in report()["cells"] if own["row"] == "uniform, l1")
+    (FOLDER / cell["file"]).unlink()
+    assert main(COMMAND) == 0
+    again = next(own for own in report()["cells"] if own["row"] == "uniform, l1")
+    assert again["digest"] == cell["digest"]
+    assert again["correct"] == cell["correct"]
+
+
+def test_rows_that_cannot_be_made_are_reported_and_the_arena_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(job: Any) -> Any:
+        package("no_such_package", "no-such-package")
+
+    monkeypatch.setitem(arena_competitors(), "fastnas", absent)
+    rows = ["--row", "fastnas", "--row", "uniform", "--run", "other"]
+    assert main(["bench", "arena", "--budgets", "2%", *rows, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["budgets"][0]
+    assert [row["row"] for row in found["rows"]] == ["original"]
+    assert found["omitted"]["fastnas"] == "not installed: pip install no-such-package"
+    assert "the fastest takes" in found["omitted"]["uniform"]
+
+
+def arena_competitors() -> dict[str, Callable[[Any], Any]]:
+    from bcnet.bench import outside
+
+    return outside.COMPETITORS
+
+
+def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_pruning")
+    row = ["--row", "torch-pruning-taylor", "--run", "other", "--json"]
+    assert main(["bench", "arena", "--budgets", "70%", *row]) == 0
+    original, cell = json.loads(capsys.readouterr().out)["cells"]
+    assert cell["measured_ms"] <= 0.7 * cell["original_ms"] * 1.05
+    assert cell["params"] < original["params"]
+    assert cell["passes"] == 1
+    assert all(width % 8 == 0 for width in cell["widths"])
+
+
+def test_an_unknown_row_budget_or_seed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--row", "nobody"], "unknown row 'nobody'; there is: auto; uniform;"),
+        (["--budgets", "half"], "--budgets: a latency share is written as 60%"),
+        (["--budgets", "120%"], "--budgets are below 100%"),
+        (["--seeds", "0,x"], "--seeds takes whole numbers"),
+    ):
+        assert main(["bench", "arena", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_network_without_trained_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clear_projects()
+    Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    assert main(["bench", "arena"]) == 1
+    assert "starts from a trained network: set model.weights" in capsys.readouterr().err
+    clear_projects()
+
+
+def test_a_row_is_also_run_without_distillation_where_that_is_asked_for() -> None:
+    assert [row.name for row in rows_of(())] == list(ROWS)
+    assert [row.name for row in rows_of(("auto" + PLAIN,))] == ["auto" + PLAIN]
+    both = rows_of(("auto", "uniform"), plain=True)
+    assert [(row.name, row.distilled) for row in both] == [
+        ("auto", True),
+        ("auto" + PLAIN, False),
+        ("uniform", True),
+        ("uniform" + PLAIN, False),
+    ]
+    with pytest.raises(UsageError, match="unknown row 'autos'"):
+        rows_of(("autos",))
+
+
+def test_a_package_that_is_missing_is_named_with_what_it_lacks() -> None:
+    with pytest.raises(NotInstalled, match=r"^not installed: pip install its-name$"):
+        package("no_such_package", "its-name")
+
+
+def test_intervals_are_over_seeds_or_of_one_seed_over_images() -> None:
+    # Student's t of two degrees of freedom: 4.3027 standard errors of the mean.
+    low, high, over = interval([0.79, 0.80, 0.81], 100, True)
+    assert (low, high, over) == (
+        pytest.approx(0.775158, abs=1e-5),
+        pytest.approx(0.824842, abs=1e-5),
+        "seeds",
+    )
+    low, high, over = interval([0.5], 100, True)  # Wilson's
+    assert (low, high, over) == (
+        pytest.approx(0.403832, abs=1e-5),
+        pytest.approx(0.596168, abs=1e-5),
+        "images",
+    )
+    assert interval([0.5], 100, False) == (None, None, None)
+
+
+def test_rows_are_compared_image_by_image() -> None:
+    same, other = np.array([1.0, 0, 1, 1]), np.array([1.0, 0, 1, 1])
+    assert paired(same, other) == 1.0
+    # 12 images, three of which one network has right and the other wrong: t = 0.25 / (0.4523 / sqrt(12)).
+    first = np.ones(12)
+    second = np.array([0.0] * 3 + [1.0] * 9)
+    assert paired(first, second) == pytest.approx(0.08188, abs=1e-4)
+    assert paired(None, second) is None
+
+
+def cell(row: str, accuracy: float, correct: str, ms: float, **more: Any) -> dict[str, Any]:
+    own = {"row": row, "accuracy": accuracy, "correct": correct, "shape": row, "measured_ms": ms}
+    return {**own, "original_ms": 2.0, "file": "", **more}
+
+
+def test_the_best_row_is_one_that_keeps_the_budget() -> None:
+    cells = [
+        cell("original", 1.0, "ff", 2.0),
+        cell("a", 0.5, "f0", 1.0, seed=0),
+        cell("b", 0.875, "fe", 1.3, seed=0),
+        cell("c", 0.75, "fc", 0.9, seed=0),
+    ]
+    about = {
+        "metric": "accuracy",
+        "test_images": 8,
+        "model": "m",
+        "data": "d",
+        "device": "x",
+        "passes": 1,
+        "seeds": [0],
+    }
+    found = report_of(about, ["a", "b", "c"], {0.5: cells}, {0.5: {}}, {("d", 0.5): "not installed"})
+    rows = {row["row"]: row for row in found["budgets"][0]["rows"]}
+    assert rows["b"]["over_budget"]
+    assert rows["c"]["best"]
+    assert rows["a"]["to_best"] == 0.25
+    assert rows["a"]["speed_up"] == 2.0
+    assert rows["a"]["lost"] == 0.5
+    text = as_text(found)
+    assert "0.650!" in text
+    assert "d: not installed" in text
+
+
+def test_latencies_of_the_end_are_relative_to_the_original_in_the_same_round() -> None:
+    cells = [cell("original", 1.0, "ff", 2.0), cell("a", 0.5, "f0", 1.0, seed=0)]
+    about = {"metric": "accuracy", "test_images": 8}
+    # The machine is twice as slow in the last two rounds: both networks are.
+    rounds = {"original": [2.0, 4.0, 4.0], "a": [1.0, 2.0, 2.1]}
+    row = report_of(about, ["a"], {0.5: cells}, {0.5: rounds}, {})["budgets"][0]["rows"][1]
+    assert row["share"] == 0.5
+    assert row["latency_ms"] == 1.0
+    assert row["measured_at_the_end"]
