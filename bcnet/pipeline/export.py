@@ -108,6 +108,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         limits=config.export,
         predicted_ms=predicted_ms,
         budget_ms=chosen.budget_ms,
+        budget_share=chosen.budget_share,
         full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
         task=project.task,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bcnet.artifacts import Run, alone_in, digest, json_bytes
-from bcnet.config import Config, SearchConfig, latency_share
+from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.model import LatencyModel
@@ -27,13 +27,13 @@ from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.repeated import NOISY, noise_warning
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_inputs import (
-    DEFAULT_SHARE,
     MeasureOf,
     bounds_of,
     measuring,
     priors_of,
     scoring,
     settings_of,
+    share_of,
 )
 from bcnet.pipeline.search_state import SearchState, candidate_json
 from bcnet.pipeline.search_trained import Proposals, Target, best_measured, report
@@ -329,9 +329,19 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     not_measured = project.not_measured(latency)
     # Reports what is impossible before any work is done.
     _, lowest = _fastest(project.space, latency, bounds, settings.budget_ms)
-    limit = None if not_measured else _limit_said(settings, lowest, latency.noise, project.profile.name)
-    announce_replacement(run, config, "search")
     measure_of = None if not_measured else measuring(project)
+    share = None if not_measured else share_of(config.search)
+    limit = None
+    if measure_of is not None:
+        _warn_of_noise(latency.noise, project.profile.name)
+        if methods and share is not None:
+            target = Target(settings.budget_ms or 0.0, share, settings.margin)
+            say(
+                f"looking for networks of at most {target.limit_ms(1.0):.1%} of the original's measured latency"
+            )
+        else:
+            limit = _limit_said(settings, lowest, latency.noise)
+    announce_replacement(run, config, "search")
     scores, kept, method = None, list[Path](), None
     if own is not None:
         scores = TrainedScores(project, own, stage.path(SCORES), inputs)
@@ -339,7 +349,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         kept = [stage.path(SCORES)]
     if scores is not None and methods:
         proposals = Proposals(methods, scores, latency, bounds)
-        result = _proposed(proposals, settings, config.search, measure_of)
+        result = _proposed(proposals, settings, share, measure_of)
         method = proposals.origin[result.best.widths]
     else:
         state = SearchState(stage, inputs, project.space)
@@ -369,6 +379,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "metric": config.task.metric,
         "target": target_of(config).to_json(config.host),
         "budget_ms": result.budget_ms,
+        "budget_share": share if result.budget_ms is not None else None,
         "min_accuracy": result.min_accuracy,
         **(
             {"fitness": settings.fitness, "target_ms": settings.budget_ms}
@@ -425,13 +436,12 @@ def _typical(
 
 
 def _proposed(
-    proposals: Proposals, settings: SearchSettings, config: SearchConfig, measure_of: MeasureOf | None
+    proposals: Proposals, settings: SearchSettings, share: float | None, measure_of: MeasureOf | None
 ) -> SearchResult:
     """The best of the networks that the configured methods propose, measured beside the original."""
     space, latency = proposals.scores.space, proposals.latency
     assert settings.budget_ms is not None
     original = space.original()
-    share = None if config.latency_ms is not None else latency_share(config.latency or DEFAULT_SHARE)
     if measure_of is None:
         found = proposals.propose(settings.budget_ms, 0)
         best, budget, note = min(found, key=lambda c: loss_of(c.score)), settings.budget_ms, NOT_MEASURED
@@ -447,11 +457,14 @@ def _proposed(
     return replace(result, budget_ms=budget, pareto=evolution.front(candidates))
 
 
-def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float, device: str) -> float | None:
-    """Report the latency limit of the search, and return it in ms; None without a budget."""
+def _warn_of_noise(noise: float, device: str) -> None:
     warning = noise_warning(noise, f"measure it again with `bcnet build-lut --device {device} --again`")
     if warning:
         say(warning)
+
+
+def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float) -> float | None:
+    """Report the latency limit of the search, and return it in ms; None without a budget."""
     if settings.budget_ms is None:
         return None
     limit = effective_limit_ms(settings, settings.budget_ms, lowest_ms)

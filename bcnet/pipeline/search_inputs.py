@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bcnet.artifacts import Run
-from bcnet.config import latency_share
+from bcnet.config import SearchConfig, latency_share
 from bcnet.data import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
@@ -78,6 +78,14 @@ def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, sha
             "latency; give --latency-ms"
         )
     return latency_share(share) * full
+
+
+def share_of(search: SearchConfig) -> float | None:
+    """The budget as a share of the original's latency; None where it is given in ms, or there is none."""
+    bounded = any(value is not None for value in (search.max_params, search.max_macs, search.max_size_mb))
+    if search.latency is None and (search.latency_ms or search.min_accuracy or bounded):
+        return None
+    return latency_share(search.latency or DEFAULT_SHARE)
 
 
 def bounds_of(project: Project) -> tuple[Bound, ...]:

@@ -25,12 +25,16 @@ from bcnet.supernet.space import Widths
 ROUNDS = 4  # of proposing and measuring
 POOL = 8  # networks that the program proposes
 USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
+SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
 ALTERNATIONS = 3  # measurements of each network of a round, alternating with the original's
 
 
 @dataclass(frozen=True)
 class Target:
-    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin."""
+    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin.
+
+    Of a share the margin is `SHARE_MARGIN` at most: a slow machine slows down both.
+    """
 
     budget_ms: float
     share: float | None
@@ -38,7 +42,8 @@ class Target:
 
     def limit_ms(self, original_ms: float) -> float:
         """What measured networks must not exceed where the original takes `original_ms`."""
-        return self.asked_ms(original_ms) * (1 - self.margin)
+        margin = self.margin if self.share is None else min(self.margin, SHARE_MARGIN)
+        return self.asked_ms(original_ms) * (1 - margin)
 
     def asked_ms(self, original_ms: float) -> float:
         """The budget itself."""

@@ -159,6 +159,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "widths": list(widths),
         "predicted_ms": chosen.predicted_ms,
         "budget_ms": chosen.budget_ms,
+        "budget_share": chosen.budget_share,
         **came_from,
         "epochs": epochs,
         "from_scratch": config.slice.from_scratch,

@@ -122,6 +122,7 @@ def verify(
     *,
     predicted_ms: float,
     budget_ms: float | None,
+    budget_share: float | None = None,
     full: bytes,
     full_predicted_ms: float | None = None,
     task: Task | None = None,
@@ -130,6 +131,7 @@ def verify(
 ) -> VerifyReport:
     """Run the file on the whole test set and time it beside the unpruned network, `full`.
 
+    With a `budget_share`, the budget is that share of `full` as it is measured now, alternating with it.
     `full_predicted_ms` serves to tell a slower machine from a slower network in a failure's text. Accuracy is
     the task's metric, where it has another. With `not_measured`, why its latency on the device cannot be
     known here, nothing is timed, and all else is checked with ONNX Runtime on this processor. With `engine`,
@@ -152,8 +154,10 @@ def verify(
     measured, full_stat, noise, notes = None, None, None, tuple[str, ...]()
     if not not_measured:
         with working("timing the exported and the full network"):
-            own, whole = _timed(content, full, profile, budget_ms)
+            own, whole = _timed(content, full, profile, budget_ms, budget_share)
         measured, full_stat = own.fastest, whole.fastest if whole else None
+        if budget_share is not None and full_stat is not None:
+            budget_ms = budget_share * full_stat.median_ms
         noise = round(max(own.noise, whole.noise if whole else 0.0), 4)
         timed = {"the exported file": own.medians_ms, "the full network": whole.medians_ms if whole else [0]}
         note = disagreement(timed)
@@ -223,7 +227,7 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 
 
 def _timed(
-    content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None
+    content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None, budget_share: float | None
 ) -> tuple[Repeated, Repeated | None]:
     """A few measurements of each, alternating; more where they disagree, or exceed the budget.
 
@@ -236,6 +240,8 @@ def _timed(
         with contextlib.suppress(NetworkError):
             second.append(measure_network(full, profile))
         own = Repeated(tuple(first))
+        if budget_share is not None and second:
+            budget_ms = budget_share * Repeated(tuple(second)).fastest.median_ms
         inside = budget_ms is None or own.fastest.median_ms <= budget_ms
         if number >= AT_LEAST and inside and own.noise <= NOISY:
             break

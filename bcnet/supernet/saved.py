@@ -62,11 +62,15 @@ def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Widths that are handed on, and what they are held to: None, where there is no budget."""
+    """Widths that are handed on, and what they are held to: None, where there is no budget.
+
+    With a `budget_share`, the budget is that share of the original's latency, measured beside the network's.
+    """
 
     widths: Widths
     predicted_ms: float
     budget_ms: float | None
+    budget_share: float | None = None
 
 
 def searched(run: Run, project: Project) -> Chosen:
@@ -74,9 +78,9 @@ def searched(run: Run, project: Project) -> Chosen:
     stage = run.stage("search")
     found = read_json(stage.path("result.json"), stage.command)
     best = found.get("best") if isinstance(found, dict) else None
-    return _chosen(
-        {**(best or {}), "budget_ms": found["budget_ms"]} if best else None, run, "search", project
-    )
+    if best:
+        best = {**best, "budget_ms": found["budget_ms"], "budget_share": found.get("budget_share")}
+    return _chosen(best, run, "search", project)
 
 
 def sliced(run: Run, project: Project) -> Chosen:
@@ -88,7 +92,13 @@ def sliced(run: Run, project: Project) -> Chosen:
 def _chosen(found: Any, run: Run, name: str, project: Project) -> Chosen:
     try:
         budget = None if found["budget_ms"] is None else float(found["budget_ms"])
-        return Chosen(project.space.check(Widths(found["widths"])), float(found["predicted_ms"]), budget)
+        share = found.get("budget_share")
+        return Chosen(
+            project.space.check(Widths(found["widths"])),
+            float(found["predicted_ms"]),
+            budget,
+            None if share is None else float(share),
+        )
     except (KeyError, TypeError, ValueError, SpaceError) as cause:
         stage = run.stage(name)
         raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
