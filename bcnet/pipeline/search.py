@@ -336,9 +336,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         _warn_of_noise(latency.noise, project.profile.name)
         if methods and share is not None:
             target = Target(settings.budget_ms or 0.0, share, settings.margin)
-            say(
-                f"looking for networks of at most {target.limit_ms(1.0):.1%} of the original's measured latency"
-            )
+            say(f"searching up to {target.limit_ms(1.0):.1%} of the original's measured latency")
         else:
             limit = _limit_said(settings, lowest, latency.noise)
     announce_replacement(run, config, "search")

@@ -32,10 +32,14 @@ PROTO = export(SMALL, SHAPE, {"widths": str(WIDTHS)})
 
 
 def report(
-    widths: Widths = WIDTHS, budget_ms: float | None = None, full_predicted_ms: float | None = None
+    widths: Widths = WIDTHS,
+    budget_ms: float | None = None,
+    full_predicted_ms: float | None = None,
+    budget_share: float | None = None,
 ) -> VerifyReport:
     full = export(FULL, SHAPE, {}).SerializeToString()
     expected = {"predicted_ms": 1.0, "budget_ms": budget_ms, "full_predicted_ms": full_predicted_ms}
+    expected["budget_share"] = budget_share
     return verify(SMALL, PROTO, SPACE, widths, DATA, QUICK, ExportConfig(), full=full, **expected)
 
 
@@ -58,6 +62,21 @@ def test_a_budget_that_was_missed_fails() -> None:
     (failure,) = report(budget_ms=1e-6).failures
     assert failure.startswith("measured latency is 0.")
     assert failure.endswith("ms, the budget 1e-06 ms")
+
+
+@pytest.mark.parametrize(("full_ms", "passed"), [(3.0, True), (1.5, True), (1.0, False)])
+def test_a_share_is_of_the_full_network_as_it_is_measured_beside_the_file(
+    monkeypatch: pytest.MonkeyPatch, full_ms: float, passed: bool
+) -> None:
+    """The budget was 0.5 ms when it was searched; meanwhile the machine has become slower, or faster."""
+
+    def measure(content: bytes, profile: HwProfile) -> LatencyStat:
+        return LatencyStat(0.75 if content == PROTO.SerializeToString() else full_ms, 0.75, 0.0, 10)
+
+    monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
+    found = report(budget_ms=0.5, budget_share=0.5)
+    assert found.budget_ms == 0.5 * full_ms
+    assert found.passed is passed
 
 
 def test_a_machine_that_is_slower_now_is_told_from_a_network_that_is_too_slow() -> None:
