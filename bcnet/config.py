@@ -288,6 +288,14 @@ class SearchConfig(Section):
     measured: int = Field(
         5, ge=1, le=100_000, description="best candidates measured as whole networks before one wins"
     )
+    trials: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="on a trained network: so many of the best measured candidates, and the uniform one, are "
+        "fine-tuned briefly before one wins; 0: their losses without fine-tuning decide",
+    )
+    trial_epochs: int = Field(1, ge=1, le=100_000, description="passes of each of these")
     margin: float | None = Field(
         None,
         ge=0,

@@ -26,7 +26,7 @@ from bcnet.models.weights import listed
 from bcnet.pipeline.original import original_network
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.teacher import teacher_digest
-from bcnet.pipeline.tuning import inherits, tuning
+from bcnet.pipeline.tuning import Tuning, inherits
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
 from bcnet.sealed import SealedLines
@@ -117,7 +117,7 @@ class Kept:
 class Given:
     """The original network, where its weights are trained; and where small ones inherit from it, how.
 
-    `tune` trains the network of some widths as the found one was trained, and gives its passes.
+    `tune` trains the network of some widths as the found one was trained.
     """
 
     original: nn.Module | None = None
@@ -321,7 +321,13 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     widths = sliced(run, project).widths
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)
-    given = Given(original_network(run, project), tuning(run, project) if inherits(project) else None)
+    tuned = Tuning.of(run, project) if inherits(project) else None
+
+    def tune(widths: Widths, checkpoint: CheckpointFile | None) -> nn.Module:
+        assert tuned is not None
+        return tuned(widths, "fine-tuning the uniform network", config.slice.epochs, checkpoint)
+
+    given = Given(original_network(run, project), tune if tuned else None)
     found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = read_json(export.path("verify.json"), export.command)
     notes = [*found.notes]

@@ -74,11 +74,25 @@ def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...
         )
     if network is None or project.config.slice.from_scratch:
         return supernets, None
+    return supernets if wanted == "auto" else (), trained_for(project, network)
+
+
+def trained_for(
+    project: Project,
+    network: nn.Module | None,
+    importances: Mapping[Criterion, Sequence[Tensor]] | None = None,
+) -> Trained | None:
+    """A trained network with the importance of its channels by the criteria of `slice.inherit`."""
+    wanted = project.config.slice.inherit
+    if network is None:
+        return None
     by = [own for own in CRITERIA if wanted in ("auto", own)]
     recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
     images = project.config.search.recalibration_images
     original = Original(network, project.space, project.data, recipe, images)
-    return supernets if wanted == "auto" else (), Trained(original, original.importances(by))
+    if importances is None:
+        return Trained(original, original.importances(by))
+    return Trained(original, {own: importances[own] for own in by})
 
 
 def best_source(

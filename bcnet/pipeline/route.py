@@ -6,7 +6,8 @@ In: a project. Out: the methods that find widths without a supernet, and whether
 from bcnet.config import SearchConfig
 from bcnet.supernet.project import Project
 
-ALLOCATIONS = ("uniform", "latency-greedy", "latency-milp", "adapruner")
+UNIFORM = "uniform"  # what any other method has to beat
+ALLOCATIONS = (UNIFORM, "latency-greedy", "latency-milp", "adapruner")
 
 
 def on_trained_network(project: Project) -> bool:

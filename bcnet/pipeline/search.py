@@ -36,8 +36,9 @@ from bcnet.pipeline.search_inputs import (
     share_of,
 )
 from bcnet.pipeline.search_state import SearchState, candidate_json
-from bcnet.pipeline.search_trained import Proposals, Target, best_measured, report
+from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, report, tried
 from bcnet.pipeline.trained_scores import TrainedScores, loss_of
+from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce, say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import (
@@ -49,7 +50,7 @@ from bcnet.supernet.evolution import (
     SearchSettings,
     fastest,
 )
-from bcnet.supernet.fit import metric_digest
+from bcnet.supernet.fit import metric_digest, training_digest
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Score
@@ -308,12 +309,20 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "search settings": digest(
             [
                 asdict(settings_of(project)),
+                *(_trial_settings(project) if methods else ()),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
             ]
         ),
         "metric": metric_digest(config),
     }
+
+
+def _trial_settings(project: Project) -> list[Any]:
+    """What the trials of candidates depend on, beside the search's settings."""
+    config = project.config
+    training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"})
+    return [config.search.trials, config.search.trial_epochs, training, training_digest(config)]
 
 
 @alone_in("search")
@@ -347,7 +356,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         kept = [stage.path(SCORES)]
     if scores is not None and methods:
         proposals = Proposals(methods, scores, latency, bounds)
-        result = _proposed(proposals, settings, share, measure_of)
+        result = _proposed(run, proposals, settings, share, measure_of)
         method = proposals.origin[result.best.widths]
     else:
         state = SearchState(stage, inputs, project.space)
@@ -434,9 +443,16 @@ def _typical(
 
 
 def _proposed(
-    proposals: Proposals, settings: SearchSettings, share: float | None, measure_of: MeasureOf | None
+    run: Run,
+    proposals: Proposals,
+    settings: SearchSettings,
+    share: float | None,
+    measure_of: MeasureOf | None,
 ) -> SearchResult:
-    """The best of the networks that the configured methods propose, measured beside the original."""
+    """The best of the networks that the configured methods propose, measured beside the original.
+
+    The best few are fine-tuned briefly before one wins: losses of cut networks order them only roughly.
+    """
     space, latency = proposals.scores.space, proposals.latency
     assert settings.budget_ms is not None
     original = space.original()
@@ -446,9 +462,17 @@ def _proposed(
         top: tuple[Candidate, ...] = (best,)
     else:
         target = Target(settings.budget_ms, share, settings.margin)
-        winner, top, note = best_measured(proposals, target, original, measure_of, settings.measured)
-        best, budget = winner.candidate, winner.budget_ms
+        measured = best_measured(proposals, target, original, measure_of, settings.measured)
+        project = proposals.scores.project
+        search = project.config.search
+        winner = measured.inside[0]
+        last = finalists(proposals, measured, search.trials) if search.trials else []
+        if len(last) > 1 and not project.config.slice.from_scratch:
+            tuning = Tuning.of(run, project, proposals.scores.importances)
+            winner = tried(proposals, last, tuning, search.trial_epochs)
         report(proposals, winner)
+        top = tuple(own.candidate for own in measured.timed)
+        best, budget, note = winner.candidate, measured.budget_ms, measured.note
     candidates = tuple(proposals.found.values())
     evolution = Evolution(space, latency, proposals.scores, replace(settings, smooth=False))
     result = _result(settings, best, top, candidates, note)

@@ -15,11 +15,14 @@ from bcnet.methods.latency_greedy import allocate_greedily
 from bcnet.methods.program import SolverSettings, allocate_exactly
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.repeated import Repeated
+from bcnet.pipeline.route import UNIFORM
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores, loss_of
+from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate
+from bcnet.supernet.score import Score, evaluate_network
 from bcnet.supernet.space import Widths
 
 ROUNDS = 4  # of proposing and measuring
@@ -84,7 +87,7 @@ class Proposals:
     def _widths(self, method: str, limit_ms: float) -> list[Widths]:
         space, importances = self.scores.space, self.scores.importances
         given = self.latency, limit_ms, self.bounds
-        if method == "uniform":
+        if method == UNIFORM:
             return [allocate_uniformly(space, importances["l1"], *given)]
         if method == "latency-greedy":
             return [allocate_greedily(space, importances["taylor"], *given)]
@@ -95,33 +98,47 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class Winner:
-    """The best candidate; the budget in ms, as measured beside it; how much of the limit it uses."""
+class Timed:
+    """A candidate that was measured, and its latency as a share of the limit at that time."""
 
     candidate: Candidate
-    budget_ms: float
     used: float
 
 
-def best_measured(
-    proposals: Proposals, target: Target, original: Widths, measure_of: MeasureOf, measured: int
-) -> tuple[Winner, tuple[Candidate, ...], str]:
-    """The candidate of the lowest loss that was measured within the target; all that were; a note.
+@dataclass(frozen=True)
+class Measured:
+    """All candidates that were measured; the budget in ms, as measured beside the last of them; a note."""
 
-    Raises BudgetError where none was.
+    timed: tuple[Timed, ...]
+    budget_ms: float
+    note: str
+
+    @property
+    def inside(self) -> list[Timed]:
+        """Those within the limit, the lowest loss first."""
+        fitting = [own for own in self.timed if own.used <= 1]
+        return sorted(fitting, key=lambda own: (loss_of(own.candidate.score), own.candidate.predicted_ms))
+
+
+def best_measured(
+    proposals: Proposals, target: Target, original: Widths, measure_of: MeasureOf, most: int
+) -> Measured:
+    """Measure the best proposals, `most` a round, until the limit is used.
+
+    Raises BudgetError where no network fits.
     """
     full_predicted = float(proposals.latency(original))
     predicted_limit = target.asked_ms(full_predicted)
-    timed: dict[Widths, tuple[Candidate, float]] = {}  # and its share of the limit at that time
+    timed: dict[Widths, Timed] = {}
     budget_ms, note = target.asked_ms(full_predicted), ""
     for number in range(ROUNDS):
         try:
-            batch = sorted(proposals.propose(predicted_limit, number), key=lambda c: loss_of(c.score))
+            proposed = proposals.propose(predicted_limit, number)
         except BudgetError:
             if not timed:
                 raise
             break  # none is as fast as the measurements ask for
-        batch = [c for c in batch if c.widths not in timed][:measured]
+        batch = [c for c in _best_and_uniform(proposals, proposed, most) if c.widths not in timed]
         if not batch:
             break
         with working("measuring the best candidates beside the original"):
@@ -130,29 +147,59 @@ def best_measured(
         budget_ms = target.asked_ms(stats[original].median_ms)
         for candidate in batch:
             stat = stats[candidate.widths]
-            timed[candidate.widths] = replace(candidate, measured=stat), stat.median_ms / limit
-        winner = _best(timed)
-        if winner is not None and timed[winner.widths][1] >= USED:
+            timed[candidate.widths] = Timed(replace(candidate, measured=stat), stat.median_ms / limit)
+        inside = Measured(tuple(timed.values()), budget_ms, note).inside
+        if inside and inside[0].used >= USED:
             break
         # The best few are near the limit by the table: their measurements show how far it is off.
-        off = sorted(timed[c.widths][1] * predicted_limit / c.predicted_ms for c in batch)[len(batch) // 2]
+        off = sorted(timed[c.widths].used * predicted_limit / c.predicted_ms for c in batch)[len(batch) // 2]
         predicted_limit /= off
-        note = f"the table's predictions were {1 / off - 1:+.1%} off at this budget, which was corrected"
-    winner = _best(timed)
-    everything = tuple(candidate for candidate, _ in timed.values())
-    if winner is None:
-        closest = min(share for _, share in timed.values())
+        note = f"at this budget the table's predictions were {1 / off - 1:+.1%} off, which was corrected"
+    found = Measured(tuple(timed.values()), budget_ms, note)
+    if not found.inside:
+        closest = min(own.used for own in found.timed)
         raise BudgetError(
             f"none of the {len(timed)} best candidates, measured beside the original network, is within the "
             f"budget of {budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The machine "
             "may be busy: search again, or measure the table again with `bcnet build-lut --again`"
         )
-    return Winner(winner, budget_ms, timed[winner.widths][1]), everything, note
+    return found
 
 
-def _best(timed: dict[Widths, tuple[Candidate, float]]) -> Candidate | None:
-    inside = [candidate for candidate, share in timed.values() if share <= 1]
-    return min(inside, key=lambda c: (loss_of(c.score), c.predicted_ms), default=None)
+def _best_and_uniform(proposals: Proposals, proposed: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The proposals of the lowest losses; the uniform one is always among them, as what has to be beaten."""
+    ranked = sorted(proposed, key=lambda c: loss_of(c.score))
+    uniform = [c for c in ranked[most:] if proposals.origin[c.widths] == UNIFORM]
+    return [*ranked[:most], *uniform]
+
+
+def finalists(proposals: Proposals, measured: Measured, count: int) -> list[Timed]:
+    """The candidates that are fine-tuned briefly: the best ones, and the best uniform one."""
+    inside = measured.inside
+    uniform = [own for own in inside[count:] if proposals.origin[own.candidate.widths] == UNIFORM]
+    return [*inside[:count], *uniform[:1]]
+
+
+def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs: int) -> Timed:
+    """The finalist of the lowest validation loss after so many epochs of fine-tuning."""
+    project, scores = tuning.project, proposals.scores
+    losses: dict[Widths, float] = {}
+    for number, own in enumerate(entries, 1):
+        widths = own.candidate.widths
+
+        def score(widths: Widths = widths, number: int = number) -> Score:
+            small = tuning(widths, f"trying candidate {number} of {len(entries)}", epochs)
+            return evaluate_network(small, project.data, project.data.val, project.task)
+
+        losses[widths] = loss_of(scores.kept("fine-tuned", epochs, widths, score))
+    ordered = sorted(entries, key=lambda own: losses[own.candidate.widths])
+    shown = ", ".join(f"{_named(proposals, own)} {losses[own.candidate.widths]:.3f}" for own in ordered)
+    say(f"validation loss after {epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning: {shown}")
+    return ordered[0]
+
+
+def _named(proposals: Proposals, own: Timed) -> str:
+    return proposals.origin[own.candidate.widths]
 
 
 def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
@@ -164,16 +211,14 @@ def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Width
     return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
 
 
-def report(proposals: Proposals, winner: Winner) -> None:
-    """Say what won, and what each method's best network scored."""
+def report(proposals: Proposals, winner: Timed) -> None:
+    """Say what won, and what each method's best network scored before any fine-tuning."""
     best: dict[str, float] = {}
     for widths, candidate in proposals.found.items():
         method = proposals.origin[widths]
         best[method] = min(best.get(method, float("inf")), loss_of(candidate.score))
     ordered = sorted(best.items(), key=lambda own: own[1])
     scores = ", ".join(f"{method} {loss:.3f}" for method, loss in ordered)
-    say(f"loss before fine-tuning, the best network of each method: {scores}")
-    say(
-        f"{proposals.origin[winner.candidate.widths]} wins: {winner.candidate.widths}, "
-        f"{winner.used:.1%} of the latency limit"
-    )
+    say(f"validation loss before fine-tuning, the best network of each method: {scores}")
+    method, used = _named(proposals, winner), f"{winner.used:.1%} of the latency limit"
+    say(f"{method} wins: {winner.candidate.widths}, {used}")

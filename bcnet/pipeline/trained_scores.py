@@ -4,7 +4,7 @@ In: a trained network and its data. Out: for each criterion the importance of it
 widths: the most important channels, with batch-norm statistics of their own, on the validation images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from bcnet.supernet.project import Project
 from bcnet.supernet.score import Score, Scorer
 from bcnet.supernet.space import Widths, WidthSpace
 
+KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
 TABLE_IMAGES = 384  # validation images for the losses of single widths, each compared on the same ones
 TABLE_CHOICES = 5  # of a group that are scored for its losses, at most: those between are interpolated
 
@@ -56,11 +57,11 @@ class TrainedScores:
         self.recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
         self.criterion: Criterion = "l1"
         self._scorers: dict[tuple[Criterion, int], Scorer] = {}
-        self._known: dict[tuple[Criterion, int, Widths], Score] = {}
+        self._known: dict[tuple[str, int, Widths], Score] = {}
         self._lines = _lines_of(path, inputs or {}) if path else None
         for line in self._lines.values if self._lines else ():
-            key = line["criterion"], line["images"], Widths(line["widths"])
-            self._known[key] = Score(line["accuracy"], -line["loss"])
+            by, number, widths, accuracy, loss = (line[key] for key in KEPT)
+            self._known[by, number, Widths(widths)] = Score(accuracy, -loss)
         if self._lines and self._lines.dropped:
             say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
 
@@ -76,14 +77,16 @@ class TrainedScores:
 
     def score(self, widths: Widths, images: int) -> Score:
         """The score on so many of the validation images, evenly spaced: the same ones for every network."""
-        key = self.criterion, images, widths
+        return self.kept(self.criterion, images, widths, lambda: self._scorer(images)(widths))
+
+    def kept(self, by: str, number: int, widths: Widths, score: Callable[[], Score]) -> Score:
+        """The score as it was computed before, by a name and a number; else computed now, and kept."""
+        key = by, number, widths
         if key not in self._known:
-            found = self._scorer(images)(widths)
-            self._known[key] = found
+            self._known[key] = found = score()
             if self._lines:
-                values = self.criterion, images, list(widths), found.accuracy, found.loss
-                names = "criterion", "images", "widths", "accuracy", "loss"
-                self._lines.append(dict(zip(names, values, strict=True)))
+                values = by, number, list(widths), found.accuracy, found.loss
+                self._lines.append(dict(zip(KEPT, values, strict=True)))
         return self._known[key]
 
     def _scorer(self, images: int) -> Scorer:

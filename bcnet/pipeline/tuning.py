@@ -1,23 +1,28 @@
 """Small networks that inherit from the trained original and are fine-tuned. In: a run, widths. Out: networks.
 
-The slice stage and the comparison train alike: the same sources of weights, the same loss, as many passes.
+The search's trials, the slice stage and the comparison train alike: weights from the same sources, the same
+loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.artifacts import Run
-from bcnet.pipeline.inherit import best_source, weights_of
+from bcnet.pipeline.inherit import Trained, best_source, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
+from bcnet.supernet.importance import Criterion
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.space import Widths
+
+Importances = Mapping[Criterion, Sequence[Tensor]]
 
 
 def inherits(project: Project) -> bool:
@@ -25,21 +30,33 @@ def inherits(project: Project) -> bool:
     return on_trained_network(project) and not project.config.slice.from_scratch
 
 
-def tuning(run: Run, project: Project) -> Callable[[Widths, CheckpointFile | None], nn.Module]:
-    """How the slice stage makes a network of any widths: a function that a comparison calls, too."""
-    config = project.config
-    supernets, trained = weights_of(run, project)
-    recipe = Recipe.of(config, config.slice.epochs, config.slice.learning_rate)
-    images = config.search.recalibration_images
+@dataclass(frozen=True)
+class Tuning:
+    """How small networks of a run begin, and what they learn from."""
 
-    def tuned(widths: Widths, checkpoint: CheckpointFile | None) -> nn.Module:
-        data, task = project.data, project.task
-        source = best_source(project.model, project.space, widths, supernets, trained, data, images, task)
+    project: Project
+    network: nn.Module | None
+    trained: Trained | None
+
+    @classmethod
+    def of(cls, run: Run, project: Project, importances: Importances | None = None) -> "Tuning":
+        """That of a run without a supernet; `importances` are known already, or measured now."""
+        network = trained_network(run, project)
+        return cls(project, network, trained_for(project, network, importances))
+
+    def __call__(
+        self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None
+    ) -> nn.Module:
+        """The network of these widths, fine-tuned for so many epochs, in eval mode on the CPU."""
+        project, config = self.project, self.project.config
+        recipe = Recipe.of(config, epochs, config.slice.learning_rate)
+        images = config.search.recalibration_images
+        source = best_source(
+            project.model, project.space, widths, (), self.trained, project.data, images, project.task
+        )
         small = with_state(project.model, project.space, source.state)
-        objective = objective_for(project, trained_network(run, project), small, recipe)
-        announce("fine-tuning the uniform network", seconds_to_fit(small, data, recipe, objective))
-        if recipe.epochs:
-            fit_resumably(small, data, recipe, "fine-tuning: uniform", checkpoint, objective)
+        if epochs:
+            objective = objective_for(project, self.network, small, recipe)
+            announce(what, seconds_to_fit(small, project.data, recipe, objective))
+            fit_resumably(small, project.data, recipe, what, checkpoint, objective)
         return small.eval()
-
-    return tuned

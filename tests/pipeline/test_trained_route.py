@@ -19,7 +19,7 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.inherit import weights_of
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import ALLOCATIONS, allocations, beyond_a_budget, on_trained_network
-from bcnet.pipeline.search_trained import Proposals, Target, best_measured
+from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.supernet.evolution import Candidate
@@ -83,7 +83,8 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     assert found["method"] in ALLOCATIONS
     assert found["methods"] == list(ALLOCATIONS)
     assert verified["verified"]
-    assert verified["budget_ms"] == pytest.approx(found["budget_ms"])
+    assert found["budget_share"] == 0.75
+    assert verified["budget_ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
     project = project_of()
     original = original_network(Run.named("default"), project)
@@ -232,6 +233,8 @@ class Proposing(Proposals):
         fitting = [w for w in range(1, 11) if w <= limit_ms][-3:]
         if not fitting:
             raise BudgetError("none")
+        self.origin |= {Widths((w,)): "latency-milp" for w in fitting[1:]}
+        self.origin |= {Widths((w,)): "uniform" for w in fitting[:1]}
         return [Candidate(Widths((w,)), float(w), Score(0.5, -1.0 / w), number) for w in fitting]
 
 
@@ -251,22 +254,37 @@ def test_a_share_is_of_the_original_as_measured_however_slow_the_machine_is(
     proposals: Proposals, factor: float, best: int
 ) -> None:
     target = Target(5.0, 0.5, 0.0)
-    winner, _, _ = best_measured(proposals, target, Widths((10,)), lambda widths: stat(factor * widths[0]), 3)
-    assert winner.candidate.widths == (best,)
-    assert winner.budget_ms == pytest.approx(5 * factor)
+    found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(factor * widths[0]), 3)
+    assert found.inside[0].candidate.widths == (best,)
+    assert found.budget_ms == pytest.approx(5 * factor)
 
 
 def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_used(
     proposals: Proposals,
 ) -> None:
     """All networks take half the time that the table says, so that twice as wide ones fit."""
-    winner, measured, note = best_measured(
-        proposals, Target(4.0, None, 0.0), Widths((10,)), lambda widths: stat(widths[0] / 2), 3
-    )
-    assert winner.candidate.widths == (8,)
-    assert winner.used == pytest.approx(1.0)
-    assert len(measured) > 3
-    assert "+100.0% off" in note
+    target = Target(4.0, None, 0.0)
+    found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(widths[0] / 2), 3)
+    assert found.inside[0].candidate.widths == (8,)
+    assert found.inside[0].used == pytest.approx(1.0)
+    assert len(found.timed) > 3
+    assert "+100.0% off" in found.note
+
+
+def test_the_uniform_network_is_measured_and_tried_whatever_its_loss_before_fine_tuning(
+    proposals: Proposals,
+) -> None:
+    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 1)
+    assert {own.candidate.widths for own in found.timed} == {(5,), (3,)}
+    assert [own.candidate.widths for own in finalists(proposals, found, 1)] == [(5,), (3,)]
+
+
+def test_the_lowest_loss_after_a_brief_fine_tuning_wins(proposals: Proposals) -> None:
+    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
+    losses = {Widths((5,)): 0.4, Widths((4,)): 0.2, Widths((3,)): 0.3}
+    proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
+    tuning = type("Tuning", (), {"project": None})()
+    assert tried(proposals, found.inside, tuning, 1).candidate.widths == (4,)
 
 
 def test_where_no_candidate_fits_the_closest_is_named(proposals: Proposals) -> None:
