@@ -324,7 +324,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Stage 1: train the supernet. One network whose narrower versions are all trained. A killed training
-    continues where it was; what is trained already with these settings is not trained again."""
+    continues where it was; what is trained already with these settings is not trained again. With trained
+    weights (model.weights) no supernet is trained, unless search.method is evolution: the network itself is
+    kept, and trained only where a head is new."""
     from bcnet.pipeline import train as stage
 
     flags: Flags = {
@@ -457,9 +459,10 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Stage 3: search the best widths in the budget. The most accurate few are measured on the device
-    before one of them wins; a killed search continues where it was. Bounds without a latency budget are
-    bounds alone: then no latency is demanded. Device, host, batch, threads and precision are those of the
-    table that was built last, where none is named."""
+    before one of them wins; a killed search continues where it was. With trained weights, the methods of
+    search.method propose networks, and the best of them are fine-tuned briefly. Bounds without a latency
+    budget are bounds alone: then no latency is demanded. Device, host, batch, threads and precision are those
+    of the table that was built last, where none is named."""
     from bcnet.pipeline import search as stage
 
     flags: Flags = {
@@ -509,9 +512,10 @@ def slice_(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 4: cut out the winner and fine-tune it. The result is a plain network that needs no bcnet. With a
-    latency, another point of the front that the search found; export and verify then hold it to that. Device
-    and setting are those of the table that was built last, where none is named."""
+    """Stage 4: cut out the winner and fine-tune it, with the trained original as its teacher where there is
+    one. The result is a plain network that needs no bcnet. With a latency, another point of the front that
+    the search found; export and verify then hold it to that. Device and setting are those of the table that
+    was built last, where none is named."""
     flags: Flags = {
         "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "train": {"train_device": train_device},
@@ -633,9 +637,8 @@ def run_all(
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """All stages and a comparison. Stages whose results still match are skipped; at the end, the full, a
-    uniformly narrowed and the searched network stand side by side, and the searched widths trained from
-    scratch."""
+    """All stages and a comparison. Stages whose results still match are skipped; at the end, the original
+    or the full network, a uniformly narrowed one and the found one stand side by side."""
     from bcnet.progress import say
 
     settings = _configured(

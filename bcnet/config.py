@@ -310,6 +310,17 @@ class SearchConfig(Section):
         description="training images for batch-norm statistics, augmented as in training",
     )
 
+    @property
+    def bounded(self) -> bool:
+        """Whether there are bounds beside a latency, or in place of one."""
+        return any(value is not None for value in (self.max_params, self.max_macs, self.max_size_mb))
+
+    @property
+    def beyond_a_budget(self) -> bool:
+        """Whether only an evolution finds what is wanted: not one network within a latency."""
+        without_budget = self.bounded and self.latency_ms is None and self.latency is None
+        return self.pareto or self.min_accuracy is not None or self.fitness == "soft" or without_budget
+
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
         if sum(value is not None for value in (self.latency_ms, self.latency, self.min_accuracy)) > 1:
@@ -323,6 +334,11 @@ class SearchConfig(Section):
         if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):
             raise ValueError(
                 "fitness 'soft' weighs latency against a budget: not with min_accuracy or pareto"
+            )
+        if self.method not in ("auto", "evolution") and self.beyond_a_budget:
+            raise ValueError(
+                f"method '{self.method}' finds one network within a latency: for a front, a minimum "
+                "accuracy, a soft fitness or bounds alone, use auto or evolution"
             )
         if self.over_budget and self.fitness == "hard":
             raise ValueError("over_budget is for fitness 'soft': set that, or raise the budget")

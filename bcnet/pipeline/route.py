@@ -3,7 +3,6 @@
 In: a project. Out: the methods that find widths without a supernet, and whether one is trained at all.
 """
 
-from bcnet.config import SearchConfig
 from bcnet.supernet.project import Project
 
 UNIFORM = "uniform"  # what any other method has to beat
@@ -25,12 +24,5 @@ def allocations(project: Project) -> tuple[str, ...]:
     if not on_trained_network(project):
         return ()
     if search.method == "auto":
-        return () if beyond_a_budget(search) else ALLOCATIONS
+        return () if search.beyond_a_budget else ALLOCATIONS
     return (search.method,)
-
-
-def beyond_a_budget(search: SearchConfig) -> bool:
-    """Whether only an evolution finds what is wanted: a front, a minimum accuracy, a soft budget."""
-    bounded = any(value is not None for value in (search.max_params, search.max_macs, search.max_size_mb))
-    without_budget = bounded and search.latency_ms is None and search.latency is None
-    return search.pareto or search.min_accuracy is not None or search.fitness == "soft" or without_budget

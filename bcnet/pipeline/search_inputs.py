@@ -37,9 +37,8 @@ def settings_of(project: Project) -> SearchSettings:
     """The configured search, its budget in ms (60 % of the full network where nothing else is given)."""
     config, latency = project.config.search, project.latency_model()
     own = config.latency_ms is not None or config.latency is not None
-    bounded = any(value is not None for value in (config.max_params, config.max_macs, config.max_size_mb))
     budget = None
-    if own or (config.min_accuracy is None and not (bounded and config.fitness == "hard")):
+    if own or (config.min_accuracy is None and not (config.bounded and config.fitness == "hard")):
         budget = budget_ms(project, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
     return SearchSettings(
         budget_ms=budget,
@@ -82,8 +81,7 @@ def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, sha
 
 def share_of(search: SearchConfig) -> float | None:
     """The budget as a share of the original's latency; None where it is given in ms, or there is none."""
-    bounded = any(value is not None for value in (search.max_params, search.max_macs, search.max_size_mb))
-    if search.latency is None and (search.latency_ms or search.min_accuracy or bounded):
+    if search.latency is None and (search.latency_ms or search.min_accuracy or search.bounded):
         return None
     return latency_share(search.latency or DEFAULT_SHARE)
 

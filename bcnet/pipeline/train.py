@@ -26,7 +26,7 @@ from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.train_network import network_inputs, say_reached, train_network
+from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached, train_network
 from bcnet.pipeline.training_file import (
     Checkpoint,
     Record,
@@ -55,10 +55,12 @@ from bcnet.supernet.paths import State, cut
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.recorded import fastest_paths
 from bcnet.supernet.saved import supernet_file
-from bcnet.supernet.score import evaluate_network
+from bcnet.supernet.score import evaluate, evaluate_network, recalibrated
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
 from bcnet.supernet.widen import supernet_state
+
+POINT = 0.01  # of accuracy: more than this is a loss
 
 
 def train(
@@ -182,7 +184,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     project, count = load_project(config), config.train.supernets
     if on_trained_network(project):
         return train_network(run, config, project)
-    recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
+    recipe = Recipe.of(config, config.train.epochs, first_rate(project))
     stage, inputs = run.stage("train"), stage_inputs(run, config)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
     results = {}
@@ -223,6 +225,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             on_epoch=partial(save_checkpoint, path, inputs=of_each),
         )
     seconds = time.perf_counter() - start
+    if checkpoints and project.trained and not project.untrained_layers:
+        _warn_of_loss(project, results[0].state, recipe)
     used = [results[number] for number in range(count)]
     if checkpoints or stage.outdated(inputs) is not None:
         files = {
@@ -260,6 +264,24 @@ def report_given(project: Project, device: str) -> None:
     with working("evaluating the network as it was given"):
         reached = evaluate_network(given, data, data.test, project.task).accuracy
     say_reached(project, "the network as it was given", reached)
+
+
+def _warn_of_loss(project: Project, state: Mapping[str, Tensor], recipe: Recipe) -> None:
+    """Warn where the supernet's widest path is worse than the given network by more than a point."""
+    data, space, task = project.data, project.space, project.task
+    if task.metric is not None:
+        return  # what a point is of another metric, only its author knows
+    images = project.config.search.recalibration_images
+    with working("comparing the supernet's widest path with the given network"):
+        fresh = recalibrated(project.model, space, state, space.largest(), "left", data, images)
+        widest = evaluate(project.model, space, fresh, data, data.val, task).accuracy
+        given = evaluate_network(project.given_model(project.config.seed), data, data.val, task).accuracy
+    if given - widest > POINT:
+        say(
+            f"the supernet's widest path reaches {widest:.2%} on the validation images, the given network "
+            f"{given:.2%}: training at a rate of {recipe.learning_rate:g} loses what was learned; lower "
+            'train.learning_rate, or set search.method = "auto", which needs no supernet'
+        )
 
 
 def _check_delivery(project: Project) -> None:

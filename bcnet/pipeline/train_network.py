@@ -37,7 +37,7 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
     stage, inputs = run.stage("train"), network_inputs(project)
     given = inputs["network"] == "given"
     model = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
-    recipe = Recipe.of(config, config.train.epochs, _rate(project))
+    recipe = Recipe.of(config, config.train.epochs, first_rate(project))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), inputs)
     say(f"data: {project.data}")
     warn_of_verified(run, "train")
@@ -80,8 +80,8 @@ def say_reached(project: Project, network: str, reached: float) -> None:
     say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
 
 
-def _rate(project: Project) -> float:
-    """The learning rate: weights that are trained want a lower one than fresh weights."""
+def first_rate(project: Project) -> float:
+    """The first stage's learning rate: trained weights want a lower one than fresh weights."""
     train = project.config.train
     if project.trained and "learning_rate" not in train.model_fields_set:
         return FINE_TUNING_RATE

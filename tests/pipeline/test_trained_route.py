@@ -18,7 +18,7 @@ from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.inherit import weights_of
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
-from bcnet.pipeline.route import ALLOCATIONS, allocations, beyond_a_budget, on_trained_network
+from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation
 from bcnet.pipeline.trained_scores import TrainedScores, spread
@@ -137,9 +137,11 @@ def test_the_route_follows_from_the_weights_the_method_and_what_is_wanted(
 
 
 def test_a_bound_without_a_latency_is_for_an_evolution() -> None:
-    assert beyond_a_budget(SearchConfig(max_macs=10**7))
-    assert not beyond_a_budget(SearchConfig(max_macs=10**7, latency_ms=1.0))
-    assert not beyond_a_budget(SearchConfig())
+    assert SearchConfig(max_macs=10**7).beyond_a_budget
+    assert not SearchConfig(max_macs=10**7, latency_ms=1.0).beyond_a_budget
+    assert not SearchConfig().beyond_a_budget
+    with pytest.raises(ValueError, match="finds one network within a latency"):
+        SearchConfig(method="latency-milp", pareto=True)
 
 
 def test_without_weights_a_supernet_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +221,26 @@ def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
     # Statistics of short trainings lag behind the weights: making them again can only help here.
     own = evaluate_network(project.model, project.data, project.data.val)
     assert scores(project.space.largest()).loss <= own.loss * 1.05
+
+
+@pytest.mark.parametrize(("rate", "warned"), [("learning_rate = 2.0", True), ("", False)])
+def test_a_supernet_that_loses_what_the_given_network_knew_is_reported(
+    project_of: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rate: str,
+    warned: bool,
+) -> None:
+    """Without a rate of its own, a supernet of trained weights is trained at a low one."""
+    project_of()
+    weights = Path("trained.pt").resolve()
+    text = (WEIGHTS + CONFIG).replace("[search]", f'{rate}\n[search]\nmethod = "evolution"')
+    with contextlib.chdir(tmp_path):
+        Path("bcnet.toml").write_text(text, encoding="utf-8")
+        shutil.copy(weights, "trained.pt")
+        assert main(["train"]) == 0
+    shown = capsys.readouterr().err
+    assert ("loses what was learned; lower train.learning_rate" in shown) is warned
 
 
 def test_of_many_choices_few_are_scored_with_the_first_and_the_last() -> None:
