@@ -10,9 +10,13 @@ ALLOCATIONS = (UNIFORM, "latency-greedy", "latency-milp", "adapruner")
 
 
 def on_trained_network(project: Project) -> bool:
-    """Whether widths are scored by the trained network's own weights: no supernet is trained then."""
+    """Whether widths are scored by the trained network's own weights: no supernet is trained then.
+
+    `auto` needs `model.weights`: a function that sets a seed returns the same weights each time, too, and
+    cannot be distinguished from one that loads trained ones.
+    """
     method = project.config.search.method
-    return project.trained if method == "auto" else method != "evolution"
+    return project.config.model.weights is not None if method == "auto" else method != "evolution"
 
 
 def allocations(project: Project) -> tuple[str, ...]:

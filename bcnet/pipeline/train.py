@@ -214,6 +214,11 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         say(f"data: {project.data}")
         if project.trained:
             report_given(project, recipe.device)
+            if config.search.method == "auto":
+                say(
+                    'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
+                    "starts from them (docs/trained-networks.md)"
+                )
         announce(what, seconds)
     start = time.perf_counter()
     for number, path in checkpoints.items():

@@ -178,7 +178,8 @@ def test_without_a_way_to_initialise_a_network_rows_from_scratch_are_left_out_wi
     own = load_project(config)
     widths = own.space.smallest()
     proto = to_onnx(cut(own.model, own.space, widths), own.data.example(1))
-    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1))
+    given = Given(original_network(Run.named("default"), own))
+    found = compare(own, proto.SerializeToString(), widths, Recipe.of(config, 0, 0.1), given)
     assert [entry.name for entry in found.entries] == [ORIGINAL, SEARCHED]
     assert found.notes[0].startswith("nothing was trained from scratch: '2.weight' (")
     assert found.notes[0].endswith("their modules have no reset_parameters()")
