@@ -26,8 +26,9 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.search_inputs import measuring
-from bcnet.pipeline.search_trained import ALTERNATIONS, Proposals, Target, best_measured
+from bcnet.pipeline.search_trained import ALTERNATIONS, Proposals, Target, best_measured, finalists, tried
 from bcnet.pipeline.trained_scores import TrainedScores
+from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.supernet.fit import Recipe
@@ -65,6 +66,7 @@ class Starts:
 
     def __init__(self, run: Run, project: Project, original: nn.Module, folder: Path, inputs: str) -> None:
         self.project, self.space, self.folder, self.inputs = project, project.space, folder, inputs
+        self.run = run
         self.original = original
         self.latency: LatencyModel = project.latency_model()
         self.recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
@@ -100,17 +102,21 @@ class Starts:
         start, original = time.perf_counter(), self.space.original()
         target = Target(share * float(self.latency(original)), share, 0.0)
         proposals = Proposals(row.methods, self._scores_at(share), self.latency, ())
-        winner, _, note = best_measured(
-            proposals, target, original, measuring(self.project), self.project.config.search.measured
-        )
+        search = self.project.config.search
+        measured = best_measured(proposals, target, original, measuring(self.project), search.measured)
+        winner = measured.inside[0]
+        last = finalists(proposals, measured, search.trials) if search.trials else []
+        if len(row.methods) > 1 and len(last) > 1:  # as a search does where it has several methods
+            tuning = Tuning.of(self.run, self.project, self._importances)
+            winner = tried(proposals, last, tuning, search.trial_epochs)
         found = winner.candidate
         about = {
             "widths": list(found.widths),
             "found_by": proposals.origin[found.widths],
             "predicted_ms": round(found.predicted_ms, 5),
             "measured_ms": found.measured.median_ms if found.measured else None,
-            "original_ms": round(winner.budget_ms / share, 5),
-            "note": note,
+            "original_ms": round(measured.budget_ms / share, 5),
+            "note": measured.note,
             "allocation_s": round(time.perf_counter() - start, 1),
         }
         self._allocations.add(key, about)
