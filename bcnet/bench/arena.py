@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bcnet.artifacts import Run, bytes_digest, digest, file_digest, json_bytes, write_file
+from bcnet.artifacts import Run, alone_in, bytes_digest, digest, file_digest, json_bytes, write_file
 from bcnet.bench.arena_figure import figure
 from bcnet.bench.arena_report import as_text, report_of
 from bcnet.bench.arena_rows import ORIGINAL, Row
@@ -45,6 +45,7 @@ from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.temperature import are_classes
 
+FOLDER = "bench/arena"  # in the run's
 DURATION = 0.25  # of the profile's, for each measurement of a network
 OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
 
@@ -64,7 +65,7 @@ class Arena:
     def __init__(self, run: Run, config: Config, plan: Plan) -> None:
         """Prepares the run: its first stage and the latency table. Raises ConfigError without weights."""
         self.run, self.plan, self.config = run, plan, config
-        self.folder = run.folder / "bench" / "arena"
+        self.folder = run.folder / FOLDER
         self.project = load_project(config)
         if not self.project.trained:
             raise ConfigError("the arena starts from a trained network: set model.weights")
@@ -93,23 +94,20 @@ class Arena:
 
     @property
     def _start_inputs(self) -> str:
+        """What starts depend on: candidates are tried with fine-tuning's settings, but for its length."""
         config = self.config
-        return digest(
-            [
-                self.project.inputs(),
-                self.project.device_key,
-                config.search.recalibration_images,
-                config.train.batch_size,
-                config.seed,
-                metric_digest(config),
-            ]
+        search = config.search.model_dump(
+            include={"recalibration_images", "measured", "trials", "trial_epochs"}
         )
+        tuning = config.slice.model_dump(
+            exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
+        )
+        of_project = self.project.inputs(), self.project.device_key, teacher_digest(self.project)
+        return digest([of_project, search, tuning, training_digest(config), metric_digest(config)])
 
     @property
     def _cell_inputs(self) -> str:
-        config = self.config
-        own = config.slice.model_dump(exclude={"inherit", "from_scratch", "latency", "latency_ms"})
-        return digest([self._start_inputs, own, training_digest(config), teacher_digest(self.project)])
+        return digest([self._start_inputs, self.config.slice.epochs])
 
     def train(self) -> None:
         """Make every cell that is not there yet, seed by seed."""
@@ -245,6 +243,7 @@ class Arena:
         return report
 
 
+@alone_in("bench")
 def run_arena(run: Run, config: Config, plan: Plan, measure_only: bool = False) -> dict[str, Any]:
     """Make all cells, time what was not timed yet, and report. With `measure_only`, time all cells again."""
     arena = Arena(run, config, plan)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bcnet.artifacts import write_file
-from bcnet.bench.arena_rows import ORIGINAL
+from bcnet.bench.arena_rows import AUTO, ORIGINAL, outside
 
 MARKERS = "osD^v<>pPX*hd"
+COLOURS = ("gold", "navy", "teal", "salmon", "darkgreen")  # beyond matplotlib's own ten
 
 
 def figure(path: Path, report: Mapping[str, Any]) -> bool:
@@ -41,6 +42,8 @@ def figure(path: Path, report: Mapping[str, Any]) -> bool:
             [100 * entry["share"] for entry in ordered],
             middle,
             yerr=errors,
+            color="black" if row == AUTO else f"C{number}" if number < 10 else COLOURS[number % len(COLOURS)],
+            linestyle="--" if outside(row) else "-",
             marker=MARKERS[number % len(MARKERS)],
             markersize=5,
             linewidth=1,
@@ -50,7 +53,7 @@ def figure(path: Path, report: Mapping[str, Any]) -> bool:
         )
     axes.set_xlabel(f"latency on {report['device']} (% of the original's, measured)")
     axes.set_ylabel(f"{report['metric']} (%)" if scale == 100 else report["metric"])
-    axes.set_title(f"{report['model']}, {report['passes']} passes of fine-tuning", fontsize=10)
+    axes.set_title(f"{report['model']} on {report['data']}, passes: {report['passes']}", fontsize=9)
     drawn.legend(loc="outside right upper", fontsize=7)
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "arena"}):

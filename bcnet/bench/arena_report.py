@@ -6,6 +6,7 @@ each of which counts with the share of seeds that answer it correctly.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from bcnet.bench.arena_rows import ORIGINAL
-from bcnet.plain import plain
+from bcnet.pipeline.repeated import disagreement
+from bcnet.plain import LONGEST, plain
 
 Cell = Mapping[str, Any]
 OVER = 0.03  # measured at the end, a row may be over its budget by so much, and still be the best
@@ -37,7 +39,9 @@ def report_of(
         standings = [entry for entry in found if entry is not None]
         _compare(standings, own, about["test_images"])
         reasons = {name: reason for (name, at), reason in omitted.items() if at == share}
-        budgets.append({"budget": share, "rows": standings, "omitted": reasons})
+        timed = {f"'{cell['row']}'": latencies[share].get(cell["shape"], [0]) for cell in own}
+        note = (timed and disagreement(timed)) or ""
+        budgets.append({"budget": share, "rows": standings, "omitted": reasons, "note": note})
     kept = {
         (cell["row"], cell.get("budget"), cell.get("seed")): cell for own in cells.values() for cell in own
     }
@@ -143,13 +147,15 @@ def paired(first: np.ndarray | None, second: np.ndarray | None) -> float | None:
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report as tables of at most 100 columns, one for each budget."""
-    lines = [
-        f"{report['model']} on {report['data']}, {report['device']}: {report['passes']} passes of "
-        f"fine-tuning each, seeds {', '.join(map(str, report['seeds']))}"
-    ]
+    passes, seeds = report["passes"], ", ".join(map(str, report["seeds"]))
+    lines = textwrap.wrap(
+        f"{report['model']} on {report['data']}, {report['device']}: fine-tuned for {passes} "
+        f"{'pass' if passes == 1 else 'passes'} each, seeds {seeds}",
+        COLUMNS,
+    )
     for budget in report["budgets"]:
         lines += ["", *_table(budget, report["metric"])]
-    return "\n".join(line[:COLUMNS].rstrip() for line in lines)
+    return "\n".join(lines)
 
 
 def _table(budget: Mapping[str, Any], metric: str) -> list[str]:
@@ -181,7 +187,10 @@ def _table(budget: Mapping[str, Any], metric: str) -> list[str]:
         lines.append("  ".join([name.ljust(sizes[0]), *cells]).rstrip())
     if any(entry["over_budget"] for entry in rows):
         lines.append(f"! over the budget by more than {OVER:.0%}")
-    return [*lines, *(plain(f"{name}: {reason}", COLUMNS) for name, reason in budget["omitted"].items())]
+    notes = [f"{name}: {reason}" for name, reason in budget["omitted"].items()]
+    for note in filter(None, (*notes, budget["note"])):
+        lines += textwrap.wrap(plain(note, LONGEST), COLUMNS, subsequent_indent="  ")
+    return lines
 
 
 def _value(value: float | None, percentages: bool) -> str:

@@ -67,3 +67,8 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
             wanted.append(replace(own, name=own.name + PLAIN, distilled=False))
         rows |= {row.name: row for row in wanted}
     return tuple(rows.values())
+
+
+def outside(name: str) -> bool:
+    """Whether a row of this name is another library's."""
+    return ROWS[name.removesuffix(PLAIN)].outside

@@ -20,7 +20,7 @@ from bcnet.artifacts import Run, write_file
 from bcnet.bench.arena_rows import Row
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside import COMPETITORS
-from bcnet.bench.outside_job import Failed, Job
+from bcnet.bench.outside_job import Failed, Job, NotInstalled
 from bcnet.errors import FOREIGN, ArtifactError, BcnetError, one_line
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
@@ -168,6 +168,8 @@ class Starts:
             self._check(state, pruned)
         except BcnetError:
             raise
+        except ImportError as cause:
+            raise NotInstalled(f"not installed completely: {one_line(cause)}") from None
         except FOREIGN as cause:
             raise Failed(f"failed on this network: {one_line(cause)}") from cause
         own_ms, original_ms = self._beside(self._exported(pruned), THOROUGH)

@@ -1,12 +1,15 @@
 """FastNAS of NVIDIA Model Optimizer (package `nvidia-modelopt`) as a competitor.
 
 In: a job. Out: the network that it finds at a share of the multiply-accumulates, which is moved until the
-measured latency meets the target. FastNAS itself knows no latency.
+measured latency meets the target. FastNAS itself knows no latency. Its count of multiply-accumulates needs
+`torchprofile` 0.0.4.
 """
 
 import copy
+import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from bcnet.supernet.score import evaluate_network
 ROUNDS = 5  # of moving the share of multiply-accumulates
 IMAGES = 512  # validation images that its networks are scored on
 BATCHES = 8  # training batches for batch-norm statistics
+MOST = 0.98  # of the multiply-accumulates: FastNAS cannot keep all
 USED = 0.97  # of the target: a faster network is followed by a larger one
 
 
@@ -50,7 +54,7 @@ def fastnas(job: Job) -> nn.Module:
     def score(model: nn.Module) -> float:
         return 100 * evaluate_network(model, job.data, val, job.recipe.task).accuracy
 
-    share, lowest = min(job.target, 0.98), float("inf")
+    share, lowest = min(job.target, MOST), float("inf")
     best: tuple[float, nn.Module | None] = 0.0, None
     with tempfile.TemporaryDirectory() as folder:
         config = {
@@ -59,9 +63,13 @@ def fastnas(job: Job) -> nn.Module:
             "checkpoint": str(Path(folder) / "sensitivity.pth"),
             "verbose": False,
         }
+        inside, outside = (
+            0.0,
+            MOST,
+        )  # shares of the multiply-accumulates that met the target, and that did not
         for _ in range(ROUNDS):
             model = copy.deepcopy(job.model)
-            with quiet():
+            with quiet(), redirect_stdout(io.StringIO()):
                 found, _ = prune.prune(
                     model, [("fastnas", _space(job))], {"flops": f"{100 * share:.2f}%"}, job.example, config
                 )
@@ -72,7 +80,10 @@ def fastnas(job: Job) -> nn.Module:
                 best = measured, found
             if reached and measured >= USED * job.target:
                 break
-            share = min(0.98, share * job.target / measured * (1.0 if reached else 0.99))
+            inside, outside = (share, outside) if reached else (inside, share)
+            share *= job.target / measured
+            if not inside < share < outside:
+                share = (inside + outside) / 2
     if best[1] is None:
         raise job.out_of_reach(lowest)
     return best[1]
