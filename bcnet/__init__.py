@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
     from bcnet.methods.adapruner import allocate_by_scales as allocate_by_scales
+    from bcnet.methods.group_fisher import FisherSettings as FisherSettings
+    from bcnet.methods.group_fisher import Pruned as Pruned
+    from bcnet.methods.group_fisher import SteadyRecipe as SteadyRecipe
+    from bcnet.methods.group_fisher import prune_by_group_fisher as prune_by_group_fisher
     from bcnet.methods.latency_greedy import allocate_greedily as allocate_greedily
+    from bcnet.methods.limits import Limits as Limits
     from bcnet.methods.loss_tables import LossTables as LossTables
     from bcnet.methods.loss_tables import importance_tables as importance_tables
     from bcnet.methods.loss_tables import loss_tables as loss_tables
@@ -54,18 +59,22 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Allocation": "bcnet.methods.program",
+    "FisherSettings": "bcnet.methods.group_fisher",
     "Inherited": "bcnet.supernet.inherit",
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
+    "Limits": "bcnet.methods.limits",
     "LossTables": "bcnet.methods.loss_tables",
     "OnnxSupernet": "bcnet.supernet.onnx_graph",
     "Original": "bcnet.supernet.inherit",
+    "Pruned": "bcnet.methods.group_fisher",
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
     "Scorer": "bcnet.supernet.score",
     "SearchResult": "bcnet.pipeline.search",
     "SearchSettings": "bcnet.supernet.evolution",
     "SolverSettings": "bcnet.methods.program",
+    "SteadyRecipe": "bcnet.methods.group_fisher",
     "Task": "bcnet.supernet.task",
     "WidthSpace": "bcnet.supernet.space",
     "Widths": "bcnet.supernet.space",
@@ -90,6 +99,7 @@ _HOME = {
     "loss_tables": "bcnet.methods.loss_tables",
     "measure_network": "bcnet.supernet.measure",
     "measured_importances": "bcnet.supernet.gates",
+    "prune_by_group_fisher": "bcnet.methods.group_fisher",
     "reordered": "bcnet.supernet.importance",
     "score": "bcnet.supernet.score",
     "search": "bcnet.pipeline.search",

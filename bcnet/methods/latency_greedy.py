@@ -51,29 +51,40 @@ def narrowed_by(space: WidthSpace, losses: Sequence[np.ndarray], limits: Limits)
 
 def _narrowed(limits: Limits, losses: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray | None:
     """Choice indices within all limits; None where no single step saves anything any more."""
-    while True:
-        costs = limits.costs(index[None])
-        need = limits.excess(costs)
-        over = need[:, 0] > 0
-        if not over.any():
-            return index
-        options, lost = _steps(losses, index, wider=False)
-        if not len(options):
+    while not limits.fit(index[None])[0]:
+        step = cheapest_step(limits, losses, index)
+        if step is None:
             return None
-        saved = (costs - limits.costs(options))[over]
-        # What is saved beyond the need is worth nothing, and each limit counts by what it still lacks.
-        share = np.minimum(saved / need[over], 1.0).sum(axis=0)
-        worth = share >= SMALLEST
-        if not worth.any():
-            return None
-        rate = np.where(worth, lost / np.where(worth, share, 1.0), np.inf)
-        index = options[np.lexsort((-share, rate))[0]]
+        index = step
+    return index
+
+
+def cheapest_step(limits: Limits, losses: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray | None:
+    """The choice indices after the step that loses least per latency, and what else exceeds a limit, saved.
+
+    A step takes one group one or several choices down; those of infinite loss are none. None where none saves
+    anything that is still to be saved.
+    """
+    costs = limits.costs(index[None])
+    need = limits.excess(costs)
+    over = need[:, 0] > 0
+    options, lost = steps(losses, index, wider=False)
+    if not len(options) or not over.any():
+        return None
+    saved = (costs - limits.costs(options))[over]
+    # What is saved beyond the need is worth nothing, and each limit counts by what it still lacks.
+    share = np.minimum(saved / need[over], 1.0).sum(axis=0)
+    worth = (share >= SMALLEST) & np.isfinite(lost)
+    if not worth.any():
+        return None
+    rate = np.where(worth, lost / np.where(worth, share, 1.0), np.inf)
+    return np.asarray(options[np.lexsort((-share, rate))[0]])
 
 
 def filled(limits: Limits, losses: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray:
     """Choice indices where no group alone can be wider within the limits and lose less by it."""
     while True:
-        options, lost = _steps(losses, index, wider=True)
+        options, lost = steps(losses, index, wider=True)
         options, lost = options[lost < 0], lost[lost < 0]
         if len(options):
             fits = limits.fit(options)
@@ -83,7 +94,7 @@ def filled(limits: Limits, losses: Sequence[np.ndarray], index: np.ndarray) -> n
         index = options[lost.argmin()]
 
 
-def _steps(losses: Sequence[np.ndarray], index: np.ndarray, wider: bool) -> tuple[np.ndarray, np.ndarray]:
+def steps(losses: Sequence[np.ndarray], index: np.ndarray, wider: bool) -> tuple[np.ndarray, np.ndarray]:
     """Every network (N, groups) with one group wider, or narrower, and what more it loses (N,)."""
     options, lost = [], []
     for group, (own, now) in enumerate(zip(losses, index.tolist(), strict=True)):

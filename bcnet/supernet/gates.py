@@ -31,7 +31,7 @@ from bcnet.supernet.importance import (
     without_batch_norm,
 )
 from bcnet.supernet.paths import tensors_of
-from bcnet.supernet.space import Dimension, WidthSpace
+from bcnet.supernet.space import Dimension, WidthGroup, WidthSpace
 from bcnet.supernet.task import entries
 
 BATCHES = 24
@@ -99,13 +99,16 @@ def _by_gates(
             explained(step, inputs, targets, number)
             taylor.add(dict(probe.named_parameters()))
             advance("")
-    unseen = [number for number in range(len(space.groups)) if number not in fisher.seen]
+    return taylor.importance(), coupled_importance(fisher, taylor), [g.name for g in fisher.unseen]
+
+
+def coupled_importance(fisher: "Fisher", taylor: "Taylor") -> tuple[Tensor, ...]:
+    """For each group (channels,) Fisher's importance, or Taylor's, in its size, where no reader was seen."""
     own, instead = fisher.importance(), taylor.importance()
     # Of another size: a batch's mean hides much of what its images say.
     sizes = [(own[n].sum(), instead[n].sum()) for n in fisher.seen]
     factor = float(sum(a for a, _ in sizes) / max(sum(b for _, b in sizes), 1e-30)) if sizes else 1.0
-    mixed = tuple(instead[n] * factor if n in unseen else own[n] for n in range(len(space.groups)))
-    return instead, mixed, [space.groups[number].name for number in unseen]
+    return tuple(own[n] if n in fisher.seen else instead[n] * factor for n in range(len(own)))
 
 
 class GateSums:
@@ -113,7 +116,12 @@ class GateSums:
 
     def __init__(self, space: WidthSpace) -> None:
         self.space = space
-        self.sums = [torch.zeros(group.channels // group.unit, dtype=torch.float64) for group in space.groups]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        groups = self.space.groups
+        self.sums = [torch.zeros(group.channels // group.unit, dtype=torch.float64) for group in groups]
 
     def square(self, group: int, gates: Tensor) -> None:
         """Add gradients by channels' gates (..., channels): those of a unit are one gate."""
@@ -176,6 +184,11 @@ class Fisher(GateSums):
         self.seen: set[int] = set()
         self._gates: dict[int, Tensor] = {}  # of this batch, (images, channels)
         self._reads = {name: read for name, module in _layers(model) if (read := _read(space, name, module))}
+
+    @property
+    def unseen(self) -> list[WidthGroup]:
+        """The groups that no watched layer has read so far."""
+        return [group for number, group in enumerate(self.space.groups) if number not in self.seen]
 
     @contextmanager
     def watching(self, model: nn.Module, images: int) -> Iterator[None]:
