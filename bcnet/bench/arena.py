@@ -218,7 +218,7 @@ class Arena:
         yield from (self.cells.values[name] for name in names if name in self.cells.values)
 
     def publish(self) -> dict[str, Any]:
-        """Write what is known by now: arena.json, arena.txt, and arena.svg where matplotlib is here."""
+        """Write what is known by now: arena.json and arena.txt."""
         project, config = self.project, self.config
         cells = {share: list(self._done(share)) for share in self.plan.budgets}
         latencies = {share: self.latencies.values.get(percent(share), {}) for share in self.plan.budgets}
@@ -239,7 +239,6 @@ class Arena:
         report = report_of(about, [row.name for row in self.plan.rows], cells, latencies, self.omitted)
         write_file(self.folder / "arena.json", json_bytes(report))
         write_file(self.folder / "arena.txt", (as_text(report) + "\n").encode())
-        figure(self.folder / "arena.svg", report)
         return report
 
 
@@ -252,7 +251,10 @@ def run_arena(run: Run, config: Config, plan: Plan, measure_only: bool = False) 
     elif ORIGINAL not in arena.cells.values:
         raise ConfigError("there is nothing to measure yet: run the same command without --measure")
     arena.measure(again=measure_only)
-    return arena.publish()
+    report = arena.publish()
+    if not figure(arena.folder / "arena.svg", report):
+        say('no figure: it needs matplotlib (pip install "bcnet[arena]")')
+    return report
 
 
 def cell_name(row: str, share: float, seed: int) -> str:

@@ -21,7 +21,7 @@ from bcnet.bench.arena_rows import Row
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside import COMPETITORS
 from bcnet.bench.outside_job import Failed, Job, NotInstalled
-from bcnet.errors import FOREIGN, ArtifactError, BcnetError, one_line
+from bcnet.errors import FOREIGN, ArtifactError, BcnetError, BudgetError, one_line
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.original import trained_state
@@ -88,10 +88,13 @@ class Starts:
         about = self._allocated(row, share)
         widths = self.space.check(Widths(about["widths"]))
         if row.scratch:
+            fresh = self.project.fresh
+            if not fresh.from_scratch:
+                raise Failed(f"cannot be trained from scratch: {fresh.note}")
             config = self.project.config.model_copy(update={"seed": seed})
             network = cut(replace(self.project, config=config).fresh_model(), self.space, widths)
-            note = self.project.fresh.note
-            return Start(tensors_of(network), {**about, "source": f"from scratch{note and f'; {note}'}"})
+            source = "; ".join(filter(None, ("from scratch", fresh.note)))
+            return Start(tensors_of(network), {**about, "source": source})
         own = self._inherited(widths, share, row.criteria)
         return Start(own.state, {**about, "source": own.source})
 
@@ -127,11 +130,19 @@ class Starts:
         if share not in self._scores:
             path = self.folder / "scores.jsonl"
             scores = TrainedScores(self.project, self._tensors, path, {"inputs": self.inputs})
-            limit = share * float(self.latency(self.space.original()))
-            scores.choose_criterion(allocate_uniformly(scores.space, (), self.latency, limit))
+            scores.importances = self._importances
+            scores.choose_criterion(self._typical(share))
             self._scores = {share: scores}
             self._known.clear()
         return self._scores[share]
+
+    def _typical(self, share: float) -> Widths:
+        """Uniform widths of the budget; each group's middle choice where these cannot reach it."""
+        limit = share * float(self.latency(self.space.original()))
+        try:
+            return allocate_uniformly(self.space, (), self.latency, limit)
+        except BudgetError:
+            return Widths(group.choices[len(group.choices) // 2] for group in self.space.groups)
 
     def _inherited(self, widths: Widths, share: float, criteria: tuple[Criterion, ...]) -> Inherited:
         key = share, (widths, criteria)
@@ -142,7 +153,7 @@ class Starts:
         return self._known[key]
 
     @cached_property
-    def _importances(self) -> Mapping[Criterion, tuple[Tensor, ...]]:
+    def _importances(self) -> dict[Criterion, tuple[Tensor, ...]]:
         return self._inherit.importances()
 
     def _outside(self, method: str, share: float) -> Start:

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(path)
         config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
         project = load_project(config)
-        fit_network(project.model, project.data, Recipe.of(config, 6, 0.1), "training")
+        fit_network(project.model, project.data, Recipe.of(config, 4, 0.1), "training")
         torch.save(project.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text('[model]\nweights = "trained.pt"\n' + CONFIG, encoding="utf-8")
         Path("hw_profiles").mkdir()
