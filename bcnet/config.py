@@ -230,11 +230,13 @@ class TrainConfig(Section):
 class SearchConfig(Section):
     """The budget, and how the best widths are found."""
 
-    method: Literal["auto", "evolution", "latency-greedy", "latency-milp", "adapruner", "uniform"] = Field(
+    method: Literal[
+        "auto", "evolution", "latency-greedy", "latency-milp", "adapruner", "uniform", "group-fisher"
+    ] = Field(
         "auto",
         description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
         "latency-greedy, latency-milp, adapruner, uniform; auto: all of these where weights are given, the "
-        "best of their networks wins, else evolution",
+        "best of their networks wins, else evolution; group-fisher: removes channels while it trains",
     )
 
     # Not finite is let through to the check below, which says it better.
@@ -296,6 +298,17 @@ class SearchConfig(Section):
         "fine-tuned briefly before one wins; 0: their losses without fine-tuning decide",
     )
     trial_epochs: int = Field(1, ge=1, le=100_000, description="passes of each of these")
+    prune_epochs: int = Field(
+        2,
+        ge=1,
+        le=100_000,
+        description="group-fisher: passes over which removals are spread, at a tenth of slice.learning_rate",
+    )
+    prune_by: Literal["latency", "macs", "memory"] = Field(
+        "latency",
+        description="group-fisher: removals are ranked by information per latency, per multiply-accumulates "
+        "or per memory of activations that they save",
+    )
     margin: float | None = Field(
         None,
         ge=0,

@@ -26,7 +26,7 @@ from bcnet.models.weights import listed
 from bcnet.pipeline.original import original_network
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.teacher import teacher_digest
-from bcnet.pipeline.tuning import Tuning, inherits
+from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
 from bcnet.sealed import SealedLines
@@ -316,7 +316,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     """Compare and save. Returns a summary with one entry a network."""
     project = load_project(config)
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
-    passes = config.slice.epochs if inherits(project) else project.winner_passes
+    passes = passes_of(run) if inherits(project) else project.winner_passes
     recipe = Recipe.of(config, passes, config.train.learning_rate)
     widths = sliced(run, project).widths
     export = run.stage("export")
@@ -325,7 +325,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     def tune(widths: Widths, checkpoint: CheckpointFile | None) -> nn.Module:
         assert tuned is not None
-        return tuned(widths, "fine-tuning the uniform network", config.slice.epochs, checkpoint)
+        return tuned(widths, "fine-tuning the uniform network", passes, checkpoint)
 
     given = Given(original_network(run, project), tune if tuned else None)
     found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)

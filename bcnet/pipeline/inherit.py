@@ -1,12 +1,12 @@
 """The weights that a small network begins with. In: supernets, a trained network, widths. Out: the best.
 
-Candidates are every side of every supernet, and the trained network's most important channels by each
-criterion (AdaPruner, arXiv 2109.06397, abstract). All are compared after batch-norm recalibration, on the
-validation images.
+Candidates are every side of every supernet, the trained network's most important channels by each criterion
+(AdaPruner, arXiv 2109.06397, abstract), and what a search trained while it removed channels. All are compared
+after batch-norm recalibration, on the validation images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -14,7 +14,8 @@ from bcnet.artifacts import Run
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError
 from bcnet.pipeline.original import trained_network
-from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
+from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
 from bcnet.pipeline.trained_scores import loss_of
 from bcnet.progress import say, working
 from bcnet.supernet.fit import Recipe
@@ -31,17 +32,19 @@ from bcnet.supernet.task import Task
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, and by each criterion the importance of its channels."""
+    """A trained network, by each criterion the importance of its channels, and networks pruned from it."""
 
     original: Original
     importances: Mapping[Criterion, Sequence[Tensor]]
+    pruned: Mapping[Widths, PrunedNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Source:
     """Weights that a small network can begin with, recalibrated, and their score.
 
-    `supernet` (from 0) and `side` are None where they come from the trained network.
+    `supernet` (from 0) and `side` are None where they come from the trained network. `passes` over the
+    training images went into them since they left it.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Source:
     score: Score
     supernet: int | None = None
     side: Side | None = None
+    passes: int = 0
 
 
 def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...], Trained | None]:
@@ -74,15 +78,20 @@ def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...
         )
     if network is None or project.config.slice.from_scratch:
         return supernets, None
-    return supernets if wanted == "auto" else (), trained_for(project, network)
+    pruned = pruned_by_search(run, project)
+    return supernets if wanted == "auto" else (), trained_for(project, network, pruned=pruned)
 
 
 def trained_for(
     project: Project,
     network: nn.Module | None,
     importances: Mapping[Criterion, Sequence[Tensor]] | None = None,
+    pruned: Mapping[Widths, PrunedNetwork] | None = None,
 ) -> Trained | None:
-    """A trained network with the importance of its channels by the criteria of `slice.inherit`."""
+    """A trained network with the importance of its channels by the criteria of `slice.inherit`.
+
+    Networks that were `pruned` from it count where that is `auto`.
+    """
     wanted = project.config.slice.inherit
     if network is None:
         return None
@@ -90,9 +99,8 @@ def trained_for(
     recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
     images = project.config.search.recalibration_images
     original = Original(network, project.space, project.data, recipe, images)
-    if importances is None:
-        return Trained(original, original.importances(by))
-    return Trained(original, {own: importances[own] for own in by})
+    known = original.importances(by) if importances is None else {own: importances[own] for own in by}
+    return Trained(original, known, (pruned or {}) if wanted == "auto" else {})
 
 
 def best_source(
@@ -111,6 +119,9 @@ def best_source(
     if trained is not None:
         found = inherited(trained.original, widths, trained.importances)
         sources += [_of_original(own) for own in found]
+        own = trained.pruned.get(widths)
+        if own is not None:
+            sources.append(Source(OWN_WEIGHTS, GROUP_FISHER, own.state, own.score, passes=own.passes))
     best = min(sources, key=lambda source: loss_of(source.score))
     if trained is not None:
         losses = ", ".join(f"{source.short} {loss_of(source.score):.3f}" for source in sources)

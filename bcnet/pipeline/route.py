@@ -6,6 +6,7 @@ In: a project. Out: the methods that find widths without a supernet, and whether
 from bcnet.supernet.project import Project
 
 UNIFORM = "uniform"  # what any other method has to beat
+GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes
 ALLOCATIONS = (UNIFORM, "latency-greedy", "latency-milp", "adapruner")
 
 

@@ -4,7 +4,7 @@ Only networks that fit the budget and the bounds are ever scored, none twice, an
 few are measured as whole networks on the device before one of them wins.
 
 `search/`: result.json, history.json (every scored candidate), pareto.json, and while searching state.jsonl,
-from which a killed search continues.
+from which a killed search continues; of group-fisher the network that it trained (see `pruned.py`).
 """
 
 import time
@@ -23,9 +23,10 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.kept import announce_replacement
-from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.original import trained_network, trained_state
+from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
 from bcnet.pipeline.repeated import NOISY, noise_warning
-from bcnet.pipeline.route import allocations, on_trained_network
+from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
 from bcnet.pipeline.search_inputs import (
     MeasureOf,
     bounds_of,
@@ -310,6 +311,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
             [
                 asdict(settings_of(project)),
                 *(_trial_settings(project) if methods else ()),
+                *((config.search.prune_epochs, config.search.prune_by) if GROUP_FISHER in methods else ()),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
             ]
@@ -349,13 +351,15 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         else:
             limit = _limit_said(settings, lowest, latency.noise)
     announce_replacement(run, config, "search")
-    scores, kept, method = None, list[Path](), None
+    scores, kept, method, pruned = None, list[Path](), None, None
     if own is not None:
         scores = TrainedScores(project, own, stage.path(SCORES), inputs)
         scores.choose_criterion(_typical(scores.space, latency, settings, bounds))
         kept = [stage.path(SCORES)]
     if scores is not None and methods:
-        proposals = Proposals(methods, scores, latency, bounds)
+        network = trained_network(run, project) if GROUP_FISHER in methods else None
+        pruned = None if network is None else PrunedNetworks(project, network, stage.folder, inputs)
+        proposals = Proposals(methods, scores, latency, bounds, pruned)
         result = _proposed(run, proposals, settings, share, measure_of)
         method = proposals.origin[result.best.widths]
     else:
@@ -420,13 +424,20 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "method": method,
         "methods": list(methods),
         "criterion": scores.criterion if scores else None,
+        "pruning_passes": pruned.found[result.best.widths].passes if pruned else 0,
+        "pruning_passes_of_all_rounds": pruned.passes if pruned else 0,
     }
     files = {
         "result.json": summary,
         "history.json": [candidate_json(c) for c in result.history],
         "pareto.json": [candidate_json(c) for c in result.pareto],
     }
-    stage.finish(inputs, {name: json_bytes(value) for name, value in files.items()}, kept)
+    contents = {name: json_bytes(value) for name, value in files.items()}
+    if pruned is not None:
+        contents[PRUNED_FILE] = pruned.found[result.best.widths].sealed(pruned.inputs)
+    kept += stage.folder.glob("pruned-*.safetensors")
+    kept += [stage.path(PRUNED_FILE)] if pruned is None else []  # of an earlier search
+    stage.finish(inputs, contents, kept)
     return summary
 
 
@@ -468,7 +479,8 @@ def _proposed(
         winner = measured.inside[0]
         last = finalists(proposals, measured, search.trials) if search.trials else []
         if len(last) > 1 and not project.config.slice.from_scratch:
-            tuning = Tuning.of(run, project, proposals.scores.importances)
+            own = proposals.pruned.found if proposals.pruned else {}
+            tuning = Tuning.of(run, project, proposals.scores.importances, own)
             winner = tried(proposals, last, tuning, search.trial_epochs)
         report(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)

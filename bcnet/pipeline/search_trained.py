@@ -12,10 +12,12 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.methods.adapruner import allocate_by_scales
 from bcnet.methods.latency_greedy import allocate_greedily
+from bcnet.methods.limits import Limits
 from bcnet.methods.program import SolverSettings, allocate_exactly
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.repeated import Repeated
-from bcnet.pipeline.route import UNIFORM
+from bcnet.pipeline.route import GROUP_FISHER, UNIFORM
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores, loss_of
 from bcnet.pipeline.tuning import Tuning
@@ -55,12 +57,16 @@ class Target:
 
 @dataclass
 class Proposals:
-    """Candidates of all rounds: who proposed them, their scores, and what was measured."""
+    """Candidates of all rounds: who proposed them, their scores, and what was measured.
+
+    `pruned` are the networks of `group-fisher`, which has to be among the methods for them.
+    """
 
     methods: tuple[str, ...]
     scores: TrainedScores
     latency: LatencyModel
     bounds: Sequence[Bound]
+    pruned: PrunedNetworks | None = None
     found: dict[Widths, Candidate] = field(default_factory=dict)
     origin: dict[Widths, str] = field(default_factory=dict)
 
@@ -81,12 +87,16 @@ class Proposals:
                 self.origin.setdefault(widths, method)
                 if widths not in self.found:
                     predicted = float(self.latency(widths))
-                    self.found[widths] = Candidate(widths, predicted, self.scores(widths), number)
+                    score = self._score(method, widths)
+                    self.found[widths] = Candidate(widths, predicted, score, number)
         return [self.found[widths] for widths in proposed]
 
     def _widths(self, method: str, limit_ms: float) -> list[Widths]:
         space, importances = self.scores.space, self.scores.importances
         given = self.latency, limit_ms, self.bounds
+        if method == GROUP_FISHER:
+            assert self.pruned is not None
+            return [self.pruned.within(Limits(space, *given)).widths]
         if method == UNIFORM:
             return [allocate_uniformly(space, importances["l1"], *given)]
         if method == "latency-greedy":
@@ -95,6 +105,12 @@ class Proposals:
             return [allocate_by_scales(space, importances["bn-scale"], *given)]
         found = allocate_exactly(space, self.scores.tables, *given, SolverSettings(pool=POOL))
         return [allocation.widths for allocation in found]
+
+    def _score(self, method: str, widths: Widths) -> Score:
+        """That of the original's channels, or of the method's own weights."""
+        if method == GROUP_FISHER and self.pruned is not None:
+            return self.pruned.found[widths].score
+        return self.scores(widths)
 
 
 @dataclass(frozen=True)

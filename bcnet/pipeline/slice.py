@@ -51,6 +51,7 @@ class SliceResult:
     side: Side | None
     accuracy_before: float
     accuracy_after: float
+    pruning_passes: int = 0  # that went into these weights before
 
 
 def slice(
@@ -85,7 +86,7 @@ def slice(
         fit_resumably(small, data, recipe, what, checkpoint, objective)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
-    return SliceResult(small, best.name, best.supernet, best.side, before, after)
+    return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes)
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
@@ -162,6 +163,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
         "budget_share": chosen.budget_share,
         **came_from,
         "epochs": epochs,
+        "pruning_passes": 0 if config.slice.from_scratch else result.pruning_passes,
         "from_scratch": config.slice.from_scratch,
         "distilled": objective is not None,
         "test_accuracy_before": round(result.accuracy_before, 6),

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run
+from bcnet.artifacts import Run, read_json
 from bcnet.pipeline.inherit import Trained, best_source, trained_for
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce
@@ -30,6 +31,13 @@ def inherits(project: Project) -> bool:
     return on_trained_network(project) and not project.config.slice.from_scratch
 
 
+def passes_of(run: Run) -> int:
+    """Passes over the training images that the finished slice's network took since it left the original."""
+    stage = run.stage("slice")
+    found = read_json(stage.path("result.json"), stage.command)
+    return int(found["epochs"]) + int(found.get("pruning_passes", 0))
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How small networks of a run begin, and what they learn from."""
@@ -39,10 +47,20 @@ class Tuning:
     trained: Trained | None
 
     @classmethod
-    def of(cls, run: Run, project: Project, importances: Importances | None = None) -> "Tuning":
-        """That of a run without a supernet; `importances` are known already, or measured now."""
+    def of(
+        cls,
+        run: Run,
+        project: Project,
+        importances: Importances | None = None,
+        pruned: Mapping[Widths, PrunedNetwork] | None = None,
+    ) -> "Tuning":
+        """That of a run without a supernet; `importances` are known already, or measured now.
+
+        `pruned` are networks with weights of their own; those of the finished search if not given.
+        """
         network = trained_network(run, project)
-        return cls(project, network, trained_for(project, network, importances))
+        pruned = pruned_by_search(run, project) if pruned is None else pruned
+        return cls(project, network, trained_for(project, network, importances, pruned))
 
     def __call__(
         self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None

@@ -1,0 +1,150 @@
+"""search.method = "group-fisher": channels removed while training, the weights go on, nothing is lost."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG, PROFILE, clear_projects
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import Config, DataConfig, load_config
+from bcnet.errors import ArtifactError
+from bcnet.methods.limits import Limits
+from bcnet.pipeline import pruned
+from bcnet.pipeline.inherit import Source, best_source, trained_for
+from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.pruned import OWN_WEIGHTS, PRUNED_FILE, PrunedNetworks, pruned_by_search
+from bcnet.pipeline.trained_scores import single_sided
+from bcnet.pipeline.tuning import passes_of
+from bcnet.sealed import unseal_tensors
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.importance import CRITERIA, importances
+from bcnet.supernet.paths import tensors_of
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.score import Score
+from bcnet.supernet.space import Widths
+
+RUN = Path("runs/default")
+TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", '[search]\nmethod = "group-fisher"')
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained network and the small one that this method made of it."""
+    path = tmp_path_factory.mktemp("pruned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
+        project = load_project(config)
+        fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
+        torch.save(project.model.state_dict(), "trained.pt")
+        Path("bcnet.toml").write_text(TOML, encoding="utf-8")
+        Path("hw_profiles").mkdir()
+        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+        clear_projects()
+        for stage in ("train", "build-lut", "search", "slice"):
+            assert main([stage]) == 0
+        clear_projects()
+        yield path
+
+
+@pytest.fixture
+def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """The finished run's project, in its folder."""
+    monkeypatch.chdir(folder)
+    clear_projects()
+    yield load_project(load_config(None, {}))
+    clear_projects()
+
+
+def result(stage: str, file: str = "result.json") -> Any:
+    return json.loads((RUN / stage / file).read_text(encoding="utf-8"))
+
+
+def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(project: Project) -> None:
+    found, sliced = result("search"), result("slice")
+    assert (found["method"], found["methods"]) == ("group-fisher", ["group-fisher"])
+    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["pruning_passes"] == 2
+    assert found["pruning_passes_of_all_rounds"] in (2, 4, 6, 8)
+    assert sliced["widths"] == found["best"]["widths"]
+    # Of six criteria one may be better by chance on so few images.
+    assert sliced["pruning_passes"] == (2 if sliced["inherited"] == OWN_WEIGHTS else 0)
+    assert passes_of(Run.named("default")) == 1 + sliced["pruning_passes"]
+
+
+def test_the_small_network_begins_with_the_weights_that_were_trained_while_channels_went(
+    project: Project,
+) -> None:
+    """Where they are better than the original's, and only at their own widths."""
+    run = Run.named("default")
+    found = pruned_by_search(run, project)
+    ((widths, own),) = found.items()
+    own = replace(own, score=Score(1.0, 0.0))
+    network = trained_network(run, project)
+    assert network is not None
+    by_weights = importances(network, project.space.without_extra(), tensors_of(network), "l1")
+    trained = trained_for(project, network, dict.fromkeys(CRITERIA, by_weights), {widths: own})
+
+    def source(widths: Widths) -> Source:
+        given = project.model, project.space, widths, (), trained, project.data, 64, project.task
+        return best_source(*given)
+
+    assert (source(widths).name, source(widths).passes) == (OWN_WEIGHTS, 2)
+    assert all(torch.equal(tensor, own.state[name]) for name, tensor in source(widths).state.items())
+    other = source(project.space.largest())
+    assert other.passes == 0
+    assert other.name.startswith("the original's channels by")
+
+
+def test_the_searchs_file_holds_the_winners_network_and_an_edited_one_is_refused(project: Project) -> None:
+    run, path = Run.named("default"), RUN / "search" / PRUNED_FILE
+    ((widths, own),) = pruned_by_search(run, project).items()
+    assert list(widths) == result("search")["best"]["widths"]
+    assert project.space.widths_of({name: t.shape for name, t in own.state.items()}) == list(widths)
+    assert own.score.loss == pytest.approx(result("search")["best"]["loss"])
+    assert not list((RUN / "search").glob("pruned-*"))
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-4] + b"\0\0\0\0")
+        with pytest.raises(ArtifactError, match="run `bcnet search` again"):
+            pruned_by_search(run, project)
+    finally:
+        path.write_bytes(content)
+
+
+def test_what_a_killed_search_had_pruned_is_not_pruned_again(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = trained_network(Run.named("default"), project)
+    assert network is not None
+    latency = project.latency_model()
+    full = float(latency(project.space.original()))
+
+    def limits(share: float) -> Limits:
+        return Limits(single_sided(project.space), latency, share * full)
+
+    first = PrunedNetworks(project, network, tmp_path, {"table": "a"}).within(limits(0.7))
+    assert float(latency(first.widths)) <= 0.7 * full
+    other = PrunedNetworks(project, network, tmp_path, {"table": "b"})
+    assert not other.found
+    with monkeypatch.context() as patch:
+        patch.setattr(pruned, "prune_by_group_fisher", lambda *_: pytest.fail("pruned again"))
+        again = PrunedNetworks(project, network, tmp_path, {"table": "a"})
+        for share in (0.7, 0.71):
+            known = again.within(limits(share))
+            assert known.score == first.score
+            assert all(torch.equal(tensor, known.state[name]) for name, tensor in first.state.items())
+        with pytest.raises(pytest.fail.Exception, match="pruned again"):
+            again.within(limits(0.4))
+        assert again.passes == 2
+    (file,) = tmp_path.glob("pruned-*")
+    assert unseal_tensors(file)[1]["limit_ms"] == pytest.approx(0.7 * full)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not PrunedNetworks(project, network, tmp_path, {"table": "a"}).found
+    assert "that network is pruned again" in capsys.readouterr().err
