@@ -107,7 +107,8 @@ class Arena:
 
     @property
     def _cell_inputs(self) -> str:
-        return digest([self._start_inputs, self.config.slice.epochs])
+        passes = self.config.search.model_dump(include={"prune_epochs"}, exclude_defaults=True)
+        return digest([self._start_inputs, self.config.slice.epochs, *passes.values()])
 
     def train(self) -> None:
         """Make every cell that is not there yet, seed by seed."""
@@ -149,7 +150,8 @@ class Arena:
         start = self.starts.of(row, share, seed)
         network = with_state(project.model, project.space, start.state)
         rate = config.train.learning_rate if row.scratch else config.slice.learning_rate
-        recipe = replace(Recipe.of(config, config.slice.epochs, rate), seed=seed)
+        before = start.about.get("pruning_passes", 0)  # every network gets as many in all
+        recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
         objective = objective_for(project, self.teacher, network, recipe) if row.distilled else None
         say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))
         announce("fine-tuning", seconds_to_fit(network, project.data, recipe, objective))
@@ -166,7 +168,7 @@ class Arena:
             "seed": seed,
             **start.about,
             "distilled": objective is not None,
-            "passes": recipe.epochs,
+            "passes": before + recipe.epochs,
             "training_s": round(time.perf_counter() - began, 1),
         }
         facts |= self._evaluated(name, network.eval())

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from bcnet.bench.outside import COMPETITORS
 from bcnet.errors import UsageError
-from bcnet.pipeline.route import ALLOCATIONS
+from bcnet.methods.group_fisher import NormalisedBy
+from bcnet.pipeline.route import ALLOCATIONS, GROUP_FISHER
 from bcnet.supernet.importance import CRITERIA, Criterion
 
 ORIGINAL = "original"
@@ -20,7 +21,8 @@ class Row:
     """One way to make a network smaller.
 
     `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
-    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised.
+    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised; of
+    group-fisher its own. `prune_by` is what it divides information by.
     """
 
     name: str
@@ -28,6 +30,19 @@ class Row:
     criteria: tuple[Criterion, ...] = CRITERIA
     scratch: bool = False
     distilled: bool = True
+    prune_by: NormalisedBy = "latency"
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the method trains while it removes channels."""
+        return self.method == GROUP_FISHER
+
+    @property
+    def allocation(self) -> str:
+        """What widths depend on, beside the budget: rows may share them."""
+        if not self.pruned:
+            return self.method
+        return f"{self.method} {self.prune_by}" + ("" if self.distilled else PLAIN)
 
     @property
     def outside(self) -> bool:
@@ -45,6 +60,9 @@ ROWS: dict[str, Row] = {
     for row in (
         Row(AUTO, AUTO),
         *(Row(method, method) for method in ALLOCATIONS),
+        Row(GROUP_FISHER, GROUP_FISHER),
+        Row(f"{GROUP_FISHER}, macs", GROUP_FISHER, prune_by="macs"),
+        Row(f"{GROUP_FISHER}, memory", GROUP_FISHER, prune_by="memory"),
         Row("uniform, l1", "uniform", ("l1",)),
         Row("uniform (from scratch)", "uniform", scratch=True),
         *(Row(name, name) for name in COMPETITORS),

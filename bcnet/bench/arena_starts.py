@@ -1,8 +1,8 @@
 """What each row's network is fine-tuned from. In: a row, a budget. Out: tensors, and how they came about.
 
-Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries in `starts/`:
-both depend on measurements, and a stopped arena continues with what it had found. All rows use the budget
-alike: the latency measured beside the original's may be all of it, without a margin.
+Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries and of methods
+that train in `starts/`: both depend on measurements, and a stopped arena continues with what it had found.
+All rows use the budget alike: the latency measured beside the original's may be all of it, without a margin.
 """
 
 import re
@@ -25,6 +25,7 @@ from bcnet.errors import FOREIGN, ArtifactError, BcnetError, BudgetError, one_li
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
 from bcnet.pipeline.search_trained import ALTERNATIONS, Proposals, Target, best_measured, finalists, tried
 from bcnet.pipeline.trained_scores import TrainedScores
@@ -95,22 +96,26 @@ class Starts:
             network = cut(replace(self.project, config=config).fresh_model(), self.space, widths)
             source = "; ".join(filter(None, ("from scratch", fresh.note)))
             return Start(tensors_of(network), {**about, "source": source})
+        if row.pruned:
+            return Start(self._pruned(row, share).found[widths].state, {**about, "source": OWN_WEIGHTS})
         own = self._inherited(widths, share, row.criteria)
         return Start(own.state, {**about, "source": own.source})
 
     def _allocated(self, row: Row, share: float) -> dict[str, Any]:
-        key = f"{percent(share)} {row.method}"
-        if key in self._allocations.values:
-            return dict(self._allocations.values[key])
+        key = f"{percent(share)} {row.allocation}"
+        pruned = self._pruned(row, share) if row.pruned else None
+        known = self._allocations.values.get(key)
+        if known is not None and (pruned is None or Widths(known["widths"]) in pruned.found):
+            return dict(known)
         start, original = time.perf_counter(), self.space.original()
         target = Target(share * float(self.latency(original)), share, 0.0)
-        proposals = Proposals(row.methods, self._scores_at(share), self.latency, ())
+        proposals = Proposals(row.methods, self._scores_at(share), self.latency, (), pruned)
         search = self.project.config.search
         measured = best_measured(proposals, target, original, measuring(self.project), search.measured)
         winner = measured.inside[0]
         last = finalists(proposals, measured, search.trials) if search.trials else []
         if len(row.methods) > 1 and len(last) > 1:  # as a search does where it has several methods
-            tuning = Tuning.of(self.run, self.project, self._importances)
+            tuning = Tuning.of(self.run, self.project, self._importances, {})
             winner = tried(proposals, last, tuning, search.trial_epochs)
         found = winner.candidate
         about = {
@@ -121,9 +126,27 @@ class Starts:
             "original_ms": round(measured.budget_ms / share, 5),
             "note": measured.note,
             "allocation_s": round(time.perf_counter() - start, 1),
+            **({"pruning_passes": pruned.found[found.widths].passes} if pruned else {}),
         }
         self._allocations.add(key, about)
         return about
+
+    def _pruned(self, row: Row, share: float) -> PrunedNetworks:
+        """The networks of a method that trains; what they took of the passes is not left for fine-tuning.
+
+        Raises Failed where that is more than there are.
+        """
+        config = self.project.config
+        if config.search.prune_epochs > config.slice.epochs:
+            raise Failed(
+                f"search.prune_epochs is {config.search.prune_epochs}, and every network gets "
+                f"{config.slice.epochs} passes in all (slice.epochs)"
+            )
+        folder = self.folder / "starts" / slug(percent(share), row.allocation)
+        inputs = {"inputs": self.inputs, "distilled": str(row.distilled)}
+        return PrunedNetworks(
+            self.project, self.original, folder, inputs, row.prune_by, distilled=row.distilled
+        )
 
     def _scores_at(self, share: float) -> TrainedScores:
         """Scores on the trained network, its channels in the order that is best at this budget."""

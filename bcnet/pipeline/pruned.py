@@ -86,8 +86,14 @@ class PrunedNetworks:
         folder: Path,
         inputs: Mapping[str, str],
         by: NormalisedBy | None = None,
+        *,
+        distilled: bool = True,
     ) -> None:
-        """`by` is what information is divided by, the configured where it is not given."""
+        """`by` is what information is divided by, the configured where it is not given.
+
+        With `distilled`, the networks learn from the configured teacher.
+        """
+        self._distilled = distilled
         self.project, self.original, self.folder = project, original, folder
         self.by: NormalisedBy = by or project.config.search.prune_by
         self.inputs = {**inputs, "pruning": f"{project.config.search.prune_epochs} {self.by}"}
@@ -136,7 +142,7 @@ class PrunedNetworks:
         steps = recipe.epochs * steps_an_epoch(project.data, recipe)
         own = FisherSettings()
         settings = FisherSettings(max(1, min(own.interval, steps // ROUNDS)), self.by)
-        objective = objective_for(project, self.original, model, recipe)
+        objective = objective_for(project, self.original, model, recipe) if self._distilled else None
         what = f"removing channels while training, down to {limits.limit_ms:.4g} ms"
         announce(what, seconds_to_fit(model, project.data, recipe, objective))
         pruned = prune_by_group_fisher(model, limits, project.data, recipe, settings, objective)

@@ -18,12 +18,14 @@ from bcnet.bench.outside_job import NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig
 from bcnet.errors import UsageError
+from bcnet.pipeline.pruned import OWN_WEIGHTS
 from bcnet.pipeline.route import ALLOCATIONS
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.project import load_project
 
 FOLDER = Path("runs/arena/bench/arena")
-OWN = ("auto", "uniform, l1", "uniform (from scratch)")
+OWN = ("auto", "group-fisher", "uniform, l1", "uniform (from scratch)")
+TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", "[search]\nprune_epochs = 1")
 COMMAND = ["bench", "arena", "--budgets", "70%", *(word for row in OWN for word in ("--row", row))]
 
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         project = load_project(config)
         fit_network(project.model, project.data, Recipe.of(config, 4, 0.1), "training")
         torch.save(project.model.state_dict(), "trained.pt")
-        Path("bcnet.toml").write_text('[model]\nweights = "trained.pt"\n' + CONFIG, encoding="utf-8")
+        Path("bcnet.toml").write_text(TOML, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
         clear_projects()
@@ -72,6 +74,7 @@ def test_all_rows_are_run_to_the_same_end_and_compared_with_the_original(here: P
         assert rows[name]["lost"] == pytest.approx(rows["original"]["accuracy"] - rows[name]["accuracy"])
         assert rows[name]["macs"] < rows["original"]["macs"]
     assert rows["uniform, l1"]["source"] == "l1"
+    assert rows["group-fisher"]["source"] == OWN_WEIGHTS
     assert rows["uniform, l1"]["widths"] == rows["uniform (from scratch)"]["widths"]
     assert rows["uniform (from scratch)"]["source"].startswith("from scratch")
     assert sum(row["best"] for row in budget["rows"]) == 1
