@@ -103,7 +103,7 @@ def trained_for(
     return Trained(original, known, (pruned or {}) if wanted == "auto" else {})
 
 
-def best_source(
+def ranked_sources(
     model: nn.Module,
     space: WidthSpace,
     widths: Widths,
@@ -112,8 +112,11 @@ def best_source(
     data: ImageData,
     images: int,
     task: Task,
-) -> Source:
-    """The weights of the lowest loss on the validation images; `images` training images recalibrate them."""
+) -> list[Source]:
+    """What the small network can begin with, the lowest loss on the validation images first.
+
+    Statistics of batch norm come from `images` training images.
+    """
     with working("scoring the weights that the small network can begin with"):
         sources = list(_of_supernets(model, space, widths, supernets, data, images, task))
     if trained is not None:
@@ -122,11 +125,13 @@ def best_source(
         own = trained.pruned.get(widths)
         if own is not None:
             sources.append(Source(OWN_WEIGHTS, GROUP_FISHER, own.state, own.score, passes=own.passes))
-    best = min(sources, key=lambda source: loss_of(source.score))
-    if trained is not None:
-        losses = ", ".join(f"{source.short} {loss_of(source.score):.3f}" for source in sources)
-        say(f"the small network begins with {best.name}; losses on the validation images: {losses}")
-    return best
+    return sorted(sources, key=lambda source: loss_of(source.score))
+
+
+def say_best(sources: Sequence[Source]) -> None:
+    """Report where the weights come from, and the losses of all that were compared."""
+    losses = ", ".join(f"{source.short} {loss_of(source.score):.3f}" for source in sources)
+    say(f"the small network begins with {sources[0].name}; losses on the validation images: {losses}")
 
 
 def _of_supernets(

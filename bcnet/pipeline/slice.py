@@ -21,7 +21,7 @@ from bcnet.config import Config
 from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
-from bcnet.pipeline.inherit import Trained, best_source, weights_of
+from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.teacher import objective_for, teacher_digest
@@ -76,7 +76,10 @@ def slice(
     task's alone. With a `checkpoint`, a training that was killed continues.
     """
     widths = space.check(widths)
-    best = best_source(model, space, widths, supernets, trained, data, images, recipe.task)
+    sources = ranked_sources(model, space, widths, supernets, trained, data, images, recipe.task)
+    best = sources[0]
+    if trained is not None:
+        say_best(sources)
     small = with_state(model, space, best.state)
     before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:

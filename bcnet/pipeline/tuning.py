@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bcnet.artifacts import Run, read_json
-from bcnet.pipeline.inherit import Trained, best_source, trained_for
+from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import on_trained_network
@@ -69,10 +69,9 @@ class Tuning:
         project, config = self.project, self.project.config
         recipe = Recipe.of(config, epochs, config.slice.learning_rate)
         images = config.search.recalibration_images
-        source = best_source(
-            project.model, project.space, widths, (), self.trained, project.data, images, project.task
-        )
-        small = with_state(project.model, project.space, source.state)
+        data, task = project.data, project.task
+        sources = ranked_sources(project.model, project.space, widths, (), self.trained, data, images, task)
+        small = with_state(project.model, project.space, sources[0].state)
         if epochs:
             objective = objective_for(project, self.network, small, recipe)
             announce(what, seconds_to_fit(small, project.data, recipe, objective))

@@ -212,8 +212,8 @@ def fit(
     curve = []
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
 
-        def read(loss: Tensor, number: int) -> float:
-            value = _finite(loss, number)
+        def read(loss: Tensor, number: int, batch: Any) -> float:
+            value = _finite(loss, number, batch)
             advance(f"loss {value:.3f}")
             return value
 
@@ -223,17 +223,18 @@ def fit(
             random.seed(seed)  # what a user's own loss may draw
             np.random.seed(seed % 2**32)
             losses: list[float] = []
-            loss = None  # of the step before: while a GPU computes it, the next batch is made ready
+            loss, batch = None, None  # of the step before: a GPU computes it while the next batch is read
             for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
                 if loss is not None:
-                    losses.append(read(loss, epoch * per_epoch + len(losses)))
+                    losses.append(read(loss, epoch * per_epoch + len(losses), batch))
+                batch = inputs, targets
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
                 loss = explained(step, inputs, targets, epoch * per_epoch + number)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
-                losses.append(read(loss, epoch * per_epoch + len(losses)))
+                losses.append(read(loss, epoch * per_epoch + len(losses), batch))
             check_trained(parameters, f"in epoch {epoch + 1}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
@@ -287,10 +288,16 @@ def _finished(loss: Tensor, number: int) -> float:
         return float(loss)
 
 
-def _finite(loss: Tensor, number: int) -> float:
-    """The loss as a finite number. Raises TrainingError where it is not finite."""
+def _finite(loss: Tensor, number: int, batch: Any) -> float:
+    """The loss as a finite number. Raises TrainingError where it is not finite; the batch may be why."""
     value = _finished(loss, number)
     if not math.isfinite(value):
+        values = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in values):
+            raise TrainingError(
+                f"the loss of step {number} is {value}: the batch holds values that are not finite; check "
+                "the data, and data.transforms and data.collate where they are set"
+            )
         raise TrainingError(
             f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
             "or raise train.warmup_epochs"

@@ -246,6 +246,15 @@ def test_a_training_that_diverges_says_so() -> None:
         train(model, space, images(), Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0))
 
 
+def test_a_batch_that_is_not_finite_is_named_as_the_reason_in_place_of_the_learning_rate() -> None:
+    def broken(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return x / 0.0, label  # 0 / 0 where a pixel is zero
+
+    data = replace(images(), transforms=broken)
+    with pytest.raises(TrainingError, match="the batch holds values that are not finite; check the data"):
+        fit_network(Concatenating(), data, Recipe(epochs=1, learning_rate=0.05, batch_size=16), "training")
+
+
 def test_an_epoch_that_ends_in_a_loss_of_nan_is_not_kept() -> None:
     weight, ended = nn.Parameter(torch.zeros(1)), []
 
