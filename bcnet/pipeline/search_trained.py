@@ -24,7 +24,7 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.score import Score, evaluate_network
+from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths
 
 ROUNDS = 4  # of proposing and measuring
@@ -198,14 +198,13 @@ def finalists(proposals: Proposals, measured: Measured, count: int) -> list[Time
 
 def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs: int) -> Timed:
     """The finalist of the lowest validation loss after so many epochs of fine-tuning."""
-    project, scores = tuning.project, proposals.scores
+    scores = proposals.scores
     losses: dict[Widths, float] = {}
     for number, own in enumerate(entries, 1):
         widths = own.candidate.widths
 
         def score(widths: Widths = widths, number: int = number) -> Score:
-            small = tuning(widths, f"trying candidate {number} of {len(entries)}", epochs)
-            return evaluate_network(small, project.data, project.data.val, project.task)
+            return tuning.scored(tuning(widths, f"trying candidate {number} of {len(entries)}", epochs))
 
         losses[widths] = loss_of(scores.kept("fine-tuned", epochs, widths, score))
     ordered = sorted(entries, key=lambda own: losses[own.candidate.widths])

@@ -25,6 +25,7 @@ from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.teacher import objective_for, teacher_digest
+from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Objective, Recipe, metric_digest, seconds_to_fit, training_digest
@@ -87,6 +88,8 @@ def slice(
     if recipe.epochs:
         what = "training from scratch" if scratch else "fine-tuning"
         fit_resumably(small, data, recipe, what, checkpoint, objective)
+        if trained is not None:
+            small = settled(small, data, images, recipe.task)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
     return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes)

@@ -10,18 +10,22 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bcnet.artifacts import Run, read_json
+from bcnet.data import ImageData, KeptBatches
 from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.teacher import objective_for
-from bcnet.progress import announce
+from bcnet.pipeline.trained_scores import loss_of
+from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
 from bcnet.supernet.importance import Criterion
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
+from bcnet.supernet.score import Score, evaluate_network, first_images, with_new_statistics
 from bcnet.supernet.space import Widths
+from bcnet.supernet.task import Task
 
 Importances = Mapping[Criterion, Sequence[Tensor]]
 
@@ -76,4 +80,23 @@ class Tuning:
             objective = objective_for(project, self.network, small, recipe)
             announce(what, seconds_to_fit(small, project.data, recipe, objective))
             fit_resumably(small, project.data, recipe, what, checkpoint, objective)
-        return small.eval()
+        return settled(small, data, images, task)
+
+    def scored(self, small: nn.Module) -> Score:
+        """A small network's score on the validation images."""
+        return evaluate_network(small, self.project.data, self.project.data.val, self.project.task)
+
+
+def settled(small: nn.Module, data: ImageData, images: int, task: Task) -> nn.Module:
+    """A trained network with the better batch-norm statistics on the validation images, in eval mode.
+
+    Those of the training are moving averages: with a small momentum and few steps they lag behind the
+    weights. The others are the mean over the first `images` training images, augmented.
+    """
+    small.eval()
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in small.modules()):
+        return small
+    with working("comparing batch-norm statistics"):
+        fresh = with_new_statistics(small, KeptBatches(data, first_images(data, images), 0, augmented=True))
+        losses = [loss_of(evaluate_network(each, data, data.val, task)) for each in (small, fresh)]
+    return fresh if losses[1] < losses[0] else small

@@ -5,6 +5,7 @@ sides. `score` takes all images for each side; `Scorer` is several times faster,
 search.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -169,6 +170,31 @@ def with_statistics(
             module.momentum = momenta[name]
             module.eval()
     return fresh
+
+
+def with_new_statistics(network: nn.Module, batches: Iterable[Item]) -> nn.Module:
+    """A copy of a plain network, in eval mode, with batch-norm statistics that are the mean over batches."""
+    fresh = copy.deepcopy(network).eval()
+    norms = [
+        module
+        for module in fresh.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.reset_running_stats()
+        module.train()
+        module.momentum = None  # a plain mean over the batches
+    device = _device(fresh.state_dict())
+    with torch.no_grad():
+        for inputs, _ in batches:
+            if entries(inputs) > 1:
+                args, kwargs = arguments(to_device(inputs, device))
+                with _explained():
+                    fresh(*args, **kwargs)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+    return fresh.eval()
 
 
 def score_sides(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONFIG, PROFILE, clear_projects
+from torch import nn
 
 from bcnet.artifacts import Run
 from bcnet.cli import main
@@ -22,9 +23,11 @@ from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation
 from bcnet.pipeline.trained_scores import TrainedScores, spread
+from bcnet.pipeline.tuning import settled
 from bcnet.supernet.evolution import Candidate
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.importance import CRITERIA
+from bcnet.supernet.paths import tensors_of, with_state
 from bcnet.supernet.project import load_project
 from bcnet.supernet.score import Score, evaluate_network
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
@@ -241,6 +244,22 @@ def test_a_supernet_that_loses_what_the_given_network_knew_is_reported(
         assert main(["train"]) == 0
     shown = capsys.readouterr().err
     assert ("loses what was learned; lower train.learning_rate" in shown) is warned
+
+
+def test_lagging_statistics_of_batch_norm_are_made_again_where_that_is_better(
+    project_of: Callable[..., Any],
+) -> None:
+    project = project_of()
+    model, space = project.model, project.space
+    lagging = with_state(model, space, tensors_of(model))
+    for module in lagging.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    better = settled(lagging, project.data, 64, project.task)
+    before, after = (evaluate_network(own, project.data, project.data.val) for own in (lagging, better))
+    assert after.loss < before.loss
+    kept = settled(better, project.data, 64, project.task)
+    assert evaluate_network(kept, project.data, project.data.val).loss <= after.loss
 
 
 def test_of_many_choices_few_are_scored_with_the_first_and_the_last() -> None:
