@@ -77,7 +77,7 @@ EXPLANATION = """\
 `bcnet.discover_space(model, example_input)` with its default arguments, on networks as their libraries make
 them (without pretrained weights, which change nothing here).
 
-- **seconds**: how long that takes, the fastest of {repeats}. It runs the network, follows its channels, cuts
+- **seconds**: processor time that it takes on one thread, the least of {repeats}. It runs the network, follows its channels, cuts
   narrow networks out and runs those, too, so larger images take longer.
 - **groups**: widths that can be chosen independently. Channels that must be equal, as on both sides of an
   addition, are one group.
@@ -180,9 +180,9 @@ def measure(name: str, build: Callable[[str], tuple[nn.Module, Any, int]], repea
     seconds, space = [], None
     try:
         for _ in range(repeats):
-            start = time.perf_counter()
+            start = time.process_time()
             space = discover_space(model, inputs)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
     except SpaceError as cause:
         return Row(name, size, (), None, str(cause))
     return Row(name, size, tuple(seconds), space)
