@@ -77,8 +77,8 @@ EXPLANATION = """\
 `bcnet.discover_space(model, example_input)` with its default arguments, on networks as their libraries make
 them (without pretrained weights, which change nothing here).
 
-- **seconds**: processor time that it takes on one thread, the least of {repeats}. It runs the network, follows its channels, cuts
-  narrow networks out and runs those, too, so larger images take longer.
+- **seconds**: processor time that it takes on one thread, the least of {repeats}. It runs the network,
+  follows its channels, cuts narrow networks out and runs those, too, so larger images take longer.
 - **groups**: widths that can be chosen independently. Channels that must be equal, as on both sides of an
   addition, are one group.
 - **layers**: convolutions and linear layers that run.

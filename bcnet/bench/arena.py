@@ -34,6 +34,7 @@ from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.teacher import objective_for, teacher_digest
+from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
 from bcnet.progress import announce, say, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
@@ -162,6 +163,8 @@ class Arena:
         )
         if recipe.epochs:
             fit_resumably(network, project.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
+            images = config.search.recalibration_images
+            network = settled(network, project.data, images, project.task)
         facts = {
             "row": row.name,
             "budget": share,
