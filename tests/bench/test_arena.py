@@ -44,17 +44,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
         clear_projects()
         assert main(COMMAND) == 0
-        clear_projects()
         yield path
+        clear_projects()
 
 
 @pytest.fixture
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """That folder as the working folder."""
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder as the working folder; the project that was loaded there is kept."""
     monkeypatch.chdir(folder)
-    clear_projects()
-    yield folder
-    clear_projects()
+    return folder
 
 
 def report() -> Any:
