@@ -24,7 +24,7 @@ from bcnet.supernet.importance import extracted
 from bcnet.supernet.paths import tensors_of, with_state
 from bcnet.supernet.space import Widths, WidthSpace
 from tests.methods.tiny import product_bound
-from tests.supernet.test_gates import Tiny
+from tests.supernet.test_gates import Functional, Tiny
 
 RECIPE = SteadyRecipe(epochs=1, learning_rate=1e-9, batch_size=8)
 IMAGES = 24  # three steps an epoch
@@ -208,6 +208,23 @@ def test_what_positions_depend_on_loses_its_last_channels(
     groups = tuple(replace(group, ordered=True) for group in space.groups)
     pruned = pruned_by(tiny, data, Limits(replace(space, groups=groups), latency(1.0, 1.0), 5.0))
     assert [own.tolist() for own in pruned.kept] == [list(range(width)) for width in pruned.widths]
+
+
+def test_channels_that_no_module_reads_go_in_the_order_of_their_taylor_importance(data: ImageData) -> None:
+    torch.manual_seed(0)
+    model = Functional()
+    space = discover_space(
+        model, torch.zeros(1, 3, 6, 6), bins=4, channel_multiple=1, method="unilateral", min_width=0.1
+    )
+    importance = torch.zeros(4)
+    for inputs, targets in batches(data, RECIPE, 0):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        own = list(model.first.parameters())
+        weight, bias = (p.detach() * g for p, g in zip(own, torch.autograd.grad(loss, own), strict=True))
+        importance += (weight.flatten(1).sum(1) + bias).square()
+    limits = Limits(space, latency(1.0, 0.0), 1.0)
+    pruned = prune_by_group_fisher(model, limits, data, RECIPE)
+    assert [own.channels[0] for own in pruned.removals] == importance.argsort()[:3].tolist()
 
 
 def test_another_loss_is_learned_from(tiny: Tiny, space: WidthSpace, data: ImageData) -> None:
