@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.data import ImageData
+from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.methods.limits import Limits
 from bcnet.supernet.costs import Cost, multiply_accumulates
@@ -138,7 +139,10 @@ class _Pruning:
         self.rounds = total // self.interval
         self.fisher, self.taylor = Fisher(model, self.space), Taylor(model, self.space)
         self.index = limits.index(self.space.largest())
-        self.over = limits.excess(limits.costs(self.index[None]))[:, 0]  # of the whole network
+        whole = limits.costs(self.index[None])
+        self.over = limits.excess(whole)[:, 0]
+        if whole[0, 0] >= FAILED_MS:  # it does not run: soon one does
+            self.over[0] = limits.limit_ms
         self.units = [torch.arange(group.channels // group.unit) for group in self.space.groups]
         self.removals: list[Removal] = []
         self._cost = _cost(model, self.space, self.by)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bcnet.data import ImageData, Split
 from bcnet.errors import BudgetError
+from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.group_fisher import (
     FisherSettings,
     NormalisedBy,
@@ -140,6 +141,19 @@ def test_removals_are_spread_evenly_over_the_steps(tiny: Tiny, space: WidthSpace
     """Ten ms are to be four in six steps: what is left falls by one ms a step."""
     pruned = pruned_by(tiny, data, Limits(space, latency(1.0, 1.0), 4.0))
     assert [own.step for own in pruned.removals] == [1, 2, 3, 4, 5, 6]
+
+
+def test_where_the_whole_network_does_not_run_at_all_removals_are_spread_all_the_same(
+    tiny: Tiny, space: WidthSpace, data: ImageData
+) -> None:
+    def partly(widths: Widths) -> float:
+        return FAILED_MS if widths[1] == 4 else float(sum(widths))
+
+    pruned = pruned_by(tiny, data, Limits(space, partly, 4.0))
+    assert sum(pruned.widths) == 4
+    assert removed(pruned)[0][:2] == (1, "widen")
+    # As from twice the limit: at most 7.3, 6.7, 6, 5.3, 4.7 and 4 ms.
+    assert [own.step for own in pruned.removals] == [1, 1, 1, 2, 4, 5]
 
 
 def test_latency_prefers_what_saves_much_where_multiply_accumulates_do_not(
