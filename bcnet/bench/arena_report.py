@@ -87,7 +87,10 @@ def interval(
     count, mean = len(values), float(np.mean(values))
     if count > 1:
         half = float(student.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
-        return round(mean - half, 6), round(mean + half, 6), "seeds"
+        low, high = mean - half, mean + half
+        if shares:
+            low, high = max(0.0, low), min(1.0, high)
+        return round(low, 6), round(high, 6), "seeds"
     if not shares:
         return None, None, None
     found = binomtest(round(mean * images), images).proportion_ci(method="wilson")

@@ -210,6 +210,7 @@ def test_intervals_are_over_seeds_or_of_one_seed_over_images() -> None:
         pytest.approx(0.824842, abs=1e-5),
         "seeds",
     )
+    assert interval([0.9, 1.0], 100, True)[1] == 1.0  # no share is larger
     low, high, over = interval([0.5], 100, True)  # Wilson's
     assert (low, high, over) == (
         pytest.approx(0.403832, abs=1e-5),
