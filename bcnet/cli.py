@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcnet.bench_commands import bench_app
 from bcnet.errors import (
     BcnetError,
     CheckFailed,
-    DeviceError,
     NotVerified,
     UsageError,
     one_line,
     raised_by_user,
 )
+from bcnet.options import ConfigFile, Device, Flags, Json, RunName, Seed, configured
 from bcnet.plain import LONGEST, plain
 from bcnet.run_commands import runs_app
 from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
@@ -53,24 +54,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Flags = Mapping[str, Mapping[str, Any]]
-RunName = Annotated[
-    str | None,
-    typer.Option(
-        "--run",
-        help="Name of the run, whose files are in runs/NAME/ (default: `default`, or the device's name if "
-        "`default` belongs to another device).",
-    ),
-]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Take over a run that belongs to another device or setting.")
 ]
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
-Device = Annotated[str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")]
 TableDevice = Annotated[
     str | None,
     typer.Option("--device", help="Target device (default: that of the run's last table, else cpu)."),
@@ -199,7 +185,7 @@ def inspect(
     pairs = [pair.split(PAIR) for pair in tie or ()]
     if any(len(pair) != 2 for pair in pairs):
         raise UsageError("--tie takes two groups, as: --tie left.conv right.conv")
-    settings = _configured(
+    settings = configured(
         config,
         {
             "": {"device": device},
@@ -406,7 +392,7 @@ def check_lut(
     allowed = _percentage("--max-slowdown", max_slowdown)
     if against is not None and (batch, threads, precision, host or None) != (None, None, None, None):
         raise UsageError("--against compares all settings that both tables have; leave out the setting")
-    settings = _configured(config, {"": {"seed": seed, **_target(device, batch, threads, precision, host)}})
+    settings = configured(config, {"": {"seed": seed, **_target(device, batch, threads, precision, host)}})
     with redirect_stdout(sys.stderr):
         if against is not None:
             from bcnet.hw_profiles import load_profile
@@ -578,7 +564,7 @@ def export(
     from bcnet.supernet.project import target_profile
 
     own = _target(device, batches[0] if batches else None, threads, precision, host)
-    settings = _configured(config, {"": {"seed": seed, **own}})
+    settings = configured(config, {"": {"seed": seed, **own}})
     with _chosen(_Command("export", run, config, as_json), settings) as (target, settings):
         wanted = None
         if trt:
@@ -612,7 +598,7 @@ def verify(
 
     facts = stage.facts_beside(engine)
     own = _target(facts.device, facts.batches[0], None, facts.precision, host)
-    settings = _configured(config, {"": own})
+    settings = configured(config, {"": own})
     with _chosen(_Command("verify", run or run_holding(engine), config, as_json), settings) as chosen:
         target, settings = chosen
         with _checking(as_json):
@@ -641,7 +627,7 @@ def run_all(
     or the full network, a uniformly narrowed one and the found one stand side by side."""
     from bcnet.progress import say
 
-    settings = _configured(
+    settings = configured(
         config,
         {
             "": {"seed": seed, **_target(device, batch, threads, precision, host)},
@@ -733,7 +719,7 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
     from bcnet.doctor import examine
     from bcnet.supernet.project import target_profile
 
-    profile = target_profile(_configured(config, {"": {"device": device, "host": host or None}}))
+    profile = target_profile(configured(config, {"": {"device": device, "host": host or None}}))
     found = examine(profile)
     if as_json:
         print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))
@@ -768,7 +754,7 @@ def accept_edit(
     from bcnet.latency_tables.edits import accept_edits
 
     if table is None:
-        name = load_profile(_configured(config, {"": {"device": device}}).device).name
+        name = load_profile(configured(config, {"": {"device": device}}).device).name
         table = Path("latency_tables", f"{name}.json")
     summary = accept_edits(table)
     if as_json:
@@ -784,185 +770,7 @@ def accept_edit(
         print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))
 
 
-bench = typer.Typer(
-    help="Benchmarks whose truth is known.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
-)
-app.add_typer(bench, name="bench")
-
-
-@bench.callback()
-def _benchmarks() -> None:
-    """Benchmarks whose truth is known."""
-
-
-@bench.command("channel-bench-macro")
-def channel_bench_macro(
-    table: Annotated[
-        Path,
-        typer.Option(help="The authors' table, as Results_MobileNet.json.", show_default=False),
-    ],
-    data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
-    space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
-    method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
-    step: Annotated[
-        str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
-    ] = "plain",
-    draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
-    supernets: Annotated[
-        int,
-        typer.Option(min=1, max=16, help="Supernets that share the passes; the mean of their scores counts."),
-    ] = 1,
-    complementary: Annotated[
-        bool, typer.Option(help="Follow widths by their complements, as BCNet does.")
-    ] = False,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 images, "
-            "widths divided by 4), or tiny (seconds: nothing but the machinery)."
-        ),
-    ] = "full",
-    shared: Annotated[
-        bool,
-        typer.Option(
-            help="Let the two sides share the images out that settings are scored with, as in a search."
-        ),
-    ] = False,
-    passes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, max=65_536, help="Training images a step (default: preset's).")
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
-    ] = None,
-    scratch: Annotated[
-        int,
-        typer.Option(
-            "--from-scratch",
-            help="Train so many other settings from scratch, at least 10, and compare what regressions on "
-            "their accuracies predict.",
-        ),
-    ] = 0,
-    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
-    cuda_graph: Annotated[
-        bool | None,
-        typer.Option(
-            help="On a GPU: train by a recorded CUDA graph, where that is right and faster.",
-            show_default=False,
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
-    run: RunName = "channel-bench-macro",
-    config: ConfigFile = None,
-    as_json: Json = False,
-) -> None:
-    """How well does a supernet rank networks whose accuracy is known? Trains one on CIFAR-10, scores
-    settings of Channel-Bench-Macro, and compares with their accuracies when trained from scratch: Kendall's
-    tau, and what is lost by choosing by score. Stopped, the same command continues. Needs no device."""
-    from bcnet.artifacts import Run
-    from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
-    from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
-    from bcnet.config import load_config
-    from bcnet.run_choice import checked_name
-    from bcnet.supernet.step import STEPS
-
-    _one_of("--preset", preset, PRESETS)
-    _one_of("--space", space, MAXIMA)
-    _one_of("--step", step, STEPS)
-    target = Run.named(checked_name(run or "channel-bench-macro"), config)
-    known = BenchTable.load(table, space)
-    size = PRESETS[preset]
-    others = len(known) - (sample or size.sample)
-    if scratch and not 10 <= scratch <= others:
-        raise UsageError(
-            f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
-            f"not {scratch}"
-        )
-    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
-    given["train"]["cuda_graph"] = cuda_graph
-    with redirect_stdout(sys.stderr):
-        report = rank_settings(
-            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared
-        )
-    print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
-
-
-@bench.command("arena")
-def arena(
-    budgets: Annotated[
-        str, typer.Option(help='Parts of the original\'s measured latency, as "75%,50%,30%".')
-    ] = "50%",
-    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning, as 0,1,2.")] = "0",
-    row: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
-            "competitor; ', no distillation' may follow. Repeated; default: all."
-        ),
-    ] = None,
-    without_distillation: Annotated[
-        bool, typer.Option("--without-distillation", help="Every row a second time, without distillation.")
-    ] = False,
-    passes: Annotated[
-        int | None, typer.Option(min=0, help="Passes of fine-tuning (default: slice.epochs).")
-    ] = None,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure", help="Train nothing: time all networks again, as on a machine that is idle now."
-        ),
-    ] = False,
-    device: Device = None,
-    run: RunName = "arena",
-    config: ConfigFile = None,
-    as_json: Json = False,
-) -> None:
-    """Every method, and pruning libraries from outside, from your trained network to the same end: the same
-    budgets, fine-tuning and distillation, latencies measured beside the original's, accuracies on the test
-    images. Stopped, the same command continues."""
-    from bcnet.artifacts import Run
-    from bcnet.bench.arena import Plan, run_arena
-    from bcnet.bench.arena_report import as_text
-    from bcnet.bench.arena_rows import rows_of
-    from bcnet.run_choice import checked_name
-
-    plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
-    # The route of a trained network, whatever else is configured for its search.
-    own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False}
-    flags: Flags = {"": {"device": device}, "slice": {"epochs": passes}, "search": own}
-    settings = _configured(config, flags)
-    target = Run.named(checked_name(run or "arena"), config)
-    with target.in_use(), redirect_stdout(sys.stderr):
-        report = run_arena(target, settings, plan, measure)
-    print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    """ "75%,50%" as shares, the largest first. Raises UsageError."""
-    from bcnet.config import latency_share
-
-    try:
-        found = tuple(sorted({latency_share(word) for word in text.split(",")}, reverse=True))
-    except ValueError as cause:
-        raise UsageError(f"--budgets: {cause}") from None
-    if found[0] >= 1:
-        raise UsageError(f"--budgets are below 100%, not '{text}'")
-    return found
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    if not all(re.fullmatch(r"\s*\d{1,9}\s*", word) for word in words):
-        raise UsageError(f"--seeds takes whole numbers, as 0,1,2, not '{text}'")
-    return tuple(dict.fromkeys(int(word) for word in words))
-
-
-def _one_of(flag: str, value: str, known: Mapping[str, Any]) -> None:
-    if value not in known:
-        raise UsageError(f"{flag} is one of {', '.join(known)}, not '{value}'")
+app.add_typer(bench_app, name="bench")
 
 
 def _target(
@@ -1026,20 +834,6 @@ def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
     return max(shape[1:]), f"the size of the data '{settings.data.name}'"
 
 
-def _configured(config: Path | None, flags: Flags) -> "Config":
-    """The configuration. A device that is unknown is wrong usage where it came as a flag."""
-    from bcnet.config import load_config
-    from bcnet.hw_profiles import profile_file
-
-    settings = load_config(config, flags)
-    if flags[""].get("device") is not None:
-        try:
-            profile_file(settings.device)
-        except DeviceError as reason:
-            raise UsageError(str(reason)) from None
-    return settings
-
-
 DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read"}
 
 
@@ -1087,7 +881,7 @@ def _say_all(notes: Sequence[str]) -> None:
 
 def _stage(command: _Command, stage: "Callable[[Run, Config], dict[str, Any]]", flags: Flags) -> None:
     """Run one stage and print its summary."""
-    settings = _configured(command.config, flags)
+    settings = configured(command.config, flags)
     # What a user's own code prints is not a result.
     with _chosen(command, settings) as (run, settings), redirect_stdout(sys.stderr):
         summary = stage(run, settings)
