@@ -354,7 +354,8 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     scores, kept, method, pruned = None, list[Path](), None, None
     if own is not None:
         scores = TrainedScores(project, own, stage.path(SCORES), inputs)
-        scores.choose_criterion(_typical(scores.space, latency, settings, bounds))
+        if methods != (GROUP_FISHER,):  # which scores its own weights
+            scores.choose_criterion(_typical(scores.space, latency, settings, bounds))
         kept = [stage.path(SCORES)]
     if scores is not None and methods:
         network = trained_network(run, project) if GROUP_FISHER in methods else None
@@ -423,7 +424,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "note": result.note,
         "method": method,
         "methods": list(methods),
-        "criterion": scores.criterion if scores else None,
+        "criterion": scores.criterion if scores and pruned is None else None,
         "pruning_passes": pruned.found[result.best.widths].passes if pruned else 0,
         "pruning_passes_of_all_rounds": pruned.passes if pruned else 0,
     }

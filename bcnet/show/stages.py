@@ -115,13 +115,16 @@ def _search(summary: Summary) -> list[str]:
     if summary["budget_ms"] is not None:
         latency += f"; budget {milliseconds(summary['budget_ms'])} ms"
     wanted, by = summary["min_accuracy"], summary.get("method")
-    where = "in the supernet" if summary.get("criterion") is None else "on the validation images"
+    where = "on the validation images" if by or summary.get("criterion") else "in the supernet"
+    how = f", channels by {summary['criterion']}" if summary.get("criterion") else ""
+    if summary.get("pruning_passes"):
+        how = f", channels removed over {_epochs(summary['pruning_passes'])}"
     asked = f" (at least {value_of(metric, wanted)} was asked for)" if wanted is not None else ""
     return _lines(
         [
             ("winner", _widths(best["widths"])),
             (metric[:9], f"{value_of(metric, best['accuracy'])} {where}, before fine-tuning{asked}"),
-            ("method", f"{by}, channels by {summary['criterion']}" if by else ""),
+            ("method", f"{by}{how}" if by else ""),
             ("latency", latency),
             ("size", _size(summary)),
             ("searched", f"{summary['candidates']} networks; {summary['pareto']} are on the front"),

@@ -16,12 +16,13 @@ from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import ArtifactError
 from bcnet.methods.limits import Limits
 from bcnet.pipeline import pruned
-from bcnet.pipeline.inherit import Source, best_source, trained_for
+from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PRUNED_FILE, PrunedNetworks, pruned_by_search
 from bcnet.pipeline.trained_scores import single_sided
 from bcnet.pipeline.tuning import passes_of
 from bcnet.sealed import unseal_tensors
+from bcnet.show.stages import show_summary
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.importance import CRITERIA, importances
 from bcnet.supernet.paths import tensors_of
@@ -66,11 +67,16 @@ def result(stage: str, file: str = "result.json") -> Any:
     return json.loads((RUN / stage / file).read_text(encoding="utf-8"))
 
 
-def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(project: Project) -> None:
+def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, sliced = result("search"), result("slice")
     assert (found["method"], found["methods"]) == ("group-fisher", ["group-fisher"])
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
     assert found["pruning_passes"] == 2
+    assert found["criterion"] is None
+    show_summary(found)
+    assert "group-fisher, channels removed over 2 epochs\n" in capsys.readouterr().out
     assert found["pruning_passes_of_all_rounds"] in (2, 4, 6, 8)
     assert sliced["widths"] == found["best"]["widths"]
     # Of six criteria one may be better by chance on so few images.
@@ -93,7 +99,7 @@ def test_the_small_network_begins_with_the_weights_that_were_trained_while_chann
 
     def source(widths: Widths) -> Source:
         given = project.model, project.space, widths, (), trained, project.data, 64, project.task
-        return best_source(*given)
+        return ranked_sources(*given)[0]
 
     assert (source(widths).name, source(widths).passes) == (OWN_WEIGHTS, 2)
     assert all(torch.equal(tensor, own.state[name]) for name, tensor in source(widths).state.items())
