@@ -362,7 +362,11 @@ class SliceConfig(Section):
     """Fine-tuning of the winner."""
 
     epochs: int = Field(8, ge=0, le=100_000, description="passes over the training images")
-    learning_rate: float = Field(0.05, gt=0, description="highest learning rate")
+    learning_rate: float = Field(
+        0.05,
+        gt=0,
+        description="highest learning rate; for what is inherited from trained weights 0.02 if not given",
+    )
     from_scratch: bool = Field(
         False, description="train the winner anew at train.learning_rate instead: give it more epochs"
     )

@@ -9,6 +9,7 @@ checkpoint: a stopped arena continues with the same command. A row that cannot b
 out.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.repeated import measured_alternately
+from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
@@ -150,7 +152,7 @@ class Arena:
         project, config = self.project, self.config
         start = self.starts.of(row, share, seed)
         network = with_state(project.model, project.space, start.state)
-        rate = config.train.learning_rate if row.scratch else config.slice.learning_rate
+        rate = config.train.learning_rate if row.scratch else fine_tuning_rate(project)
         before = start.about.get("pruning_passes", 0)  # every network gets as many in all
         recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
         objective = objective_for(project, self.teacher, network, recipe) if row.distilled else None
@@ -162,9 +164,10 @@ class Arena:
             {"cell": name, "inputs": self._cell_inputs, "start": digest(start.about)},
         )
         if recipe.epochs:
+            begun = copy.deepcopy(network)
             fit_resumably(network, project.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
             images = config.search.recalibration_images
-            network = settled(network, project.data, images, project.task)
+            network = settled(network, begun, project.data, images, recipe)
         facts = {
             "row": row.name,
             "budget": share,
@@ -237,7 +240,7 @@ class Arena:
             "training_images": len(project.data.train),
             "test_images": len(project.data.test),
             "passes": config.slice.epochs,
-            "learning_rate": config.slice.learning_rate,
+            "learning_rate": fine_tuning_rate(self.project),
             "teacher": config.slice.teacher,
             "seeds": list(self.plan.seeds),
         }

@@ -42,6 +42,7 @@ from bcnet.supernet.space import Widths
 
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
 SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
+SAME = 0.01  # latencies this close are equal: a measurement is no more exact
 NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 ORIGINAL, FULL = "original", "full (from scratch)"
 UNIFORM, INHERITED = "uniform (from scratch)", "uniform (inherited)"
@@ -266,12 +267,14 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     space, graph, profile = project.space, project.graph, project.profile
     multiple = project.config.space.channel_multiple or profile.channel_multiple
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
+    if widths in options:
+        return widths  # it is uniform itself
     searched = graph.variant(widths)
 
     def fits(option: Widths, share: float) -> bool:
         limit = measure_network(searched, profile, share).median_ms
         try:
-            return measure_network(graph.variant(option), profile, share).median_ms <= limit
+            return measure_network(graph.variant(option), profile, share).median_ms <= limit * (1 + SAME)
         except NetworkError:
             return False  # it holds a layer that the runtime cannot run
 

@@ -65,11 +65,7 @@ def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...
     supernets: tuple[dict[str, Tensor], ...] = ()
     if not on_trained_network(project):
         supernets = trained_supernets(run, project)
-    if wanted == "supernet" and not supernets:
-        raise ConfigError(
-            'slice.inherit is "supernet", but none is trained here: set search.method = "evolution", or use '
-            "another criterion"
-        )
+    check_inheritance(project)
     network = None if wanted == "supernet" else trained_network(run, project)
     if wanted not in ("auto", "supernet") and network is None:
         raise ConfigError(
@@ -80,6 +76,15 @@ def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...
         return supernets, None
     pruned = pruned_by_search(run, project)
     return supernets if wanted == "auto" else (), trained_for(project, network, pruned=pruned)
+
+
+def check_inheritance(project: Project) -> None:
+    """Raise ConfigError where weights are to come from a supernet that is not trained."""
+    if project.config.slice.inherit == "supernet" and on_trained_network(project):
+        raise ConfigError(
+            'slice.inherit is "supernet", but none is trained here: set search.method = "evolution", or use '
+            "another criterion"
+        )
 
 
 def trained_for(

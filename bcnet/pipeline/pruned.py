@@ -17,6 +17,7 @@ from bcnet.artifacts import MANIFEST, Run, write_file
 from bcnet.errors import ArtifactError
 from bcnet.methods.group_fisher import FisherSettings, NormalisedBy, SteadyRecipe, prune_by_group_fisher
 from bcnet.methods.limits import Limits
+from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say
 from bcnet.sealed import seal_tensors, unseal_tensors
@@ -138,7 +139,7 @@ class PrunedNetworks:
     def _made(self, limits: Limits) -> PrunedNetwork:
         project, config = self.project, self.project.config
         model = with_state(project.model, limits.space, tensors_of(self.original))
-        recipe = SteadyRecipe.of(config, config.search.prune_epochs, RATE * config.slice.learning_rate)
+        recipe = SteadyRecipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(project))
         steps = recipe.epochs * steps_an_epoch(project.data, recipe)
         own = FisherSettings()
         settings = FisherSettings(max(1, min(own.interval, steps // ROUNDS)), self.by)

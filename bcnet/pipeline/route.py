@@ -5,6 +5,7 @@ In: a project. Out: the methods that find widths without a supernet, and whether
 
 from bcnet.supernet.project import Project
 
+INHERITED_RATE = 0.02  # where slice.learning_rate is not given
 UNIFORM = "uniform"  # what any other method has to beat
 GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes
 ALLOCATIONS = (UNIFORM, "latency-greedy", "latency-milp", "adapruner")
@@ -18,6 +19,14 @@ def on_trained_network(project: Project) -> bool:
     """
     method = project.config.search.method
     return project.config.model.weights is not None if method == "auto" else method != "evolution"
+
+
+def fine_tuning_rate(project: Project) -> float:
+    """The highest learning rate of fine-tuning: what is inherited from trained weights wants a lower one."""
+    config = project.config.slice
+    if on_trained_network(project) and "learning_rate" not in config.model_fields_set:
+        return INHERITED_RATE
+    return config.learning_rate
 
 
 def allocations(project: Project) -> tuple[str, ...]:

@@ -37,7 +37,15 @@ from bcnet.pipeline.search_inputs import (
     share_of,
 )
 from bcnet.pipeline.search_state import SearchState, candidate_json
-from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, report, tried
+from bcnet.pipeline.search_trained import (
+    Proposals,
+    Target,
+    best_measured,
+    finalists,
+    report_losses,
+    report_winner,
+    tried,
+)
 from bcnet.pipeline.trained_scores import TrainedScores, loss_of
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce, say, working
@@ -347,7 +355,9 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         _warn_of_noise(latency.noise, project.profile.name)
         if methods and share is not None:
             target = Target(settings.budget_ms or 0.0, share, settings.margin)
-            say(f"searching up to {target.limit_ms(1.0):.1%} of the original's measured latency")
+            limit_share = target.limit_ms(1.0)
+            less = f": {share:.1%} less a margin of {1 - limit_share / share:.1%}" if share < 1 else ""
+            say(f"searching up to {limit_share:.1%} of the original's measured latency{less}")
         else:
             limit = _limit_said(settings, lowest, latency.noise)
     announce_replacement(run, config, "search")
@@ -478,12 +488,13 @@ def _proposed(
         project = proposals.scores.project
         search = project.config.search
         winner = measured.inside[0]
+        report_losses(proposals)
         last = finalists(proposals, measured, search.trials) if search.trials else []
         if len(last) > 1 and not project.config.slice.from_scratch:
             own = proposals.pruned.found if proposals.pruned else {}
             tuning = Tuning.of(run, project, proposals.scores.importances, own)
             winner = tried(proposals, last, tuning, search.trial_epochs)
-        report(proposals, winner)
+        report_winner(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)
         best, budget, note = winner.candidate, measured.budget_ms, measured.note
     candidates = tuple(proposals.found.values())

@@ -27,6 +27,7 @@ from bcnet.supernet.evolution import Candidate
 from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths
 
+ORIGINAL = "original"
 ROUNDS = 4  # of proposing and measuring
 POOL = 8  # networks that the program proposes
 USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
@@ -47,6 +48,8 @@ class Target:
 
     def limit_ms(self, original_ms: float) -> float:
         """What measured networks must not exceed where the original takes `original_ms`."""
+        if self.share is not None and self.share >= 1:
+            return self.asked_ms(original_ms)  # the original itself fits
         margin = self.margin if self.share is None else min(self.margin, SHARE_MARGIN)
         return self.asked_ms(original_ms) * (1 - margin)
 
@@ -160,6 +163,12 @@ def best_measured(
         with working("measuring the best candidates beside the original"):
             stats = alternating(measure_of, [original, *(c.widths for c in batch)])
         limit = target.limit_ms(stats[original].median_ms)
+        if stats[original].median_ms <= limit:
+            whole = Candidate(original, full_predicted, proposals.scores(original), number, stats[original])
+            proposals.found[original], proposals.origin[original] = whole, ORIGINAL
+            used = stats[original].median_ms / limit
+            kept = "the original network is within the budget: nothing is removed"
+            return Measured((Timed(whole, used),), target.asked_ms(stats[original].median_ms), kept)
         budget_ms = target.asked_ms(stats[original].median_ms)
         for candidate in batch:
             stat = stats[candidate.widths]
@@ -226,8 +235,8 @@ def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Width
     return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
 
 
-def report(proposals: Proposals, winner: Timed) -> None:
-    """Say what won, and what each method's best network scored before any fine-tuning."""
+def report_losses(proposals: Proposals) -> None:
+    """Say what each method's best network scored before any fine-tuning."""
     best: dict[str, float] = {}
     for widths, candidate in proposals.found.items():
         method = proposals.origin[widths]
@@ -235,5 +244,9 @@ def report(proposals: Proposals, winner: Timed) -> None:
     ordered = sorted(best.items(), key=lambda own: own[1])
     scores = ", ".join(f"{method} {loss:.3f}" for method, loss in ordered)
     say(f"validation loss before fine-tuning, the best network of each method: {scores}")
+
+
+def report_winner(proposals: Proposals, winner: Timed) -> None:
+    """Say what won."""
     method, used = _named(proposals, winner), f"{winner.used:.1%} of the latency limit"
     say(f"{method} wins: {winner.candidate.widths}, {used}")

@@ -6,6 +6,7 @@ The widths are those of the search's winner, or of another point of its front.
 checkpoint.safetensors, from which a killed fine-tuning continues.
 """
 
+import copy
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
@@ -87,9 +89,10 @@ def slice(
         small = cut(scratch, space, widths)
     if recipe.epochs:
         what = "training from scratch" if scratch else "fine-tuning"
+        begun = copy.deepcopy(small)
         fit_resumably(small, data, recipe, what, checkpoint, objective)
-        if trained is not None:
-            small = settled(small, data, images, recipe.task)
+        if trained is not None and scratch is None:
+            small = settled(small, begun, data, images, recipe)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
     return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes)
@@ -122,7 +125,7 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     supernets, trained = weights_of(run, project)
     chosen = chosen or searched(run, project)
     widths, images = chosen.widths, config.search.recalibration_images
-    epochs, rate, scratch = config.slice.epochs, config.slice.learning_rate, None
+    epochs, rate, scratch = config.slice.epochs, fine_tuning_rate(project), None
     if config.slice.from_scratch:
         if not project.fresh.from_scratch:
             raise ModelError(

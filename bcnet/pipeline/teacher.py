@@ -74,7 +74,10 @@ def objective_for(
 
 
 def _own(name: str) -> nn.Module:
-    function = import_function(name, ConfigError)
+    try:
+        function = import_function(name, ConfigError)
+    except ConfigError as cause:
+        raise ConfigError(f"slice.teacher: {cause}") from None
     try:
         teacher = function()
     except FOREIGN as cause:

@@ -8,20 +8,25 @@ trained first.
 import time
 from typing import Any
 
+from torch import nn
+
 from bcnet.artifacts import Run
 from bcnet.config import Config
 from bcnet.models.weights import listed
+from bcnet.pipeline.inherit import check_inheritance
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.original import ORIGINAL_FILE
+from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
 from bcnet.sealed import seal_tensors
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit, training_digest
-from bcnet.supernet.paths import tensors_of, with_state
+from bcnet.supernet.paths import cut, tensors_of, with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.score import evaluate_network
 
 CHECKPOINT = "checkpoint-original.safetensors"
+KNOWN = 0.1  # by which the accuracy on images of the training exceeds that on others
 FINE_TUNING_RATE = 0.01  # of a network whose weights are trained, unless train.learning_rate is given
 
 
@@ -40,6 +45,7 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
     recipe = Recipe.of(config, config.train.epochs, first_rate(project))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), inputs)
     say(f"data: {project.data}")
+    _check_later_stages(project, model)
     warn_of_verified(run, "train")
     start = time.perf_counter()
     if given:
@@ -47,13 +53,15 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
     else:
         why = "it has no trained weights" if project.narrow is None else "it is wider than the given one"
         if project.untrained_layers:
-            why = f"its layers {listed(list(project.untrained_layers))} are not trained"
-        say(f"the network itself is trained first: {why}")
+            why = f"its layers {listed(list(project.untrained_layers))} are new"
+        say(f"the network itself is trained first, because {why}")
         announce("training the network", seconds_to_fit(model, project.data, recipe))
         fit_resumably(model, project.data, recipe, "training the network", checkpoint)
     with working("evaluating the network on the test images"):
         reached = evaluate_network(model.eval(), project.data, project.data.test, project.task).accuracy
     say_reached(project, "the network as it was given" if given else "the trained network", reached)
+    if given:
+        _warn_of_known_images(project, model, reached)
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors_of(model).items()}
     files = {
         ORIGINAL_FILE: seal_tensors(tensors, {"inputs": inputs}),
@@ -70,6 +78,29 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
         "test_accuracy": round(reached, 6),
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _check_later_stages(project: Project, model: nn.Module) -> None:
+    """Raises now what fine-tuning would find wrong with its settings after a search."""
+    check_inheritance(project)
+    smallest = cut(project.model, project.space, project.space.smallest())
+    recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
+    with working("trying the teacher"):
+        objective_for(project, model, smallest, recipe)
+
+
+def _warn_of_known_images(project: Project, model: nn.Module, reached: float) -> None:
+    """Warn where the network was probably trained on the images by which candidates are compared."""
+    if project.config.task.metric != "accuracy":
+        return
+    with working("evaluating the network on the validation images"):
+        held_out = evaluate_network(model, project.data, project.data.val, project.task).accuracy
+    if held_out - reached > KNOWN:
+        say(
+            f"it reaches {held_out:.2%} on the validation images: it was probably trained on them, so that "
+            "they show less of what a smaller network loses; put images that it has not seen into val/, and "
+            "keep test/"
+        )
 
 
 def say_reached(project: Project, network: str, reached: float) -> None:

@@ -4,6 +4,7 @@ The search's trials, the slice stage and the comparison train alike: weights fro
 loss.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,10 @@ from bcnet.data import ImageData, KeptBatches
 from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
-from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.pipeline.trained_scores import loss_of
-from bcnet.progress import announce, working
+from bcnet.progress import announce, say, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
 from bcnet.supernet.importance import Criterion
@@ -25,7 +26,6 @@ from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.score import Score, evaluate_network, first_images, with_new_statistics
 from bcnet.supernet.space import Widths
-from bcnet.supernet.task import Task
 
 Importances = Mapping[Criterion, Sequence[Tensor]]
 
@@ -71,32 +71,42 @@ class Tuning:
     ) -> nn.Module:
         """The network of these widths, fine-tuned for so many epochs, in eval mode on the CPU."""
         project, config = self.project, self.project.config
-        recipe = Recipe.of(config, epochs, config.slice.learning_rate)
+        recipe = Recipe.of(config, epochs, fine_tuning_rate(project))
         images = config.search.recalibration_images
         data, task = project.data, project.task
         sources = ranked_sources(project.model, project.space, widths, (), self.trained, data, images, task)
         small = with_state(project.model, project.space, sources[0].state)
-        if epochs:
-            objective = objective_for(project, self.network, small, recipe)
-            announce(what, seconds_to_fit(small, project.data, recipe, objective))
-            fit_resumably(small, project.data, recipe, what, checkpoint, objective)
-        return settled(small, data, images, task)
+        if not epochs:
+            return small.eval()
+        begun = copy.deepcopy(small)
+        objective = objective_for(project, self.network, small, recipe)
+        announce(what, seconds_to_fit(small, data, recipe, objective))
+        fit_resumably(small, data, recipe, what, checkpoint, objective)
+        return settled(small, begun, data, images, recipe)
 
     def scored(self, small: nn.Module) -> Score:
         """A small network's score on the validation images."""
         return evaluate_network(small, self.project.data, self.project.data.val, self.project.task)
 
 
-def settled(small: nn.Module, data: ImageData, images: int, task: Task) -> nn.Module:
-    """A trained network with the better batch-norm statistics on the validation images, in eval mode.
+def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, recipe: Recipe) -> nn.Module:
+    """The better of a fine-tuned network and the one that it was before, by the validation images.
 
-    Those of the training are moving averages: with a small momentum and few steps they lag behind the
-    weights. The others are the mean over the first `images` training images, augmented.
+    In eval mode; of the fine-tuned one with both kinds of batch-norm statistics: those of the training are moving averages,
+    which lag behind the weights where the momentum is small and the steps are few; the others are the mean
+    over the first `images` training images, augmented.
     """
-    small.eval()
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in small.modules()):
-        return small
-    with working("comparing batch-norm statistics"):
-        fresh = with_new_statistics(small, KeptBatches(data, first_images(data, images), 0, augmented=True))
-        losses = [loss_of(evaluate_network(each, data, data.val, task)) for each in (small, fresh)]
-    return fresh if losses[1] < losses[0] else small
+    found = [trained.eval(), begun.eval()]
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules()):
+        batches = KeptBatches(data, first_images(data, images), 0, augmented=True)
+        found.append(with_new_statistics(trained, batches))
+    with working("comparing the network with what it was before"):
+        losses = [loss_of(evaluate_network(own, data, data.val, recipe.task)) for own in found]
+    best = min(range(len(found)), key=lambda place: losses[place])
+    if found[best] is begun:
+        after = min(loss for place, loss in enumerate(losses) if place != best)
+        say(
+            f"fine-tuning at a rate of {recipe.learning_rate:g} made the network worse (validation loss "
+            f"{losses[best]:.4g} before, {after:.4g} after): it stays as it was; lower slice.learning_rate"
+        )
+    return found[best]

@@ -31,7 +31,8 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     put(f"on {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
     put(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
     given = " (original: as given)" if entries[0]["passes"] is None else ""
-    put(f"trained for {summary['passes']} passes over the training images each{given}")
+    passes = f"{summary['passes']} pass{'' if summary['passes'] == 1 else 'es'}"
+    put(f"trained for {passes} over the training images each{given}")
     rounds = len(entries[0]["rounds_ms"])
     for first, second in summary["not_separable"]:
         put(f"~ latency not separable in {rounds} rounds: {first} / {second}")

@@ -56,10 +56,9 @@ def measured_importances(
     tensors = tensors_of(model)
     found = {own: importances(model, space, tensors, own) for own in by if own in BY_WEIGHTS}
     bare = without_batch_norm(model, space)
-    for own, instead in (("bn-scale", "l1"), ("taylor", "gates at the layers that make them")):
-        if own in by and bare:
-            where = "any group" if len(bare) == len(space.groups) else listed(bare)
-            say(f"importance by {own}: there is no batch norm in {where}; {instead} there")
+    if bare and {"bn-scale", "taylor"} & set(by):
+        where = "the network" if len(bare) == len(space.groups) else listed(bare)
+        say(f"without batch norm in {where}, l1 replaces bn-scale there, and taylor looks at the layers")
     if {"taylor", "fisher"} & set(by):
         taylor, fisher, unseen = _by_gates(model, space, data, recipe, batches)
         if unseen and "fisher" in by:

@@ -17,7 +17,7 @@ from bcnet.cli import main
 from bcnet.config import Config, DataConfig, SearchConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.inherit import weights_of
+from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, Target, best_measured, finalists, tried
@@ -164,6 +164,10 @@ def test_what_is_not_there_is_refused_in_one_line(project_of: Callable[..., Any]
         distillation(project_of(slice={"teacher": "someone"}), None)
     with pytest.raises(ConfigError, match="its weights are not trained: set"):
         distillation(project_of(slice={"teacher": "original"}), None)
+    with pytest.raises(ConfigError, match="but none is trained here"):
+        check_inheritance(project_of(slice={"inherit": "supernet"}))
+    with pytest.raises(ConfigError, match=r"slice\.teacher: .*own:missing"):
+        distillation(project_of(slice={"teacher": "own:missing"}), None)
     with pytest.raises(ConfigError, match="must return a network"):
         distillation(project_of(slice={"teacher": "builtins:dict"}), None)
 
@@ -255,10 +259,11 @@ def test_lagging_statistics_of_batch_norm_are_made_again_where_that_is_better(
     for module in lagging.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-    better = settled(lagging, project.data, 64, project.task)
+    recipe = Recipe.of(project.config, 1, 0.1)
+    better = settled(lagging, lagging, project.data, 64, recipe)
     before, after = (evaluate_network(own, project.data, project.data.val) for own in (lagging, better))
     assert after.loss < before.loss
-    kept = settled(better, project.data, 64, project.task)
+    kept = settled(better, better, project.data, 64, recipe)
     assert evaluate_network(kept, project.data, project.data.val).loss <= after.loss
 
 
@@ -326,6 +331,30 @@ def test_the_lowest_loss_after_a_brief_fine_tuning_wins(proposals: Proposals) ->
     proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
     tuning = type("Tuning", (), {"project": None})()
     assert tried(proposals, found.inside, tuning, 1).candidate.widths == (4,)
+
+
+@pytest.mark.parametrize(
+    "target", [Target(20.0, None, 0.0), Target(10.0, 1.0, 0.05), Target(15.0, 1.5, 0.05)]
+)
+def test_where_the_original_is_within_the_budget_nothing_is_removed(
+    proposals: Proposals, target: Target
+) -> None:
+    proposals.scores = lambda widths: Score(0.9, -0.1)  # type: ignore
+    found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(widths[0]), 3)
+    assert [own.candidate.widths for own in found.inside] == [(10,)]
+    assert "nothing is removed" in found.note
+
+
+def test_a_network_that_fine_tuning_made_worse_stays_as_it_was(
+    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = project_of()
+    begun = with_state(project.model, project.space, tensors_of(project.model)).eval()
+    ruined = with_state(project.model, project.space, {n: t * 0 for n, t in tensors_of(begun).items()})
+    recipe = Recipe.of(project.config, 1, 0.5)
+    assert settled(ruined, begun, project.data, 64, recipe) is begun
+    assert "made the network worse" in capsys.readouterr().err
+    assert settled(begun, ruined, project.data, 64, recipe) is not ruined
 
 
 def test_where_no_candidate_fits_the_closest_is_named(proposals: Proposals) -> None:

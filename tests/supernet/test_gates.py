@@ -113,7 +113,7 @@ def test_taylor_is_the_sum_of_squares_of_each_batchs_gradients_by_gates_behind_b
     norms = by_gates(tiny, data, ("after norm", "after inner"), False)
     torch.testing.assert_close(found[0], norms, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(found[1], by_gates(tiny, data, ("after widen",), False), rtol=1e-4, atol=1e-9)
-    assert "taylor: there is no batch norm in 'widen'; gates at the layers" in capsys.readouterr().err
+    assert "without batch norm in 'widen', l1 replaces bn-scale" in capsys.readouterr().err
 
 
 def test_what_a_measurement_leaves_behind_is_nothing(tiny: Tiny, space: WidthSpace, data: ImageData) -> None:
@@ -160,7 +160,7 @@ def test_without_batch_norm_its_scales_are_replaced_by_l1_in_one_line(
     space = discover_space(model, torch.zeros(1, 3, 6, 6), bins=2, channel_multiple=1)
     found = measured_importances(model, space, data, RECIPE, ["bn-scale", "l1"])
     assert torch.equal(found["bn-scale"][0], found["l1"][0])
-    line = "importance by bn-scale: there is no batch norm in any group; l1 there"
+    line = "without batch norm in the network, l1 replaces bn-scale there"
     assert capsys.readouterr().err.strip() == line
 
 
