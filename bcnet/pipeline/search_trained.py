@@ -16,7 +16,7 @@ from bcnet.methods.limits import Limits
 from bcnet.methods.program import SolverSettings, allocate_exactly
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.repeated import Repeated
+from bcnet.pipeline.repeated import QUIETER, Repeated
 from bcnet.pipeline.route import GROUP_FISHER, UNIFORM
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores, loss_of
@@ -32,7 +32,8 @@ ROUNDS = 4  # of proposing and measuring
 POOL = 8  # networks that the program proposes
 USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
 SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
-ALTERNATIONS = 3  # measurements of each network of a round, alternating with the original's
+ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
+AGREE = 0.03  # the two fastest measurements of a network may differ by so much
 
 
 @dataclass(frozen=True)
@@ -227,12 +228,27 @@ def _named(proposals: Proposals, own: Timed) -> str:
 
 
 def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
-    """The fastest of a few measurements of each network, alternating: other work on the machine only adds."""
+    """The fastest of a few measurements of each network, alternating: other work on the machine only adds.
+
+    They go on until the two fastest of every network agree, or for `MOST` rounds.
+    """
     found: dict[Widths, list[LatencyStat]] = {widths: [] for widths in networks}
-    for number in range(ALTERNATIONS):
+    for number in range(MOST):
         for widths in reversed(found) if number % 2 else found:
             found[widths].append(measure_of(widths))
+        if number + 1 >= ALTERNATIONS and all(map(_agree, found.values())):
+            break
+    else:
+        say(
+            f"the machine is busy: after {MOST} measurements, the two fastest of a network still differ by "
+            f"more than {AGREE:.0%}; {QUIETER}"
+        )
     return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
+
+
+def _agree(stats: Sequence[LatencyStat]) -> bool:
+    first, second = sorted(stat.median_ms for stat in stats)[:2]
+    return second <= first * (1 + AGREE)
 
 
 def report_losses(proposals: Proposals) -> None:

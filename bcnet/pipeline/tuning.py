@@ -92,9 +92,9 @@ class Tuning:
 def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, recipe: Recipe) -> nn.Module:
     """The better of a fine-tuned network and the one that it was before, by the validation images.
 
-    In eval mode; of the fine-tuned one with both kinds of batch-norm statistics: those of the training are moving averages,
-    which lag behind the weights where the momentum is small and the steps are few; the others are the mean
-    over the first `images` training images, augmented.
+    In eval mode; of the fine-tuned one with both kinds of batch-norm statistics: those of the training are
+    moving averages, which lag behind the weights where the momentum is small and the steps are few; the
+    others are the mean over the first `images` training images, augmented.
     """
     found = [trained.eval(), begun.eval()]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules()):
