@@ -77,7 +77,7 @@ EXPLANATION = """\
 `bcnet.discover_space(model, example_input)` with its default arguments, on networks as their libraries make
 them (without pretrained weights, which change nothing here).
 
-- **seconds**: processor time that it takes on one thread, the least of {repeats}. It runs the network,
+- **seconds**: processor time that it takes, {repeats}. It runs the network,
   follows its channels, cuts narrow networks out and runs those, too, so larger images take longer.
 - **groups**: widths that can be chosen independently. Channels that must be equal, as on both sides of an
   addition, are one group.
@@ -241,9 +241,14 @@ def page(tables: dict[str, list[Row]], repeats: int) -> str:
     noise = np.median([max(seconds) / min(seconds) for seconds in measured]) if measured else 1.0
     parts = [
         "# Networks that are read",
-        EXPLANATION.format(repeats={2: "two", 3: "three"}.get(repeats, str(repeats))).strip(),
-        f"Made by `OMP_WAIT_POLICY=passive python benchmarks/models.py` on {machine()}. The slower "
-        f"discovery of a network took {noise:.2f} times as long as the faster one (median over all of them).",
+        EXPLANATION.format(repeats="run once" if repeats == 1 else f"the least of {repeats} runs").strip(),
+        f"Made by `OMP_WAIT_POLICY=passive python benchmarks/models.py` on {machine()}."
+        + (
+            f" The slower discovery of a network took {noise:.2f} times as long as the faster one (median "
+            "over all of them)."
+            if repeats > 1
+            else ""
+        ),
     ]
     for heading, rows in tables.items():
         parts.append(f"## {heading}")
