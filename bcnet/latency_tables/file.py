@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby, islice, repeat
 from operator import attrgetter, itemgetter
 from pathlib import Path
@@ -42,11 +43,13 @@ from bcnet.latency_tables.seals import (
     session_seal,
 )
 from bcnet.plain import plain, shown
+from bcnet.reading import JSON_BYTES
 
 __all__ = ["Content", "json_schema", "read", "text_of"]
 
 OPENS, ROW = b'"rows": [\n', b'   {"layer": {"op": '  # the line before a setting's rows, and how each begins
 BATCH = 4000  # rows
+LONGEST_LINE = 2**20  # bytes that are read at once
 _sides = attrgetter(*(f.name for f in fields(LayerSpec)))
 
 
@@ -171,9 +174,12 @@ def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
     """All of a file. Rows on lines of their own are lifted out first and replaced by a number."""
     frame: list[bytes] = []
     lifted: dict[int, bytes] = {}  # the last line of each block of rows
-    places = []
+    places, room = [], JSON_BYTES
     for number, line in _numbered(file):
         if number < 0:
+            room -= len(line)
+            if room < 0:
+                raise ValueError(f"it holds more than {JSON_BYTES:,} bytes beside its rows")
             frame.append(line)
             continue
         if number not in lifted:
@@ -194,10 +200,13 @@ def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
     return reader.content, [*reader.edits, *reader.edited_sessions()]
 
 
-def _numbered(file: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Each line with the number of its block of rows; -1 for a line that is not one row."""
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Each line with the number of its block of rows; -1 for a line that is not one row.
+
+    A longer line comes in parts: a file that has grown to terabytes has to end somewhere.
+    """
     block, inside = -1, False
-    for line in file:
+    for line in iter(partial(file.readline, LONGEST_LINE), b""):
         if inside and line.startswith(ROW):
             yield block, line
         else:

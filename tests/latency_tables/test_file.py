@@ -1,6 +1,7 @@
 """The file of a latency table: readable in a diff, described by a schema, refused when it cannot be meant."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,22 @@ def test_json_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match=r"cpu\.json"):
         LatencyTable.load(path)
+
+
+def test_a_file_that_has_grown_to_terabytes_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path)
+    os.truncate(path, 1 << 42)  # zeros after the last line, which take no room on the disk
+    with pytest.raises(TableError, match=r"it holds more than 268,435,456 bytes beside its rows"):
+        LatencyTable.load(path)
+
+
+def test_a_table_on_one_long_line_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, value = saved(tmp_path)
+    before = LatencyTable.load(path).rows
+    monkeypatch.setattr("bcnet.latency_tables.file.LONGEST_LINE", 600)  # more than a row has
+    assert LatencyTable.load(path).rows == before
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert LatencyTable.load(path).rows == before
 
 
 def test_networks_with_a_layer_that_failed_cost_more_than_any_other() -> None:
