@@ -6,8 +6,8 @@ search.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,23 +153,30 @@ def with_statistics(
         fresh[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
     if not norms:
         return fresh
-    momenta = {name: module.momentum for name, module in norms.items()}
     model.eval()
-    try:
-        for module in norms.values():
-            module.train()
-            module.momentum = None  # a plain mean over the batches
-        device = _device(state)
-        with torch.no_grad():
-            for inputs, _ in batches:
-                if entries(inputs) > 1:
-                    with _explained():
-                        run_with(model, space, fresh, to_device(inputs, device))
-    finally:
-        for name, module in norms.items():
-            module.momentum = momenta[name]
-            module.eval()
+    device = _device(state)
+    with _plain_means(norms.values()):
+        for inputs, _ in batches:
+            if entries(inputs) > 1:
+                with _explained():
+                    run_with(model, space, fresh, to_device(inputs, device))
     return fresh
+
+
+@contextmanager
+def _plain_means(norms: Collection[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Let these layers take the plain mean of their statistics over all batches that run in the block."""
+    momenta = [module.momentum for module in norms]
+    try:
+        for module in norms:
+            module.train()
+            module.momentum = None
+        with torch.no_grad():
+            yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()
 
 
 def with_new_statistics(network: nn.Module, batches: Iterable[Item]) -> nn.Module:
@@ -180,21 +187,16 @@ def with_new_statistics(network: nn.Module, batches: Iterable[Item]) -> nn.Modul
         for module in fresh.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
-    momenta = [module.momentum for module in norms]
     for module in norms:
         module.reset_running_stats()
-        module.train()
-        module.momentum = None  # a plain mean over the batches
     device = _device(fresh.state_dict())
-    with torch.no_grad():
+    with _plain_means(norms):
         for inputs, _ in batches:
             if entries(inputs) > 1:
                 args, kwargs = arguments(to_device(inputs, device))
                 with _explained():
                     fresh(*args, **kwargs)
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
-    return fresh.eval()
+    return fresh
 
 
 def score_sides(
