@@ -63,7 +63,8 @@ def test_base_against_head(base: LatencyTable, capsys: pytest.CaptureFixture[str
         print(f"\nbase against head: {report.headline}")
     assert report.findings == ()
     assert base.rows.keys() == committed.rows.keys()
-    assert report.rows > 0.9 * len(base.rows)  # rows of less than a tick have no ratio
+    assert report.rows + report.unchecked == len(base.rows)
+    assert report.rows > 0.5 * len(base.rows)  # the rest took less than a tick, which is no ratio
 
 
 def test_a_table_is_measured_again_in_place(graph: OnnxSupernet, base: LatencyTable) -> None:

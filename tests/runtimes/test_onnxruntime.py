@@ -92,6 +92,14 @@ def test_runs_with_impossible_times_are_told_from_possible_ones() -> None:
     assert plausible(durations[:1], np.array([2.999])).tolist() == [True]
 
 
+def test_the_profilers_own_time_is_at_most_that_of_the_shortest_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was slow while that time was measured would leave a network without any time."""
+    monkeypatch.setattr(OnnxRuntime, "_profiler_ms", 1000.0)
+    means = [float(durations.mean()) for _, durations in RUNTIME.profile_nodes(FILE, 20)]
+    assert min(means) == pytest.approx(0, abs=1e-9)
+    assert max(means) > 0.01
+
+
 def clock(monkeypatch: pytest.MonkeyPatch, stands_still: int) -> list[int]:
     """Let the runtime's clock begin with so many readings of zero; the readings are counted."""
     RUNTIME.profile_nodes(FILE, 2)  # what the profiler itself adds is measured once, by the real clock
