@@ -16,7 +16,6 @@ from bcnet.errors import ConfigError
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
-from bcnet.pipeline.trained_scores import loss_of
 from bcnet.progress import say, working
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.importance import CRITERIA, Criterion
@@ -25,7 +24,7 @@ from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Score, evaluate, recalibrated
+from bcnet.supernet.score import Score, best_first, evaluate, loss_of, recalibrated
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task
 
@@ -130,7 +129,7 @@ def ranked_sources(
         own = trained.pruned.get(widths)
         if own is not None:
             sources.append(Source(OWN_WEIGHTS, GROUP_FISHER, own.state, own.score, passes=own.passes))
-    return sorted(sources, key=lambda source: loss_of(source.score))
+    return sorted(sources, key=lambda source: best_first(source.score))
 
 
 def say_best(sources: Sequence[Source]) -> None:

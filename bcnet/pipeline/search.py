@@ -46,7 +46,7 @@ from bcnet.pipeline.search_trained import (
     report_winner,
     tried,
 )
-from bcnet.pipeline.trained_scores import TrainedScores, loss_of
+from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce, say, working
 from bcnet.supernet.costs import Bound
@@ -62,7 +62,7 @@ from bcnet.supernet.evolution import (
 from bcnet.supernet.fit import metric_digest, training_digest
 from bcnet.supernet.project import Project, load_project
 from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Score
+from bcnet.supernet.score import Score, best_first
 from bcnet.supernet.space import Widths, WidthSpace
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
@@ -480,7 +480,7 @@ def _proposed(
     original = space.original()
     if measure_of is None:
         found = proposals.propose(settings.budget_ms, 0)
-        best, budget, note = min(found, key=lambda c: loss_of(c.score)), settings.budget_ms, NOT_MEASURED
+        best, budget, note = min(found, key=lambda c: best_first(c.score)), settings.budget_ms, NOT_MEASURED
         top: tuple[Candidate, ...] = (best,)
     else:
         target = Target(settings.budget_ms, share, settings.margin)

@@ -19,12 +19,12 @@ from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.repeated import QUIETER, Repeated
 from bcnet.pipeline.route import GROUP_FISHER, UNIFORM
 from bcnet.pipeline.search_inputs import MeasureOf
-from bcnet.pipeline.trained_scores import TrainedScores, loss_of
+from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.score import Score
+from bcnet.supernet.score import Score, best_first, loss_of
 from bcnet.supernet.space import Widths
 
 ORIGINAL = "original"
@@ -137,7 +137,7 @@ class Measured:
     def inside(self) -> list[Timed]:
         """Those within the limit, the lowest loss first."""
         fitting = [own for own in self.timed if own.used <= 1]
-        return sorted(fitting, key=lambda own: (loss_of(own.candidate.score), own.candidate.predicted_ms))
+        return sorted(fitting, key=lambda own: (*best_first(own.candidate.score), own.candidate.predicted_ms))
 
 
 def best_measured(
@@ -194,7 +194,7 @@ def best_measured(
 
 def _best_and_uniform(proposals: Proposals, proposed: Sequence[Candidate], most: int) -> list[Candidate]:
     """The proposals of the lowest losses; the uniform one is always among them, as what has to be beaten."""
-    ranked = sorted(proposed, key=lambda c: loss_of(c.score))
+    ranked = sorted(proposed, key=lambda c: best_first(c.score))
     uniform = [c for c in ranked[most:] if proposals.origin[c.widths] == UNIFORM]
     return [*ranked[:most], *uniform]
 
@@ -209,16 +209,18 @@ def finalists(proposals: Proposals, measured: Measured, count: int) -> list[Time
 def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs: int) -> Timed:
     """The finalist of the lowest validation loss after so many epochs of fine-tuning."""
     scores = proposals.scores
-    losses: dict[Widths, float] = {}
+    found: dict[Widths, Score] = {}
     for number, own in enumerate(entries, 1):
         widths = own.candidate.widths
 
         def score(widths: Widths = widths, number: int = number) -> Score:
             return tuning.scored(tuning(widths, f"trying candidate {number} of {len(entries)}", epochs))
 
-        losses[widths] = loss_of(scores.kept("fine-tuned", epochs, widths, score))
-    ordered = sorted(entries, key=lambda own: losses[own.candidate.widths])
-    shown = ", ".join(f"{_named(proposals, own)} {losses[own.candidate.widths]:.3f}" for own in ordered)
+        found[widths] = scores.kept("fine-tuned", epochs, widths, score)
+    ordered = sorted(entries, key=lambda own: best_first(found[own.candidate.widths]))
+    shown = ", ".join(
+        f"{_named(proposals, own)} {loss_of(found[own.candidate.widths]):.3f}" for own in ordered
+    )
     say(f"validation loss after {epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning: {shown}")
     return ordered[0]
 

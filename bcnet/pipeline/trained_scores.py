@@ -23,7 +23,7 @@ from bcnet.supernet.gates import measured_importances
 from bcnet.supernet.importance import CRITERIA, Criterion, channel_order, reordered
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
-from bcnet.supernet.score import Score, Scorer
+from bcnet.supernet.score import Score, Scorer, best_first, loss_of
 from bcnet.supernet.space import Widths, WidthSpace
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
@@ -114,7 +114,7 @@ class TrainedScores:
         for criterion in CRITERIA:
             self.criterion = criterion
             scores[criterion] = self(widths)
-        self.criterion = min(CRITERIA, key=lambda own: loss_of(scores[own]))
+        self.criterion = min(CRITERIA, key=lambda own: best_first(scores[own]))
         say(
             f"channels are ordered by {self.criterion}, the best of {len(CRITERIA)} criteria at {widths}: "
             + ", ".join(f"{own} {loss_of(score):.3f}" for own, score in scores.items())
@@ -140,11 +140,6 @@ def _lines_of(path: Path, inputs: Mapping[str, str]) -> SealedLines:
         return SealedLines(path, inputs)
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); delete it to search from the start") from None
-
-
-def loss_of(score: Score) -> float:
-    """What of a score is to be small: the loss, or where there is none (a step of one's own) the metric."""
-    return score.loss if score.loss else -score.accuracy
 
 
 def spread(choices: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -17,14 +17,20 @@ from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
-from bcnet.pipeline.trained_scores import loss_of
 from bcnet.progress import announce, say, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
 from bcnet.supernet.importance import Criterion
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
-from bcnet.supernet.score import Score, evaluate_network, first_images, with_new_statistics
+from bcnet.supernet.score import (
+    Score,
+    best_first,
+    evaluate_network,
+    first_images,
+    loss_of,
+    with_new_statistics,
+)
 from bcnet.supernet.space import Widths
 
 Importances = Mapping[Criterion, Sequence[Tensor]]
@@ -101,12 +107,12 @@ def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, 
         batches = KeptBatches(data, first_images(data, images), 0, augmented=True)
         found.append(with_new_statistics(trained, batches))
     with working("comparing the network with what it was before"):
-        losses = [loss_of(evaluate_network(own, data, data.val, recipe.task)) for own in found]
-    best = min(range(len(found)), key=lambda place: losses[place])
+        scores = [evaluate_network(own, data, data.val, recipe.task) for own in found]
+    best = min(range(len(found)), key=lambda place: best_first(scores[place]))
     if found[best] is begun:
-        after = min(loss for place, loss in enumerate(losses) if place != best)
+        before, after = loss_of(scores[best]), min(loss_of(scores[n]) for n in range(len(found)) if n != best)
         say(
             f"fine-tuning at a rate of {recipe.learning_rate:g} made the network worse (validation loss "
-            f"{losses[best]:.4g} before, {after:.4g} after): it stays as it was; lower slice.learning_rate"
+            f"{before:.4g} before, {after:.4g} after): it stays as it was; lower slice.learning_rate"
         )
     return found[best]

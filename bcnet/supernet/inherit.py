@@ -19,7 +19,7 @@ from bcnet.supernet.fit import Recipe
 from bcnet.supernet.gates import BATCHES, measured_importances
 from bcnet.supernet.importance import CRITERIA, Criterion, extracted, kept_channels
 from bcnet.supernet.paths import State, run_with, tensors_of
-from bcnet.supernet.score import Score, answers_of, first_images, score_of, with_statistics
+from bcnet.supernet.score import Score, answers_of, best_first, first_images, score_of, with_statistics
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Batches, Task, logits_of
 from bcnet.supernet.temperature import are_classes, calibrated_losses
@@ -120,23 +120,17 @@ def inherited(
         for by, channels in choices.items():
             found.append(original.scored(by, original.extracted(channels)))
             advance(by)
-    found = best_first(found, original.task)
+    found.sort(key=_rank)
     if by_group and original.task.train_step is not None:
         say("a criterion for each group needs a loss to compare networks by, and task.train_step gives none")
     elif by_group and len(found) > 1:
         best = next(by for by in choices if by == found[0].source)
-        found = best_first([*_by_group(original, choices, best), *found], original.task)
+        found = sorted([*_by_group(original, choices, best), *found], key=_rank)
     return found
 
 
-def best_first(found: Sequence[Inherited], task: Task) -> list[Inherited]:
-    """By validation loss, then the metric; by the metric where the task has no loss. Of equals the first."""
-
-    def rank(own: Inherited) -> tuple[float, float]:
-        loss = own.score.loss if math.isfinite(own.score.loss) else math.inf
-        return (-own.score.accuracy, 0.0) if task.train_step is not None else (loss, -own.score.accuracy)
-
-    return sorted(found, key=rank)
+def _rank(own: Inherited) -> tuple[float, float]:
+    return best_first(own.score)
 
 
 def _by_group(

@@ -6,6 +6,7 @@ search.
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,21 @@ class Score:
     def loss(self) -> float:
         """Mean loss; of a subnet's classification by cross entropy, that at the best temperature."""
         return -self.negative_loss
+
+
+def loss_of(score: Score) -> float:
+    """What of a score is to be small: its loss, infinite where that is not finite.
+
+    Where there is none (a training step of one's own), the metric, negated.
+    """
+    if not score.loss:
+        return -score.accuracy
+    return score.loss if math.isfinite(score.loss) else math.inf
+
+
+def best_first(score: Score) -> tuple[float, float]:
+    """By what scores are sorted wherever one network is to be chosen: the loss, of equal ones the metric."""
+    return loss_of(score), -score.accuracy
 
 
 def evaluate(

@@ -12,9 +12,9 @@ from bcnet.data import ImageData, load_data
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.importance import Criterion
-from bcnet.supernet.inherit import Inherited, Original, best_first, inherited
+from bcnet.supernet.inherit import Original, inherited
 from bcnet.supernet.paths import path_of, path_state, tensors_of, with_state
-from bcnet.supernet.score import Score, evaluate, evaluate_network, recalibrated
+from bcnet.supernet.score import Score, best_first, evaluate, evaluate_network, recalibrated
 from bcnet.supernet.space import Widths, WidthSpace
 from bcnet.supernet.task import Task
 from bcnet.supernet.temperature import calibrated_loss, calibrated_losses
@@ -144,8 +144,11 @@ def test_networks_of_a_task_with_a_loss_of_its_own_are_compared_batch_by_batch(
 
 def test_a_loss_that_is_not_finite_comes_last() -> None:
     scores = Score(0.9, float("nan")), Score(0.1, -2.0), Score(0.3, -2.0)
-    found = best_first([Inherited(str(n), {}, score) for n, score in enumerate(scores)], Task())
-    assert [own.source for own in found] == ["2", "1", "0"]
+    assert sorted(scores, key=best_first) == [scores[2], scores[1], scores[0]]
+
+
+def test_without_a_loss_the_better_metric_comes_first() -> None:
+    assert sorted((Score(0.3), Score(0.9)), key=best_first) == [Score(0.9), Score(0.3)]
 
 
 def test_losses_of_images_have_the_calibrated_loss_as_their_mean() -> None:
