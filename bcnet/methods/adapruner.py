@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import importance_tables
+from bcnet.methods.problem import Problem
 from bcnet.methods.uniform import widest_scaled
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import LatencyOf
@@ -34,7 +35,16 @@ def allocate_by_scales(
     `importance` holds (channels,) a group, larger is more important. Raises BudgetError where even the
     narrowest of these networks is slower than `limit_ms` or exceeds a bound.
     """
-    importance_tables(space, importance)  # refuses what does not fit the space
+    return _scaled(Limits(space, latency_of, limit_ms, bounds), importance)
+
+
+def propose(problem: Problem) -> list[Widths]:
+    """The same by batch-norm scales."""
+    return [_scaled(problem.limits, problem.importances["bn-scale"])]
+
+
+def _scaled(limits: Limits, importance: Sequence[Tensor | np.ndarray]) -> Widths:
+    importance_tables(limits.space, importance)  # refuses what does not fit the space
     means = np.array([float(own.mean()) for own in importance])
     weights = np.maximum(means / max(means.max(initial=0.0), 1e-300), LEAST)
-    return widest_scaled(Limits(space, latency_of, limit_ms, bounds), weights, "network scaled by importance")
+    return widest_scaled(limits, weights, "network scaled by importance")

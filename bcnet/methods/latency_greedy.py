@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import check_tables, importance_tables
+from bcnet.methods.problem import Problem
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import LatencyOf
 from bcnet.supernet.space import Widths, WidthSpace
@@ -36,6 +37,12 @@ def allocate_greedily(
     return narrowed_by(
         space, importance_tables(space, importance), Limits(space, latency_of, limit_ms, bounds)
     )
+
+
+def propose(problem: Problem) -> list[Widths]:
+    """The same by Taylor's importance."""
+    losses = importance_tables(problem.space, problem.importances["taylor"])
+    return [narrowed_by(problem.space, losses, problem.limits)]
 
 
 def narrowed_by(space: WidthSpace, losses: Sequence[np.ndarray], limits: Limits) -> Widths:

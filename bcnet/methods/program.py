@@ -20,6 +20,7 @@ from bcnet.methods.additive import additive
 from bcnet.methods.latency_greedy import narrowed_by
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import check_tables, total
+from bcnet.methods.problem import Problem
 from bcnet.methods.rows import Columns, Sum
 from bcnet.methods.silent import silent
 from bcnet.progress import say
@@ -29,6 +30,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 ROUNDS = 6  # of correcting the program's latency by the table's
 MOST = 3  # groups of an array that gets columns of its own
 CLOSE = 1e-3  # of the limit: so well the two have to agree
+POOL = 8  # networks that are proposed
 SHORTEST = 0.1  # seconds that are always left for the solver
 ATTEMPTS = 4  # solves for each network of a pool: some are excluded because the table finds them too slow
 SOLVED, INFEASIBLE = 0, 2  # what `milp` reports
@@ -78,6 +80,12 @@ def allocate_exactly(
     check_tables(space, losses)
     limits = Limits(space, latency, limit_ms, bounds)
     return _Allocator(limits, losses, latency, settings or SolverSettings()).pool()
+
+
+def propose(problem: Problem) -> list[Widths]:
+    """The best few by the measured losses of single widths."""
+    given = problem.tables(), problem.latency, problem.limit_ms, problem.bounds
+    return [own.widths for own in allocate_exactly(problem.space, *given, SolverSettings(pool=POOL))]
 
 
 class _Allocator:

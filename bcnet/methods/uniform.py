@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from bcnet.methods.limits import Limits
+from bcnet.methods.problem import Problem
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import LatencyOf
 from bcnet.supernet.space import Widths, WidthSpace
@@ -26,8 +27,16 @@ def allocate_uniformly(
     Each width is the choice closest to that share. `importance` is not used: all methods are called alike.
     Raises BudgetError where even the narrowest is slower than `limit_ms` or exceeds a bound.
     """
-    limits = Limits(space, latency_of, limit_ms, bounds)
-    return widest_scaled(limits, np.ones(len(space.groups)), "uniformly narrowed network")
+    return _uniform(Limits(space, latency_of, limit_ms, bounds))
+
+
+def propose(problem: Problem) -> list[Widths]:
+    """The uniform network (see `allocate_uniformly`)."""
+    return [_uniform(problem.limits)]
+
+
+def _uniform(limits: Limits) -> Widths:
+    return widest_scaled(limits, np.ones(len(limits.space.groups)), "uniformly narrowed network")
 
 
 def widest_scaled(limits: Limits, weights: np.ndarray, kind: str) -> Widths:

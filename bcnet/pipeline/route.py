@@ -3,12 +3,12 @@
 In: a project. Out: the methods that find widths without a supernet, and whether one is trained at all.
 """
 
+from bcnet.methods.allocators import ALLOCATORS
 from bcnet.supernet.project import Project
 
 INHERITED_RATE = 0.02  # where slice.learning_rate is not given
-UNIFORM = "uniform"  # what any other method has to beat
 GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes
-ALLOCATIONS = (UNIFORM, "latency-greedy", "latency-milp", "adapruner")
+ALLOCATIONS = tuple(ALLOCATORS)  # of `auto`
 
 
 def on_trained_network(project: Project) -> bool:

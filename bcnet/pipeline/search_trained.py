@@ -10,14 +10,11 @@ from dataclasses import dataclass, field, replace
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.methods.adapruner import allocate_by_scales
-from bcnet.methods.latency_greedy import allocate_greedily
-from bcnet.methods.limits import Limits
-from bcnet.methods.program import SolverSettings, allocate_exactly
-from bcnet.methods.uniform import allocate_uniformly
+from bcnet.methods.allocators import ALLOCATORS, UNIFORM
+from bcnet.methods.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.repeated import QUIETER, Repeated
-from bcnet.pipeline.route import GROUP_FISHER, UNIFORM
+from bcnet.pipeline.route import GROUP_FISHER
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
@@ -29,7 +26,6 @@ from bcnet.supernet.space import Widths
 
 ORIGINAL = "original"
 ROUNDS = 4  # of proposing and measuring
-POOL = 8  # networks that the program proposes
 USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
 SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
 ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
@@ -96,19 +92,20 @@ class Proposals:
         return [self.found[widths] for widths in proposed]
 
     def _widths(self, method: str, limit_ms: float) -> list[Widths]:
-        space, importances = self.scores.space, self.scores.importances
-        given = self.latency, limit_ms, self.bounds
+        scores = self.scores
+        problem = Problem(
+            scores.space,
+            self.latency,
+            limit_ms,
+            self.bounds,
+            scores.importances,
+            lambda: scores.tables,
+            lambda widths: loss_of(scores(widths)),
+        )
         if method == GROUP_FISHER:
             assert self.pruned is not None
-            return [self.pruned.within(Limits(space, *given)).widths]
-        if method == UNIFORM:
-            return [allocate_uniformly(space, importances["l1"], *given)]
-        if method == "latency-greedy":
-            return [allocate_greedily(space, importances["taylor"], *given)]
-        if method == "adapruner":
-            return [allocate_by_scales(space, importances["bn-scale"], *given)]
-        found = allocate_exactly(space, self.scores.tables, *given, SolverSettings(pool=POOL))
-        return [allocation.widths for allocation in found]
+            return [self.pruned.within(problem.limits).widths]
+        return ALLOCATORS[method](problem)
 
     def _score(self, method: str, widths: Widths) -> Score:
         """That of the original's channels, or of the method's own weights."""

@@ -1,0 +1,16 @@
+"""The methods that find widths of a trained network without training: each by its name in `search.method`.
+
+In: a name. Out: an allocator. Another one is a file with a function of a `Problem`, a line here, and its name
+among those of `search.method`.
+"""
+
+from bcnet.methods import adapruner, latency_greedy, program, uniform
+from bcnet.methods.problem import Allocator
+
+UNIFORM = "uniform"  # what any other method has to beat
+ALLOCATORS: dict[str, Allocator] = {
+    UNIFORM: uniform.propose,
+    "latency-greedy": latency_greedy.propose,
+    "latency-milp": program.propose,
+    "adapruner": adapruner.propose,
+}

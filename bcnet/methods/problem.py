@@ -1,0 +1,46 @@
+"""What an allocator is given: a space, a latency table, limits, and what is known of the trained network.
+
+In: those. Out: limits that price many networks at once. An allocator is a function from a `Problem` to
+networks, which `allocators.py` has by name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.methods.limits import Limits
+from bcnet.methods.loss_tables import LossOf
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.importance import Criterion
+from bcnet.supernet.space import Widths, WidthSpace
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Networks of at most `limit_ms` within the bounds are wanted that lose little.
+
+    `importances` hold (channels,) a group for each criterion. What takes time is a function: `tables` gives
+    the losses (choices,) of each group narrowed alone, `loss_of` the loss of a whole network, the same for
+    the same widths.
+    """
+
+    space: WidthSpace
+    latency: LatencyModel
+    limit_ms: float
+    bounds: Sequence[Bound]
+    importances: Mapping[Criterion, Sequence[Tensor]]
+    tables: Callable[[], Sequence[np.ndarray]]
+    loss_of: LossOf
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The latency and the bounds, for many networks at once."""
+        return Limits(self.space, self.latency, self.limit_ms, self.bounds)
+
+
+# The networks that a method proposes, best first. Raises BudgetError where it finds none within the limits.
+Allocator = Callable[[Problem], list[Widths]]

@@ -1,0 +1,58 @@
+"""Every method by its name: the networks that it proposes keep the latency and the bounds."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from bcnet.config import SearchConfig
+from bcnet.errors import BudgetError
+from bcnet.methods.allocators import ALLOCATORS
+from bcnet.methods.problem import Problem
+from bcnet.pipeline.route import GROUP_FISHER
+from bcnet.supernet.importance import CRITERIA
+from bcnet.supernet.space import Widths
+from tests.methods.tiny import ONES, model_of, product_bound, space_of
+
+CHOICES = [ONES, ONES]
+SLOPES = 1.0, 3.0  # of the loss by each group's channels
+
+
+def loss_of(widths: Widths) -> float:
+    return sum(slope * (4 - width) for slope, width in zip(SLOPES, widths, strict=True))
+
+
+@pytest.fixture
+def problem() -> Problem:
+    """Two groups in a row; 8 ms, and 10 parameters, where the whole network takes 24 ms and has 16."""
+    layers = [((), (0,), lambda a, b: float(b)), ((0,), (1,), lambda a, b: float(a * b))]
+    model = model_of(CHOICES, [*layers, ((1,), (), lambda a, b: float(a))])
+    tables = [slope * (4.0 - np.array(ONES)) for slope in SLOPES]
+    importances = {by: tuple(torch.full((4,), slope) for slope in SLOPES) for by in CRITERIA}
+    bounds = [product_bound(2, [(0, 1)], 10)]
+    return Problem(space_of(CHOICES), model, 8.0, bounds, importances, lambda: tables, loss_of)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("uniform", (2, 2)), ("latency-greedy", (1, 3)), ("latency-milp", (1, 3)), ("adapruner", (1, 3))],
+)
+def test_a_method_proposes_networks_within_the_limits(
+    problem: Problem, name: str, widths: tuple[int, ...]
+) -> None:
+    found = ALLOCATORS[name](problem)
+    assert found[0] == widths
+    assert all(problem.latency(own) <= 8 and problem.bounds[0].holds(own) for own in found)
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_a_limit_that_no_network_meets_is_refused_with_the_lowest(problem: Problem, name: str) -> None:
+    impossible = Problem(**{**vars(problem), "limit_ms": 2.5})
+    with pytest.raises(BudgetError, match=r"meets 2\.5 ms: the fastest takes 3 ms within the other bounds"):
+        ALLOCATORS[name](impossible)
+
+
+def test_the_configuration_offers_the_same_methods() -> None:
+    offered = set(get_args(SearchConfig.model_fields["method"].annotation))
+    assert offered == {*ALLOCATORS, GROUP_FISHER, "auto", "evolution"}
