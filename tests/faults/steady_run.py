@@ -108,7 +108,8 @@ def fork_server(whole: Path) -> Iterator[Commands]:
 def essence(folder: Path) -> dict[str, Any]:
     """All files of a folder; JSON without how long it took, and without digests of files that hold that.
 
-    A build of the table reports what it measured itself, which is less after a kill: that is left out, too.
+    A build of the table reports how many rows and networks it measured itself. A command that continues a
+    killed build measures fewer, so both are left out, too.
     """
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
@@ -116,7 +117,8 @@ def essence(folder: Path) -> dict[str, Any]:
         if path.suffix == ".json" and path.is_file():
             found[name] = _timeless(json.loads(path.read_text(encoding="utf-8")))
             if path.parent.name == "build-lut":
-                found[name].pop("rows_measured", None)
+                for own in ("rows_measured", "networks"):
+                    found[name].pop(own, None)
         elif path.is_file() and path.suffix != ".pt2":  # an archive: it holds the time
             found[name] = path.read_bytes()
         else:
