@@ -27,6 +27,7 @@ EXAMPLES = {
     "batch": "1",
     "threads": "1",
     "precision": '"fp32"',
+    "table_noise": "0.05",
     "image_size": "32",
     "mean": '"imagenet"',
     "std": '"imagenet"',
@@ -452,6 +453,12 @@ class Config(Section):
     )
     precision: Literal["fp32", "fp16", "int8"] | None = Field(
         None, description="fp32, fp16 or int8 on the device; its profile's if not given"
+    )
+    table_noise: float | None = Field(
+        None,
+        ge=0,
+        description="by so much may measuring one network twice differ, as a share: a noisier latency table "
+        "is measured again once, then refused; its profile's, 0.05, if not given",
     )
     host: tuple[str, ...] = Field(
         (),

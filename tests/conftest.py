@@ -51,6 +51,7 @@ runtime = "onnxruntime"
 warmup_ms = 2.0
 seconds = 0.05
 iterations = 10
+table_noise = 20.0
 """
 
 

@@ -83,6 +83,12 @@ class HwProfile(BaseModel):
     warmup_ms: float = Field(100.0, ge=0, description="run this long before timing a network")
     seconds: float = Field(1.0, gt=0, description="time a network for at least this long")
     iterations: int = Field(100, ge=2, description="and at least so often")
+    table_noise: float = Field(
+        0.05,
+        ge=0,
+        description="by so much may measuring one network twice differ, as a share: a noisier latency table "
+        "is measured again once, then refused",
+    )
     roofline: Peaks | None = Field(None, description="what an estimate is made from")
 
     @property

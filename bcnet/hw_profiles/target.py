@@ -27,8 +27,13 @@ class Target:
 
 
 def target_profile(config: Config) -> HwProfile:
-    """The configured device's profile, with the configuration's own batch, threads and precision."""
-    own: dict[str, Any] = {"batch": config.batch, "threads": config.threads, "precision": config.precision}
+    """The configured device's profile, with the configuration's own batch, threads and so on."""
+    own: dict[str, Any] = {
+        "batch": config.batch,
+        "threads": config.threads,
+        "precision": config.precision,
+        "table_noise": config.table_noise,
+    }
     if config.host:
         own["host"] = config.host
     profile = load_profile(config.device)

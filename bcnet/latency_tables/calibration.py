@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 from bcnet.errors import DeviceError
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.noise import noise_of_networks
 from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
 FEWEST = 4  # subnets that have to run, if the network has that many
@@ -17,8 +18,8 @@ def calibrated(
 ) -> Calibration:
     """Fit the sums of layers to whole subnets, (widths, ms of each pass), and tell the error.
 
-    The faster of a subnet's times counts, their difference is the noise. Each subnet is predicted by a fit
-    on all others. Raises DeviceError where the runtime can run almost none of them.
+    The fastest of a subnet's times counts, the next one's difference from it is the noise. Each subnet is
+    predicted by a fit on all others. Raises DeviceError where the runtime can run almost none of them.
     """
     timed = [(widths, times) for widths, times in subnets if times]
     indices = model.indices([widths for widths, _ in timed])
@@ -32,7 +33,6 @@ def calibrated(
             "the rows with an error in the table show which layers fail"
         )
     latencies = np.array([min(times) for _, times in timed])
-    noise = np.array([max(times) for _, times in timed]) / latencies - 1
     (offset, scale, memory), predicted = fit_calibration(sums, latencies, evicted)
     errors = np.abs(predicted - latencies) / latencies
     return Calibration(
@@ -49,7 +49,7 @@ def calibrated(
         within_5=round(float((errors <= 0.05).mean()), 4),
         within_10=round(float((errors <= 0.10).mean()), 4),
         spearman=round(float(spearmanr(predicted, latencies).statistic), 4) if np.ptp(predicted) else 1.0,
-        noise=round(float(noise.mean()), 5),
+        noise=round(noise_of_networks(times for _, times in timed), 5),
     )
 
 

@@ -26,10 +26,10 @@ from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.calibration import calibrated
 from bcnet.latency_tables.journal import Entry, Journal, journal_of
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.noise import QUIETER, noise_of_networks, noisy
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.pipeline.repeated import noise_warning
 from bcnet.plain import plain
 from bcnet.progress import announce, progress_bar, say
 from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
@@ -42,6 +42,7 @@ from bcnet.supernet.space import Widths
 NOISY = 0.025  # a row with a larger spread is measured again
 PASSES = 2
 EXTRA_PASSES = 2
+ATTEMPTS = 2  # to measure everything: once more where whole networks differed by too much
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def _measure(
 ) -> _Measured:
     """Profile networks and time whole subnets in passes, each in another order; noisy layers once more.
 
-    Both kinds take turns, so that a machine that becomes slower meanwhile does so for both alike.
+    Both kinds alternate, so that a machine that becomes slower meanwhile does so for both alike. Everything
+    is measured once more where whole subnets differ by more than the profile accepts.
     """
     # What failed before the build was stopped is tried again: it may have been the memory.
     kept = {
@@ -235,25 +237,33 @@ def _measure(
                     found.layers[spec].append(np.array(durations))
                     found.beside_mb[spec].append(weights_mb)
 
-    again = list(networks)
-    for number in range(PASSES + EXTRA_PASSES):
-        rng = np.random.default_rng((seed, number))  # its own: a build that continues does the same
-        turns = [(widths, False) for widths in again]
-        turns += [(widths, True) for widths in subnets] if number < PASSES else []
-        with progress_bar(f"measuring, pass {number + 1}", len(turns)) as advance:
-            visits = [partial(visit, number, *turns[index]) for index in rng.permutation(len(turns))]
-            for _ in at_once(runtime.workers, visits):
-                advance("")
-        if number == 0 and errors:
-            again += _tried_alone(graph, found, errors, lambda widths: visit(0, widths))
-        again = [widths for widths in again if widths not in errors]
-        if number + 1 >= PASSES:
-            wanted = _noisy(found.layers, 0.01 * full_ms)
-            again = [widths for widths in again if any(slot.at(widths) in wanted for slot in graph.slots)]
-            # A machine that stays noisy is not measured without end: at most half as many again.
-            again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
-            if not again:
+    everything = list(networks)
+    for first_number in range(0, ATTEMPTS * (PASSES + EXTRA_PASSES), PASSES + EXTRA_PASSES):
+        if first_number:
+            reason = noisy(noise_of_networks(found.whole.values()), profile.table_noise)
+            if reason is None:
                 break
+            say(f"{reason}: everything is measured once more")
+        again = [widths for widths in everything if widths not in errors]
+        for number in range(first_number, first_number + PASSES + EXTRA_PASSES):
+            rng = np.random.default_rng((seed, number))  # its own: a build that continues does the same
+            order = [(widths, False) for widths in again]
+            order += [(widths, True) for widths in subnets] if number < first_number + PASSES else []
+            with progress_bar(f"measuring, pass {number + 1}", len(order)) as advance:
+                visits = [partial(visit, number, *order[index]) for index in rng.permutation(len(order))]
+                for _ in at_once(runtime.workers, visits):
+                    advance("")
+            if number == 0 and errors:
+                more = _tried_alone(graph, found, errors, lambda widths: visit(0, widths))
+                again, everything = again + more, everything + more
+            again = [widths for widths in again if widths not in errors]
+            if number + 1 >= first_number + PASSES:
+                wanted = _noisy(found.layers, 0.01 * full_ms)
+                again = [widths for widths in again if any(slot.at(widths) in wanted for slot in graph.slots)]
+                # A machine that stays noisy is not measured without end: at most half as many again.
+                again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
+                if not again:
+                    break
     found.readings = [entry.probe_ms for entry in journal.entries if entry.probe_ms] + [runtime.probe()]
     return found
 
@@ -381,9 +391,9 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} whole "
         f"subnets, each left out of the fit; measuring one of them again differs by {calibration.noise:.1%}"
     )
-    warning = noise_warning(calibration.noise or 0.0, "measure again with --again")
-    if warning:
-        say(warning)
+    reason = noisy(calibration.noise or 0.0, project.profile.table_noise)
+    if reason:
+        say(f"{reason}: it will be refused; {QUIETER}, then measure it again with --again")
     summary = {
         "stage": "build-lut",
         "folder": str(stage.folder),

@@ -10,26 +10,13 @@ from itertools import combinations
 
 from scipy.stats import binomtest
 
+from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 
 NOISY = 0.05  # a larger relative difference between measurements of one network is reported
 FEWEST, MOST = 5, 9  # rounds
 SIGNIFICANT = 0.05
-QUIETER = (
-    "stop other work on the machine, keep bcnet on its own cores (taskset), use fewer threads (--threads), "
-    "or set a larger `seconds` in the device's hardware profile"
-)
-
-
-def noise_warning(noise: float, what_then: str) -> str | None:
-    """One line where a table's calibration saw more noise than `NOISY`; None where it did not."""
-    if noise <= NOISY:
-        return None
-    return (
-        f"the latency table is noisy: measuring one network twice differed by {noise:.0%}; {QUIETER}; "
-        f"then {what_then}"
-    )
 
 
 @dataclass(frozen=True)

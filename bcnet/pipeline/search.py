@@ -25,7 +25,7 @@ from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
-from bcnet.pipeline.repeated import NOISY, noise_warning
+from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
 from bcnet.pipeline.search_inputs import (
     MeasureOf,
@@ -352,7 +352,6 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     share = None if not_measured else share_of(config.search)
     limit = None
     if measure_of is not None:
-        _warn_of_noise(latency.noise, project.profile.name)
         if methods and share is not None:
             target = Target(settings.budget_ms or 0.0, share, settings.margin)
             limit_share = target.limit_ms(1.0)
@@ -501,12 +500,6 @@ def _proposed(
     evolution = Evolution(space, latency, proposals.scores, replace(settings, smooth=False))
     result = _result(settings, best, top, candidates, note)
     return replace(result, budget_ms=budget, pareto=evolution.front(candidates))
-
-
-def _warn_of_noise(noise: float, device: str) -> None:
-    warning = noise_warning(noise, f"measure it again with `bcnet build-lut --device {device} --again`")
-    if warning:
-        say(warning)
 
 
 def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float) -> float | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.methods.allocators import ALLOCATORS, UNIFORM
 from bcnet.methods.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.repeated import QUIETER, Repeated
+from bcnet.pipeline.repeated import Repeated
 from bcnet.pipeline.route import GROUP_FISHER
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores

@@ -18,7 +18,7 @@ from bcnet.pipeline.verify import against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.supernet.measure import replayed, runtime_of, why_not_here
 from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import sliced, sliced_model
+from bcnet.supernet.saved import refuse_noisy_search, sliced, sliced_model
 
 MEND = "bcnet export --trt"
 
@@ -74,6 +74,7 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     if not isinstance(before, dict):
         raise ArtifactError(f"{path} is not what export wrote; run `{MEND}` again")
     found = read_json(search.path("result.json"), search.command)
+    refuse_noisy_search(found, search, project)
     reason = why_not_here(target) or replayed(target)
     if reason:
         raise NotVerified(

@@ -25,6 +25,7 @@ from bcnet.hw_profiles.target import target_profile as target_profile
 from bcnet.imports import code_of
 from bcnet.latency_tables.journal import alone
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
+from bcnet.latency_tables.noise import refuse_noisy
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model, statistics
 from bcnet.models.weights import fresh_heads
@@ -196,7 +197,15 @@ class Project:
             yield table
 
     def latency_model(self) -> LatencyModel:
-        """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`."""
+        """The device's table bound to this space. Raises TableError where rows lack, naming `build-lut`, and
+        where it is noisier than is accepted.
+        """
+        model = self._bound_table()
+        again = f"measure it again with `bcnet build-lut --device {self.profile.name} --again`"
+        refuse_noisy(model.noise, self.profile.table_noise, again)
+        return model
+
+    def _bound_table(self) -> LatencyModel:
         table = LatencyTable.load(self.table_path)
         if table.device != self.profile.name:
             raise TableError(
@@ -220,7 +229,7 @@ class Project:
         """What the manifest of a table's build records; "none" for a table that cannot be used."""
         inputs = {"model": self.model_key, "device": self.device_key}
         try:
-            calibration = self.latency_model().calibration
+            calibration = self._bound_table().calibration
         except TableError:
             return {**inputs, "table": "none"}
         return {**inputs, "table": digest(asdict(calibration) if calibration else None)}

@@ -1,13 +1,15 @@
 """What finished stages left behind: each reader checks it first and names the command that makes it anew."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from bcnet.artifacts import MANIFEST, Run, read_json
+from bcnet.artifacts import MANIFEST, Run, Stage, read_json
 from bcnet.errors import ArtifactError, SpaceError
+from bcnet.latency_tables.noise import refuse_noisy
 from bcnet.models.finite import not_finite
 from bcnet.reading import opened
 from bcnet.supernet.paths import with_state
@@ -79,8 +81,15 @@ def searched(run: Run, project: Project) -> Chosen:
     found = read_json(stage.path("result.json"), stage.command)
     best = found.get("best") if isinstance(found, dict) else None
     if best:
+        refuse_noisy_search(found, stage, project)
         best = {**best, "budget_ms": found["budget_ms"], "budget_share": found.get("budget_share")}
     return _chosen(best, run, "search", project)
+
+
+def refuse_noisy_search(found: Mapping[str, Any], stage: Stage, project: Project) -> None:
+    """Raises TableError where a search's result rests on a table that is noisier than is accepted."""
+    again = f"run `bcnet build-lut --device {project.profile.name} --again` and `{stage.command}`"
+    refuse_noisy(found.get("noise") or 0.0, project.profile.table_noise, again)
 
 
 def sliced(run: Run, project: Project) -> Chosen:

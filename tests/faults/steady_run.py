@@ -55,6 +55,7 @@ runtime = "onnxruntime"
 warmup_ms = 1.0
 seconds = 0.01
 iterations = 3
+table_noise = 20.0
 """
 SERVER = Path(__file__).with_name("fork_server.py")
 Answer = dict[str, Any]

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bcnet.errors import DeviceError
+from bcnet.errors import DeviceError, TableError
 from bcnet.latency_tables.calibration import calibrated, fit_calibration
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
+from bcnet.latency_tables.noise import noise_of_networks, refuse_noisy
 from bcnet.latency_tables.rows import FAILED_MS, Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
@@ -57,6 +58,16 @@ def test_each_prediction_is_that_of_a_fit_on_all_others() -> None:
 def test_memory_is_never_faster_than_the_cache() -> None:
     coefficients, _ = fit_calibration(SUMS, 0.1 + SUMS - 0.03 * EVICTED, EVICTED)
     assert coefficients[2] == 0.0
+
+
+def test_the_noise_is_how_far_the_two_fastest_times_are_apart() -> None:
+    assert noise_of_networks([(3.0, 1.1, 9.0, 1.0), (2.0, 2.0), ()]) == pytest.approx(0.05)
+    assert noise_of_networks([(1.0,)]) == 0.0
+    refuse_noisy(0.05, 0.05, "again")
+    with pytest.raises(
+        TableError, match=r"differed by 43.1%.*accepts 5.0%.*then again; .*table_noise = 0.44"
+    ):
+        refuse_noisy(0.431, 0.05, "again")
 
 
 def test_the_faster_time_counts_and_the_difference_is_the_noise() -> None:

@@ -99,3 +99,21 @@ def test_a_models_rows_are_measured_again_when_that_is_asked_for(
     assert after.rows.keys() == before.rows.keys()
     assert {row.session for row in after.rows.values()} == {1}
     assert "nothing to measure --again" in refused(2, "build-lut", "--estimate", "--again")
+
+
+def test_a_table_that_is_too_noisy_is_measured_once_more(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = LatencyTable.load(TABLE)
+    settings = Path("bcnet.toml").read_text(encoding="utf-8")
+    Path("bcnet.toml").write_text(f"table_noise = 0.0\n{settings}", encoding="utf-8")
+    assert main(["build-lut", "--again", "--json"]) == 0
+    out, err = capfd.readouterr()
+    calibration = json.loads(out)["calibration"]
+    assert err.count("everything is measured once more") == 1
+    assert (
+        f"measuring one network twice differed by {calibration['noise']:.1%}, table_noise accepts 0.0%" in err
+    )
+    assert "it will be refused" in err
+    once, twice = (table.rows.values() for table in (before, LatencyTable.load(TABLE)))
+    assert min(row.stat.samples for row in twice) > 1.5 * min(row.stat.samples for row in once)

@@ -12,7 +12,6 @@ from bcnet.pipeline.repeated import (
     Repeated,
     disagreement,
     measured_alternately,
-    noise_warning,
     not_separable,
 )
 
@@ -67,12 +66,3 @@ def test_the_fastest_round_counts_and_the_noise_is_that_of_the_slowest() -> None
         "the machine is noisy: measurements of 'searched' disagree by 27%, 0.693 to 0.877 ms, of which"
     )
     assert disagreement({"'searched'": [0.693, 0.72]}) is None
-
-
-def test_a_noisy_table_is_warned_of_with_what_to_do() -> None:
-    assert noise_warning(0.05, "measure again") is None
-    warning = noise_warning(0.43, "measure again")
-    assert warning is not None
-    assert "differed by 43%" in warning
-    for advice in ("stop other work", "taskset", "--threads", "seconds", "measure again"):
-        assert advice in warning

@@ -175,18 +175,28 @@ def test_a_table_of_another_runtime_is_used_with_a_warning(
     assert "`bcnet check-lut --device cpu` tells" in err
 
 
-def test_a_noisy_table_is_warned_of_and_costs_little_of_the_budget(
+def test_a_noisy_table_is_refused_unless_it_is_accepted_and_costs_little_of_the_budget(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     table = LatencyTable.load(TABLE)
     table.calibrations = {key: replace(own, noise=0.43) for key, own in table.calibrations.items()}
     table.save(TABLE)
+    profile, accepts = Path("hw_profiles/cpu.toml"), Path("hw_profiles/cpu.toml").read_text(encoding="utf-8")
+    profile.write_text(accepts.replace("table_noise = 20.0", ""), encoding="utf-8")
+    clear_projects()
+    refusal = "the latency table is noisy: measuring one network twice differed by 43.0%, table_noise accepts"
+    for command in ("search", "export"):
+        assert main([command]) == 1
+        err = capfd.readouterr().err
+        for words in (f"{refusal} 5.0%", "taskset", "`bcnet build-lut --device cpu --again`", "= 0.43 in"):
+            assert words in err
+    settings = Path("bcnet.toml").read_text(encoding="utf-8")
+    Path("bcnet.toml").write_text(f"table_noise = 0.43\n{settings}", encoding="utf-8")
     assert main(["search", "--json"]) == 0
     out, err = capfd.readouterr()
     found = only_object(out)
     assert (found["margin"], found["noise"]) == (0.05, 0.43)
     assert found["limit_ms"] == pytest.approx(found["budget_ms"] / 1.05, abs=1e-5)
-    assert "the latency table is noisy: measuring one network twice differed by 43%" in err
     line = r"searching below (\S+) ms: budget (\S+) ms, margin 5\.0% \(capped: the table's noise is 43%\)"
     shown = re.search(line, err)
     assert shown is not None, err
@@ -195,6 +205,11 @@ def test_a_noisy_table_is_warned_of_and_costs_little_of_the_budget(
     assert [float(ms) for ms in shown.groups()] == rounded
     assert found["front"] == read("search/pareto.json")
     assert len(found["front"]) == found["pareto"]
+    Path("bcnet.toml").write_text(settings, encoding="utf-8")
+    assert main(["slice"]) == 1
+    err = capfd.readouterr().err
+    assert f"{refusal} 5.0%" in err
+    assert "--again` and `bcnet search`; or accept it" in err
 
 
 def test_every_stage_prints_one_json_object_and_nothing_else(

@@ -1,0 +1,42 @@
+"""How noisy a latency table is. In: whole networks, each timed several times. Out: a share, or a refusal."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from bcnet.errors import TableError
+
+QUIETER = (
+    "stop other work on the machine, keep bcnet on its own cores (taskset), use fewer threads (--threads), "
+    "or set a larger `seconds` in the device's hardware profile"
+)
+
+
+def noise_of_networks(times_ms: Iterable[Sequence[float]]) -> float:
+    """The mean relative difference between the two fastest measurements of a network; 0 without any.
+
+    The fastest counts as the network's latency: other work on the machine only adds time.
+    """
+    fastest = [sorted(own)[:2] for own in times_ms if len(own)]
+    return float(np.mean([own[-1] / own[0] - 1 for own in fastest])) if fastest else 0.0
+
+
+def noisy(noise: float, accepted: float) -> str | None:
+    """One line where measuring a network twice differed by more than is accepted; None where it did not."""
+    if noise <= accepted:
+        return None
+    return (
+        f"the latency table is noisy: measuring one network twice differed by {noise:.1%}, "
+        f"table_noise accepts {accepted:.1%}"
+    )
+
+
+def refuse_noisy(noise: float, accepted: float, remedy: str) -> None:
+    """Raises TableError where a table saw more noise than is accepted; `remedy` is what follows quiet."""
+    reason = noisy(noise, accepted)
+    if reason:
+        raise TableError(
+            f"{reason}; {QUIETER}, then {remedy}; or accept it: table_noise = "
+            f"{math.ceil(noise * 100) / 100:g} in bcnet.toml or in the device's hardware profile"
+        )
