@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from bcnet.methods.uniform import allocate_uniformly as allocate_uniformly
     from bcnet.pipeline.build_lut import build_lut as build_lut
     from bcnet.pipeline.export import export as export
-    from bcnet.pipeline.search import SearchResult as SearchResult
-    from bcnet.pipeline.search import search as search
+    from bcnet.pipeline.search_evolved import SearchResult as SearchResult
+    from bcnet.pipeline.search_evolved import search as search
     from bcnet.pipeline.slice import slice as slice
     from bcnet.pipeline.train import train as train
     from bcnet.pipeline.verify import verify as verify
@@ -71,7 +71,7 @@ _HOME = {
     "Recipe": "bcnet.supernet.fit",
     "Score": "bcnet.supernet.score",
     "Scorer": "bcnet.supernet.score",
-    "SearchResult": "bcnet.pipeline.search",
+    "SearchResult": "bcnet.pipeline.search_evolved",
     "SearchSettings": "bcnet.supernet.evolution",
     "SolverSettings": "bcnet.methods.program",
     "SteadyRecipe": "bcnet.methods.group_fisher",
@@ -102,7 +102,7 @@ _HOME = {
     "prune_by_group_fisher": "bcnet.methods.group_fisher",
     "reordered": "bcnet.supernet.importance",
     "score": "bcnet.supernet.score",
-    "search": "bcnet.pipeline.search",
+    "search": "bcnet.pipeline.search_evolved",
     "slice": "bcnet.pipeline.slice",
     "tensors_of": "bcnet.supernet.paths",
     "train": "bcnet.pipeline.train",

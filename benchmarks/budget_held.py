@@ -28,7 +28,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.repeated import NOISY
-from bcnet.pipeline.search import SearchResult, search
+from bcnet.pipeline.search_evolved import SearchResult, search
 from bcnet.supernet.evolution import SearchSettings, fastest
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.measure import measure_network, runtime_of

@@ -26,7 +26,7 @@ import torch
 from bcnet.artifacts import write_file
 from bcnet.bench.channel_bench_macro import BUDGETS, MAXIMA, BenchTable
 from bcnet.models.channel_bench_macro import mobilenet, resnet
-from bcnet.pipeline.search import search
+from bcnet.pipeline.search_evolved import search
 from bcnet.supernet.costs import Cost, multiply_accumulates
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.evolution import SearchSettings

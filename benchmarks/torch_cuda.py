@@ -28,7 +28,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.pipeline.search import search
+from bcnet.pipeline.search_evolved import search
 from bcnet.runtimes import runtime_here
 from bcnet.supernet.design import calibration_subnets
 from bcnet.supernet.discover import discover_space

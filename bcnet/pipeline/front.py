@@ -11,7 +11,7 @@ from bcnet.config import Config
 from bcnet.errors import BudgetError
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.search import measured_best
+from bcnet.pipeline.search_evolved import measured_best
 from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scoring, settings_of
 from bcnet.pipeline.search_state import candidate_from_json
 from bcnet.pipeline.trained_scores import TrainedScores

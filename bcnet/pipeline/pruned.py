@@ -29,6 +29,7 @@ from bcnet.supernet.score import Score
 from bcnet.supernet.space import Widths
 
 PRUNED_FILE = "group-fisher.safetensors"
+PRUNED = "pruned-*.safetensors"  # of a search that goes on
 OWN_WEIGHTS = "group-fisher's own weights"
 RATE = 0.1  # of fine-tuning's: published are 0.04 to 0.1 of the rate that a network was trained with
 ROUNDS = 16  # of removals at least, where the training has as many steps
@@ -111,7 +112,7 @@ class PrunedNetworks:
     @property
     def files(self) -> list[Path]:
         """All that a stopped search continues from."""
-        return sorted(self.folder.glob("pruned-*.safetensors"))
+        return sorted(self.folder.glob(PRUNED))
 
     @property
     def passes(self) -> int:

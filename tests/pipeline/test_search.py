@@ -10,7 +10,7 @@ import pytest
 
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
-from bcnet.pipeline.search import search
+from bcnet.pipeline.search_evolved import search
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate, SearchSettings, fastest
 from bcnet.supernet.score import Score

@@ -7,7 +7,7 @@ import pytest
 from test_search import ALL, CHOICES, SPACE, accuracy, as_predicted, killed_after_the_third, latency_ms
 
 from bcnet.errors import BudgetError
-from bcnet.pipeline.search import search
+from bcnet.pipeline.search_evolved import search
 from bcnet.supernet.costs import MEGABYTE, Bound, Cost
 from bcnet.supernet.evolution import SearchSettings
 from bcnet.supernet.space import Segment, Widths

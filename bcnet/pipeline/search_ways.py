@@ -1,0 +1,225 @@
+"""The ways of a search: in supernets, by an evolution on the trained network, or by what methods propose.
+
+In: what is asked for. Out: the result, and how it was found.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from bcnet.artifacts import Run, Stage
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.original import trained_network, trained_state
+from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
+from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
+from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
+from bcnet.pipeline.search_inputs import (
+    MeasureOf,
+    bounds_of,
+    measuring,
+    priors_of,
+    scoring,
+    settings_of,
+    share_of,
+)
+from bcnet.pipeline.search_state import SearchState
+from bcnet.pipeline.search_trained import (
+    Proposals,
+    Target,
+    best_measured,
+    finalists,
+    report_losses,
+    report_winner,
+    tried,
+)
+from bcnet.pipeline.trained_scores import TrainedScores
+from bcnet.pipeline.tuning import Tuning
+from bcnet.progress import announce
+from bcnet.supernet.costs import Bound
+from bcnet.supernet.evolution import Candidate, Evolution, SearchSettings
+from bcnet.supernet.project import Project
+from bcnet.supernet.saved import trained_supernets
+from bcnet.supernet.score import Score, best_first
+from bcnet.supernet.space import Widths
+
+SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search is asked for; `inputs` are all that its result depends on.
+
+    `weights` are those by which widths are scored: of supernets, or of the trained network alone.
+    """
+
+    run: Run
+    project: Project
+    inputs: Mapping[str, str]
+    weights: Sequence[Mapping[str, Tensor]]
+
+    @cached_property
+    def settings(self) -> SearchSettings:
+        """The configured ones, with a budget in ms."""
+        return settings_of(self.project)
+
+    @cached_property
+    def bounds(self) -> tuple[Bound, ...]:
+        """What the network has to keep beside the budget."""
+        return bounds_of(self.project)
+
+    @cached_property
+    def latency(self) -> LatencyModel:
+        """The table's predictions."""
+        return self.project.latency_model()
+
+    @cached_property
+    def not_measured(self) -> str:
+        """Why no network is measured on the device; empty where they are."""
+        return self.project.not_measured(self.latency) or ""
+
+    @property
+    def measure_of(self) -> MeasureOf | None:
+        """How whole networks are measured, where they are."""
+        return None if self.not_measured else measuring(self.project)
+
+    @property
+    def share(self) -> float | None:
+        """The budget as a share of the original's measured latency; None if it is none."""
+        return None if self.not_measured else share_of(self.project.config.search)
+
+    @property
+    def target(self) -> Target:
+        """The latency to reach on the trained network."""
+        return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that propose networks; none: an evolution finds them."""
+        return allocations(self.project)
+
+    @property
+    def stage(self) -> Stage:
+        """The search's."""
+        return self.run.stage("search")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result, and how it was found.
+
+    `method` proposed the winner; channels are ordered by `criterion`, unless the winner has weights of its
+    own: in `files`, for which it took `passes`, and `passes_of_all` with the networks of all rounds.
+    `obsolete` files are those of an unfinished search.
+    """
+
+    result: SearchResult
+    obsolete: tuple[Path, ...]
+    method: str | None = None
+    criterion: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    passes: int = 0
+    passes_of_all: int = 0
+
+
+def weights_for(run: Run, project: Project) -> Sequence[Mapping[str, Tensor]]:
+    """The tensors by which widths are scored. Raises ArtifactError where they are missing or were changed."""
+    if on_trained_network(project):
+        return (trained_state(run, project),)
+    return trained_supernets(run, project)
+
+
+def find(asked: Asked) -> Found:
+    """The best widths, on the way that the project takes. Continues a search that was stopped."""
+    if not on_trained_network(asked.project):
+        result, files = _evolved(asked, scoring(asked.project, asked.weights), priors=True)
+        return Found(result, files)
+    scores = TrainedScores(asked.project, asked.weights[0], asked.stage.path(SCORES), asked.inputs)
+    if asked.methods != (GROUP_FISHER,):  # which scores its own weights
+        scores.choose_criterion(_typical(asked, scores))
+    if asked.methods:
+        return _proposed(asked, scores)
+    result, files = _evolved(asked, scores, priors=False)
+    return Found(result, (asked.stage.path(SCORES), *files), criterion=scores.criterion)
+
+
+def _evolved(
+    asked: Asked, score_of: Callable[[Widths], Score], *, priors: bool
+) -> tuple[SearchResult, tuple[Path, ...]]:
+    """The evolution's result, and the files of its state; priors are of supernets."""
+    project, settings = asked.project, asked.settings
+    state = SearchState(asked.stage, asked.inputs, project.space)
+    announce("searching", _seconds(project, score_of, settings))
+    result = search(
+        project.space,
+        asked.latency,
+        score_of,
+        settings,
+        priors=priors_of(project, asked.run, settings, asked.bounds) if priors else (),
+        bounds=asked.bounds,
+        measure_of=asked.measure_of,
+        resume=state.candidates,
+        on_generation=state.keep,
+    )
+    return result, tuple(state.files)
+
+
+def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:
+    start = time.perf_counter()
+    score_of(project.space.uniform(0.6))
+    return (time.perf_counter() - start) * settings.population * (settings.generations + 1)
+
+
+def _typical(asked: Asked, scores: TrainedScores) -> Widths:
+    """Widths as those that are looked for: uniform ones of the budget, or each group's middle choice."""
+    try:
+        if asked.settings.budget_ms is not None:
+            given = asked.latency, asked.settings.budget_ms, asked.bounds
+            return allocate_uniformly(scores.space, (), *given)
+    except BudgetError:
+        pass  # no uniform network fits
+    return Widths(group.choices[len(group.choices) // 2] for group in scores.space.groups)
+
+
+def _proposed(asked: Asked, scores: TrainedScores) -> Found:
+    """The best of the networks that the configured methods propose, measured beside the original.
+
+    The best few are fine-tuned briefly before one wins: losses of cut networks order them only roughly.
+    """
+    settings, project, search = asked.settings, asked.project, asked.project.config.search
+    assert settings.budget_ms is not None
+    network = trained_network(asked.run, project) if GROUP_FISHER in asked.methods else None
+    pruned = None if network is None else PrunedNetworks(project, network, asked.stage.folder, asked.inputs)
+    proposals = Proposals(asked.methods, scores, asked.latency, asked.bounds, pruned)
+    if asked.measure_of is None:
+        found = proposals.propose(settings.budget_ms, 0)
+        best, budget, note = min(found, key=lambda c: best_first(c.score)), settings.budget_ms, NOT_MEASURED
+        top: tuple[Candidate, ...] = (best,)
+    else:
+        original = scores.space.original()
+        measured = best_measured(proposals, asked.target, original, asked.measure_of, settings.measured)
+        winner = measured.inside[0]
+        report_losses(proposals)
+        last = finalists(proposals, measured, search.trials) if search.trials else []
+        if len(last) > 1 and not project.config.slice.from_scratch:
+            own = proposals.pruned.found if proposals.pruned else {}
+            tuning = Tuning.of(asked.run, project, scores.importances, own)
+            winner = tried(proposals, last, tuning, search.trial_epochs)
+        report_winner(proposals, winner)
+        top = tuple(own.candidate for own in measured.timed)
+        best, budget, note = winner.candidate, measured.budget_ms, measured.note
+    candidates = tuple(proposals.found.values())
+    evolution = Evolution(scores.space, asked.latency, scores, replace(settings, smooth=False))
+    result = result_of(settings, best, top, candidates, note)
+    result = replace(result, budget_ms=budget, pareto=evolution.front(candidates))
+    method, files = proposals.origin[best.widths], (asked.stage.path(SCORES),)
+    if pruned is None:
+        return Found(result, files, method, scores.criterion)
+    own_weights = pruned.found[best.widths]
+    kept = {PRUNED_FILE: own_weights.sealed(pruned.inputs)}
+    return Found(result, files, method, None, kept, own_weights.passes, pruned.passes)
