@@ -3,6 +3,8 @@
 `slice.teacher` names the teacher: the original network, a function of the user's own, or none.
 """
 
+import copy
+
 from torch import nn
 
 from bcnet.artifacts import digest
@@ -43,7 +45,7 @@ def distillation(project: Project, original: nn.Module | None) -> Distillation |
             "model.weights"
         )
     else:
-        teacher = original
+        teacher = copy.deepcopy(original)  # a teacher is frozen, and the original may be trained yet
     return Distillation(
         teacher,
         config.teacher_temperature,

@@ -21,13 +21,13 @@ from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, Target, alternating, best_measured, finalists, tried
-from bcnet.pipeline.teacher import distillation
+from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import settled
 from bcnet.supernet.evolution import Candidate
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.importance import CRITERIA
-from bcnet.supernet.paths import tensors_of, with_state
+from bcnet.supernet.paths import cut, tensors_of, with_state
 from bcnet.supernet.project import load_project
 from bcnet.supernet.score import Score, evaluate_network
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
@@ -355,6 +355,17 @@ def test_a_network_that_fine_tuning_made_worse_stays_as_it_was(
     assert settled(ruined, begun, project.data, 64, recipe) is begun
     assert "made the network worse" in capsys.readouterr().err
     assert settled(begun, ruined, project.data, 64, recipe) is not ruined
+
+
+def test_a_teacher_is_a_copy_so_that_the_network_itself_can_still_be_trained(
+    project_of: Callable[..., Any],
+) -> None:
+    project = project_of()
+    network = with_state(project.model, project.space, tensors_of(project.model)).train()
+    small = cut(project.model, project.space, project.space.smallest())
+    assert objective_for(project, network, small, Recipe.of(project.config, 1, 0.1)) is not None
+    assert all(module.training for module in network.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_networks_are_measured_until_the_two_fastest_of_each_agree(
