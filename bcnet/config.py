@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from bcnet.errors import ConfigError, UsageError
@@ -47,6 +47,40 @@ EXAMPLES = {
     "collate": '"package.module:function"',
     "train_step": '"package.module:function"',
 }
+
+
+def latency_share(text: str) -> float:
+    """`"60%"` as 0.6."""
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = math.nan
+    if not text.strip().endswith("%") or not (math.isfinite(share) and share > 0):
+        raise ValueError(f"a latency share is written as 60%, above zero, not '{text}'")
+    return share
+
+
+def _budget_share(value: object) -> object:
+    """A share of a latency as it is written; a number, or one with a unit, is probably milliseconds."""
+    instead = "for milliseconds, give latency_ms (--latency-ms), as 5.0"
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f'a latency share is written as "60%", with quotes, not {shown(value)}; {instead}')
+    try:
+        if value is not None:
+            latency_share(value)
+    except ValueError as cause:
+        raise ValueError(f"{cause}; {instead}") from None
+    return value
+
+
+def _budget_ms(value: object) -> object:
+    if isinstance(value, str):
+        raise ValueError(
+            f"milliseconds are a number, as 5.0, not '{value}'; a share of the full network's latency is "
+            'given as latency (--latency), as "60%"'
+        )
+    return value
 
 
 class Section(BaseModel):
@@ -324,6 +358,9 @@ class SearchConfig(Section):
         description="training images for batch-norm statistics, augmented as in training",
     )
 
+    _share = field_validator("latency", mode="before")(_budget_share)
+    _ms = field_validator("latency_ms", mode="before")(_budget_ms)
+
     @property
     def bounded(self) -> bool:
         """Whether there are bounds beside a latency, or in place of one."""
@@ -341,8 +378,6 @@ class SearchConfig(Section):
             raise ValueError("give only one of latency_ms, latency and min_accuracy")
         if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
             raise ValueError(f"latency_ms must be a number above zero, not {self.latency_ms}")
-        if self.latency is not None:
-            latency_share(self.latency)
         if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
             raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
         if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):
@@ -403,6 +438,9 @@ class SliceConfig(Section):
         None, description='the same inside a part of the full network\'s latency, as "60%"'
     )
 
+    _share = field_validator("latency", mode="before")(_budget_share)
+    _ms = field_validator("latency_ms", mode="before")(_budget_ms)
+
     @property
     def of_front(self) -> bool:
         """Whether a point of the search's front is sliced, and not the search's winner."""
@@ -412,8 +450,6 @@ class SliceConfig(Section):
     def _check(self) -> "SliceConfig":
         if self.latency_ms is not None and self.latency is not None:
             raise ValueError("give only one of latency_ms and latency")
-        if self.latency is not None:
-            latency_share(self.latency)
         return self
 
 
@@ -487,18 +523,6 @@ class Config(Section):
         if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:
             raise ValueError(f"search: min_accuracy must be above 0 and at most 1, not {wanted}")
         return self
-
-
-def latency_share(text: str) -> float:
-    """`"60%"` as 0.6."""
-    number = text.strip().removesuffix("%")
-    try:
-        share = float(number) / 100
-    except ValueError:
-        share = math.nan
-    if not text.strip().endswith("%") or not (math.isfinite(share) and share > 0):
-        raise ValueError(f"a latency share is written as 60%, above zero, not '{text}'")
-    return share
 
 
 def is_example(file: Path | None) -> bool:

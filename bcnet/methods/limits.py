@@ -12,7 +12,7 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import LatencyOf, fastest
+from bcnet.supernet.evolution import LatencyOf, as_share, fastest
 from bcnet.supernet.space import Widths, WidthSpace
 
 
@@ -90,8 +90,9 @@ class Limits:
     def too_low(self, lowest_ms: float, kind: str = "network") -> BudgetError:
         """The error for a limit that no network, or none of a kind, can meet."""
         return BudgetError(
-            f"no {kind} meets {self.limit_ms:.4g} ms: the fastest takes {lowest_ms:.4g} ms{self._within}; "
-            "raise the budget, or widen the choices (space.min_width, space.bins)"
+            f"no {kind} meets {self.limit_ms:.4g} ms: the fastest takes {lowest_ms:.4g} ms{self._within}"
+            f"{as_share(self.latency_of, self.space, lowest_ms)}; raise the budget, or widen the "
+            "choices (space.min_width, space.bins)"
         )
 
     @property

@@ -5,6 +5,7 @@ generation has a random generator of its own, so that a continued search draws w
 would have drawn.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -341,6 +342,14 @@ def _by(acquisition: Acquisition | None, widths: Iterable[Widths]) -> list[Width
     if acquisition is None or not own:
         return own
     return [own[place] for place in np.argsort(-acquisition(own), kind="stable")]
+
+
+def as_share(latency_of: LatencyOf, space: WidthSpace, ms: float) -> str:
+    """ " (12.3% of the original network's)" of a latency, rounded up; empty if that does not run."""
+    original = latency_of(space.original())
+    if not original < FAILED_MS:
+        return ""
+    return f" ({math.ceil(1000 * ms / original) / 10:.4g}% of the original network's)"
 
 
 def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = ()) -> Widths:
