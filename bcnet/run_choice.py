@@ -5,6 +5,7 @@ gets another run, unless the user replaces this one.
 """
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from pydantic import ValidationError
 from bcnet.artifacts import MANIFEST, Run, read_json
 from bcnet.config import Config, is_example
 from bcnet.errors import ArtifactError, ConfigError, DeviceError, TableError, UsageError
-from bcnet.hw_profiles import load_profile
-from bcnet.hw_profiles.target import Target, target_of
+from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.hw_profiles.target import Target, target_of, target_profile
 from bcnet.progress import say
 
 RUNS = Path("runs")
@@ -52,7 +53,10 @@ class Choice:
 def checked_name(name: str) -> str:
     """The name of a run. Raises UsageError where its folder would lie outside runs/."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"--run takes letters, digits, '.', '_' and '-', not '{name}'")
+        raise UsageError(
+            "the name of a run consists of letters, digits, '.', '_' and '-', and begins with a letter or a "
+            f"digit, not '{name}'"
+        )
     return name
 
 
@@ -129,11 +133,13 @@ def require_table(choice: Choice, *, searched: bool) -> None:
     """
     if "device" not in choice.config.model_fields_set or bound_to(choice.run) is not None:
         return
-    device = load_profile(choice.config.device).name
-    if searched or not (TABLES / f"{device}.json").exists():
-        raise TableError(
-            f"{choice.run.folder} has no latency table for {device}; run `{_build(choice.run, device)}` first"
-        )
+    profile = target_profile(choice.config)
+    if searched or not (TABLES / f"{profile.name}.json").exists():
+        what = f"{choice.run.folder} has no latency table for {profile.name}"
+        if not choice.run.folder.exists():
+            what = f"there is no run for {profile.name} yet"
+            what += "" if choice.automatic else f" that is named {choice.run.folder.name}"
+        raise TableError(f"{what}: measure its latency table first, with `{_build(choice, profile)}`")
 
 
 def require_configured(command: str, config: Path | None, run: Run | None, settings: Config) -> None:
@@ -263,7 +269,14 @@ def _other_name(bound: Target, wanted: Target) -> str:
     return "-".join([wanted.device, *(words.get(key, wanted.precision) for key in changed)])
 
 
-def _build(run: Run, device: str) -> str:
-    """The command that measures the run's table."""
-    command = run.stage("build-lut").command
-    return command.replace("bcnet build-lut", f"bcnet build-lut --device {device}", 1)
+def _build(choice: Choice, profile: HwProfile) -> str:
+    """The command that measures the table of a device that has none yet."""
+    from bcnet.supernet.measure import why_not_here  # its runtimes with it
+
+    flags = f"--device {profile.name}"
+    if "host" in choice.config.model_fields_set:
+        flags += "".join(f" --host {shlex.quote(host)}" for host in profile.host)
+    elif why_not_here(profile) is not None:
+        flags += " --host user@name"
+    run = Run.named(DEFAULT, choice.run.config) if choice.automatic else choice.run
+    return run.stage("build-lut").command.replace("bcnet build-lut", f"bcnet build-lut {flags}", 1)

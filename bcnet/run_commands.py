@@ -8,6 +8,7 @@ import typer
 
 from bcnet.errors import UsageError
 from bcnet.show import show_table
+from bcnet.show.tables import put
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
@@ -22,14 +23,14 @@ def list_runs(context: typer.Context, as_json: Json = False) -> None:
     and when they were last worked on. `bcnet runs remove NAME` removes one."""
     if context.invoked_subcommand is not None:
         return
-    from bcnet.run_list import runs
+    from bcnet.run_list import HEADINGS, runs
 
     found = runs()
     if as_json:
         print(json.dumps({"runs": [state.to_json() for state in found]}))
     elif found:
-        headings = ["run", "device", "budget", "winner", "export", "date"]
-        show_table(headings, [state.row() for state in found])
+        show_table(HEADINGS, [state.row() for state in found])
+        put(*(f"{state.name} cannot be read: {state.problem}" for state in found if state.problem))
     else:
         print("there are no runs in this folder yet; `bcnet run` makes one")
 

@@ -4,7 +4,7 @@ import datetime
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bcnet.locks import Locked, lock_file, locked
 from bcnet.run_choice import RUNS, bound_to, checked_name
 
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
+HEADINGS = ("run", "device", "budget", "winner, accuracy", "export", "date")
 # What a stage is made from: the key in its manifest, and the stage whose digest that is.
 MADE_FROM = {
     "search": {"supernet": "train"},
@@ -29,9 +30,10 @@ class RunState:
     """What a run holds: its target, its winner, whether the export is verified. None: not there (yet).
 
     `latency_ms` is the export's as measured, else the winner's, measured or predicted; `date` is when the
-    last of its stages was finished. `outdated` are stages that were made from results which have been
-    replaced since: budget and winner are then not those of an export among them. `problem` is the reason why
-    it cannot be read.
+    last of its stages was finished. `accuracy` is the value of `metric`, on the "test" images once there is a
+    small network, before that the winner's on the "validation" images. `outdated` are stages that were made
+    from results which have been replaced since: budget and winner are then not those of an export among them.
+    `problem` is the reason why it cannot be read.
     """
 
     name: str
@@ -43,6 +45,8 @@ class RunState:
     widths: tuple[int, ...] | None = None
     latency_ms: float | None = None
     accuracy: float | None = None
+    accuracy_on: str | None = None
+    metric: str = "accuracy"
     macs: int | None = None
     verified: bool | None = None
     outdated: tuple[str, ...] = ()
@@ -54,9 +58,9 @@ class RunState:
         return {**asdict(self), "target": self.target.to_json() if self.target else None}
 
     def row(self) -> list[str]:
-        """The table row that people read: run, device, budget, winner, export, date."""
+        """The table row that people read, below `HEADINGS`."""
         if self.problem:
-            return [self.name, f"cannot be read: {self.problem}", "", "", "", self.date or ""]
+            return [self.name, "cannot be read", "", "", "", self.date or ""]
         verdict = {True: "verified", False: "not verified", None: ""}[self.verified]
         verdict += ", outdated" if "export" in self.outdated else ""
         return [self.name, self._device(), self._budget(), self._winner(), verdict, self.date or ""]
@@ -77,9 +81,14 @@ class RunState:
     def _winner(self) -> str:
         if self.latency_ms is None:
             return f"none yet, {self.stages[-1]} done" if self.stages else "none yet"
-        accuracy = f", {self.accuracy:.4f}" if self.accuracy is not None else ""
         outdated = ", outdated" if "search" in self.outdated else ""
-        return f"{self.latency_ms:.4g} ms{accuracy}{outdated}"
+        return f"{self.latency_ms:.4g} ms{self._accuracy()}{outdated}"
+
+    def _accuracy(self) -> str:
+        if self.accuracy is None:
+            return ""
+        by_name = f"{self.metric} {self.accuracy:.4g}"
+        return f", {f'{self.accuracy:.2%}' if self.metric == 'accuracy' else by_name} ({self.accuracy_on})"
 
 
 def runs() -> list[RunState]:
@@ -117,6 +126,9 @@ def _state(folder: Path) -> RunState:
         widths = sliced.get("widths", best.get("widths"))
         if sliced and widths != best.get("widths"):
             best = {}
+        on, accuracy = next(
+            (own for own in _accuracies(exported, sliced, best) if own[1] is not None), (None, None)
+        )
         measured = (exported.get("measured") or best.get("measured") or {}).get("median_ms")
         predicted = sliced.get("predicted_ms", best.get("predicted_ms"))
         return RunState(
@@ -128,7 +140,9 @@ def _state(folder: Path) -> RunState:
             min_accuracy=_number(found.get("min_accuracy")),
             widths=tuple(int(width) for width in widths) if widths else None,
             latency_ms=_number(predicted if measured is None else measured),
-            accuracy=_number(exported.get("accuracy", best.get("accuracy"))),
+            accuracy=_number(accuracy),
+            accuracy_on=on,
+            metric=str(found.get("metric", "accuracy")),
             macs=sliced.get("macs", found.get("macs")),
             verified=verified,
             outdated=outdated,
@@ -139,6 +153,12 @@ def _state(folder: Path) -> RunState:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
         problem = f"its results are not those of a stage ({cause})"
     return RunState(state.name, state.folder, done, date=date, problem=problem)
+
+
+def _accuracies(*results: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Of an export, a slice and a search's winner: on which images, and the value; the best known first."""
+    keys = ("test", "accuracy"), ("test", "test_accuracy_after"), ("validation", "accuracy")
+    return [(on, result.get(key)) for (on, key), result in zip(keys, results, strict=True)]
 
 
 def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:

@@ -28,6 +28,8 @@ def _devices(folder: Path) -> None:
     (folder / "hw_profiles").mkdir()
     for name in ("cpu", "board"):
         (folder / f"hw_profiles/{name}.toml").write_text(PROFILE, encoding="utf-8")
+    elsewhere = PROFILE + 'machine = "riscv64"\n'
+    (folder / "hw_profiles/far.toml").write_text(elsewhere, encoding="utf-8")
 
 
 def bind(name: str, target: dict[str, Any], built: int, stage: str = "build-lut") -> None:
@@ -122,15 +124,22 @@ def test_a_device_without_a_table_is_an_error_that_names_the_command_and_never_a
     for command in ("search", "slice", "export"):
         line = refused(1, command, "--device", "board")
         assert (
-            "runs/board has no latency table for board; run `bcnet build-lut --device board --run board`"
-            in line
+            "there is no run for board yet: measure its latency table first, with `bcnet build-lut --device "
+            "board`" in line
         )
+        line = refused(1, command, "--device", "far", "--run", "night")
+        assert (
+            "there is no run for far yet that is named night: measure its latency table first, with `bcnet "
+            "build-lut --device far --host user@name --run night`" in line
+        )
+        line = refused(1, command, "--device", "far", "--host", "me@far", "--config", "bcnet.toml")
+        assert "`bcnet build-lut --device far --host me@far --config bcnet.toml`" in line
     # A table that was committed serves a search, but nothing can be sliced before there is one.
     Path("latency_tables").mkdir()
     Path("latency_tables/board.json").write_text("{}", encoding="utf-8")
     choice = choose(load_config(None, {"": {"device": "board"}}), None, None, "continue")
     require_table(choice, searched=False)
-    with pytest.raises(TableError, match="runs/board has no latency table for board"):
+    with pytest.raises(TableError, match="there is no run for board yet"):
         require_table(choice, searched=True)
 
 
@@ -221,7 +230,7 @@ def test_a_removal_never_follows_a_link_out_of_the_runs(refused: Refused) -> Non
     Path("runs/night/link").symlink_to(Path("kept").absolute())
     Path("runs/link").symlink_to(Path("kept").absolute())
     assert "runs/link is a link" in refused(2, "runs", "remove", "link", "--yes")
-    assert "--run takes letters" in refused(2, "runs", "remove", "../kept", "--yes")
+    assert "the name of a run consists of letters" in refused(2, "runs", "remove", "../kept", "--yes")
     remove(removal("night"))
     assert not Path("runs/night").exists()
     assert Path("kept/file").read_text(encoding="utf-8") == "kept"
@@ -247,9 +256,16 @@ def finish_run(budget_ms: float, *stages: str) -> None:
     """These stages of a run, each made from those before it."""
     own = {name: Run.named("default").stage(name) for name in ("search", "slice")}
     if "search" in stages:
-        finish("search", {}, target=CPU, budget_ms=budget_ms, best={"widths": [8], "predicted_ms": budget_ms})
+        best = {"widths": [8], "predicted_ms": budget_ms, "accuracy": 0.5}
+        finish("search", {}, target=CPU, budget_ms=budget_ms, best=best)
     if "slice" in stages:
-        finish("slice", {"search": own["search"].digest()}, widths=[8], budget_ms=budget_ms)
+        finish(
+            "slice",
+            {"search": own["search"].digest()},
+            widths=[8],
+            budget_ms=budget_ms,
+            test_accuracy_after=0.875,
+        )
     if "export" in stages:
         made = {name: stage.digest() for name, stage in own.items()}
         finish("export", made, measured={"median_ms": budget_ms / 2}, accuracy=0.9, verified=True)
@@ -258,17 +274,19 @@ def finish_run(budget_ms: float, *stages: str) -> None:
 def test_an_export_of_an_earlier_search_is_listed_as_outdated(capfd: pytest.CaptureFixture[str]) -> None:
     finish_run(4.0, "search", "slice", "export")
     (state,) = runs()
-    assert (state.row()[2:5], state.outdated) == (["4 ms", "2 ms, 0.9000", "verified"], ())
+    assert (state.row()[2:5], state.outdated) == (["4 ms", "2 ms, 90.00% (test)", "verified"], ())
     finish_run(3.0, "search")
     (state,) = runs()
-    assert (state.row()[2:5], state.outdated) == (["3 ms", "3 ms", "verified, outdated"], ("slice", "export"))
+    assert state.row()[2:5] == ["3 ms", "3 ms, 50.00% (validation)", "verified, outdated"]
+    assert state.outdated == ("slice", "export")
     finish_run(3.0, "slice")
+    assert runs()[0].row()[3] == "3 ms, 87.50% (test)"
     assert main(["runs", "--json"]) == 0
     (listed,) = json.loads(capfd.readouterr().out)["runs"]
     assert listed["outdated"] == ["export"]
     assert (listed["budget_ms"], listed["latency_ms"], listed["verified"]) == (3.0, 3.0, True)
     finish_run(3.0, "export")
-    assert runs()[0].row()[2:5] == ["3 ms", "1.5 ms, 0.9000", "verified"]
+    assert runs()[0].row()[2:5] == ["3 ms", "1.5 ms, 90.00% (test)", "verified"]
 
 
 @pytest.mark.parametrize(
