@@ -990,7 +990,9 @@ def _run(given: list[str], received: Sequence[int]) -> int:
     except _ClickException as error:
         message = error.format_message()  # type: ignore[attr-defined]
         is_help = type(error).__name__ == "NoArgsIsHelpError"
-        print(message if is_help else f"bcnet: {plain(message, LONGEST)} (see bcnet --help)", file=sys.stderr)
+        context = getattr(error, "ctx", None)  # of the command that was typed, as `bcnet runs remove`
+        hint = f"(see {context.command_path if context else 'bcnet'} --help)"
+        print(message if is_help else f"bcnet: {plain(message, LONGEST)} {hint}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -52,8 +52,9 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
     """
     if profile.runtime not in FLAVOURS:
         raise DeviceError(
-            f"device '{profile.name}' runs {profile.runtime}, so there is no engine to build; name a device "
-            "with TensorRT (see `bcnet devices`), with a table and a search of its own"
+            f"device '{profile.name}' runs {profile.runtime}, so there is no engine to build; for one "
+            "with TensorRT, named as in `bcnet devices`, run `bcnet build-lut --device jetson --host "
+            "user@name`, `bcnet search` and `bcnet export --trt`"
         )
     target = profile.model_copy(update={"runtime": flavour or profile.runtime})
     if target.runtime == "tensorrt-rtx" and target.compute_capability is None and why_not_here(target):

@@ -325,6 +325,13 @@ def check_host(host: str) -> None:
     """Refuse what ssh would take for an option or for two arguments. Raises DeviceError."""
     if not re.fullmatch(r"[A-Za-z0-9_\[][^\s\x00-\x1f]*", host):
         raise DeviceError(f"a host is written as user@name, as ssh takes it, not {host!r}")
+    port = re.fullmatch(r"(?:(?P<user>[^@]+)@)?(?P<name>[^@:/]+|\[[^]]*\]):(?P<port>\d+)", host)
+    if port is not None:
+        user = f" and `User {port['user']}`" if port["user"] else ""
+        raise DeviceError(
+            f"{host}: a port belongs in ~/.ssh/config: write an entry `Host NAME` with "
+            f"`HostName {port['name'].strip('[]')}`, `Port {port['port']}`{user}, and give NAME as the host"
+        )
 
 
 @cache

@@ -263,7 +263,7 @@ def test_a_device_without_tensorrt_has_no_engine_and_nothing_is_sliced_for_it(re
     line = refused(1, "export", "--trt")
     assert not Path("runs/default/slice/manifest.json").exists()
     assert "device 'cpu' runs onnxruntime, so there is no engine to build" in line
-    assert "name a device with TensorRT" in line
+    assert "run `bcnet build-lut --device jetson --host user@name`, `bcnet search` and `bcnet export" in line
 
 
 @pytest.mark.usefixtures("folder")

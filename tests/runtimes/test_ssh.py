@@ -232,6 +232,23 @@ def test_what_is_no_host_never_reaches_ssh(host: str) -> None:
         SshDevice(host)
 
 
+@pytest.mark.parametrize(
+    ("host", "entry"),
+    [
+        ("user@board:2222", "`HostName board`, `Port 2222` and `User user`"),
+        ("board:22", "`HostName board`, `Port 22`, and give NAME"),
+        ("[fe80::1]:22", "`HostName fe80::1`, `Port 22`, and give NAME"),
+    ],
+)
+def test_a_port_is_refused_with_the_entry_to_write_into_the_configuration_of_ssh(
+    host: str, entry: str
+) -> None:
+    with pytest.raises(DeviceError, match=r"a port belongs in ~/\.ssh/config") as refusal:
+        SshDevice(host)
+    assert entry in str(refusal.value)
+    assert SshDevice("fe80::1").host == "fe80::1"
+
+
 def test_a_python_that_is_not_there_is_told(sshd: Sshd, tmp_path: Path) -> None:
     device = SshDevice("device", python="/no/python", folder=str(tmp_path / "there"))
     with pytest.raises(DeviceError, match=r"/no/python.*not found"):
