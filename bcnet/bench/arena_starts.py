@@ -33,7 +33,7 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.supernet.fit import Recipe
-from bcnet.supernet.importance import Criterion
+from bcnet.supernet.importance import Criterion, Importances
 from bcnet.supernet.inherit import Inherited, Original, inherited
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
@@ -152,8 +152,8 @@ class Starts:
         """Scores on the trained network, its channels in the order that is best at this budget."""
         if share not in self._scores:
             path = self.folder / "scores.jsonl"
-            scores = TrainedScores(self.project, self._tensors, path, {"inputs": self.inputs})
-            scores.importances = self._importances
+            inputs = {"inputs": self.inputs}
+            scores = TrainedScores(self.project, self._tensors, path, inputs, self._importances)
             scores.choose_criterion(self._typical(share))
             self._scores = {share: scores}
             self._known.clear()
@@ -171,12 +171,12 @@ class Starts:
         key = share, (widths, criteria)
         if key not in self._known:
             importances = self._importances
-            own: Mapping[Criterion, tuple[Tensor, ...]] = {by: importances[by] for by in criteria}
+            own: Importances = {by: importances[by] for by in criteria}
             self._known[key] = inherited(self._inherit, widths, own)[0]
         return self._known[key]
 
     @cached_property
-    def _importances(self) -> dict[Criterion, tuple[Tensor, ...]]:
+    def _importances(self) -> Importances:
         return self._inherit.importances()
 
     def _outside(self, method: str, share: float) -> Start:

@@ -4,18 +4,17 @@ In: those. Out: limits that price many networks at once. An allocator is a funct
 networks, which `allocators.py` has by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
 
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import LossOf
 from bcnet.supernet.costs import Bound
-from bcnet.supernet.importance import Criterion
+from bcnet.supernet.importance import Importances
 from bcnet.supernet.space import Widths, WidthSpace
 
 
@@ -23,7 +22,7 @@ from bcnet.supernet.space import Widths, WidthSpace
 class Problem:
     """Networks of at most `limit_ms` within the bounds are wanted that lose little.
 
-    `importances` hold (channels,) a group for each criterion. What takes time is a function: `tables` gives
+    What takes time is a function: `tables` gives
     the losses (choices,) of each group narrowed alone, `loss_of` the loss of a whole network, the same for
     the same widths.
     """
@@ -32,7 +31,7 @@ class Problem:
     latency: LatencyModel
     limit_ms: float
     bounds: Sequence[Bound]
-    importances: Mapping[Criterion, Sequence[Tensor]]
+    importances: Importances
     tables: Callable[[], Sequence[np.ndarray]]
     loss_of: LossOf
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from bcnet.artifacts import Run
 from bcnet.data import ImageData
 from bcnet.errors import ConfigError
+from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
 from bcnet.progress import say, working
 from bcnet.supernet.fit import Recipe
-from bcnet.supernet.importance import CRITERIA, Criterion
+from bcnet.supernet.importance import CRITERIA, Importances
 from bcnet.supernet.inherit import Inherited, Original, inherited
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import State
@@ -34,7 +35,7 @@ class Trained:
     """A trained network, by each criterion the importance of its channels, and networks pruned from it."""
 
     original: Original
-    importances: Mapping[Criterion, Sequence[Tensor]]
+    importances: Importances
     pruned: Mapping[Widths, PrunedNetwork] = field(default_factory=dict)
 
 
@@ -74,7 +75,8 @@ def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...
     if network is None or project.config.slice.from_scratch:
         return supernets, None
     pruned = pruned_by_search(run, project)
-    return supernets if wanted == "auto" else (), trained_for(project, network, pruned=pruned)
+    known = kept_importances(run, project) if on_trained_network(project) else None
+    return supernets if wanted == "auto" else (), trained_for(project, network, known, pruned)
 
 
 def check_inheritance(project: Project) -> None:
@@ -89,11 +91,12 @@ def check_inheritance(project: Project) -> None:
 def trained_for(
     project: Project,
     network: nn.Module | None,
-    importances: Mapping[Criterion, Sequence[Tensor]] | None = None,
+    importances: Importances | None = None,
     pruned: Mapping[Widths, PrunedNetwork] | None = None,
 ) -> Trained | None:
     """A trained network with the importance of its channels by the criteria of `slice.inherit`.
 
+    `importances` that are known are not measured again.
     Networks that were `pruned` from it count where that is `auto`.
     """
     wanted = project.config.slice.inherit

@@ -15,6 +15,7 @@ from bcnet.artifacts import Run, Stage
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
 from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
@@ -43,6 +44,7 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate, Evolution, SearchSettings
+from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Score, best_first
@@ -139,13 +141,16 @@ def find(asked: Asked) -> Found:
     if not on_trained_network(asked.project):
         result, files = _evolved(asked, scoring(asked.project, asked.weights), priors=True)
         return Found(result, files)
-    scores = TrainedScores(asked.project, asked.weights[0], asked.stage.path(SCORES), asked.inputs)
+    network = with_state(asked.project.model, asked.project.space.without_extra(), asked.weights[0])
+    importances = importances_of(asked.run, asked.project, network)
+    path = asked.stage.path(SCORES)
+    scores = TrainedScores(asked.project, asked.weights[0], path, asked.inputs, importances)
     if asked.methods != (GROUP_FISHER,):  # which scores its own weights
         scores.choose_criterion(_typical(asked, scores))
     if asked.methods:
         return _proposed(asked, scores)
     result, files = _evolved(asked, scores, priors=False)
-    return Found(result, (asked.stage.path(SCORES), *files), criterion=scores.criterion)
+    return Found(result, (path, *files), criterion=scores.criterion)
 
 
 def _evolved(

@@ -20,7 +20,7 @@ from bcnet.progress import say
 from bcnet.sealed import SealedLines
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import CRITERIA, Criterion, channel_order, reordered
+from bcnet.supernet.importance import CRITERIA, Criterion, Importances, channel_order, reordered
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.score import Score, Scorer, best_first, loss_of
@@ -49,13 +49,19 @@ class TrainedScores:
         tensors: Mapping[str, Tensor],
         path: Path | None = None,
         inputs: Mapping[str, str] | None = None,
+        importances: Importances | None = None,
     ) -> None:
-        """Reads what was scored before from the file, where one is given for these inputs."""
+        """Reads what was scored before from the file, where one is given for these inputs.
+
+        `importances` are measured on first use unless given.
+        """
         config = project.config
         self.project, self.tensors = project, dict(tensors)
         self.space = single_sided(project.space)
         self.recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
         self.criterion: Criterion = "l1"
+        if importances is not None:
+            self.importances = importances
         self._scorers: dict[tuple[Criterion, int], Scorer] = {}
         self._known: dict[tuple[str, int, Widths], Score] = {}
         self._lines = _lines_of(path, inputs or {}) if path else None
@@ -66,7 +72,7 @@ class TrainedScores:
             say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
 
     @cached_property
-    def importances(self) -> dict[Criterion, tuple[Tensor, ...]]:
+    def importances(self) -> Importances:
         """By each criterion, for each group (channels,): one pass over a few batches."""
         model = with_state(self.project.model, self.space, self.tensors)
         return measured_importances(model, self.space, self.project.data, self.recipe, CRITERIA)

@@ -5,13 +5,14 @@ loss.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from bcnet.artifacts import Run, read_json
 from bcnet.data import ImageData, KeptBatches
+from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
@@ -20,7 +21,7 @@ from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
-from bcnet.supernet.importance import Criterion
+from bcnet.supernet.importance import Importances
 from bcnet.supernet.paths import with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.score import (
@@ -32,8 +33,6 @@ from bcnet.supernet.score import (
     with_new_statistics,
 )
 from bcnet.supernet.space import Widths
-
-Importances = Mapping[Criterion, Sequence[Tensor]]
 
 
 def inherits(project: Project) -> bool:
@@ -64,12 +63,13 @@ class Tuning:
         importances: Importances | None = None,
         pruned: Mapping[Widths, PrunedNetwork] | None = None,
     ) -> "Tuning":
-        """That of a run without a supernet; `importances` are known already, or measured now.
+        """That of a run without a supernet; `importances` are known already, or the search's are read.
 
         `pruned` are networks with weights of their own; those of the finished search if not given.
         """
         network = trained_network(run, project)
         pruned = pruned_by_search(run, project) if pruned is None else pruned
+        importances = importances or kept_importances(run, project)
         return cls(project, network, trained_for(project, network, importances, pruned))
 
     def __call__(

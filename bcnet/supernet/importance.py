@@ -17,6 +17,7 @@ from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
 Criterion = Literal["l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"]
 CRITERIA: tuple[Criterion, ...] = ("fisher", "taylor", "fpgm", "l2", "l1", "bn-scale")
+Importances = Mapping[Criterion, Sequence[Tensor]]  # by each criterion, for each group (channels,)
 Rows = list[list[Tensor]]  # for each group, of each tensor a matrix (channels, entries of one channel)
 
 

@@ -17,15 +17,18 @@ from bcnet.cli import main
 from bcnet.config import Config, DataConfig, SearchConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, Target, alternating, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
-from bcnet.pipeline.tuning import settled
+from bcnet.pipeline.tuning import Tuning, settled
+from bcnet.supernet import gates
 from bcnet.supernet.evolution import Candidate
 from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.gates import measured_importances
 from bcnet.supernet.importance import CRITERIA
 from bcnet.supernet.paths import cut, tensors_of, with_state
 from bcnet.supernet.project import load_project
@@ -194,6 +197,38 @@ def test_scores_of_a_stopped_search_are_not_computed_again(
     again = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
     monkeypatch.setattr(again, "_scorer", lambda images: pytest.fail("scored again"))
     assert again(widths) == expected
+
+
+def test_importances_are_measured_once_and_read_by_later_stages(
+    project_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, run = project_of(), Run.named("default")
+    network = original_network(run, project)
+    assert network is not None
+    recipe = Recipe.of(project.config, 1, 1.0)
+    expected = measured_importances(network, project.space, project.data, recipe, CRITERIA)
+    monkeypatch.setattr(gates, "_by_gates", lambda *_: pytest.fail("measured again"))
+    _, trained = weights_of(run, project)
+    assert trained is not None
+    known = trained.importances, Tuning.of(run, project).trained.importances  # type: ignore[union-attr]
+    for by, own in expected.items():
+        assert all(torch.equal(a, b) for found in known for a, b in zip(found[by], own, strict=True))
+
+
+def test_importances_that_were_edited_or_are_of_other_settings_are_not_read(
+    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, path = Run.named("default"), RUN / "search" / IMPORTANCES_FILE
+    assert kept_importances(run, project_of()) is not None
+    assert kept_importances(run, project_of(train={"label_smoothing": 0.2})) is None
+    assert "measured again" not in capsys.readouterr().err
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-4] + b"\0\0\0\0")
+        assert kept_importances(run, project_of()) is None
+    finally:
+        path.write_bytes(content)
+    assert "importances are measured again" in capsys.readouterr().err
 
 
 def test_a_point_of_the_front_of_a_trained_network_is_sliced(

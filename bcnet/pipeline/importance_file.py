@@ -1,0 +1,66 @@
+"""Importances that are measured once a run. In: a run's trained network. Out: those of its channels.
+
+The search keeps them in `search/importances.safetensors`; it, if it was stopped, and later stages read them
+where they are of the same network, data and settings.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bcnet.artifacts import Run, write_file
+from bcnet.progress import say
+from bcnet.sealed import seal_tensors, unseal_tensors
+from bcnet.supernet.fit import Recipe, training_digest
+from bcnet.supernet.gates import BATCHES, measured_importances
+from bcnet.supernet.importance import CRITERIA, Importances
+from bcnet.supernet.project import Project
+
+IMPORTANCES_FILE = "importances.safetensors"
+
+
+def importances_of(run: Run, project: Project, network: nn.Module) -> Importances:
+    """By every criterion, for each group (channels,): as they were kept, else measured now, and kept."""
+    found = kept_importances(run, project)
+    if found is None:
+        recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
+        found = measured_importances(network, project.space, project.data, recipe, CRITERIA)
+        tensors = {
+            f"{by} {number}": values.detach().cpu().contiguous()
+            for by, own in found.items()
+            for number, values in enumerate(own)
+        }
+        write_file(_path(run), seal_tensors(tensors, _about(run, project)))
+    return found
+
+
+def kept_importances(run: Run, project: Project) -> Importances | None:
+    """Those that the search kept; None where there are none of this network and these settings."""
+    path = _path(run)
+    if not path.exists():
+        return None
+    try:
+        tensors, about = unseal_tensors(path)
+        if about != _about(run, project):
+            return None
+        return {
+            by: tuple(tensors[f"{by} {number}"] for number in range(len(project.space.groups)))
+            for by in CRITERIA
+        }
+    except (ValueError, KeyError) as cause:
+        say(f"{path} cannot be read ({cause}); importances are measured again")
+        return None
+
+
+def _path(run: Run) -> Path:
+    return run.stage("search").path(IMPORTANCES_FILE)
+
+
+def _about(run: Run, project: Project) -> dict[str, Any]:
+    """All that they depend on."""
+    return {
+        "network": run.stage("train").require(project.inputs()),
+        "training settings": training_digest(project.config),
+        "batches": BATCHES,
+    }
