@@ -139,7 +139,7 @@ def read_json(path: Path, command: str) -> Any:
         raise ArtifactError(f"{path} is missing; run `{command}`") from None
     except ValueError as cause:
         raise ArtifactError(
-            f"{path} is cut short or edited ({cause}); run `{command}` to make it anew"
+            f"{path} is cut short or edited ({cause}); run `{command}` to make it again"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """What paths of trained weights know before any supernet training, with channels ordered and as they are.
 
 Trains the embedded default (digits), then scores paths of its weights at uniform widths, batch-norm
-statistics made anew: channels as they are, and ordered by each importance, for each method and side.
+recalibrated statistics: channels as they are, and ordered by each importance, for each method and side.
 
     python benchmarks/channel_order.py [--epochs N] [--seeds N]
 """

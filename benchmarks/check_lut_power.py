@@ -1,6 +1,6 @@
 """How often `bcnet check-lut` calls an unchanged runtime slower, and how often it finds a slowdown.
 
-Every check is a fresh process that measures anew, against a table that is built anew for every 20 checks;
+Every check is a fresh process that measures again, against a table that is built again for every 20 checks;
 nothing is resampled. Results go to a file of JSON lines, one a check: run it again and it does what is still
 missing. Checks are pinned to core 0, the process that keeps the other core busy to core 1.
 

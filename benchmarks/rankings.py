@@ -2,8 +2,8 @@
 
     python benchmarks/rankings.py --table Results_MobileNet.json benchmarks/results/channel_bench_macro/*.json
 
-Works every figure out anew from the scores that each report holds, so that what has changed in the statistics
-since then needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
+Calculates every figure again from the scores that each report holds, so that a change of the statistics
+needs no training. Prints a row a report, all on the settings that the reports share: Kendall's tau
 of accuracy, of loss, of what is expected by accuracy alone and by both (what a search ranks by) with its 95 %
 interval, and the regret of the last. What is expected goes for three quarters by calibrated losses; older
 reports have none, and theirs goes half by losses as they are. With --together, one more row for the means of

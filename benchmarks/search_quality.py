@@ -7,7 +7,7 @@ The score is the table's mean of three trainings, which is noisy; regrets are ta
 and 75 % quantiles. First the search against random search and brute force, for both forms of the fitness and
 as one front, then the prior initial population against a random one. Takes some ten minutes on one core.
 Writes search_quality.jsonl and .md into --folder; stopped, the same line goes on. Delete the .jsonl to begin
-anew, after a change to the search.
+again, after a change to the search.
 """
 
 import argparse

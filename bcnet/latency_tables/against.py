@@ -9,7 +9,7 @@ import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import TICK_MS, Observation, judge
+from bcnet.latency_tables.gate import TICK_MS, Observation, verdict_on
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
@@ -53,7 +53,7 @@ def compare_tables(
         # Below the tick of the runtime's clock there is no ratio.
         if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) >= TICK_MS
     ]
-    verdict = judge(
+    verdict = verdict_on(
         observations,
         probed_then(base, then),
         probed_then(head, now),

@@ -106,7 +106,7 @@ class Verdict:
         return EXIT_CODES[self.status]
 
 
-def judge(
+def verdict_on(
     observations: Sequence[Observation],
     then: Probed,
     now: Probed,
@@ -344,9 +344,9 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
     for o in observations:
         figures = [o.then_ms, *(value for network in o.now_ms for value in network)]
         if len(figures) < 2 or not all(math.isfinite(value) and 0 < value < 1e7 for value in figures):
-            raise TableError(f"{o.name}: {figures} are not times in ms; measure that row anew")
+            raise TableError(f"{o.name}: {figures} are not times in ms; measure that row again")
         if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
-            raise TableError(f"{o.name}: its spread is no number; measure that row anew")
+            raise TableError(f"{o.name}: its spread is no number; measure that row again")
     if Machine(then, now).clock is None:
         raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut --again`")
     for probed in (then, now):

@@ -64,7 +64,7 @@ class Machine:
     @property
     def _clock(self) -> str:
         clock = self.clock
-        assert clock is not None  # `judge` refuses sessions without
+        assert clock is not None  # `verdict_on` refuses sessions without
         return clock
 
     def explains(self, felt: tuple[float, float]) -> tuple[float, float]:

@@ -70,7 +70,7 @@ class LatencyTable(file.Content):
         return (layer, setting) in self.rows or (layer, setting) in self.failures
 
     def forget(self, layers: Iterable[LayerSpec], setting: Setting) -> None:
-        """Take these layers' rows and failures at a setting out, to be measured anew."""
+        """Take these layers' rows and failures at a setting out, to be measured again."""
         for layer in layers:
             self.rows.pop((layer, setting), None)
             self.failures.pop((layer, setting), None)

@@ -14,7 +14,7 @@ from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import TICK_MS, Observation, judge
+from bcnet.latency_tables.gate import TICK_MS, Observation, verdict_on
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import LayerSpec
@@ -43,7 +43,7 @@ def check_lut(
     seed: int = 0,
     name: str = "the table",
 ) -> CheckReport:
-    """Measure a sample of the table's rows of this network again, and judge.
+    """Measure a sample of the table's rows of this network again, and report a verdict.
 
     `rows` are drawn, evenly over kinds of layers; at most six networks that show most of them are profiled
     round by round, in another order each time, for about `seconds` (three rounds at least). All known rows
@@ -72,7 +72,7 @@ def check_lut(
     medians, spread = pool_readings(readings)
     fingerprint = runtime_of(profile).fingerprint()
     here = {fingerprint["processor"]} if fingerprint.get("processor") else set()
-    verdict = judge(
+    verdict = verdict_on(
         [
             Observation(
                 layer=row.layer,

@@ -222,7 +222,7 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
             if id(tensor) in record.noise:
                 continue
             if writes and tensor is output and tensor._base is None:
-                continue  # filled anew
+                continue  # filled again
             lead = len(shape) - tensor.ndim
             covered = {axis + lead for plane in record.of(tensor) for axis in axes_of(plane)}
             fixed = {lead + axis for axis, size in enumerate(tensor.shape) if size > 1} - covered

@@ -138,7 +138,7 @@ def training_digest(config: Config) -> str:
 
 
 def metric_digest(config: Config) -> str:
-    """A hash of what networks are judged by; a supernet does not depend on it."""
+    """A hash of what evaluates networks; a supernet does not depend on it."""
     return digest(_code(config.task.metric))
 
 

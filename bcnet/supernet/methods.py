@@ -136,11 +136,11 @@ def _spread(low: int, high: int, bins: int, step: int) -> tuple[int, ...]:
 
 
 class WidthSampler:
-    """Draws training widths evenly: each group goes through a shuffled deck of its choices, over and over.
+    """Draws training widths evenly: each group goes through shuffled permutations of its choices.
 
     `at(step)` depends on nothing but the seed and the step, so a continued training draws what an
     uninterrupted one would have drawn. With `complementary`, odd steps take the complements of the step
-    before; a width without a complement is drawn anew, from a deck of its own.
+    before; a width without a complement is drawn from permutations of its own.
     """
 
     def __init__(
@@ -164,16 +164,16 @@ class WidthSampler:
         for group, width in enumerate(drawn):
             complement = self.method.complement(self.choices[group], width)
             if complement is None:
-                # The widest comes once in each deck, so the deck's number counts how often it came.
+                # The widest comes once in each permutation, so its number counts how often it came.
                 complement = self._draw(group, 1, step // 2 // len(self.choices[group]))
             widths.append(complement)
         return tuple(widths)
 
     def _draw(self, group: int, kind: int, index: int) -> int:
         own = self.choices[group]
-        return own[_deck(len(own), self.seed, group, kind, index // len(own))[index % len(own)]]
+        return own[_permutation(len(own), self.seed, group, kind, index // len(own))[index % len(own)]]
 
 
 @lru_cache(maxsize=4096)
-def _deck(size: int, seed: int, group: int, kind: int, number: int) -> tuple[int, ...]:
+def _permutation(size: int, seed: int, group: int, kind: int, number: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng((seed, group, kind, number)).permutation(size).tolist())

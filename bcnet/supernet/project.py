@@ -295,7 +295,7 @@ def load_project(config: Config) -> Project:
 
 
 def forget_project() -> None:
-    """Let the next `load_project` load anew, whatever has changed behind the same configuration."""
+    """Let the next `load_project` load again, whatever has changed behind the same configuration."""
     _loaded.clear()
 
 

@@ -330,7 +330,7 @@ class Record:
         if computed is not None or "weight_norm" in name:
             kind = type(self.inside[-1][1]).__name__.lstrip("_") if computed is not None else "weight_norm"
             return (
-                f"its weight is computed anew at every call ({kind}, in {self.where}); remove that with "
+                f"its weight is computed again at every call ({kind}, in {self.where}); remove that with "
                 "torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm)"
             )
         return f"it goes through '{name}' in {self.where}, where channels cannot be followed"

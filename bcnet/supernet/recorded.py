@@ -1,7 +1,7 @@
 """Training paths by a recorded CUDA graph: for networks that are too small to keep a GPU busy.
 
 In: the paths on slices, and a batch. Out: the same by one call of the GPU, where that is right and faster.
-Slices have another size each time, so the processor starts every kernel anew, and the GPU waits for it. Here
+Slices have another size each time, so the processor starts every kernel again, and the GPU waits for it. Here
 what a path leaves out is multiplied by zero instead: all paths are one piece of work, recorded once.
 """
 
@@ -163,7 +163,7 @@ class RecordedPaths:
 def _refuse_draws(work: Work, on_gpu: bool) -> None:
     """Do the work. Raises TrainingError where it draws random numbers that a recording would repeat.
 
-    A GPU's own, as of dropout, are drawn anew in each replay.
+    A GPU's own, as of dropout, are drawn again in each replay.
     """
 
     def state() -> bytes:
@@ -277,7 +277,7 @@ def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
     for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):
         module = sliced.model.get_submodule(name.rpartition(".")[0])
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return f"{name} is neither trained nor made anew for each candidate"
+            return f"{name} is neither trained nor recalibrated for each candidate"
     if not all(isinstance(leaf, Tensor) for leaf in tree_leaves((inputs, targets))):
         return "batches hold more than tensors"
     return None

@@ -1,4 +1,4 @@
-"""What finished stages left behind: each reader checks it first and names the command that makes it anew."""
+"""What finished stages left behind: each reader checks it first and names the command that makes it again."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ AUXILIARY_MASKS = 0.5  # of torchvision's segmentation models, as its own traini
 
 @dataclass(frozen=True)
 class Task:
-    """How outputs are judged. `loss` of None is cross entropy; with `train_step`, `loss` is not used.
+    """How outputs are evaluated. `loss` of None is cross entropy; with `train_step`, `loss` is not used.
 
     `metric` iterates once over (outputs, targets) of a whole split, tensors on the CPU; larger is better.
     """
@@ -135,7 +135,7 @@ def _cross_entropy(logits: Tensor, targets: Any, label_smoothing: float) -> Tens
 
 
 def _weighted(outputs: Any) -> list[tuple[Tensor, float]]:
-    """The outputs that cross entropy judges, with weights. Raises TrainingError where it cannot."""
+    """The outputs that cross entropy evaluates, with weights. Raises TrainingError where it cannot."""
     if isinstance(outputs, Tensor):
         return [(outputs, 1.0)]
     found: Mapping[str, Any] = {}

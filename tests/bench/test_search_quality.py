@@ -1,4 +1,4 @@
-"""The search on networks whose accuracy is known: the table is the score, its denoised truth the judge."""
+"""The search on networks of known accuracy: the table is the score, its denoised truth the reference."""
 
 import importlib.util
 import itertools

@@ -14,7 +14,7 @@ from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
-from bcnet.latency_tables.gate import Observation, Verdict, judge
+from bcnet.latency_tables.gate import Observation, Verdict, verdict_on
 from bcnet.latency_tables.machine import Machine, Probed
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
@@ -49,7 +49,7 @@ def observed(
 
 
 def verdict_of(observations: list[Observation], now: Probed | None = None, **settings: float) -> Verdict:
-    return judge(observations, probed(), now or probed(), **settings)
+    return verdict_on(observations, probed(), now or probed(), **settings)
 
 
 def test_an_unchanged_runtime_is_ok() -> None:
@@ -106,7 +106,7 @@ def test_on_another_machine_a_kind_is_still_compared_with_the_others() -> None:
     worst = max(found.relative, key=lambda change: change.change)
     assert worst.name == "Conv 3x3 depthwise"
     assert worst.change == pytest.approx(2.0 / 1.3 - 1, abs=0.05)
-    assert judge(observed(), probed(), probed(), other_machine="another processor").exit_code == 4
+    assert verdict_on(observed(), probed(), probed(), other_machine="another processor").exit_code == 4
 
 
 def test_rows_that_are_slower_as_the_probe_is_are_not_called_slower() -> None:
@@ -193,7 +193,7 @@ def test_a_probe_without_the_memory_explains_the_clock_alone(part: str) -> None:
     assert explained == pytest.approx(math.log(1.05))
     assert error >= clock_only.error(part)
     steady = Probed({part: 0.04}, {part: 0.005}, 20)
-    assert judge(observed(), steady, steady).status == "ok"
+    assert verdict_on(observed(), steady, steady).status == "ok"
 
 
 def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> None:

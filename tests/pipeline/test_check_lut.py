@@ -55,7 +55,7 @@ def base(graph: OnnxSupernet) -> LatencyTable:
 def test_base_against_head(base: LatencyTable, capsys: pytest.CaptureFixture[str]) -> None:
     """A change of what layers are called would make every committed table worthless: it fails here.
 
-    `python tests/pipeline/test_check_lut.py` measures the committed table anew.
+    `python tests/pipeline/test_check_lut.py` measures the committed table again.
     """
     committed = LatencyTable.load(COMMITTED)
     report = compare_tables(base, committed, names=("head", COMMITTED.name))

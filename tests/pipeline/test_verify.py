@@ -1,4 +1,4 @@
-"""What is exported is judged by what its file really does."""
+"""What is exported is evaluated by what its file really does."""
 
 import json
 from dataclasses import replace

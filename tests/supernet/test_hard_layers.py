@@ -269,7 +269,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
             a=nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 1)),
         ),
         "stem",
-        "computed anew at every call (WeightNorm, in 'a.parametrizations.weight.0')",
+        "computed again at every call (WeightNorm, in 'a.parametrizations.weight.0')",
     ),
     "a weight that is spectrally normalised": (
         lambda: Between(
@@ -277,7 +277,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
             a=nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 1)),
         ),
         "stem",
-        "computed anew at every call (SpectralNorm, in 'a.parametrizations.weight.0')",
+        "computed again at every call (SpectralNorm, in 'a.parametrizations.weight.0')",
     ),
     "a layer of one channel": (
         lambda: Between(lambda self, x: x * self.a(x).sigmoid(), a=nn.Conv2d(16, 1, 1)),

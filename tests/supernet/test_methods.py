@@ -54,7 +54,8 @@ def test_rounded_choices_train_all_channels_equally_with_complements(
 ) -> None:
     choices = METHODS[method].choices(channels, bins, multiple, minimum=max(1, channels // 8))
     size = len(choices)
-    # Twice the square of the choices: every deck, that of the widths drawn anew included, is gone through.
+    # Twice the square of the choices: every permutation is gone through, also those for widths without
+    # a complement.
     served = counts(space_of(method, channels, choices), 2 * size * size, complementary=True)
     assert len(set(served)) == 1
 

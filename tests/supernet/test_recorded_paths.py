@@ -203,7 +203,7 @@ def forgetful(work: Callable[[], None]) -> Callable[[], None]:
             Own(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
             RECIPE,
             at_once,
-            "between.running_mean is neither trained nor made anew for each candidate",
+            "between.running_mean is neither trained nor recalibrated for each candidate",
         ),
     ],
     ids=[
