@@ -266,12 +266,20 @@ class SearchConfig(Section):
     """The budget, and how the best widths are found."""
 
     method: Literal[
-        "auto", "evolution", "latency-greedy", "latency-milp", "adapruner", "uniform", "group-fisher"
+        "auto",
+        "evolution",
+        "latency-greedy",
+        "latency-milp",
+        "adapruner",
+        "uniform",
+        "network-adjustment",
+        "group-fisher",
     ] = Field(
         "auto",
         description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
         "latency-greedy, latency-milp, adapruner, uniform; auto: all of these where weights are given, the "
-        "best of their networks wins, else evolution; group-fisher: removes channels while it trains",
+        "best of their networks wins, else evolution; network-adjustment: moves channels between groups in "
+        "rounds; group-fisher: removes channels while it trains",
     )
 
     # Not finite is let through to the check below, which says it better.
@@ -322,6 +330,13 @@ class SearchConfig(Section):
     population: int = Field(16, ge=2, le=100_000, description="candidates a generation")
     generations: int = Field(4, ge=0, le=100_000, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is redrawn")
+    exchange: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of mutations that move channels from the group where they are worth least per "
+        "millisecond to the one where they are worth most, at equal latency",
+    )
     measured: int = Field(
         5, ge=1, le=100_000, description="best candidates measured as whole networks before one wins"
     )
@@ -338,6 +353,11 @@ class SearchConfig(Section):
         ge=1,
         le=100_000,
         description="group-fisher: passes over which removals are spread, at a tenth of slice.learning_rate",
+    )
+    adjust_by: Literal["latency", "macs"] = Field(
+        "latency",
+        description="network-adjustment: groups are compared by the loss of one choice per millisecond, or "
+        "(macs, as published) by the loss of channels dropped at random per multiply-accumulate",
     )
     prune_by: Literal["latency", "macs", "memory"] = Field(
         "latency",

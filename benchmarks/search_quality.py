@@ -244,6 +244,24 @@ def of_the_prior(
         done.add(entry)
 
 
+def of_exchanges(bench: Bench, seeds: int, share: float) -> str:
+    """What a share of exchanges among the mutations changes, paired by seed: regret in points, per size."""
+    truth, lines = bench.table.denoised, []
+    for scored, size in ((80, DEFAULT), (500, LARGE)):
+        lost = np.zeros((2, len(BUDGETS), seeds))
+        for place, budget in enumerate(bench.table.budgets() / MILLION):
+            best = truth[bench.inside(budget)].max()
+            for seed in range(seeds):
+                picks = [bench.searched(budget, seed, exchange=own, **size) for own in (0.0, share)]
+                lost[:, place, seed] = best - truth[picks]
+        gain = (lost[0] - lost[1]).mean(0)  # of a seed, over the budgets
+        lines.append(
+            f"{scored} candidates: regret {lost[0].mean():.4f} without, {lost[1].mean():.4f} with exchanges; "
+            f"gain {gain.mean():+.4f} \u00b1 {gain.std(ddof=1) / np.sqrt(seeds):.4f} points"
+        )
+    return "\n".join(lines)
+
+
 def _means(values: Sequence[Any]) -> list[float]:
     return [round(float(np.mean(own)), 4) for own in values]
 
@@ -306,10 +324,14 @@ def main() -> int:
     parser.add_argument("--table", type=Path, required=True, help="the authors' JSON file")
     parser.add_argument("--space", choices=("mobilenet", "resnet"), default="mobilenet")
     parser.add_argument("--seeds", type=int, default=20, help="searches a way and budget (default: 20)")
+    parser.add_argument("--exchange", type=float, help="only compare this share of exchanges with none")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench.load(options.table, options.space)
+    if options.exchange is not None:
+        print(of_exchanges(bench, options.seeds, options.exchange))
+        return 0
     name = "search_quality" if options.space == "mobilenet" else f"search_quality_{options.space}"
     done = Done(options.folder / f"{name}.jsonl")
     of_one_front(bench, options.seeds, done)

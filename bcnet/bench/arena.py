@@ -102,11 +102,13 @@ class Arena:
         search = config.search.model_dump(
             include={"recalibration_images", "measured", "trials", "trial_epochs"}
         )
+        own = config.search.model_dump(include={"adjust_by"}, exclude_defaults=True)
         tuning = config.slice.model_dump(
             exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
         )
         of_project = self.project.inputs(), self.project.device_key, teacher_digest(self.project)
-        return digest([of_project, search, tuning, training_digest(config), metric_digest(config)])
+        parts = [of_project, search, tuning, training_digest(config), metric_digest(config)]
+        return digest([*parts, *own.values()])
 
     @property
     def _cell_inputs(self) -> str:

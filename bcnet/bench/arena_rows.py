@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from bcnet.bench.outside import COMPETITORS
 from bcnet.errors import UsageError
+from bcnet.methods.allocators import ALLOCATORS
 from bcnet.methods.group_fisher import NormalisedBy
 from bcnet.pipeline.route import ALLOCATIONS, GROUP_FISHER
 from bcnet.supernet.importance import CRITERIA, Criterion
@@ -59,7 +60,7 @@ ROWS: dict[str, Row] = {
     row.name: row
     for row in (
         Row(AUTO, AUTO),
-        *(Row(method, method) for method in ALLOCATIONS),
+        *(Row(method, method) for method in ALLOCATORS),
         Row(GROUP_FISHER, GROUP_FISHER),
         Row(f"{GROUP_FISHER}, macs", GROUP_FISHER, prune_by="macs"),
         Row(f"{GROUP_FISHER}, memory", GROUP_FISHER, prune_by="memory"),

@@ -4,7 +4,7 @@ In: a name. Out: an allocator. Another one is a file with a function of a `Probl
 among those of `search.method`.
 """
 
-from bcnet.methods import adapruner, latency_greedy, program, uniform
+from bcnet.methods import adapruner, latency_greedy, network_adjustment, program, uniform
 from bcnet.methods.problem import Allocator
 
 UNIFORM = "uniform"  # what any other method has to beat
@@ -13,4 +13,6 @@ ALLOCATORS: dict[str, Allocator] = {
     "latency-greedy": latency_greedy.propose,
     "latency-milp": program.propose,
     "adapruner": adapruner.propose,
+    "network-adjustment": network_adjustment.propose,
 }
+MANY_SCORES = ("network-adjustment",)  # not part of `auto`: two networks a group and round are scored for it

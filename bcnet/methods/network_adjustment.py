@@ -2,7 +2,8 @@
 
 In: widths, losses of networks that differ from them a little, limits. Out: widths within the limits that lose
 less. Chen et al., "Network adjustment: channel search guided by FLOPs utilization ratio" (CVPR 2020, section
-3); with latency in place of FLOPs, a group's ratio is the loss of one choice more or less per millisecond.
+3), on a trained network: published, it is trained again in each round. With latency in place of FLOPs, a
+group's ratio is the loss of one choice more or less per millisecond.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,11 +13,14 @@ import numpy as np
 
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import LossOf
-from bcnet.methods.uniform import widest_scaled
+from bcnet.methods.problem import Problem
+from bcnet.methods.uniform import allocate_uniformly, widest_scaled
 from bcnet.supernet.costs import multiply_accumulates
 from bcnet.supernet.space import Widths, WidthSpace
 
 MOST = 6  # groups that grow in one step, as published
+FEWER = 0.5  # groups less in each round, as published
+ROUNDS = 10  # as published
 HIGHEST_RATE = 0.5  # of channels: beyond it a loss is no slope any more
 
 
@@ -101,11 +105,28 @@ def exchanged(limits: Limits, widths: Widths, near: Neighbours, most: int = 1) -
     return limits.widths(result)
 
 
+def propose(problem: Problem) -> list[Widths]:
+    """The networks that rounds of adjustment come to, from the uniform one, the best first."""
+    limits = problem.limits
+    start = allocate_uniformly(limits.space, (), limits.latency_of, limits.limit_ms, limits.bounds)
+    if problem.adjust_by == "latency":
+        return [adjust_widths(limits, start, problem.loss_of, ROUNDS)]
+    found = {start: float(problem.loss_of(start))}
+    widths = start
+    for number in range(ROUNDS):
+        ratios = problem.dropped(widths, drop_rates(limits.space, widths))
+        widths = shifted(limits, widths, ratios, max(round(MOST - FEWER * number), 1))
+        if widths in found:
+            break
+        found[widths] = float(problem.loss_of(widths))
+    return sorted(found, key=lambda own: found[own])
+
+
 def adjust_widths(
     limits: Limits,
     start: Widths,
     loss_of: LossOf,
-    rounds: int = 10,
+    rounds: int = ROUNDS,
     known: Mapping[Widths, float] | None = None,
     on_score: Callable[[Widths, float], None] | None = None,
 ) -> Widths:

@@ -7,6 +7,7 @@ networks, which `allocators.py` has by name.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -17,14 +18,17 @@ from bcnet.supernet.costs import Bound
 from bcnet.supernet.importance import Importances
 from bcnet.supernet.space import Widths, WidthSpace
 
+AdjustedBy = Literal["latency", "macs"]
+
 
 @dataclass(frozen=True)
 class Problem:
     """Networks of at most `limit_ms` within the bounds are wanted that lose little.
 
     What takes time is a function: `tables` gives
-    the losses (choices,) of each group narrowed alone, `loss_of` the loss of a whole network, the same for
-    the same widths.
+    the losses (choices,) of each group narrowed alone, `loss_of` the loss of a whole network, `dropped` the
+    rise of it (groups,) when channels of each group alone are dropped at random at a rate (groups,). All give
+    the same for the same widths. `adjust_by` is what network adjustment compares groups by.
     """
 
     space: WidthSpace
@@ -34,6 +38,8 @@ class Problem:
     importances: Importances
     tables: Callable[[], Sequence[np.ndarray]]
     loss_of: LossOf
+    dropped: Callable[[Widths, np.ndarray], np.ndarray]
+    adjust_by: AdjustedBy = "latency"
 
     @cached_property
     def limits(self) -> Limits:

@@ -3,12 +3,12 @@
 In: a project. Out: the methods that find widths without a supernet, and whether one is trained at all.
 """
 
-from bcnet.methods.allocators import ALLOCATORS
+from bcnet.methods.allocators import ALLOCATORS, MANY_SCORES
 from bcnet.supernet.project import Project
 
 INHERITED_RATE = 0.02  # where slice.learning_rate is not given
 GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes
-ALLOCATIONS = tuple(ALLOCATORS)  # of `auto`
+ALLOCATIONS = tuple(name for name in ALLOCATORS if name not in MANY_SCORES)  # of `auto`
 
 
 def on_trained_network(project: Project) -> bool:

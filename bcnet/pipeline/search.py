@@ -6,11 +6,12 @@ scores.jsonl, from which a stopped search continues; of group-fisher the network
 `pruned.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from bcnet.artifacts import Run, alone_in, digest, json_bytes
-from bcnet.config import Config
+from bcnet.config import Config, SearchConfig
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.pruned import PRUNED, PRUNED_FILE
@@ -40,15 +41,27 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "device": project.device_key,
         "search settings": digest(
             [
-                asdict(settings_of(project)),
+                _recorded(settings_of(project)),
                 *(_trial_settings(project) if methods else ()),
-                *((config.search.prune_epochs, config.search.prune_by) if GROUP_FISHER in methods else ()),
+                *_method_settings(config.search, methods),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
             ]
         ),
         "metric": metric_digest(config),
     }
+
+
+def _recorded(settings: SearchSettings) -> dict[str, Any]:
+    """The evolution's settings; one that does nothing is left out: results without it are not outdated."""
+    found = asdict(settings)
+    return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
+
+
+def _method_settings(search: SearchConfig, methods: Sequence[str]) -> list[Any]:
+    """The settings of single methods, where they are among these."""
+    found: list[Any] = [search.prune_epochs, search.prune_by] if GROUP_FISHER in methods else []
+    return [*found, search.adjust_by] if "network-adjustment" in methods else found
 
 
 def _trial_settings(project: Project) -> list[Any]:

@@ -55,6 +55,7 @@ def settings_of(project: Project) -> SearchSettings:
         over_budget=config.over_budget,
         pareto=config.pareto,
         by_loss=by_loss_of(project),
+        exchange=config.exchange,
     )
 
 

@@ -101,7 +101,9 @@ class Proposals:
             self.bounds,
             scores.importances,
             lambda: scores.tables,
-            lambda widths: loss_of(scores(widths)),
+            scores.loss_of,
+            scores.dropped,
+            scores.project.config.search.adjust_by,
         )
         if method == GROUP_FISHER:
             assert self.pruned is not None

@@ -5,6 +5,7 @@ widths: the most important channels, with batch-norm statistics of their own, on
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +17,16 @@ from torch import Tensor
 from bcnet.data import to_device
 from bcnet.errors import ArtifactError
 from bcnet.methods.loss_tables import loss_tables
+from bcnet.methods.utilisation import ChannelDropout, utilisation
+from bcnet.parts import Items, Split
 from bcnet.progress import say
 from bcnet.sealed import SealedLines
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.gates import measured_importances
 from bcnet.supernet.importance import CRITERIA, Criterion, Importances, channel_order, reordered
-from bcnet.supernet.paths import with_state
+from bcnet.supernet.paths import State, with_state
 from bcnet.supernet.project import Project
-from bcnet.supernet.score import Score, Scorer, best_first, loss_of
+from bcnet.supernet.score import Score, Scorer, best_first, evaluate, loss_of, recalibrated
 from bcnet.supernet.space import Widths, WidthSpace
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
@@ -99,20 +102,56 @@ class TrainedScores:
         key = self.criterion, images
         if key not in self._scorers:
             project, device = self.project, self.recipe.device
-            order = channel_order(self.space, self.importances[self.criterion])
-            state = reordered(self.tensors, self.space, order)
-            count = len(project.data.val)
-            taken = torch.linspace(0, count - 1, min(images, count)).long()
             self._scorers[key] = Scorer(
                 project.model,
                 self.space,
-                [to_device(state, device)],
-                replace(project.data, val=project.data.val.take(taken)),
+                [to_device(self._ordered(), device)],
+                replace(project.data, val=self._some(images)),
                 project.config.search.recalibration_images,
                 project.task,
                 amp=self.recipe.amp,
             )
         return self._scorers[key]
+
+    def _ordered(self) -> State:
+        """The network's tensors with the most important channels first, by the criterion."""
+        return reordered(
+            self.tensors, self.space, channel_order(self.space, self.importances[self.criterion])
+        )
+
+    def _some(self, images: int) -> Split | Items:
+        """So many of the validation images, evenly spaced."""
+        val = self.project.data.val
+        return val.take(torch.linspace(0, len(val) - 1, min(images, len(val))).long())
+
+    def loss_of(self, widths: Widths) -> float:
+        """The loss on some of the validation images, the same as of `tables`."""
+        return loss_of(self.score(widths, self._few))
+
+    def dropped(self, widths: Widths, rates: np.ndarray) -> np.ndarray:
+        """The rise of that loss (groups,) with channels of each group alone dropped at its rate (groups,)."""
+        project, model, space = self.project, self.project.model, self.space
+        dropout, data = ChannelDropout(model, space, widths), project.data
+        images = project.config.search.recalibration_images
+        state: State = {}
+
+        def loss(group: int | None, rate: float, number: int) -> float:
+            def score() -> Score:
+                if not state:
+                    placed = to_device(self._ordered(), self.recipe.device)
+                    state.update(recalibrated(model, space, placed, widths, "left", data, images))
+                with nullcontext() if group is None else dropout.dropping(group, rate, number):
+                    return evaluate(model, space, state, data, self._some(self._few), project.task)
+
+            dropped = "nothing" if group is None else f"{space.groups[group].name} at {rate:.4g}"
+            by = f"{self.criterion}, {dropped} dropped, {self._few} images"
+            return loss_of(self.kept(by, number, widths, score))
+
+        return utilisation(rates, loss)
+
+    @property
+    def _few(self) -> int:
+        return min(TABLE_IMAGES, len(self.project.data.val))
 
     def choose_criterion(self, widths: Widths) -> None:
         """Order channels by the criterion that keeps these widths' loss lowest."""
@@ -133,8 +172,7 @@ class TrainedScores:
             self.space,
             groups=tuple(replace(g, choices=spread(g.choices, TABLE_CHOICES)) for g in self.space.groups),
         )
-        images = min(TABLE_IMAGES, len(self.project.data.val))
-        found = loss_tables(coarse, lambda widths: loss_of(self.score(widths, images)))
+        found = loss_tables(coarse, self.loss_of)
         return tuple(
             np.interp(group.choices, few.choices, losses)
             for group, few, losses in zip(self.space.groups, coarse.groups, found.losses, strict=True)

@@ -15,6 +15,7 @@ import numpy as np
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.supernet.costs import Bound
+from bcnet.supernet.exchange import exchanged_at_random
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
 from bcnet.supernet.smooth import BY_LOSS, Expectation, places_of, with_losses
@@ -40,6 +41,7 @@ class SearchSettings:
     NSGA-II; a budget only says who wins. With `smooth`, candidates are ranked, and children chosen, by what
     all scores together say of each (`Expectation`), else candidates by their own scores; `by_loss` is the
     part of the loss's rank in each (`with_losses`), to be less for a task of your own (`by_loss_of`).
+    `exchange` is the share of mutations that move channels between groups (`exchanged_at_random`).
     """
 
     budget_ms: float | None = None
@@ -57,6 +59,7 @@ class SearchSettings:
     pareto: bool = False
     smooth: bool = True
     by_loss: float = BY_LOSS
+    exchange: float = 0.0
 
     def limit_ms(self, budget_ms: float) -> float:
         """What a network may be measured at, in ms, to keep the budget when the machine is slower."""
@@ -294,6 +297,15 @@ class Evolution:
         )
 
     def _mutate(self, widths: Widths, rng: np.random.Generator) -> Widths:
+        learned = self._learned
+        if learned is not None and self.settings.exchange and rng.random() < self.settings.exchange:
+
+            def expected(networks: Sequence[Widths]) -> np.ndarray:
+                return learned.at(places_of(networks, self._choices))
+
+            moved = exchanged_at_random(self._choices, widths, self.latency_of, expected, rng)
+            if moved is not None:
+                return moved
         redrawn = rng.random(len(widths)) < self.settings.mutation
         redrawn[rng.integers(len(widths))] = True
         drawn = self.space.random(rng)

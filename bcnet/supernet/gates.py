@@ -182,7 +182,7 @@ class Fisher(GateSums):
         super().__init__(space)
         self.seen: set[int] = set()
         self._gates: dict[int, Tensor] = {}  # of this batch, (images, channels)
-        self._reads = {name: read for name, module in _layers(model) if (read := _read(space, name, module))}
+        self._reads = readers(model, space)
 
     @property
     def unseen(self) -> list[WidthGroup]:
@@ -236,6 +236,11 @@ class Fisher(GateSums):
 
 
 Read = tuple[Tensor, Tensor]  # of each of a layer's input channels the group (-1: none) and the channel
+
+
+def readers(model: nn.Module, space: WidthSpace) -> dict[str, Read]:
+    """What the convolutions and linear layers that read channels of groups read, by the layers' names."""
+    return {name: read for name, module in _layers(model) if (read := _read(space, name, module))}
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.modules.conv._ConvNd | nn.Linear]]:

@@ -1,5 +1,6 @@
 """Every method by its name: the networks that it proposes keep the latency and the bounds."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -31,12 +32,27 @@ def problem() -> Problem:
     tables = [slope * (4.0 - np.array(ONES)) for slope in SLOPES]
     importances = {by: tuple(torch.full((4,), slope) for slope in SLOPES) for by in CRITERIA}
     bounds = [product_bound(2, [(0, 1)], 10)]
-    return Problem(space_of(CHOICES), model, 8.0, bounds, importances, lambda: tables, loss_of)
+    return Problem(
+        space_of(CHOICES),
+        model,
+        8.0,
+        bounds,
+        importances,
+        lambda: tables,
+        loss_of,
+        lambda *_: np.array(SLOPES),
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "widths"),
-    [("uniform", (2, 2)), ("latency-greedy", (1, 3)), ("latency-milp", (1, 3)), ("adapruner", (1, 3))],
+    [
+        ("uniform", (2, 2)),
+        ("latency-greedy", (1, 3)),
+        ("latency-milp", (1, 3)),
+        ("adapruner", (1, 3)),
+        ("network-adjustment", (1, 3)),
+    ],
 )
 def test_a_method_proposes_networks_within_the_limits(
     problem: Problem, name: str, widths: tuple[int, ...]
@@ -46,9 +62,20 @@ def test_a_method_proposes_networks_within_the_limits(
     assert all(problem.latency(own) <= 8 and problem.bounds[0].holds(own) for own in found)
 
 
+def test_network_adjustment_as_published_follows_the_ratios_and_returns_its_best_first(
+    problem: Problem,
+) -> None:
+    """Of the ratios the second is larger: channels move there, and all widths scale back to the limits."""
+    found = ALLOCATORS["network-adjustment"](replace(problem, adjust_by="macs"))
+    assert found[0] == (1, 3)
+    assert (2, 2) in found
+    assert [loss_of(own) for own in found] == sorted(loss_of(own) for own in found)
+    assert all(problem.latency(own) <= 8 and problem.bounds[0].holds(own) for own in found)
+
+
 @pytest.mark.parametrize("name", ALLOCATORS)
 def test_a_limit_that_no_network_meets_is_refused_with_the_lowest(problem: Problem, name: str) -> None:
-    impossible = Problem(**{**vars(problem), "limit_ms": 2.5})
+    impossible = replace(problem, limit_ms=2.5)
     with pytest.raises(BudgetError, match=r"meets 2\.5 ms: the fastest takes 3 ms within the other bounds"):
         ALLOCATORS[name](impossible)
 

@@ -254,6 +254,21 @@ def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
         assert found["pareto"] >= 2
 
 
+def test_network_adjustment_as_published_finds_a_network_within_the_budget(
+    project_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    project_of()
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    with contextlib.chdir(tmp_path / "copy"):
+        own = '[search]\nmethod = "network-adjustment"\nadjust_by = "macs"\ntrials = 0'
+        Path("bcnet.toml").write_text((WEIGHTS + CONFIG).replace("[search]", own), encoding="utf-8")
+        assert main(["search"]) == 0
+        found = result("search")
+    assert found["method"] == "network-adjustment"
+    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["candidates"] >= 2
+
+
 def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
     project_of: Callable[..., Any], tmp_path: Path
 ) -> None:
