@@ -1,10 +1,12 @@
 """A point of a finished search's front. In: a latency budget of its own. Out: widths, measured first.
 
-Nothing is searched again: `bcnet slice --latency-ms 5` takes what any search has found.
+Nothing is searched again: `bcnet slice --latency-ms 5` takes what `bcnet search --pareto` has found. A search
+for one budget has no front: only what is inside both budgets is taken, where that is its winner or as good.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from bcnet.artifacts import Run, read_json
 from bcnet.config import Config
@@ -16,16 +18,20 @@ from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scorin
 from bcnet.pipeline.search_state import candidate_from_json
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
-from bcnet.supernet.evolution import Candidate, Evolution, ScoreOf, fastest
+from bcnet.supernet.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import Chosen, trained_supernets
+
+USED = 0.9  # of a budget: what is much faster than it is said to be
+SAME = 1.001  # budgets are rounded when they are printed
 
 
 def point_inside(run: Run, config: Config) -> Chosen | None:
     """The front's most accurate point inside the budget of [slice]; None where that has none.
 
     Measured as a search measures its winner: where points are over the budget, the next ones are, and
-    at last narrower ones. Raises BudgetError where no point is predicted or measured inside the budget.
+    at last narrower ones. Raises BudgetError where no point is predicted or measured inside the budget, or
+    where the search looked for another one.
     """
     own = config.slice
     if not own.of_front:
@@ -42,15 +48,20 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         return [replace(c, predicted_ms=float(latency(c.widths))) for c in found]
 
     front = [c for c in read("pareto.json") if all(bound.holds(c.widths) for bound in bounds)]
+    result = read_json(stage.path("result.json"), stage.command)
+    flag = f"--latency {own.latency}" if own.latency else f"--latency-ms {own.latency_ms:g}"
+    _require_front(result, budget, f"`{stage.command} --pareto`", f"`{stage.command} {flag}`")
     inside = tuple(c for c in front if c.predicted_ms <= budget)
     if not inside:
         least = min((c.predicted_ms for c in front), default=None)
-        known = "none is within the bounds" if least is None else f"the fastest takes {least:.4g} ms"
+        known = "none is within the bounds"
+        if least is not None:
+            known = f"the fastest takes {least:.4g} ms{as_share(latency, project.space, least)}"
         raise BudgetError(
             f"no point of the search's front is within {budget:.4g} ms: {known}; raise the budget, or search "
-            f"again with `{stage.command} --pareto`"
+            f"for this one with `{stage.command} {flag}`"
         )
-    _say_where_it_ends(stage.path("result.json"), stage.command, budget)
+    _say_what_is_unused(front, inside, budget)
     settings = replace(
         settings_of(project),
         budget_ms=budget,
@@ -63,7 +74,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     score_of: ScoreOf
     if on_trained_network(project):
         score_of = TrainedScores(project, trained_state(run, project))
-        score_of.criterion = read_json(stage.path("result.json"), stage.command)["criterion"]
+        score_of.criterion = result["criterion"] or score_of.criterion
     else:
         score_of = scoring(project, trained_supernets(run, project))
     evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=pressed), bounds)
@@ -74,19 +85,35 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         best = evolution.ranked(inside)[0]
         say(f"{best.widths}, predicted {best.predicted_ms:.4g} ms, is sliced: {not_measured}")
     else:
-        result = measured_best(evolution, settings, inside, measuring(project))
-        best = result.best
+        found = measured_best(evolution, settings, inside, measuring(project))
+        best = found.best
         assert best.measured is not None
-        note = f" ({result.note})" if result.note else ""
+        note = f" ({found.note})" if found.note else ""
         say(f"{best.widths}, measured at {best.measured.median_ms:.4g} ms, is sliced{note}")
     return Chosen(best.widths, best.predicted_ms, budget)
 
 
-def _say_where_it_ends(path: Path, mend: str, budget: float) -> None:
-    """Say it where the search has scored nothing as slow as the budget: the front may go on."""
-    reached = read_json(path, mend).get("searched_to_ms")
-    if reached is not None and budget > reached:
-        say(
-            f"the search scored nothing above {reached:.4g} ms; for the front up to {budget:.4g} ms, run "
-            f"`{mend} --pareto` again"
+def _require_front(result: Mapping[str, Any], budget: float, whole: str, alone: str) -> None:
+    """Raise BudgetError where a search for one budget is asked for a network of another, which it has not
+    looked for. What it has found inside a lower one is as good as its winner where that is inside, too.
+
+    `whole` and `alone` are the commands that search the front, and this budget.
+    """
+    searched = result.get("searched_to_ms")
+    if searched is None:
+        return
+    winner = result["best"]["predicted_ms"]
+    if not min(winner, searched) <= budget <= searched * SAME:
+        raise BudgetError(
+            f"this search looked for one budget of {searched:.4g} ms and has no front to take a network of "
+            f"{budget:.4g} ms from: search the front with {whole}, or this budget with {alone}"
         )
+
+
+def _say_what_is_unused(front: Sequence[Candidate], inside: Sequence[Candidate], budget: float) -> None:
+    """Say it where the front's slowest, and so most accurate point inside is much faster than the budget."""
+    used = max(c.predicted_ms for c in inside)
+    if used < USED * budget:
+        beyond = min((c.predicted_ms for c in front if c.predicted_ms > budget), default=None)
+        more = "it has none beyond" if beyond is None else f"its next one takes {beyond:.4g} ms"
+        say(f"the front's most accurate point inside {budget:.4g} ms takes {used:.4g} ms: {more}")

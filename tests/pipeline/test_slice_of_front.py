@@ -82,22 +82,38 @@ def test_a_run_with_a_budget_of_its_own_for_the_slice_compares_that_point(
     assert read("slice/result.json")["widths"] == read("search/result.json")["best"]["widths"]
 
 
-def test_a_plain_search_has_a_front_too_and_says_where_it_ends(
-    project: Path, capfd: pytest.CaptureFixture[str]
+def test_a_search_for_one_budget_has_no_front_and_only_its_winner_serves_another(
+    project: Path, capfd: pytest.CaptureFixture[str], refused: Refused
 ) -> None:
-    reached = read("search/result.json")["searched_to_ms"]
-    sliced, said = done(capfd, "slice", "--latency-ms", str(50 * reached), "--epochs", "0")
-    assert f"the search scored nothing above {reached:.4g} ms" in said
-    best = max(read("search/pareto.json"), key=lambda point: point["predicted_ms"])
-    assert sliced["predicted_ms"] <= best["predicted_ms"] + 1e-9
+    search = read("search/result.json")
+    reached, winner = search["searched_to_ms"], search["best"]
+    between = (winner["predicted_ms"] + reached) / 2
+    assert winner["predicted_ms"] < between < reached
+    for wanted in (1.2 * reached, winner["predicted_ms"] / 2):
+        line = refused(1, "slice", "--latency-ms", str(wanted))
+        assert f"this search looked for one budget of {reached:.4g} ms and has no front to take" in line
+        assert f"a network of {wanted:.4g} ms from" in line
+        assert (
+            "the front with `bcnet search --pareto`, or this budget with `bcnet search --latency-ms" in line
+        )
+    assert "`bcnet search --latency 90%`" in refused(1, "slice", "--latency", "90%")
+    sliced, _ = done(capfd, "slice", "--latency-ms", str(between), "--epochs", "0")
+    assert sliced["budget_ms"] == between
+    assert sliced["predicted_ms"] <= between
     done(capfd, "slice")
     assert read("slice/result.json")["budget_ms"] == read("search/result.json")["budget_ms"]
 
 
-def test_a_budget_below_the_front_names_its_fastest_point(project: Path, refused: Refused) -> None:
+def test_a_front_that_is_far_from_a_budget_or_above_it_says_where_its_points_are(
+    project: Path, capfd: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    done(capfd, "search", "--pareto")
+    slowest = read("search/pareto.json")[-1]["predicted_ms"]
+    _, said = done(capfd, "slice", "--latency-ms", str(50 * slowest), "--epochs", "0")
+    assert f"inside {50 * slowest:.4g} ms takes {slowest:.4g} ms: it has none beyond" in said
     line = refused(1, "slice", "--latency-ms", "0.00001")
     assert "no point of the search's front is within 1e-05 ms: the fastest takes 0." in line
-    assert "bcnet search --pareto" in line
+    assert "% of the original network's); raise the budget, or search for this one with `bcnet search" in line
 
 
 def test_a_slice_takes_one_kind_of_budget(project: Path, refused: Refused) -> None:
