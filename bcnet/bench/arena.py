@@ -11,7 +11,8 @@ out.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bcnet.artifacts import Run, alone_in, bytes_digest, digest, file_digest, json_bytes, write_file
+from bcnet.artifacts import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.bench.arena_figure import figure
 from bcnet.bench.arena_report import as_text, report_of
 from bcnet.bench.arena_rows import ORIGINAL, Row
@@ -29,7 +30,15 @@ from bcnet.bench.arena_starts import Starts, counts, percent, slug
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside_job import Failed, NotInstalled
 from bcnet.config import Config
-from bcnet.errors import BudgetError, ConfigError, DeviceError, ModelError, NetworkError, TrainingError
+from bcnet.errors import (
+    ArtifactError,
+    BudgetError,
+    ConfigError,
+    DeviceError,
+    ModelError,
+    NetworkError,
+    TrainingError,
+)
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
@@ -39,6 +48,7 @@ from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
 from bcnet.progress import announce, say, working
+from bcnet.reading import read_bytes
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
 from bcnet.supernet.measure import measure_network
@@ -49,6 +59,7 @@ from bcnet.supernet.task import Task, logits_of
 from bcnet.supernet.temperature import are_classes
 
 FOLDER = "bench/arena"  # in the run's
+ONNX_BYTES = 1 << 31  # no file of that format is larger
 DURATION = 0.25  # of the profile's, for each measurement of a network
 OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
 
@@ -136,12 +147,19 @@ class Arena:
     def _cell(self, name: str, make: Any) -> None:
         known = self.cells.values.get(name)
         if known is not None:
-            path = self.folder / known["file"]
-            if path.exists() and file_digest(path) == known["digest"]:
+            if self._network(known) is not None:
                 return
-            say(f"{path} is missing or was changed: it is made again")
+            say(f"{self.folder / known['file']} is missing or was changed: it is made again")
         self.cells.add(name, make())
         self.publish()
+
+    def _network(self, cell: Mapping[str, Any]) -> bytes | None:
+        """A cell's ONNX file; None where it is missing or was changed."""
+        with suppress(OSError, ValueError):
+            content = read_bytes(self.folder / cell["file"], ONNX_BYTES)
+            if bytes_digest(content) == cell["digest"]:
+                return content
+        return None
 
     def _original(self) -> dict[str, Any]:
         network = original_network(self.run, self.project)
@@ -206,19 +224,27 @@ class Arena:
     def measure(self, again: bool) -> None:
         """Time the networks of each budget and the original, alternating; where that is done, if `again`."""
         for share in self.plan.budgets:
-            files = {cell["shape"]: cell["file"] for cell in self._done(share)}
+            cells = {cell["shape"]: cell for cell in self._done(share)}
             known = self.latencies.values.get(percent(share), {})
-            if files and (again or not files.keys() <= known.keys()):
-                self.latencies.add(percent(share), self._timed(files))
+            if cells and (again or not cells.keys() <= known.keys()):
+                self.latencies.add(percent(share), self._timed(cells))
                 self.publish()
 
-    def _timed(self, files: dict[str, str]) -> dict[str, list[float]]:
-        contents = {shape: (self.folder / file).read_bytes() for shape, file in files.items()}
+    def _timed(self, cells: Mapping[str, Mapping[str, Any]]) -> dict[str, list[float]]:
+        contents: dict[str, bytes] = {}
+        for shape, cell in cells.items():
+            content = self._network(cell)
+            if content is None:
+                raise ArtifactError(
+                    f"{self.folder / cell['file']} is missing or was changed: run the same command without "
+                    "--measure to make it again"
+                )
+            contents[shape] = content
 
         def timed(shape: str) -> LatencyStat:
             return measure_network(contents[shape], self.project.profile, DURATION)
 
-        found = measured_alternately(timed, {shape: shape for shape in files})
+        found = measured_alternately(timed, {shape: shape for shape in contents})
         return {shape: own.medians_ms for shape, own in found.items()}
 
     def _done(self, share: float) -> Iterator[dict[str, Any]]:
