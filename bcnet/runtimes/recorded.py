@@ -82,11 +82,11 @@ class Recorded:
     def __init__(self, path: Path) -> None:
         """Raises DeviceError where there is no such file, or it is no recording, or was changed."""
         self.path = path
-        self._entries: dict[str, list[dict[str, Any]]] = {}
+        self.entries: dict[str, list[dict[str, Any]]] = {}
         if not path.exists():
             raise DeviceError(f"{path} cannot be read: No such file or directory")
         for entry in _lines(path).values:
-            self._entries.setdefault(entry["key"], []).append(entry)
+            self.entries.setdefault(entry["key"], []).append(entry)
         self._given: Counter[str] = Counter()
         self._reading = threading.Lock()
 
@@ -94,7 +94,7 @@ class Recorded:
         """The next recorded answer to a job. Raises NetworkError where that was one, DeviceError: none."""
         key = key_of(job)
         with self._reading:
-            own = self._entries.get(key)
+            own = self.entries.get(key)
             if not own:
                 raise DeviceError(
                     f"{self.path} has no answer to this job: {in_words(job)}; record it on the device: put "

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from bcnet.config import template
+
 NUMBERS = (b"1e400", b"-1", b"NaN", b"0", b"1" * 30, b"1" * 5000, b'"x"', b"null", b"[" * 2000, b"{}")
 JUNK = (b"\xff\xfe", b"\0" * 9, b"\x1b[31m", b",", b'"', b"\n")
 NAMES = (b"x", b"inputs", b"digest", b"epoch")
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-KEY = re.compile(rb'"([A-Za-z_ .-]+)"(?=\s*:)')
+KEY = re.compile(rb'"([A-Za-z_ .-]+)"(?=\s*:)|^([a-z_]+)(?=\s*=)', re.MULTILINE)
+SETTING = re.compile(rb"^(?:# )?([a-z_]+) = (.+)$", re.MULTILINE)
 Edit = Callable[[bytes, random.Random], bytes]
 
 
@@ -73,10 +76,38 @@ def another_key(content: bytes, rng: random.Random) -> bytes:
     if not found:
         return b"[]"
     match = rng.choice(found)
-    return content[: match.start(1)] + rng.choice(NAMES) + content[match.end(1) :]
+    group = 1 if match[1] else 2
+    return content[: match.start(group)] + rng.choice(NAMES) + content[match.end(group) :]
+
+
+def another_setting(content: bytes, rng: random.Random) -> bytes:
+    """A setting of a TOML file has another value, often a valid one."""
+    match = rng.choice(list(SETTING.finditer(content)))
+    return content[: match.start(2)] + _another(match[2], rng) + content[match.end(2) :]
+
+
+def one_more_setting(content: bytes, rng: random.Random) -> bytes:
+    """A key that the configuration knows is in its section, often with a valid value."""
+    sections = re.split(r"^\[(\w+)\]$", "\n" + template(), flags=re.MULTILINE)
+    section = rng.randrange(1, len(sections), 2)
+    match = rng.choice(list(SETTING.finditer(sections[section + 1].encode())))
+    header = f"[{sections[section]}]\n".encode()
+    line = match[1] + b" = " + rng.choice([match[2], _another(match[2], rng)]) + b"\n"
+    if header in content:
+        return content.replace(header, header + line)
+    return content + b"\n" + header + line
+
+
+def _another(value: bytes, rng: random.Random) -> bytes:
+    if re.fullmatch(NUMBER, value):
+        number = float(value)
+        found = rng.choice([number + 1, number * 2, number / 2, number / 10, -number, 0.0])
+        return f"{found:.0f}".encode() if b"." not in value else repr(found).encode()
+    return rng.choice([b"true", b"false", b'"auto"', b'"50%"', b'"evolution"', b"[]", b"0.5", b"2"])
 
 
 EDITS: tuple[Edit, ...] = (flipped, cut, inserted, zeroed, lines_moved, another_number, another_key)
+OF_SETTINGS: tuple[Edit, ...] = (another_setting, one_more_setting)
 
 
 def _as_other(path: Path, rng: random.Random, others: Sequence[Path]) -> str:
@@ -130,7 +161,8 @@ def damaged(path: Path, rng: random.Random, others: Sequence[Path]) -> Iterator[
     if rng.random() < 0.25:
         how = rng.choice(REPLACEMENTS)(path, rng, others)
     else:
-        edit = rng.choice(EDITS)
+        of_settings = path.suffix == ".toml" and rng.random() < 0.5
+        edit = rng.choice(OF_SETTINGS if of_settings else EDITS)
         path.write_bytes(edit(content, rng))
         how = edit.__name__
     try:

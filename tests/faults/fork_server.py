@@ -2,7 +2,8 @@
 
 In: lines of JSON on stdin: a command, its folder, and the fault. Out: a line of JSON for each: exit code,
 output, file operations. A child dies before the n-th operation, or before the first that matches a pattern
-(`kill`), as by SIGKILL, or can write only that many more bytes to its disk (`room`).
+(`kill`), as by SIGKILL, or can write only that many more bytes to its disk (`room`). Before it removes a file
+whose path matches a pattern (`keep`), that is copied into another folder (`kept`).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -143,6 +145,9 @@ def child(order: dict[str, Any], report: Path) -> None:
 
     def before(operation: str) -> None:
         operations.append(operation)
+        keep = re.fullmatch(rf"os\.remove (.*{order['keep']}.*)", operation) if "keep" in order else None
+        if keep and Path(keep[1]).exists():
+            shutil.copy(keep[1], Path(order["kept"]) / keep[1].replace("/", " "))
         kill = order.get("kill", 0)
         if re.search(kill, operation) if isinstance(kill, str) else len(operations) == kill:
             end(KILLED)
@@ -165,7 +170,7 @@ def answer(order: dict[str, Any]) -> str:
     process = os.fork()
     if not process:
         child(order, report)
-    deadline = time.monotonic() + order.get("limit_s", 120)
+    deadline = time.monotonic() + order.get("limit_s", 300)
     while os.waitpid(process, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
