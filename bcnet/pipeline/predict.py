@@ -1,6 +1,7 @@
 """Classify images with the model.onnx beside this file: `python predict.py IMAGE ...` prints their classes.
 
-Needs onnxruntime, numpy and Pillow. All that it knows about the network is in the file's metadata.
+Needs onnxruntime, numpy and Pillow. All that it knows about the network is in the file's metadata. What
+cannot be read is one line on stderr, and the exit code is 1; wrong usage is 2.
 """
 
 import json
@@ -11,11 +12,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
-rules = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])
-mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("mean", "std"))
-entry, side = rules["inputs"][0], rules["resize"]["shorter_side"]
-for name in sys.argv[1:]:
+MODEL = Path(__file__).with_name("model.onnx")
+
+
+def pixels_of(name: str, side: int) -> np.ndarray:
+    """An image file as (3, side, side) float32 pixels, as the network was trained with them."""
     image = ImageOps.exif_transpose(Image.open(name))
     if image.mode == "F" or image.mode.startswith("I"):  # grey: floats from 0 to 1, or 16 bits
         depth = 1 if image.mode == "F" else 65535
@@ -29,9 +30,40 @@ for name in sys.argv[1:]:
     width, height = (int(side * length / min(image.size)) for length in image.size)
     left, top = round((width - side) / 2), round((height - side) / 2)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32).transpose(2, 0, 1)
-    batch = np.repeat(
-        ((pixels - mean) / std)[None], 1 if entry["shape"][0] == "batch" else entry["shape"][0], axis=0
-    )
-    logits = session.run([rules["outputs"][0]], {entry["name"]: batch})[0][0]
-    print(name, rules["classes"][logits.argmax()], sep="\t")
+    return np.asarray(image.crop((left, top, left + side, top + side)), np.float32).transpose(2, 0, 1)
+
+
+def failed(what: str, cause: Exception) -> int:
+    """One line on stderr; the exit code."""
+    print(f"predict.py: {what} ({' '.join(str(cause).split())})", file=sys.stderr)
+    return 1
+
+
+def main(names: list[str]) -> int:
+    """Print each image and its class; the exit code."""
+    if not names or {"-h", "--help"} & set(names):
+        print("usage: python predict.py IMAGE ...", file=sys.stdout if names else sys.stderr)
+        return 0 if names else 2
+    try:
+        session = onnxruntime.InferenceSession(MODEL)
+        rules = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])
+        mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        entry, side = rules["inputs"][0], rules["resize"]["shorter_side"]
+    except Exception as cause:
+        return failed(f"{MODEL} is not a model that bcnet exported for a folder of images", cause)
+    count = 1 if entry["shape"][0] == "batch" else entry["shape"][0]
+    code = 0
+    for name in names:
+        try:
+            pixels = pixels_of(name, side)
+        except Exception as cause:  # Pillow raises many kinds for a damaged file
+            code = failed(f"{name} cannot be read as an image", cause)
+            continue
+        batch = np.repeat(((pixels - mean) / std)[None], count, axis=0)
+        logits = session.run([rules["outputs"][0]], {entry["name"]: batch})[0][0]
+        print(name, rules["classes"][logits.argmax()], sep="\t")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

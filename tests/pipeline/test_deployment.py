@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,29 @@ def test_a_program_without_bcnet_gets_the_promised_accuracy_from_the_files_thems
     assert right / len(files) == pytest.approx(verified["accuracy"], abs=1e-9)
     assert 0.4 < verified["accuracy"] < 1  # harder than chance, not so easy that every rule is right
     assert len(set(answers.values())) > 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_program_refuses_what_is_no_image_in_one_line_and_classifies_the_others(tmp_path: Path) -> None:
+    def predict(*arguments: str, script: Path = EXPORT / "predict.py") -> tuple[int, list[str], list[str]]:
+        command = [sys.executable, "-I", str(script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+    good = "photos/test/left/0.jpg"
+    (tmp_path / "cut.jpg").write_bytes(Path(good).read_bytes()[:500])
+    code, out, err = predict("nowhere.jpg", good, str(tmp_path / "cut.jpg"))
+    assert code == 1
+    assert [line.split("\t")[0] for line in out] == [good]
+    assert len(err) == 2
+    assert err[0].startswith("predict.py: nowhere.jpg cannot be read as an image ([Errno 2] No such file")
+    assert err[1].startswith(f"predict.py: {tmp_path / 'cut.jpg'} cannot be read as an image (")
+    assert predict() == (2, [], ["usage: python predict.py IMAGE ..."])
+    assert predict("--help") == (0, ["usage: python predict.py IMAGE ..."], [])
+    alone = Path(shutil.copy(EXPORT / "predict.py", tmp_path))
+    code, out, err = predict(good, script=alone)
+    assert (code, out, len(err)) == (1, [], 1)
+    assert "model.onnx is not a model that bcnet exported for a folder of images" in err[0]
 
 
 def test_the_contract_is_the_same_in_every_file(folder: Path) -> None:
