@@ -28,6 +28,7 @@ P = ParamSpec("P")
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # the end of a temporary file's name
 SCHEMA = 2
+NOT_DONE = "not done yet"
 
 
 def digest(value: object) -> str:
@@ -305,7 +306,7 @@ class Stage:
         Raises ArtifactError where its files were changed: they are not written over.
         """
         if not self.path(MANIFEST).exists():
-            return "not done yet"
+            return NOT_DONE
         found = self.manifest()["inputs"]
         changed = [key for key in keys if inputs[key] != found.get(key)]
         return f"{', '.join(changed)} changed" if changed else None
@@ -313,7 +314,7 @@ class Stage:
     def outdated(self, inputs: Mapping[str, str]) -> str | None:
         """Why the stage must run; None when it is finished, whole, and made from exactly these inputs."""
         if not self.path(MANIFEST).exists():
-            return "not done yet"
+            return NOT_DONE
         try:
             found = self.manifest()["inputs"]
         except ArtifactError:

@@ -637,6 +637,7 @@ def run_all(
     )
     command = _Command("run", run, config, as_json, replace, measures=True)
     with _chosen(command, settings) as (target, settings):
+        from bcnet.artifacts import NOT_DONE
         from bcnet.pipeline import build_lut, compare, export, search, slice, train
 
         stages = {
@@ -659,9 +660,9 @@ def run_all(
                     say(f"{label}: already done")
                 else:
                     start = time.perf_counter()
-                    say(f"{label}: {why}")
+                    say(label if why == NOT_DONE else f"{label}: {why}")
                     _sliced(target, settings) if stage is slice else stage.run(target, settings)
-                    say(f"{label}: {time.perf_counter() - start:.0f} s")
+                    say(f"{label}: done in {time.perf_counter() - start:.0f} s")
             if name == "export":
                 exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
                 if exported.get("not_verified"):  # nor is there anything to compare with

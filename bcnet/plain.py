@@ -1,5 +1,7 @@
 """Foreign text made safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
+Also losses, so that they are written in one way everywhere.
+
 Text from a device, a file or a library may hold escape codes or line breaks, or be arbitrarily long.
 """
 
@@ -28,6 +30,11 @@ def plain(text: str, most: int = MOST) -> str:
 def cell(text: str, most: int = MOST) -> str:
     """The same inside a table, where it may begin a line: `::error ...` would be a CI command there."""
     return COMMAND.sub(": :", plain(text, most))
+
+
+def loss_text(loss: float) -> str:
+    """A loss with four significant digits: losses of one line are compared, whatever their size is."""
+    return f"{loss:#.4g}".rstrip(".")
 
 
 def shown(value: object, most: int = 80) -> str:

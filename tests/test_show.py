@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from bcnet.plain import loss_text
 from bcnet.show import show_comparison, show_summary, show_table
 from bcnet.show.tables import columns, short_count
 
@@ -21,7 +22,7 @@ SEARCH = {
     "pareto": 11,
     "note": "",
 }
-EXPORT = {
+EXPORT: dict[str, Any] = {
     "stage": "export",
     "folder": "runs/default/export",
     "file": "runs/default/export/model.onnx",
@@ -84,6 +85,8 @@ def test_an_export_says_what_was_lost_and_gained_against_the_original(
     assert lines[0] == "verified   cpu, onnxruntime 1.23.0, fp32"
     assert "original   99.72% as it was given: 0.97 points lost" in lines
     assert "speed      1.71 times that of the full network (0.672 ms)" in lines
+    show_summary({**EXPORT, "original": {**EXPORT["original"], "state": "head trained"}})
+    assert "original   99.72% after its head was trained: 0.97 points lost" in shown(capsys)
     show_summary({**EXPORT, "verified": False, "measured": None, "verify_with": "measure it"})
     lines = shown(capsys)
     assert lines[0].startswith("unverified cpu")
@@ -124,8 +127,16 @@ def test_the_comparison_marks_what_is_not_separable_in_eighty_columns(
     assert cells["found (inherited)"][2] == "~0.391"
     assert cells[scratch][2] == "12.500"
     assert "~ latency not separable in 9 rounds: uniform (from scratch) / found (inherited)" in lines
-    assert "trained for 18 passes over the training images each (original: as given)" in lines
+    assert "trained for 18 passes over the training images each (original: as it was given)" in lines
     assert "note: the machine is noisy" in lines
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.85714, "0.8571"), (0.5, "0.5000"), (2.30258, "2.303"), (0.00012344, "0.0001234"), (1234.5, "1234")],
+)
+def test_losses_have_four_significant_digits_so_that_they_can_be_compared(loss: float, text: str) -> None:
+    assert loss_text(loss) == text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from bcnet.errors import SpaceError
+from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
 from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
 
@@ -65,7 +66,7 @@ def loss_tables(
             found[widths] = float(loss_of(widths))
             if on_score is not None:
                 on_score(widths, found[widths])
-            advance(f"{widths}: loss {found[widths]:.4f}")
+            advance(f"{widths}: loss {loss_text(found[widths])}")
     base = found[around]
     if not np.isfinite(base):
         raise SpaceError(

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from scipy.stats import binomtest
 from torch import nn
 
 from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
@@ -23,7 +21,8 @@ from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.weights import listed
-from bcnet.pipeline.original import original_network
+from bcnet.pipeline.accuracy import accuracy_interval
+from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
@@ -184,7 +183,7 @@ def compare(
     entries = []
     for name, content in files.items():
         accuracy = file_metric(content, project.model, project.data, project.profile, project.task)
-        low, high = _interval(project, accuracy)
+        low, high = accuracy_interval(project, accuracy) or (None, None)
         entries.append(
             Entry(
                 name=name,
@@ -288,16 +287,6 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     raise BudgetError("no uniformly narrowed network was measured to be as fast as the searched one")
 
 
-def _interval(project: Project, accuracy: float) -> tuple[float | None, float | None]:
-    test = project.data.test
-    target = test.take(torch.zeros(1, dtype=torch.int64)).items()[0][1]
-    if project.task.metric is not None or torch.as_tensor(target).ndim:
-        return None, None  # a mean over pixels or boxes is no share of independent trials
-    count = len(test)
-    interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
-    return round(float(interval.low), 6), round(float(interval.high), 6)
-
-
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records."""
     project = load_project(config)
@@ -347,6 +336,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         "metric": config.task.metric,
         "test_images": len(project.data.test),
         "passes": recipe.epochs,
+        "original": None if given.original is None else state_of_original(project),
         "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in found.entries],
         "not_separable": [list(pair) for pair in found.not_separable],
         "notes": [note for note in notes if note],

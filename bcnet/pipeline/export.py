@@ -29,7 +29,7 @@ from bcnet.pipeline.engine import (
     how_to_verify,
 )
 from bcnet.pipeline.kept import announce_replacement, finish_export
-from bcnet.pipeline.original import original_network
+from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.verify import (
     VerifyReport,
@@ -133,7 +133,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         "estimate": bool(found["estimate"]),
         "recorded": project.profile.recording,
         **report.to_json(),
-        "original": against_original(report, original_accuracy(run, project)),
+        "original": against_original(report, original_accuracy(run, project), state_of_original(project)),
         "verify_with": None,
     }
     summary["notes"] = [*report.notes, *_since_the_search(found["best"], chosen, report)]
@@ -170,7 +170,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
 
 
 def _against_original(original: Mapping[str, Any], metric: str) -> str:
-    """What is lost and gained compared with the network as it was given; empty where neither is known."""
+    """What is lost and gained compared with the original network; empty where neither is known."""
     words = []
     if original["accuracy_lost"] is not None:
         lost = original["accuracy_lost"]

@@ -17,6 +17,7 @@ from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
+from bcnet.plain import loss_text
 from bcnet.progress import say, working
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.importance import CRITERIA, Importances
@@ -137,7 +138,7 @@ def ranked_sources(
 
 def say_best(sources: Sequence[Source]) -> None:
     """Report where the weights come from, and the losses of all that were compared."""
-    losses = ", ".join(f"{source.short} {loss_of(source.score):.3f}" for source in sources)
+    losses = ", ".join(f"{source.short} {loss_text(loss_of(source.score))}" for source in sources)
     say(f"the small network begins with {sources[0].name}; losses on the validation images: {losses}")
 
 

@@ -16,6 +16,18 @@ from bcnet.supernet.project import Project
 ORIGINAL_FILE = "original.safetensors"
 
 
+def state_of_original(project: Project) -> str:
+    """What the original's weights are: "given", "head trained" in the first stage, or all "trained" there."""
+    if not on_trained_network(project) or project.narrow is not None or is_given(project):
+        return "given"
+    return "head trained" if project.trained else "trained"
+
+
+def is_given(project: Project) -> bool:
+    """Whether the network is given with all its weights; a wider one than the given is not trained yet."""
+    return project.trained and not project.untrained_layers and project.narrow is None
+
+
 def trained_state(run: Run, project: Project) -> dict[str, Tensor]:
     """The tensors that the first stage left, as wide as the space. Raises ArtifactError."""
     stage = run.stage("train")

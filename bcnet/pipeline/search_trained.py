@@ -19,6 +19,7 @@ from bcnet.pipeline.route import GROUP_FISHER
 from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
+from bcnet.plain import loss_text
 from bcnet.progress import say, working
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate
@@ -219,7 +220,7 @@ def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs
         found[widths] = scores.kept("fine-tuned", epochs, widths, score)
     ordered = sorted(entries, key=lambda own: best_first(found[own.candidate.widths]))
     shown = ", ".join(
-        f"{_named(proposals, own)} {loss_of(found[own.candidate.widths]):.3f}" for own in ordered
+        f"{_described(proposals, own)} {loss_text(loss_of(found[own.candidate.widths]))}" for own in ordered
     )
     say(f"validation loss after {epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning: {shown}")
     return ordered[0]
@@ -227,6 +228,14 @@ def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs
 
 def _named(proposals: Proposals, own: Timed) -> str:
     return proposals.origin[own.candidate.widths]
+
+
+def _described(proposals: Proposals, own: Timed) -> str:
+    """What distinguishes a candidate from others of its method: its predicted latency and its size."""
+    space, latency = proposals.scores.space, proposals.latency
+    share = own.candidate.predicted_ms / float(latency(space.original()))
+    size = f"{space.params(own.candidate.widths):,} parameters"
+    return f"{_named(proposals, own)} ({share:.1%} of the latency, {size})"
 
 
 def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
@@ -260,7 +269,7 @@ def report_losses(proposals: Proposals) -> None:
         method = proposals.origin[widths]
         best[method] = min(best.get(method, float("inf")), loss_of(candidate.score))
     ordered = sorted(best.items(), key=lambda own: own[1])
-    scores = ", ".join(f"{method} {loss:.3f}" for method, loss in ordered)
+    scores = ", ".join(f"{method} {loss_text(loss)}" for method, loss in ordered)
     say(f"validation loss before fine-tuning, the best network of each method: {scores}")
 
 

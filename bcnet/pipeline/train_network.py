@@ -13,9 +13,10 @@ from torch import nn
 from bcnet.artifacts import Run
 from bcnet.config import Config
 from bcnet.models.weights import listed
+from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.inherit import check_inheritance
 from bcnet.pipeline.kept import warn_of_verified
-from bcnet.pipeline.original import ORIGINAL_FILE
+from bcnet.pipeline.original import ORIGINAL_FILE, is_given
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
 from bcnet.sealed import seal_tensors
@@ -32,15 +33,14 @@ FINE_TUNING_RATE = 0.01  # of a network whose weights are trained, unless train.
 
 def network_inputs(project: Project) -> dict[str, str]:
     """What this stage's manifest records in place of a supernet's training settings."""
-    # A wider network than the given one is not trained yet.
-    given = project.trained and not project.untrained_layers and project.narrow is None
-    return {**project.inputs(), "network": "given" if given else training_digest(project.config)}
+    given = "given" if is_given(project) else training_digest(project.config)
+    return {**project.inputs(), "network": given}
 
 
 def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
     """Train the network itself, if it has to be, and save it. Returns a summary."""
     stage, inputs = run.stage("train"), network_inputs(project)
-    given = inputs["network"] == "given"
+    given = is_given(project)
     model = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
     recipe = Recipe.of(config, config.train.epochs, first_rate(project))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), inputs)
@@ -49,7 +49,7 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
     warn_of_verified(run, "train")
     start = time.perf_counter()
     if given:
-        say("the network's weights are given: it is not trained")
+        say("the network's weights are given: they are evaluated and kept, nothing has to be trained")
     else:
         why = "it has no trained weights" if project.narrow is None else "it is wider than the given one"
         if project.untrained_layers:
@@ -109,6 +109,13 @@ def say_reached(project: Project, network: str, reached: float) -> None:
     value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
     wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
     say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
+    interval = accuracy_interval(project, reached)
+    if interval is not None and data.classes and interval[0] <= 1 / len(data.classes):
+        say(
+            f"this is no better than guessing among {len(data.classes)} classes (95 % interval "
+            f"{interval[0]:.1%} to {interval[1]:.1%}): check the weights, the order of the classes, and "
+            "data.mean and data.std, or train longer (train.epochs); no smaller network can be better"
+        )
 
 
 def first_rate(project: Project) -> float:

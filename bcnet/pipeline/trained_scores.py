@@ -19,6 +19,7 @@ from bcnet.errors import ArtifactError
 from bcnet.methods.loss_tables import loss_tables
 from bcnet.methods.utilisation import ChannelDropout, utilisation
 from bcnet.parts import Items, Split
+from bcnet.plain import loss_text
 from bcnet.progress import say
 from bcnet.sealed import SealedLines
 from bcnet.supernet.fit import Recipe
@@ -162,7 +163,7 @@ class TrainedScores:
         self.criterion = min(CRITERIA, key=lambda own: best_first(scores[own]))
         say(
             f"channels are ordered by {self.criterion}, the best of {len(CRITERIA)} criteria at {widths}: "
-            + ", ".join(f"{own} {loss_of(score):.3f}" for own, score in scores.items())
+            + ", ".join(f"{own} {loss_text(loss_of(score))}" for own, score in scores.items())
         )
 
     @cached_property

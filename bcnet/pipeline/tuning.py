@@ -18,6 +18,7 @@ from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
+from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
 from bcnet.supernet.fit import Recipe, seconds_to_fit
@@ -113,6 +114,7 @@ def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, 
         before, after = loss_of(scores[best]), min(loss_of(scores[n]) for n in range(len(found)) if n != best)
         say(
             f"fine-tuning at a rate of {recipe.learning_rate:g} made the network worse (validation loss "
-            f"{before:.4g} before, {after:.4g} after): it stays as it was; lower slice.learning_rate"
+            f"{loss_text(before)} before, {loss_text(after)} after): it stays as it was; lower "
+            "slice.learning_rate"
         )
     return found[best]

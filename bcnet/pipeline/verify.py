@@ -248,14 +248,16 @@ def _timed(
     return own, Repeated(tuple(second)) if second else None
 
 
-def against_original(report: VerifyReport, accuracy: float | None) -> dict[str, Any]:
-    """The exported network compared with the original: the original's `accuracy` as given, and the latencies.
+def against_original(report: VerifyReport, accuracy: float | None, state: str | None) -> dict[str, Any]:
+    """The exported network compared with the original: the original's accuracy, and the latencies.
 
-    Without trained weights the original's accuracy means nothing: then no loss of accuracy is given.
+    `state` is what the original's weights are (`state_of_original`); None where it is not known. Without
+    trained weights the original's accuracy means nothing: then no loss of accuracy is given.
     """
     both = report.measured and report.full and report.measured.median_ms > 0
     return {
         "accuracy": accuracy,
+        "state": None if accuracy is None else state,
         "accuracy_lost": None if accuracy is None else round(accuracy - report.accuracy, 6),
         "median_ms": report.full.median_ms if report.full else None,
         "speedup": (

@@ -100,13 +100,13 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
         engine=engine.read_bytes(),
     )
     original = before.get("original")
-    known = original.get("accuracy") if isinstance(original, dict) else None
+    known = original if isinstance(original, dict) else {}
     summary = {
         **before,
         "file": str(engine),
         "device": target.name,
         **report.to_json(),
-        "original": against_original(report, known),
+        "original": against_original(report, known.get("accuracy"), known.get("state")),
         "verify_with": None,
     }
     refuse_failed(report, summary, engine.with_name("failed.json"))

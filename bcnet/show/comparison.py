@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bcnet.show.tables import columns, milliseconds, put, short_count, value_of
+from bcnet.show.tables import columns, milliseconds, original_as, put, short_count, value_of
 
 LONGEST = 18  # letters of a metric's name that fit above its column
 
@@ -30,7 +30,7 @@ def show_comparison(summary: Mapping[str, Any]) -> None:
     budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
     put(f"on {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
     put(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
-    given = " (original: as given)" if entries[0]["passes"] is None else ""
+    given = f" (original: {original_as(summary.get('original'))})" if entries[0]["passes"] is None else ""
     passes = f"{summary['passes']} pass{'' if summary['passes'] == 1 else 'es'}"
     put(f"trained for {passes} over the training images each{given}")
     rounds = len(entries[0]["rounds_ms"])

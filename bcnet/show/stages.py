@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from bcnet.show.tables import milliseconds, put, text_of, value_of
+from bcnet.plain import loss_text
+from bcnet.show.tables import milliseconds, original_as, put, text_of, value_of
 
 Summary = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def _train(summary: Summary) -> list[str]:
                 "trained",
                 f"{what}: {summary['groups']} groups ({summary['method']}), {_epochs(epochs)}{seconds}",
             ),
-            ("loss", f"{summary['final_loss']:.4g}, mean over the paths of the last epoch"),
+            ("loss", f"{loss_text(summary['final_loss'])}, mean over the paths of the last epoch"),
             ("files", f"{summary['folder']}/"),
             ("next", _next(summary, "bcnet build-lut")),
         ]
@@ -170,7 +171,7 @@ def _export(summary: Summary) -> list[str]:
         lost = original["accuracy_lost"]
         much = f"{100 * abs(lost):.2f} points" if metric == "accuracy" else f"{abs(lost):.4f}"
         change = f"{much} {'lost' if lost >= 0 else 'gained'}"
-        beside = f"{value_of(metric, original['accuracy'])} as it was given: {change}"
+        beside = f"{value_of(metric, original['accuracy'])} {original_as(original.get('state'))}: {change}"
     measured, budget = summary["measured"], summary["budget_ms"]
     latency = f"{milliseconds(summary['predicted_ms'])} ms predicted"
     if measured:

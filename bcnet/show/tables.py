@@ -55,6 +55,12 @@ def milliseconds(ms: float) -> str:
     return f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
 
 
+def original_as(state: str | None) -> str:
+    """What the original network is whose figures others are compared with, by its `state` in the JSON."""
+    states = {"head trained": "after its head was trained", "trained": "after it was trained"}
+    return states.get(state or "given", "as it was given")
+
+
 def value_of(metric: str, value: float | None) -> str:
     """A value of the metric: accuracy in percent, any other unchanged; ? where it is not known."""
     if value is None:

@@ -27,6 +27,7 @@ from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
 from bcnet.imports import code_of, import_function
 from bcnet.models.finite import not_finite
+from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.task import Task, logits_of
@@ -214,7 +215,7 @@ def fit(
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
             value = _finite(loss, number, batch)
-            advance(f"loss {value:.3f}")
+            advance(f"loss {loss_text(value)}")
             return value
 
         for epoch in range(first, recipe.epochs):

@@ -375,12 +375,18 @@ def test_the_uniform_network_is_measured_and_tried_whatever_its_loss_before_fine
     assert [own.candidate.widths for own in finalists(proposals, found, 1)] == [(5,), (3,)]
 
 
-def test_the_lowest_loss_after_a_brief_fine_tuning_wins(proposals: Proposals) -> None:
+def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
+    proposals: Proposals, capfd: pytest.CaptureFixture[str]
+) -> None:
     found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
     losses = {Widths((5,)): 0.4, Widths((4,)): 0.2, Widths((3,)): 0.3}
     proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
     tuning = type("Tuning", (), {"project": None})()
     assert tried(proposals, found.inside, tuning, 1).candidate.widths == (4,)
+    assert (
+        "validation loss after 1 epoch of fine-tuning: latency-milp (40.0% of the latency, 0 parameters) "
+        "0.2000, uniform (30.0% of the latency, 0 parameters) 0.3000, latency-milp (50.0% of the latency, 0"
+    ) in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

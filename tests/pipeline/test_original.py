@@ -1,0 +1,65 @@
+"""The original network is named for what it is, and a warning says where it is no better than guessing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIG, PROFILE
+
+from bcnet.cli import main
+from bcnet.config import ModelConfig, load_config
+from bcnet.models import build_model
+from bcnet.pipeline.accuracy import accuracy_interval
+from bcnet.pipeline.original import state_of_original
+from bcnet.supernet.project import load_project
+
+GUESSING = "this is no better than guessing among 10 classes (95 % interval "
+
+
+@pytest.fixture(autouse=True)
+def _configured(folder: Path) -> None:
+    (folder / "bcnet.toml").write_text('model.weights = "own.pt"\n' + CONFIG, encoding="utf-8")
+    (folder / "hw_profiles").mkdir()
+    (folder / "hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+
+
+def weights(classes: int) -> None:
+    """Initial weights of a network for so many classes, as if they were trained ones."""
+    torch.manual_seed(0)
+    torch.save(build_model(ModelConfig(), 1, classes).state_dict(), "own.pt")
+
+
+def test_weights_that_fit_are_given_and_a_warning_says_that_they_only_guess(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    weights(10)
+    assert main(["train"]) == 0
+    err = capfd.readouterr().err
+    assert "the network's weights are given: they are evaluated and kept, nothing has to be trained" in err
+    assert GUESSING in err
+    assert state_of_original(load_project(load_config(None))) == "given"
+
+
+def test_a_network_whose_head_is_new_is_compared_after_that_was_trained(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    weights(5)
+    assert main(["train"]) == 0
+    err = capfd.readouterr().err
+    assert "the network itself is trained first, because its layers '6' (5 outputs there, 10 here) are" in err
+    assert state_of_original(load_project(load_config(None))) == "head trained"
+
+
+def test_a_network_without_trained_weights_is_compared_after_it_was_trained() -> None:
+    Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    method = {"search": {"method": "latency-milp"}}
+    assert state_of_original(load_project(load_config(None, method))) == "trained"
+    assert state_of_original(load_project(load_config(None))) == "given"  # of a supernet: never trained
+
+
+def test_an_accuracy_is_known_as_exactly_as_its_images_tell() -> None:
+    weights(10)
+    project = load_project(load_config(None))
+    assert len(project.data.test) == 60
+    assert accuracy_interval(project, 6 / 60) == (0.046643, 0.201495)
+    assert accuracy_interval(load_project(load_config(None, {"task": {"metric": "mean-iou"}})), 0.1) is None
