@@ -249,7 +249,13 @@ class TrainConfig(Section):
     channel_order: Literal["as-is", "l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"] = Field(
         "as-is",
         description="for trained weights: paths begin with the most important channels, "
-        "by l1, l2, bn-scale, fpgm, taylor or fisher",
+        "by l1, l2, bn-scale, fpgm, taylor or fisher; if not given, by the one that is best at half widths",
+    )
+    teacher: Literal["auto", "original", "none"] = Field(
+        "auto",
+        description="whose outputs all paths learn from: original (the given network, frozen; temperature "
+        "and weight as in slice), none (labels, or the widest path where `step` says so); auto: the original "
+        "where its weights are trained",
     )
     amp: bool = Field(True, description="bfloat16 where the training device computes in it")
     train_device: Literal["auto", "cpu", "cuda"] = Field(

@@ -12,7 +12,7 @@ import statistics
 import torch
 
 from bcnet.config import Config, SpaceConfig, TrainConfig
-from bcnet.pipeline.train import first_state
+from bcnet.pipeline.supernet_start import first_state
 from bcnet.progress import say
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.project import Project, load_project

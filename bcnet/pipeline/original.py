@@ -53,15 +53,16 @@ def trained_network(run: Run, project: Project) -> nn.Module | None:
     space = project.space.without_extra()
     if on_trained_network(project):
         return with_state(project.model, space, trained_state(run, project)).eval()
-    return _given_network(project)
+    return given_network(project)
 
 
 def original_network(run: Run, project: Project) -> nn.Module | None:
     """The network that results are compared with: as it was given, or trained in the first stage."""
-    return trained_network(run, project) if project.narrow is None else _given_network(project)
+    return trained_network(run, project) if project.narrow is None else given_network(project)
 
 
-def _given_network(project: Project) -> nn.Module | None:
+def given_network(project: Project) -> nn.Module | None:
+    """The network as it was given, in eval mode; None where its weights are not trained, or not all."""
     if not project.trained or project.untrained_layers:
         return None
     return cut(project.model, project.space, project.space.original()).eval()

@@ -10,8 +10,10 @@ from torch import nn
 from bcnet.artifacts import digest
 from bcnet.errors import FOREIGN, ConfigError, TrainingError, one_line
 from bcnet.imports import code_of, import_function
+from bcnet.pipeline.original import given_network
 from bcnet.progress import say
 from bcnet.supernet.fit import Objective, Recipe
+from bcnet.supernet.paths import tensors_of, with_state
 from bcnet.supernet.project import Project
 from bcnet.training.distill import Distillation
 
@@ -64,12 +66,45 @@ def objective_for(
     Where nobody asked for the teacher, one that does not fit is reported and left out.
     """
     found = distillation(project, original)
+    return _fitting(found, project, student, recipe, asked=project.config.slice.teacher != AUTO)
+
+
+def teaches_supernet(project: Project) -> bool:
+    """Whether a supernet's paths learn from the given network. Raises ConfigError where they cannot."""
+    named = project.config.train.teacher
+    known = project.trained and not project.untrained_layers
+    if named == ORIGINAL and not known:
+        raise ConfigError(
+            "train.teacher: the original network cannot be the teacher, its weights are not trained: set "
+            "model.weights"
+        )
+    return named == ORIGINAL or (named == AUTO and known and project.task.train_step is None)
+
+
+def supernet_objective(project: Project, recipe: Recipe) -> Objective | None:
+    """The loss of all paths of a supernet of trained weights: distillation from the given network, frozen.
+
+    None for the task's own. Temperature and weight are those of fine-tuning.
+    """
+    original = given_network(project) if teaches_supernet(project) else None
+    if original is None:
+        return None
+    config, setting = project.config.slice, "train.teacher"
+    found = Distillation(original, config.teacher_temperature, config.teacher_weight, setting=setting)
+    student = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
+    return _fitting(found, project, student, recipe, asked=project.config.train.teacher != AUTO)
+
+
+def _fitting(
+    found: Distillation | None, project: Project, student: nn.Module, recipe: Recipe, *, asked: bool
+) -> Objective | None:
+    """The loss of a distillation; None where there is none, or nobody `asked` for one that does not fit."""
     if found is None:
         return None
     try:
         return found.objective(student, recipe, project.data.example(2))
     except TrainingError as reason:
-        if project.config.slice.teacher != AUTO:
+        if asked:
             raise
         say(f"no distillation: {reason}")
         return None

@@ -26,6 +26,8 @@ from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.supernet_start import first_state, order_is_measured
+from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached, train_network
 from bcnet.pipeline.training_file import (
     Checkpoint,
@@ -39,6 +41,7 @@ from bcnet.pipeline.training_file import (
 )
 from bcnet.progress import announce, say, working
 from bcnet.supernet.fit import (
+    Objective,
     Recipe,
     Snapshot,
     batches,
@@ -48,8 +51,6 @@ from bcnet.supernet.fit import (
     steps_an_epoch,
     training_digest,
 )
-from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import channel_order
 from bcnet.supernet.methods import WidthSampler
 from bcnet.supernet.paths import State, cut
 from bcnet.supernet.project import Project, load_project
@@ -74,6 +75,7 @@ def train(
     draws: int = 1,
     cuda_graph: bool = False,
     state: State | None = None,
+    objective: Objective | None = None,
     resume: Checkpoint | None = None,
     on_epoch: Callable[[Checkpoint], None] | None = None,
     description: str = "training the supernet",
@@ -81,7 +83,8 @@ def train(
     """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
 
     `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
-    is what it begins with: `supernet_state(model, space)` if not given. With `cuda_graph`, a GPU trains by a
+    is what it begins with: `supernet_state(model, space)` if not given. With an `objective` all paths learn
+    by that, and the widest path teaches no others. With `cuda_graph`, a GPU trains by a
     recorded graph where that is right and faster.
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
@@ -92,10 +95,12 @@ def train(
     choices = tuple(group.choices for group in space.groups)
     sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
     model.to(recipe.device).train()
-    sliced = SlicedPaths(model, space, parameters, buffers, recipe)
+    sliced = SlicedPaths(model, space, parameters, buffers, recipe, objective)
     paths: Paths = sliced
-    if cuda_graph and recipe.device == "cuda" and plan.taught:
-        say("training on slices, not by a recorded CUDA graph: the widest path's outputs teach the others")
+    plan = plan if objective is None else replace(plan, taught=False)
+    if cuda_graph and recipe.device == "cuda" and (plan.taught or objective):
+        teacher = "the original network" if objective else "the widest path"
+        say(f"training on slices, not by a recorded CUDA graph: {teacher}'s outputs teach the others")
     elif cuda_graph and recipe.device == "cuda":
         count = plan.paths(len(space.rule.sides), draws)
         paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
@@ -152,24 +157,16 @@ def seed_of(number: int, seed: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
 
 
-def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
-    """What a supernet begins with: the tensors of `model`, ordered as `train.channel_order` says."""
-    space, by = project.space, project.config.train.channel_order
-    if by == "as-is":
-        return supernet_state(model, space, recipe.seed)
-    kept = [group.name for group in space.groups if group.ordered]
-    if kept:
-        say(f"channels keep their order in {', '.join(kept)}: a layer depends on their positions")
-    importance = measured_importances(model, space, project.data, recipe, (by,))[by]
-    return supernet_state(model, space, recipe.seed, order=channel_order(space, importance), copies=True)
-
-
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
     project = load_project(config)
     if on_trained_network(project):
         return network_inputs(project)
     inputs = {**project.inputs(), "training settings": training_digest(config)}
+    if order_is_measured(project):
+        inputs["channel order"] = "measured"
+    if teaches_supernet(project):
+        inputs["teacher"] = f"{config.slice.teacher_temperature} {config.slice.teacher_weight}"
     count = config.train.supernets
     return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
@@ -205,12 +202,15 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(project.model, project.data, project.data.val, project.task)
+    objective = None
     if checkpoints:
         _check_delivery(project)
         warn_of_verified(run, "train")
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
-        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe)
+        objective = supernet_objective(project, recipe)
+        what += ", with distillation" if objective else ""
+        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe, objective)
         say(f"data: {project.data}")
         if project.trained:
             report_given(project, recipe.device)
@@ -226,6 +226,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             project,
             number,
             recipe,
+            objective,
             resume=stopped.pop(number, None),  # not kept any longer: it may be large
             on_epoch=partial(save_checkpoint, path, inputs=of_each),
         )
@@ -301,6 +302,7 @@ def _trained(
     project: Project,
     number: int,
     recipe: Recipe,
+    objective: Objective | None,
     resume: Checkpoint | None,
     on_epoch: Callable[[Checkpoint], None],
 ) -> TrainResult:
@@ -317,6 +319,7 @@ def _trained(
         draws=train_config.draws,
         cuda_graph=train_config.cuda_graph,
         state=first_state(project, project.given_model(own.seed) if number else project.model, own),
+        objective=objective,
         resume=resume,
         on_epoch=on_epoch,
         description=(
@@ -341,15 +344,15 @@ def _curves(curves: Sequence[Sequence[float]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _seconds_an_epoch(config: Config, recipe: Recipe) -> float:
+def _seconds_an_epoch(config: Config, recipe: Recipe, objective: Objective | None) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
     project = load_project(config)
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     drawn = [project.space.uniform(0.55)] * config.train.draws
-    plan = STEPS[config.train.step]
+    plan = replace(STEPS[config.train.step], **({"taught": False} if objective else {}))
     model = project.model.to(recipe.device)
     model.train()
-    paths = SlicedPaths(model, project.space, parameters, buffers, recipe)
+    paths = SlicedPaths(model, project.space, parameters, buffers, recipe, objective)
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
         return torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan)).mean()

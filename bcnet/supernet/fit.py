@@ -111,13 +111,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Objective:
-    """Another loss than the recipe's for a plain network, as distillation's (`training/distill.py`).
+    """Another loss than the recipe's, as distillation's (`training/distill.py`).
 
-    `loss(model, inputs, targets)` is a scalar; `parameters` are its own, trained beside the network's and
-    dropped afterwards; `key` is a digest of all that it depends on.
+    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path that is called like
+    it; `parameters` are its own, trained beside the network's and dropped afterwards; `key` is a digest of
+    all that it depends on.
     """
 
-    loss: Callable[[nn.Module, Any, Any], Tensor]
+    loss: Callable[[Any, Any, Any], Tensor]
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
     key: str = ""
 
@@ -132,7 +133,7 @@ class Snapshot:
 
 def training_digest(config: Config) -> str:
     """A hash of every setting that one network's training depends on, but for the machine that it runs on."""
-    train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets"})
+    train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     return digest([train, data.flip, data.shift, config.seed, functions])

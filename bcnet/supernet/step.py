@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bcnet.supernet.fit import Recipe
+from bcnet.supernet.fit import Objective, Recipe
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import Path, path_of, path_state, ranges, run_with
 from bcnet.supernet.space import Widths, WidthSpace
@@ -70,8 +70,10 @@ class SlicedPaths:
         parameters: Mapping[str, nn.Parameter],
         buffers: Mapping[str, Tensor],
         recipe: Recipe,
+        objective: Objective | None = None,
     ) -> None:
-        self.model, self.space, self.recipe = model, space, recipe
+        """With an `objective` all paths learn by that, and give no outputs for others to learn from."""
+        self.model, self.space, self.recipe, self.objective = model, space, recipe, objective
         self.parameters, self.buffers = parameters, buffers
 
     def __call__(
@@ -94,7 +96,10 @@ class SlicedPaths:
             )
         state = {**leaves, **path_state(self.buffers, space, path)}
         called = bound_to(self.model.forward, partial(run_with, self.model, space, state))
-        loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
+        if self.objective is not None:
+            loss, outputs = self.objective.loss(called, inputs, targets), None
+        else:
+            loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
         (loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), outputs
 

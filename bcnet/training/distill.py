@@ -40,11 +40,13 @@ class Distillation:
     features: tuple[str, ...] = ()
     feature_weight: float = 1.0
     key: str = ""  # a digest of the teacher
+    setting: str = "slice.teacher"  # what a message names
 
     def objective(self, student: nn.Module, recipe: Recipe, inputs: Any) -> Objective:
         """The loss to train `student` with, which is left in training mode.
 
-        `inputs` are a batch of at least two, as the networks take them.
+        `inputs` are a batch of at least two, as the networks take them. Paths of a supernet that learn from
+        one batch, one after the other, share the teacher's outputs; they have no features.
 
         Raises TrainingError where the student cannot learn from this teacher: outputs of another shape, a
         module that is missing, or a training step of the user's own, whose outputs are not seen.
@@ -53,7 +55,7 @@ class Distillation:
         if recipe.task.train_step is not None and not self.features:
             raise TrainingError(
                 "distillation needs a network's outputs, and task.train_step keeps them to itself: name "
-                'modules in slice.teacher_features, or set slice.teacher = "none"'
+                f'modules in slice.teacher_features, or set {self.setting} = "none"'
             )
         wanted, teacher_features = self._try("the teacher", self.teacher, inputs)
         student.train()
@@ -65,7 +67,7 @@ class Distillation:
             if not _fit(given, wanted, recipe):
                 raise TrainingError(
                     f"the teacher's outputs are {_described(wanted)}, the network's {_described(given)}: "
-                    'they must have the same shapes; use another teacher, or set slice.teacher = "none"'
+                    f'they must have the same shapes; use another teacher, or set {self.setting} = "none"'
                 )
         with seeded(recipe.seed):
             adapters = {
@@ -80,8 +82,10 @@ class Distillation:
             for key, parameter in adapter.named_parameters()
         }
 
-        def loss(model: nn.Module, inputs: Any, targets: Any) -> Tensor:
-            return self._loss(model, recipe, adapters, inputs, targets)
+        answers = _LastAnswers(self.teacher, self.features, recipe)
+
+        def loss(model: Any, inputs: Any, targets: Any) -> Tensor:
+            return self._loss(model, recipe, adapters, answers(inputs), inputs, targets)
 
         key = f"{self.key} {self.temperature} {self.weight} {self.features} {self.feature_weight}"
         return Objective(loss, parameters, key)
@@ -107,11 +111,15 @@ class Distillation:
         return outputs, features
 
     def _loss(
-        self, model: nn.Module, recipe: Recipe, adapters: Mapping[str, nn.Module], inputs: Any, targets: Any
+        self,
+        model: Any,
+        recipe: Recipe,
+        adapters: Mapping[str, nn.Module],
+        answers: tuple[Any, dict[str, Tensor]],
+        inputs: Any,
+        targets: Any,
     ) -> Tensor:
-        args, kwargs = arguments(inputs)
-        with torch.no_grad(), recipe.autocast(), _features_of(self.teacher, self.features) as wanted:
-            outputs = self.teacher(*args, **kwargs)
+        outputs, wanted = answers
         with _features_of(model, self.features) as given:
             loss, own = recipe.training_loss(model, inputs, targets)
         if own is not None and recipe.task.by_cross_entropy:
@@ -124,6 +132,25 @@ class Distillation:
             adapted = adapter(given[name].float())
             loss = loss + self.feature_weight * relative_error(adapted, wanted[name].float())
         return loss
+
+
+class _LastAnswers:
+    """A teacher's outputs and features of a batch, kept until the next one where they are outputs alone."""
+
+    def __init__(self, teacher: nn.Module, features: tuple[str, ...], recipe: Recipe) -> None:
+        self.teacher, self.features, self.recipe = teacher, features, recipe
+        self._inputs: Any = None
+        self._answers: tuple[Any, dict[str, Tensor]] = (None, {})
+
+    def __call__(self, inputs: Any) -> tuple[Any, dict[str, Tensor]]:
+        if inputs is self._inputs:
+            return self._answers
+        args, kwargs = arguments(inputs)
+        with torch.no_grad(), self.recipe.autocast(), _features_of(self.teacher, self.features) as found:
+            answers = self.teacher(*args, **kwargs), found
+        if not self.features:
+            self._inputs, self._answers = inputs, answers
+        return answers
 
 
 def softened_divergence(logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
@@ -145,10 +172,10 @@ def relative_error(given: Tensor, wanted: Tensor) -> Tensor:
 
 
 @contextmanager
-def _features_of(network: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+def _features_of(network: Any, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     """The outputs of named modules of what runs inside the block."""
     found: dict[str, Tensor] = {}
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules()) if names else {}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:

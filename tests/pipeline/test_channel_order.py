@@ -3,7 +3,7 @@
 import torch
 
 from bcnet.config import Config, DataConfig, TrainConfig
-from bcnet.pipeline.train import first_state
+from bcnet.pipeline.supernet_start import first_state
 from bcnet.supernet.fit import Recipe
 from bcnet.supernet.gates import measured_importances
 from bcnet.supernet.importance import reordered

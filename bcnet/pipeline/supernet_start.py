@@ -1,0 +1,51 @@
+"""What a supernet begins with. In: a network, trained or not. Out: its tensors, important channels first."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from bcnet.progress import say
+from bcnet.supernet.fit import Recipe
+from bcnet.supernet.gates import measured_importances
+from bcnet.supernet.importance import channel_order
+from bcnet.supernet.inherit import Original, inherited
+from bcnet.supernet.paths import State
+from bcnet.supernet.project import Project
+from bcnet.supernet.score import loss_of
+from bcnet.supernet.widen import supernet_state
+
+
+def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
+    """The tensors of `model`, ordered as `train.channel_order` says; trained ones by the best criterion."""
+    space, by = project.space, project.config.train.channel_order
+    measured = order_is_measured(project)
+    if by == "as-is" and not measured:
+        return supernet_state(model, space, recipe.seed)
+    kept = [group.name for group in space.groups if group.ordered]
+    if kept:
+        say(f"channels keep their order in {', '.join(kept)}: a layer depends on their positions")
+    if measured or by == "as-is":
+        importance = best_importance(project, model, recipe)
+    else:
+        importance = measured_importances(model, space, project.data, recipe, (by,))[by]
+    return supernet_state(model, space, recipe.seed, order=channel_order(space, importance), copies=True)
+
+
+def order_is_measured(project: Project) -> bool:
+    """Whether the criterion that orders channels is chosen by measuring: of trained weights, unless named."""
+    named = "channel_order" in project.config.train.model_fields_set
+    return not named and project.trained and not project.untrained_layers
+
+
+def best_importance(project: Project, model: nn.Module, recipe: Recipe) -> Sequence[Tensor]:
+    """The importance of channels (channels,) by the criterion of the lowest loss at half of all widths."""
+    images = project.config.search.recalibration_images
+    original = Original(model, project.space, project.data, recipe, images)
+    importances = original.importances()
+    found = inherited(original, project.space.uniform(0.5), importances)
+    losses = ", ".join(f"{own.source} {loss_of(own.score):.3f}" for own in found)
+    say(
+        f"paths begin with the most important channels by {found[0].source}, the best of {len(found)} "
+        f"criteria at half of all widths: {losses}"
+    )
+    return next(own for by, own in importances.items() if by == found[0].source)

@@ -1,0 +1,186 @@
+"""A supernet whose paths learn from the original network, which stays as it was."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcnet.artifacts import Run
+from bcnet.config import Config, DataConfig, ModelConfig, SearchConfig, TrainConfig
+from bcnet.data import ImageData
+from bcnet.errors import ConfigError
+from bcnet.pipeline.supernet_start import first_state, order_is_measured
+from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
+from bcnet.pipeline.train import stage_inputs, train
+from bcnet.supernet.discover import discover_space
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.paths import forward_path, path_of, path_state, run_with, tensors_of, with_state
+from bcnet.supernet.project import Project, load_project
+from bcnet.supernet.space import WidthSpace
+from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
+from bcnet.training.distill import Distillation, softened_divergence
+
+RECIPE = Recipe(epochs=2, learning_rate=0.01, batch_size=16, label_smoothing=0.1)
+
+
+class Counted(nn.Module):
+    """Two layers without batch norm; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(1, 8, 3, 2)
+        self.head = nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.head(self.body(x).relu().mean((2, 3)))
+        return out
+
+
+@pytest.fixture
+def model() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def space(model: Counted) -> WidthSpace:
+    return discover_space(model, torch.zeros(1, 1, 8, 8), bins=4, channel_multiple=2, method="unilateral")
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(6, 1, 8, 8, generator=generator), torch.arange(6) % 3
+
+
+def test_every_path_learns_from_the_same_outputs_of_the_teacher_computed_once_a_batch(
+    model: Counted, space: WidthSpace, batch: tuple[Tensor, Tensor]
+) -> None:
+    teacher = Counted()
+    with torch.no_grad():
+        teacher.head.weight.mul_(3)
+    objective = Distillation(teacher, 2.0, 0.75).objective(model, RECIPE, batch[0])
+    parameters = dict(model.named_parameters())
+    paths = SlicedPaths(model, space, parameters, {}, RECIPE, objective)
+    teacher.calls = 0
+    wanted = Counted.forward(teacher, batch[0]).detach()
+    drawn = [space.smallest(), space.largest()]
+    losses = supernet_step(paths, drawn, *batch, plan=STEPS["sandwich"])
+    assert teacher.calls == 2  # that of this test, and one for four paths
+    expected, gradients = [], []
+    for widths in (*drawn, space.largest(), space.smallest()):
+        leaves = path_state(parameters, space, path_of(space, widths))
+        logits = run_with(model, space, leaves, batch[0])
+        labels = nn.functional.cross_entropy(logits, batch[1], label_smoothing=0.1)
+        loss = 0.75 * softened_divergence(logits, wanted, 2.0) + 0.25 * labels
+        expected.append(float(loss.detach()))
+        gradients.append(torch.autograd.grad(loss / 4, list(parameters.values())))
+    assert [float(own) for own in losses] == pytest.approx(expected[:2])
+    for parameter, *own in zip(parameters.values(), *gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, sum(own, torch.zeros_like(parameter)))
+
+
+def test_a_widest_path_equal_to_the_teacher_has_nothing_to_learn_from_it(
+    model: Counted, space: WidthSpace, batch: tuple[Tensor, Tensor]
+) -> None:
+    objective = Distillation(Counted(), 4.0, 1.0).objective(model, RECIPE, batch[0])
+    parameters = dict(model.named_parameters())
+    paths = SlicedPaths(model, space, parameters, {}, RECIPE, objective)
+    (loss,) = supernet_step(paths, [space.largest()], *batch)
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert all(float(p.grad.abs().max()) < 1e-6 for p in parameters.values() if p.grad is not None)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of a trained network."""
+    config = Config(data=DataConfig(train_limit=120, test_limit=60, image_size=16))
+    project = load_project(config)
+    fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
+    path = tmp_path_factory.mktemp("weights") / "trained.pt"
+    torch.save(project.model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def project_of(weights: Path) -> Callable[..., Project]:
+    def load(trained: bool = True, **train_settings: Any) -> Project:
+        return load_project(
+            Config(
+                model=ModelConfig(weights=str(weights)) if trained else ModelConfig(),
+                data=DataConfig(train_limit=120, test_limit=60, image_size=16),
+                train=TrainConfig(batch_size=32, train_device="cpu", **train_settings),
+                search=SearchConfig(method="evolution", recalibration_images=64),
+            )
+        )
+
+    return load
+
+
+def test_a_supernet_of_trained_weights_begins_as_the_network_in_the_order_of_the_best_criterion(
+    project_of: Callable[..., Project], capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = project_of(method="unilateral")
+    recipe = Recipe.of(project.config, 1, 0.01)
+    state = first_state(project, project.model, recipe)
+    shown = capsys.readouterr().err
+    assert "the best of 6 criteria at half of all widths" in shown
+    x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        widest = forward_path(project.model, project.space, project.space.largest(), x, "left", state)
+        torch.testing.assert_close(widest, project.model.eval()(x), rtol=1e-3, atol=1e-4)
+    own = tensors_of(project.model)
+    assert any(not torch.equal(state[name], own[name]) for name in own)
+
+
+def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
+    project_of: Callable[..., Project],
+) -> None:
+    project = project_of(step="us-nets")
+    recipe = Recipe.of(project.config, 1, 0.01)
+    objective = supernet_objective(project, recipe)
+    assert objective is not None
+    data: ImageData = replace(project.data, train=project.data.train.take(torch.arange(32)))
+    x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(4, dtype=torch.int64)
+    probe = with_state(project.model, project.space.without_extra(), tensors_of(project.model)).eval()
+    before = float(objective.loss(probe, x, targets).detach())
+    found = train(project.model, project.space, data, recipe, plan=STEPS["us-nets"], objective=objective)
+    assert float(objective.loss(probe, x.clone(), targets).detach()) == pytest.approx(before, abs=1e-7)
+    assert len(found.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "settings", "taught", "ordered"),
+    [
+        (True, {}, True, True),
+        (True, {"teacher": "none", "channel_order": "as-is"}, False, False),
+        (True, {"channel_order": "l1"}, True, False),
+        (False, {}, False, False),
+    ],
+)
+def test_who_teaches_and_what_orders_follow_from_the_weights_and_the_settings(
+    project_of: Callable[..., Project],
+    trained: bool,
+    settings: dict[str, Any],
+    taught: bool,
+    ordered: bool,
+) -> None:
+    project = project_of(trained, **settings)
+    assert teaches_supernet(project) is taught
+    assert order_is_measured(project) is ordered
+    assert (supernet_objective(project, RECIPE) is not None) is taught
+    recorded = stage_inputs(Run.named("none"), project.config)
+    assert (recorded.get("teacher") == "4.0 0.9") is taught
+    assert ("channel order" in recorded) is ordered
+
+
+def test_a_teacher_that_is_not_trained_is_refused(project_of: Callable[..., Project]) -> None:
+    with pytest.raises(ConfigError, match=r"train\.teacher: .* not trained: set model\.weights"):
+        teaches_supernet(project_of(False, teacher="original"))
