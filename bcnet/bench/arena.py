@@ -44,6 +44,7 @@ from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.route import fine_tuning_rate
+from bcnet.pipeline.search_inputs import bounds_of
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
@@ -81,6 +82,12 @@ class Arena:
         self.run, self.plan, self.config = run, plan, config
         self.folder = run.folder / FOLDER
         self.project = load_project(config)
+        bounds = [f"search.{bound.key}" for bound in bounds_of(self.project)]
+        if bounds:
+            raise ConfigError(
+                f"the arena compares networks of equal latency, and pruning libraries know no other bounds: "
+                f"remove {' and '.join(bounds)}"
+            )
         if not self.project.trained:
             raise ConfigError("the arena starts from a trained network: set model.weights")
         if run.stage("train").outdated(train.stage_inputs(run, config)) is not None:

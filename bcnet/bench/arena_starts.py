@@ -41,6 +41,7 @@ from bcnet.supernet.paths import State, arguments, cut, tensors_of, with_state
 from bcnet.supernet.project import Project
 from bcnet.supernet.space import Widths
 
+RECALIBRATED = "recalibrated"  # of a start: batch-norm statistics were made again
 QUICK, THOROUGH = 0.1, 0.5  # of the profile's duration, for one measurement
 
 
@@ -198,8 +199,9 @@ class Starts:
         )
         try:
             pruned = COMPETITORS[method](job).eval()
-            state = {name: t.detach().cpu().contiguous() for name, t in tensors_of(pruned).items()}
+            state = _on_cpu(tensors_of(pruned))
             self._check(state, pruned)
+            state = _on_cpu(self._inherit.with_statistics(state))  # as of all that inherit
         except BcnetError:
             raise
         except ImportError as cause:
@@ -216,6 +218,7 @@ class Starts:
             "original_ms": original_ms,
             "note": "",
             "source": method,
+            RECALIBRATED: True,
             "allocation_s": round(time.perf_counter() - start, 1),
         }
         write_file(path, seal_tensors(state, {"inputs": self.inputs, "about": about}))
@@ -228,7 +231,7 @@ class Starts:
             state, found = unseal_tensors(path)
         except ValueError as cause:
             raise ArtifactError(f"{path} cannot be read ({cause}); delete it to make it again") from None
-        if found.get("inputs") != self.inputs:
+        if found.get("inputs") != self.inputs or not found["about"].get(RECALIBRATED):
             say(f"{path} is of other settings: it is made again")
             return None
         return Start(state, dict(found["about"]))
@@ -275,6 +278,10 @@ class Starts:
             for place, file in files[:: -1 if number % 2 else 1]:
                 found[place].append(measure_network(file, self.project.profile, duration).median_ms)
         return min(found[0]), min(found[1])
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> State:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def counts(project: Project, network: nn.Module) -> dict[str, int]:

@@ -165,7 +165,7 @@ def best_measured(
         with working("measuring the best candidates beside the original"):
             stats = alternating(measure_of, [original, *(c.widths for c in batch)])
         limit = target.limit_ms(stats[original].median_ms)
-        if stats[original].median_ms <= limit:
+        if stats[original].median_ms <= limit and original == proposals.scores.space.largest():
             whole = Candidate(original, full_predicted, proposals.scores(original), number, stats[original])
             proposals.found[original], proposals.origin[original] = whole, ORIGINAL
             used = stats[original].median_ms / limit

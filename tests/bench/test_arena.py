@@ -16,11 +16,13 @@ from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
 from bcnet.bench.outside_job import NotInstalled, package
 from bcnet.cli import main
-from bcnet.config import Config, DataConfig
+from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import UsageError
 from bcnet.pipeline.pruned import OWN_WEIGHTS
 from bcnet.pipeline.route import ALLOCATIONS
+from bcnet.sealed import unseal_tensors
 from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.inherit import Original
 from bcnet.supernet.project import load_project
 
 FOLDER = Path("runs/arena/bench/arena")
@@ -159,6 +161,14 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
     assert cell["params"] < original["params"]
     assert cell["passes"] == 1
     assert all(width % 8 == 0 for width in cell["widths"])
+    # It enters fine-tuning with statistics of its own, as all networks that inherit do.
+    path = Path("runs/other/bench/arena/starts/70-torch-pruning-taylor.safetensors")
+    state, _ = unseal_tensors(path)
+    project = load_project(load_config(None))
+    recipe = Recipe.of(project.config, 1, 1.0)
+    images = project.config.search.recalibration_images
+    again = Original(project.model, project.space, project.data, recipe, images).with_statistics(state)
+    assert all(torch.allclose(state[name], again[name], rtol=1e-5, atol=1e-6) for name in state)
 
 
 def test_an_unknown_row_budget_or_seed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +180,19 @@ def test_an_unknown_row_budget_or_seed_is_refused(here: Path, capsys: pytest.Cap
     ):
         assert main(["bench", "arena", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_bounds_beside_the_latency_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    clear_projects()
+    text = CONFIG.replace("[search]", "[search]\nmax_macs = 1000000\nmax_size_mb = 1.0")
+    Path("bcnet.toml").write_text(text, encoding="utf-8")
+    assert main(["bench", "arena"]) == 1
+    shown = capsys.readouterr().err
+    assert "know no other bounds: remove search.max_macs and search.max_size_mb" in shown
+    clear_projects()
 
 
 def test_a_network_without_trained_weights_is_refused(

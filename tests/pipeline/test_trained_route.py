@@ -395,7 +395,8 @@ def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
 def test_where_the_original_is_within_the_budget_nothing_is_removed(
     proposals: Proposals, target: Target
 ) -> None:
-    proposals.scores = lambda widths: Score(0.9, -0.1)  # type: ignore
+    own = {"space": proposals.scores.space, "__call__": lambda _, widths: Score(0.9, -0.1)}
+    proposals.scores = type("Scores", (), own)()
     found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(widths[0]), 3)
     assert [own.candidate.widths for own in found.inside] == [(10,)]
     assert "nothing is removed" in found.note
