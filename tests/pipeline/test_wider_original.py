@@ -1,0 +1,56 @@
+"""A wider original (`space.expand`): it is trained first, then made as fast as the given network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CONFIG, PROFILE, clear_projects
+
+from bcnet.artifacts import Run
+from bcnet.cli import main
+from bcnet.config import Config, DataConfig, load_config
+from bcnet.pipeline.original import original_network, trained_network
+from bcnet.supernet.fit import Recipe, fit_network
+from bcnet.supernet.project import load_project
+from bcnet.supernet.score import evaluate_network
+
+RUN = Path("runs/default")
+TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[space]", "[space]\nexpand = 1.5").replace(
+    "[search]", '[search]\nmethod = "latency-greedy"\ntrials = 0'
+).replace('"75%"', '"100%"')
+
+
+def result(stage: str) -> Any:
+    return json.loads((RUN / stage / "result.json").read_text(encoding="utf-8"))
+
+
+def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_network(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
+    project = load_project(config)
+    fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
+    torch.save(project.model.state_dict(), "trained.pt")
+    clear_projects()
+    Path("bcnet.toml").write_text(TOML, encoding="utf-8")
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+    for stage in ("train", "build-lut", "search", "slice"):
+        assert main([stage]) == 0
+    assert "trained first, because it is wider than the given one" in capsys.readouterr().err
+    found = result("search")
+    assert found["method"] == "latency-greedy"
+    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    wide = load_project(load_config(None))
+    given, teacher = original_network(Run.named("default"), wide), trained_network(Run.named("default"), wide)
+    assert given is not None
+    assert teacher is not None
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), project.model.parameters(), strict=True))
+    assert [g.original for g in wide.space.groups] == [g.channels for g in project.space.groups]
+    assert sum(p.numel() for p in teacher.parameters()) > 2 * sum(p.numel() for p in given.parameters())
+    # What is delivered comes from the wider network.
+    assert result("slice")["inherited"].startswith("the original's channels by ")
+    assert result("slice")["distilled"]
+    assert evaluate_network(teacher, wide.data, wide.data.val).accuracy > 0.3
