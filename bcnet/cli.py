@@ -200,7 +200,7 @@ def inspect(
         require_configured("inspect", config, None, settings)
 
         with redirect_stdout(sys.stderr):
-            project = load_project(settings)
+            project = load_project(settings, pixels=False)
         space, shape = project.space, tuple(project.data.input_shape)
         origin = f"the size of the data '{settings.data.name}'"
         not_deliverable = project.not_deliverable
@@ -827,7 +827,7 @@ def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
         return settings.data.image_size, "data.image_size of the configuration"
     try:
         with redirect_stdout(sys.stderr):
-            shape = load_data(settings.data, settings.seed).input_shape
+            shape = load_data(settings.data, settings.seed, pixels=False).input_shape
     except DataError as reason:
         return 224, f"the configured data cannot be read: {reason}"
     if len(shape) != 3:

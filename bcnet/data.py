@@ -236,10 +236,11 @@ def to_device(tree: Any, device: str | torch.device) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), tree)
 
 
-def load_data(config: DataConfig, seed: int) -> ImageData:
+def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:
     """The dataset that `config` names, split and limited; the same for the same seed.
 
-    Raises DataError: unknown name, no images, unreadable files.
+    Without `pixels`, a folder's images are a few blank ones of their size. Raises DataError: unknown name, no
+    images, unreadable files.
     """
     name, _, argument = config.name.partition(":")
     train: Split | Items
@@ -247,7 +248,7 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     val: Split | Items | None = None
     folder = None
     if name == "imagefolder":
-        found = image_folder(Path(argument), config, seed)
+        found = image_folder(Path(argument), config, seed, pixels=pixels)
         train, val, test, classes, folder = found.train, found.val, found.test, found.classes, found.found
     elif config.name in ("digits", "cifar10"):
         loaded = digits(config.image_size or 32) if config.name == "digits" else cifar10()
@@ -260,7 +261,7 @@ def load_data(config: DataConfig, seed: int) -> ImageData:
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)
     if val is None:
-        val_count = round(len(train) * config.val_fraction)
+        val_count = round(len(train) * config.val_fraction) or int(not pixels)
         if not 0 < val_count < len(train):
             raise DataError(
                 f"{len(train)} training images cannot be split into training and validation images"

@@ -21,7 +21,7 @@ from torch import Tensor
 from bcnet.config import DataConfig
 from bcnet.errors import DataError
 from bcnet.parts import Split, stratified
-from bcnet.pictures import Picture, read_picture, shorter_side, squared
+from bcnet.pictures import Picture, is_thin, read_picture, shorter_side, squared
 from bcnet.progress import progress_bar, say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -34,12 +34,21 @@ PARTS = {
 LISTED = 4  # the most files that a message names
 LINES = 1000  # the most files that are listed, one a line, before it
 SIZED = 2000  # files whose sizes are examined
+BLANK = 16  # images of a part whose pixels are not read
 DEFAULT_SIDE = 224  # pixels; the largest side chosen for images of different sizes
 
 
 class _Sample(NamedTuple):
     path: Path
     label: int
+
+
+class _Read(NamedTuple):
+    """An image as it is used, its size in the file, and what was converted."""
+
+    pixels: Tensor
+    size: tuple[int, int]
+    converted: tuple[str, ...]
 
 
 class _Unreadable(NamedTuple):
@@ -59,6 +68,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
     unreadable: list[_Unreadable] = field(default_factory=list)
+    thin: list[tuple[Path, tuple[int, int]]] = field(default_factory=list)  # with width and height
     others: Counter[str] = field(default_factory=Counter)  # suffixes of files that are not images
 
     def __str__(self) -> str:
@@ -85,8 +95,11 @@ class FolderData:
     found: Found
 
 
-def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
-    """The images of a folder, limited in number, all of one size. Raises DataError."""
+def image_folder(path: Path, config: DataConfig, seed: int, *, pixels: bool = True) -> FolderData:
+    """The images of a folder, limited in number, all of one size. Raises DataError.
+
+    Without `pixels`, only sizes are read, and each part holds a few blank images.
+    """
     if not path.is_dir():
         raise DataError(f"imagefolder:{path}: there is no folder {path}")
     found = Found(path)
@@ -99,6 +112,9 @@ def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about damaged EXIF data and large images
         _choose_side(parts["train"], config, found)
+        if not pixels:
+            blank = {name: _blank(own[:BLANK], found) for name, own in parts.items()}
+            return FolderData(blank["train"], blank.get("val"), blank["test"], classes, found)
         _check_memory(sum(map(len, parts.values())), found.side)
         splits = {name: _decoded(own, found) for name, own in parts.items()}
     found.unreadable.sort()
@@ -114,6 +130,8 @@ def image_folder(path: Path, config: DataConfig, seed: int) -> FolderData:
                 f"{path}: no image of the class '{classes[lost[0]]}' in {name} can be read: repair them, "
                 "or remove the class"
             )
+    if found.thin:
+        say(_thin_message(found))
     return FolderData(splits["train"], splits.get("val"), splits["test"], classes, found)
 
 
@@ -329,29 +347,36 @@ def _decoded(samples: Sequence[_Sample], found: Found) -> Split:
     """Images of side `found.side` (see `squared`), classes and names; unreadable files go to `found`."""
     side = found.side
 
-    def read(sample: _Sample) -> tuple[Tensor | None, tuple[str, ...]]:
+    def read(sample: _Sample) -> _Read | str:
         try:
             picture: Picture = read_picture(sample.path)
         except DataError as cause:
-            return None, (str(cause),)
+            return str(cause)
         pixels = np.array(squared(picture.image, side))
-        return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
+        return _Read(torch.from_numpy(pixels).permute(2, 0, 1), picture.image.size, picture.converted)
 
     images = torch.empty((len(samples), 3, side, side), dtype=torch.uint8)
     kept: list[_Sample] = []
     with ThreadPoolExecutor() as pool, progress_bar("reading images", len(samples)) as advance:
-        for sample, (pixels, notes) in zip(samples, pool.map(read, samples), strict=True):
-            if pixels is None:
-                found.unreadable.append(_Unreadable(sample.path, notes[0]))
+        for sample, own in zip(samples, pool.map(read, samples), strict=True):
+            if isinstance(own, str):
+                found.unreadable.append(_Unreadable(sample.path, own))
             else:
-                images[len(kept)] = pixels
+                images[len(kept)] = own.pixels
                 kept.append(sample)
-                found.converted.update(notes)
+                found.converted.update(own.converted)
+                if is_thin(own.size, side):
+                    found.thin.append((sample.path, own.size))
             advance("")
     names = tuple(sample.path.relative_to(found.path).as_posix() for sample in kept)
     return Split(
         images[: len(kept)], torch.tensor([sample.label for sample in kept], dtype=torch.int64), names
     )
+
+
+def _blank(samples: Sequence[_Sample], found: Found) -> Split:
+    images = torch.zeros((len(samples), 3, found.side, found.side), dtype=torch.uint8)
+    return Split(images, torch.tensor([sample.label for sample in samples], dtype=torch.int64))
 
 
 def _unreadable_message(files: Sequence[_Unreadable]) -> str:
@@ -360,6 +385,16 @@ def _unreadable_message(files: Sequence[_Unreadable]) -> str:
         return f"{_shown(files[0].path)} cannot be read as an image ({files[0].reason}); remove it, {advice}"
     above = " (all are listed above)" if LISTED < len(files) <= LINES else ""
     return f"{len(files):,} files cannot be read as images: {_listed(files)}{above}; remove them, {advice}"
+
+
+def _thin_message(found: Found) -> str:
+    path, (width, height) = min(found.thin)
+    count = len(found.thin)
+    one = "1 image is" if count == 1 else f"{count:,} images are"
+    return (
+        f"{one} so narrow or so small that scaling to {found.side} x {found.side} pixels leaves little to "
+        f"recognise, as {_shown(path)} ({width} x {height} pixels): remove them, or crop them by hand"
+    )
 
 
 def _list_all(files: Sequence[_Unreadable]) -> None:

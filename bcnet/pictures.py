@@ -14,6 +14,7 @@ from bcnet.errors import DataError, one_line
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 LONGEST_SIDE = 16  # times the shorter side; predict.py, which is exported, has the same number
+THIN = 8
 PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
 
 
@@ -72,6 +73,13 @@ def squared(image: Image.Image, side: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def is_thin(size: tuple[int, int], side: int) -> bool:
+    """Whether `squared` leaves little of an image: less than an eighth of its length, or pixels that are
+    enlarged more than eight times.
+    """
+    return max(size) > THIN * min(size) or side > THIN * min(size)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """The command line without a finished run: help, wrong input, interruption."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 from conftest import CONFIG, PROFILE, LargestFile, Refused
+from PIL import Image
 
 from bcnet.cli import app, main
 from bcnet.config import Config, load_config
@@ -271,6 +273,20 @@ def test_lazy_networks_are_refused_with_the_module_and_what_to_do(refused: Refus
     for arguments in (("train",), ("inspect",), ("inspect", "--model", "cli_networks:lazy")):
         line = refused(1, *arguments)
         assert "'0' is lazy (LazyConv2d): it has no parameters before its first use; run the network" in line
+
+
+def test_inspect_reads_the_sizes_of_a_folders_images_and_no_damaged_file_stops_it(
+    capfd: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    for part, name, number in itertools.product(("train", "test"), ("cat", "dog"), range(3)):
+        path = Path("photos", part, name, f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 20)).save(path)
+    path.write_bytes(path.read_bytes()[:45])
+    Path("bcnet.toml").write_text('[data]\nname = "imagefolder:photos"\n', encoding="utf-8")
+    assert main(["inspect", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["input"] == [3, 20, 20]
+    assert "photos/test/dog/2.png cannot be read as an image" in refused(1, "train")
 
 
 def test_inspect_of_a_model_needs_no_data(capfd: pytest.CaptureFixture[str]) -> None:

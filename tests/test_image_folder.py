@@ -49,6 +49,31 @@ def test_a_validation_folder_is_the_test_set_where_there_is_no_other(name: str) 
         assert f"{name}/ is the test set, candidates are scored on a part of train/" in str(data)
 
 
+def test_images_too_narrow_or_small_to_be_recognised_are_counted_in_one_warning_with_an_example(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pets("train", "test")
+    load(image_size=80)  # eight times as large as they are
+    assert "recognise" not in capfd.readouterr().err
+    picture("pets/train/cat/stripe.png", size=(3, 900))
+    picture("pets/test/dog/dot.png", size=(2, 2))
+    data = load(image_size=24)
+    assert capfd.readouterr().err == (
+        "2 images are so narrow or so small that scaling to 24 x 24 pixels leaves little to recognise, as "
+        "pets/test/dog/dot.png (2 x 2 pixels): remove them, or crop them by hand\n"
+    )
+    assert len(data.test) == 11  # they are used
+
+
+def test_without_pixels_no_image_is_read_and_its_size_is_known() -> None:
+    pets("train", "test")
+    Path("pets/train/cat/0.png").write_bytes(b"no image")
+    data = load_data(DataConfig(name="imagefolder:pets"), 0, pixels=False)
+    assert (data.input_shape, data.classes) == ((3, 10, 10), ("cat", "dog"))
+    with pytest.raises(DataError, match=r"pets/train/cat/0.png cannot be read as an image"):
+        load()
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_with_three_folders_candidates_are_scored_on_the_validation_folder(name: str) -> None:
     pets("train", name, "test")

@@ -287,8 +287,13 @@ def model_key(slots: tuple[LayerSlot, ...], choices: tuple[tuple[int, ...], ...]
 _loaded: list[Project] = []  # the last one: the stages of a run share it
 
 
-def load_project(config: Config) -> Project:
-    """What the configuration names, loaded; kept until another one is asked for. Raises what is wrong."""
+def load_project(config: Config, *, pixels: bool = True) -> Project:
+    """What the configuration names, loaded; kept until another one is asked for. Raises what is wrong.
+
+    Without `pixels`, for what needs only their size, a folder's images are not read; nothing is kept.
+    """
+    if not pixels:
+        return _load(config, pixels=False)
     if not _loaded or _loaded[0].config != config:
         _loaded[:] = [_load(config)]
     return _loaded[0]
@@ -299,10 +304,10 @@ def forget_project() -> None:
     _loaded.clear()
 
 
-def _load(config: Config) -> Project:
+def _load(config: Config, *, pixels: bool = True) -> Project:
     keep_freed_memory()
     profile = target_profile(config)
-    data = load_data(config.data, config.seed)
+    data = load_data(config.data, config.seed, pixels=pixels)
     expected = statistics(config.model) if config.data.mean is None else None
     if expected and isinstance(data.train, Split) and len(expected[0]) == data.input_shape[0]:
         data = data.with_statistics(*expected)
