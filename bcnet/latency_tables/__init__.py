@@ -1,1 +1,1 @@
-"""Latency tables: measured layers (`table.py`), bound to a space (`model.py`), and a probe of the machine."""
+"""Latency tables: measured layers (`table.py`), latencies of networks (`model.py`), regression checks."""

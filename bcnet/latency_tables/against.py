@@ -1,6 +1,6 @@
-"""Two latency tables of one device, compared without measuring. In: head and base. Out: a report.
+"""Compare two latency tables of one device without measuring. In: head and base. Out: a report.
 
-The way for CI, which builds both on one machine in one job.
+For CI, where one job builds both tables on the same machine.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
 
-LISTED = 3  # rows that a finding names
+LISTED = 3  # maximum number of rows that a finding names
 
 
 def compare_tables(
@@ -24,14 +24,15 @@ def compare_tables(
     max_slowdown: float = 0.05,
     names: tuple[str, str] = ("head", "base"),
 ) -> CheckReport:
-    """The same verdict as by measuring, on rows that both have; rows that only `base` has are a finding.
+    """The verdict on the rows that both tables have; rows that only `base` has are reported as a finding.
 
-    Raises TableError where the devices differ, no row is in both, or a row is an estimate.
+    The statistics are those of a check that measures. Raises TableError if the devices differ, no row is in
+    both tables, or a row is an estimate.
     """
     if head.device != base.device:
         raise TableError(
-            f"{names[0]} is of device '{head.device}', {names[1]} of '{base.device}'; "
-            "compare tables of one device"
+            f"{names[0]} is for device '{head.device}', {names[1]} for '{base.device}'; "
+            "compare tables of the same device"
         )
     common = sorted(head.rows.keys() & base.rows.keys(), key=lambda key: (key[1], key[0]))
     if not common:
@@ -50,7 +51,7 @@ def compare_tables(
             setting=str(setting) if len(settings) > 1 else "",
         )
         for layer, setting in common
-        # Below the tick of the runtime's clock there is no ratio.
+        # Below the resolution of the runtime's profiler, a ratio is meaningless.
         if min(base.rows[layer, setting].stat.median_ms, head.rows[layer, setting].stat.median_ms) >= TICK_MS
     ]
     verdict = verdict_on(
@@ -83,19 +84,19 @@ def compare_tables(
 
 
 def refuse_estimates(table: LatencyTable, rows: Iterable[Row], name: str) -> None:
-    """Raises TableError where a row was calculated."""
+    """Raises TableError if a row was calculated."""
     count = sum(table.sessions[row.session].estimate for row in rows)
     if count:
         raise TableError(
-            f"{name} is an estimate: nothing was measured for {count} of these rows; "
+            f"{name} is an estimate: {count} of these rows were calculated, not measured; "
             f"run `bcnet build-lut --device {table.device}` on the device"
         )
 
 
 def probed_then(table: LatencyTable, rows: Iterable[Row]) -> Probed:
-    """The probe of the sessions that these rows come from, each session as often as it has rows.
+    """The reference microbenchmark of the sessions of these rows, each session weighted by its rows.
 
-    Where sessions disagree, their median absolute deviation is the spread, if it is above their own.
+    The spread is the larger of the sessions' own and the median absolute deviation between sessions.
     """
     sessions = [table.sessions[row.session] for row in rows]
     medians, spreads = {}, {}
@@ -108,19 +109,19 @@ def probed_then(table: LatencyTable, rows: Iterable[Row]) -> Probed:
 
 
 def processors(table: LatencyTable, rows: Iterable[Row]) -> set[str]:
-    """Names of the processors that these rows were measured on."""
+    """The names of the processors on which these rows were measured."""
     return {table.sessions[row.session].provenance.get("processor", "") for row in rows} - {""}
 
 
 def other_machine(then: set[str], now: set[str]) -> str:
-    """Why two sets of processors are not the same machine; empty where they are, or are not known."""
+    """Why two sets of processors are not the same machine; empty if they are, or if one is not known."""
     if not then or not now or then == now:
         return ""
     return f"another processor: {', '.join(sorted(then))} then, {', '.join(sorted(now))} now"
 
 
 def _versions(head: LatencyTable, base: LatencyTable, now: list[Row], then: list[Row]) -> list[str]:
-    """What else is recorded of the two, where it differs."""
+    """The other provenance that both tables record, where it differs."""
     found: list[dict[str, set[str]]] = []
     for table, rows in ((base, then), (head, now)):
         values: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Sums of layers made whole networks. In: subnets' times and a latency model. Out: a fit and its error."""
+"""Calibrate sums of layers to whole networks. In: latencies of subnets, a latency model. Out: a fit."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,17 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.noise import noise_of_networks
 from bcnet.latency_tables.rows import FAILED_MS, Calibration
 
-FEWEST = 4  # subnets that have to run, if the network has that many
+FEWEST = 4  # minimum number of subnets that have to run, if the network has that many
 
 
 def calibrated(
     model: LatencyModel, key: str, subnets: Sequence[tuple[Sequence[int], Sequence[float]]]
 ) -> Calibration:
-    """Fit the sums of layers to whole subnets, (widths, ms of each pass), and tell the error.
+    """Fit the sums of layers to whole subnets, (widths, ms of each pass), and return the fit with its error.
 
-    The fastest of a subnet's times counts, the next one's difference from it is the noise. Each subnet is
-    predicted by a fit on all others. Raises DeviceError where the runtime can run almost none of them.
+    A subnet's latency is its fastest pass; the noise is the difference to the second fastest. Errors are
+    cross-validated: each subnet is predicted by a fit on all others. Raises DeviceError if the runtime can
+    run almost none of the subnets.
     """
     timed = [(widths, times) for widths, times in subnets if times]
     indices = model.indices([widths for widths, _ in timed])
@@ -56,14 +57,14 @@ def calibrated(
 def fit_calibration(
     sums: np.ndarray, measured: np.ndarray, evicted: np.ndarray
 ) -> tuple[tuple[float, float, float], np.ndarray]:
-    """Offset (ms), scale and ms a megabyte of `offset + scale * sum + ms * evicted`, and predictions (ms).
+    """Fit `offset + scale * sum + memory * evicted`: (offset ms, scale, memory ms/MB), and predictions in ms.
 
-    Relative errors are squared, so that small networks count as much as large ones. Each prediction is by a
-    fit on all others. The memory term is 0 unless it improves these. Where a network has fewer than
-    FEWEST subnets in all, none is left out.
+    Least squares on relative errors, so that small networks count as much as large ones. Predictions are
+    leave-one-out. The memory term is 0 unless it improves them. With fewer than FEWEST subnets, the
+    predictions are those of the fit on all subnets.
     """
     straight = _linear([np.ones(len(sums)), sums], measured)
-    if len(sums) == 1 or straight[0][1] <= 0:  # all subnets cost the same: only the ratio is determined
+    if len(sums) == 1 or straight[0][1] <= 0:  # all subnets have the same cost: only the ratio is determined
         ratio = float(np.median(measured / sums))
         return (0.0, ratio, 0.0), ratio * sums
     if len(sums) < FEWEST:

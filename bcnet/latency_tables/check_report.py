@@ -1,6 +1,7 @@
-"""What a check of a latency table found, as JSON, as JUnit XML and as annotations of GitHub Actions.
+"""The result of a regression check of a latency table, as JSON, JUnit XML and GitHub Actions annotations.
 
-In: a verdict and findings that need no statistics. Out: text for machines; `show.py` has that for people.
+In: a verdict and findings that need no statistics. Out: machine-readable text; `bcnet.show` prints for
+people.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,17 +11,17 @@ from xml.etree import ElementTree
 from bcnet.latency_tables.gate import Change, Verdict
 from bcnet.plain import LONGEST, plain
 
-WORST = 10  # single layers that are listed; all are counted
+WORST = 10  # maximum number of single layers that are listed; all are counted
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """A verdict on `table`, and what it rests on.
+    """A verdict on `table` with the data behind it.
 
-    `against` names what it was compared with: another table, or this machine now. `findings` are certain,
-    such as rows that are missing: any of them fails the check. `notes` are no fault. `unchecked` counts rows
-    that could not be compared: those of other networks or settings. `recorded` is the file whose answers were
-    replayed in the place of measurements: such a check never passes.
+    `against` names what the table was compared with: another table, or this machine now. `findings` do not
+    depend on statistics, e.g. missing rows: any of them fails the check. `notes` are informational.
+    `unchecked` counts the rows that could not be compared: those of other networks or settings. `recorded` is
+    the file of recorded answers that was replayed instead of measuring: such a check never passes.
     """
 
     table: str
@@ -38,12 +39,12 @@ class CheckReport:
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 3 slower or a finding, 4 machine differs, inconclusive, or not measured now."""
+        """0: ok; 3: slower, or a finding; 4: the machine differs, inconclusive, or replayed."""
         return 3 if self.findings else self.verdict.exit_code or (4 if self.recorded else 0)
 
     @property
     def status(self) -> str:
-        """That of the verdict, or "incomplete" with a finding."""
+        """The verdict's status, or "incomplete" if there is a finding."""
         return "incomplete" if self.findings else self.verdict.status
 
     @property
@@ -59,24 +60,24 @@ class CheckReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it; changes are parts of one: 0.12 is 12 % slower."""
-        said = {"status": self.status, "exit_code": self.exit_code, "headline": self.headline}
-        return {"stage": "check-lut", **said, **asdict(self)}
+        """All fields and the result; changes are fractions: 0.12 is 12 % slower."""
+        result = {"status": self.status, "exit_code": self.exit_code, "headline": self.headline}
+        return {"stage": "check-lut", **result, **asdict(self)}
 
 
 def junit(report: CheckReport) -> bytes:
-    """JUnit XML: one test for the findings, for all rows, for the machine, and for each kind of layer.
+    """JUnit XML: one test case for the findings, one for all rows, and one for each kind of layer.
 
-    Slower is a failure; where nothing can be said (the machine differs, inconclusive) tests are skipped.
+    A slowdown is a failure; test cases are skipped if the machine differs or the check is inconclusive.
     """
     verdict = report.verdict
     suite = ElementTree.Element("testsuite", name="bcnet check-lut", errors="0")
 
     def case(name: str, failure: str = "", skipped: str = "", kind: str = "slower") -> None:
-        # XML has no control characters; names of layers and messages of a runtime may contain some.
+        # XML allows no control characters; names of layers and messages of a runtime may contain some.
         name, failure, skipped = plain(name), plain(failure, LONGEST), plain(skipped, LONGEST)
-        of = plain(f"latency_tables.{report.device}")
-        test = ElementTree.SubElement(suite, "testcase", classname=of, name=name)
+        classname = plain(f"latency_tables.{report.device}")
+        test = ElementTree.SubElement(suite, "testcase", classname=classname, name=name)
         if failure:
             ElementTree.SubElement(test, "failure", message=failure, type=kind).text = failure
         elif skipped:
@@ -103,7 +104,7 @@ def junit(report: CheckReport) -> bytes:
 
 
 def annotations(report: CheckReport) -> list[str]:
-    """Lines that GitHub Actions shows at the table's file: errors, warnings, or one notice."""
+    """Lines that GitHub Actions shows as annotations of the table's file: errors, warnings, or one notice."""
     verdict = report.verdict
 
     def line(level: str, text: str) -> str:
@@ -121,7 +122,7 @@ def annotations(report: CheckReport) -> list[str]:
 
 
 def sentence(change: Change) -> str:
-    """A change in words."""
+    """A change as one sentence."""
     word = "slower" if change.change > 0 else "faster"
     return (
         f"{change.name}: {abs(change.change):.1%} {word} ({change.low:+.1%} to {change.high:+.1%}; "

@@ -1,4 +1,4 @@
-"""Rows that were edited by hand on purpose. In: a table's file. Out: the file, sealed, edits noted."""
+"""Accept intended edits of a table by hand. In: a table's file. Out: the file with new seals."""
 
 import datetime
 from collections import Counter
@@ -12,9 +12,9 @@ from bcnet.latency_tables.table import LatencyTable
 
 
 def accept_edits(path: Path) -> dict[str, Any]:
-    """Seal a table's rows as they are now, and record in their sessions' provenance how many were edited.
+    """Seal a table's rows as they are now; record the number of edited rows in the sessions' provenance.
 
-    Returns a summary. Raises TableError where a row is not valid; a table without edits stays as it is.
+    Returns a summary. A table without edits is left unchanged. Raises TableError if a row is not valid.
     """
     with alone(path):
         content, edits = read_with_edits(path)

@@ -1,7 +1,7 @@
-"""The JSON file of a latency table, reviewed like code: validated, migrated, written in a stable order.
+"""Read and write the JSON file of a latency table: validated, migrated, and in a stable order for review.
 
-In: a path, or what a table holds. Out: what a file holds, or its text. A million rows are read in batches of
-lines, as they stand in the file; text in another form than that of `text_of` is read as any JSON is.
+In: a path, or a table's content. Out: the content, or the file's text. The lines that `text_of` writes are
+read in batches, which is fast for a million rows; other formatting is read as ordinary JSON.
 """
 
 import contextlib
@@ -47,20 +47,21 @@ from bcnet.reading import JSON_BYTES
 
 __all__ = ["Content", "json_schema", "read", "text_of"]
 
-OPENS, ROW = b'"rows": [\n', b'   {"layer": {"op": '  # the line before a setting's rows, and how each begins
+# The end of the line before a setting's rows, and the beginning of each row.
+OPENS, ROW = b'"rows": [\n', b'   {"layer": {"op": '
 BATCH = 4000  # rows
-LONGEST_LINE = 2**20  # bytes that are read at once
+LONGEST_LINE = 2**20  # maximum number of bytes that are read at once
 _sides = attrgetter(*(f.name for f in fields(LayerSpec)))
 
 
 def _order(line: Line) -> Any:
-    """A key in the order of layers, computed much faster."""
+    """A sort key with the order of layers, much faster than comparing them."""
     return _sides(line.layer)
 
 
 @dataclass
 class Content:
-    """All that a table holds. `sealed` is whether its file has seals; files of earlier versions have none."""
+    """The content of a table. `sealed`: whether its file has seals; files of earlier versions have none."""
 
     device: str
     sessions: list[Session] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Content:
 
 
 def read(path: Path) -> Content:
-    """What a file holds. Raises TableError: missing, cut short, edited, another schema."""
+    """The content of a file. Raises TableError if it is missing, truncated, edited, or has another schema."""
     content, edits = read_with_edits(path)
     if edits:
         rows = sum(edit.is_row for edit in edits)
@@ -84,8 +85,8 @@ def read(path: Path) -> Content:
 
 
 def read_with_edits(path: Path) -> tuple[Content, list[Edit]]:
-    """What a file holds, and which parts do not match their seals. Raises TableError as `read` does."""
-    # Only a file in its place tells the device by its name.
+    """The content of a file and the parts that do not match their seals. Raises TableError like `read`."""
+    # Only in the folder of latency tables is a file named after its device.
     device = f" --device {path.stem}" if path.parent.name == "latency_tables" else ""
     build = f"run `bcnet build-lut{device}`"
     restore = f"restore the file, or delete it and {build}"
@@ -98,7 +99,7 @@ def read_with_edits(path: Path) -> tuple[Content, list[Edit]]:
         raise TableError(f"{path} cannot be read: {cause.strerror or cause}") from None
     except RecursionError:
         raise TableError(f"{path} is cut short or edited (it is nested too deeply); {restore}") from None
-    except ValueError as cause:  # of the JSON, and of UTF-8
+    except ValueError as cause:  # invalid JSON or UTF-8
         raise TableError(f"{path} is cut short or edited ({cause}); {restore}") from None
     except TableError as cause:
         end = f" {build}" if str(cause).endswith(" and") else f"; {restore}"
@@ -106,7 +107,7 @@ def read_with_edits(path: Path) -> tuple[Content, list[Edit]]:
 
 
 def text_of(content: Content) -> str:
-    """The file's text: a block a setting, rows in a stable order, one a line."""
+    """The file's text: one block per setting, one row per line, in a stable order."""
     sessions = named(content.sessions)
     lines: dict[Setting, list[Line]] = {}
     for row in content.rows.values():
@@ -136,7 +137,7 @@ def text_of(content: Content) -> str:
 
 
 def named(sessions: Sequence[Session]) -> list[Session]:
-    """The sessions, each with an id that stays the same when others are added or removed, on any branch."""
+    """The sessions, each with an id that is independent of the others, so that branches can be merged."""
     taken: set[str] = set()
     found = []
     for session in sessions:
@@ -150,7 +151,7 @@ def named(sessions: Sequence[Session]) -> list[Session]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file, if it is a regular one: reading a named pipe would block forever."""
+    """The opened file. Raises OSError unless it is regular: reading a named pipe would block forever."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -160,7 +161,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without Python's garbage collector, which costs more than all else among millions of new objects."""
+    """Disable Python's garbage collector, which would dominate the time to create millions of objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -171,9 +172,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
-    """All of a file. Rows on lines of their own are lifted out first and replaced by a number."""
+    """The content and edits of a file. Blocks of one-line rows are extracted, and replaced by a number."""
     frame: list[bytes] = []
-    lifted: dict[int, bytes] = {}  # the last line of each block of rows
+    extracted: dict[int, bytes] = {}  # the last line of each block of rows
     places, room = [], JSON_BYTES
     for number, line in _numbered(file):
         if number < 0:
@@ -182,16 +183,16 @@ def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
                 raise ValueError(f"it holds more than {JSON_BYTES:,} bytes beside its rows")
             frame.append(line)
             continue
-        if number not in lifted:
+        if number not in extracted:
             places.append(len(frame))
             frame.append(b"")
-        lifted[number] = line
-    for place, (number, last) in zip(places, lifted.items(), strict=True):
+        extracted[number] = line
+    for place, (number, last) in zip(places, extracted.items(), strict=True):
         frame[place] = b"%d%s\n" % (number, b"," if last.rstrip().endswith(b",") else b"")
     raw = json.loads(b"".join(frame))
     reader = _Reader(raw)
-    if sorted(reader.blocks) != list(lifted):
-        raise ValueError("a number in the place of a row")
+    if sorted(reader.blocks) != list(extracted):
+        raise ValueError("a number instead of a row")
     file.seek(0)
     for block, numbered in groupby(_numbered(file), key=itemgetter(0)):
         lines = (line for _, line in numbered)
@@ -203,7 +204,7 @@ def _read(file: IO[bytes]) -> tuple[Content, list[Edit]]:
 def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     """Each line with the number of its block of rows; -1 for a line that is not one row.
 
-    A longer line comes in parts: a file that has grown to terabytes has to end somewhere.
+    A line longer than LONGEST_LINE comes in parts, which bounds the memory for a file without line breaks.
     """
     block, inside = -1, False
     for line in iter(partial(file.readline, LONGEST_LINE), b""):
@@ -216,13 +217,13 @@ def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 class _Reader:
-    """Takes a file apart: all but the lifted rows at once, the lifted rows in batches."""
+    """Builds the content of a file: everything but the extracted rows at once, these rows in batches."""
 
     def __init__(self, raw: Any) -> None:
         """`raw` is the file's JSON value; numbers stand for blocks of rows. Raises TableError."""
         self.sealed = isinstance(raw, dict) and raw.get("schema") == SCHEMA
         raw = migrated(raw)
-        bare, rows = _apart(raw)
+        bare, rows = _without_rows(raw)
         try:
             file = FILE.validate_json(json.dumps(bare))
         except ValidationError as cause:
@@ -240,14 +241,14 @@ class _Reader:
             raise TableError("two sessions have the same id, or one has none")
         self.seals: list[list[str]] = [[] for _ in file.sessions]
         self.edits: list[Edit] = []
-        # For each block of lifted rows: its setting, its place, and how many rows of the setting came before.
+        # For each block of extracted rows: its setting, the setting's index, and the index of its next row.
         self.blocks: dict[int, tuple[Setting, int, int]] = {}
         for place, (block, own) in enumerate(zip(file.settings, rows, strict=True)):
             given = [entry for entry in own if not isinstance(entry, int)]
             for entry in own:
                 if isinstance(entry, int):
                     if entry in self.blocks:
-                        raise TableError("a number in the place of a row")
+                        raise TableError("a number instead of a row")
                     self.blocks[entry] = block.setting, place, len(given)
             if given:
                 self._add(json.dumps(given).encode(), None, block.setting, place, 0)
@@ -266,7 +267,7 @@ class _Reader:
             self.content.calibrations[fitted.model, fitted.setting] = fitted
 
     def add(self, block: int, lines: list[bytes]) -> None:
-        """The rows that were lifted out of that block, as they stand in the file."""
+        """Add rows of that block, given as their lines of the file."""
         setting, place, first = self.blocks[block]
         self.blocks[block] = setting, place, first + len(lines)
         last = lines[-1].rstrip(b",\r\n ")
@@ -275,7 +276,7 @@ class _Reader:
         )
 
     def _add(self, text: bytes, texts: list[bytes] | None, setting: Setting, place: int, first: int) -> None:
-        """Rows as a JSON list, and each as it stands in the file where that is known."""
+        """Add rows, given as a JSON list, and as their lines of the file if these are known."""
         try:
             lines = LINES.validate_json(text)
         except ValidationError as cause:
@@ -289,7 +290,7 @@ class _Reader:
             if self.sealed:
                 self.seals[number].append(line.seal)
                 if row_seal(own[3:-UNSEALED], base) != line.seal:
-                    right = row_seal(row_text(line).encode(), base)  # whatever its form in the file
+                    right = row_seal(row_text(line).encode(), base)  # independent of the file's formatting
                     if right != line.seal:
                         self.edits.append(edited_row(line.layer, setting, number, line.seal, right))
             if (line.stat is None) == (line.error is None):
@@ -306,7 +307,7 @@ class _Reader:
                 raise TableError(f"holds two rows for {line.layer} at {setting}")
 
     def edited_sessions(self) -> list[Edit]:
-        """Sessions that do not match their digest although all their rows match; called at the end."""
+        """Sessions that do not match their digest although all their rows match; call after the last row."""
         if not self.sealed:
             return []
         with_edits = {edit.session for edit in self.edits}
@@ -324,14 +325,14 @@ class _Reader:
 def _error(
     cause: ValidationError, raw: Any, where: tuple[int | str, ...] = (), first: int = 0
 ) -> TableError | ValueError:
-    """What is wrong in `raw`, a JSON value or its text: see `explained`. ValueError where it is not JSON."""
+    """The error in `raw`, a JSON value or its text: see `explained`. ValueError if it is not JSON."""
     if cause.errors()[0]["type"] == "json_invalid":
         return ValueError(cause.errors()[0]["msg"])
     return TableError(explained(cause, json.loads(raw) if isinstance(raw, bytes) else raw, where, first))
 
 
-def _apart(raw: Any) -> tuple[Any, list[list[Any]]]:
-    """The file's value without rows, and the rows of each setting. Values of another form are left alone."""
+def _without_rows(raw: Any) -> tuple[Any, list[list[Any]]]:
+    """The file's value without rows, and the rows of each setting. Values of other forms are unchanged."""
     settings = raw.get("settings") if isinstance(raw, dict) else None
     if not isinstance(settings, list) or not all(
         isinstance(block, dict) and isinstance(block.get("rows"), list) for block in settings

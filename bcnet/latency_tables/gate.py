@@ -1,7 +1,7 @@
-"""Has the runtime become slower? In: layers' times then and now, and the machine's probe. Out: a verdict.
+"""Regression check of a runtime's latency. In: layers' times and the reference microbenchmark, then and now.
 
-Pure statistics on logarithms of ratios: nothing is measured and nothing is read here. `pipeline/check_lut.py`
-measures; docstrings give every formula.
+Out: a verdict. Pure statistics on log ratios, without any measuring or reading of files;
+`pipeline/check_lut.py` measures. The docstrings give every formula.
 """
 
 import math
@@ -14,33 +14,33 @@ import numpy as np
 from scipy.stats import norm, t
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.machine import FELT_BY_ALL, MAD, MEDIAN, Machine, Probed, felt_by
+from bcnet.latency_tables.machine import MAD, MEDIAN, SENSITIVITY_ALL, Machine, Probed, sensitivity_of
 from bcnet.latency_tables.rows import LayerSpec
 
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
 EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}
 
-ALPHA = (
-    0.005  # how often an unchanged runtime may be called slower, for each of: all rows, kinds, single rows
-)
-MOVED = 0.05  # below this probability, the machine is another one
-LIKELY = 0.2  # above this corrected probability, a slowdown is not worth a word
-# Two sessions on one machine differ by more than their samples show: in 150 s on a shared virtual machine,
-# medians over 10 s, less what the probe explains, had a standard deviation of 1.0 to 1.6 % (all rows, kinds).
+# The accepted rate of false alarms, for each of: all rows, kinds of layers, single rows.
+ALPHA = 0.005
+MOVED = 0.05  # below this probability, the machine has changed
+LIKELY = 0.2  # above this corrected probability, a slowdown is not reported
+# Two sessions on one machine differ by more than their samples show: over 150 s on a shared virtual machine,
+# medians over 10 s, corrected by the reference microbenchmark, had a standard deviation of 1.0 % (all rows)
+# to 1.6 % (kinds).
 DRIFT = 0.02
-TICK_MS = 0.001  # runtimes' profiles count whole microseconds
-PASSES = 2  # of a build over its networks
+TICK_MS = 0.001  # resolution of the runtimes' profilers: whole microseconds
+PASSES = 2  # number of passes of a build over its networks
 MOST_SECONDS = 3600
-DEGREES = 5  # of Student's t for single rows: their errors have heavy tails
-QUARTILE = 1.3626  # standard error of a lower quartile over a mean's, as `MEDIAN`
+DEGREES = 5  # degrees of freedom of Student's t for single rows: their errors have heavy tails
+QUARTILE = 1.3626  # standard error of a lower quartile relative to that of a mean, cf. `MEDIAN`
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A layer then and now. `now_ms` holds, for each network that showed it, one figure a round.
+    """A layer's times then and now. `now_ms` has one value per round for each network with the layer.
 
-    From a table, `now_ms` is one figure, and `now_spread` its row's spread. `setting` is named where layers
-    of several are compared; those are kinds of their own.
+    For two tables, `now_ms` is a single value and `now_spread` the spread of its row. `setting` is empty
+    unless layers of several settings are compared; each setting then forms kinds of its own.
     """
 
     layer: LayerSpec
@@ -52,21 +52,21 @@ class Observation:
 
     @property
     def kind(self) -> str:
-        """The kind of its layer, and the setting if that is named."""
+        """The kind of its layer, with the setting if there is one."""
         return self.layer.kind + (f" ({self.setting})" if self.setting else "")
 
     @property
     def name(self) -> str:
-        """Its layer as people read it."""
+        """Its layer, for messages."""
         return str(self.layer) + (f" ({self.setting})" if self.setting else "")
 
 
 @dataclass(frozen=True)
 class Change:
-    """How much slower (above 0) or faster something is: 0.12 is 12 %, between `low` and `high` (95 %).
+    """How much slower (above 0) or faster something is: 0.12 is 12 %; 95 % interval from `low` to `high`.
 
-    `p` is the probability of such figures, or of larger ones, where it is not slower (for `faster`: not
-    faster) than allowed, corrected for the number of kinds or rows (Holm). `rows` are those behind it.
+    `p` is the p-value of the null hypothesis that it is not slower (for `faster`: not faster) than allowed,
+    corrected for the number of kinds or rows (Holm). `rows` is the number of rows that it is based on.
     """
 
     name: str
@@ -81,11 +81,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found. `slower` and `faster` hold kinds of layers first, then single layers, worst first.
+    """The result of a check. `slower` and `faster` list kinds of layers, then single layers, largest first.
 
-    `everything` is the change of all rows together, `probe` that of the machine, `detectable` the smallest
-    slowdown of all rows that such a check finds in 95 % of cases. Where the machine differs, `relative` has
-    the kinds that changed against the other rows. `seconds_needed`: where measuring longer would help.
+    `everything` is the change of all rows together, `probe` that of the reference microbenchmark,
+    `detectable` the smallest slowdown of all rows that such a check detects in 95 % of cases, `relative` the
+    kinds that changed relative to the other rows. `seconds_needed` is None unless measuring longer would
+    help.
     """
 
     status: Status
@@ -102,7 +103,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 ok, 3 slower, 4 machine differs or inconclusive."""
+        """0: ok; 3: slower; 4: the machine differs, or inconclusive."""
         return EXIT_CODES[self.status]
 
 
@@ -117,24 +118,26 @@ def verdict_on(
 ) -> Verdict:
     """The verdict on a sample of rows.
 
-    Row i is slower by d_i = log(now / then). Now is the median over pairs of rounds of each pair's lower
-    quartile: a table's row is the lower quartile of two passes, and that of more would be lower on a busy
-    machine, where other work only adds time. Its standard error has four parts: the rounds' scatter
-    around what all rows share in a round; the row's own spread then; whole microseconds; and a factor, one
-    for all rows, by which rows scatter around their kind more than these say. All rows together and each kind
-    are weighted medians of d_i. Their errors add what single rows cannot show: the rounds' common scatter,
-    the drift between sessions (`DRIFT`), the probe's.
+    The change of row i is d_i = log(now / then). A row's time now is the median, over pairs of rounds, of
+    each pair's lower quartile: a table's row is the lower quartile of two passes, and a quartile over more
+    passes would be lower on a busy machine, where other work only adds time. Its standard error combines the
+    scatter of the rounds around the change that all rows share in a round, the row's own spread then, the
+    resolution of whole microseconds, and a factor, common to all rows, by which the rows scatter around their
+    kind more than these account for. The changes of all rows and of each kind are weighted medians of d_i.
+    Their errors also include what affects all rows alike: the common scatter of the rounds, the drift between
+    sessions (`DRIFT`) and the error of the reference microbenchmark.
 
-    Tested is whether d exceeds log(1 + max_slowdown) by more than its error, after what the machine explains
-    has been taken off: clock + felt * (memory - clock), the log changes of the probe's two parts, with `felt`
-    as uncertain as the three `FELT_BY_...` say. Kinds are also tested against all other rows; the surer of
-    the two counts, doubled. Holm's correction goes over kinds, and over rows; single rows use Student's t.
-    The machine differs where what all rows feel of a part's change is more than max_slowdown, beyond its
-    error, or where `other_machine` says why. The check is inconclusive where it would miss a slowdown of four
-    times max_slowdown in more than 5 % of cases, or where a slowdown is likely but not clear.
+    The test is whether d exceeds log(1 + max_slowdown) significantly, after the change that the machine
+    explains is subtracted: clock + sensitivity * (memory - clock), with the log changes of the two parts of
+    the reference microbenchmark; the three `SENSITIVITY_...` also give the sensitivity's uncertainty. Kinds
+    are also tested against all other rows; the smaller of the two p-values counts, doubled (Bonferroni).
+    Holm's correction is applied over kinds, and over rows; single rows use Student's t. The machine differs
+    if a part's change, times the sensitivity of all rows, significantly exceeds max_slowdown, or if
+    `other_machine` gives a reason. The check is inconclusive if it would miss a slowdown of four times
+    max_slowdown in more than 5 % of cases, or if a slowdown is likely but not significant.
 
-    `max_slowdown` is a part of one; `seconds` is how long was measured. Raises TableError for figures that
-    are not positive numbers.
+    `max_slowdown` is a fraction; `seconds` is the duration of the measurement. Raises TableError for times
+    that are not positive numbers.
     """
     _check(observations, then, now, max_slowdown)
     sample = _Sample.of(observations, Machine(then, now), math.log1p(max_slowdown))
@@ -151,14 +154,14 @@ def verdict_on(
     needed = None
     if status == "inconclusive":
         target = (math.log1p(4 * max_slowdown) - sample.allowed - explained) / beyond
-        fixed = math.hypot(DRIFT, sample.machine.explains(FELT_BY_ALL)[1])
+        fixed = math.hypot(DRIFT, sample.machine.explains(SENSITIVITY_ALL)[1])
         needed = _seconds_needed(seconds, uncertain, fixed, target)
         if needed is not None:
             reason += f"; measure for {needed:.0f} s"
         elif seconds is None:
             reason += "; build both tables again on a quieter machine"
         else:
-            reason += "; measuring longer does not help, a quieter machine does"
+            reason += "; measuring longer does not help: use a quieter machine"
     return Verdict(
         status=status,
         reason=reason,
@@ -178,7 +181,7 @@ def verdict_on(
 class _Sample:
     """The rows of a check: their changes (N,), log(now / then), and the changes' standard errors (N,).
 
-    `drift` is the error that rows share, `allowed` the log of the slowdown that is.
+    `drift` is the error that all rows share, `allowed` the log of the allowed slowdown.
     """
 
     names: Sequence[str]
@@ -204,45 +207,45 @@ class _Sample:
 
     @property
     def every(self) -> np.ndarray:
-        """All rows, as the other masks choose some."""
+        """The mask that selects all rows."""
         return np.ones(len(self.change), bool)
 
     @cached_property
     def members(self) -> dict[str, np.ndarray]:
-        """Which rows each kind has; the kind that takes longest comes first."""
+        """The mask of each kind's rows; the kind with the largest total time comes first."""
         kinds = sorted(set(self.kinds), key=lambda kind: -float(self.now_ms[self.kinds == kind].sum()))
         return {kind: self.kinds == kind for kind in kinds}
 
-    def pooled(self, chosen: np.ndarray, felt: tuple[float, float]) -> tuple[float, float, float]:
-        """The change of some rows, its error, and what the machine explains of it."""
+    def pooled(self, chosen: np.ndarray, sensitivity: tuple[float, float]) -> tuple[float, float, float]:
+        """The change of the chosen rows, its standard error, and the part that the machine explains."""
         weights = 1 / self.error[chosen] ** 2
         centre = _weighted_median(self.change[chosen], weights)
         own = MEDIAN / math.sqrt(float(weights.sum()))
-        explained, explained_error = self.machine.explains(felt)
+        explained, explained_error = self.machine.explains(sensitivity)
         return centre, math.sqrt(own**2 + self.drift**2 + explained_error**2), explained
 
     @cached_property
     def together(self) -> tuple[float, float, float]:
         """All rows, pooled."""
-        return self.pooled(self.every, FELT_BY_ALL)
+        return self.pooled(self.every, SENSITIVITY_ALL)
 
     @cached_property
     def of_kind(self) -> dict[str, tuple[float, float, float]]:
         """Each kind's rows, pooled."""
-        return {name: self.pooled(chosen, felt_by(name)) for name, chosen in self.members.items()}
+        return {name: self.pooled(chosen, sensitivity_of(name)) for name, chosen in self.members.items()}
 
     @cached_property
     def against(self) -> dict[str, tuple[float, float]]:
-        """Each kind's change against all other rows', and its error.
+        """Each kind's change relative to all other rows, and its standard error.
 
-        What both share cancels: the rounds' scatter, the clock, a part of the memory.
+        What both have in common cancels: the scatter of the rounds, the clock, a part of the memory.
         """
         result = {}
         for name, chosen in self.members.items():
             if chosen.all():
                 continue
-            rest, _, _ = self.pooled(~chosen, FELT_BY_ALL)
-            explained, explained_error = self.machine.explains_beyond_all(felt_by(name))
+            rest, _, _ = self.pooled(~chosen, SENSITIVITY_ALL)
+            explained, explained_error = self.machine.explains_beyond_all(sensitivity_of(name))
             variance = sum(1 / float((self.error[mask] ** -2.0).sum()) for mask in (chosen, ~chosen))
             result[name] = (
                 self.of_kind[name][0] - rest - explained,
@@ -251,7 +254,7 @@ class _Sample:
         return result
 
     def described(self, name: str, chosen: np.ndarray, centre: float, uncertain: float, p: float) -> Change:
-        """A change as people read it."""
+        """A change with its 95 % interval and total times."""
         return Change(
             name=name,
             change=math.expm1(centre),
@@ -264,22 +267,22 @@ class _Sample:
         )
 
     def kinds_tested(self, sign: int) -> tuple[Change, ...]:
-        """Kinds that are slower (1) or faster (-1), by themselves or against the others; the surer counts."""
+        """All kinds with the p-value of being slower (1) or faster (-1), alone or relative to other rows."""
         p = []
         for name, (change, uncertain, explained) in self.of_kind.items():
             beyond = sign * (change - explained) - self.allowed
-            surest = norm.sf(beyond / uncertain)
+            smallest = norm.sf(beyond / uncertain)
             if name in self.against and beyond > 0:
                 excess, error = self.against[name]
-                surest = min(surest, norm.sf((sign * excess - self.allowed) / error))
-            p.append(min(1.0, 2 * float(surest)))
+                smallest = min(smallest, norm.sf((sign * excess - self.allowed) / error))
+            p.append(min(1.0, 2 * float(smallest)))
         return tuple(
             self.described(name, self.members[name], *self.of_kind[name][:2], value)
             for name, value in zip(self.members, _holm(p), strict=True)
         )
 
     def kinds_against_others(self) -> tuple[Change, ...]:
-        """Kinds that changed otherwise than all other rows, in either direction."""
+        """All kinds with their change relative to all other rows, tested in both directions."""
         p = [
             min(1.0, 2 * float(norm.sf((abs(change) - self.allowed) / error)))
             for change, error in self.against.values()
@@ -290,8 +293,10 @@ class _Sample:
         )
 
     def rows_tested(self, sign: int) -> list[Change]:
-        """Single rows that are clearly slower (1) or faster (-1), by Student's t."""
-        explained, explained_error = np.array([self.machine.explains(felt_by(kind)) for kind in self.kinds]).T
+        """Single rows that are significantly slower (1) or faster (-1), by Student's t."""
+        explained, explained_error = np.array(
+            [self.machine.explains(sensitivity_of(kind)) for kind in self.kinds]
+        ).T
         error = np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
         p = _holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
         return [
@@ -302,7 +307,7 @@ class _Sample:
 
 
 def _worst_first(changes: Sequence[Change]) -> list[Change]:
-    """Changes that chance does not explain, the largest first."""
+    """The significant changes, the largest first."""
     return sorted((each for each in changes if each.p < ALPHA), key=lambda each: -abs(each.change))
 
 
@@ -318,12 +323,12 @@ def _decision(
     """The verdict and its reason."""
     moved = [f"{part.name} {part.change:+.0%}" for part in probe if part.p < MOVED]
     if other_machine or moved:
-        return "machine differs", other_machine or f"the probe moved: {', '.join(moved)}"
+        return "machine differs", other_machine or f"the reference microbenchmark changed: {', '.join(moved)}"
     clear = [everything] if everything.p < ALPHA else list(slower)
     if clear:
         verb = "are" if clear[0] is everything else "is"
         return "slower", (
-            f"{clear[0].name} {verb} slower by {clear[0].change:.1%}, at most {max_slowdown:.1%} is allowed"
+            f"{clear[0].name} {verb} slower by {clear[0].change:.1%}; the maximum is {max_slowdown:.1%}"
         )
     likely = [each for each in (everything, *kinds) if each.p < LIKELY and each.change > max_slowdown]
     if likely:
@@ -339,23 +344,30 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
         raise TableError("no rows to compare; run `bcnet build-lut`")
     if not (math.isfinite(max_slowdown) and 0 < max_slowdown <= 1):
         raise TableError(
-            f"a slowdown of {max_slowdown} cannot be allowed; give more than 0 % and at most 100 %"
+            f"{max_slowdown} is not a valid maximum slowdown; give more than 0 % and at most 100 %"
         )
     for o in observations:
         figures = [o.then_ms, *(value for network in o.now_ms for value in network)]
         if len(figures) < 2 or not all(math.isfinite(value) and 0 < value < 1e7 for value in figures):
             raise TableError(f"{o.name}: {figures} are not times in ms; measure that row again")
         if not all(math.isfinite(value) and value >= 0 for value in (o.then_spread, o.now_spread)):
-            raise TableError(f"{o.name}: its spread is no number; measure that row again")
+            raise TableError(f"{o.name}: its spread is not a number; measure that row again")
     if Machine(then, now).clock is None:
-        raise TableError("the table's probe cannot be compared with today's; run `bcnet build-lut --again`")
+        raise TableError(
+            "the reference microbenchmark of the table has no part in common with today's; "
+            "run `bcnet build-lut --again`"
+        )
     for probed in (then, now):
         for value in probed.medians_ms.values():
             if not (math.isfinite(value) and value > 0):
-                raise TableError(f"the probe reads {value} ms; run `bcnet build-lut --again`")
+                raise TableError(
+                    f"the reference microbenchmark took {value} ms; run `bcnet build-lut --again`"
+                )
         for value in probed.spreads.values():
             if not (math.isfinite(value) and value >= 0):
-                raise TableError(f"the probe's spread is {value}; run `bcnet build-lut --again`")
+                raise TableError(
+                    f"the reference microbenchmark has a spread of {value}; run `bcnet build-lut --again`"
+                )
 
 
 def _now(observation: Observation) -> float:
@@ -374,10 +386,10 @@ def _errors(
     change: np.ndarray,
     kinds: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-    """Standard errors of the rows' changes, and of what all rows share through the rounds."""
+    """Standard errors of the rows' changes, and of the scatter of the rounds that all rows share."""
     rounds = max(len(values) for o in observations for values in o.now_ms)
     shared = np.zeros(rounds)
-    scaled = []  # each (row, network): its rounds over their median
+    scaled = []  # for each row and network: log of its rounds over their median
     for o in observations:
         for values in o.now_ms:
             if len(values) == rounds:
@@ -395,14 +407,14 @@ def _errors(
         own.append(QUARTILE * float(np.mean(within)) / math.sqrt(len(within)))
     then_error = np.array([MAD * math.hypot(o.then_spread, o.now_spread) for o in observations]) / 2
     ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
-    claimed = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
+    nominal = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
     centres = {
-        name: _weighted_median(change[kinds == name], claimed[kinds == name] ** -2.0) for name in set(kinds)
+        name: _weighted_median(change[kinds == name], nominal[kinds == name] ** -2.0) for name in set(kinds)
     }
-    residual = np.abs(change - np.array([centres[name] for name in kinds])) / claimed
+    residual = np.abs(change - np.array([centres[name] for name in kinds])) / nominal
     factor = max(1.0, MAD * float(np.median(residual)))
     common = QUARTILE * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
-    return claimed * factor, common
+    return nominal * factor, common
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
@@ -412,12 +424,12 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
-    """Each part's change; p: of such a change where layers feel no more of it than is allowed."""
+    """The change of each part; p-value: that the layers are affected by no more than the allowed slowdown."""
     p = _holm(
         [
             min(1.0, 2 * float(norm.sf((abs(machine.change(part)) - limit) / machine.error(part))))
             for part in machine.parts
-            for limit in [allowed if part == machine.clock else allowed / FELT_BY_ALL[0]]
+            for limit in [allowed if part == machine.clock else allowed / SENSITIVITY_ALL[0]]
         ]
     )
     return tuple(
@@ -436,7 +448,7 @@ def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
 
 
 def _holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the k-th smallest of n times n - k + 1, never below a smaller one's."""
+    """Holm's step-down correction: the k-th smallest of n p-values times n - k + 1, made monotonic."""
     order = np.argsort(p, kind="stable")
     corrected = np.maximum.accumulate([(len(p) - k) * p[i] for k, i in enumerate(order)])
     result = [0.0] * len(p)
@@ -446,9 +458,9 @@ def _holm(p: Sequence[float]) -> list[float]:
 
 
 def _seconds_needed(seconds: float | None, uncertain: float, fixed: float, target: float) -> float | None:
-    """How long until the error is `target`: what is above `fixed` shrinks with the root of the time.
+    """Seconds until the error is `target`: the part above `fixed` falls with the square root of the time.
 
-    None where no time helps, or none that anybody would wait for.
+    None if no time is long enough, or if it exceeds MOST_SECONDS.
     """
     above = uncertain**2 - fixed**2
     if seconds is None or target <= fixed or above <= 0:

@@ -1,4 +1,4 @@
-"""Latencies between measured channel counts.
+"""Interpolate latencies between measured channel counts.
 
 In: (input channels, output channels, ms) of the rows of one family. Out: ms at other channel counts.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def interpolate(points: list[tuple[int, int, float]], x: int, y: int) -> float | None:
-    """Bilinear between the four nearest corners that were measured; None where one of them is missing."""
+    """Bilinear interpolation between the four nearest measured corners; None if one of them is missing."""
     known = {(a, b): value for a, b, value in points}
     if all(a == b for a, b in known) and x == y:  # depthwise and pooling: one channel count
         own = sorted(a for a, _ in known)
@@ -32,10 +32,11 @@ def interpolate(points: list[tuple[int, int, float]], x: int, y: int) -> float |
 
 
 class Surface:
-    """Between points that form no grid: a surface through all of them, bent to pass through the nearest.
+    """Interpolation between points that form no grid: a bilinear surface, corrected by the nearest points.
 
-    The surface is `a + b x + c y + d x y`, what a convolution costs without the steps of its implementation,
-    with the least squared relative errors.
+    The surface `a + b x + c y + d x y` is the cost of a convolution without the steps of its implementation,
+    fitted to all points by least squares of the relative errors. The ratios of the four nearest points to the
+    surface are averaged, weighted by inverse distance, and multiply it.
     """
 
     def __init__(self, points: list[tuple[int, int, float]]) -> None:
@@ -44,15 +45,15 @@ class Surface:
         self._lowest = 0.1 * float(ms.min())
         matrix = _features(self._x, self._y) / ms[:, None]
         self._coefficients = np.linalg.lstsq(matrix, np.ones(len(ms)), rcond=None)[0]
-        # How far each point lies above the surface, as a factor.
-        self._bend = ms / self._at(self._x, self._y)
+        # The ratio of each point to the surface.
+        self._ratio = ms / self._at(self._x, self._y)
 
     def __call__(self, x: int, y: int) -> float:
-        """Milliseconds at these channel counts, inside or outside of the points' range."""
+        """Milliseconds at these channel counts, inside or outside the range of the points."""
         here = float(self._at(np.array(float(x)), np.array(float(y))))
         distance = np.log(self._x / x) ** 2 + np.log(self._y / y) ** 2
         nearest = np.argsort(distance, kind="stable")[:4]
-        return here * float(np.average(self._bend[nearest], weights=1 / (distance[nearest] + 1e-6)))
+        return here * float(np.average(self._ratio[nearest], weights=1 / (distance[nearest] + 1e-6)))
 
     def _at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         surface: np.ndarray = np.maximum(_features(x, y) @ self._coefficients, self._lowest)

@@ -1,7 +1,7 @@
-"""What a build has measured so far, so that a killed one continues where it was.
+"""Journal of the measurements of a build, so that an interrupted build continues where it stopped.
 
-In: the times of one network's layers, after each network. Out: the same, when the build is started again.
-A journal lies beside its table and is deleted when its rows are in there.
+In: the times of each network's layers, after each network. Out: the same, when the build is started again.
+A journal is kept beside its table, and deleted once its rows are in the table.
 """
 
 import math
@@ -20,13 +20,13 @@ from bcnet.sealed import SealedLines
 
 @dataclass(frozen=True)
 class Entry:
-    """One network in one pass: its layers' milliseconds, or its own, or why the runtime could not run it."""
+    """One network in one pass: times of its layers or of the whole, or why the runtime could not run it."""
 
-    number: int  # of the pass
+    number: int  # number of the pass
     widths: tuple[int, ...]
     layers_ms: tuple[tuple[float, ...], ...] = ()  # (layers, runs)
-    whole_ms: float | None = None  # of a whole network that calibrates
-    probe_ms: Mapping[str, float] | None = None  # read just before
+    whole_ms: float | None = None  # time of a whole network, for the calibration
+    probe_ms: Mapping[str, float] | None = None  # the reference microbenchmark just before
     error: str = ""
 
 
@@ -34,11 +34,11 @@ class Journal:
     """A file of one sealed JSON value per line. Its name identifies the model and the setting measured."""
 
     def __init__(self, table: Path | None, of: Mapping[str, Any], belongs_to: Mapping[str, Any]) -> None:
-        """The journal of a build of the file `table`; without a file it is kept in memory only.
+        """The journal of a build of the file `table`; None: it is kept in memory only.
 
-        `of` is the model and its setting: the journal of another one has another name, and is left alone.
-        `belongs_to` is what else the entries depend on: those of a build with other values are not used.
-        Raises TableError where the file cannot be read.
+        `of` is the model and its setting, which determine the journal's name: journals of others are left
+        unchanged. `belongs_to` is what else the entries depend on: entries with other values are not used.
+        Raises TableError if the file cannot be read.
         """
         self.path = journal_of(table, of) if table else None
         self.entries: list[Entry] = []
@@ -51,28 +51,28 @@ class Journal:
         except (ValueError, TypeError, KeyError, AttributeError) as cause:
             raise TableError(f"{self.path} cannot be read ({cause}); delete it to measure again") from None
         if self._lines.dropped:
-            say(f"{self.path}: {self._lines.dropped}; what was measured from there on is measured again")
+            say(f"{self.path}: {self._lines.dropped}; the measurements after that are repeated")
 
     def add(self, entry: Entry) -> None:
-        """Keep one more network; it survives the process when this returns."""
+        """Add a network; it is on disk when this returns."""
         if self._lines is not None:
             self._lines.append(asdict(entry))
         self.entries.append(entry)
 
     def close(self) -> None:
-        """Delete it: its rows are in the table."""
+        """Delete the journal, once its rows are in the table."""
         if self._lines is not None:
             self._lines.remove()
 
 
 def journal_of(table: Path, of: Mapping[str, Any]) -> Path:
-    """Path of the journal for that model and setting; it exists where a build was stopped."""
+    """The path of the journal for that model and setting; it exists if a build was interrupted."""
     return table.with_name(f".{table.stem}.{digest(dict(of))}.jsonl")
 
 
 @contextmanager
 def alone(table: Path) -> Iterator[None]:
-    """Keep other builds away from a table's file for the length of the block; a second one waits."""
+    """Hold the exclusive lock of a table's file during the block; another build waits for it."""
     with ExitStack() as held:
         try:
             held.enter_context(locked(table))
@@ -87,7 +87,7 @@ def _entry(raw: dict[str, Any]) -> Entry:
     return Entry(
         number=int(raw["number"]),
         widths=tuple(int(width) for width in raw["widths"]),
-        # The profiler's overhead is subtracted, so a layer that does almost nothing may get a negative time.
+        # The profiler's overhead is subtracted, so a layer that does almost nothing may have a negative time.
         layers_ms=tuple(tuple(_ms(ms, -math.inf) for ms in runs) for runs in raw["layers_ms"]),
         whole_ms=None if raw["whole_ms"] is None else _ms(raw["whole_ms"]),
         probe_ms=None if probe is None else {str(part): _ms(ms) for part, ms in probe.items()},

@@ -1,7 +1,7 @@
-"""The layout of a latency table's file: what it may hold, older layouts, and a row's text.
+"""The layout of a latency table's file: its schema, migrations of older schemas, and the text of a row.
 
-In: JSON values, or rows. Out: validated objects, or the unique text of a row in a file. `schema.json`
-documents the same.
+In: JSON values, or rows. Out: validated objects, or the canonical text of a row. `schema.json` documents the
+layout for other tools.
 """
 
 import json
@@ -16,13 +16,13 @@ from bcnet.latency_tables.rows import STRICT, Calibration, LatencyStat, LayerSpe
 from bcnet.plain import plain
 
 SCHEMA = 4
-PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # names of the probe's parts: in schema 1, and today's
+PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # parts of the reference microbenchmark: name in schema 1, name now
 Seal = Annotated[str, Field(max_length=64)]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the file: `stat`, or the `error` of a runtime that could not run the layer.
+    """A row of the file: `stat`, or `error` if the runtime could not run the layer.
 
     `session` is the id of its session; up to schema 3 it was the index in the list. `seal` is the row's
     checksum.
@@ -82,12 +82,12 @@ _STAT = tuple(f.name for f in fields(LatencyStat))
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of the file; `schema.json` beside this module holds it for other tools."""
+    """The JSON schema of the file; `schema.json` in this folder has it for other tools."""
     return {"title": "bcnet latency table", **FILE.json_schema()}
 
 
 def row_text(line: Line) -> str:
-    """A row as JSON, up to its seal, as short as possible: values at their default are left out."""
+    """A row as JSON, up to its seal; a layer's default values are omitted."""
     layer = {name: value for name, default in _DEFAULTS if (value := getattr(line.layer, name)) != default}
     values: dict[str, Any] = {"layer": layer}
     if line.stat is not None:
@@ -101,16 +101,16 @@ def row_text(line: Line) -> str:
 
 
 def migrated(raw: Any) -> Any:
-    """An older file's values in today's layout. Raises TableError where this bcnet cannot read the schema."""
+    """The values of an older file in the current layout. Raises TableError if the schema is not supported."""
     if not isinstance(raw, dict) or raw.get("schema") == SCHEMA:
         return raw
     if raw.get("schema") == 3:  # rows named their session by its index; only calibrations were sealed
         return {**raw, "schema": SCHEMA}
-    if raw.get("schema") == 2:  # calibrations had another form: `build-lut` measures their subnets again
+    if raw.get("schema") == 2:  # calibrations had another form: `build-lut` has to calibrate again
         return {**raw, "schema": SCHEMA, "calibrations": []}
     if raw.get("schema") != 1:
         raise TableError(f"has schema {raw.get('schema')!r}, but this bcnet reads 1 to {SCHEMA}")
-    # Schema 1 repeated the setting in every row, wrote out default values, and had another probe.
+    # Schema 1 had the setting and default values in every row, and another reference microbenchmark.
     blocks: dict[str, dict[str, Any]] = {}
     try:
         for row in raw["rows"]:
@@ -136,7 +136,7 @@ def migrated(raw: Any) -> Any:
 def explained(cause: ValidationError, raw: Any, where: tuple[int | str, ...] = (), first: int = 0) -> str:
     """The first of pydantic's errors in `raw`, with the row in which it occurs.
 
-    `where` is the path of `raw` in the file, `first` the index of its first row there.
+    `where` is the path of `raw` in the file, `first` the index of its first row.
     """
     error = cause.errors()[0]
     found: Any = raw

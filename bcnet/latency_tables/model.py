@@ -1,6 +1,6 @@
-"""A latency table bound to a space: widths in, milliseconds out, by array indexing.
+"""The latency model: a latency table bound to a space, evaluated by array indexing.
 
-In: the network's layers as functions of its widths, and a table. Out: prices of single widths and of
+In: the network's layers as functions of its widths, and a table. Out: the latency in ms of one network, or of
 thousands at once.
 """
 
@@ -17,17 +17,17 @@ from bcnet.latency_tables.rows import FAILED_MS, Calibration, LayerSpec, Setting
 from bcnet.latency_tables.sums import Sums, Values
 from bcnet.latency_tables.table import LatencyTable
 
-# (group or None, entries a channel or fixed entries): a sum of such terms is a channel count.
+# A channel count is a sum of terms: (group, entries per channel of its width), or (None, fixed entries).
 Terms = tuple[tuple[int | None, int], ...]
-ENUMERABLE = 4096
+ENUMERABLE = 4096  # maximum number of a layer's combinations of widths that are tabulated
 
 
 @dataclass(frozen=True)
 class LayerSlot:
-    """A fused layer of a network, its channels as functions of the widths.
+    """A fused layer of a network, with its channel counts as functions of the widths.
 
     `template` has the full channel counts; `nodes` are the names of its ONNX nodes. `group_size` is set for
-    convolutions that are narrowed by whole groups: the input channels of one (1: depthwise).
+    convolutions that are narrowed by whole groups: the input channels per group (1: depthwise).
     """
 
     name: str
@@ -44,20 +44,20 @@ class LayerSlot:
 
     @property
     def sampled(self) -> bool:
-        """Whether only some of its widths are measured: it is a concatenation, or stands behind one.
+        """Whether only some of its channel counts are measured: those of a concatenation, or its consumer.
 
-        Several groups make up its channels on one side; its row is keyed by their sum.
+        Its input or output channels come from several groups; its row is keyed by their sum.
         """
         return any(
             len({g for g, _ in terms if g is not None}) > 1 for terms in (self.in_terms, self.out_terms)
         )
 
     def channels(self, widths: Sequence[Any]) -> tuple[Any, Any]:
-        """Input and output channels at these widths; of many networks where each width is an array (N,)."""
+        """Input and output channels at these widths; widths may be arrays (N,), one entry per network."""
         return _count(self.in_terms, widths), _count(self.out_terms, widths)
 
     def of(self, in_channels: int, out_channels: int) -> LayerSpec:
-        """The layer with so many channels."""
+        """The layer with these channel counts."""
         return replace(
             self.template,
             in_channels=in_channels,
@@ -75,7 +75,7 @@ def _count(terms: Terms, widths: Sequence[Any]) -> Any:
 
 
 def specs_of(slot: LayerSlot, choices: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], LayerSpec] | None:
-    """The layer at every combination of its groups' choices {indices: layer}; None where that is too many."""
+    """The layer at every combination of its groups' choices {indices: layer}; None if there are too many."""
     groups = slot.groups
     sizes = [len(choices[group]) for group in groups]
     if int(np.prod(sizes)) > ENUMERABLE:
@@ -92,8 +92,8 @@ def specs_of(slot: LayerSlot, choices: Sequence[tuple[int, ...]]) -> dict[tuple[
 class LatencyModel:
     """Widths -> milliseconds: calibrated sums of layers, with the calibration's measured error.
 
-    Layers that were not measured at all their widths (see `LayerSlot.sampled`) are estimated from those that
-    were; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
+    Layers of which only some channel counts were measured (see `LayerSlot.sampled`) are interpolated from
+    these; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
     `FAILED_MS` or more.
     """
 
@@ -105,7 +105,7 @@ class LatencyModel:
         choices: Sequence[tuple[int, ...]],
         calibration: Calibration | None,
     ) -> None:
-        """Raises TableError where the table lacks a layer of the space."""
+        """Raises TableError if the table has no row for a layer of the space."""
         self.table = table
         self.setting = setting
         self.slots = tuple(slots)
@@ -113,8 +113,8 @@ class LatencyModel:
         self.calibration = calibration
         self._rows = table.look_up(setting)
         self._known: dict[LayerSpec, float] = {}
-        self._others: list[LayerSlot] = []
-        self._behind: dict[tuple[int, int, int], Values] = {}
+        self._others: list[LayerSlot] = []  # layers with too many combinations of widths to tabulate
+        self._others_known: dict[tuple[int, int, int], Values] = {}
         self._specs: list[tuple[tuple[int, ...], dict[tuple[int, ...], LayerSpec]]] = []
         summed: dict[tuple[int, ...], np.ndarray] = {}
         for slot in self.slots:
@@ -138,7 +138,7 @@ class LatencyModel:
     def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
         """Choice indices (N, groups) of networks whose widths are all among the choices.
 
-        Raises ValueError for another width.
+        Raises ValueError for a width that is not among them.
         """
         widths = np.array(networks, dtype=np.int64).reshape(len(networks), len(self.choices))
         found = np.empty_like(widths)
@@ -154,7 +154,7 @@ class LatencyModel:
 
     @cached_property
     def _sums(self) -> Sums:
-        """Of layers in ms, and of what `LookUp.weights_mb` tells, apart from `_others`."""
+        """Sums of the layers' ms and of both values of `LookUp.weights_mb`, without `_others`."""
         terms = []
         for groups, array in self._arrays:
             three = np.zeros((*array.shape, 3))
@@ -167,13 +167,13 @@ class LatencyModel:
         return Sums(terms, self.choices)
 
     def _totals(self, indices: np.ndarray, values: int) -> np.ndarray:
-        """The first `values` of three sums (values, N): layers in ms, and as `LookUp.weights_mb` tells."""
+        """The first `values` of three sums (values, N): layers' ms, both values of `LookUp.weights_mb`."""
         totals = self._sums.many(indices, values)
         if not self._others:
             return totals
         widths = [own[column] for own, column in zip(self._widths, indices.T, strict=True)]
         for number, slot in enumerate(self._others):
-            # Few channel counts are distinct: their layers are looked up once.
+            # Few channel counts are distinct: each is looked up once.
             channels = np.stack(np.broadcast_arrays(*slot.channels(widths)))
             distinct, where = np.unique(channels, axis=1, return_inverse=True)
             found = [self._other(number, slot, *pair) for pair in distinct.T.tolist()]
@@ -182,13 +182,13 @@ class LatencyModel:
 
     def _other(self, number: int, slot: LayerSlot, in_channels: int, out_channels: int) -> Values:
         key = number, in_channels, out_channels
-        if key not in self._behind:
+        if key not in self._others_known:
             spec = slot.of(in_channels, out_channels)
-            self._behind[key] = (self._layer_ms(slot, spec), *self._rows.weights_mb(spec))
-        return self._behind[key]
+            self._others_known[key] = (self._layer_ms(slot, spec), *self._rows.weights_mb(spec))
+        return self._others_known[key]
 
     def layers_ms(self, indices: np.ndarray) -> np.ndarray:
-        """Sums of layers in ms, not calibrated, for choice indices (N, groups)."""
+        """Uncalibrated sums of layers in ms (N,), for choice indices (N, groups)."""
         return np.asarray(self._totals(indices, 1)[0])
 
     @cached_property
@@ -197,30 +197,30 @@ class LatencyModel:
         return self._rows.cache_mb
 
     def evicted_mb(self, indices: np.ndarray) -> np.ndarray:
-        """Megabytes of weights (N,) that come from memory, less those that did when the rows were measured.
+        """Megabytes of weights (N,) that come from memory, minus those that did when the rows were measured.
 
-        Of a network whose weights fill a share of the last-level cache, that share comes from memory: the
-        part that stays cached falls evenly, until a network as large as the cache finds nothing in it.
+        If a network's weights fill a fraction of the last-level cache, this fraction of them is assumed to
+        come from memory; a network as large as the cache, or larger, loads all of its weights from memory.
         """
         return np.asarray(self._evicted(*self._totals(indices, 3)[1:]))
 
     def _evicted(self, weights: Any, measured: Any) -> Any:
-        """From megabytes of weights: all, and those from memory when rows were measured; floats or arrays."""
+        """`evicted_mb` from megabytes of all weights, and of those from memory when rows were measured."""
         if not self.cache_mb:
             return 0.0 * weights
         return weights * np.minimum(weights / self.cache_mb, 1.0) - measured
 
     def price_many(self, indices: np.ndarray) -> np.ndarray:
-        """Latencies in ms for choice indices (N, groups): millions a second.
+        """Latencies in ms (N,) for choice indices (N, groups), millions of networks per second.
 
-        Raises IndexError where there is no such choice.
+        Raises IndexError for an index that is out of range.
         """
-        spills = self.calibration is not None and self.calibration.memory_ms_per_mb
-        layers, *weights = self._totals(indices, 3 if spills else 1)
-        return self._calibrated(layers, self._evicted(*weights) if spills else 0.0)
+        with_memory = self.calibration is not None and self.calibration.memory_ms_per_mb
+        layers, *weights = self._totals(indices, 3 if with_memory else 1)
+        return self._calibrated(layers, self._evicted(*weights) if with_memory else 0.0)
 
     def __call__(self, widths: Sequence[int]) -> float:
-        """The latency in ms of one network: microseconds; widths between the choices are interpolated."""
+        """The latency in ms of one network, within microseconds; widths between choices are interpolated."""
         if len(widths) != len(self.choices):
             raise ValueError(f"{len(widths)} widths given, the network has {len(self.choices)} groups")
         sums = self._sums.one(widths)
@@ -241,32 +241,32 @@ class LatencyModel:
         return self.calibration.whole_ms(layers_ms, evicted_mb)
 
     def pairwise(self) -> tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]:
-        """Prices as an offset and arrays that add up, without what depends on the whole network's weights.
+        """Latencies as a sum of an offset and arrays: (ms, [(groups, ms by their choice indices)]).
 
-        (ms, [(groups, ms by their choice indices)]). Layers that the runtime could not run cost a thousand
-        times the dearest one.
+        The memory term is omitted: it depends on the weights of the whole network. Layers that the runtime
+        could not run cost a thousand times the slowest one.
         """
         fit = self.calibration
         offset, scale = (fit.offset_ms, fit.scale) if fit else (0.0, 1.0)
-        dearest = max((array[array < FAILED_MS].max(initial=0.0) for _, array in self._arrays), default=0.0)
+        slowest = max((array[array < FAILED_MS].max(initial=0.0) for _, array in self._arrays), default=0.0)
         return offset, [
-            (groups, np.where(array < FAILED_MS, array, 1000 * dearest) * scale)
+            (groups, np.where(array < FAILED_MS, array, 1000 * slowest) * scale)
             for groups, array in self._arrays
         ]
 
     @property
     def noise(self) -> float:
-        """The share by which measuring a network twice differed in calibration; 0 where it was not done."""
+        """The relative difference between measurements of one network in the calibration; 0 if not known."""
         return (self.calibration.noise if self.calibration else None) or 0.0
 
     @property
     def estimate(self) -> bool:
-        """Whether its rows were calculated for a device that was not at hand."""
+        """Whether rows that it uses were calculated for a device that was not available."""
         return self.table.is_estimate(self.used, self.setting)
 
     @property
     def current(self) -> bool:
-        """Whether it is calibrated, and for the rows that it uses as they are now."""
+        """Whether it is calibrated, and the calibration matches the rows that it uses now."""
         fit = self.calibration
         if fit is None or fit.rows != self.rows_digest:
             return False
@@ -274,12 +274,12 @@ class LatencyModel:
 
     @cached_property
     def rows_digest(self) -> str:
-        """A hash of the rows that it uses."""
+        """The hash of the rows that it uses."""
         return self.table.digest_of(self.used, self.setting)
 
     @cached_property
     def used(self) -> set[LayerSpec]:
-        """Every row that the model may look up."""
+        """The layers of all rows that the model may look up."""
         found = set()
         for slot in self.slots:
             if slot.sampled:

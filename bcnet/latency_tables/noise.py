@@ -1,4 +1,4 @@
-"""How noisy a latency table is. In: whole networks, each timed several times. Out: a share, or a refusal."""
+"""The noise of a latency table. In: whole networks, each timed several times. Out: a fraction or error."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ QUIETER = (
 
 
 def noise_of_networks(times_ms: Iterable[Sequence[float]]) -> float:
-    """The mean relative difference between the two fastest measurements of a network; 0 without any.
+    """The mean relative difference between the two fastest measurements of a network; 0 without networks.
 
     The fastest counts as the network's latency: other work on the machine only adds time.
     """
@@ -23,17 +23,17 @@ def noise_of_networks(times_ms: Iterable[Sequence[float]]) -> float:
 
 
 def noisy(noise: float, accepted: float) -> str | None:
-    """One line where measuring a network twice differed by more than is accepted; None where it did not."""
+    """A message if repeated measurements of a network differed by more than is accepted; else None."""
     if noise <= accepted:
         return None
     return (
-        f"the latency table is noisy: measuring one network twice differed by {noise:.1%}, "
+        f"the latency table is noisy: two measurements of one network differed by {noise:.1%}, "
         f"table_noise accepts {accepted:.1%}"
     )
 
 
 def refuse_noisy(noise: float, accepted: float, remedy: str) -> None:
-    """Raises TableError where a table saw more noise than is accepted; `remedy` is what follows quiet."""
+    """Raises TableError if a table is noisier than accepted; `remedy`: what to do on a quieter machine."""
     reason = noisy(noise, accepted)
     if reason:
         raise TableError(

@@ -1,4 +1,4 @@
-"""Readings of a device's probe (`bcnet.agent.probe`), pooled for a measuring session.
+"""Pool the readings of a device's reference microbenchmark (`bcnet.agent.probe`) over a measuring session.
 
 In: readings in ms by part. Out: their medians and spreads.
 """
@@ -11,14 +11,16 @@ from bcnet.errors import DeviceError
 
 
 def pool_readings(readings: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """A session's probe from its readings: medians in ms, and spreads.
+    """Medians in ms and spreads of the readings of a session, its `probe` and `probe_spread`.
 
-    A spread is the median absolute deviation of the readings over their median. Both are what `Session`
-    keeps as `probe` and `probe_spread`. Raises DeviceError where the readings have no part in common.
+    A spread is the median absolute deviation of the readings over their median. Raises DeviceError if the
+    readings have no part in common.
     """
     parts = [name for name in readings[0] if all(name in reading for reading in readings)]
     if not parts:
-        raise DeviceError("the readings of the device's probe have no part in common; measure again")
+        raise DeviceError(
+            "the readings of the device's reference microbenchmark have no part in common; measure again"
+        )
     medians, spread = {}, {}
     for name in parts:
         values = np.array([reading[name] for reading in readings])

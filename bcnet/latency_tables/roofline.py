@@ -1,7 +1,7 @@
-"""The roofline: what a layer costs at least on a device, from its arithmetic, its bytes and peaks.
+"""The roofline model: a layer's latency from its operations, its bytes and the device's peaks.
 
-In: layers and a device's peaks. Out: milliseconds that were calculated, not measured. How much of the peaks a
-layer really gets is fitted on a measured table. Williams, Waterman, Patterson, "Roofline", CACM 2009.
+In: layers and a device's peaks. Out: milliseconds that are calculated, not measured. The fraction of the
+peaks that layers reach is fitted on a measured table. Williams, Waterman, Patterson, "Roofline", CACM 2009.
 """
 
 import datetime
@@ -20,13 +20,13 @@ BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 POOLS = frozenset(("MaxPool", "AveragePool"))
 GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"))
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
-FEWEST = 20  # rows that a fit needs
-LONG_MS = 0.05  # from here on, the whole microseconds of a runtime's profile tell a layer's rate
+FEWEST = 20  # minimum number of rows for a fit
+LONG_MS = 0.05  # from here on, a profile in whole microseconds is accurate enough for a layer's rate
 
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device could do at one precision: operations and bytes a millisecond."""
+    """A device's peaks at one precision: operations and bytes per millisecond."""
 
     ops_per_ms: float
     bytes_per_ms: float
@@ -34,10 +34,10 @@ class Peak:
 
 @dataclass(frozen=True)
 class Roofline:
-    """How much of the peaks layers get: `dense` and `grouped` of the operations, `bandwidth` of the bytes.
+    """The fractions of the peaks that layers reach: of operations (`dense`, `grouped`), and of `bandwidth`.
 
-    `grouped` is for convolutions of several groups, depthwise ones among them. `launch_ms` is what each layer
-    costs beside its work.
+    `grouped` is for grouped convolutions, including depthwise ones. `launch_ms` is the fixed overhead of each
+    layer.
     """
 
     dense: float
@@ -53,29 +53,29 @@ class Roofline:
         return max(compute, memory) + self.launch_ms
 
     def elsewhere(self, launch_ms: float | None) -> "Roofline":
-        """The same for another device, with its launch if that is known; no share is above 1.
+        """The roofline for another device, with its launch overhead if known; fractions are limited to 1.
 
-        A probe can be beaten, a data sheet cannot.
+        A layer may exceed a measured peak, but not that of a data sheet.
         """
         launch_ms = self.launch_ms if launch_ms is None else launch_ms
         return Roofline(min(self.dense, 1.0), min(self.grouped, 1.0), min(self.bandwidth, 1.0), launch_ms)
 
 
-# From `python benchmarks/roofline.py`; docs/devices.md has the errors.
+# From `python benchmarks/roofline.py`; docs/devices.md reports the errors.
 DEFAULT = Roofline(dense=0.7985, grouped=0.2661, bandwidth=1.069, launch_ms=0.004)
 DEFAULT_SOURCE = (
     "shipped with bcnet: 1,986 rows of MobileNetV2 and ResNet-18 at 224 px, ONNX Runtime 1.32, one thread "
     "of an AMD EPYC"
 )
-PULL = 0.1  # how weakly a fit is held to the default: enough for what none of its rows tells
+PULL = 0.1  # weight of the regularisation towards the default, which determines what no row does
 
 
 @dataclass(frozen=True)
 class RooflineError:
-    """How far a roofline is off on measured rows.
+    """The errors of a roofline on measured rows.
 
-    Mean absolute relative error, shares of rows within 10 and 25 %, Spearman's rank correlation, and the
-    error of the sum of all rows (above zero: the roofline's sum is larger).
+    Mean absolute relative error, fractions of rows within 10 and 25 %, Spearman's rank correlation, and the
+    relative error of the sum of all rows (above zero: the roofline's sum is larger).
     """
 
     rows: int
@@ -87,7 +87,7 @@ class RooflineError:
 
 
 def output_size(layer: LayerSpec) -> tuple[int, int]:
-    """Height and width of a layer's output. A Resize counts with its input's: its row does not say more."""
+    """Height and width of a layer's output. For Resize, those of the input: its row has no others."""
     if layer.op in GLOBAL:
         return 1, 1
     if layer.op not in POOLS | {"Conv", "ConvTranspose"}:
@@ -100,26 +100,26 @@ def output_size(layer: LayerSpec) -> tuple[int, int]:
         )
         half = len(layer.padding) // 2
         padded = layer.padding[axis] + layer.padding[half + axis] if axis < half else 0
-        reach = dilation * (kernel - 1) + 1
+        extent = dilation * (kernel - 1) + 1
         if layer.op == "ConvTranspose":
-            sizes.append((size - 1) * stride + reach - padded)
+            sizes.append((size - 1) * stride + extent - padded)
         else:
-            sizes.append((size + padded - reach) // stride + 1)
+            sizes.append((size + padded - extent) // stride + 1)
     return max(sizes[0], 1), max(sizes[1], 1)
 
 
 def operations(layer: LayerSpec, batch: int) -> int:
-    """Multiplications and additions of a layer on `batch` images; of pools and the like, 0."""
+    """Multiplications and additions of a layer on `batch` images; 0 for layers without weights."""
     if layer.op not in WEIGHTED:
         return 0
     height, width = output_size(layer)
-    if layer.op == "ConvTranspose":  # each input pixel is spread over a kernel
+    if layer.op == "ConvTranspose":  # the kernel is applied to each input pixel
         height, width = layer.in_height, layer.in_width
     return 2 * batch * height * width * _weights(layer)
 
 
 def moved_bytes(layer: LayerSpec, setting: Setting) -> int:
-    """Bytes that a layer reads and writes at least once: inputs, a residual, weights, outputs."""
+    """Minimum memory traffic of a layer in bytes: inputs, a residual, weights and outputs, each once."""
     height, width = output_size(layer)
     read = layer.in_channels * layer.in_height * layer.in_width
     written = layer.out_channels * height * width
@@ -133,8 +133,8 @@ def _weights(layer: LayerSpec) -> int:
 
 
 def probe_peak(probe: Mapping[str, float]) -> Peak:
-    """One thread of the machine that a session was measured on, at fp32, from the session's probe."""
-    if "matmul_256_ms" in probe:  # of a table of schema 1
+    """The peak of one thread at fp32 of a session's machine, from its reference microbenchmark."""
+    if "matmul_256_ms" in probe:  # a table of schema 1
         ops_per_ms = 2 * 256**3 / probe["matmul_256_ms"]
     else:
         ops_per_ms = 8 * 2 * 64**3 / probe["matmul_ms"]
@@ -145,17 +145,17 @@ Measured = tuple[LayerSpec, Setting, float, Peak]
 
 
 def measured_rows(table: LatencyTable) -> list[Measured]:
-    """What a fit can use of a processor's table: measured, fp32, one thread; each with its session's peak.
+    """The rows of a processor's table for a fit: measured, fp32, one thread; each with its session's peak.
 
-    Where a layer does more operations a second than the probe, its rate is the peak, as on a data sheet: the
-    runtime's kernels can be better than numpy's.
+    If a layer has a higher rate of operations than the reference microbenchmark, its rate becomes the peak:
+    the runtime's kernels can be faster than numpy's.
     """
     found: list[Measured] = []
     for key in sorted(table.rows):
         row = table.rows[key]
         session = table.sessions[row.session]
-        plain = row.setting.precision == "fp32" and row.setting.threads == 1
-        if plain and row.setting.runtime == "onnxruntime" and not session.estimate and row.stat.median_ms > 0:
+        fp32 = row.setting.precision == "fp32" and row.setting.threads == 1
+        if fp32 and row.setting.runtime == "onnxruntime" and not session.estimate and row.stat.median_ms > 0:
             found.append((row.layer, row.setting, row.stat.median_ms, probe_peak(session.probe)))
     rates = [
         operations(layer, at.batch) / ms / peak.ops_per_ms for layer, at, ms, peak in found if ms >= LONG_MS
@@ -168,14 +168,14 @@ def measured_rows(table: LatencyTable) -> list[Measured]:
 
 
 def fit(rows: Sequence[Measured]) -> Roofline:
-    """The shares and the launch with the least squared logarithms of calculated over measured ms.
+    """The roofline that fits the measured rows best, by least squares of log(calculated / measured).
 
-    Large ones count less (soft L1): a roofline knows nothing of some layers. What no row tells, such as the
-    share of grouped convolutions in a table without any, stays at the default. Raises TableError for too few
-    rows.
+    Large residuals count less (soft L1), because the model does not describe all layers. Parameters that no
+    row determines, e.g. `grouped` in a table without grouped convolutions, stay at the default. Raises
+    TableError for too few rows.
     """
     if len(rows) < FEWEST:
-        raise TableError(f"a roofline is fitted on at least {FEWEST} measured rows, not on {len(rows)}")
+        raise TableError(f"fitting a roofline needs at least {FEWEST} measured rows; there are {len(rows)}")
     compute = np.array([operations(layer, at.batch) / peak.ops_per_ms for layer, at, _, peak in rows])
     memory = np.array([moved_bytes(layer, at) / peak.bytes_per_ms for layer, at, _, peak in rows])
     grouped = np.array([layer.groups > 1 for layer, *_ in rows])
@@ -189,7 +189,7 @@ def fit(rows: Sequence[Measured]) -> Roofline:
     default = np.log([DEFAULT.dense, DEFAULT.grouped, DEFAULT.bandwidth, DEFAULT.launch_ms])
     low = np.log([0.001, 0.001, 0.001, 1e-6])
     high = np.log([10.0, 10.0, 10.0, max(float(measured.min()), 2e-6)])
-    # A maximum has several valleys: begin with layers that compute, and with layers that move.
+    # The maximum makes several local minima: also start from compute-bound and from memory-bound layers.
     starts = (default, default + np.log([0.5, 0.5, 4, 1]), default + np.log([2, 2, 0.25, 0.1]))
     fits = [
         least_squares(residuals, np.clip(start, low + 1e-6, high - 1e-6), bounds=(low, high), loss="soft_l1")
@@ -200,7 +200,7 @@ def fit(rows: Sequence[Measured]) -> Roofline:
 
 
 def error_of(roofline: Roofline, rows: Sequence[Measured]) -> RooflineError:
-    """How far the roofline is off on measured rows."""
+    """The errors of the roofline on measured rows."""
     calculated = np.array([roofline.layer_ms(layer, at, peak) for layer, at, _, peak in rows])
     measured = np.array([ms for _, _, ms, _ in rows])
     relative = np.abs(calculated - measured) / measured
@@ -222,17 +222,18 @@ def estimate_table(
     peak: Peak,
     provenance: Mapping[str, str],
 ) -> None:
-    """Fill `table` with calculated rows for `layers` and for those that it has estimated before.
+    """Fill `table` with calculated rows for `layers`, and update the estimated rows that it has.
 
-    All estimated rows of a setting are of one session, marked as an estimate; an equal one keeps its date.
-    Raises TableError where the table holds measured rows of this setting: the two are never mixed.
+    All estimated rows of a setting belong to one session, marked as an estimate, which keeps its date if its
+    provenance is unchanged. Raises TableError if the table has measured rows of this setting: the two are
+    never mixed.
     """
     here = {key: row for key, row in table.rows.items() if row.setting == setting}
     numbers = {row.session for row in here.values()}
     if any(not table.sessions[number].estimate for number in numbers):
         raise TableError(
-            f"the table of '{table.device}' holds rows measured at {setting}; an estimate is never mixed "
-            "with them: measure what is missing on the device, or put the table under another name"
+            f"the table of '{table.device}' has measured rows at {setting}; estimates are never mixed with "
+            "them: measure the missing rows on the device, or move the table to another name"
         )
     session = Session(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -252,7 +253,7 @@ def estimate_table(
 
 
 def estimated_calibration(model: str, setting: Setting, rows: str) -> Calibration:
-    """The sum of the layers as it is: nothing was measured that it could be fitted to or be wrong against."""
+    """The calibration of an estimate: the plain sum of the layers; no errors, as nothing was measured."""
     return Calibration(
         model=model,
         setting=setting,

@@ -1,4 +1,4 @@
-"""What a latency table holds: layers, settings, statistics, sessions, calibrations. Plain values, in ms."""
+"""The records of a latency table: layers, settings, statistics, sessions, calibrations. Times are in ms."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -9,14 +9,14 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-LARGEST = 2**31 - 1  # sizes and counts beyond it would overflow what is calculated from them
+LARGEST = 2**31 - 1  # larger sizes and counts would overflow in calculations
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 Text = Annotated[str, Field(max_length=10_000)]
 
 
 @cache
 def _shared(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """One shared object for all equal ones: a table repeats few distinct values a million times."""
+    """One shared object for equal values: a table repeats a few distinct values a million times."""
     return sizes
 
 
@@ -25,17 +25,17 @@ Sizes = Annotated[
     Field(max_length=16),
     AfterValidator(_shared),
 ]
-# Convolutions of up to so many groups are narrowed evenly inside each group, others by whole groups.
+# Convolutions with up to this number of groups are narrowed evenly inside each group, others by whole groups.
 EVEN_GROUPS = 4
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one weight
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per weight
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class LayerSpec:
     """A fused layer as it is deployed, at one width.
 
-    `activation` names the operators that follow it at the same shape ("" for none); `add` is a residual
+    `activation` names the fused operators that follow it at the same shape ("" for none); `add` is a residual
     sum. Heights and widths are those of the input, in pixels; `padding` is top, left, bottom, right.
     """
 
@@ -55,7 +55,7 @@ class LayerSpec:
     in_width: Count = 1
 
     def __str__(self) -> str:
-        """As people read it: kind, channels, what follows, the input's size."""
+        """For messages: kind, channels, fused operators, the input's size."""
         follows = f"{' + Add' if self.add else ''}{f' + {self.activation}' if self.activation else ''}"
         stride = f" stride {'x'.join(map(str, self.stride))}" if any(step > 1 for step in self.stride) else ""
         channels = f"{self.in_channels}->{self.out_channels}"
@@ -63,14 +63,14 @@ class LayerSpec:
 
     @property
     def kind(self) -> str:
-        """What a runtime has a kernel for: operator, kernel size, depthwise or grouped or neither."""
+        """The class of layers that share a kernel: operator, kernel size, depthwise or grouped."""
         kernel = " " + "x".join(map(str, self.kernel)) if self.kernel else ""
         if self.groups == 1:
             return self.op + kernel
         return f"{self.op}{kernel} {'depthwise' if self.groups == self.in_channels else 'grouped'}"
 
     def weights_mb(self, precision: str) -> float:
-        """Megabytes (10^6 bytes) of its weights."""
+        """The size of its weights in megabytes (10^6 bytes)."""
         if self.op not in WEIGHTED:
             return 0.0
         weights = self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
@@ -78,9 +78,9 @@ class LayerSpec:
 
     @property
     def family(self) -> "LayerSpec":
-        """The same layer without its channel counts: rows of one family can be interpolated.
+        """The layer without its channel counts: rows of one family can be interpolated.
 
-        Layers that are narrowed by whole groups share the size of one (below zero here), others their number.
+        `groups` is minus the channels per group if the layer is narrowed by whole groups, else their number.
         """
         groups = self.groups
         if groups > EVEN_GROUPS or groups == self.in_channels > 1:
@@ -90,7 +90,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, order=True, slots=True)
 class Setting:
-    """What a latency depends on beside the layer; a row is never used for another setting."""
+    """What a latency depends on besides the layer; a row is never used for another setting."""
 
     __pydantic_config__ = STRICT
 
@@ -107,7 +107,7 @@ class Setting:
         )
 
 
-# A layer that the runtime cannot run costs this: more than any network, and two cost more than one.
+# The cost of a layer that the runtime cannot run: more than any network; the costs of several add up.
 FAILED_MS = 1e9
 Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 
@@ -116,7 +116,7 @@ Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 class LatencyStat:
     """Milliseconds: median and 90th percentile; `spread` is the median absolute deviation over the median.
 
-    Statistics of no samples were calculated, not measured: rows of an estimate.
+    Without samples, they were calculated, not measured: a row of an estimate.
     """
 
     __pydantic_config__ = STRICT
@@ -141,12 +141,12 @@ class LatencyStat:
 
 @dataclass(frozen=True)
 class Session:
-    """One measuring session: when, on what, with which versions, and the machine's probe.
+    """One measuring session: its date, machine, versions, and reference microbenchmark.
 
-    `probe` maps each part of the probe to its median in ms over the session's readings (before, between and
-    after the measurements), `probe_spread` to the readings' median absolute deviation over their median.
-    Rows of an `estimate` were calculated for a device that was not available, not measured. `id` identifies
-    it in the file; an empty one is replaced when it is written.
+    `probe` maps each part of the reference microbenchmark to its median in ms over the session's readings
+    (before, between and after the measurements), `probe_spread` to the readings' median absolute deviation
+    over their median. Rows of an `estimate` were calculated for a device that was not available, not
+    measured. `id` identifies the session in the file; an empty one is replaced when the file is written.
     """
 
     __pydantic_config__ = STRICT
@@ -160,7 +160,7 @@ class Session:
 
     @property
     def cache_mb(self) -> float:
-        """The last-level cache in megabytes, as the provenance has it; 0 where it is not known."""
+        """The size of the last-level cache in megabytes, from the provenance; 0 if it is not known."""
         try:
             size = float(self.provenance.get("cache_mb", "0"))
         except ValueError:
@@ -170,10 +170,11 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A measured layer and the number of the session it comes from.
+    """A measured layer and the index of its session.
 
-    `cache_use` is the share of the last-level cache that the weights of those networks fill that showed it,
-    at most 1; None where the size of the cache is not known. Wider networks evict more of its weights.
+    `cache_use` is the fraction of the last-level cache, up to 1, that was filled by the weights of the
+    networks in which the layer was measured; None if the size of the cache is not known. Wider networks evict
+    more of the layer's weights.
     """
 
     __pydantic_config__ = STRICT
@@ -187,7 +188,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Failure:
-    """A layer that the runtime could not run, with its reason; networks that hold it are never chosen."""
+    """A layer that the runtime could not run, with its reason; networks that contain it are never chosen."""
 
     __pydantic_config__ = STRICT
 
@@ -202,10 +203,11 @@ class Calibration:
     """Whole network = offset_ms + scale * sum of its layers + memory_ms_per_mb * evicted, for one model.
 
     Fitted on `fitted` whole subnets. The errors are those on `held_out` subnets, each predicted by a fit on
-    all others: mean absolute, share within 5 and 10 %, Spearman's rank correlation; `noise` is the mean
-    difference of measuring the same subnet twice. All are None in an estimate: its sums are taken as they
-    are, and nothing was measured. `evicted` are the megabytes of weights that come from memory because the
-    network fills more of the last-level cache, of `cache_mb`, than those did that showed its layers.
+    all others: mean absolute relative error, fractions within 5 and 10 %, Spearman's rank correlation;
+    `noise` is the mean relative difference between two measurements of a subnet. All are None for an
+    estimate, which uses the plain sums. `evicted` are the megabytes of weights that come from memory because
+    the network fills more of the last-level cache (`cache_mb`) than the networks in which its layers were
+    measured.
     """
 
     __pydantic_config__ = STRICT
@@ -226,6 +228,6 @@ class Calibration:
     cache_mb: Annotated[float, Field(ge=0)] = 0.0
 
     def whole_ms(self, layers_ms: np.ndarray, evicted_mb: np.ndarray | float = 0.0) -> np.ndarray:
-        """Latencies in ms of networks whose layers take so much together; see `FAILED_MS`."""
+        """Latencies in ms of networks with these sums of layers; see `FAILED_MS`."""
         whole = self.offset_ms + self.scale * layers_ms + self.memory_ms_per_mb * evicted_mb
         return np.where(layers_ms < FAILED_MS, whole, layers_ms)

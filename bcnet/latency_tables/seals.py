@@ -1,7 +1,7 @@
 """Seals of a latency table, which reveal rows that were edited by hand. In: rows as text. Out: checksums.
 
-Each row ends with a checksum of all its fields and of its setting, each session with a digest of its own
-values and of its rows' checksums, in any order: sessions of two branches can be merged.
+Each row ends with a checksum of its fields and its setting, each session with a digest of its values and its
+rows' checksums, independent of their order, so that sessions of two branches can be merged.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 from bcnet.artifacts import bytes_digest
 from bcnet.latency_tables.rows import LayerSpec, Session, Setting
 
-UNSEALED = len(b', "seal": "01234567"},\n')  # bytes at the end of a row's line that its checksum leaves out
+UNSEALED = len(b', "seal": "01234567"},\n')  # bytes at the end of a row's line that its checksum excludes
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Edit:
 
 
 def base_of(setting: Setting) -> int:
-    """The text that the checksums of a setting's rows begin with."""
+    """The checksum of a setting, from which the checksums of its rows continue."""
     return crc32(json.dumps(asdict(setting), sort_keys=True).encode())
 
 
 def row_seal(text: bytes, base: int) -> str:
-    """The checksum (CRC-32) of a row's text up to its seal."""
+    """The checksum (CRC-32) of a row's text up to its seal, continued from that of its setting."""
     return f"{crc32(text, base):08x}"
 
 
@@ -48,7 +48,7 @@ def session_seal(session: Session, rows: Sequence[str]) -> str:
 
 
 def edited_row(layer: LayerSpec, setting: Setting, session: int, sealed: str, found: str) -> Edit:
-    """The edit of a row."""
+    """The edit of one row."""
     return Edit(f"the row of {layer} at {setting} was edited", session, sealed, found)
 
 

@@ -1,7 +1,7 @@
 """The latency table of one device: measured layers, one row each.
 
 In: rows from `build-lut`. Out: latencies of layers in ms, exact or interpolated between measured channels.
-A table grows: several models share it, and every row names the measuring session it comes from.
+Several models share a table, and every row names its measuring session.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,24 +22,24 @@ class LatencyTable(file.Content):
 
     @classmethod
     def load(cls, path: str | Path) -> "LatencyTable":
-        """The table in a file. Raises TableError: missing, cut short, edited to nonsense, another schema."""
+        """The table in a file. Raises TableError: missing, truncated, edited, or of another schema."""
         return cls(**vars(file.read(Path(path))))
 
     def save(self, path: Path) -> None:
-        """Write the table atomically, rows in a stable order, one a line, each sealed."""
+        """Write the table atomically: sealed rows in a stable order, one per line."""
         write_file(path, file.text_of(self).encode())
         if not self.sealed:
-            say(f"{path}: its rows are sealed now: later edits by hand will be reported")
+            say(f"{path}: its rows are now sealed, so later edits by hand will be reported")
             self.sealed = True
 
     def look_up(self, setting: Setting) -> "LookUp":
-        """The rows of one setting as they are now, ready to be asked many times."""
+        """An index of the rows of one setting as they are now, for many look-ups."""
         return LookUp(self, setting)
 
     def drop_estimates(self, setting: Setting) -> None:
-        """Take calculated rows of this setting out, with all that was made from them.
+        """Remove the calculated rows of this setting, with their calibrations and sessions.
 
-        Measured rows take their place; the two are never mixed.
+        For measured rows, which replace them; the two are never mixed.
         """
         estimated = [
             key
@@ -62,21 +62,21 @@ class LatencyTable(file.Content):
         return self.look_up(setting).latency_ms(layer)
 
     def settings(self) -> str:
-        """The settings that it holds, in words."""
+        """The settings of its rows, for messages."""
         return "; ".join(str(at) for at in sorted({at for _, at in self.rows})) or "no rows"
 
     def has(self, layer: LayerSpec, setting: Setting) -> bool:
-        """Whether this layer has a row at this setting, or failed there."""
+        """Whether this layer has a row or a failure at this setting."""
         return (layer, setting) in self.rows or (layer, setting) in self.failures
 
     def forget(self, layers: Iterable[LayerSpec], setting: Setting) -> None:
-        """Take these layers' rows and failures at a setting out, to be measured again."""
+        """Remove these layers' rows and failures at a setting, so that they are measured again."""
         for layer in layers:
             self.rows.pop((layer, setting), None)
             self.failures.pop((layer, setting), None)
 
     def old_failures(self, setting: Setting, provenance: Mapping[str, str]) -> list[LayerSpec]:
-        """Layers that failed at this setting with another runtime or on another machine."""
+        """Layers that failed at this setting with other versions or on another machine than `provenance`."""
         return [
             failure.layer
             for failure in self.failures.values()
@@ -93,7 +93,7 @@ class LatencyTable(file.Content):
         )
 
     def digest_of(self, layers: Iterable[LayerSpec], setting: Setting) -> str:
-        """A hash of the rows of these layers: changes when one of them does, not when the table grows."""
+        """A hash of the rows of these layers; it does not change when rows of other layers are added."""
         return digest(
             sorted(
                 [repr(layer), self.rows[layer, setting].stat.median_ms]
@@ -129,50 +129,50 @@ class LookUp:
         return sizes[-1] if sizes and self._cache_use else 0.0
 
     def weights_mb(self, layer: LayerSpec) -> tuple[float, float]:
-        """Megabytes of its weights: all, and those that came from memory when its row was measured."""
+        """Megabytes of a layer's weights: all, and those from memory when its row was measured."""
         weights = layer.weights_mb(self._setting.precision)
         return weights, weights * self._cache_use.get(layer, self._usual_use)
 
     def latency_ms(self, layer: LayerSpec) -> float:
-        """The layer's median; interpolated between the nearest measured channel counts if it has no row.
+        """The layer's median in ms; interpolated between the nearest measured channel counts without a row.
 
-        Raises TableError where neither is possible, saying what was asked and what the table holds.
+        Raises TableError if neither is possible, with the requested row and what the table has.
         """
         known = self._known(layer)
         if known is not None:
             return known
         value = interpolate(self._families.get(layer.family, []), layer.in_channels, layer.out_channels)
         if value is None:
-            raise self._lacks(layer)
+            raise self._missing(layer)
         return value
 
     def estimate_ms(self, layer: LayerSpec) -> float:
-        """The layer's median in ms; from all rows of its family, wherever these lie, if it has no row.
+        """The layer's median in ms; without a row, interpolated or extrapolated from all rows of its family.
 
-        Raises TableError where the family has no rows.
+        Raises TableError if the family has no rows.
         """
         known = self._known(layer)
         if known is not None:
             return known
         family = layer.family
         if family not in self._families:
-            raise self._lacks(layer)
+            raise self._missing(layer)
         if family not in self._surfaces:
             self._surfaces[family] = Surface(self._families[family])
         return self._surfaces[family](layer.in_channels, layer.out_channels)
 
     def family(self, layer: LayerSpec) -> set[LayerSpec]:
-        """The layers that differ from this one in their channel counts only, and have a row."""
+        """The layers with a row that differ from this one only in their channel counts."""
         family = layer.family
         return {known for known in self._ms if known.family == family}
 
     def _known(self, layer: LayerSpec) -> float | None:
         return FAILED_MS if layer in self._failed else self._ms.get(layer)
 
-    def _lacks(self, layer: LayerSpec) -> TableError:
+    def _missing(self, layer: LayerSpec) -> TableError:
         device = self._table.device
         return TableError(
             f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {self._setting}; the table "
-            f"of '{device}' holds: {self._table.settings()}. "
+            f"of '{device}' has: {self._table.settings()}. "
             f"Run `bcnet build-lut --device {device}` with the same settings"
         )

@@ -166,7 +166,7 @@ def first(raw: dict[str, Any]) -> dict[str, Any]:
         (lambda raw: first(raw)["layer"].update(in_channels=10**30), "less than or equal to 2147483647"),
         (lambda raw: first(raw)["layer"].update(kernel=[10**30]), "less than or equal to 2147483647"),
         (lambda raw: first(raw)["layer"].update(activation="x" * 10_001), "at most 10000 characters"),
-        (lambda raw: raw["settings"][0]["rows"].append(7), "cut short or edited .a number in the place"),
+        (lambda raw: raw["settings"][0]["rows"].append(7), "cut short or edited .a number instead"),
         (lambda raw: raw["settings"][0]["setting"].update(batch=0), "greater than or equal to 1"),
         (lambda raw: raw["sessions"][0].update(temperature=3), "[Uu]nexpected"),
         (lambda raw: raw["sessions"][0]["probe"].update(matmul_ms=0.0), "greater than 0"),

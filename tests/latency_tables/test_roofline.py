@@ -113,7 +113,7 @@ def test_what_no_row_tells_stays_at_the_default() -> None:
 
 
 def test_too_few_rows_are_no_fit() -> None:
-    with pytest.raises(TableError, match="at least 20 measured rows, not on 3"):
+    with pytest.raises(TableError, match="at least 20 measured rows; there are 3"):
         fit(rows_of(DEFAULT)[:3])
 
 
@@ -187,7 +187,7 @@ def test_an_estimate_again_is_the_same_file_and_with_other_peaks_all_its_rows_fo
 
 def test_an_estimate_is_never_mixed_with_measured_rows_and_makes_room_for_them() -> None:
     table = processor((CONV, FP32, 1.0))
-    with pytest.raises(TableError, match=r"rows measured at .*never mixed"):
+    with pytest.raises(TableError, match=r"measured rows at .*never mixed"):
         estimate_table(table, [DEPTHWISE], FP32, DEFAULT, PEAK, {})
     assert list(table.rows) == [(CONV, FP32)]
     estimate_table(table, [CONV], FP16, DEFAULT, PEAK, {})

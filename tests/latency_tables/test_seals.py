@@ -131,7 +131,7 @@ def test_a_table_without_seals_loads_as_it_is_and_is_sealed_when_it_is_written(
     for _ in range(2):
         loaded.save(path)
     assert capsys.readouterr().err == (
-        "latency_tables/cpu.json: its rows are sealed now: later edits by hand will be reported\n"
+        "latency_tables/cpu.json: its rows are now sealed, so later edits by hand will be reported\n"
     )
     assert LatencyTable.load(path) == own
     edited(path, '"median_ms": 0.9', '"median_ms": 0.8')

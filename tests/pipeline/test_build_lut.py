@@ -24,7 +24,7 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
     shutil.copytree("runs/default/train", "runs/four/train")
     line = refused(1, "search", "--batch", "4", "--run", "four")
     assert "batch 4" in line
-    assert "holds: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
+    assert "has: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
     assert "bcnet build-lut --device cpu" in line
     clear_projects()
     four = ["--batch", "4", "--threads", "2", "--run", "four", "--json"]
@@ -112,7 +112,8 @@ def test_a_table_that_is_too_noisy_is_measured_once_more(
     calibration = json.loads(out)["calibration"]
     assert err.count("everything is measured once more") == 1
     assert (
-        f"measuring one network twice differed by {calibration['noise']:.1%}, table_noise accepts 0.0%" in err
+        f"two measurements of one network differed by {calibration['noise']:.1%}, table_noise accepts 0.0%"
+        in err
     )
     assert "it will be refused" in err
     once, twice = (table.rows.values() for table in (before, LatencyTable.load(TABLE)))

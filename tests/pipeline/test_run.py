@@ -184,7 +184,7 @@ def test_a_noisy_table_is_refused_unless_it_is_accepted_and_costs_little_of_the_
     profile, accepts = Path("hw_profiles/cpu.toml"), Path("hw_profiles/cpu.toml").read_text(encoding="utf-8")
     profile.write_text(accepts.replace("table_noise = 20.0", ""), encoding="utf-8")
     clear_projects()
-    refusal = "the latency table is noisy: measuring one network twice differed by 43.0%, table_noise accepts"
+    refusal = "table is noisy: two measurements of one network differed by 43.0%, table_noise accepts"
     for command in ("search", "export"):
         assert main([command]) == 1
         err = capfd.readouterr().err

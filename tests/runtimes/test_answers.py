@@ -181,7 +181,7 @@ def test_a_cache_that_is_no_number_counts_as_not_known() -> None:
 def test_readings_are_pooled_over_the_parts_that_all_of_them_have() -> None:
     readings = [{"matmul_ms": 1.0, "stream_ms": 2.0}, {"matmul_ms": 3.0}]
     assert pool_readings(readings) == ({"matmul_ms": 2.0}, {"matmul_ms": 0.5})
-    with pytest.raises(DeviceError, match="probe have no part in common; measure again"):
+    with pytest.raises(DeviceError, match="microbenchmark have no part in common; measure again"):
         pool_readings([{"matmul_ms": 1.0}, {"loop_ms": 1.0}])
 
 
