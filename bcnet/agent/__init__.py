@@ -1,5 +1,5 @@
-"""What runs on a device: jobs in, answers out. The same code serves this machine and, over ssh, another.
+"""The agent, which runs on a device: jobs in, answers out. Used on this machine and, over ssh, on others.
 
-Standard library and the device's own runtimes only, and the syntax of Python 3.6, which JetPack 4 has:
-the folder is packed into one file and copied there. Nothing here imports the rest of bcnet.
+It uses only the standard library and the device's runtimes, and the syntax of Python 3.6 (JetPack 4): the
+folder is packed into one file and copied to the device. Nothing here imports the rest of bcnet.
 """

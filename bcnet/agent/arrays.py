@@ -1,4 +1,4 @@
-"""Arrays as they cross to a device: type, shape and bytes. Without numpy they are passed on as they are."""
+"""Arrays in jobs and answers, as type, shape and bytes, which a device without numpy can pass on."""
 
 from typing import Any, Dict, Sequence, Tuple
 
@@ -11,20 +11,20 @@ def pack(array: Any) -> Packed:
 
 
 def unpack(packed: Packed) -> Any:
-    """The numpy array again."""
+    """The numpy array of a packed one."""
     import numpy as np
 
     return np.frombuffer(packed["data"], np.dtype(packed["dtype"])).reshape(packed["shape"]).copy()
 
 
-def least_usual_most(sizes: Sequence[int]) -> Tuple[int, int, int]:
-    """Of the sizes of a dynamic batch the least, the one in the middle (the one most used), the largest."""
+def min_opt_max(sizes: Sequence[int]) -> Tuple[int, int, int]:
+    """The smallest, the middle (optimised for) and the largest size of a dynamic batch."""
     ordered = sorted(sizes)
     return ordered[0], ordered[len(ordered) // 2], ordered[-1]
 
 
 def batches(arrays: Sequence[Any], size: int) -> Any:
-    """Parts of `size` items of all arrays, the last one filled up with zeros, each with its true count."""
+    """Batches of `size` items of all arrays, the last one padded with zeros, each with its true count."""
     import numpy as np
 
     for start in range(0, len(arrays[0]), size):

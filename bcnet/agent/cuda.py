@@ -1,7 +1,7 @@
-"""CUDA for the runtimes of a device: buffers by PyCUDA, or by cuda-python where that is not; graphs, events.
+"""CUDA for the runtimes of a device: buffers (by PyCUDA, else by cuda-python), streams, events and graphs.
 
-PyCUDA knows no CUDA graphs, so streams, events and graphs are those of the driver's library, through ctypes.
-All of them live in the GPU's primary context, as TensorRT's own work does. One thread uses it.
+PyCUDA does not support CUDA graphs, so streams, events and graphs use the driver's library through ctypes.
+All of them belong to the GPU's primary context, like those of TensorRT. For use by a single thread.
 """
 
 import ctypes
@@ -11,46 +11,46 @@ from .errors import JobError, one_line
 
 NAME_BYTES = 256
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-CACHE_BYTES = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: 0 where there is none
-THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is no concern
+CACHE_BYTES = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE: 0 without such a cache
+THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: calls of other threads do not break a capture
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
-IN_FLIGHT = 2  # inferences that the stream is given ahead, so that no launch is in their times
+IN_FLIGHT = 2  # number of inferences that are enqueued ahead, so that their times exclude the launch
 
 Handle = ctypes.c_void_p
 
-_found: List["Cuda"] = []  # one a process
+_found: List["Cuda"] = []  # one per process
 
 
 def cuda() -> "Cuda":
-    """This machine's first GPU. Raises JobError, one line, where there is none, or no way to its memory."""
+    """This machine's first GPU. Raises JobError if there is none, or its memory cannot be accessed."""
     if not _found:
         _found.append(Cuda())
     return _found[0]
 
 
 class Cuda:
-    """A GPU: what it is, buffers, a stream, events and graphs. See `cuda`."""
+    """A GPU: its properties, buffers, a stream, events and graphs. See `cuda`."""
 
     def __init__(self) -> None:
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError as cause:
-            raise JobError("device", "there is no NVIDIA driver here, so nothing runs on a GPU (%s)" % cause)
+            raise JobError("device", "there is no NVIDIA driver on this machine (%s)" % cause)
         self._call("cuInit", 0)
         self._device = ctypes.c_int()
         self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         self._buffers = _buffers()
         self.through = self._buffers.name
         self.stream = Handle()
-        # A blocking stream: copies, which go through the default one, are done before it goes on.
+        # A blocking stream: it waits for copies, which use the default stream.
         self._call("cuStreamCreate", ctypes.byref(self.stream), 0)
         self.events = [(self._event(), self._event()) for _ in range(IN_FLIGHT)]
 
     def facts(self) -> Dict[str, str]:
-        """The GPU's name, its compute capability ("8.7"), its PCI address, its driver's CUDA ("12.6").
+        """The GPU's name, compute capability ("8.7"), PCI address, and its driver's CUDA version ("12.6").
 
-        "cache_mb" is its level-2 cache in 10^6 bytes, where it has one: all of its memory is behind that.
+        "cache_mb" is the size of its level-2 cache in 10^6 bytes, if it has one.
         """
         name, address = ctypes.create_string_buffer(NAME_BYTES), ctypes.create_string_buffer(NAME_BYTES)
         self._call("cuDeviceGetName", name, NAME_BYTES, self._device)
@@ -75,28 +75,28 @@ class Cuda:
         return value.value
 
     def buffer(self, size_bytes: int) -> Any:
-        """Memory of the GPU, its address by int(); it goes with the object. Raises JobError "network"."""
+        """GPU memory; int() is its address; it is freed with the object. Raises JobError "network"."""
         return self._buffers.allocate(max(size_bytes, 1))
 
     def write(self, buffer: Any, array: Any) -> None:
-        """A contiguous numpy array into a buffer."""
+        """Copy a contiguous numpy array into a buffer."""
         _copied(self._buffers.write, buffer, array)
 
     def read(self, array: Any, buffer: Any) -> None:
-        """A buffer's begin into a contiguous numpy array."""
+        """Copy the beginning of a buffer into a contiguous numpy array."""
         _copied(self._buffers.read, array, buffer)
 
     def synchronize(self) -> None:
-        """Wait until the stream has done all that it was given."""
+        """Wait until the stream has completed all enqueued work."""
         self._call("cuStreamSynchronize", self.stream)
 
     def _event(self) -> Handle:
-        event = Handle()  # waiting for it spins, which is quick
+        event = Handle()  # without blocking sync: waiting spins, which has the lowest latency
         self._call("cuEventCreate", ctypes.byref(event), 0)
         return event
 
     def record(self, event: Handle) -> None:
-        """Record the moment when the stream gets here."""
+        """Enqueue the event into the stream."""
         self._call("cuEventRecord", event, self.stream)
 
     def elapsed_ms(self, start: Handle, end: Handle) -> float:
@@ -107,9 +107,9 @@ class Cuda:
         return found.value
 
     def captured(self, enqueue: Callable[[], bool]) -> Optional[Callable[[], None]]:
-        """What `enqueue` gives to the stream, as one CUDA graph to launch; None where that cannot be.
+        """A function that launches the work of `enqueue` as one CUDA graph; None if it cannot be captured.
 
-        `enqueue` has run before, so that it prepares nothing any more.
+        `enqueue` must have run before, so that its initialisation is not captured.
         """
         graph, executable = Handle(), Handle()
         self._call("cuStreamBeginCapture_v2", self.stream, THREAD_LOCAL)
@@ -125,18 +125,18 @@ class Cuda:
         return _Graph(self, executable).launch
 
     def _call(self, name: str, *arguments: Any) -> None:
-        """A function of the driver. Raises JobError with its own words."""
+        """Call a function of the driver. Raises JobError with the driver's message."""
         code = getattr(self._driver, name)(*arguments)
         if code:
             text = ctypes.c_char_p()
             self._driver.cuGetErrorString(code, ctypes.byref(text))
-            words = text.value.decode(errors="replace") if text.value else "error %d" % code
+            reason = text.value.decode(errors="replace") if text.value else "error %d" % code
             kind = "network" if code == OUT_OF_MEMORY else "device"
-            raise JobError(kind, "CUDA's driver cannot do %s: %s" % (name, words))
+            raise JobError(kind, "%s of the CUDA driver failed: %s" % (name, reason))
 
 
 class _Graph:
-    """A graph that can be launched; it goes with the object."""
+    """An executable graph; it is destroyed with the object."""
 
     def __init__(self, cuda: Cuda, executable: Handle) -> None:
         self._cuda, self._executable = cuda, executable
@@ -154,11 +154,11 @@ def _copied(copy: Callable[[Any, Any], None], *ends: Any) -> None:
     except JobError:
         raise
     except Exception as cause:
-        raise JobError("device", "the GPU's memory cannot be copied: %s" % one_line(cause))
+        raise JobError("device", "copying to or from the GPU failed: %s" % one_line(cause))
 
 
 def _buffers() -> Any:
-    """The GPU's memory through PyCUDA, else through cuda-python. Raises JobError with why neither can."""
+    """Access to the GPU's memory by PyCUDA, else by cuda-python. Raises JobError with why neither works."""
     reasons = []
     for kind in (_PyCuda, _CudaPython):
         try:
@@ -169,7 +169,7 @@ def _buffers() -> Any:
             reasons.append("%s: %s" % (kind.package, one_line(cause)))
     raise JobError(
         "device",
-        "the GPU's memory cannot be reached (%s); install one: pip install pycuda" % "; ".join(reasons),
+        "the GPU's memory cannot be accessed (%s); install one: pip install pycuda" % "; ".join(reasons),
     )
 
 
@@ -209,9 +209,9 @@ class _CudaPython:
         self.check(runtime.cudaFree(0), "cudaFree")  # opens the primary context
 
     def check(self, answer: Any, name: str) -> None:
-        """The first thing that a function answers is its error. Raises JobError."""
+        """Raises JobError if a function's first return value is an error."""
         if answer[0] != self._runtime.cudaError_t.cudaSuccess:
-            raise JobError("device", "CUDA's runtime cannot do %s: %s" % (name, answer[0]))
+            raise JobError("device", "%s of the CUDA runtime failed: %s" % (name, answer[0]))
 
     def allocate(self, size_bytes: int) -> Any:
         answer = self._runtime.cudaMalloc(size_bytes)
@@ -240,4 +240,4 @@ class _Allocation:
 
 
 def _no_memory(size_bytes: int, reason: str) -> JobError:
-    return JobError("network", "the GPU has no %.1f MB for a buffer: %s" % (size_bytes / 1e6, reason))
+    return JobError("network", "the GPU cannot allocate %.1f MB: %s" % (size_bytes / 1e6, reason))

@@ -1,8 +1,8 @@
-"""The one error that crosses from a device: its kind and one line of text."""
+"""The error that a device reports: its kind and one line of text."""
 
 
 class JobError(Exception):
-    """A job that failed. `kind` is "network" (this network cannot be run here), or "device" (nothing can)."""
+    """A failed job. `kind`: "network" if the device cannot run this network, "device" if it can run none."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -11,6 +11,6 @@ class JobError(Exception):
 
 
 def one_line(cause: BaseException) -> str:
-    """A foreign exception as one line: its type and the first line of its text."""
+    """An exception of another library as one line: its type and the first line of its message."""
     text = str(cause).strip()
     return "%s: %s" % (type(cause).__name__, text.splitlines()[0]) if text else type(cause).__name__

@@ -1,7 +1,7 @@
-"""One job after the other. In: a dict that says what to do. Out: the answer, a dict, or a JobError.
+"""Execute jobs. In: a job, as a dict. Out: its answer, a dict, or a JobError.
 
-A job is {"do": ..., "runtime": ..., "settings": {...}, ...}; `bytes` in it are files and arrays. It takes and
-answers what the function of that name in the runtime's module takes and returns.
+A job is {"do": ..., "runtime": ..., "settings": {...}, ...}; `bytes` in it are files and arrays. It calls the
+function of that name in the runtime's module: the job holds its arguments, the answer its result.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ RUNTIMES = {
     "trtexec": "trtexec_jobs",
 }
 
-_loaded: List[Tuple[str, Any]] = []  # the last network that outputs were asked of
+_loaded: List[Tuple[str, Any]] = []  # the network of the last "infer" job
 
 
 def run(job: Dict[str, Any]) -> Dict[str, Any]:
-    """Do one job. Raises JobError where the device or the network does not let it."""
+    """Execute one job. Raises JobError if the device or the network cannot do it."""
     what = job["do"]
     if what == "probe":
         return {"probe": probing.probe()}
@@ -45,11 +45,11 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
         return dict(runtime.profile(model, settings, job["runs"]))
     if what == "infer":
         return {"outputs": runtime.infer(_network(runtime, job["runtime"], model, settings), job["inputs"])}
-    raise JobError("device", "this agent does not know how to do '%s'" % what)
+    raise JobError("device", "this agent has no job '%s'" % what)
 
 
 def _missing(name: str, settings: Dict[str, Any]) -> Any:
-    """What is not here of a runtime, in words; None where all is."""
+    """Which part of a runtime is missing on this device, as a message; None if it is complete."""
     try:
         return _runtime(name).missing(settings)
     except JobError as reason:
@@ -63,9 +63,9 @@ def _runtime(name: str) -> Any:
 
 
 def _network(runtime: Any, name: str, model: bytes, settings: Dict[str, Any]) -> Any:
-    """The network, loaded; kept until another one is asked for."""
+    """The loaded network; it is kept until another one is needed."""
     key = name + hashlib.sha256(model).hexdigest() + json.dumps(settings, sort_keys=True)
     if not _loaded or _loaded[0][0] != key:
-        del _loaded[:]  # before the next is loaded: both may not fit
+        del _loaded[:]  # first, because the memory may not hold both
         _loaded.append((key, runtime.load(model, settings)))
     return _loaded[0][1]

@@ -1,4 +1,4 @@
-"""An engine's layers as TensorRT's inspector lists them, by its module or by trtexec."""
+"""The layers of an engine as TensorRT's inspector lists them, through its Python module or trtexec."""
 
 import re
 from typing import Any, Dict, Sequence
@@ -7,9 +7,9 @@ ORIGIN = re.compile(r"\[ONNX Layer: [^\]]*\]")
 
 
 def origins(layers: Sequence[Any]) -> Dict[str, str]:
-    """The ONNX nodes that each layer was made of, as text that follows its name, where the engine tells.
+    """The ONNX nodes of each layer, as text to append to its name, if the engine has this information.
 
-    Engines without details list mere names.
+    Engines that were built without detailed profiling verbosity list only names.
     """
     return {
         layer["Name"]: "".join(" " + part for part in ORIGIN.findall(layer["Metadata"]))

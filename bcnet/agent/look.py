@@ -1,4 +1,4 @@
-"""What there is on a device. Out: facts for `bcnet doctor` and for a measurement's provenance."""
+"""Properties of a device, for `bcnet doctor` and for the provenance of measurements."""
 
 import contextlib
 import importlib
@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where JetPack installs it
 DEVICE_TREE = Path("/proc/device-tree/model")
 L4T_RELEASE = Path("/etc/nv_tegra_release")
 BOARDS = ("NVIDIA", "Jetson", "quill")  # the latter two with JetPack 4: "Jetson-AGX", and a TX2
@@ -18,7 +18,7 @@ LIMIT_S = 10.0
 
 
 def look(folder: str) -> Dict[str, Any]:
-    """Python, packages, trtexec, free bytes at `folder`, power mode, governors. What is not there is None."""
+    """Python, packages, trtexec, free bytes at `folder`, power mode, governors; None for what is missing."""
     disk = os.statvfs(folder)
     return {
         "python": platform.python_version(),
@@ -39,7 +39,7 @@ def look(folder: str) -> Dict[str, Any]:
 
 
 def trtexec() -> Optional[str]:
-    """Where trtexec is."""
+    """The path of trtexec; None if it is not found."""
     return shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
 
 
@@ -58,7 +58,7 @@ def board() -> str:
 
 
 def jetson() -> Dict[str, str]:
-    """A Jetson's "power_mode" and release of Linux, "l4t" ("36.4.3"); of each what there is."""
+    """A Jetson's "power_mode" and its release of Linux, "l4t" ("36.4.3"), each if it is known."""
     found = {}
     mode = power_mode()
     if mode:
@@ -70,7 +70,7 @@ def jetson() -> Dict[str, str]:
 
 
 def text(path: Path) -> str:
-    """What stands in a small file of the system; "" where it cannot be read."""
+    """The content of a small system file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -78,7 +78,7 @@ def text(path: Path) -> str:
 
 
 def governors() -> List[str]:
-    """The processor's frequency governors, each named once."""
+    """The distinct frequency governors of the processor."""
     found = set()
     for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor"):
         with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def governors() -> List[str]:
 def _version(module: str) -> Optional[str]:
     try:
         return str(importlib.import_module(module).__version__)
-    except Exception:  # a package that is broken is as good as none
+    except Exception:  # a broken package counts as missing
         return None
 
 

@@ -1,4 +1,4 @@
-"""Names and shapes of an ONNX file's inputs, for a device without a reader of ONNX. In: the file's bytes."""
+"""Names and shapes of an ONNX file's inputs, for a device without the onnx package. In: the file's bytes."""
 
 from typing import Any, List, Optional, Tuple
 
@@ -6,10 +6,9 @@ GRAPH, INPUT, INITIALIZER = 7, 11, 5  # fields of onnx.proto's ModelProto and Gr
 
 
 def onnx_inputs(model: bytes) -> Optional[List[Tuple[str, List[int]]]]:
-    """Names and shapes (-1: not fixed) of an ONNX file's inputs; None where it is no ONNX file.
+    """Names and shapes (-1: dynamic) of an ONNX file's inputs; None for another file, e.g. an engine.
 
-    An engine begins with other bytes. The file is read as the protocol buffer that it is (onnx.proto): the
-    device has no other reader.
+    The file is parsed as a protocol buffer (onnx.proto), without any library.
     """
     try:
         graphs = [value for field, value in _fields(model) if field == GRAPH]
@@ -30,7 +29,7 @@ def onnx_inputs(model: bytes) -> Optional[List[Tuple[str, List[int]]]]:
 
 
 def _fields(content: Any) -> List[Tuple[int, Any]]:
-    """Fields of a protocol buffer's message: number and value, an integer or bytes. Raises ValueError."""
+    """The fields of a protobuf message: number and value, an integer or bytes. Raises ValueError."""
     view, found, place = memoryview(content), [], 0
     while place < len(view):
         key, place = _varint(view, place)
@@ -44,9 +43,9 @@ def _fields(content: Any) -> List[Tuple[int, Any]]:
                 length, place = _varint(view, place)
             value, place = bytes(view[place : place + length]), place + length
         else:
-            raise ValueError("no protocol buffer")
+            raise ValueError("not a protocol buffer")
         if place > len(view):
-            raise ValueError("cut short")
+            raise ValueError("truncated")
         found.append((key >> 3, value))
     return found
 
@@ -60,4 +59,4 @@ def _varint(view: Any, place: int) -> Tuple[int, int]:
         if byte < 128:
             return value, place
         if shift > 63:
-            raise ValueError("no protocol buffer")
+            raise ValueError("not a protocol buffer")

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a device: times of whole networks, its own profile of nodes, and outputs."""
+"""ONNX Runtime on a device: latencies of whole networks, its profile of nodes, and outputs."""
 
 import json
 import platform
@@ -12,9 +12,9 @@ from .arrays import Packed, batches, pack, unpack
 from .errors import JobError, one_line
 
 CPU = "CPUExecutionProvider"
-FREE_BATCH = 64  # at most so many at once, where the file takes any number
-WARMUP_RUNS = 3  # before a profile: they still allocate
-# An event a line, as ONNX Runtime writes it.
+FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
+WARMUP_RUNS = 3  # before a profile, because the first runs allocate memory
+# ONNX Runtime writes one event per line.
 NODE_EVENT = re.compile(r'"cat"\s*:\s*"Node".*?"dur"\s*:\s*(-?\d+).*?"name"\s*:\s*"([^"]*)_kernel_time"')
 TYPES = {
     "tensor(float)": "float32",
@@ -28,7 +28,7 @@ TYPES = {
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Runtime version, processor, and its last-level cache in megabytes where that is known."""
+    """Runtime version, processor, and the size of its last-level cache in megabytes if it is known."""
     found = {"runtime_version": str(_runtime().__version__), "processor": processor()}
     if settings["provider"] == "cpu":
         found.update(last_level_cache())
@@ -36,14 +36,14 @@ def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
 
 
 def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
-    """ "info" about an ONNX file, which is loaded once. It needs no building."""
+    """ "info" about an ONNX file, after loading it once as a check. It needs no building."""
     _session(model, settings)
     info = {
         "flavour": "onnxruntime",
         "versions": {"onnxruntime": str(_runtime().__version__)},
         "batches": list(batches),
         "layers": None,
-        "layers_source": "ONNX Runtime optimises the file each time that it is loaded",
+        "layers_source": "ONNX Runtime optimises the file each time it is loaded",
     }
     return {"info": info}
 
@@ -51,7 +51,7 @@ def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -
 def time_runs(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[float]:
-    """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""
+    """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up."""
     session = _session(model, settings)
     feed = _constant_input(session)
     end = time.perf_counter() + warmup_ms / 1000
@@ -68,7 +68,7 @@ def time_runs(
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
-    """ "names" of nodes, their "ms" in each run [runs][nodes], and the runs' own, "walls_ms" [runs]."""
+    """ "names" of nodes, their "ms" [runs][nodes], wall-clock times of the runs, "walls_ms" [runs]."""
     walls = []
     with tempfile.TemporaryDirectory() as folder:
         session = _session(model, settings, profile_prefix=str(Path(folder) / "profile"))
@@ -82,13 +82,13 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
         except (OSError, ValueError) as cause:
             raise JobError(
                 "device",
-                "ONNX Runtime wrote no readable profile into %s (%s); is the disk full?"
+                "the profile of ONNX Runtime in %s cannot be read (%s); is the disk full?"
                 % (folder, one_line(cause)),
             )
     names = [name for _, name in events]
     per_run, rest = divmod(len(events), WARMUP_RUNS + runs)
     if rest or per_run == 0 or names[:per_run] != names[-per_run:]:
-        raise JobError("device", "ONNX Runtime's profile does not repeat from run to run; it cannot be read")
+        raise JobError("device", "ONNX Runtime's profile differs between runs; it cannot be used")
     ms = [int(dur) / 1000 for dur, _ in events]
     first = WARMUP_RUNS * per_run
     return {
@@ -99,7 +99,7 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
 
 
 def infer(session: Any, inputs: List[Packed]) -> List[Packed]:
-    """Every output (N, ...) for inputs (N, ...), in batches of the size that the file fixes, if it does."""
+    """All outputs (N, ...) for inputs (N, ...), in batches of the file's size if that is fixed."""
     import numpy as np
 
     nodes = session.get_inputs()
@@ -114,12 +114,12 @@ def infer(session: Any, inputs: List[Packed]) -> List[Packed]:
 
 
 def load(model: bytes, settings: Dict[str, Any]) -> Any:
-    """What `infer` runs."""
+    """The session that `infer` runs."""
     return _session(model, settings)
 
 
 def missing(settings: Dict[str, Any]) -> Optional[str]:
-    """What is not here of this runtime; None where all is."""
+    """What is missing on this device for this runtime, as a message; None if nothing is."""
     try:
         provider_named(settings.get("provider", "cpu"))
     except JobError as reason:
@@ -128,9 +128,9 @@ def missing(settings: Dict[str, Any]) -> Optional[str]:
 
 
 def provider_named(name: str) -> str:
-    """ONNX Runtime's own name of an execution provider: `cuda` is CUDAExecutionProvider.
+    """ONNX Runtime's name of an execution provider: `cuda` is CUDAExecutionProvider.
 
-    Raises JobError with those that are installed.
+    Raises JobError, with the available ones, if it is not available.
     """
     suffix = "executionprovider"
     available = {}
@@ -142,8 +142,8 @@ def provider_named(name: str) -> str:
     if wanted not in available:
         raise JobError(
             "device",
-            "ONNX Runtime has no execution provider '%s' here, only %s; install the package that brings it, "
-            "or change `provider` in the hardware profile" % (name, ", ".join(available)),
+            "ONNX Runtime on this device has no execution provider '%s', only %s; install the package that "
+            "contains it, or change `provider` in the hardware profile" % (name, ", ".join(available)),
         )
     return str(available[wanted])
 
@@ -159,7 +159,7 @@ def processor() -> str:
 
 
 def last_level_cache() -> Dict[str, str]:
-    """{"cache_mb": its size in 10^6 bytes}, or nothing where the system does not tell."""
+    """{"cache_mb": its size in 10^6 bytes}; {} if the system does not report it."""
     sizes = []
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
@@ -175,7 +175,7 @@ def _runtime() -> Any:
     try:
         import onnxruntime
     except ImportError as cause:
-        raise JobError("device", "ONNX Runtime is not here (%s); install it: pip install onnxruntime" % cause)
+        raise JobError("device", "ONNX Runtime is missing (%s); install it: pip install onnxruntime" % cause)
     return onnxruntime
 
 
@@ -185,7 +185,7 @@ def _session(model: bytes, settings: Dict[str, Any], profile_prefix: Optional[st
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings["threads"]
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # it raises what it logs as an error
+    options.log_severity_level = 4  # errors are also raised
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if profile_prefix is not None:
         options.enable_profiling = True
@@ -197,14 +197,14 @@ def _session(model: bytes, settings: Dict[str, Any], profile_prefix: Optional[st
     if wanted != CPU and wanted not in _used(session):
         raise JobError(
             "device",
-            "ONNX Runtime would run the whole network on the CPU: %s takes none of it, or cannot start (its "
-            "device or driver is missing); change `provider` in the hardware profile" % wanted,
+            "ONNX Runtime would run the whole network on the CPU: %s supports none of its nodes, or cannot "
+            "start (device or driver missing); change `provider` in the hardware profile" % wanted,
         )
     return session
 
 
 def _used(session: Any) -> Any:
-    """The execution providers that run some of the network; before 1.24, those that could be started."""
+    """The execution providers that run nodes of the network; before 1.24, all that could be started."""
     assignment = getattr(session, "get_provider_graph_assignment_info", None)
     if assignment is not None:
         return {part.ep_name for part in assignment() if part.get_nodes()}
@@ -228,16 +228,16 @@ def _constant_input(session: Any) -> Dict[str, Any]:
         shape = [side if isinstance(side, int) else 1 for side in node.shape]
         if kind.startswith("float"):
             feed[node.name] = rng.standard_normal(shape).astype(kind)
-        else:  # an index or a switch: zero is always one that exists
+        else:  # an index or a flag: zero is always valid
             feed[node.name] = np.zeros(shape, kind)
     return feed
 
 
 def _node_events(text: str) -> List[Tuple[str, str]]:
-    """Microseconds and name of each node that was run, from the profile's JSON.
+    """Microseconds and name of each executed node, from the profile's JSON.
 
-    Reading megabytes of JSON into objects takes more time than running the networks, so lines are matched,
-    unless another version of the runtime writes them in another order.
+    Parsing megabytes of JSON takes more time than running the networks, so the text is matched, unless
+    another version of the runtime writes the keys in another order.
     """
     found = NODE_EVENT.findall(text)
     if found:

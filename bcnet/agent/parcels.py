@@ -1,14 +1,14 @@
-"""Jobs and answers as JSON. Few bytes stand in it, {"$base64": ...}; many travel as files, {"$file": ...}."""
+"""Jobs and answers as JSON: short `bytes` as {"$base64": ...}, long ones in files, as {"$file": ...}."""
 
 import base64
 import hashlib
 from typing import Any, Callable
 
-INLINE = 64 * 1024  # more bytes than this travel as files
+INLINE = 64 * 1024  # longer `bytes` are sent as files
 
 
 def packed(value: Any, keep: Callable[[str, bytes], None]) -> Any:
-    """A job or an answer as JSON values; `keep` gets the bytes that travel as files, with their SHA-256."""
+    """A job or an answer as JSON values; `keep` receives the name (SHA-256) and content of each file."""
     if isinstance(value, (list, tuple)):
         return [packed(item, keep) for item in value]
     if isinstance(value, dict):
@@ -23,7 +23,7 @@ def packed(value: Any, keep: Callable[[str, bytes], None]) -> Any:
 
 
 def unpacked(value: Any, fetch: Callable[[str, int], bytes]) -> Any:
-    """The job or the answer again; `fetch` gives the bytes of a file by its name and size."""
+    """The job or answer of a packed one; `fetch` returns the content of a file by its name and size."""
     if isinstance(value, list):
         return [unpacked(item, fetch) for item in value]
     if not isinstance(value, dict):

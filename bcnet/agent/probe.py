@@ -1,31 +1,31 @@
-"""Plain arithmetic outside any runtime: tells a slower machine from a slower runtime.
+"""The reference microbenchmark: plain arithmetic outside any runtime. Out: milliseconds of each part.
 
-In: nothing. Out: milliseconds of each part of the probe.
+It distinguishes a slower machine from a slower runtime.
 """
 
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
-REPEATS = 9  # of each part, in one reading
-SIDE = 64  # a product of 64 x 64 is small enough for numpy's BLAS (OpenBLAS) to keep it on one thread
-STREAMED = 256  # such matrices: 4 MiB read and 4 MiB written, more than a level-2 cache
-SWEPT = 2 * 1024 * 1024  # floats, 8 MiB
-LOOP = 20000  # steps of plain Python, where numpy is not to be had
+REPEATS = 9  # repetitions of each part in one reading
+SIDE = 64  # a product of 64 x 64 matrices is so small that numpy's BLAS (OpenBLAS) uses one thread
+STREAMED = 256  # number of such matrices: 4 MiB read and 4 MiB written, more than a level-2 cache
+SWEPT = 2 * 1024 * 1024  # number of floats: 8 MiB
+LOOP = 20000  # steps of plain Python, if numpy is missing
 
 _operands: List[Any] = []
 
 
 def probe() -> Dict[str, float]:
-    """One reading, 10 to 20 ms long on a server's core: the median ms of each part over 9 repetitions.
+    """One reading: the median ms of each part over 9 repetitions; it takes 10 to 20 ms on a server's core.
 
-    `matmul_ms`: eight float32 products of 64 x 64, which stay in the level-2 cache: the clock. `stream_ms`:
-    256 such products over 8 MiB, read and written: what other work on a shared machine takes away first, and
-    what networks feel. `sweep_ms`: a sum over 8 MiB: how fast memory can be read. All are single-threaded
-    whatever the number of cores. Without numpy there is only `loop_ms`, a loop of plain Python.
+    `matmul_ms`: eight float32 products of 64 x 64 matrices in the level-2 cache, which measure the clock.
+    `stream_ms`: 256 such products over 8 MiB, read and written; other work on a shared machine slows this
+    down first, and networks with it. `sweep_ms`: a sum over 8 MiB, the bandwidth of reading memory. All parts
+    are single-threaded. Without numpy there is only `loop_ms`, a loop of plain Python.
     """
     reading = {}
     for name, part in _parts().items():
-        part()  # what other work left in the caches is no part of it
+        part()  # warms the caches
         samples = []
         for _ in range(REPEATS):
             start = time.perf_counter()
@@ -50,7 +50,7 @@ def _parts() -> Dict[str, Callable[[], object]]:
 
 
 def _arrays() -> Tuple[Any, ...]:
-    """The same numbers each time, allocated and written once: fresh pages would be timed too."""
+    """The operands: the same values each time, allocated once, because page faults would be timed, too."""
     if not _operands:
         import numpy as np
 

@@ -1,4 +1,4 @@
-"""Programs of the device: started as argument lists, ended in time. Out: what they said, or why they fail."""
+"""Run programs on the device. In: a command and a time limit. Out: its output, or why it failed."""
 
 import ctypes
 import re
@@ -10,10 +10,10 @@ from typing import List
 
 from .errors import JobError, one_line
 
-PR_SET_PDEATHSIG = 1  # of prctl
-ASKING_S = 60.0  # what a program may take to tell about itself
-# What says only that something was wrong, after or around the line that says what.
-HOLLOW = re.compile(
+PR_SET_PDEATHSIG = 1  # an option of prctl
+ASKING_S = 60.0  # time limit of a program that prints its version
+# Error messages without information, which surround the one with the reason.
+UNINFORMATIVE = re.compile(
     r"--- (Begin|End) node|^\S+:\d+: (input|output|name|op_type): |While parsing node|Failed to parse|"
     r"Parsing model failed|[Ee]ngine (set up|creation) failed|Building engine failed|"
     r"^Failed to create engine|could not be created from network|Inference set up failed|"
@@ -26,7 +26,7 @@ NO_DEVICE = re.compile(
 
 
 def run_program(command: List[str], limit_s: float, folder: str) -> str:
-    """Run the program in a folder; what it said. Raises JobError with its own line where it fails."""
+    """Run a program in a folder and return its output. Raises JobError with its error message if it fails."""
     try:
         process = subprocess.Popen(
             command,
@@ -41,37 +41,38 @@ def run_program(command: List[str], limit_s: float, folder: str) -> str:
     try:
         output, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        raise JobError("device", "%s did not end within %d s" % (Path(command[0]).name, limit_s))
+        raise JobError("device", "%s did not finish within %d s" % (Path(command[0]).name, limit_s))
     finally:
         if process.poll() is None:
             process.kill()
             process.communicate()
-    said = output.decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
     if process.returncode:
-        reason = reason_of(said) or "no reason given"
+        reason = reason_of(text) or "no reason given"
         if process.returncode < 0:
             reason = "killed by signal %d (is the memory full?)" % -process.returncode
         kind = "device" if NO_DEVICE.search(reason) else "network"
         raise JobError(kind, "%s failed: %s" % (Path(command[0]).name, reason))
-    return said
+    return text
 
 
 def _end_with_parent() -> None:
-    """Let the kernel end this process with its parent: an agent that is killed leaves nothing measuring."""
+    """Let the kernel kill this process with its parent: a killed agent leaves no process measuring."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def reason_of(said: str) -> str:
-    """The line of an output that says what went wrong, without its time stamp."""
-    lines = said.splitlines()
+def reason_of(output: str) -> str:
+    """The line of an output with the reason of a failure, without its time stamp."""
+    lines = output.splitlines()
     errors = []
     for number, line in enumerate(lines):
         marked = re.match(r"(\[[^\]]*\] )?\[E\] (\[TRT\] )?(.*)", line)
         if marked:
             text = marked.group(3).strip()
             if text.endswith(":") and number + 1 < len(lines) and "ERROR:" in text:
-                text += " " + lines[number + 1].strip()  # the parser's reason is on a line of its own
+                text += " " + lines[number + 1].strip()  # the parser's reason is on the next line
             errors.append(text)
-    telling = [text for text in errors if "ERROR:" in text] or [t for t in errors if not HOLLOW.search(t)]
+    reasons = [text for text in errors if "ERROR:" in text]
+    reasons = reasons or [text for text in errors if not UNINFORMATIVE.search(text)]
     others = [line.strip() for line in lines if line.strip() and not line.startswith("&&&&")]
-    return (telling or errors or others[-1:] or [""])[0]
+    return (reasons or errors or others[-1:] or [""])[0]

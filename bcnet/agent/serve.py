@@ -1,8 +1,8 @@
-"""The agent's loop on another machine: one JSON object a line in, one a line out, until the input ends.
+"""The agent's request loop on another machine. In and out: one JSON object per line, until the input ends.
 
-Requests have an "id" that their answer repeats. "hello" tells about the machine; "have" and "put" bring
-files, which are named by their SHA-256; "get" fetches them; "job" does a job (see `jobs`), with its bytes
-and its answer's as `parcels` packs them.
+An answer has the "id" of its request. "hello" describes the machine; "have" and "put" upload files, which are
+named by their SHA-256; "get" downloads them; "job" executes a job (see `jobs`), with `bytes` in the job and
+its answer packed by `parcels`.
 """
 
 import base64
@@ -24,13 +24,13 @@ from .errors import JobError, one_line
 from .parcels import packed, unpacked
 
 CHUNK = 1024 * 1024
-KEPT_BYTES = 2 * 1024**3  # of files; the longest unused go first
+KEPT_BYTES = 2 * 1024**3  # maximum size of all files; the least recently used are deleted first
 KEPT_S = 7 * 24 * 3600.0
-WAIT_S = 1.0  # for another agent's job, before it is said again
+WAIT_S = 1.0  # interval of messages while it waits for another agent's job
 
 
 class Agent:
-    """What an agent keeps in its folder: files that were sent, answers to jobs, a lock for measuring."""
+    """The state of an agent, in its folder: uploaded files, answers to jobs, and a lock for measuring."""
 
     def __init__(self, folder: Path, out: BinaryIO) -> None:
         self.folder, self.out, self.session = folder, out, ""
@@ -39,7 +39,7 @@ class Agent:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def answer(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """Do what a request asks. Raises JobError."""
+        """The answer to a request. Raises JobError."""
         what = request["do"]
         if what == "hello":
             return self._hello(request["session"], request.get("stop", False))
@@ -66,7 +66,7 @@ class Agent:
         }
 
     def _stop(self) -> None:
-        """End a job that this session has given up; only its own, and only while it runs."""
+        """Kill a running job of this session that it has given up; jobs of other sessions go on."""
         with (self.folder / "lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,17 +78,17 @@ class Agent:
                         os.kill(owner["pid"], signal.SIGKILL)
 
     def _have(self, name: str, size: int) -> int:
-        """How many bytes of a file are here; -1 when all are."""
+        """The number of bytes of a file that have arrived; -1 if it is complete."""
         file, part = self.files / name, self._part(name)
         with contextlib.suppress(FileNotFoundError):
             if file.stat().st_size == size:
                 os.utime(str(file))
                 return -1
-            file.unlink()  # a power cut left it so
+            file.unlink()  # incomplete after a power failure
         return part.stat().st_size if part.exists() else 0
 
     def _part(self, name: str) -> Path:
-        """Where this session keeps what has come of a file; others may be sending it, too."""
+        """The path of this session's partial upload of a file; other sessions may be uploading it, too."""
         return self.files / ("%s.%s.part" % (name, self.session))
 
     def _put(self, request: Dict[str, Any]) -> int:
@@ -116,25 +116,25 @@ class Agent:
         return -1
 
     def _job(self, request: Dict[str, Any]) -> Dict[str, Any]:
-        """The answer to a job, from an earlier time if the line dropped before it was heard."""
+        """The answer to a job; the stored one if the connection was lost before the answer arrived."""
         kept = self.answers / str(request["key"])
         with (self.folder / "lock").open("a+") as lock:
             self._alone(lock, request["id"])
-            with contextlib.suppress(OSError, ValueError):  # a power cut may have left it empty
+            with contextlib.suppress(OSError, ValueError):  # it may be empty after a power failure
                 return dict(json.loads(kept.read_text()))
             done = jobs.run(unpacked(request["job"], self._fetch))
             answer: Dict[str, Any] = packed(done, self._keep)
-            with contextlib.suppress(OSError):  # a full disk: it is heard now, or measured again
+            with contextlib.suppress(OSError):  # a full disk: if this answer is lost, the job is run again
                 _write(kept, json.dumps(answer).encode())
             return answer
 
     def _alone(self, lock: Any, number: int) -> None:
-        """Wait until nobody else measures here."""
+        """Wait for the lock, so that only one agent measures at a time."""
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:  # said again and again: where nobody listens any more, this agent ends
+            except OSError:  # repeated messages end this agent once nobody reads its output
                 self.send({"id": number, "waiting": "another agent measures there"})
                 time.sleep(WAIT_S)
         lock.truncate(0)
@@ -145,15 +145,15 @@ class Agent:
         try:
             return (self.files / name).read_bytes()
         except FileNotFoundError:
-            raise JobError("gone", "file %s is not here any more" % name)
+            raise JobError("gone", "file %s no longer exists" % name)
 
     def _keep(self, name: str, content: bytes) -> None:
         _write(self.files / name, content)
 
-    def _tidy(self, most_bytes: int) -> int:
-        """Delete old answers and parts of files, and the longest unused files beyond `most_bytes`.
+    def _tidy(self, max_bytes: int) -> int:
+        """Delete old answers and partial uploads, and the least recently used files beyond `max_bytes`.
 
-        Returns how many bytes of files were deleted. Other agents may delete at the same time.
+        Returns the number of bytes of deleted files. Other agents may delete files at the same time.
         """
         now, used, freed = time.time(), 0, 0
         found = []
@@ -166,20 +166,20 @@ class Agent:
                     path.unlink()
         for _, size, path in sorted(found, reverse=True):
             used += size
-            if used > most_bytes:
+            if used > max_bytes:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     freed += size
         return freed
 
     def send(self, message: Dict[str, Any]) -> None:
-        """One line out."""
+        """Write one line."""
         self.out.write(json.dumps(message).encode() + b"\n")
         self.out.flush()
 
 
 def main() -> None:
-    """Serve until the input ends. The folder is the first argument; what libraries print goes to stderr."""
+    """Serve until the input ends. The first argument is the folder; output of libraries goes to stderr."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
@@ -190,7 +190,7 @@ def main() -> None:
         )
         out.flush()
         return
-    os.environ["XDG_CACHE_HOME"] = str(agent.folder / "cache")  # engines, too, go to the disk that was chosen
+    os.environ["XDG_CACHE_HOME"] = str(agent.folder / "cache")  # engines are cached on the chosen disk, too
     for line in sys.stdin.buffer:
         number = 0
         try:
@@ -202,14 +202,14 @@ def main() -> None:
         except OSError as cause:
             message = {"id": number, "error": {"kind": "device", "message": _cannot(cause)}}
         except MemoryError:
-            message = {"id": number, "error": {"kind": "network", "message": "its memory is too small"}}
+            message = {"id": number, "error": {"kind": "network", "message": "out of memory"}}
         except Exception as cause:
             message = {"id": number, "error": {"kind": "device", "message": one_line(cause)}}
         agent.send(message)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """A whole file or none, also after a power cut."""
+    """Write a file atomically, also with respect to a power failure."""
     part = path.with_name("%s.%d.part" % (path.name, os.getpid()))
     try:
         with part.open("wb") as file:

@@ -1,7 +1,8 @@
-"""TensorRT on a device, by its Python modules `tensorrt` (8.5, 8.6, 10, 11) and `tensorrt_rtx`.
+"""TensorRT on a device, through its Python modules `tensorrt` (8.5, 8.6, 10, 11) and `tensorrt_rtx`.
 
-They are alike; flags, whose bits move from one version to the next, are looked up by name. Engines are kept
-on the device, so that a network is built once for all jobs that it is in. Failures are in TensorRT's words.
+Their interfaces are the same; flags are looked up by name, because their bits differ between versions.
+Engines are cached on the device, so that a network is built once for all of its jobs. Errors have TensorRT's
+messages.
 """
 
 import json
@@ -20,13 +21,13 @@ from .tensorrt_module import Api, api_of
 from .tensorrt_network import Network
 
 WARMUP_RUNS = 3  # before a profile
-CLOCKS = Path("/sys/class/devfreq")  # a Jetson's
+CLOCKS = Path("/sys/class/devfreq")  # on a Jetson
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Version of TensorRT, GPU, its cache in megabytes, CUDA's driver; on a Jetson power mode and L4T, too.
+    """Version of TensorRT, GPU, its cache in megabytes, the CUDA driver; on a Jetson also power mode and L4T.
 
-    All strings. Clocks and cache are there where they are known.
+    All values are strings. Clocks and cache are included if they are known.
     """
     api, gpu = api_of(settings), cuda()
     found = gpu.facts()
@@ -49,9 +50,9 @@ def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
 def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
     """ "engine", the serialised engine of an ONNX file, and "info" about it.
 
-    `batches` are none (the file's own shapes), or sizes of a dynamic batch: the least, the one that is most
-    used in the middle, the largest. TensorRT for RTX builds ahead of time for settings["compute_capability"],
-    on any machine.
+    `batches` are the sizes of a dynamic batch, of which the middle one is optimised for; without any, the
+    file's shapes are used. TensorRT for RTX builds ahead of time for settings["compute_capability"], on any
+    machine.
     """
     api = api_of(settings)
     content = engine_of(api, model, settings, batches)
@@ -78,10 +79,10 @@ def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -
 def time_runs(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[float]:
-    """Milliseconds of each inference on the GPU, without copies: `seconds` long and `iterations` often.
+    """Milliseconds of each inference on the GPU, without copies, for at least `seconds` and `iterations`.
 
-    The network is one CUDA graph between two events; the next is launched before the last is waited for, so
-    that the GPU does not idle between them, as in trtexec.
+    The network is one CUDA graph between two events; the next inference is launched before the previous one
+    has finished, so that the GPU is never idle, as in trtexec.
     """
     network = load(model, settings)
     network.fill()
@@ -89,7 +90,7 @@ def time_runs(
     network.gpu.synchronize()
     launch = network.gpu.captured(network.try_enqueue)
     if launch is None:
-        raise JobError("network", network.api.said("its work cannot be captured in a CUDA graph"))
+        raise JobError("network", network.api.message("it cannot be captured in a CUDA graph"))
     gpu = network.gpu
     pairs = gpu.events
     started = waited = 0
@@ -114,10 +115,9 @@ def time_runs(
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
-    """ "names" of the engine's layers, their "ms" in each run [runs][layers], "walls_ms" of the runs.
+    """ "names" of the engine's layers, their "ms" [runs][layers], "walls_ms", wall-clock times of the runs.
 
-    Where the engine knows from which ONNX nodes a layer was made, they follow its name: "fused_3 [ONNX Layer:
-    conv1]".
+    If the engine records a layer's ONNX nodes, they follow its name: "fused_3 [ONNX Layer: conv1]".
     """
     network = load(model, settings)
     api, gpu = network.api, network.gpu
@@ -127,7 +127,7 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
     rows: List[Tuple[str, float]] = []
     network.context.profiler = profiler = api.profiler(rows)
     network.context.enqueue_emits_profile = False
-    network.enqueue()  # with the profiler's events, once before it is captured
+    network.enqueue()  # once with the profiler's events, before the capture
     gpu.synchronize()
     launch = gpu.captured(network.try_enqueue) or network.enqueue
     found, walls = [], []
@@ -138,14 +138,14 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
         wall = (time.perf_counter() - begun) * 1000
         del rows[:]
         if not network.context.report_to_profiler() or not rows:
-            raise JobError("device", api.said("TensorRT's profiler reports nothing"))
+            raise JobError("device", api.message("the profiler reports nothing"))
         if run >= WARMUP_RUNS:
             walls.append(wall)
             found.append(list(rows))
     del profiler
     names = [name for name, _ in found[0]]
     if any([name for name, _ in row] != names for row in found):
-        raise JobError("device", "TensorRT's profile does not repeat from run to run; it cannot be read")
+        raise JobError("device", "TensorRT's profile differs between runs; it cannot be used")
     made_of = origins(_inspected(api, network.engine))
     return {
         "names": [name + made_of.get(name, "") for name in names],
@@ -155,13 +155,13 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
 
 
 def load(model: bytes, settings: Dict[str, Any]) -> Network:
-    """What `infer` runs: an engine with its buffers on the GPU. An ONNX file is built first."""
+    """The engine that `infer` runs, with its buffers on the GPU. An ONNX file is built first."""
     api = api_of(settings)
     return Network(api, engine_of(api, model, settings, ()), settings)
 
 
 def infer(network: Network, inputs: List[Packed]) -> List[Packed]:
-    """Every output (N, ...) for inputs (N, ...), in batches of the engine's size, or of its largest."""
+    """All outputs (N, ...) for inputs (N, ...), in batches of the engine's size, or its largest size."""
     import numpy as np
 
     arrays = [unpack(packed) for packed in inputs]
@@ -169,14 +169,14 @@ def infer(network: Network, inputs: List[Packed]) -> List[Packed]:
         wanted = ", ".join(network.inputs)
         raise JobError("network", "the engine has inputs %s; %d were given" % (wanted, len(arrays)))
     outputs = []
-    size = min(network.batch, max(network.least, len(arrays[0])))
+    size = min(network.max_batch, max(network.min_batch, len(arrays[0])))
     for parts, count in batches(arrays, size):
         outputs.append([array[:count] for array in network.run(parts)])
     return [pack(np.concatenate(parts)) for parts in zip(*outputs)]
 
 
 def missing(settings: Dict[str, Any]) -> Optional[str]:
-    """What is not here of this runtime; None where all is."""
+    """What is missing on this device for this runtime, as a message; None if nothing is."""
     try:
         api_of(settings)
         cuda()
@@ -186,7 +186,7 @@ def missing(settings: Dict[str, Any]) -> Optional[str]:
 
 
 def _layers(api: Api, content: bytes) -> Tuple[Optional[List[Any]], str]:
-    """The engine's layers, and who tells of them: the inspector needs a GPU, the builder tells less."""
+    """The engine's layers and their source: the inspector, or, without a GPU, the builder's log."""
     listed = api.listed
     try:
         cuda()
@@ -197,12 +197,12 @@ def _layers(api: Api, content: bytes) -> Tuple[Optional[List[Any]], str]:
         return None, reason.message
     engine = api.trt.Runtime(api.log).deserialize_cuda_engine(content)
     if engine is None:
-        return None, api.said("cannot load the engine")
+        return None, api.message("cannot load the engine")
     return _inspected(api, engine), "the engine inspector"
 
 
 def _inspected(api: Api, engine: Any) -> List[Any]:
-    """The engine inspector's layers: objects, or mere names where the engine holds no more."""
+    """The engine inspector's layers: objects, or only names if the engine has no details."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(api.trt.LayerInformationFormat.JSON)
     try:
@@ -212,13 +212,13 @@ def _inspected(api: Api, engine: Any) -> List[Any]:
 
 
 def _listed(line: str) -> Dict[str, str]:
-    """A layer as the builder's log lists it, with the fields of the inspector's JSON."""
+    """A layer of the builder's log, with the fields of the inspector's JSON."""
     name, _, rest = line[len("Name: ") :].partition(", LayerType: ")
     return {"Name": name, "LayerType": rest.partition(",")[0], "Metadata": rest.rpartition("Metadata: ")[2]}
 
 
 def _clocks(address: str) -> str:
-    """The range of the GPU's clock: on a Jetson the governor's, else what nvidia-smi tells of its limits."""
+    """The range of the GPU's clock: on a Jetson the governor's, else the limits that nvidia-smi reports."""
     for path in sorted(CLOCKS.glob("*")):
         if re.search(r"\.(gpu|ga10b|gv11b|gp10b|gm20b)$|gpu-gpc", path.name):
             limits = [look.text(path / ("%s_freq" % which)).strip() for which in ("min", "max")]

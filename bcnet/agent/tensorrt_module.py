@@ -1,6 +1,6 @@
-"""The Python modules `tensorrt` and `tensorrt_rtx`, either of them, with what they log.
+"""The Python modules `tensorrt` and `tensorrt_rtx`, the two variants of TensorRT, with their logs.
 
-In: a runtime's name. Out: its module; why it cannot be used; which of the two an engine belongs to.
+In: a runtime's name. Out: its module, or why it cannot be used; the variant to which an engine belongs.
 """
 
 import importlib
@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from .errors import JobError, one_line
 
-# How each is imported, what it is called, what its engines begin with, and how it is installed.
+# For each variant: its module, its name in messages, the first bytes of its engines, how to install it.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
 BEGINS = {b"ftrt": "tensorrt", b"ptrt": "tensorrt", b"vtrt": "tensorrt-rtx"}  # ptrt: old versions
@@ -16,18 +16,18 @@ INSTALL = {
     "tensorrt": "a Jetson: apt install python3-libnvinfer; others: pip install tensorrt pycuda (bcnet[trt])",
     "tensorrt-rtx": "pip install tensorrt-rtx-cu13 cuda-python (bcnet[rtx])",
 }
-WORDS = 400  # of TensorRT's, at most, in an error
+LONGEST = 400  # maximum number of characters of a message of TensorRT in an error
 
 _apis: Dict[str, "Api"] = {}
 
 
-def flavour_of(model: bytes) -> Optional[str]:
-    """Which runtime's engine this is, by its first bytes; None for what is none, such as an ONNX file."""
+def variant_of(model: bytes) -> Optional[str]:
+    """The variant of TensorRT that built an engine, by its first bytes; None if it is not an engine."""
     return BEGINS.get(bytes(model[:4]))
 
 
-def other_flavour(built: str, wanted: str) -> str:
-    """Why an engine cannot be given to the other runtime."""
+def wrong_variant(built: str, wanted: str) -> str:
+    """The message for an engine of the other variant."""
     return "this engine was built by %s; %s cannot read it: build it with runtime '%s' from the ONNX file" % (
         NAMES[built],
         NAMES[wanted],
@@ -36,22 +36,22 @@ def other_flavour(built: str, wanted: str) -> str:
 
 
 class Api:
-    """One of the two modules, with what it logs. A process has one logger for each."""
+    """One of the two modules, with its log. A process has one logger for each."""
 
     def __init__(self, name: str) -> None:
         try:
             self.trt = trt = importlib.import_module(MODULES[name])
             self.version = str(trt.__version__)
-        except Exception as cause:  # also one whose libraries do not fit
-            words = (NAMES[name], one_line(cause), INSTALL[name])
-            raise JobError("device", "%s's Python module cannot be used here (%s); install it: %s" % words)
+        except Exception as cause:  # also if its libraries do not match
+            parts = (NAMES[name], one_line(cause), INSTALL[name])
+            raise JobError("device", "the Python module of %s cannot be used (%s); install it: %s" % parts)
         self.name, self.is_rtx = name, name == "tensorrt-rtx"
         self.errors: List[str] = []
         self.listed = ""
         api = self
 
         class Log(trt.ILogger):  # type: ignore[misc,name-defined]
-            """Keeps errors, and the layers that the builder lists."""
+            """Collects errors, and the layers that the builder lists."""
 
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
@@ -74,23 +74,23 @@ class Api:
 
         self.log, self.profiler = Log(), Profiler
 
-    def forget(self) -> None:
-        """Forget what was logged so far."""
+    def clear(self) -> None:
+        """Discard the log."""
         del self.errors[:]
         self.listed = ""
 
-    def said(self, what: str) -> str:
-        """One line: what went wrong, and TensorRT's own words, the first of them and the last."""
+    def message(self, what: str) -> str:
+        """One line: what went wrong, with the first and the last error that TensorRT has logged."""
         lines = [" ".join(line.split()) for line in self.errors]
-        telling = lines[:1] + [line for line in lines[-1:] if line != lines[0]]
-        words = "; ".join(line[:WORDS] for line in telling) or "it gave no reason"
-        return "%s: %s: %s" % (NAMES[self.name], what, words)
+        chosen = lines[:1] + [line for line in lines[-1:] if line != lines[0]]
+        reason = "; ".join(line[:LONGEST] for line in chosen) or "no reason given"
+        return "%s: %s: %s" % (NAMES[self.name], what, reason)
 
 
 def api_of(settings: Dict[str, Any]) -> Api:
-    """The module that settings["runtime"] names, with an empty log. Raises JobError where it is not here."""
+    """The module of settings["runtime"], with an empty log. Raises JobError if it is not installed."""
     name = settings["runtime"]
     if name not in _apis:
         _apis[name] = Api(name)
-    _apis[name].forget()
+    _apis[name].clear()
     return _apis[name]

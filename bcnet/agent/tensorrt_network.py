@@ -1,4 +1,4 @@
-"""An engine on the GPU, with its buffers. In: a serialised engine. Out: its outputs, or bare inferences."""
+"""An engine on the GPU, with its buffers. In: a serialised engine. Out: outputs, or inferences to time."""
 
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -27,42 +27,42 @@ class Network:
         self._runtime = trt.Runtime(api.log)
         self.engine = self._runtime.deserialize_cuda_engine(content)
         if self.engine is None:
-            raise JobError("network", api.said("cannot load the engine"))
+            raise JobError("network", api.message("cannot load the engine"))
         self.context = _context(api, self.engine)
         if self.context is None:
-            raise JobError("network", api.said("cannot make room for the engine"))
+            raise JobError("network", api.message("cannot create the engine's execution context"))
         names = [self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)]
         is_input = [self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names]
         self.inputs = [name for name, incoming in zip(names, is_input) if incoming]
         self.outputs = [name for name, incoming in zip(names, is_input) if not incoming]
         self.types = {name: _dtype(self.engine, name) for name in names}
-        self.least, usual, self.batch = self._sizes()
-        self._set_batch(self.batch)
+        self.min_batch, opt_batch, self.max_batch = self._sizes()
+        self._set_batch(self.max_batch)
         self.buffers = {name: self.gpu.buffer(self._size(name)) for name in names}
         for name in names:
             if not self.context.set_tensor_address(name, int(self.buffers[name])):
-                raise JobError("network", api.said("takes no buffer for '%s'" % name))
-        self.timed = int(settings.get("batch") or usual)
+                raise JobError("network", api.message("does not accept the buffer of '%s'" % name))
+        self.timed = int(settings.get("batch") or opt_batch)
 
     def _sizes(self) -> Tuple[int, int, int]:
-        """The least, usual and largest batch; the same three where it is fixed."""
+        """The smallest, optimal and largest batch; all the same if it is fixed."""
         name = self.inputs[0]
         shape = tuple(self.engine.get_tensor_shape(name))
         if shape and shape[0] >= 0:
             return shape[0], shape[0], shape[0]
-        least, usual, most = self.engine.get_tensor_profile_shape(name, 0)
-        return least[0], usual[0], most[0]
+        smallest, optimal, largest = self.engine.get_tensor_profile_shape(name, 0)
+        return smallest[0], optimal[0], largest[0]
 
     def _set_batch(self, size: int) -> None:
         for name in self.inputs:
             shape = tuple(self.engine.get_tensor_shape(name))
             if -1 in shape and not self.context.set_input_shape(name, (size,) + shape[1:]):
-                raise JobError("network", self.api.said("takes no batch of %d" % size))
+                raise JobError("network", self.api.message("does not accept a batch of %d" % size))
 
     def _shape(self, name: str) -> Tuple[int, ...]:
         shape = tuple(self.context.get_tensor_shape(name))
         if -1 in shape:
-            raise JobError("network", "the size of '%s' depends on values: %s" % (name, shape))
+            raise JobError("network", "the shape of '%s' depends on values: %s" % (name, shape))
         return shape
 
     def _size(self, name: str) -> int:
@@ -72,7 +72,7 @@ class Network:
         return int(size)
 
     def fill(self) -> None:
-        """Noise of the batch that is timed into every input; zeros where it is an index or a switch."""
+        """Fill all inputs with noise, at the batch that is timed; integers and booleans with zeros."""
         import numpy as np
 
         self._set_batch(self.timed)
@@ -90,7 +90,7 @@ class Network:
         for name, array in zip(self.inputs, arrays):
             if tuple(array.shape) != self._shape(name):
                 shapes = (name, self._shape(name), tuple(array.shape))
-                raise JobError("network", "input '%s' takes %s, not %s" % shapes)
+                raise JobError("network", "input '%s' needs shape %s, not %s" % shapes)
             self.gpu.write(self.buffers[name], np.ascontiguousarray(array.astype(self.types[name])))
         self.enqueue()
         self.gpu.synchronize()
@@ -102,17 +102,17 @@ class Network:
         return found
 
     def enqueue(self) -> None:
-        """Give one inference to the stream. Raises JobError."""
+        """Enqueue one inference into the stream. Raises JobError."""
         if not self.try_enqueue():
-            raise JobError("network", self.api.said("cannot run the network"))
+            raise JobError("network", self.api.message("cannot run the network"))
 
     def try_enqueue(self) -> bool:
-        """The same; False where it did not go."""
+        """Enqueue one inference into the stream; False if that failed."""
         return bool(self.context.execute_async_v3(self.gpu.stream.value))
 
 
 def _context(api: Api, engine: Any) -> Any:
-    """What executes an engine. RTX compiles kernels for a shape when it is first seen: at once, not later."""
+    """The execution context of an engine. TensorRT for RTX compiles the kernels of a new shape eagerly."""
     kinds = getattr(api.trt, "DynamicShapesKernelSpecializationStrategy", None)
     if kinds is None or not hasattr(engine, "create_runtime_config"):
         return engine.create_execution_context()
@@ -126,5 +126,5 @@ def _dtype(engine: Any, name: str) -> Any:
 
     kind = str(engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]
     if kind not in DTYPES:
-        raise JobError("network", "'%s' is of type %s, which numpy has not" % (name, kind))
+        raise JobError("network", "'%s' has type %s, which numpy does not support" % (name, kind))
     return np.dtype(DTYPES[kind])

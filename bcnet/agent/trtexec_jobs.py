@@ -1,7 +1,7 @@
-"""TensorRT through its program `trtexec`, where its Python module is not: engines, times, profiles, outputs.
+"""TensorRT through its program `trtexec`, without its Python module: engines, latencies, profiles, outputs.
 
-Each job runs the program once, and reads the files that it writes. Standard library only. Which version takes
-which flags was read in its source, samples/common/sampleOptions.cpp, and stands in docs/tensorrt.md.
+Each job runs the program, and reads the files that it writes. Standard library only. The flags of each
+version are from its source, samples/common/sampleOptions.cpp, and documented in docs/tensorrt.md.
 """
 
 import array
@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import kept, look
-from .arrays import Packed, least_usual_most
+from .arrays import Packed, min_opt_max
 from .errors import JobError, one_line
 from .layers import origins
 from .onnx_inputs import onnx_inputs
 from .programs import ASKING_S, run_program
 
-LOADING_S = 180.0  # beside what is measured: CUDA is started, and the engine loaded
+LOADING_S = 180.0  # time limit besides measuring, to start CUDA and load the engine
 BUILDING_S = 3600.0  # int8 on a small Jetson takes many minutes
 WARMUP_MS = 200
 DYNAMIC = re.compile(r"Dynamic dimensions required for input|Shape missing for input with dynamic shape")
 BINDING = re.compile(r"\b(input|output) binding for (.*) with dimensions ([0-9x]+)", re.IGNORECASE)
 
-_versions: Dict[str, Tuple[int, int, int]] = {}  # of each program that was asked
-_devices: List[Dict[str, str]] = []  # this one, when it was asked
-_bound: Dict[Path, Dict[str, Any]] = {}  # what each engine was asked for
+_versions: Dict[str, Tuple[int, int, int]] = {}  # by program
+_devices: List[Dict[str, str]] = []  # this device, once it is known
+_bound: Dict[Path, Dict[str, Any]] = {}  # inputs and outputs by engine
 
 
 def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
-    """Version of TensorRT, processor (the board, or the GPU); driver, L4T, power mode where there are any."""
+    """Version of TensorRT, processor (the board or the GPU); driver, L4T and power mode if they are known."""
     version = _dotted(_version(_program(settings)))
     return {"runtime_version": version, "through": "trtexec", **_device(), **look.jetson()}
 
@@ -41,19 +41,20 @@ def fingerprint(settings: Dict[str, Any]) -> Dict[str, str]:
 def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Dict[str, Any]:
     """ "engine", the serialised engine of an ONNX file, and "info" about it.
 
-    `batches` are none (the file's own batch), or the least, the usual and the largest of a dynamic one.
+    `batches` are the sizes of a dynamic batch, of which the middle one is optimised for; without any, the
+    file's batch is used.
     """
     program = _program(settings)
     path = _engine_file(model, settings, batches)
-    told = json.loads(look.text(path.with_suffix(".json")) or "{}")
+    facts = json.loads(look.text(path.with_suffix(".json")) or "{}")
     info = {
         "flavour": "tensorrt",
         "through": "trtexec",
         "versions": {"tensorrt": _dotted(_version(program))},
-        "compute_capability": told.get("compute_capability"),
+        "compute_capability": facts.get("compute_capability"),
         "precision": settings.get("precision", "fp32"),
         "batches": list(batches),
-        "layers": told.get("layers"),
+        "layers": facts.get("layers"),
         "layers_source": "trtexec",
         "gpu": _device()["processor"],
     }
@@ -63,26 +64,25 @@ def build(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -
 def time_runs(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[float]:
-    """Milliseconds of each inference on the GPU, without copies: the file of `--exportTimes`."""
+    """Milliseconds of each inference on the GPU, without copies, from the file of `--exportTimes`."""
     limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
     with tempfile.TemporaryDirectory() as folder:
         command = _measuring(model, settings, warmup_ms, seconds, iterations) + ["--exportTimes=times.json"]
         run_program(command, limit_s, folder)
         rows = _json(Path(folder, "times.json"))
     try:
-        warm = [
-            row for row in rows if row["startComputeMs"] >= int(warmup_ms)
-        ]  # before 8.5 all of them are exported
+        # Before 8.5, the inferences of the warm-up are exported, too.
+        warm = [row for row in rows if row["startComputeMs"] >= int(warmup_ms)]
         return [float(row["computeMs"]) for row in warm or rows]
     except (KeyError, TypeError, ValueError) as cause:
-        raise JobError("device", "trtexec's file of times is not as expected: %s" % one_line(cause))
+        raise JobError("device", "the times that trtexec wrote have an unknown format: %s" % one_line(cause))
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
     """ "names" of the engine's layers and their "ms", ONE row: the medians (before 8.4, means) of `runs`.
 
-    trtexec exports no single runs, so there are no "walls_ms" either. Where the engine holds from which ONNX
-    nodes a layer was made, they follow its name: "__myl_Fc_myl0_3 [ONNX Layer: linear]".
+    trtexec does not export single runs, so there are no "walls_ms" either. If the engine records a layer's
+    ONNX nodes, they follow its name: "__myl_Fc_myl0_3 [ONNX Layer: linear]".
     """
     with tempfile.TemporaryDirectory() as folder:
         command = _measuring(model, settings, WARMUP_MS, 0.0, runs)
@@ -97,18 +97,18 @@ def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]
         names = [row["name"] + made_of.get(row["name"], "") for row in layers]
         ms = [float(row.get("medianMs", row["averageMs"])) for row in layers]
     except (KeyError, TypeError, ValueError) as cause:
-        raise JobError("device", "trtexec's profile is not as expected: %s" % one_line(cause))
+        raise JobError("device", "the profile that trtexec wrote has an unknown format: %s" % one_line(cause))
     return {"names": names, "ms": [ms], "walls_ms": None}
 
 
 def load(model: bytes, settings: Dict[str, Any]) -> Dict[str, Any]:
-    """What `infer` runs: the engine's file, and names and shapes of its inputs and outputs."""
+    """The arguments of `infer`: the engine's file, and names and shapes of its inputs and outputs."""
     engine = _engine_file(model, settings)
     return {"engine": engine, "settings": settings, **_bindings(_program(settings), engine)}
 
 
 def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
-    """Every output (N, ...) as float32 for inputs (N, ...), in batches as the engine was built for.
+    """All outputs (N, ...) as float32 for inputs (N, ...), in batches of the engine's size.
 
     trtexec is started for each batch, and writes six digits of each value.
     """
@@ -117,7 +117,7 @@ def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
     if len(names) != len(inputs):
         raise JobError("network", "the engine has %d inputs, %d were given" % (len(names), len(inputs)))
     if any("," in name for name in names):
-        raise JobError("network", "trtexec cannot be given inputs whose names have a comma: %s" % names)
+        raise JobError("network", "trtexec does not support commas in the names of inputs: %s" % names)
     size = int(loaded["settings"].get("batch") or 1) if loaded["dynamic"] else loaded["input"][names[0]][0]
     count = inputs[0]["shape"][0]
     values: Dict[str, "array.array[float]"] = {name: array.array("f") for name in loaded["output"]}
@@ -150,7 +150,7 @@ def infer(loaded: Dict[str, Any], inputs: List[Packed]) -> List[Packed]:
 
 
 def missing(settings: Dict[str, Any]) -> Optional[str]:
-    """What is not here of this runtime; None where all is."""
+    """What is missing on this device for this runtime, as a message; None if nothing is."""
     try:
         _version(_program(settings))
     except JobError as reason:
@@ -159,22 +159,23 @@ def missing(settings: Dict[str, Any]) -> Optional[str]:
 
 
 def _program(settings: Dict[str, Any]) -> str:
-    """The program: the one that the settings name, else on PATH, else where JetPack puts it."""
+    """The path of trtexec: that of the settings, else on PATH, else where JetPack installs it."""
     named = settings.get("trtexec")
     found = shutil.which(named) if named else look.trtexec()
     if not found:
-        wanted = "'%s' is not a program" % named if named else "trtexec is not on PATH, nor %s" % look.TRTEXEC
-        raise JobError("device", "%s; it comes with TensorRT (on a Jetson: apt install tensorrt)" % wanted)
+        absent = "trtexec is not on PATH, nor in %s" % os.path.dirname(look.TRTEXEC)
+        wanted = "'%s' is not a program" % named if named else absent
+        raise JobError("device", "%s; it is part of TensorRT (on a Jetson: apt install tensorrt)" % wanted)
     return os.path.abspath(found)
 
 
 def _version(program: str) -> Tuple[int, int, int]:
-    """The version of TensorRT that the program's first line tells: v8502 is 8.5.2, v100300 is 10.3.0."""
+    """The version of TensorRT in the program's first line of output: v8502 is 8.5.2, v100300 is 10.3.0."""
     if program not in _versions:
-        said = run_program([program, "--help"], ASKING_S, tempfile.gettempdir())
-        number = re.search(r"\[TensorRT v(\d+)\]", said)
+        output = run_program([program, "--help"], ASKING_S, tempfile.gettempdir())
+        number = re.search(r"\[TensorRT v(\d+)\]", output)
         if not number:
-            raise JobError("device", "%s does not tell its version; is it TensorRT's?" % program)
+            raise JobError("device", "%s does not print its version; is it TensorRT's?" % program)
         value = int(number.group(1))
         step = 1000 if value < 10000 else 10000
         _versions[program] = (value // step, value % step // 100, value % 100)
@@ -186,7 +187,7 @@ def _dotted(version: Tuple[int, int, int]) -> str:
 
 
 def _device() -> Dict[str, str]:
-    """The board, where it is one, else the GPU and its driver."""
+    """The name of a Jetson's board; on other machines the GPU and its driver."""
     if not _devices:
         board = look.board()
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
@@ -202,34 +203,34 @@ def _device() -> Dict[str, str]:
 
 
 def _engine_file(model: bytes, settings: Dict[str, Any], batches: Sequence[int] = ()) -> Path:
-    """The engine's file: of what is no ONNX file, itself; of an ONNX file, built now or on another day.
+    """The path of the engine of an ONNX file, cached or built now; of `model` itself if it is an engine.
 
-    A network is visited several times in a build of a table, and building takes longer than timing.
+    The build of a table measures a network several times, and building takes longer than timing.
     """
     made_by = hashlib.sha256(model).hexdigest(), settings.get("precision", "fp32"), list(batches)
     path = _kept_at(settings, "engine", made_by)
     if path.exists():
-        os.utime(str(path))  # it is used: others are forgotten first
+        os.utime(str(path))  # marks it as used: others are deleted first
     else:
         inputs = onnx_inputs(model)
-        content, told = (model, {}) if inputs is None else _built(model, inputs, settings, batches)
-        kept.write(path.with_suffix(".json"), json.dumps(told).encode())
+        content, facts = (model, {}) if inputs is None else _built(model, inputs, settings, batches)
+        kept.write(path.with_suffix(".json"), json.dumps(facts).encode())
         kept.write(path, content)
         if not path.exists():
-            raise JobError("device", "engines cannot be kept in %s; is the disk full?" % path.parent)
+            raise JobError("device", "engines cannot be written to %s; is the disk full?" % path.parent)
     return path
 
 
 def _kept_at(settings: Dict[str, Any], kind: str, made_by: Any = None) -> Path:
-    """Where a file of that kind is kept: by what it was made from, and for which device and version."""
-    told = repr((_version(_program(settings)), sorted(_device().items()), made_by))
-    return kept.folder("trtexec") / ("%s.%s" % (hashlib.sha256(told.encode()).hexdigest(), kind))
+    """The path of a cached file of that kind, which depends on the version, the device and `made_by`."""
+    key = repr((_version(_program(settings)), sorted(_device().items()), made_by))
+    return kept.folder("trtexec") / ("%s.%s" % (hashlib.sha256(key.encode()).hexdigest(), kind))
 
 
 def _built(
     model: bytes, inputs: List[Tuple[str, List[int]]], settings: Dict[str, Any], batches: Sequence[int]
 ) -> Tuple[bytes, Dict[str, Any]]:
-    """An engine from an ONNX file, and what trtexec says about its layers."""
+    """Build an engine; returns it with the compute capability and layers that trtexec reports."""
     program, cache = _program(settings), _kept_at(settings, "timing")
     version = _version(program)
     with tempfile.TemporaryDirectory() as folder:
@@ -246,28 +247,28 @@ def _built(
         command.append("--skipInference" if version >= (8, 6) else "--buildOnly")
         precision = settings.get("precision", "fp32")
         if (10,) <= version < (11,):
-            command.append("--stronglyTyped")  # the file's own types; later ones know nothing else
+            command.append("--stronglyTyped")  # use the file's types; later versions always do
         elif version < (10,) and precision != "fp32":
             command.append("--" + precision)
         if batches:
             names = [name for name, _ in inputs]
-            for word, size in zip(("min", "opt", "max"), least_usual_most(batches)):
+            for word, size in zip(("min", "opt", "max"), min_opt_max(batches)):
                 sides = [_at(name, shape, size) for name, shape in inputs]
                 command.append("--%sShapes=%s" % (word, _shapes(names, sides)))
-        said = run_program(command, BUILDING_S, folder)
+        output = run_program(command, BUILDING_S, folder)
         if not Path(folder, "model.engine").exists():
-            raise JobError("network", "trtexec ended well but wrote no engine")
+            raise JobError("network", "trtexec succeeded but wrote no engine")
         kept.write(cache, own_cache.read_bytes())
-        capability = re.search(r"Compute Capability: ([\d.]+)", said)
-        told = {
+        capability = re.search(r"Compute Capability: ([\d.]+)", output)
+        facts = {
             "compute_capability": capability.group(1) if capability else None,
             "layers": _layers(Path(folder, "layers.json")),
         }
-        return Path(folder, "model.engine").read_bytes(), told
+        return Path(folder, "model.engine").read_bytes(), facts
 
 
 def _at(name: str, shape: List[int], batch: int) -> List[int]:
-    """An input's shape at a batch size. Raises JobError where the file fixes it."""
+    """An input's shape at a batch size. Raises JobError if the file has a fixed batch."""
     if not shape or shape[0] > 0:
         raise JobError("network", "input '%s' has a fixed batch in the ONNX file: %s" % (name, shape))
     return [batch] + shape[1:]
@@ -278,16 +279,16 @@ def _shapes(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
 
 
 def _bindings(program: str, engine: Path) -> Dict[str, Any]:
-    """An engine's "input" and "output" {name: shape}, as trtexec binds them; whether sizes are "dynamic"."""
+    """An engine's "input" and "output" {name: shape}, as trtexec reports them; whether it is "dynamic"."""
     if engine not in _bound:
         with tempfile.TemporaryDirectory() as folder:
-            said = run_program(_once(program, engine), LOADING_S, folder)
+            output = run_program(_once(program, engine), LOADING_S, folder)
         found: Dict[str, Any] = {"input": {}, "output": {}}
-        for kind, name, sides in BINDING.findall(said):
+        for kind, name, sides in BINDING.findall(output):
             found[kind.lower()][name] = [int(side) for side in sides.split("x")]
         if not found["input"] or not found["output"]:
-            raise JobError("device", "trtexec does not tell the engine's inputs and outputs: a new version?")
-        found["dynamic"] = DYNAMIC.search(said) is not None
+            raise JobError("device", "trtexec does not print the engine's inputs and outputs: a new version?")
+        found["dynamic"] = DYNAMIC.search(output) is not None
         _bound[engine] = found
     return _bound[engine]
 
@@ -295,16 +296,16 @@ def _bindings(program: str, engine: Path) -> Dict[str, Any]:
 def _measuring(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[str]:
-    """The command that runs a network so long and so often. Versions differ in defaults: all is named."""
+    """The command that times a network. Every option is given, because defaults differ between versions."""
     program, engine = _program(settings), _engine_file(model, settings)
     version = _version(program)
     command = [program, "--loadEngine=%s" % engine, "--warmUp=%d" % warmup_ms, "--iterations=%d" % iterations]
-    # Before 8.4 it takes whole seconds only.
+    # Before 8.4 it accepts only whole seconds.
     command.append("--duration=%g" % seconds if version >= (8, 4) else "--duration=%d" % -(-seconds // 1))
-    if version < (11,):  # later ones do so by default
+    if version < (11,):  # defaults of later versions
         command += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
     batch = settings.get("batch") or 1
-    if batch > 1:  # a dynamic one is 1, if nothing is said
+    if batch > 1:  # the default of a dynamic batch is 1
         bound = _bindings(program, engine)
         if bound["dynamic"]:
             sides = [[batch] + shape[1:] for shape in bound["input"].values()]
@@ -317,22 +318,22 @@ def _once(program: str, engine: Path) -> List[str]:
 
 
 def _json(path: Path) -> Any:
-    """A file that trtexec wrote: names are not escaped, and what was not counted is nan."""
+    """The content of a JSON file of trtexec, in which names are not escaped, and missing values are nan."""
     try:
         text = re.sub(r"(: |\[ |, )-?nan\b", r"\1NaN", path.read_text(encoding="utf-8", errors="replace"))
         return json.loads(text, strict=False)
     except (OSError, ValueError) as cause:
-        raise JobError("device", "trtexec wrote no readable %s: %s" % (path.name, one_line(cause)))
+        raise JobError("device", "%s, written by trtexec, cannot be read: %s" % (path.name, one_line(cause)))
 
 
 def _layers(path: Path) -> Any:
-    """The engine's layers from the file of `--exportLayerInfo`; None where trtexec wrote none."""
-    told = _json(path) if path.exists() else None
-    return told.get("Layers") if isinstance(told, dict) else None
+    """The engine's layers from the file of `--exportLayerInfo`; None if trtexec wrote none."""
+    content = _json(path) if path.exists() else None
+    return content.get("Layers") if isinstance(content, dict) else None
 
 
 def _part(packed: Packed, start: int, size: int) -> bytes:
-    """The bytes of `size` items of an array from `start` on, filled up with zeros."""
+    """The bytes of `size` items of an array from `start` on, padded with zeros."""
     data = packed["data"]
     each = len(data) // packed["shape"][0]
     return bytes(data[start * each : (start + size) * each]).ljust(size * each, b"\0")

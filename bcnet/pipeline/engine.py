@@ -11,7 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from bcnet.agent.arrays import least_usual_most
+from bcnet.agent.arrays import min_opt_max
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.pipeline.verify import VerifyReport
@@ -152,7 +152,7 @@ def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple
         has_tensorrt_8 = target.opset <= NEWEST_OF_TENSORRT_8
         words.append(f"--{target.precision}" if has_tensorrt_8 else "--stronglyTyped")
     if batches:
-        named = zip(("min", "opt", "max"), least_usual_most(batches), strict=True)
+        named = zip(("min", "opt", "max"), min_opt_max(batches), strict=True)
         words += [f"--{key}Shapes={_shapes(proto, size)}" for key, size in named]
     return " ".join(words)
 

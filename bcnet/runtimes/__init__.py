@@ -1,4 +1,4 @@
-"""Runtimes that execute networks: one module each. What they do on the device itself is in `bcnet.agent`."""
+"""Runtimes that execute networks, one module each. The part that runs on the device is in `bcnet.agent`."""
 
 import atexit
 from collections.abc import Callable, Sequence
@@ -28,40 +28,40 @@ __all__ = [
 class Runtime(Protocol):
     """A runtime on a device, at one setting. `model` is the bytes of an ONNX file, or of an engine.
 
-    Methods raise DeviceError where the runtime is not there, NetworkError where it cannot run the network.
+    Methods raise DeviceError if the runtime is not available, NetworkError if it cannot run the network.
     """
 
     def __hash__(self) -> int:
-        """By its device and its setting."""
+        """A hash of its device and its setting."""
 
     @property
     def workers(self) -> int:
-        """How many networks can be measured at once; methods may be called from as many threads."""
+        """The number of networks that can be measured at once, from one thread each."""
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions and processor: what a measurement's provenance needs."""
+        """Versions and processor, for the provenance of measurements."""
 
     def probe(self) -> dict[str, float]:
-        """One reading of the device's probe (`bcnet.agent.probe`), milliseconds by part."""
+        """One reading of the reference microbenchmark (`bcnet.agent.probe`), milliseconds by part."""
 
     def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
-        """What the runtime makes of an ONNX file: of its shapes, or for batches from least to largest.
+        """The engine of an ONNX file, for the file's shapes, or for batches from smallest to largest.
 
-        With three sizes, the one in the middle is the one that is used most.
+        The middle one of three sizes is optimised for.
         """
 
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each whole inference on a constant input, warmed up, without profiling."""
+        """Milliseconds of each whole inference on a constant input, after warm-up, without profiling."""
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
-        """In order of execution: a node's name and its milliseconds in each of `runs` inferences."""
+        """The nodes in order of execution: name, and milliseconds in each of `runs` inferences."""
 
     def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
         """A function from a batch of images, float32 (N, C, H, W), or of each input, to all outputs."""
 
 
 class Settings(TypedDict, total=False):
-    """What a runtime is asked for beside its name; see `runtime_on`."""
+    """The settings of a runtime; see `runtime_on`."""
 
     provider: str
     threads: int
@@ -82,9 +82,9 @@ def runtime_on(
     power_mode: str = "default",
     batch: int | None = None,
 ) -> Runtime:
-    """The runtime of that name on a device. Raises DeviceError for a name that there is not.
+    """The runtime of that name on a device. Raises DeviceError for an unknown name.
 
-    Provider and threads are ONNX Runtime's, the others TensorRT's (see their classes); PyTorch takes the
+    Provider and threads are for ONNX Runtime, the others for TensorRT (see their classes); PyTorch uses the
     compute capability, too.
     """
     if name == "onnxruntime":
@@ -100,7 +100,7 @@ def runtime_on(
 
         if not isinstance(device, LocalDevice):
             raise DeviceError(
-                "torch-cuda runs in this process only, neither over ssh nor from a recording: run bcnet on "
+                "torch-cuda runs only in this process, neither over ssh nor from a recording: run bcnet on "
                 "the machine with the GPU, without host, recording and record_to"
             )
         if precision == "int8":
@@ -111,22 +111,22 @@ def runtime_on(
 
 @cache
 def runtime_here(name: str, *, record_to: str | None = None, **settings: Unpack[Settings]) -> Runtime:
-    """The same on this machine. One a process: a runtime measures once what its profiler adds.
+    """A runtime on this machine. One per process, because it measures its profiler's overhead only once.
 
-    `record_to` is a file that its answers are added to.
+    `record_to` is a file to which its answers are appended.
     """
-    return runtime_on(_noted(LocalDevice(), record_to), name, **settings)
+    return runtime_on(_recording(LocalDevice(), record_to), name, **settings)
 
 
 @cache
 def runtime_recorded(recording: str, name: str, **settings: Unpack[Settings]) -> Runtime:
-    """The same as a file of its answers: nothing is run. Raises DeviceError where that cannot be read."""
+    """A runtime that replays a file of recorded answers. Raises DeviceError if the file cannot be read."""
     from bcnet.runtimes.recorded import Recorded
 
     return runtime_on(Recorded(Path(recording)), name, **settings)
 
 
-def _noted(device: Device, record_to: str | None) -> Device:
+def _recording(device: Device, record_to: str | None) -> Device:
     from bcnet.runtimes.recorded import Recording
 
     return Recording(device, Path(record_to)) if record_to else device
@@ -143,11 +143,11 @@ def runtime_on_hosts(
     record_to: str | None = None,
     **settings: Unpack[Settings],
 ) -> Runtime:
-    """The same on a device over ssh, or on several of one kind. One a process: it stays connected.
+    """A runtime on a device over ssh, or on several identical ones. One per process: it stays connected.
 
-    `python` and `folder` are the interpreter and the agent's folder there, `machine` is the kind of processor
-    that there must be, `record_to` a file that answers are added to. Raises DeviceError where a host is not
-    reached, another machine, or unlike the others.
+    `python` and `folder` are the interpreter and the agent's folder on the device, `machine` is the required
+    kind of processor, `record_to` a file to which answers are appended. Raises DeviceError if a host cannot
+    be reached, has another kind of processor, or differs from the others.
     """
     from bcnet.runtimes.hosts import Hosts, check_alike
     from bcnet.runtimes.ssh import SshDevice
@@ -159,6 +159,6 @@ def runtime_on_hosts(
         if machine not in (None, there):
             raise DeviceError(f"{device.host}: the device is {machine}, this machine {there}")
     if len(devices) == 1:
-        return runtime_on(_noted(devices[0], record_to), name, **settings)
+        return runtime_on(_recording(devices[0], record_to), name, **settings)
     check_alike({device.host: runtime_on(device, name, **settings) for device in devices})
-    return runtime_on(_noted(Hosts(devices), record_to), name, **settings)
+    return runtime_on(_recording(Hosts(devices), record_to), name, **settings)

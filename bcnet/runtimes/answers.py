@@ -1,7 +1,7 @@
 """Validation of a device's answers. In: a job and the answer to it. Out: the answer, or BadAnswer.
 
-A check for each kind of job (`bcnet.agent.jobs`), for this machine, for devices over ssh and for recordings
-alike: types, finite times that are not negative, sizes of arrays that match. Further keys are ignored, since
+There is one check for each kind of job (`bcnet.agent.jobs`), used for this machine, devices over ssh and
+recordings: types, finite times that are not negative, matching sizes of arrays. Other keys are ignored, since
 nothing reads them.
 """
 
@@ -16,19 +16,19 @@ from bcnet.errors import DeviceError
 from bcnet.plain import plain, shown
 
 Answer = dict[str, Any]
-MOST_MS = 1e7  # of one inference: almost three hours
-MOST_TEXT = 4096  # characters of a text about the machine
-MOST_NAME = 65536  # of a layer: it may name all the nodes that it was made of
-DEEPEST = 32  # levels of nested lists and objects
-KINDS = "biuf"  # of numpy's arrays: booleans, signed and unsigned integers, floats
-PART = re.compile(r"[a-z][a-z0-9_]{0,39}")  # of a probe
+MAX_MS = 1e7  # of one inference: almost three hours
+MAX_TEXT = 4096  # characters of a text about the machine
+MAX_NAME = 65536  # characters of a layer's name, which may list all of its nodes
+MAX_DEPTH = 32  # levels of nested lists and objects
+KINDS = "biuf"  # kinds of numpy arrays: booleans, signed and unsigned integers, floats
+PART = re.compile(r"[a-z][a-z0-9_]{0,39}")  # the name of a part of the reference microbenchmark
 
 
 class BadAnswer(DeviceError):
-    """A device sent what cannot be an answer to the request."""
+    """A device sent an invalid answer."""
 
 
-class _Wrong(Exception):
+class _Invalid(Exception):
     """The part of an answer that is not valid."""
 
 
@@ -40,22 +40,22 @@ def checked(source: str, job: Mapping[str, Any], answer: object) -> Answer:
         if check is not None:
             check(found, job)
         return found
-    except _Wrong as cause:
+    except _Invalid as cause:
         raise BadAnswer(f"{source}: its answer to '{job['do']}' is not valid: {cause}") from None
 
 
 def _object(value: object, where: str) -> Answer:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _Wrong(f"{where} is {shown(value)}, expected an object")
+        raise _Invalid(f"{where} is {shown(value)}, expected an object")
     return value
 
 
-def _text(found: Answer, key: str, most: int = MOST_TEXT, optional: bool = False) -> None:
+def _text(found: Answer, key: str, most: int = MAX_TEXT, optional: bool = False) -> None:
     value = found.get(key)
     if optional and value is None:
         return
     if not isinstance(value, str) or len(value) > most:
-        raise _Wrong(f"{key} is {shown(value)}, expected a string of at most {most} characters")
+        raise _Invalid(f"{key} is {shown(value)}, expected a string of at most {most} characters")
 
 
 def _number(found: Answer, key: str, whole: bool = False, optional: bool = False) -> None:
@@ -64,22 +64,22 @@ def _number(found: Answer, key: str, whole: bool = False, optional: bool = False
         return
     kinds = int if whole else int | float
     if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise _Wrong(f"{key} is {shown(value)}, expected a {'whole ' if whole else ''}number from 0")
+        raise _Invalid(f"{key} is {shown(value)}, expected a {'whole ' if whole else ''}number from 0")
 
 
 def _list(value: object, where: str, of: str, least: int = 1) -> list[Any]:
     if not isinstance(value, list) or len(value) < least:
-        raise _Wrong(f"{where} is {shown(value)}, expected a list of {of}")
+        raise _Invalid(f"{where} is {shown(value)}, expected a list of {of}")
     return value
 
 
 def _numbers(value: object, where: str) -> np.ndarray:
-    """A list of numbers as float64. Infinities stay, and numbers too large for a float become infinite."""
+    """A list of numbers as float64. Infinities are kept, and numbers too large become infinite."""
     values = _list(value, where, "times in ms")
     if set(map(type, values)) - {int, float}:
         for index, entry in enumerate(values):
             if not isinstance(entry, int | float) or isinstance(entry, bool):
-                raise _Wrong(f"{where}[{index}] is {shown(entry)}, expected a time in ms")
+                raise _Invalid(f"{where}[{index}] is {shown(entry)}, expected a time in ms")
     try:
         return np.asarray(values, dtype=np.float64)
     except OverflowError:
@@ -87,14 +87,14 @@ def _numbers(value: object, where: str) -> np.ndarray:
 
 
 def _times(value: object, where: str, above: bool = False) -> np.ndarray:
-    """Times in ms: finite, from 0 to `MOST_MS`; with `above`, not 0 either."""
+    """Times in ms: finite, from 0 to `MAX_MS`; with `above`, not 0 either."""
     times = _numbers(value, where)
-    sound = (times > 0 if above else times >= 0) & (times < MOST_MS)
+    sound = (times > 0 if above else times >= 0) & (times < MAX_MS)
     if not sound.all():
         index = int(np.argmin(sound))
-        raise _Wrong(
+        raise _Invalid(
             f"{where}[{index}] is {times[index]:g}, expected a time {'above' if above else 'from'} 0 and "
-            f"below {MOST_MS:g} ms"
+            f"below {MAX_MS:g} ms"
         )
     return times
 
@@ -106,22 +106,22 @@ def _hello(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _have(found: Answer, job: Mapping[str, Any]) -> None:
-    """The number of bytes of a file that are there; -1 where all are."""
+    """The number of bytes of a file that have arrived; -1 if it is complete."""
     value, size = found.get("have"), job["size"]
     if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= size:
-        raise _Wrong(f"have is {shown(value)}, expected a whole number from -1 to {size}")
+        raise _Invalid(f"have is {shown(value)}, expected a whole number from -1 to {size}")
 
 
 def _get(found: Answer, job: Mapping[str, Any]) -> None:
     if not isinstance(found.get("data"), str):
-        raise _Wrong(f"data is {shown(found.get('data'))}, expected a string")
+        raise _Invalid(f"data is {shown(found.get('data'))}, expected a string")
 
 
 def _probe(found: Answer, job: Mapping[str, Any]) -> None:
     parts = _object(found.get("probe"), "probe")
     wrong = [name for name in parts if not PART.fullmatch(name)]
     if wrong or not 1 <= len(parts) <= 16:
-        raise _Wrong(f"probe has {f'a part {shown(wrong[0])}' if wrong else f'{len(parts)} parts'}")
+        raise _Invalid(f"probe has {f'a part {shown(wrong[0])}' if wrong else f'{len(parts)} parts'}")
     for name, value in parts.items():
         _times([value], f"probe.{name}", above=True)
 
@@ -140,14 +140,14 @@ def _look(found: Answer, job: Mapping[str, Any]) -> None:
 
 def _missing(found: Answer, job: Mapping[str, Any]) -> None:
     if "missing" not in found:
-        raise _Wrong("it has no 'missing'")
+        raise _Invalid("it has no 'missing'")
     _text(found, "missing", optional=True)
 
 
 def _fingerprint(found: Answer, job: Mapping[str, Any]) -> None:
     facts = _object(found.get("fingerprint"), "fingerprint")
     if len(facts) > 64:
-        raise _Wrong(f"fingerprint is {shown(facts)}, expected at most 64 facts")
+        raise _Invalid(f"fingerprint is {shown(facts)}, expected at most 64 facts")
     for name in facts:
         _text({"the name of a fact": name}, "the name of a fact", 80)
         _text(facts, name)
@@ -157,7 +157,7 @@ def _fingerprint(found: Answer, job: Mapping[str, Any]) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise _Wrong(f"cache_mb is {shown(cache)}, expected megabytes from 0")
+        raise _Invalid(f"cache_mb is {shown(cache)}, expected megabytes from 0")
 
 
 def _time(found: Answer, job: Mapping[str, Any]) -> None:
@@ -165,38 +165,38 @@ def _time(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _profile(found: Answer, job: Mapping[str, Any]) -> None:
-    """Names of nodes, their times in ms [runs][nodes], the runs' own times in ms [runs], or None.
+    """Names of nodes, their times in ms [runs][nodes], wall-clock times of the runs in ms [runs], or None.
 
-    ONNX Runtime's profiler reads a clock that may be set meanwhile: such runs are dropped where they are read
-    (see `plausible`), so only one run needs to be valid here.
+    ONNX Runtime's profiler uses the system clock, which may be adjusted during a run. Such runs are dropped
+    later (see `plausible`), so only one run has to be valid here.
     """
     names = _list(found.get("names"), "names", "names of nodes")
     for index, name in enumerate(names):
-        if not isinstance(name, str) or len(name) > MOST_NAME:
-            raise _Wrong(f"names[{index}] is {shown(name)}, expected the name of a node")
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise _Invalid(f"names[{index}] is {shown(name)}, expected the name of a node")
     runs = _list(found.get("ms"), "ms", "runs")
     if len(runs) > job["runs"]:
-        raise _Wrong(f"ms has {len(runs)} runs, but {job['runs']} were requested")
+        raise _Invalid(f"ms has {len(runs)} runs, but {job['runs']} were requested")
     jumps = job["runtime"] == "onnxruntime"
     sound = False
     for index, run in enumerate(runs):
         times = (_numbers if jumps else _times)(run, f"ms[{index}]")
         if len(times) != len(names):
-            raise _Wrong(f"ms[{index}] has {len(times)} times for {len(names)} nodes")
+            raise _Invalid(f"ms[{index}] has {len(times)} times for {len(names)} nodes")
         if not np.isfinite(times).all():
-            raise _Wrong(f"ms[{index}][{int(np.argmin(np.isfinite(times)))}] is not finite")
+            raise _Invalid(f"ms[{index}][{int(np.argmin(np.isfinite(times)))}] is not finite")
         sound = sound or bool((times >= 0).all())
     if not sound:
-        raise _Wrong(f"each of its {len(runs)} runs holds a time below 0")
+        raise _Invalid(f"each of its {len(runs)} runs has a time below 0")
     walls = found.get("walls_ms")
     if walls is not None or jumps:
         count = len(_times(walls, "walls_ms"))
         if count != len(runs):
-            raise _Wrong(f"walls_ms has {count} times for {len(runs)} runs")
+            raise _Invalid(f"walls_ms has {count} times for {len(runs)} runs")
 
 
 def _infer(found: Answer, job: Mapping[str, Any]) -> None:
-    """Arrays, with as many bytes as their shapes require; an output's first axis need not be the batch."""
+    """Arrays, whose numbers of bytes match their shapes; an output's first axis need not be the batch."""
     images = job["inputs"][0]["shape"][0]
     for index, packed in enumerate(_list(found.get("outputs"), "outputs", "arrays", min(images, 1))):
         where = f"outputs[{index}]"
@@ -204,15 +204,15 @@ def _infer(found: Answer, job: Mapping[str, Any]) -> None:
         try:
             kind = np.dtype(str(array.get("dtype"))[:16])
         except (TypeError, ValueError):
-            raise _Wrong(f"{where}.dtype is {shown(array.get('dtype'))}, expected a numeric type") from None
+            raise _Invalid(f"{where}.dtype is {shown(array.get('dtype'))}, expected a numeric type") from None
         shape, data = _list(array.get("shape"), f"{where}.shape", "sizes"), array.get("data")
         if kind.kind not in KINDS or len(shape) > 32:
-            raise _Wrong(f"{where} is of {kind}, shape {shown(shape)}, expected numbers")
+            raise _Invalid(f"{where} is of {kind}, shape {shown(shape)}, expected numbers")
         if not all(type(side) is int and side >= 0 for side in shape):
-            raise _Wrong(f"{where}.shape is {plain(str(shape[:8]), 80)}, expected sizes")
+            raise _Invalid(f"{where}.shape is {plain(str(shape[:8]), 80)}, expected sizes")
         if not isinstance(data, bytes) or len(data) != math.prod(shape) * kind.itemsize:
             size = len(data) if isinstance(data, bytes) else 0
-            raise _Wrong(
+            raise _Invalid(
                 f"{where} has {size} bytes, which do not fit shape {plain(str(shape[:8]), 80)} of {kind}"
             )
 
@@ -222,7 +222,7 @@ def _build(found: Answer, job: Mapping[str, Any]) -> None:
     if job["runtime"] != "onnxruntime" and (
         not isinstance(found.get("engine"), bytes) or not found["engine"]
     ):
-        raise _Wrong(f"engine is {shown(found.get('engine'))}, expected bytes")
+        raise _Invalid(f"engine is {shown(found.get('engine'))}, expected bytes")
     for key in ("flavour", "layers_source"):
         _text(info, key)
     versions = _object(info.get("versions"), "info.versions")
@@ -235,9 +235,9 @@ def _build(found: Answer, job: Mapping[str, Any]) -> None:
 
 
 def _json(value: object, where: str, depth: int = 0) -> None:
-    """Values as JSON has them: not too deep, and without infinities."""
-    if depth > DEEPEST:
-        raise _Wrong(f"{where[:80]} is more than {DEEPEST} levels deep")
+    """JSON values, which must not be nested too deeply, or infinite."""
+    if depth > MAX_DEPTH:
+        raise _Invalid(f"{where[:80]} is more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         for key, entry in value.items():
             _json(entry, f"{where}.{plain(str(key), 40)}", depth + 1)
@@ -245,7 +245,7 @@ def _json(value: object, where: str, depth: int = 0) -> None:
         for index, entry in enumerate(value):
             _json(entry, f"{where}[{index}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise _Wrong(f"{where[:80]} is {value}, expected a finite number")
+        raise _Invalid(f"{where[:80]} is {value}, expected a finite number")
 
 
 _CHECKS: dict[str, Callable[[Answer, Mapping[str, Any]], None]] = {

@@ -1,4 +1,4 @@
-"""Where jobs are done: this machine, or one that is reached over ssh. In: a job. Out: its answer."""
+"""Devices, which execute jobs: this machine, or another one over ssh. In: a job. Out: its answer."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -12,14 +12,14 @@ Job = Mapping[str, Any]
 
 
 class Device(Protocol):
-    """A machine that does jobs (see `bcnet.agent.jobs`); `bytes` in jobs and answers are files and arrays."""
+    """A machine that executes jobs (see `bcnet.agent.jobs`); their `bytes` are files and arrays."""
 
     @property
     def workers(self) -> int:
-        """How many jobs can be done at once; `call` may be used from as many threads."""
+        """The number of jobs that can be executed at once, by `call` from one thread each."""
 
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
-        """Do one job, in at most so many seconds. Raises DeviceError, NetworkError where it fails."""
+        """Execute one job with a time limit in seconds. Raises DeviceError or NetworkError if it fails."""
 
 
 class LocalDevice:
@@ -28,7 +28,7 @@ class LocalDevice:
     workers = 1
 
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
-        """Do one job. The limit is not held: the runtime's calls do not come back before they end."""
+        """Execute one job. The limit is not enforced: the runtime's calls cannot be interrupted."""
         try:
             answer = jobs.run(dict(job))
         except JobError as error:
@@ -37,5 +37,5 @@ class LocalDevice:
 
 
 def error_of(kind: str, message: str) -> BcnetError:
-    """The error that a JobError of that kind is, here."""
+    """The error for a JobError of that kind."""
     return NetworkError(message) if kind == "network" else DeviceError(message)

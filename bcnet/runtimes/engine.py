@@ -1,4 +1,4 @@
-"""What a runtime makes of an ONNX file."""
+"""The engine that a runtime builds from an ONNX file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Engine:
-    """What the runtime loads, and facts about it as JSON values.
+    """The file that the runtime loads, and information about it as JSON values.
 
     `content` is a serialised engine; for ONNX Runtime, the ONNX file itself. `info` has "flavour" (the
-    runtime's name), "versions", "batches", "layers" (None where they cannot be known here) and
-    "layers_source", which says why; TensorRT's also "precision", "compute_capability" and "gpu" (None where
+    runtime's name), "versions", "batches", "layers" (None if they are not known) and "layers_source" (their
+    source, or why they are not known); TensorRT's also "precision", "compute_capability" and "gpu" (None if
     it was built ahead of time).
     """
 

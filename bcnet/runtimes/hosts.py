@@ -1,4 +1,4 @@
-"""Several hosts of one kind that share the work. In: a device each. Out: one Device with as many workers."""
+"""Several identical hosts that share the work. In: a device per host. Out: a Device with as many workers."""
 
 import queue
 import threading
@@ -13,11 +13,11 @@ from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import HostLost
 
 READINGS = 9
-ALIKE = 0.05  # how far the probes of two hosts may be apart
+ALIKE = 0.05  # accepted relative difference between the reference microbenchmarks of two hosts
 
 
 class Hosts:
-    """Each job goes to a host that is idle. One that is lost is left out, the others go on."""
+    """Each job is sent to an idle host. A host that is lost is no longer used; the others continue."""
 
     def __init__(self, devices: Sequence[SshDevice]) -> None:
         self._idle: queue.Queue[SshDevice | None] = queue.Queue()
@@ -28,15 +28,15 @@ class Hosts:
 
     @property
     def workers(self) -> int:
-        """How many hosts are left."""
+        """The number of hosts that are left."""
         return self._left
 
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
-        """Do one job on any host. Raises HostLost when none is left, else what the job raises."""
+        """Execute one job on any host. Raises HostLost if none is left, and the errors of the job."""
         while True:
             device = self._idle.get()
             if device is None:
-                self._idle.put(None)  # for others that wait
+                self._idle.put(None)  # for other waiting threads
                 raise HostLost("no host is left")
             try:
                 answer = device.call(job, limit_s)
@@ -46,7 +46,7 @@ class Hosts:
                     if not self._left:
                         self._idle.put(None)
                         raise
-                say(f"{cause}; the other hosts go on")
+                say(f"{cause}; continuing with the other hosts")
                 continue
             except BaseException:
                 self._idle.put(device)
@@ -56,10 +56,10 @@ class Hosts:
 
 
 def check_alike(runtimes: Mapping[str, Runtime]) -> None:
-    """Refuse hosts that are not of one kind: other versions, or a probe that is more than 5 % slower.
+    """Check that all hosts are alike: the same versions, reference microbenchmarks within 5 %.
 
-    Probes are read in turn; of each part the fastest reading counts, since other work only adds time. Raises
-    DeviceError that names the host.
+    Readings of the hosts alternate; the fastest reading of each part counts, since other work only adds time.
+    Raises DeviceError, which names the host that differs.
     """
     prints = {host: runtime.fingerprint() for host, runtime in runtimes.items()}
     first = next(iter(prints))
@@ -67,20 +67,21 @@ def check_alike(runtimes: Mapping[str, Runtime]) -> None:
         for key in {**prints[first], **found}:
             if found.get(key) != prints[first].get(key):
                 raise DeviceError(
-                    f"{host} is not like {first}: {key} is {found.get(key)} there and "
-                    f"{prints[first].get(key)} on {first}; leave one of them out"
+                    f"{host} differs from {first}: {key} is {found.get(key)} on {host} and "
+                    f"{prints[first].get(key)} on {first}; remove one of them from the list of hosts"
                 )
     readings = [{host: runtime.probe() for host, runtime in runtimes.items()} for _ in range(READINGS)]
     check_probes({host: [reading[host] for reading in readings] for host in runtimes})
 
 
 def check_probes(readings: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Compare the fastest readings (ms) of each part of the probe. Raises DeviceError that names a host."""
+    """Compare the hosts' fastest readings (ms) of each part. Raises DeviceError, which names a slow host."""
     for part in next(iter(readings.values()))[0]:
         fastest = {host: min(reading[part] for reading in own) for host, own in readings.items()}
         best, worst = min(fastest, key=fastest.__getitem__), max(fastest, key=fastest.__getitem__)
         if fastest[worst] > (1 + ALIKE) * fastest[best]:
             raise DeviceError(
-                f"{worst} is not like {best}: its probe ({part}) takes {fastest[worst]:.4g} ms, there "
-                f"{fastest[best]:.4g} ms, and 5 % is allowed; set both to one power mode, or leave one out"
+                f"{worst} is slower than {best}: its reference microbenchmark ({part}) takes "
+                f"{fastest[worst]:.4g} ms, that of {best} {fastest[best]:.4g} ms; 5 % is allowed; set both "
+                "to the same power mode, or remove one from the list of hosts"
             )

@@ -1,4 +1,4 @@
-"""An ONNX file of fixed batch -> the same network for any batch. The result is run, to see that it is."""
+"""Make the batch of an ONNX file dynamic. In: a fixed batch. Out: the network for any batch."""
 
 import numpy as np
 import onnx
@@ -9,38 +9,41 @@ from bcnet.agent.errors import JobError
 from bcnet.agent.onnxruntime_jobs import TYPES, infer, load
 from bcnet.errors import NetworkError, one_line
 
-BATCH = "batch"  # the name of the size that is free
+BATCH = "batch"  # the name of the dynamic size
 SETTINGS = {"provider": "cpu", "threads": 1}
-CLOSE = 0.02  # relative to the largest output: at int8, what differs in the last bit of a float can be a step
+# The tolerance, relative to the largest output: at int8, a difference in a float's last bit can be a whole
+# step.
+CLOSE = 0.02
 
 
 def with_free_batch(model: bytes) -> bytes:
-    """The file with the first side of all inputs and outputs free.
+    """The file with a dynamic first axis of all inputs and outputs.
 
-    Its outputs for two batches at once are compared with those of the file itself, in ONNX Runtime on this
-    processor. Raises NetworkError where sizes inside the network are those of its batch.
+    Its outputs for a double batch are compared with those of the original, in ONNX Runtime on this processor.
+    Raises NetworkError if sizes inside the network depend on the fixed batch.
     """
     proto = onnx.load_from_string(model)
     size = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     if size == 0:
-        return model  # it is free already
+        return model  # it is already dynamic
     try:
-        _free(proto, size)
+        _make_dynamic(proto, size)
     except shape_inference.InferenceError as cause:
         raise NetworkError(f"the sizes inside the network cannot be inferred: {one_line(cause)}") from None
     content: bytes = proto.SerializeToString()
     reason = _differs(model, content, size)
     if reason:
         raise NetworkError(
-            f"the network cannot be made one of any batch: {reason}; export it with each batch of its own"
+            f"the batch of the network cannot be made dynamic: {reason}; export it separately for each batch"
         )
     return content
 
 
 def resize_by_factors(graph: GraphProto) -> None:
-    """Let every Resize have factors for all axes, in the place of sizes, which hold for one batch and width.
+    """Give every Resize scale factors for all axes instead of sizes, which are for one batch and width.
 
-    `graph` has the inferred sizes of its values. Raises NetworkError where factors would take other pixels.
+    `graph` must have the inferred sizes of its values. Raises NetworkError if factors would select other
+    pixels.
     """
     sizes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -57,8 +60,8 @@ def resize_by_factors(graph: GraphProto) -> None:
         linear = any(entry.name == "mode" and entry.s != b"nearest" for entry in node.attribute)
         if not linear and (factors != plain).any():
             raise NetworkError(
-                f"'{node.name}' resizes {pairs[-2:]} to the nearest pixel, by a factor that is no float: "
-                "resize by whole numbers, or linearly"
+                f"'{node.name}' resizes {pairs[-2:]} to the nearest pixel, by a factor that a float cannot "
+                "represent: resize by integers, or linearly"
             )
         graph.initializer.append(numpy_helper.from_array(factors, name))
         kept = [entry for entry in node.attribute if entry.name != "axes"]
@@ -68,14 +71,14 @@ def resize_by_factors(graph: GraphProto) -> None:
 
 
 def _factor(source: int, target: int) -> np.float32:
-    """What `source` is multiplied with, and rounded down, to give `target`: above what a float can say."""
+    """The smallest float factor, at least the rounded ratio, with int(source * factor) >= target."""
     factor = np.float32(target / source)
     while int(source * float(factor)) < target:
         factor = np.nextafter(factor, np.float32(np.inf))
     return factor
 
 
-def _free(proto: ModelProto, size: int) -> None:
+def _make_dynamic(proto: ModelProto, size: int) -> None:
     inferred = shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     proto.CopyFrom(inferred)
     graph = proto.graph
@@ -92,7 +95,7 @@ def _free(proto: ModelProto, size: int) -> None:
         sides = numpy_helper.to_array(constants[node.input[1]]).copy()
         if len(sides) == 0 or sides[0] != size:
             continue
-        # An Expand leaves what it is given for 1; a Reshape copies a side for 0, -1 is the rest.
+        # 1 lets Expand keep the input's size; for Reshape, 0 copies the input's size, and -1 infers it.
         copies = node.op_type == "Reshape" and -1 in sides
         sides[0] = 1 if node.op_type == "Expand" else 0 if copies else -1
         kept = [entry for entry in node.attribute if not (copies and entry.name == "allowzero")]
@@ -103,11 +106,11 @@ def _free(proto: ModelProto, size: int) -> None:
         node.input[1] = name
 
 
-def _differs(model: bytes, freed: bytes, size: int) -> str | None:
-    """How the outputs of a double batch differ from those of its halves; None where they do not."""
+def _differs(model: bytes, dynamic: bytes, size: int) -> str | None:
+    """How the outputs of a double batch differ from those of two batches; None if they do not."""
     rng = np.random.default_rng(0)
     try:
-        original, doubled = load(model, SETTINGS), load(freed, SETTINGS)
+        original, doubled = load(model, SETTINGS), load(dynamic, SETTINGS)
         inputs = []
         for node in original.get_inputs():
             kind = np.dtype(TYPES.get(node.type, "float32"))
@@ -119,9 +122,9 @@ def _differs(model: bytes, freed: bytes, size: int) -> str | None:
             reference, other = unpack(wanted), unpack(found)
             if reference.shape != other.shape:
                 return f"output {number} has shape {other.shape}, not {reference.shape}"
-            far = np.abs(reference.astype(float) - other.astype(float)).max(initial=0.0)
-            if far > CLOSE * max(np.abs(reference.astype(float)).max(initial=0.0), 1e-12):
-                return f"output {number} changes with its neighbours in the batch"
+            error = np.abs(reference.astype(float) - other.astype(float)).max(initial=0.0)
+            if error > CLOSE * max(np.abs(reference.astype(float)).max(initial=0.0), 1e-12):
+                return f"output {number} of an image depends on the other images of the batch"
     except JobError as cause:
         return cause.message
     except Exception as cause:

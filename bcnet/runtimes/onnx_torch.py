@@ -1,6 +1,6 @@
-"""ONNX files executed by PyTorch, one operator after the other. In: a file of fixed shapes. Out: a function.
+"""Execute ONNX files in PyTorch, operator by operator. In: a file with fixed shapes. Out: a function.
 
-The types are the file's: an FP16 file runs in half precision.
+Types are those of the file: an fp16 file is executed in fp16.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from bcnet.runtimes.torch_operators import LISTS, OPERATORS, dtype_of, tensor_of
 
 @dataclass(frozen=True)
 class Step:
-    """One node. `fixed` are its arguments by place, None in the place of each input that is computed."""
+    """One node. `fixed` has its constant arguments by position, and None for each computed input."""
 
     name: str
     operator: str
     run: Callable[..., Any]
     fixed: tuple[Any, ...]
-    inputs: tuple[tuple[int, str], ...]  # (place, value)
+    inputs: tuple[tuple[int, str], ...]  # (position, value)
     outputs: tuple[str, ...]
     last_uses: tuple[str, ...]  # values that no later step needs
 
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TorchNetwork:
-    """An ONNX file as steps of PyTorch on a device; images and weights of convolutions are channels-last."""
+    """An ONNX file as PyTorch steps on a device; images and weights of convolutions are channels-last."""
 
     inputs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     steps: tuple[Step, ...]
@@ -55,7 +55,7 @@ class TorchNetwork:
     constants: Mapping[str, Tensor]  # outputs that do not depend on any input
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """All outputs, for inputs as the file has them, in its order."""
+        """All outputs for all inputs, in the file's order."""
         values = dict(zip(self.inputs, map(channels_last, inputs), strict=True))
         for step in self.steps:
             values.update(zip(step.outputs, step(values), strict=False))
@@ -65,14 +65,11 @@ class TorchNetwork:
 
 
 def load_network(model: bytes, device: torch.device) -> TorchNetwork:
-    """The network of an ONNX file. Raises NetworkError for an operator or a file that it cannot execute.
-
-    Nodes that are made of constants are computed here, once.
-    """
+    """The network of an ONNX file, with constants folded. Raises NetworkError if it cannot be executed."""
     try:
         graph = onnx.load_from_string(model).graph
     except Exception as cause:
-        raise NetworkError(f"this is no ONNX file: {one_line(cause)}") from None
+        raise NetworkError(f"this is not an ONNX file: {one_line(cause)}") from None
     constants = {entry.name: tensor_of(entry) for entry in graph.initializer}
     inputs = {entry.name: _described(entry) for entry in graph.input if entry.name not in constants}
     outputs = tuple(entry.name for entry in graph.output)
@@ -91,7 +88,7 @@ def load_network(model: bytes, device: torch.device) -> TorchNetwork:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """An image batch with its channels innermost in memory; other tensors as they are."""
+    """A batch of images in the channels-last format; other tensors unchanged."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
@@ -133,7 +130,7 @@ def _step(
         elif source:
             inputs.append((place, source))
     if len([output for output in node.output if output]) > 1 and node.op_type not in ("Split",):
-        raise NetworkError(f"torch-cuda makes only the first output of {node.op_type} (node '{name}')")
+        raise NetworkError(f"torch-cuda supports only the first output of {node.op_type} (node '{name}')")
     if node.op_type == "Split":
         attributes["outputs"] = len(node.output)
     run = partial(execute, attributes)

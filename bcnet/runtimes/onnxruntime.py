@@ -1,6 +1,6 @@
-"""ONNX Runtime: whole-network times, per-node times from its own profile, and outputs.
+"""ONNX Runtime: latencies of whole networks, of nodes by its profiler, and outputs.
 
-It runs on the CPU, or through another of its execution providers, by name, where that is installed.
+It runs on the CPU, or with another execution provider that is installed, by its name.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ from bcnet.runtimes.device import Device
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 
-ATTEMPTS = 4  # profiles of a network whose clock jumped
-LOADING_S = 120.0  # what a job may take beside its measuring
+ATTEMPTS = 4  # maximum number of profiles of a network if the clock is adjusted meanwhile
+LOADING_S = 120.0  # time limit of a job besides measuring
 
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """ONNX Runtime on a device, through one execution provider, with so many threads."""
+    """ONNX Runtime on a device, with an execution provider and a number of threads."""
 
     device: Device
     provider: str = "cpu"
@@ -32,7 +32,7 @@ class OnnxRuntime:
 
     @property
     def workers(self) -> int:
-        """How many networks can be measured at once."""
+        """The number of networks that can be measured at once."""
         return self.device.workers
 
     def fingerprint(self) -> dict[str, str]:
@@ -40,17 +40,17 @@ class OnnxRuntime:
         return dict(self._call("fingerprint")["fingerprint"])
 
     def probe(self) -> dict[str, float]:
-        """One reading of the device's probe, milliseconds by part."""
+        """One reading of the reference microbenchmark, milliseconds by part."""
         return dict(self.device.call({"do": "probe"}, LOADING_S)["probe"])
 
     def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
-        """The file itself, of its own batch or of any, loaded once to see that it can be."""
+        """The file itself, with its own batch or a dynamic one, loaded once as a check."""
         content = with_free_batch(model) if batches else model
         info = self._call("build", model=content, batches=list(batches))["info"]
         return Engine(content, info)
 
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each inference: `seconds` long and `iterations` often, after the warm-up."""
+        """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up."""
         limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
         limits = {"warmup_ms": warmup_ms, "seconds": seconds, "iterations": iterations}
         return np.array(self._call("time", limit_s, model=model, **limits)["ms"])
@@ -58,10 +58,10 @@ class OnnxRuntime:
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """Node names of the optimised graph in order of execution, with their milliseconds in each run.
 
-        The first runs, which still allocate, are left out of the result. Runs during which the profiler's
-        clock jumped are dropped and made again. Raises DeviceError where the clock keeps on jumping, and
-        where the provider runs the network as one block. What the profiler itself adds to every node is taken
-        off, so a node that does next to nothing can come out slightly below zero.
+        Warm-up runs, which allocate memory, are excluded. Runs during which the profiler's clock was adjusted
+        are repeated. The profiler's overhead per node is subtracted, so the time of a trivial node can be
+        slightly below zero. Raises DeviceError if the clock is adjusted again and again, or if the provider
+        runs the network as a single block.
         """
         names: list[str] = []
         kept = np.empty((0, 0))
@@ -70,20 +70,20 @@ class OnnxRuntime:
             sound = durations[plausible(durations, walls)]
             kept = np.concatenate([kept, sound]) if len(kept) else sound
             if len(kept) >= runs:
-                # It is part of every node's time, so it is at most that of the shortest node. The bound
-                # matters where the machine was slower while the profiler's time was measured than here.
+                # The overhead is part of every node's time, so it cannot exceed that of the shortest node.
+                # This bound matters if the machine was slower while the overhead was measured.
                 shortest = float(kept[:runs].mean(0).min())
-                added = min(self._profiler_ms, shortest) if self.provider == "cpu" else 0.0
-                return [(name, kept[:runs, index] - added) for index, name in enumerate(names)]
+                overhead = min(self._profiler_ms, shortest) if self.provider == "cpu" else 0.0
+                return [(name, kept[:runs, index] - overhead) for index, name in enumerate(names)]
         raise DeviceError(
-            f"ONNX Runtime's profile does not agree with the machine's monotonic clock in {ATTEMPTS * runs} "
-            "runs: the system clock is being set; measure again when it is steady"
+            f"ONNX Runtime's profile disagrees with the machine's monotonic clock in {ATTEMPTS * runs} runs: "
+            "the system clock is being adjusted; measure again when it is stable"
         )
 
     def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
-        """Run the network on any number of images, in batches of the size that the file fixes.
+        """A function that runs the network on any number of images, in batches of the file's size.
 
-        Networks of several inputs take as many arrays, in the file's order. Returns every output, (N, ...).
+        It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
 
         def predict(*inputs: np.ndarray) -> list[np.ndarray]:
@@ -98,40 +98,40 @@ class OnnxRuntime:
         return self.device.call({"do": what, "runtime": "onnxruntime", "settings": settings, **job}, limit_s)
 
     def _profile(self, model: bytes, runs: int) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Names of nodes, their ms in each run (runs, nodes), and the runs' own ms (runs,)."""
+        """Names of nodes, their ms in each run (runs, nodes), and wall-clock ms of the runs (runs,)."""
         found = self._call("profile", LOADING_S + runs, model=model, runs=runs)
         names = list(found["names"])
         is_block = len(names) == 1 and len(onnx.load_from_string(model).graph.node) > 1
         if is_block and self.provider != "cpu":
             raise DeviceError(
-                f"execution provider '{self.provider}' runs the network as one block: it gives no times of "
-                "layers, so no latency table can be measured on it"
+                f"execution provider '{self.provider}' runs the network as a single block, without times "
+                "of layers, so no latency table can be measured with it"
             )
         return names, np.array(found["ms"]), np.array(found["walls_ms"])
 
     @cached_property
     def _profiler_ms(self) -> float:
-        """What profiling adds to each node: a chain of small layers, profiled, against the same without.
+        """The profiler's overhead per node: a chain of small layers, timed with and without the profiler.
 
-        It is some 1.7 microseconds where a layer at 64 pixels takes 4, and how many nodes the runtime makes
-        of a layer depends on its width, so it is no constant of the network that a calibration could find.
+        It is about 1.7 microseconds, and a layer at 64 pixels takes 4. The number of nodes of a layer depends
+        on its width, so the overhead is no constant of the network, which the calibration could correct.
         """
         model = _chain()
-        added = []
-        for _ in range(3):  # the lowest of each: other work only adds time
+        overheads = []
+        for _ in range(3):  # the minimum of each, since other work only adds time
             names, durations, walls = self._profile(model, 50)
             profiled = durations[plausible(durations, walls)].sum(1)
             plain = self.time_network(model, 5.0, 0.02, 50)
             if len(profiled):
-                added.append((float(profiled.min()) - float(plain.min())) / len(names))
-        return max(float(np.median(added or [0.0])), 0.0)
+                overheads.append((float(profiled.min()) - float(plain.min())) / len(names))
+        return max(float(np.median(overheads or [0.0])), 0.0)
 
 
 def plausible(durations: np.ndarray, walls: np.ndarray) -> np.ndarray:
-    """Which runs (N,) have node times (N, nodes) that can be: none below zero, no more in sum than the run.
+    """Which runs (N,) have plausible node times (N, nodes): none below zero, and their sum within the run's.
 
-    `walls` (N,) are the runs' milliseconds by a clock that cannot jump; the profiler's is the system's, and
-    counts whole microseconds.
+    `walls` (N,) are the runs' milliseconds by the monotonic clock; the profiler uses the system clock, in
+    whole microseconds.
     """
     rounding = durations.shape[1] / 1000
     possible: np.ndarray = (durations >= 0).all(1) & (durations.sum(1) <= walls + rounding)
@@ -139,7 +139,7 @@ def plausible(durations: np.ndarray, walls: np.ndarray) -> np.ndarray:
 
 
 def _chain() -> bytes:
-    """A hundred 1x1 convolutions of 16 channels, one after the other, on one pixel."""
+    """A sequence of a hundred 1x1 convolutions of 16 channels on one pixel, as an ONNX file."""
     count, sides = 100, [1, 16, 1, 1]
     rng = np.random.default_rng(0)
     nodes, weights = [], []

@@ -1,16 +1,16 @@
-"""A device's answers in a file: recorded while it works, replayed where it is not.
+"""Record a device's answers in a file, and replay them without the device.
 
-The file holds lines sealed by `bcnet.sealed`, compressed if its name ends in .gz. The first says that it is a
-recording, each other one is a job and what came of it:
+The file has lines sealed by `bcnet.sealed`, compressed if its name ends in .gz. The first line identifies a
+recording, each other line is a job with its result:
 
     {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "answer": {...}}
     {"key": HASH, "job": IN WORDS, "date": "2026-11-25", "network_error": "one line"}
 
-`bytes` in an answer are {"base64": TEXT}. The hash is that of all that the job says (what is done, the
-runtime, its settings, for how long), with ONNX files by their structure: nodes, shapes of weights and inputs,
-not the weights' values, so that a recording outlives retraining. Outputs and engines depend on values: jobs
-that ask for these are found by the whole content of file and inputs. Lines of the same job are replayed in
-order, then from the first one again.
+`bytes` in an answer are {"base64": TEXT}. The hash covers the whole job (kind, runtime, settings, limits),
+with ONNX files by their structure: nodes, shapes of weights and inputs, but not the weights' values, so that
+a recording stays valid after retraining. Outputs and engines depend on values: for such jobs, the hash covers
+the whole content of file and inputs. Lines of the same job are replayed in order, then again from the first
+one.
 """
 
 import base64
@@ -38,21 +38,21 @@ OF_VALUES = frozenset(("infer", "build"))  # jobs whose answers depend on weight
 
 
 class Recording:
-    """A device that also writes what it answers into a file, each answer before it is given."""
+    """A device that also writes its answers to a file, each one before it is returned."""
 
     def __init__(self, device: Device, path: Path) -> None:
-        """Adds to `path` if it is there. Raises DeviceError: another kind of file, or changed."""
+        """Append to `path` if it exists. Raises DeviceError if it is another kind of file, or was changed."""
         self.device, self.path = device, path
         self._writing = threading.Lock()
         self._lines = _lines(path)
 
     @property
     def workers(self) -> int:
-        """How many jobs can be done at once."""
+        """The number of jobs that can be executed at once."""
         return self.device.workers
 
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
-        """Do one job on the device, and keep its answer, or why the network cannot be run."""
+        """Execute one job on the device, and record its answer, or why the network cannot be run."""
         try:
             answer = self.device.call(job, limit_s)
         except NetworkError as reason:
@@ -68,19 +68,19 @@ class Recording:
             try:
                 with locked(self.path, wait=True):
                     if not self.path.exists() or self.path.stat().st_size != self._lines.kept:
-                        self._lines = _lines(self.path)  # another process has added to it, or removed it
+                        self._lines = _lines(self.path)  # another process has changed or removed it
                     self._lines.append(entry)
             except OSError as cause:
                 raise DeviceError(f"{self.path} cannot be written: {cause.strerror}") from None
 
 
 class Recorded:
-    """A device that is a file of answers: nothing is run."""
+    """A device that replays the answers of a file, without executing anything."""
 
     workers = 1
 
     def __init__(self, path: Path) -> None:
-        """Raises DeviceError where there is no such file, or it is no recording, or was changed."""
+        """Raises DeviceError if the file does not exist, is not a recording, or was changed."""
         self.path = path
         self.entries: dict[str, list[dict[str, Any]]] = {}
         if not path.exists():
@@ -91,14 +91,14 @@ class Recorded:
         self._reading = threading.Lock()
 
     def call(self, job: Job, limit_s: float) -> dict[str, Any]:
-        """The next recorded answer to a job. Raises NetworkError where that was one, DeviceError: none."""
+        """The next recorded answer to a job. Raises NetworkError if that was one, DeviceError without any."""
         key = key_of(job)
         with self._reading:
             own = self.entries.get(key)
             if not own:
                 raise DeviceError(
                     f"{self.path} has no answer to this job: {in_words(job)}; record it on the device: put "
-                    f'`record_to = "{self.path}"` in the place of `recording` in its hardware profile, and '
+                    f'`record_to = "{self.path}"` instead of `recording` in its hardware profile, and '
                     "run this command there"
                 )
             entry = own[self._given[key] % len(own)]
@@ -115,7 +115,7 @@ class Recorded:
 
 
 def key_of(job: Job) -> str:
-    """What a job is found by; see the head of this file."""
+    """The hash by which a job is found; see the module's docstring."""
     by_structure = job["do"] not in OF_VALUES
     content = {
         name: structure(value) if name == "model" and by_structure else _digested(value)
@@ -125,7 +125,7 @@ def key_of(job: Job) -> str:
 
 
 def in_words(job: Job) -> str:
-    """A job as people read it, in one line."""
+    """A job as one line of text, for messages."""
     words = [str(job["do"])]
     if "runtime" in job:
         settings = ", ".join(f"{name} {value}" for name, value in job["settings"].items())
@@ -143,9 +143,9 @@ def in_words(job: Job) -> str:
 
 
 def structure(model: bytes) -> str:
-    """A hash of an ONNX file without the values of its weights; of another file, of its content.
+    """A hash of an ONNX file without the values of its weights; the hash of the content for other files.
 
-    Values of integers are kept: sizes and axes, of which the structure consists.
+    The values of integers are included, because sizes and axes are part of the structure.
     """
     proto = _onnx(model)
     if proto is None:
@@ -186,7 +186,7 @@ def _value(entry: onnx.ValueInfoProto) -> list[Any]:
 
 
 def _digested(value: Any) -> Any:
-    """A job's value with hashes in the place of bytes."""
+    """A job's value with hashes instead of bytes."""
     if isinstance(value, bytes):
         return sha256(value).hexdigest()
     if isinstance(value, Mapping):
@@ -215,7 +215,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _lines(path: Path) -> SealedLines:
-    """The file's entries; none where there is no file or an empty one. Raises DeviceError where changed."""
+    """The file's entries; none if it is missing or empty. Raises DeviceError if it was changed."""
     try:
         lines = SealedLines(path, KIND)
     except OSError as cause:
@@ -224,7 +224,7 @@ def _lines(path: Path) -> SealedLines:
         raise DeviceError(f"{path} cannot be read as a recording: {cause}") from None
     if lines.dropped and not lines.values:
         raise DeviceError(
-            f"{path} is no recording of this version of bcnet, or was edited ({lines.dropped}); record "
+            f"{path} is not a recording of this version of bcnet, or was edited ({lines.dropped}); record "
             "again, into a new file"
         )
     if lines.dropped:
@@ -232,5 +232,5 @@ def _lines(path: Path) -> SealedLines:
             f"{path} is damaged or was edited: {lines.dropped}; restore it, or record again into a new file"
         )
     if not all(isinstance(entry, dict) and isinstance(entry.get("key"), str) for entry in lines.values):
-        raise DeviceError(f"{path} is no recording of this version of bcnet; record again, into a new file")
+        raise DeviceError(f"{path} is not a recording of this version of bcnet; record into a new file")
     return lines

@@ -1,8 +1,8 @@
-"""One connection to a host, an agent at its end: OpenSSH as subprocesses, each step with a limit of time.
+"""A connection to the agent on a host: OpenSSH as subprocesses, with a time limit for each step.
 
-In: a host, then requests of the agent (`bcnet.agent.serve`). Out: its answers, or what ended the line.
-What the other side sends is bounded: an answer is one line of at most `MOST_LINE` bytes, and of all other
-output only the end is kept.
+In: a host, then requests to the agent (`bcnet.agent.serve`). Out: its answers, or why the connection ended.
+Data from the host is bounded: an answer is one line of at most `MAX_LINE` bytes, and only the end of other
+output is kept.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from bcnet.progress import say
 from bcnet.runtimes.answers import BadAnswer, checked
 from bcnet.runtimes.device import error_of
 
-CONNECT_S = 10  # for one attempt to connect
-WAITING_S = 4 * 3600.0  # at most, for other agents' jobs on the same machine
-LIMIT_S = 60.0  # for each step beside a job: copying the agent, its answer to a hello, one chunk of a file
-MOST_LINE = 32 * 1024**2  # bytes of one answer; larger contents travel as files
-SLOWEST = 10_000  # bytes per second of a connection: sending may take that much longer
-AHEAD = 4  # lines that are read before they are requested
-WAITING_SAID = 4.0  # the most messages per second in which an agent says that it waits; it sends one
-KEPT = 8192  # bytes of the output beside answers
+CONNECT_S = 10  # time limit of one attempt to connect
+WAITING_S = 4 * 3600.0  # maximum time to wait for other agents' jobs on the same machine
+LIMIT_S = 60.0  # time limit of each step other than a job: copy the agent, "hello", one chunk of a file
+MAX_LINE = 32 * 1024**2  # bytes of one answer; larger contents are sent as files
+SLOWEST = 10_000  # the slowest supported connection, bytes per second, for the time limit of sending
+AHEAD = 4  # maximum number of lines that are read ahead
+WAITING_RATE = 4.0  # maximum number of "waiting" messages per second; an agent sends one
+KEPT = 8192  # bytes of output that are kept, apart from answers
 OPTIONS = (
     *("-o", "BatchMode=yes"),
     *("-o", f"ConnectTimeout={CONNECT_S}"),
@@ -48,11 +48,11 @@ OPTIONS = (
 
 
 class HostLost(DeviceError):
-    """A host cannot be reached, or not any more."""
+    """A host cannot be reached, or the connection to it was lost."""
 
 
 class Dropped(Exception):
-    """The line or the agent ended in the middle; what was asked may be asked again."""
+    """The connection or the agent ended during a request, which may be sent again."""
 
 
 class Overdue(Exception):
@@ -60,11 +60,11 @@ class Overdue(Exception):
 
 
 class Gone(Exception):
-    """A file that was sent is not there any more."""
+    """A file that was sent no longer exists on the host."""
 
 
 class Tail:
-    """The end of a pipe's output, however long that is; read by a thread of its own."""
+    """The end of a pipe's output, read by a thread."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._kept = b""
@@ -77,18 +77,18 @@ class Tail:
                 self._kept = (self._kept + chunk)[-KEPT:]
 
     def text(self, wait_s: float = 2.0) -> str:
-        """All that is kept, once the pipe has ended or that many seconds have passed."""
+        """The end of the output, once the pipe is closed or the given seconds have passed."""
         self.thread.join(wait_s)
         return self._kept.decode(errors="replace")
 
 
-class Line:
-    """One connection to a host, with an agent at its end."""
+class Connection:
+    """A connection to the agent on a host."""
 
     def __init__(self, host: str) -> None:
-        """Connect. Raises HostLost with what ssh says."""
+        """Connect. Raises HostLost with ssh's message."""
         self.host = host
-        # A socket's path may have some hundred characters, wherever the working folder is.
+        # In a temporary folder, because a socket's path is limited to about a hundred characters.
         self._folder = tempfile.TemporaryDirectory(prefix="bcnet-")
         self._socket = str(Path(self._folder.name) / "s")
         self._agent: subprocess.Popen[bytes] | None = None
@@ -97,7 +97,8 @@ class Line:
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._count = 0
-        # What it runs ends with its input, so that no connection outlives this process, however it ends.
+        # The remote command ends with its input, so that no connection outlives this process, however it
+        # ends.
         shared = ("-M", "-S", self._socket, "-o", "ControlPersist=no")
         self._master = subprocess.Popen(
             ("ssh", *shared, "-T", *OPTIONS, "--", host, "exec cat"),
@@ -106,22 +107,22 @@ class Line:
             stderr=subprocess.PIPE,
         )
         assert self._master.stderr is not None
-        said = Tail(self._master.stderr)
-        self._threads.append(said.thread)
-        # What waits for ever (a host that answers nothing, a proxy that asks) ends here.
+        errors = Tail(self._master.stderr)
+        self._threads.append(errors.thread)
+        # The time limit ends attempts that would wait forever (an unresponsive host, a proxy that prompts).
         until = time.monotonic() + 3 * CONNECT_S
         while not self.alive():
             if self._master.poll() is not None:
-                words = last_words(said.text())
+                reason = last_message(errors.text())
                 self.close()
-                raise HostLost(words or f"ssh ended with code {self._master.returncode}")
+                raise HostLost(reason or f"ssh ended with code {self._master.returncode}")
             if time.monotonic() > until:
                 self.close()
                 raise HostLost(f"Connection timed out: not open after {3 * CONNECT_S} s")
             time.sleep(0.05)
 
     def alive(self) -> bool:
-        """Whether the connection stands, whatever the agent does."""
+        """Whether the connection is open, independent of the agent."""
         if self._master.poll() is not None or not Path(self._socket).exists():
             return False
         check = ("ssh", "-S", self._socket, "-O", "check", "--", self.host)
@@ -131,7 +132,7 @@ class Line:
             return False
 
     def shell(self, command: str, content: bytes = b"", limit_s: float = LIMIT_S) -> tuple[int, str]:
-        """Run a command of the POSIX shell there; its exit code and what it printed. Raises Dropped."""
+        """Run a command in the host's POSIX shell; its exit code and output. Raises Dropped."""
         with (Path(self._folder.name) / "content").open("w+b") as given:
             given.write(content)
             given.seek(0)
@@ -148,24 +149,24 @@ class Line:
             finally:
                 process.kill()
                 process.wait()
-                said = tail.text().strip()
+                output = tail.text().strip()
         if code == 255:
-            raise Dropped(last_words(said) or "ssh ended with code 255")
-        return code, said
+            raise Dropped(last_message(output) or "ssh ended with code 255")
+        return code, output
 
     def start_agent(self, python: str, folder: str, limit_s: float = LIMIT_S) -> None:
-        """Copy the agent unless it is there, and start it. Raises DeviceError where that cannot be."""
+        """Start the agent, after copying it if needed. Raises DeviceError if that fails."""
         content = agent_file()
         name = f"agent-{hashlib.sha256(content).hexdigest()[:16]}.pyz"
         where, file = quoted(folder), f"{quoted(folder)}/{name}"
-        # A copy that was cut short, by the line or by a power cut, is no copy.
-        whole = f'test "$(wc -c < {file})" -eq {len(content)}'
-        part = whole.replace(file, f"{file}.$$")
-        present = f"{whole} || (mkdir -p {where} && cat > {file}.$$ && {part} && mv {file}.$$ {file})"
-        code, said = self.shell(present, content, limit_s)
+        # The size is checked, because a copy may be truncated by a lost connection or a power failure.
+        complete = f'test "$(wc -c < {file})" -eq {len(content)}'
+        part = complete.replace(file, f"{file}.$$")
+        present = f"{complete} || (mkdir -p {where} && cat > {file}.$$ && {part} && mv {file}.$$ {file})"
+        code, output = self.shell(present, content, limit_s)
         if code:
             raise DeviceError(
-                f"{self.host}: cannot write the agent into {folder}: {last_words(said)}; free some space "
+                f"{self.host}: cannot write the agent into {folder}: {last_message(output)}; free some space "
                 "there, or set host_folder in the hardware profile"
             )
         command = f"exec {quoted(python)} {file} {where}"
@@ -179,7 +180,7 @@ class Line:
         self._threads += [self._tail.thread, listener]
 
     def ask(self, request: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
-        """Send one request, return its answer. Raises Dropped, Overdue, Gone, BadAnswer, and agent errors.
+        """Send a request, return its answer. Raises Dropped, Overdue, Gone, BadAnswer, the agent's errors.
 
         A job's answer is still packed (`bcnet.agent.parcels`); answers to other requests are checked.
         """
@@ -196,12 +197,12 @@ class Line:
             if line is None:
                 raise Dropped(self._why())
             message = self._message(line)
-            if "waiting" in message:  # its own time begins when it begins
+            if "waiting" in message:  # the time limit of the request starts when it is executed
                 if not waits:
                     say(f"{self.host}: waiting, {plain(str(message['waiting']))}")
                 waits += 1
-                if waits > 10 + WAITING_SAID * (time.monotonic() - begun):
-                    raise BadAnswer(f"{self.host} said {waits} times within a short time that it waits")
+                if waits > 10 + WAITING_RATE * (time.monotonic() - begun):
+                    raise BadAnswer(f"{self.host} sent {waits} waiting messages within a short time")
                 until = time.monotonic() + limit_s
                 continue
             if "error" in message:
@@ -219,10 +220,10 @@ class Line:
             return checked(self.host, request, answer)
 
     def _message(self, line: bytes) -> dict[str, Any]:
-        """A line of the agent whose id is that of the last request. Raises BadAnswer."""
-        if len(line) > MOST_LINE:
+        """A message of the agent with the id of the last request. Raises BadAnswer."""
+        if len(line) > MAX_LINE:
             raise BadAnswer(
-                f"{self.host} sent a line of more than {MOST_LINE} bytes ({shown(line[:40])}...), "
+                f"{self.host} sent a line of more than {MAX_LINE} bytes ({shown(line[:40])}...), "
                 "which is not an answer of bcnet's agent"
             )
         try:
@@ -241,7 +242,7 @@ class Line:
         return message
 
     def _error(self, error: object) -> tuple[str, str]:
-        """Kind and text of an error of the agent. Raises BadAnswer."""
+        """The kind and text of an agent's error. Raises BadAnswer."""
         if isinstance(error, dict):
             kind, text = error.get("kind"), error.get("message")
             if kind in ("network", "device", "gone") and isinstance(text, str):
@@ -249,7 +250,7 @@ class Line:
         raise BadAnswer(f"{self.host} sent an error without a kind and a message: {shown(error)}")
 
     def _send(self, content: bytes, limit_s: float) -> None:
-        """Write to the agent, which may not be reading. Raises Dropped, Overdue."""
+        """Write to the agent, even if it does not read. Raises Dropped, Overdue."""
         assert self._agent is not None
         assert self._agent.stdin is not None
         pipe = self._agent.stdin.fileno()
@@ -270,7 +271,7 @@ class Line:
                 raise Dropped(self._why()) from None
 
     def close(self) -> None:
-        """End it all; nothing here waits for the other side."""
+        """End the agent and the connection, without waiting for the host."""
         self._closing.set()
         for process in (self._agent, self._master):
             if process is not None and process.poll() is None:
@@ -285,23 +286,23 @@ class Line:
         for process in (self._agent, self._master):
             for pipe in (process.stdin, process.stdout, process.stderr) if process is not None else ():
                 if pipe is not None:
-                    with contextlib.suppress(OSError):  # what was not sent yet
+                    with contextlib.suppress(OSError):  # data that was not sent yet
                         pipe.close()
         self._folder.cleanup()
 
     def _remote(self, command: str) -> list[str]:
-        """Through the open connection; the other side's own shell may be any, so it starts a POSIX one."""
+        """The ssh command for the open connection. The login shell may be any, so it starts a POSIX shell."""
         there = f"exec sh -c {shlex.quote(command)}"
         shared = ("-S", self._socket, "-o", "ControlMaster=no")
         return ["ssh", *shared, "-T", *OPTIONS, "--", self.host, there]
 
     def _listen(self, agent: "subprocess.Popen[bytes]") -> None:
-        """Pass on the agent's lines; None after the last one, which may be incomplete."""
+        """Queue the agent's lines, and None at the end, instead of an incomplete last line."""
         assert agent.stdout is not None
         line: bytes | None = b""
-        while line is not None and len(line) <= MOST_LINE:
-            line = agent.stdout.readline(MOST_LINE + 1)
-            if len(line) <= MOST_LINE and not line.endswith(b"\n"):
+        while line is not None and len(line) <= MAX_LINE:
+            line = agent.stdout.readline(MAX_LINE + 1)
+            if len(line) <= MAX_LINE and not line.endswith(b"\n"):
                 line = None
             while not self._closing.is_set():
                 with contextlib.suppress(queue.Full):
@@ -317,14 +318,14 @@ class Line:
         try:
             code = self._agent.wait(2)
         except subprocess.TimeoutExpired:
-            return "it hung up"
-        return last_words(self._tail.text()) or f"it ended with code {code}"
+            return "it closed the connection"
+        return last_message(self._tail.text()) or f"it ended with code {code}"
 
 
 def check_host(host: str) -> None:
-    """Refuse what ssh would take for an option or for two arguments. Raises DeviceError."""
+    """Raises DeviceError for a host that ssh would parse as an option or as two arguments."""
     if not re.fullmatch(r"[A-Za-z0-9_\[][^\s\x00-\x1f]*", host):
-        raise DeviceError(f"a host is written as user@name, as ssh takes it, not {host!r}")
+        raise DeviceError(f"a host is written as user@name, as for ssh, not {host!r}")
     port = re.fullmatch(r"(?:(?P<user>[^@]+)@)?(?P<name>[^@:/]+|\[[^]]*\]):(?P<port>\d+)", host)
     if port is not None:
         user = f" and `User {port['user']}`" if port["user"] else ""
@@ -336,7 +337,7 @@ def check_host(host: str) -> None:
 
 @cache
 def agent_file() -> bytes:
-    """`bcnet.agent` as one file that Python runs; the same bytes for the same code."""
+    """`bcnet.agent` as one file that Python can run; the same code gives the same bytes."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         sources = {
@@ -351,14 +352,14 @@ def agent_file() -> bytes:
 
 
 def quoted(path: str) -> str:
-    """A path for the shell there; a `~/` at its beginning is the home folder."""
+    """A path quoted for the host's shell; a leading `~/` is the home folder."""
     if path == "~" or path.startswith("~/"):
         return '"$HOME"' + shlex.quote(path[1:]) if path[1:] else '"$HOME"'
     return shlex.quote(path)
 
 
-def last_words(text: str) -> str:
-    """The last line of what ssh or the other side said that says something."""
+def last_message(text: str) -> str:
+    """The last informative line of an output of ssh or the host."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Warning: Permanently", "**", "mux_client"))]
-    return plain(telling[-1]) if telling else ""
+    chosen = [line for line in lines if not line.startswith(("Warning: Permanently", "**", "mux_client"))]
+    return plain(chosen[-1]) if chosen else ""

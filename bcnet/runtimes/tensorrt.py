@@ -1,6 +1,6 @@
-"""TensorRT, and TensorRT for RTX: engines, whole-network times, per-layer times by its profiler, and outputs.
+"""TensorRT and TensorRT for RTX: engines, latencies of networks and, by its profiler, of layers, and outputs.
 
-Where the device has no Python module of TensorRT, its program trtexec does the same.
+If the device has no Python module of TensorRT, its program trtexec is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,32 +11,33 @@ from typing import Any
 import numpy as np
 
 from bcnet.agent.arrays import pack, unpack
-from bcnet.agent.tensorrt_module import flavour_of, other_flavour
+from bcnet.agent.tensorrt_module import variant_of, wrong_variant
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.runtimes.device import Device
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 
-LOADING_S = 120.0  # what a job may take beside its measuring
+LOADING_S = 120.0  # time limit of a job besides measuring
 BUILDING_S = 3600.0  # a large network on a small Jetson takes many minutes
 TRTEXEC = "trtexec"
 
 
 def is_engine(content: bytes) -> bool:
-    """Whether this is a serialised engine, by its first bytes, and not an ONNX file."""
-    return flavour_of(content) is not None
+    """Whether this is a serialised engine, by its first bytes, rather than an ONNX file."""
+    return variant_of(content) is not None
 
 
 @dataclass(frozen=True)
 class TensorRt:
-    """TensorRT on a device. `flavour` is "tensorrt" or "tensorrt-rtx", `precision` what the ONNX files hold.
+    """TensorRT on a device. `variant` is "tensorrt" or "tensorrt-rtx", `precision` that of the ONNX files.
 
-    `batch` is what engines of a dynamic batch are timed at; their usual one if None. The GPU must have the
-    compute capability, and a Jetson the power mode, unless that is "default".
+    `batch` is the batch size at which engines with a dynamic batch are timed; None: the one that they are
+    optimised for. The GPU must have the compute capability, and a Jetson the power mode, unless that is
+    "default".
     """
 
     device: Device
-    flavour: str = "tensorrt"
+    variant: str = "tensorrt"
     precision: str = "fp32"
     compute_capability: str | None = None
     power_mode: str = "default"
@@ -44,20 +45,20 @@ class TensorRt:
 
     @property
     def workers(self) -> int:
-        """How many networks can be measured at once."""
+        """The number of networks that can be measured at once."""
         return self.device.workers
 
     def fingerprint(self) -> dict[str, str]:
         """Version of TensorRT, GPU, driver; on a Jetson also power mode and clocks.
 
-        Raises DeviceError where this is not the device: another compute capability, or power mode.
+        Raises DeviceError if the compute capability or power mode differs from the hardware profile's.
         """
         found = {key: str(value) for key, value in self._run("fingerprint")["fingerprint"].items()}
         capability = found.get("compute_capability")
         if capability and self.compute_capability not in (None, capability):
             raise DeviceError(
-                f"the GPU is {found['processor']} of compute capability {capability}, the hardware profile's "
-                f"is {self.compute_capability}: choose the profile of this device"
+                f"the GPU {found['processor']} has compute capability {capability}, the hardware profile "
+                f"{self.compute_capability}: choose the profile of this device"
             )
         mode = found.get("power_mode")
         if mode and self.power_mode not in ("default", mode, f"MODE_{mode}"):
@@ -68,26 +69,26 @@ class TensorRt:
         return found
 
     def probe(self) -> dict[str, float]:
-        """One reading of the device's probe, milliseconds by part."""
+        """One reading of the reference microbenchmark, milliseconds by part."""
         return dict(self.device.call({"do": "probe"}, LOADING_S)["probe"])
 
     def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
-        """The engine of an ONNX file: static, as the file is, or for sizes of a dynamic batch.
+        """The engine of an ONNX file, for the file's shapes, or for the sizes of a dynamic batch.
 
         TensorRT for RTX builds it on any machine, for the compute capability; TensorRT only on the device.
-        Raises NetworkError with TensorRT's words where it refuses the network.
+        Raises NetworkError with TensorRT's message if it rejects the network.
         """
         if is_engine(model):
-            raise NetworkError("this is an engine already; give the ONNX file that it was built from")
+            raise NetworkError("this is already an engine; give the ONNX file that it was built from")
         content = with_free_batch(model) if batches else model
-        if self.flavour == "tensorrt":
+        if self.variant == "tensorrt":
             answer = self._run("build", BUILDING_S, model=content, batches=list(batches))
         else:
-            answer = self._job(self.flavour, "build", BUILDING_S, model=content, batches=list(batches))
+            answer = self._job(self.variant, "build", BUILDING_S, model=content, batches=list(batches))
         return Engine(answer["engine"], answer["info"])
 
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each inference on the GPU, without copies: `seconds` long, `iterations` often."""
+        """Milliseconds of each inference on the GPU, without copies, for at least `seconds`, `iterations`."""
         limit_s = LOADING_S + BUILDING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
         limits = {"warmup_ms": warmup_ms, "seconds": seconds, "iterations": iterations}
         return np.array(self._run("time", limit_s, model=self._mine(model), **limits)["ms"])
@@ -95,17 +96,17 @@ class TensorRt:
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """The engine's layers in order of execution, with their milliseconds in each run.
 
-        A name is TensorRT's own; the ONNX nodes of a layer follow it as " [ONNX Layer: name]" where it knows.
-        trtexec gives one run, of medians.
+        Names are TensorRT's own, followed by a layer's ONNX nodes as " [ONNX Layer: name]" if they are known.
+        trtexec returns one run, of medians.
         """
         found = self._run("profile", LOADING_S + BUILDING_S + runs, model=self._mine(model), runs=runs)
         durations = np.array(found["ms"])
         return [(name, durations[:, index]) for index, name in enumerate(found["names"])]
 
     def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
-        """Run the network on any number of images, in batches of the engine's size.
+        """A function that runs the network on any number of images, in batches of the engine's size.
 
-        Networks of several inputs take as many arrays, in the file's order. Returns every output, (N, ...).
+        It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
         content = self._mine(model)
 
@@ -117,19 +118,19 @@ class TensorRt:
         return predict
 
     def _mine(self, model: bytes) -> bytes:
-        """An ONNX file, or an engine of this flavour. Raises NetworkError for another's."""
-        built = flavour_of(model)
-        if built not in (None, self.flavour):
-            raise NetworkError(other_flavour(built, self.flavour))
+        """An ONNX file, or an engine of this variant. Raises NetworkError for the other variant's."""
+        built = variant_of(model)
+        if built not in (None, self.variant):
+            raise NetworkError(wrong_variant(built, self.variant))
         return model
 
     @cached_property
     def _through(self) -> str:
-        """The Python module, or trtexec where that cannot be used. Raises DeviceError where neither can."""
-        reason = self._missing(self.flavour)
+        """The Python module, else trtexec. Raises DeviceError if neither can be used."""
+        reason = self._missing(self.variant)
         if reason is None:
-            return self.flavour
-        if self.flavour == "tensorrt" and self._missing(TRTEXEC) is None:
+            return self.variant
+        if self.variant == "tensorrt" and self._missing(TRTEXEC) is None:
             return TRTEXEC
         raise DeviceError(reason)
 

@@ -1,6 +1,6 @@
-"""PyTorch on an NVIDIA GPU, "torch-cuda" in every result: for GPUs where no TensorRT is to be had.
+"""PyTorch on an NVIDIA GPU, named "torch-cuda" in results, for GPUs without TensorRT.
 
-In: ONNX files. Out: times of whole networks in a CUDA graph, of each node in graphs of its own, and outputs.
+In: ONNX files. Out: latencies of whole networks in a CUDA graph, of each node in its own graph, and outputs.
 """
 
 import shutil
@@ -22,11 +22,11 @@ from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_torch import Step, TorchNetwork, channels_last, load_network
 
 NAME = "torch-cuda"
-WARMUP_RUNS = 3  # before a capture: libraries load, kernels are chosen, workspaces allocated
-REPLAY_MS = 0.1  # a node is repeated in its graph to fill this, so that starting a graph counts for little
+WARMUP_RUNS = 3  # before a capture: loads libraries, selects kernels, allocates workspaces
+REPLAY_MS = 0.1  # a node is repeated in its graph to take about this time, which amortises the graph launch
 MOST_COPIES = 32
-PROBE_SIDE = 2048  # 17 * 10^9 operations
-PROBE_BYTES = 128 * 2**20  # more than the level-2 cache of any GPU so far
+PROBE_SIDE = 2048  # a product has 17 * 10^9 operations
+PROBE_BYTES = 128 * 2**20  # more than the level-2 cache of current GPUs
 PROBE_REPEATS = 9
 SMI_FIELDS = {
     "driver_version": "driver",
@@ -35,18 +35,18 @@ SMI_FIELDS = {
     "power.limit": "power_limit",
 }
 
-cuda: Any = torch.cuda  # parts of it have no types
+cuda: Any = torch.cuda  # parts of it are not typed
 cudnn: Any = torch.backends.cudnn
 
 Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """A CUDA graph, and the work that it was recorded from.
+class _Captured:
+    """A CUDA graph, and the work from which it was captured.
 
-    The graph knows only addresses: the weights and inputs there must live as long as it does, and the work is
-    what holds them.
+    The graph has only the addresses of weights and inputs; the work holds references, which keep them
+    allocated.
     """
 
     graph: Any
@@ -60,10 +60,10 @@ class _Recorded:
 class TorchCuda:
     """PyTorch on the first visible GPU of this machine, in this process.
 
-    Images and weights are channels-last, TF32 is off, and cuDNN chooses kernels by its heuristics, so that a
-    layer gets the same one each time. The precision is that of the ONNX file. The GPU must have the
-    compute capability, where one is given. With `device` "cpu" the same code runs without graphs, by the
-    processor's clock: that is for tests, and no hardware profile leads there.
+    Images and weights are channels-last, TF32 is off, and cuDNN selects kernels by its heuristics, so that a
+    layer always uses the same kernel. The precision is that of the ONNX file. The GPU must have the compute
+    capability if one is given. With `device` "cpu" the same code runs without graphs, timed by the
+    processor's clock; this is for tests, and no hardware profile uses it.
     """
 
     compute_capability: str | None = None
@@ -72,9 +72,9 @@ class TorchCuda:
     workers = 1
 
     def fingerprint(self) -> dict[str, str]:
-        """Versions of PyTorch, CUDA, cuDNN and driver, TF32, the GPU, and its highest clocks if it tells.
+        """Versions of PyTorch, CUDA, cuDNN and driver, TF32, the GPU, and its maximum clocks if known.
 
-        Raises DeviceError where there is no GPU, or one of another compute capability.
+        Raises DeviceError if there is no GPU, or its compute capability differs.
         """
         self._check()
         found = {"runtime": NAME, "runtime_version": torch.__version__}
@@ -87,18 +87,18 @@ class TorchCuda:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": str(torch.version.cuda),
             "cudnn": str(cudnn.version()),
-            "tf32": "off",  # see `_settled`
+            "tf32": "off",  # see `_configured`
             **_smi(f"GPU-{properties.uuid}"),
         }
 
     def probe(self) -> dict[str, float]:
-        """One reading of the GPU's own probe, the median ms of each part over nine repetitions.
+        """One reading of the GPU's reference microbenchmark, the median ms of each part of nine repetitions.
 
-        `matmul_ms`: a float32 product of two matrices of 2048 x 2048: the clock. `stream_ms`: a copy of
-        128 MiB in the GPU's memory. They take the places of the parts of the same names of
-        `bcnet.agent.probe`, which measures the processor and says nothing about the GPU.
+        `matmul_ms`: a float32 product of two matrices of 2048 x 2048, which measures the clock. `stream_ms`:
+        a copy of 128 MiB in the GPU's memory. They replace the parts with the same names of
+        `bcnet.agent.probe`, which measures the processor, not the GPU.
         """
-        with self._settled():
+        with self._configured():
             side = torch.ones((PROBE_SIDE, PROBE_SIDE), device=self.device)
             product = torch.empty_like(side)
             block = torch.zeros(PROBE_BYTES, dtype=torch.uint8, device=self.device)
@@ -110,31 +110,31 @@ class TorchCuda:
         return {"matmul_ms": float(matmul_ms), "stream_ms": float(stream_ms)}
 
     def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
-        """The ONNX file itself, once it was loaded. Raises DeviceError for a dynamic batch."""
-        with self._settled():
+        """The ONNX file itself, loaded once as a check. Raises DeviceError for a dynamic batch."""
+        with self._configured():
             network = load_network(model, torch.device(self.device))
         fixed = next(iter(network.inputs.values()))[0][0]
         if set(batches) - {fixed}:
-            raise DeviceError(f"torch-cuda runs static shapes only: leave --batch out, or make it {fixed}")
+            raise DeviceError(f"torch-cuda supports only static shapes: omit --batch, or set it to {fixed}")
         info: dict[str, Any] = {
             "flavour": NAME,
             "versions": self.fingerprint(),
             "batches": list(batches),
             "layers": None,
-            "layers_source": "PyTorch runs the nodes of the ONNX file one after the other",
+            "layers_source": "PyTorch runs the nodes of the ONNX file one by one",
         }
         return Engine(model, info)
 
     def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each inference between two events: `seconds` long and `iterations` often.
+        """Milliseconds of each inference between two events, for at least `seconds` and `iterations`.
 
         The whole network is one CUDA graph. Inputs and outputs stay on the GPU, and each inference ends
-        before the next one begins, so what it takes to start a graph is part of it.
+        before the next one begins, so the time includes the launch of the graph.
         """
-        with self._settled():
+        with self._configured():
             network = load_network(model, torch.device(self.device))
             inputs = self._constant_inputs(network)
-            replay = self._recorded(lambda: network(*inputs))
+            replay = self._captured(lambda: network(*inputs))
             end = time.perf_counter() + warmup_ms / 1000
             self._once_ms([replay])
             while time.perf_counter() < end:
@@ -146,21 +146,21 @@ class TorchCuda:
             return np.array(samples)
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
-        """Names of the file's nodes in order, with their milliseconds in each run, each timed alone.
+        """Names of the file's nodes in order, with their milliseconds in each run, each timed in isolation.
 
-        PyTorch fuses nothing, so a node's kernels are the same alone and in the network. Each node is a graph
-        of its own, on the inputs that it has in the network, repeated there up to 32 times; a run replays all
-        graphs in turn. What is different alone: its weights and inputs wait in the GPU's cache. A table's
-        calibration corrects that. Nodes that only look at their input in another shape take 0 ms.
+        PyTorch does not fuse nodes, so a node uses the same kernels in isolation and in the network. Each
+        node has its own graph, with the inputs that it has in the network, repeated up to 32 times; a run
+        replays all graphs in turn. In isolation, its weights and inputs are in the GPU's cache, which a
+        table's calibration corrects. Nodes that return a view of their input take 0 ms.
         """
-        with self._settled():
+        with self._configured():
             network = load_network(model, torch.device(self.device))
-            works = self._alone(network)
-            replays = [self._recorded(work) for work in works.values()]
+            works = self._isolated(network)
+            replays = [self._captured(work) for work in works.values()]
             singles = np.min([self._once_ms(replays) for _ in range(WARMUP_RUNS)], 0, initial=np.inf)
             copies = np.clip(np.ceil(REPLAY_MS / np.maximum(singles, 1e-6)), 1, MOST_COPIES).astype(int)
             replays = [
-                self._recorded(_repeated(work, int(count)))
+                self._captured(_repeated(work, int(count)))
                 for work, count in zip(works.values(), copies, strict=True)
             ]
             for _ in range(WARMUP_RUNS):
@@ -170,11 +170,11 @@ class TorchCuda:
         return [(step.name, found.get(step.name, np.zeros(runs))) for step in network.steps]
 
     def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
-        """Run the network on any number of images, in batches of the size that the file fixes.
+        """A function that runs the network on any number of images, in batches of the file's size.
 
-        Networks of several inputs take as many arrays, in the file's order. Returns every output, (N, ...).
+        It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
-        with self._settled():
+        with self._configured():
             network = load_network(model, torch.device(self.device))
             inputs = self._constant_inputs(network)
             outputs: list[Tensor] = []
@@ -182,12 +182,12 @@ class TorchCuda:
             def run() -> None:
                 outputs[:] = network(*inputs)
 
-            replay = self._recorded(run)
+            replay = self._captured(run)
         size = inputs[0].shape[0]
 
         def predict(*images: np.ndarray) -> list[np.ndarray]:
             parts = []
-            with self._settled():
+            with self._configured():
                 for batch, count in batches_of(images, size):
                     for place, array in zip(inputs, batch, strict=True):
                         place.copy_(torch.from_numpy(array))
@@ -198,13 +198,13 @@ class TorchCuda:
         return predict
 
     def _check(self) -> None:
-        """Raise DeviceError where PyTorch sees no GPU, or one that is not the profile's."""
+        """Raise DeviceError if PyTorch finds no GPU, or its compute capability is not the profile's."""
         if self.device == "cpu":
             return
         if not cuda.is_available():
             built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
             raise DeviceError(
-                f"torch sees no CUDA GPU here: PyTorch {torch.__version__} is built for {built}; look at "
+                f"torch finds no CUDA GPU: PyTorch {torch.__version__} is built for {built}; check "
                 "`nvidia-smi`, and install a PyTorch for the CUDA of its driver (pytorch.org/get-started)"
             )
         major, minor = cuda.get_device_capability(0)
@@ -212,13 +212,13 @@ class TorchCuda:
         if self.compute_capability not in (None, capability):
             name = cuda.get_device_name(0)
             raise DeviceError(
-                f"the GPU is {name} of compute capability {capability}, the hardware profile's is "
+                f"the GPU {name} has compute capability {capability}, the hardware profile "
                 f"{self.compute_capability}: choose the profile of this device"
             )
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
-        """Without gradients, TF32 and cuDNN's search; an error of PyTorch becomes one of one line."""
+    def _configured(self) -> Iterator[None]:
+        """Disable gradients, TF32 and cuDNN's benchmark mode; errors of PyTorch become NetworkErrors."""
         self._check()
         matmul: Any = torch.backends.cuda.matmul
         before = matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
@@ -227,13 +227,13 @@ class TorchCuda:
             cudnn.benchmark = False
             with torch.inference_mode():
                 yield
-        except RuntimeError as cause:  # out of memory, too
+        except RuntimeError as cause:  # including out of memory
             raise NetworkError(f"PyTorch cannot run the network: {one_line(cause)}") from None
         finally:
             matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark = before
 
     def _constant_inputs(self, network: TorchNetwork) -> list[Tensor]:
-        """Noise in the place of images; zeros for integers: an index of zero is always one that exists."""
+        """Noise for the images; zeros for integers, because an index of zero is always valid."""
         rng = np.random.default_rng(0)
         tensors = []
         for shape, kind in network.inputs.values():
@@ -242,8 +242,8 @@ class TorchCuda:
             tensors.append(channels_last(tensor))
         return tensors
 
-    def _alone(self, network: TorchNetwork) -> dict[str, Work]:
-        """What each node does to the inputs that it has in the network; those that make no copy left out."""
+    def _isolated(self, network: TorchNetwork) -> dict[str, Work]:
+        """The work of each node on the inputs that it has in the network, without nodes that return views."""
         values = dict(zip(network.inputs, self._constant_inputs(network), strict=True))
         works: dict[str, Work] = {}
         for step in network.steps:
@@ -255,8 +255,8 @@ class TorchCuda:
                 works[step.name] = _bound(step, inputs)
         return works
 
-    def _recorded(self, work: Work) -> Work:
-        """The work as one CUDA graph, whose replay it returns; on the CPU the work itself."""
+    def _captured(self, work: Work) -> Work:
+        """A function that replays the work as one CUDA graph; on the CPU the work itself."""
         if self.device == "cpu":
             return work
         side: Any = cuda.Stream()
@@ -268,10 +268,10 @@ class TorchCuda:
         graph = cuda.CUDAGraph()
         with cuda.graph(graph, stream=side):
             work()
-        return _Recorded(graph, work)
+        return _Captured(graph, work)
 
     def _once_ms(self, works: Sequence[Work]) -> list[float]:
-        """Do all works in turn; the milliseconds of each, by events of the GPU."""
+        """Execute all works in turn; the milliseconds of each, by events of the GPU."""
         if self.device == "cpu":
             marks = [time.perf_counter()]
             for work in works:
@@ -300,7 +300,7 @@ def _repeated(work: Work, count: int) -> Work:
 
 
 def _smi(gpu: str) -> dict[str, str]:
-    """Driver, highest clocks and power limit of a GPU, as far as there is an nvidia-smi that tells them."""
+    """Driver, maximum clocks and power limit of a GPU, from nvidia-smi; {} if it does not report them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}

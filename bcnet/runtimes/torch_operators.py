@@ -1,4 +1,4 @@
-"""ONNX's operators in PyTorch's functions: those that its exporter makes of convolutional networks.
+"""ONNX operators as PyTorch functions: those that PyTorch's exporter uses for convolutional networks.
 
 In: attributes and inputs of a node, as ONNX defines them at opsets 13 to 20. Out: one tensor, or several.
 """
@@ -19,7 +19,8 @@ from torch import Tensor
 from bcnet.errors import NetworkError
 
 Attributes = Mapping[str, Any]
-# Inputs that say how an operator works, not on what: lists of Python numbers, known before the network runs.
+# Inputs that are parameters of an operator rather than data: lists of Python numbers, constant in the
+# network.
 LISTS = {
     "Expand": (1,),
     "Pad": (1, 2, 3),
@@ -38,23 +39,23 @@ LISTS = {
 
 
 def dtype_of(number: int) -> torch.dtype:
-    """PyTorch's type for the number of one of ONNX's."""
+    """The PyTorch type of an ONNX type, given as its number."""
     try:
         return torch.from_numpy(np.empty(0, helper.tensor_dtype_to_np_dtype(number))).dtype
     except (TypeError, KeyError):
         kind = onnx.TensorProto.DataType.Name(number)
-        raise NetworkError(f"PyTorch has no tensors of ONNX's type {kind}") from None
+        raise NetworkError(f"PyTorch does not support the ONNX type {kind}") from None
 
 
 def tensor_of(entry: onnx.TensorProto) -> Tensor:
-    """A constant of an ONNX file."""
+    """The tensor of a constant in an ONNX file."""
     return torch.from_numpy(numpy_helper.to_array(entry).copy())
 
 
 def _refuse(condition: bool, what: str) -> None:
-    """Raise NetworkError for a form of an operator that is not executed here."""
+    """Raise NetworkError if an operator has a form that is not supported."""
     if condition:
-        raise NetworkError(f"torch-cuda does not execute {what}; use another runtime")
+        raise NetworkError(f"torch-cuda does not support {what}; use another runtime")
 
 
 def _all_ones(values: Sequence[float]) -> bool:
@@ -62,9 +63,9 @@ def _all_ones(values: Sequence[float]) -> bool:
 
 
 def _padded(at: Attributes, x: Tensor, fill: float = 0.0, limit: Sequence[int] = ()) -> tuple[Tensor, Any]:
-    """An operator's input and padding on both sides: padded already where PyTorch cannot do it itself.
+    """An operator's input and its padding: the input is padded here if PyTorch's operator cannot do it.
 
-    It takes as much on either side, and with pooling no more than `limit` on an axis.
+    PyTorch supports only equal padding on both sides, in pooling up to `limit` on an axis.
     """
     axes = x.ndim - 2
     _refuse(at.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"), f"auto_pad {at.get('auto_pad')}")
@@ -76,7 +77,7 @@ def _padded(at: Attributes, x: Tensor, fill: float = 0.0, limit: Sequence[int] =
 
 
 def _last_first(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Paddings as F.pad takes them: pairs, the last axis first."""
+    """Padding in the order of F.pad: pairs, the last axis first."""
     return [pad for pair in zip(reversed(begins), reversed(ends), strict=True) for pad in pair]
 
 
@@ -159,7 +160,7 @@ def _reduce(how: Callable[..., Tensor], at: Attributes, x: Tensor, axes: Any = N
 
 def _batch_norm(at: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     _refuse(bool(at.get("training_mode", 0)), "BatchNormalization in training mode")
-    scale, bias = scale.to(mean.dtype), bias.to(mean.dtype)  # a half file's statistics may be float32
+    scale, bias = scale.to(mean.dtype), bias.to(mean.dtype)  # statistics of an fp16 file may be float32
     return F.batch_norm(x, mean, var, scale, bias, eps=at.get("epsilon", 1e-5))
 
 
@@ -255,7 +256,7 @@ def _pad(at: Attributes, x: Tensor, pads: list[int], fill: Any = None, axes: Any
     both = _last_first(begins, ends)
     if mode == "constant":
         return F.pad(x, both, value=fill or 0.0)
-    inner = 2 * max(x.ndim - 2, 1)  # PyTorch takes all inner axes and no other
+    inner = 2 * max(x.ndim - 2, 1)  # PyTorch supports only all inner axes
     _refuse(any(both[inner:]), f"Pad of batch or channels, {mode}")
     return F.pad(x, both[:inner], {"edge": "replicate", "wrap": "circular"}.get(mode, str(mode)))
 
@@ -266,7 +267,7 @@ def _resize(at: Attributes, x: Tensor, roi: Any = None, scales: Any = None, size
     axes = [axis % x.ndim for axis in at.get("axes", range(x.ndim))]
     to = dict(zip(axes, sizes or scales, strict=True))
     factors = [size / x.shape[axis] if sizes else size for axis, size in to.items()]
-    # What lies halfway goes up in PyTorch. By whole factors nothing does.
+    # PyTorch rounds halfway cases up. With integer factors there are none.
     halfway_up = rounding == "round_prefer_ceil" or (
         rounding == "round_prefer_floor" and all(factor == int(factor) > 0 for factor in factors)
     )
@@ -280,10 +281,10 @@ def _resize(at: Attributes, x: Tensor, roi: Any = None, scales: Any = None, size
         or (mode == "cubic" and at.get("cubic_coeff_a", -0.75) != -0.75),
         f"Resize of this kind ({mode}, {where}, {rounding})",
     )
-    still = [
+    unchanged = [
         to.get(axis, x.shape[axis] if sizes else 1) == (x.shape[axis] if sizes else 1) for axis in (0, 1)
     ]
-    _refuse(not all(still), "Resize of batch or channels")
+    _refuse(not all(unchanged), "Resize of batch or channels")
     spatial = [to.get(axis, x.shape[axis] if sizes else 1.0) for axis in _spatial(x)]
     names = {"nearest": "nearest-exact" if exact else "nearest", "cubic": "bicubic"}
     name = names.get(mode, ("linear", "bilinear", "trilinear")[len(spatial) - 1])

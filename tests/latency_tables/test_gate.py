@@ -218,7 +218,7 @@ def test_tables_that_cannot_be_compared_are_refused() -> None:
         compare_tables(table_of(LAYERS), replace(table_of(LAYERS), device="t4"))
     with pytest.raises(TableError, match="no row in common"):
         compare_tables(table_of(LAYERS[:3]), table_of(LAYERS[3:]))
-    with pytest.raises(TableError, match="an estimate: .* calculated, not measured"):
+    with pytest.raises(TableError, match=r"an estimate: .* calculated, not measured"):
         compare_tables(table_of(LAYERS), table_of(LAYERS, estimate=True))
 
 

@@ -109,7 +109,7 @@ def test_a_journal_keeps_lines_as_they_were_written_and_forgets_all_from_a_chang
     capsys.readouterr()
     journal.path.write_text(journal.path.read_text().replace("0.3", "0.2"), encoding="utf-8")
     assert Journal(table, of, belongs_to).entries == []
-    assert "line 2 was changed; what was measured from" in capsys.readouterr().err
+    assert "line 2 was changed; the measurements after that" in capsys.readouterr().err
 
 
 def test_a_journal_of_other_versions_or_another_seed_is_not_continued(

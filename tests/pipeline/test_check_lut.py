@@ -125,7 +125,7 @@ def test_another_setting_and_an_estimate_are_refused(graph: OnnxSupernet, base: 
     with pytest.raises(TableError, match=r"no row of this network at .*batch 4.*it holds: .*batch 1"):
         check_lut(graph, QUICK.model_copy(update={"batch": 4}), base)
     estimated = replace(base, sessions=[replace(session, estimate=True) for session in base.sessions])
-    with pytest.raises(TableError, match="an estimate: .* calculated, not measured"):
+    with pytest.raises(TableError, match=r"an estimate: .* calculated, not measured"):
         check_lut(graph, QUICK, estimated)
 
 

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from conftest import PROFILE, Refused, clear_projects, contents
 
-from bcnet.agent.tensorrt_module import flavour_of
+from bcnet.agent.tensorrt_module import variant_of
 from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, load_config
@@ -120,7 +120,7 @@ def last_line(text: str) -> str:
 def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) -> None:
     exported, said = done(4, "export", "--trt")
     content, facts = DESK_ENGINE.read_bytes(), json.loads(DESK_FACTS.read_text(encoding="utf-8"))
-    assert flavour_of(content) == "tensorrt-rtx"
+    assert variant_of(content) == "tensorrt-rtx"
     assert facts["flavour"] == "tensorrt-rtx"
     assert list(facts["versions"]) == ["tensorrt-rtx"]
     assert (facts["compute_capability"], facts["precision"], facts["device"]) == ("8.9", "fp16", "desk")
@@ -251,7 +251,7 @@ def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_f
     engine = Path("runs/board/export/model.engine")
     assert not engine.exists()
     exported, _ = done(4, "export", "--trt", "--flavour", "rtx")
-    assert flavour_of(engine.read_bytes()) == "tensorrt-rtx"
+    assert variant_of(engine.read_bytes()) == "tensorrt-rtx"
     facts = json.loads(engine.with_name("engine.json").read_text(encoding="utf-8"))
     assert facts["compute_capability"] == "7.5"
     assert (exported["executed"], exported["predicted_for"]) == (False, "tensorrt")

@@ -83,7 +83,7 @@ def test_an_answer_is_passed_on_as_it_came(job: dict[str, Any], answer: dict[str
             {"names": ["a"], "ms": [[1.0]] * 3, "walls_ms": [1.0] * 3},
             "ms has 3 runs, but 2 were",
         ),
-        (PROFILE, {"names": ["a"], "ms": [[-1.0]] * 2, "walls_ms": [1.0] * 2}, "each of its 2 runs holds"),
+        (PROFILE, {"names": ["a"], "ms": [[-1.0]] * 2, "walls_ms": [1.0] * 2}, "each of its 2 runs has"),
         (PROFILE, {"names": ["a"], "ms": [[float("inf")]], "walls_ms": [1.0]}, "ms[0][0] is not finite"),
         (ENGINE, {"names": ["a"], "ms": [[-1.0]], "walls_ms": None}, "ms[0][0] is -1, expected a time"),
         (ENGINE, {"names": ["a"], "ms": [[1.0, 2.0]], "walls_ms": None}, "ms[0] has 2 times for 1 nodes"),
@@ -169,7 +169,7 @@ def test_this_machine_and_a_recording_are_checked_like_a_host(
 def test_a_recording_of_something_else_is_refused(entry: Any, tmp_path: Path) -> None:
     lines = SealedLines(tmp_path / "a.jsonl", KIND)
     lines.append(entry)
-    with pytest.raises(DeviceError, match="is no recording of this version of bcnet; record again"):
+    with pytest.raises(DeviceError, match="is not a recording of this version of bcnet; record into"):
         Recorded(lines.path)
 
 

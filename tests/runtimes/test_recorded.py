@@ -97,8 +97,8 @@ def test_a_job_that_is_not_in_the_file_is_named_with_how_to_record_it(tmp_path: 
         Recorded(path).call(job("profile", network(), runs=12), 1.0)
     assert str(caught.value) == (
         f"{path} has no answer to this job: profile with onnxruntime (threads 1) of a network of 3 nodes "
-        f'(1 Conv, 1 Relu, 1 Reshape) for runs 12; record it on the device: put `record_to = "{path}"` in '
-        "the place of `recording` in its hardware profile, and run this command there"
+        f'(1 Conv, 1 Relu, 1 Reshape) for runs 12; record it on the device: put `record_to = "{path}"` '
+        "instead of `recording` in its hardware profile, and run this command there"
     )
     assert in_words({"do": "probe"}) == "probe"
 
@@ -173,7 +173,9 @@ def test_other_files_and_those_of_earlier_versions_are_refused_and_kept(
     path = tmp_path / ("a.jsonl" if pack is bytes else "a.jsonl.gz")
     path.write_bytes(pack(content))
     for kind in (Recorded, lambda path: Recording(Counting(), path)):
-        with pytest.raises(DeviceError, match=r"is no recording of this version of bcnet, .*; record again"):
+        with pytest.raises(
+            DeviceError, match=r"is not a recording of this version of bcnet, .*; record again"
+        ):
             kind(path)
     assert path.read_bytes() == pack(content)
 
@@ -239,7 +241,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(b"no gzip")
-    with pytest.raises(BcnetError, match=r"is no recording .* \(it is damaged from byte 0 on"):
+    with pytest.raises(BcnetError, match=r"is not a recording .* \(it is damaged from byte 0 on"):
         Recorded(packed)
 
 

@@ -137,7 +137,7 @@ def test_a_line_that_is_cut_in_the_middle_of_a_job_gives_its_answer_all_the_same
     cut = meanwhile(sshd.cut, a_job_runs(tmp_path / "there"))
     samples = OnnxRuntime(device).time_network(FILE, **LONG)
     cut.join()
-    assert "the line dropped" in capsys.readouterr().err
+    assert "the connection was lost" in capsys.readouterr().err
     # The agent that was cut off went on, and kept its answer: it is the one that was heard.
     (kept,) = files_of(tmp_path / "there", "answers")
     assert json.loads(kept.read_text())["ms"] == samples.tolist()
@@ -191,7 +191,7 @@ def test_a_job_that_takes_too_long_is_ended_there(device: SshDevice, tmp_path: P
     }
     device.hello()
     (busy,) = agents(tmp_path / "there")
-    with pytest.raises(DeviceError, match=r"device: no answer after 0.5 s; the job was ended there"):
+    with pytest.raises(DeviceError, match=r"device: no answer after 0.5 s; the job was stopped"):
         device.call(job, 0.5)
     until = time.monotonic() + 10  # the kernel takes its time to end a killed process
     while busy in agents(tmp_path / "there") and time.monotonic() < until:
@@ -219,7 +219,7 @@ def test_a_machine_that_asks_for_a_password_is_refused_at_once(tmp_path: Path, m
     (server.folder / "authorized").write_text("")
     start = time.monotonic()
     try:
-        with pytest.raises(HostLost, match=r"Permission denied .*; it must let you in without a password"):
+        with pytest.raises(HostLost, match=r"Permission denied .*; it must accept a login without"):
             SshDevice("device").hello()
     finally:
         server.stop()
@@ -285,8 +285,8 @@ def test_a_full_disk_there_is_told_and_work_goes_on_when_there_is_room(
 def test_a_machine_with_another_power_mode_after_a_reboot_is_refused(device: SshDevice) -> None:
     device.hello()
     device.close()
-    device._told["power_mode"] = "15W"
-    with pytest.raises(DeviceError, match=r"its power mode was 15W and is None now; set it as it was"):
+    device._machine["power_mode"] = "15W"
+    with pytest.raises(DeviceError, match=r"its power mode was 15W and is None now; restore it"):
         device.hello()
 
 
@@ -328,7 +328,7 @@ def test_hosts_whose_probes_are_more_than_five_percent_apart_are_refused_by_name
     same = {"a": [{"matmul_ms": 1.0}, {"matmul_ms": 3.0}], "b": [{"matmul_ms": 1.04}, {"matmul_ms": 1.2}]}
     check_probes(same)
     with pytest.raises(
-        DeviceError, match=r"b is not like a: its probe \(matmul_ms\) takes 1.06 ms, there 1 ms"
+        DeviceError, match=r"b is slower than a: its reference microbenchmark \(matmul_ms\) takes 1.06 ms"
     ):
         check_probes({"a": same["a"], "b": [{"matmul_ms": 1.06}, {"matmul_ms": 1.2}]})
 
@@ -338,7 +338,7 @@ def test_hosts_with_other_versions_are_refused_by_name(device: SshDevice) -> Non
         def fingerprint(self) -> dict[str, str]:
             return {**super().fingerprint(), "runtime_version": "1.0"}
 
-    with pytest.raises(DeviceError, match=r"old is not like new: runtime_version is 1.0 there and"):
+    with pytest.raises(DeviceError, match=r"old differs from new: runtime_version is 1.0 on old and"):
         check_alike({"new": OnnxRuntime(device), "old": Older(device)})
 
 
@@ -347,7 +347,7 @@ def test_an_agent_that_was_copied_only_in_part_is_copied_again(device: SshDevice
     device.close()
     (copy,) = (tmp_path / "there").glob("agent-*.pyz")
     content = copy.read_bytes()
-    copy.write_bytes(content[: len(content) // 2])  # the line dropped, or the power was cut
+    copy.write_bytes(content[: len(content) // 2])  # the connection was lost, or the power was cut
     assert device.hello()["folder"] == str(tmp_path / "there")
     assert copy.read_bytes() == content
 
@@ -374,7 +374,7 @@ def test_a_line_that_drops_in_every_attempt_ends_as_a_network_that_cannot_be_run
     device.hello()
     with (
         whenever_a_job_runs(tmp_path / "there", sshd.cut),
-        pytest.raises(NetworkError, match=r"(the line dropped 6|the agent died 3) times in one job"),
+        pytest.raises(NetworkError, match=r"(the connection was lost 6|the agent died 3) times in one job"),
     ):
         OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
 

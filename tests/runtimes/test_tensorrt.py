@@ -213,7 +213,7 @@ def test_an_engine_of_the_other_flavour_is_never_loaded() -> None:
             use()
     with pytest.raises(NetworkError, match="built by TensorRT; TensorRT for RTX cannot read it"):
         builder().predictor(b"ftrt" + engine[4:])
-    with pytest.raises(NetworkError, match="an engine already"):
+    with pytest.raises(NetworkError, match="already an engine"):
         builder().build(engine)
 
 
@@ -238,7 +238,7 @@ def test_running_an_engine_needs_a_gpu() -> None:
         with pytest.raises(DeviceError, match=re.escape(reason)):
             use()
     if not Path("/dev/nvidia0").exists():
-        assert re.match("there is no NVIDIA driver here|CUDA's driver cannot do cuInit", reason)
+        assert re.match("there is no NVIDIA driver on this machine|cuInit of the CUDA driver failed", reason)
     assert engine.info["gpu"] is None
     assert reason in engine.info["layers_source"]
 
@@ -290,7 +290,7 @@ class Mixes(nn.Module):
 
 def test_a_network_whose_items_mix_is_not_made_one_of_any_batch() -> None:
     with pytest.raises(
-        NetworkError, match="cannot be made one of any batch: output 0 changes with its neigh"
+        NetworkError, match="cannot be made dynamic: output 0 of an image depends on the other"
     ):
         with_free_batch(content(to_onnx(Mixes().eval(), (1, 3, 4, 4))))
 
@@ -336,7 +336,7 @@ def test_another_gpu_or_power_mode_than_the_profiles_is_refused() -> None:
     assert at(compute_capability="8.7", power_mode="15W")["power_mode"] == "15W"
     assert at(power_mode="MODE_15W") == at()
     with pytest.raises(
-        DeviceError, match=r"is Orin of compute capability 8.7, the hardware profile's is 7.2"
+        DeviceError, match=r"the GPU Orin has compute capability 8.7, the hardware profile 7.2"
     ):
         at(compute_capability="7.2")
     with pytest.raises(DeviceError, match=r"power mode is 15W, the hardware profile says MAXN"):

@@ -315,7 +315,7 @@ def test_an_operator_that_is_not_known_is_named() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (b"nothing", "this is no ONNX file"),
+        (b"nothing", "this is not an ONNX file"),
         (one_node("Relu", (1, None, 3)), "input 'input' has no fixed shape"),
         (one_node("Slice", IMAGE, [ints(-1), ints(-9), ints(3), ints(-1)]), "Slice with a negative step"),
         (one_node("Conv", IMAGE, [noise(6, 3, 3, 3)]), "PyTorch cannot run Conv 'node': RuntimeError: "),
@@ -323,7 +323,7 @@ def test_an_operator_that_is_not_known_is_named() -> None:
         (one_node("MaxPool", IMAGE, kernel_shape=[2, 2], outputs=2), "only the first output of MaxPool"),
         (
             one_node("Resize", IMAGE, [None, None, ints(1, 8, 9, 7)], mode="linear"),
-            "does not execute Resize of batch or channels",
+            "does not support Resize of batch or channels",
         ),
         (
             one_node("Resize", IMAGE, [None, None, ints(1, 4, 9, 9)], mode="nearest", nearest_mode="ceil"),
@@ -335,11 +335,11 @@ def test_an_operator_that_is_not_known_is_named() -> None:
         ),
         (
             one_node("Pad", IMAGE, [ints(0, 1, 0, 0, 0, 1, 0, 0)], mode="reflect"),
-            "does not execute Pad of batch or channels, reflect",
+            "does not support Pad of batch or channels, reflect",
         ),
         (
             one_node("Split", (1, 5), axis=1, num_outputs=4, outputs=4),
-            "does not execute Split of 5 into 4 parts",
+            "does not support Split of 5 into 4 parts",
         ),
     ],
 )
@@ -360,9 +360,7 @@ def test_without_a_gpu_everything_is_refused_with_what_to_do() -> None:
         lambda: runtime.profile_nodes(model, 1),
         lambda: runtime.predictor(model),
     ):
-        with pytest.raises(
-            DeviceError, match=r"^torch sees no CUDA GPU here: PyTorch .* `nvidia-smi`"
-        ) as caught:
+        with pytest.raises(DeviceError, match=r"^torch finds no CUDA GPU: PyTorch .* `nvidia-smi`") as caught:
             use()
         assert not isinstance(caught.value, NetworkError)
         assert "\n" not in str(caught.value)
@@ -372,7 +370,7 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
     profile = HwProfile(name="own", description="", runtime="torch", precision="fp16", batch=8)
     assert setting_of(profile).runtime == "torch-cuda"
     if not GPU:
-        assert str(why_not_here(profile)).startswith("device 'own' is not at hand: torch sees no CUDA GPU")
+        assert str(why_not_here(profile)).startswith("device 'own' is not at hand: torch finds no CUDA GPU")
 
     class Elsewhere:
         workers = 1
@@ -380,7 +378,7 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
         def call(self, job: Any, limit_s: float) -> dict[str, Any]:
             raise AssertionError("nothing is sent there")
 
-    with pytest.raises(DeviceError, match="this process only, neither over ssh nor from a recording"):
+    with pytest.raises(DeviceError, match="only in this process, neither over ssh nor from a recording"):
         runtime_on(Elsewhere(), "torch")
     with pytest.raises(DeviceError, match="in fp32 or fp16, not in int8"):
         runtime_on(LocalDevice(), "torch", precision="int8")
@@ -432,7 +430,7 @@ def test_an_engine_is_the_file_with_its_own_batch() -> None:
     assert engine.info["flavour"] == "torch-cuda"
     assert engine.info["versions"]["runtime_version"] == torch.__version__
     assert RUNTIME.build(model, (2,)).info["batches"] == [2]
-    with pytest.raises(DeviceError, match="static shapes only: leave --batch out, or make it 2"):
+    with pytest.raises(DeviceError, match="only static shapes: omit --batch, or set it to 2"):
         RUNTIME.build(model, (1, 8))
 
 
@@ -591,7 +589,7 @@ def test_a_gpu_is_known_by_its_versions_and_refused_for_another_profile(
     smi.write_text("#!/bin/sh\nexit 9\n")
     assert "driver" not in TorchCuda(device="cpu:0").fingerprint()
     with pytest.raises(
-        DeviceError, match=r"is GPU X of compute capability 8\.9, the hardware profile's is 9\.0"
+        DeviceError, match=r"the GPU GPU X has compute capability 8\.9, the hardware profile 9\.0"
     ):
         TorchCuda("9.0", "cpu:0").probe()
 

@@ -225,7 +225,7 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     other = tmp_path / "trtexec"
     other.write_text("#!/bin/sh\necho hello\n")
     other.chmod(0o755)
-    assert "does not tell its version" in str(trtexec_jobs.missing({"trtexec": str(other)}))
+    assert "does not print its version" in str(trtexec_jobs.missing({"trtexec": str(other)}))
 
 
 def test_a_device_without_the_python_module_is_used_through_its_program(
@@ -298,7 +298,7 @@ def test_a_jetson_tells_its_board_release_and_power_mode(
 def test_a_full_disk_is_one_line(tmp_path: Path, largest_file: Any) -> None:
     program = fake_trtexec.write(tmp_path, "v8601")
     trtexec_jobs.missing({"trtexec": str(program)})
-    with largest_file(100), pytest.raises(JobError, match="engines cannot be kept in") as caught:
+    with largest_file(100), pytest.raises(JobError, match="engines cannot be written to") as caught:
         job(program, "time", model=b"x" * 1000, warmup_ms=0, seconds=0.1, iterations=2)
     assert caught.value.kind == "device"
 
