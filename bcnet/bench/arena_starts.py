@@ -24,10 +24,11 @@ from bcnet.bench.outside_job import Failed, Job, NotInstalled
 from bcnet.errors import FOREIGN, ArtifactError, BcnetError, BudgetError, one_line
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.measured import ALTERNATIONS, Target
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
-from bcnet.pipeline.search_trained import ALTERNATIONS, Proposals, Target, best_measured, finalists, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say

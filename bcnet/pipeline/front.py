@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from bcnet.artifacts import Run, read_json
-from bcnet.config import Config
+from bcnet.config import Config, latency_share
 from bcnet.errors import BudgetError
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.search_evolved import measured_best
-from bcnet.pipeline.search_inputs import bounds_of, budget_ms, measuring, scoring, settings_of
+from bcnet.pipeline.search_inputs import bounds_of, budget_ms, margin_of, measuring, scoring, settings_of
+from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_from_json
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
@@ -41,6 +41,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     stage, supernet = run.stage("search"), run.stage("train").require(project.inputs())
     stage.require({"supernet": supernet, "device": project.device_key})
     budget = budget_ms(project, latency, own.latency_ms, own.latency or "")
+    share = None if own.latency is None else latency_share(own.latency)
     bounds = bounds_of(project)
 
     def read(file: str) -> list[Candidate]:
@@ -65,6 +66,8 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     settings = replace(
         settings_of(project),
         budget_ms=budget,
+        share=share,
+        margin=margin_of(project.config.search.margin, latency.noise, share),
         min_accuracy=None,
         fitness="hard",
         over_budget=False,
@@ -82,15 +85,16 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     evolution.know(read("history.json"))
     not_measured = project.not_measured(latency)
     if not_measured:
-        best = evolution.ranked(inside)[0]
+        share, best = None, evolution.ranked(inside)[0]
         say(f"{best.widths}, predicted {best.predicted_ms:.4g} ms, is sliced: {not_measured}")
     else:
-        found = measured_best(evolution, settings, inside, measuring(project))
-        best = found.best
+        # No larger ones follow: nothing is searched again.
+        winner = measured_best(evolution, settings, inside, measuring(project), least_used=0.0)
+        best, budget = winner.best, winner.budget_ms or budget
         assert best.measured is not None
-        note = f" ({found.note})" if found.note else ""
+        note = f" ({winner.note})" if winner.note else ""
         say(f"{best.widths}, measured at {best.measured.median_ms:.4g} ms, is sliced{note}")
-    return Chosen(best.widths, best.predicted_ms, budget)
+    return Chosen(best.widths, best.predicted_ms, budget, share)
 
 
 def _require_front(result: Mapping[str, Any], budget: float, whole: str, alone: str) -> None:

@@ -14,13 +14,13 @@ from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config, SearchConfig
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.kept import announce_replacement
+from bcnet.pipeline.measured import Target
 from bcnet.pipeline.pruned import PRUNED, PRUNED_FILE
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.route import GROUP_FISHER, allocations
 from bcnet.pipeline.search_evolved import effective_limit_ms, fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import candidate_json
-from bcnet.pipeline.search_trained import Target
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
 from bcnet.supernet.evolution import SearchSettings
@@ -82,7 +82,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
     _, lowest = fastest_within(project.space, latency, bounds, settings.budget_ms)
     limit = None
     if asked.measure_of is not None:
-        if asked.methods and share is not None:
+        if share is not None:
             _say_share(asked.target, share)
         else:
             limit = _limit_said(settings, lowest, latency.noise)

@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.limits import Limits
-from bcnet.pipeline.search_inputs import MeasureOf
-from bcnet.progress import working
+from bcnet.pipeline.measured import ROUNDS, MeasureOf, Target, alternating
+from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.supernet.costs import Bound
 from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, Prior, ScoreOf, SearchSettings
 from bcnet.supernet.space import Widths, WidthSpace
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
-ROUNDS = 4  # batches of candidates that are measured, before the search gives up
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,19 @@ def search(
     if settings.presses and evolution.fits(
         full, float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
     ):
-        measured = measure_of(full) if measure_of else None
-        if budget is None or measured is None or measured.median_ms <= budget:
+        stats = alternating(measure_of, [full, space.original()]) if measure_of else None
+        measured = stats[full] if stats else None
+        asked = budget
+        if budget is not None and stats is not None:
+            target = Target(budget, settings.share, settings.margin)
+            asked = target.asked_ms(stats[space.original()].median_ms)
+        if asked is None or measured is None or measured.median_ms <= asked:
             best = replace(evolution.scored(full, 0), measured=measured)
-            kept = "every bound is" if budget is None else f"the budget of {budget:.4g} ms is"
-            kept = f"{kept} above the full network's{'' if budget is None else ' latency'}: kept whole"
+            kept = "every bound is" if asked is None else f"the budget of {asked:.4g} ms is"
+            kept = f"{kept} above the full network's{'' if asked is None else ' latency'}: kept whole"
             kept = kept if measured else f"{kept}, {NOT_MEASURED}"
-            return replace(result_of(settings, best, (best,), (best,), kept), pareto=(best,))
+            result = result_of(settings, Winner(best, (best,), (best,), asked, kept))
+            return replace(result, pareto=(best,))
     candidates = evolution.run(priors, resume, on_generation)
     result = _winner(evolution, settings, candidates, measure_of)
     history = {candidate.widths: candidate for candidate in (*candidates, *result.history)}
@@ -119,13 +124,17 @@ def _winner(
         candidates = inside or _led_inside(evolution, ranked[: settings.measured], limit)
         ranked = evolution.ranked(candidates)
     top = tuple(ranked[: settings.measured])
-    if measure_of is not None and settings.min_accuracy is None and (limit is None or free):
-        top = _measured(top, measure_of)
-        result = result_of(settings, top[0], top, candidates, "")
-    elif measure_of is not None:
-        result = measured_best(evolution, settings, candidates, measure_of)
+    budget = settings.budget_ms
+    if measure_of is None:
+        winner = Winner(top[0], top, candidates, budget, NOT_MEASURED)
+    elif settings.min_accuracy is not None:
+        winner = fastest_measured(evolution, settings, candidates, measure_of)
+    elif limit is None or free:
+        top = measured_alone(top, measure_of)
+        winner = Winner(top[0], top, candidates, budget)
     else:
-        result = result_of(settings, top[0], top, candidates, NOT_MEASURED)
+        winner = measured_best(evolution, settings, candidates, measure_of)
+    result = result_of(settings, winner)
     if free:
         target = f"the budget of {settings.budget_ms:.4g} ms is a target that need not be kept (over_budget)"
         result = replace(result, budget_ms=None, note="; ".join(filter(None, (target, result.note))))
@@ -135,101 +144,20 @@ def _winner(
 def _led_inside(evolution: Evolution, best: Sequence[Candidate], limit_ms: float) -> tuple[Candidate, ...]:
     """The best, narrowed until they fit: where all that were scored are over the budget."""
     settings = evolution.settings
-    rng = np.random.default_rng((settings.seed, settings.generations + ROUNDS))
+    rng = np.random.default_rng((settings.seed, settings.generations + ROUNDS))  # drawn by no other
     fitting = dict.fromkeys(evolution.repaired(candidate.widths, rng, limit_ms) for candidate in best)
     return tuple(evolution.scored(widths, settings.generations + 1) for widths in fitting)
 
 
-def measured_best(
-    evolution: Evolution, settings: SearchSettings, candidates: Sequence[Candidate], measure_of: MeasureOf
-) -> SearchResult:
-    """Measure the best few; the best that really is inside the budget, by the margin, wins.
-
-    The winner is measured once more, after all others, and has to fit again; the slower measurement counts.
-    The best of several that press against the budget is otherwise likely one that was measured too fast.
-    Where all of them miss it, the table is off by some factor here: the next ones are made to fit a budget
-    that is tighter by as much. In the end, one that is inside the budget without the margin will do.
-    """
-    found = {candidate.widths: candidate for candidate in candidates}
-    if settings.min_accuracy is not None:
-        wanted = evolution.ranked([c for c in candidates if c.score.accuracy >= settings.min_accuracy])
-        top = _measured(wanted[: settings.measured], measure_of)
-        best = min(top, key=lambda c: c.measured.median_ms if c.measured else 0.0)
-        return result_of(settings, best, top, candidates, "")
-    assert settings.budget_ms is not None
-    assert evolution.settings.budget_ms is not None
-    assert evolution.anchor is not None
-    lowest, wanted_ms = evolution.latency_of(evolution.anchor), settings.limit_ms(settings.budget_ms)
-    limit, measured, note = evolution.settings.budget_ms, dict[Widths, Candidate](), ""
-
-    def inside(candidate: Candidate, bound_ms: float) -> bool:
-        return candidate.measured is not None and candidate.measured.median_ms <= bound_ms
-
-    for number in range(ROUNDS):
-        waiting = [c for c in evolution.ranked(tuple(found.values())) if c.widths not in measured]
-        if number:
-            rng = np.random.default_rng((settings.seed, settings.generations + number))
-            for candidate in waiting[: settings.measured]:
-                widths = evolution.repaired(candidate.widths, rng, limit)
-                if widths not in found:
-                    found[widths] = evolution.scored(widths, settings.generations + number)
-            waiting = [c for c in evolution.ranked(tuple(found.values())) if c.widths not in measured]
-            note = f"candidates were slower than predicted: narrowed to a predicted {limit:.4g} ms"
-        batch = _measured([c for c in waiting if c.predicted_ms <= limit][: settings.measured], measure_of)
-        measured |= {c.widths: c for c in batch}
-        for candidate in evolution.ranked(tuple(measured.values())):
-            if inside(candidate, wanted_ms):
-                confirmed = _slower(candidate, measure_of(candidate.widths))
-                measured[candidate.widths] = confirmed
-                if inside(confirmed, wanted_ms):
-                    tops = tuple(measured.values())
-                    return result_of(settings, confirmed, tops, tuple(found.values()), note)
-        if not batch:
-            break
-        counted = [measured[c.widths] for c in batch]
-        ratios = [c.measured.median_ms / c.predicted_ms for c in counted if c.measured]
-        limit = max(lowest, min(limit, wanted_ms / float(np.median(ratios))))
-    for candidate in evolution.ranked([c for c in measured.values() if inside(c, settings.budget_ms)]):
-        confirmed = _slower(candidate, measure_of(candidate.widths))
-        measured[candidate.widths] = confirmed
-        if inside(confirmed, settings.budget_ms):
-            note = f"inside the budget, but by less than the machine's noise of {settings.margin:.1%}"
-            return result_of(settings, confirmed, tuple(measured.values()), tuple(found.values()), note)
-    closest = min(c.measured.median_ms for c in measured.values() if c.measured)
-    raise BudgetError(
-        f"none of the {len(measured)} best candidates, measured as whole networks, is within "
-        f"{settings.budget_ms:.4g} ms; the closest takes {closest:.4g}. The machine may be busy: "
-        "search again, or measure the table anew with `bcnet build-lut --again`"
-    )
-
-
-def _measured(candidates: Sequence[Candidate], measure_of: MeasureOf) -> tuple[Candidate, ...]:
-    with working("measuring the best candidates as whole networks"):
-        return tuple(replace(c, measured=measure_of(c.widths)) for c in candidates)
-
-
-def _slower(candidate: Candidate, again: LatencyStat) -> Candidate:
-    """The candidate with the slower of its measurement and another one."""
-    if candidate.measured is not None and candidate.measured.median_ms >= again.median_ms:
-        return candidate
-    return replace(candidate, measured=again)
-
-
-def result_of(
-    settings: SearchSettings,
-    best: Candidate,
-    top: Sequence[Candidate],
-    candidates: Sequence[Candidate],
-    note: str,
-) -> SearchResult:
+def result_of(settings: SearchSettings, winner: Winner) -> SearchResult:
     """A result without its front."""
     return SearchResult(
-        best=best,
-        top=tuple(top),
+        best=winner.best,
+        top=winner.top,
         pareto=(),  # that of all candidates: `search` fills it in
-        history=tuple(candidates),
-        budget_ms=settings.budget_ms,
+        history=winner.candidates,
+        budget_ms=winner.budget_ms,
         min_accuracy=settings.min_accuracy,
         seed=settings.seed,
-        note=note,
+        note=winner.note,
     )

@@ -2,7 +2,7 @@
 that score and measure widths.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from bcnet.config import SearchConfig, latency_share
 from bcnet.data import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.repeated import NOISY
 from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.supernet.evolution import Prior, SearchSettings, fastest
@@ -25,17 +26,21 @@ from bcnet.supernet.project import Project
 from bcnet.supernet.saved import training_records
 from bcnet.supernet.score import Scorer
 from bcnet.supernet.smooth import BY_LOSS, BY_OTHER
-from bcnet.supernet.space import Widths
 from bcnet.supernet.temperature import are_classes
 
-MeasureOf = Callable[[Widths], LatencyStat]
 DEFAULT_SHARE = "60%"  # of the full network's latency, where no budget is given
+SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
 BUDGETS = 4  # that the first generation of a front is drawn for
 
 
 def settings_of(project: Project) -> SearchSettings:
-    """The configured search, its budget in ms (60 % of the full network where nothing else is given)."""
+    """The configured search, its budget in ms (60 % of the full network where nothing else is given).
+
+    A budget that is a share of the original's latency is in ms as the table predicts that; on the device, it
+    is that of the measured one. Its margin is smaller: a machine that slows down slows both.
+    """
     config, latency = project.config.search, project.latency_model()
+    share = share_of(config)
     own = config.latency_ms is not None or config.latency is not None
     budget = None
     if own or (config.min_accuracy is None and not (config.bounded and config.fitness == "hard")):
@@ -47,7 +52,8 @@ def settings_of(project: Project) -> SearchSettings:
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
-        margin=min(latency.noise, NOISY) if config.margin is None else config.margin,
+        share=share,
+        margin=margin_of(config.margin, latency.noise, share),
         seed=project.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,
@@ -57,6 +63,11 @@ def settings_of(project: Project) -> SearchSettings:
         by_loss=by_loss_of(project),
         exchange=config.exchange,
     )
+
+
+def margin_of(given: float | None, noise: float, share: float | None) -> float:
+    """The share of the budget that measured networks leave free, where it is not given."""
+    return min(noise, NOISY if share is None else SHARE_MARGIN) if given is None else given
 
 
 def by_loss_of(project: Project) -> float:
@@ -82,7 +93,9 @@ def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, sha
 
 def share_of(search: SearchConfig) -> float | None:
     """The budget as a share of the original's latency; None where it is given in ms, or there is none."""
-    if search.latency is None and (search.latency_ms or search.min_accuracy or search.bounded):
+    if search.latency_ms is not None or search.min_accuracy is not None:
+        return None
+    if search.latency is None and search.bounded and search.fitness == "hard":
         return None
     return latency_share(search.latency or DEFAULT_SHARE)
 

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.noise import QUIETER
-from bcnet.latency_tables.rows import LatencyStat
 from bcnet.methods.allocators import ALLOCATORS, UNIFORM
 from bcnet.methods.problem import Problem
+from bcnet.pipeline.measured import Measured, MeasureOf, Target, Timed, measured_until_used, too_slow
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.repeated import Repeated
 from bcnet.pipeline.route import GROUP_FISHER
-from bcnet.pipeline.search_inputs import MeasureOf
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.plain import loss_text
@@ -27,34 +24,6 @@ from bcnet.supernet.score import Score, best_first, loss_of
 from bcnet.supernet.space import Widths
 
 ORIGINAL = "original"
-ROUNDS = 4  # of proposing and measuring
-USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
-SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
-ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
-AGREE = 0.03  # the two fastest measurements of a network may differ by so much
-
-
-@dataclass(frozen=True)
-class Target:
-    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin.
-
-    Of a share the margin is `SHARE_MARGIN` at most: a slow machine slows down both.
-    """
-
-    budget_ms: float
-    share: float | None
-    margin: float
-
-    def limit_ms(self, original_ms: float) -> float:
-        """What measured networks must not exceed where the original takes `original_ms`."""
-        if self.share is not None and self.share >= 1:
-            return self.asked_ms(original_ms)  # the original itself fits
-        margin = self.margin if self.share is None else min(self.margin, SHARE_MARGIN)
-        return self.asked_ms(original_ms) * (1 - margin)
-
-    def asked_ms(self, original_ms: float) -> float:
-        """The budget itself."""
-        return self.budget_ms if self.share is None else self.share * original_ms
 
 
 @dataclass
@@ -118,27 +87,23 @@ class Proposals:
         return self.scores(widths)
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A candidate that was measured, and its latency as a share of the limit at that time."""
+@dataclass
+class Best:
+    """The proposals to be measured: those of the lowest losses, and the uniform one, as what to beat."""
 
-    candidate: Candidate
-    used: float
+    proposals: Proposals
+    most: int
 
+    def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
+        """The best `most` of what is proposed for a limit, and the uniform one."""
+        found = self.proposals.propose(limit_ms, number)
+        ranked = self.ranked([candidate for candidate in found if candidate.predicted_ms > above_ms])
+        uniform = [c for c in ranked[self.most :] if self.proposals.origin[c.widths] == UNIFORM]
+        return [*ranked[: self.most], *uniform]
 
-@dataclass(frozen=True)
-class Measured:
-    """All candidates that were measured; the budget in ms, as measured beside the last of them; a note."""
-
-    timed: tuple[Timed, ...]
-    budget_ms: float
-    note: str
-
-    @property
-    def inside(self) -> list[Timed]:
-        """Those within the limit, the lowest loss first."""
-        fitting = [own for own in self.timed if own.used <= 1]
-        return sorted(fitting, key=lambda own: (*best_first(own.candidate.score), own.candidate.predicted_ms))
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates, the lowest loss first."""
+        return sorted(candidates, key=lambda c: (*best_first(c.score), c.predicted_ms))
 
 
 def best_measured(
@@ -146,58 +111,27 @@ def best_measured(
 ) -> Measured:
     """Measure the best proposals, `most` a round, until the limit is used.
 
-    Raises BudgetError where no network fits.
+    Where the original is within the limit and none is wider, nothing is removed. Raises BudgetError where no
+    network fits.
     """
-    full_predicted = float(proposals.latency(original))
-    predicted_limit = target.asked_ms(full_predicted)
-    timed: dict[Widths, Timed] = {}
-    budget_ms, note = target.asked_ms(full_predicted), ""
-    for number in range(ROUNDS):
-        try:
-            proposed = proposals.propose(predicted_limit, number)
-        except BudgetError:
-            if not timed:
-                raise
-            break  # none is as fast as the measurements ask for
-        batch = [c for c in _best_and_uniform(proposals, proposed, most) if c.widths not in timed]
-        if not batch:
-            break
-        with working("measuring the best candidates beside the original"):
-            stats = alternating(measure_of, [original, *(c.widths for c in batch)])
-        limit = target.limit_ms(stats[original].median_ms)
-        if stats[original].median_ms <= limit and original == proposals.scores.space.largest():
-            whole = Candidate(original, full_predicted, proposals.scores(original), number, stats[original])
-            proposals.found[original], proposals.origin[original] = whole, ORIGINAL
-            used = stats[original].median_ms / limit
-            kept = "the original network is within the budget: nothing is removed"
-            return Measured((Timed(whole, used),), target.asked_ms(stats[original].median_ms), kept)
-        budget_ms = target.asked_ms(stats[original].median_ms)
-        for candidate in batch:
-            stat = stats[candidate.widths]
-            timed[candidate.widths] = Timed(replace(candidate, measured=stat), stat.median_ms / limit)
-        inside = Measured(tuple(timed.values()), budget_ms, note).inside
-        if inside and inside[0].used >= USED:
-            break
-        # The best few are near the limit by the table: their measurements show how far it is off.
-        off = sorted(timed[c.widths].used * predicted_limit / c.predicted_ms for c in batch)[len(batch) // 2]
-        predicted_limit /= off
-        note = f"at this budget the table's predictions were {1 / off - 1:+.1%} off, which was corrected"
-    found = Measured(tuple(timed.values()), budget_ms, note)
-    if not found.inside:
-        closest = min(own.used for own in found.timed)
-        raise BudgetError(
-            f"none of the {len(timed)} best candidates, measured beside the original network, is within the "
-            f"budget of {budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The machine "
-            "may be busy: search again, or measure the table again with `bcnet build-lut --again`"
-        )
-    return found
-
-
-def _best_and_uniform(proposals: Proposals, proposed: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The proposals of the lowest losses; the uniform one is always among them, as what has to be beaten."""
-    ranked = sorted(proposed, key=lambda c: best_first(c.score))
-    uniform = [c for c in ranked[most:] if proposals.origin[c.widths] == UNIFORM]
-    return [*ranked[:most], *uniform]
+    predicted, keep = float(proposals.latency(original)), original == proposals.scores.space.largest()
+    measured = measured_until_used(
+        Best(proposals, most),
+        target,
+        original,
+        measure_of,
+        target.asked_ms(predicted),
+        stop_at_original=keep,
+    )
+    stat = measured.original
+    if keep and stat is not None and stat.median_ms <= (limit := target.limit_ms(stat.median_ms)):
+        whole = Candidate(original, predicted, proposals.scores(original), 0, stat)
+        proposals.found[original], proposals.origin[original] = whole, ORIGINAL
+        kept = "the original network is within the budget: nothing is removed"
+        return replace(measured, timed=(Timed(whole, stat.median_ms / limit),), note=kept)
+    if not measured.inside:
+        raise too_slow(measured)
+    return measured
 
 
 def finalists(proposals: Proposals, measured: Measured, count: int) -> list[Timed]:
@@ -236,30 +170,6 @@ def _described(proposals: Proposals, own: Timed) -> str:
     share = own.candidate.predicted_ms / float(latency(space.original()))
     size = f"{space.params(own.candidate.widths):,} parameters"
     return f"{_named(proposals, own)} ({share:.1%} of the latency, {size})"
-
-
-def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
-    """The fastest of a few measurements of each network, alternating: other work on the machine only adds.
-
-    They go on until the two fastest of every network agree, or for `MOST` rounds.
-    """
-    found: dict[Widths, list[LatencyStat]] = {widths: [] for widths in networks}
-    for number in range(MOST):
-        for widths in reversed(found) if number % 2 else found:
-            found[widths].append(measure_of(widths))
-        if number + 1 >= ALTERNATIONS and all(map(_agree, found.values())):
-            break
-    else:
-        say(
-            f"the machine is busy: after {MOST} measurements, the two fastest of a network still differ by "
-            f"more than {AGREE:.0%}; {QUIETER}"
-        )
-    return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
-
-
-def _agree(stats: Sequence[LatencyStat]) -> bool:
-    first, second = sorted(stat.median_ms for stat in stats)[:2]
-    return second <= first * (1 + AGREE)
 
 
 def report_losses(proposals: Proposals) -> None:

@@ -16,23 +16,22 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.importance_file import importances_of
+from bcnet.pipeline.measured import MeasureOf, Target
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
 from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
-    MeasureOf,
     bounds_of,
     measuring,
     priors_of,
     scoring,
     settings_of,
-    share_of,
 )
+from bcnet.pipeline.search_measured import Winner
 from bcnet.pipeline.search_state import SearchState
 from bcnet.pipeline.search_trained import (
     Proposals,
-    Target,
     best_measured,
     finalists,
     report_losses,
@@ -93,11 +92,11 @@ class Asked:
     @property
     def share(self) -> float | None:
         """The budget as a share of the original's measured latency; None if it is none."""
-        return None if self.not_measured else share_of(self.project.config.search)
+        return None if self.not_measured else self.settings.share
 
     @property
     def target(self) -> Target:
-        """The latency to reach on the trained network."""
+        """The latency to reach."""
         return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin)
 
     @property
@@ -220,8 +219,8 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         best, budget, note = winner.candidate, measured.budget_ms, measured.note
     candidates = tuple(proposals.found.values())
     evolution = Evolution(scores.space, asked.latency, scores, replace(settings, smooth=False))
-    result = result_of(settings, best, top, candidates, note)
-    result = replace(result, budget_ms=budget, pareto=evolution.front(candidates))
+    result = result_of(settings, Winner(best, top, candidates, budget, note))
+    result = replace(result, pareto=evolution.front(candidates))
     method, files = proposals.origin[best.widths], (asked.stage.path(SCORES),)
     if pruned is None:
         return Found(result, files, method, scores.criterion)

@@ -33,7 +33,9 @@ CHILDREN = 8  # of so many, one is scored
 class SearchSettings:
     """What to look for, and how long. Of `budget_ms` and `min_accuracy` at most one is given.
 
-    `margin` is the share by which networks that are measured stay below the budget: a machine's noise.
+    With a `share`, `budget_ms` is that share of the original's predicted latency, and measured networks are
+    held to that share of its measured one. `margin` is the share by which networks that are measured stay
+    below the budget: a machine's noise.
     With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
     `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), those inside the
     budget by `inside_exponent` where that is given (at 0 it is the hard search again); with `over_budget` a
@@ -45,6 +47,7 @@ class SearchSettings:
     """
 
     budget_ms: float | None = None
+    share: float | None = None
     min_accuracy: float | None = None
     population: int = 16
     generations: int = 4

@@ -192,7 +192,11 @@ def test_a_noisy_table_is_refused_unless_it_is_accepted_and_costs_little_of_the_
             assert words in err
     settings = Path("bcnet.toml").read_text(encoding="utf-8")
     Path("bcnet.toml").write_text(f"table_noise = 0.43\n{settings}", encoding="utf-8")
-    assert main(["search", "--json"]) == 0
+    assert main(["search", "--json"]) == 0  # the budget is a share: the original's latency alternates
+    out, err = capfd.readouterr()
+    assert only_object(out)["margin"] == 0.01
+    assert "searching up to 74.3% of the original's measured latency: 75.0% less a margin of 1.0%" in err
+    assert main(["search", "--latency-ms", str(only_object(out)["budget_ms"]), "--json"]) == 0
     out, err = capfd.readouterr()
     found = only_object(out)
     assert (found["margin"], found["noise"]) == (0.05, 0.43)

@@ -19,9 +19,10 @@ from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
+from bcnet.pipeline.measured import Target, alternating
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
-from bcnet.pipeline.search_trained import Proposals, Target, alternating, best_measured, finalists, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
@@ -353,6 +354,14 @@ def test_a_share_is_of_the_original_as_measured_however_slow_the_machine_is(
     found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(factor * widths[0]), 3)
     assert found.inside[0].candidate.widths == (best,)
     assert found.budget_ms == pytest.approx(5 * factor)
+
+
+def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates(proposals: Proposals) -> None:
+    """By the table, 4 is the largest that fits, and takes what that says; the next larger one takes less."""
+    times = {Widths((w,)): float(w) for w in range(1, 11)} | {Widths((5,)): 4.8}
+    found = best_measured(proposals, Target(4.9, None, 0.0), Widths((10,)), lambda w: stat(times[w]), 1)
+    assert found.inside[0].candidate.widths == (5,)
+    assert found.inside[0].used == pytest.approx(4.8 / 4.9)
 
 
 def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_used(

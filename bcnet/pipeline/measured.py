@@ -1,0 +1,182 @@
+"""Candidates measured beside the original network until the budget is used.
+
+In: whoever proposes candidates, a latency to reach, a device. Out: what was measured, each as a share of the
+limit. The original alternates with the candidates, so that a machine that slows down slows both.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bcnet.errors import BudgetError
+from bcnet.latency_tables.noise import QUIETER
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.repeated import Repeated
+from bcnet.progress import say, working
+from bcnet.supernet.evolution import Candidate
+from bcnet.supernet.space import Widths
+
+MeasureOf = Callable[[Widths], LatencyStat]
+ROUNDS = 4  # of proposing and measuring
+USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
+NOTED = 0.01  # a larger error of the table's predictions is reported
+ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
+AGREE = 0.03  # the two fastest measurements of a network may differ by so much
+
+
+@dataclass(frozen=True)
+class Target:
+    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin."""
+
+    budget_ms: float
+    share: float | None
+    margin: float
+
+    def limit_ms(self, original_ms: float) -> float:
+        """What measured networks must not exceed where the original takes `original_ms`."""
+        if self.share is not None and self.share >= 1:
+            return self.asked_ms(original_ms)  # the original itself fits
+        return self.asked_ms(original_ms) / (1 + self.margin)
+
+    def asked_ms(self, original_ms: float) -> float:
+        """The budget itself."""
+        return self.budget_ms if self.share is None else self.share * original_ms
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A candidate that was measured, and its latency as a share of the limit at that time."""
+
+    candidate: Candidate
+    used: float
+
+
+class Proposer(Protocol):
+    """Who proposes candidates to be measured, and knows which of them is better."""
+
+    def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
+        """What to measure in round `number`: networks above `above_ms`, of at most `limit_ms`, by the table.
+
+        Raises BudgetError where there are none of at most `limit_ms`.
+        """
+
+    def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates, best first."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All candidates that were measured, best first.
+
+    `budget_ms` is the budget as measured beside the last of them, `original` what the original took then.
+    """
+
+    timed: tuple[Timed, ...]
+    budget_ms: float
+    note: str = ""
+    original: LatencyStat | None = None
+
+    def within(self, used: float = 1.0) -> list[Timed]:
+        """Those that take at most this share of the limit."""
+        return [own for own in self.timed if own.used <= used]
+
+    @property
+    def inside(self) -> list[Timed]:
+        """Those within the limit."""
+        return self.within()
+
+
+def measured_until_used(
+    proposer: Proposer,
+    target: Target,
+    original: Widths,
+    measure_of: MeasureOf,
+    predicted_limit_ms: float,
+    *,
+    least_used: float = USED,
+    stop_at_original: bool = False,
+) -> Measured:
+    """Measure what is proposed until the best candidate inside the limit uses it, by `least_used` at least.
+
+    It ends after `ROUNDS` in any case. The next round's limit by the table, at first `predicted_limit_ms`,
+    is what would just use the real one: by the table's error at the best candidate that is inside, where
+    there is one, else at most of the others. With `stop_at_original`, nothing else is measured once the
+    original is seen to be within the limit.
+    """
+    timed: dict[Widths, Timed] = {}
+    found = Measured((), target.budget_ms)
+    note, raised, best = "", False, None
+    for number in range(ROUNDS):
+        try:
+            above_ms = best.candidate.predicted_ms if best else 0.0
+            proposed = proposer.propose(predicted_limit_ms, above_ms, number)
+        except BudgetError:
+            if not timed:
+                raise
+            break  # none is as fast as the measurements ask for
+        batch = [candidate for candidate in proposed if candidate.widths not in timed]
+        if not batch:
+            if raised or best is None:
+                break
+            # The table is right, and what it allows is measured: it may still be wrong for a larger one.
+            predicted_limit_ms, raised = predicted_limit_ms / USED, True
+            continue
+        with working("measuring the best candidates beside the original"):
+            stats = alternating(measure_of, [original, *(candidate.widths for candidate in batch)])
+        limit = target.limit_ms(stats[original].median_ms)
+        for candidate in batch:
+            stat = stats[candidate.widths]
+            timed[candidate.widths] = Timed(replace(candidate, measured=stat), stat.median_ms / limit)
+        ranked = proposer.ranked([own.candidate for own in timed.values()])
+        found = Measured(
+            tuple(timed[candidate.widths] for candidate in ranked),
+            target.asked_ms(stats[original].median_ms),
+            note,
+            stats[original],
+        )
+        if stop_at_original and stats[original].median_ms <= limit:
+            break
+        best = next(iter(found.inside), None)
+        if best is not None and best.used >= least_used:
+            break
+        # Candidates are near the limit by the table: their measurements show how far it is off.
+        ratios = sorted(timed[c.widths].used * predicted_limit_ms / c.predicted_ms for c in batch)
+        off = ratios[len(ratios) // 2]
+        if abs(1 / off - 1) > NOTED:
+            note = f"at this budget the table's predictions were {1 / off - 1:+.1%} off, which was corrected"
+        predicted_limit_ms = best.candidate.predicted_ms / best.used if best else predicted_limit_ms / off
+    return found
+
+
+def too_slow(measured: Measured) -> BudgetError:
+    """What is raised where none of the measured networks is inside the limit."""
+    closest = min(own.used for own in measured.timed)
+    return BudgetError(
+        f"none of the {len(measured.timed)} best candidates, measured beside the original network, is within "
+        f"the budget of {measured.budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The "
+        "machine may be busy: search again, or measure the table again with `bcnet build-lut --again`"
+    )
+
+
+def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
+    """The fastest of a few measurements of each network, alternating: other work on the machine only adds.
+
+    They go on until the two fastest of every network agree, or for `MOST` rounds.
+    """
+    found: Mapping[Widths, list[LatencyStat]] = {widths: [] for widths in networks}
+    for number in range(MOST):
+        for widths in reversed(list(found)) if number % 2 else found:
+            found[widths].append(measure_of(widths))
+        if number + 1 >= ALTERNATIONS and all(map(_agree, found.values())):
+            break
+    else:
+        say(
+            f"the machine is busy: after {MOST} measurements, the two fastest of a network still differ by "
+            f"more than {AGREE:.0%}; {QUIETER}"
+        )
+    return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
+
+
+def _agree(stats: Sequence[LatencyStat]) -> bool:
+    first, second = sorted(stat.median_ms for stat in stats)[:2]
+    return second <= first * (1 + AGREE)
