@@ -319,7 +319,8 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 def saved(cut: int) -> bytes:
     torch.save(network().state_dict(), "whole.pt")
     save_file(network().state_dict(), "whole.safetensors")
-    return Path("whole.pt").read_bytes()[:-cut] if cut > 0 else Path("whole.safetensors").read_bytes()[:cut]
+    content = Path("whole.safetensors" if cut < 0 else "whole.pt").read_bytes()
+    return content[: len(content) - abs(cut)]
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "w.bin"])
@@ -332,6 +333,10 @@ def saved(cut: int) -> bytes:
         (lambda: b"\n<!DOCTYPE html>\n<html>", "w.* is a web page, not weights; open the address"),
         (lambda: b"\x89HDF\r\n", "w.* is an HDF5 file"),
         (lambda: saved(900), "w.* cannot be read as weights: it is cut short or damaged: fetch it again"),
+        (
+            lambda: saved(0).replace(b"PK\1\2", b"PK\1\3", 1),
+            "w.* cannot be read as weights: it is cut short or dam",
+        ),
         (lambda: saved(-7), r"w.* cannot be read as weights \(.*\); it is cut short or damaged"),
         (lambda: b"1234", r"w.* cannot be read as weights: it is not a file of torch\.save"),
     ],

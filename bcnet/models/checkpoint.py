@@ -95,12 +95,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pytorch(path: Path, head: bytes) -> Any:
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} cannot be read as weights: {DAMAGED}")
     if head.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise ModelError(f"{path} is a TorchScript program; save its state_dict() with torch.save")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception:  # a damaged directory raises errors of many kinds
+            raise ModelError(f"{path} cannot be read as weights: {DAMAGED}") from None
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise ModelError(f"{path} is a TorchScript program; save its state_dict() with torch.save")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:

@@ -61,7 +61,8 @@ def results(run: Run, project: Project) -> dict[str, Any]:
 
     if on_trained_network(project):
         keep("original", lambda: values(trained_state(run, project)))
-        keep("pruned", lambda: [pruned_values(own) for own in pruned_by_search(run, project).values()])
+        pruned = checked("search", lambda: pruned_by_search(run, project).values())
+        keep("pruned", lambda: [pruned_values(own) for own in pruned()])
     else:
         keep("supernets", lambda: [values(state) for state in trained_supernets(run, project)])
         keep("records", checked("train", lambda: training_records(run)))

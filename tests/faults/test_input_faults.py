@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import clear_projects
 from damage import damaged
 from finished import go_to, outcome
+from safetensors.torch import save_file
 from steady_run import PROFILE, SEED, Commands, rounds
 from trained_run import TrainedRun
 
 from bcnet import runtimes
 from bcnet.config import load_config
-from bcnet.errors import BcnetError, DeviceError
+from bcnet.errors import BcnetError, DeviceError, ModelError
 from bcnet.hw_profiles.target import target_profile
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.models.checkpoint import read_checkpoints
 from bcnet.pipeline import build_lut
 from bcnet.runtimes.recorded import Recorded
 
@@ -60,6 +63,23 @@ def test_damage_to_a_configuration_a_profile_or_weights_is_reported_or_changes_n
             assert found in (None, printed), how
             if path.suffix == ".toml" and meaning() == wanted:
                 assert found == printed, (how, last)
+            time_limit(0)
+
+
+def test_no_damage_to_a_file_of_weights_ends_in_more_than_one_line(
+    tmp_path: Path, time_limit: Callable[[float], None]
+) -> None:
+    rng, tensors = random.Random(SEED), {f"{i}.weight": torch.rand(8, 3) for i in range(9)}
+    paths = [tmp_path / name for name in ("w.pt", "w.bin", "w.safetensors")]
+    torch.save(tensors, paths[0])
+    torch.save(tensors, paths[1], _use_new_zipfile_serialization=False)
+    save_file(tensors, paths[2])
+    for _ in range(rounds(150)):
+        path = rng.choice(paths)
+        with damaged(path, rng, paths):
+            time_limit(120)
+            with suppress(ModelError):  # all else fails here
+                assert read_checkpoints(path)
             time_limit(0)
 
 
