@@ -14,7 +14,7 @@ from bcnet.errors import UsageError
 from bcnet.options import ConfigFile, Device, Flags, Json, RunName, configured
 
 bench_app = typer.Typer(
-    help="Benchmarks whose truth is known, and all methods on a network of your own.",
+    help="Compare methods, on benchmarks and on your own network.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -23,7 +23,7 @@ bench_app = typer.Typer(
 
 @bench_app.callback()
 def _benchmarks() -> None:
-    """Benchmarks whose truth is known, and all methods on a network of your own."""
+    """Compare methods, on benchmarks and on your own network."""
 
 
 @bench_app.command("channel-bench-macro")
@@ -90,7 +90,7 @@ def channel_bench_macro(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """How well does a supernet rank networks whose accuracy is known? Trains one on CIFAR-10, scores
+    """Measure how well a supernet ranks networks of known accuracy. Trains one on CIFAR-10, scores
     settings of Channel-Bench-Macro, and compares with their accuracies when trained from scratch: Kendall's
     tau, and what is lost by choosing by score. Stopped, the same command continues. Needs no device."""
     from bcnet.artifacts import Run
@@ -151,9 +151,9 @@ def arena(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Every method, and pruning libraries from outside, from your trained network to the same end: the same
-    budgets, fine-tuning and distillation, latencies measured beside the original's, accuracies on the test
-    images. Stopped, the same command continues."""
+    """Compare all methods and other pruning libraries on your network. From its trained weights, each gets
+    the same budgets, fine-tuning and distillation; latencies are measured beside the original's, accuracies
+    on the test images. Stopped, the same command continues."""
     from bcnet.artifacts import Run
     from bcnet.bench.arena import Plan, run_arena
     from bcnet.bench.arena_report import as_text

@@ -45,8 +45,9 @@ EDITS_SHOWN = 10
 
 app = typer.Typer(
     name="bcnet",
-    help="Put a CNN onto a device inside a latency budget: train a supernet, measure the device, search the "
-    "channel widths, slice and export the winner. `bcnet run` does all of it.",
+    help="Make a CNN fit a latency budget on a device: train a supernet, or take trained weights, measure "
+    "the device, search the channel widths, slice and export the winner. `bcnet init` writes a "
+    "configuration, `bcnet run` does all the rest.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -55,57 +56,67 @@ app = typer.Typer(
 )
 
 Replace = Annotated[
-    bool, typer.Option("--replace", help="Take over a run that belongs to another device or setting.")
+    bool, typer.Option("--replace", help="Reassign a run of another device or setting to this one.")
 ]
 TableDevice = Annotated[
     str | None,
     typer.Option("--device", help="Target device (default: that of the run's last table, else cpu)."),
 ]
-Batch = Annotated[int | None, typer.Option(help="Images an inference (default: the device profile's).")]
+Batch = Annotated[int | None, typer.Option(help="Images per inference (default: the device profile's).")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the profile's).")]
 Precision = Annotated[
     str | None,
-    typer.Option(help="fp32, fp16 or int8 (default: the profile's); what a table's rows are kept under."),
+    typer.Option(help="fp32, fp16 or int8 (default: the device profile's)."),
 ]
 Host = Annotated[
     list[str] | None,
-    typer.Option(help="The device over ssh, as user@name; repeated, several of one kind share the work."),
+    typer.Option(
+        metavar="USER@NAME",
+        help="Reach the device over ssh; given several times, devices of one kind share the work.",
+    ),
 ]
 LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
 Latency = Annotated[
-    str | None, typer.Option(help='Latency budget as a part of the full network, as "60%" (the default).')
+    str | None,
+    typer.Option(
+        help='Latency budget as a percentage of the original network\'s latency, as "60%" (the default): of '
+        "what is measured beside the small networks where weights are trained, else of what the table "
+        "predicts for it."
+    ),
 ]
 MinAccuracy = Annotated[
     float | None,
-    typer.Option(help="No budget: the fastest network with at least this supernet accuracy, 0 to 1."),
+    typer.Option(
+        help="Instead of a budget: the fastest network that has at least this accuracy, 0 to 1, on the "
+        "validation images before it is fine-tuned."
+    ),
 ]
 MaxParams = Annotated[
     int | None,
     typer.Option(
-        help="At most so many parameters, a plain count as 1500000; buffers are not counted. Beside a "
-        "latency budget, or alone. Counts are exact, not rounded."
+        help="At most this many parameters, without buffers, as 1500000; beside a latency budget or alone."
     ),
 ]
 MaxMacs = Annotated[
     int | None,
     typer.Option(
-        help="At most so many multiply-accumulates an image, of convolutions and linear layers, a plain "
-        "count as 100000000."
+        help="At most this many multiply-accumulates per image, of convolutions and linear layers, as "
+        "100000000."
     ),
 ]
 MaxSizeMb = Annotated[
     float | None,
     typer.Option(
-        help="At most so many megabytes (1,000,000 bytes) of weights in the exported file, at the "
-        "device's precision; counted to the byte, told rounded up to 0.001."
+        help="At most this many megabytes (1,000,000 bytes) of weights in the exported file, at the device's "
+        "precision."
     ),
 ]
 Pareto = Annotated[
     bool,
     typer.Option(
         "--pareto",
-        help="Search the whole front of accuracy against latency, where a budget only says who wins; "
-        "`bcnet slice --latency-ms` takes any point of it.",
+        help="Search the whole front of accuracy against latency; a budget then only chooses the winner. "
+        "`bcnet slice --latency-ms` takes any point of the front.",
     ),
 ]
 TrainDevice = Annotated[
@@ -146,7 +157,7 @@ def init(
 
     path = config or CONFIG_FILE
     if is_there(path):
-        raise ConfigError(f"{path} is already here; delete it first to start anew")
+        raise ConfigError(f"{path} is already here; delete it first to write a new one")
     write_file(path, template().encode())
     print(json.dumps({"file": str(path)}) if as_json else f"wrote {path}")
 
@@ -154,7 +165,7 @@ def init(
 @app.command()
 def inspect(
     model: Annotated[
-        str | None, typer.Option(help="Look at this model, as torchvision:resnet18, without any data.")
+        str | None, typer.Option(help="Inspect this model, as torchvision:resnet18, without any data.")
     ] = None,
     image_size: Annotated[
         int | None,
@@ -166,7 +177,10 @@ def inspect(
     ] = None,
     freeze: Annotated[
         list[str] | None,
-        typer.Option(help="Keep the width of groups or layers that fit, as 'layer1.*'; may be repeated."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep the width of groups or layers that match, as 'layer1.*'; may be repeated.",
+        ),
     ] = None,
     tie: Annotated[
         list[str] | None,
@@ -174,7 +188,7 @@ def inspect(
             metavar="A B", help="Give two groups one width, as: --tie left.conv right.conv; may be repeated."
         ),
     ] = None,
-    expand: Annotated[float | None, typer.Option(help="Look at a supernet that is so much wider.")] = None,
+    expand: Annotated[float | None, typer.Option(help="Multiply all widths by this before, as 1.5.")] = None,
     device: Device = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -339,7 +353,7 @@ def build_lut(
         ),
     ] = False,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure all layers of this model anew, at this setting.")
+        bool, typer.Option("--again", help="Measure all layers of this model again, at this setting.")
     ] = False,
     replace: Replace = False,
     as_json: Json = False,
@@ -367,10 +381,12 @@ def check_lut(
         Path | None, typer.Option(help="Table to check (default: latency_tables/DEVICE.json).")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Measure nothing: compare with this table, the older one.")
+        Path | None, typer.Option(help="Compare with this older table; nothing is measured.")
     ] = None,
     max_slowdown: Annotated[str, typer.Option(help='Slowdown that is allowed, as "5%" (4% to 100%).')] = "5%",
-    rows: Annotated[int, typer.Option(min=1, help="Rows to draw; others in the same networks count.")] = 40,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows to sample; others of the same networks count, too.")
+    ] = 40,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 30.0,
     junit: Annotated[
         Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
@@ -384,8 +400,9 @@ def check_lut(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> int:
-    """Has the device, driver or runtime become slower? Measures a sample of the table again, in place, with a
-    probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or inconclusive."""
+    """Check whether device, driver or runtime became slower. Measures a sample of the table again, in place,
+    with a probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or
+    inconclusive."""
     from bcnet.artifacts import write_file
     from bcnet.latency_tables import check_report
 
@@ -476,16 +493,17 @@ def slice_(
     latency_ms: Annotated[
         float | None,
         typer.Option(
-            help="Slice the most accurate point of the search's front inside so many ms, measured first, "
-            "without a new search."
+            help="After `bcnet search --pareto`: slice the front's most accurate point within this many "
+            "milliseconds, which is measured first."
         ),
     ] = None,
     latency: Annotated[
-        str | None, typer.Option(help='The same inside a part of the full network, as "60%".')
+        str | None,
+        typer.Option(help='The same as a percentage of the original network\'s latency, as "60%".'),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Train the winner anew instead of fine-tuning it.")
+        bool, typer.Option("--from-scratch", help="Train the winner from scratch instead of fine-tuning it.")
     ] = False,
     train_device: TrainDevice = None,
     device: TableDevice = None,
@@ -498,10 +516,10 @@ def slice_(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Stage 4: cut out the winner and fine-tune it, with the trained original as its teacher where there is
-    one. The result is a plain network that needs no bcnet. With a latency, another point of the front that
-    the search found; export and verify then hold it to that. Device and setting are those of the table that
-    was built last, where none is named."""
+    """Stage 4: cut out and fine-tune the winner. Where there is a trained original, it is the teacher. The
+    result is a plain network that needs no bcnet. With a latency, another point of the front that `search
+    --pareto` found is sliced; export and verify then hold it to that. Device and setting are those of the
+    table that was built last, where none is named."""
     flags: Flags = {
         "": {"seed": seed, **_target(device, batch, threads, precision, host)},
         "train": {"train_device": train_device},
@@ -534,7 +552,7 @@ def export(
         str | None,
         typer.Option(
             metavar="INTEGER[,...]",
-            help="Images an inference (default: the device profile's); with --trt also sizes from least to "
+            help="Images per inference (default: the device profile's); with --trt also sizes from least to "
             "largest, as 1,8,32: of one engine, timed at the first.",
         ),
     ] = None,
@@ -591,8 +609,8 @@ def verify(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Verify an engine on its device: outputs, accuracy on the test images, latency. Updates the verify.json
-    beside it; the exit code is 3 when a check fails, 4 when the device is not at hand."""
+    """Verify an engine on its device. Checks outputs, accuracy on the test images, latency. Updates the
+    verify.json beside it; the exit code is 3 when a check fails, 4 when the device is not at hand."""
     from bcnet.pipeline import verify_engine as stage
     from bcnet.run_choice import run_holding
 
@@ -623,7 +641,7 @@ def run_all(
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """All stages and a comparison. Stages whose results still match are skipped; at the end, the original
+    """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
     from bcnet.progress import say
 
@@ -680,7 +698,9 @@ app.add_typer(runs_app, name="runs")
 
 @app.command()
 def devices(
-    name: Annotated[str | None, typer.Argument(help="Show this one with all its fields.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one with all its fields.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the hardware profiles. Those shipped, and your own in hw_profiles/; with a name, all of one."""
@@ -715,8 +735,8 @@ def devices(
 
 @app.command()
 def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, as_json: Json = False) -> int:
-    """Can the device be measured? Goes the way there step by step, over ssh with --host, and tells what is
-    missing there. Exit code 3 when something is."""
+    """Check whether the device can be measured. Goes there step by step, over ssh with --host, and says what
+    is missing. Exit code 3 when something is."""
     from bcnet.doctor import examine
     from bcnet.supernet.project import target_profile
 
@@ -730,14 +750,17 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
 
 
 lut = typer.Typer(
-    help="Latency tables as files.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+    help="Work on the files of latency tables.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 app.add_typer(lut, name="lut")
 
 
 @lut.callback()
 def _tables() -> None:
-    """Latency tables as files."""
+    """Edit latency tables as files."""
 
 
 @lut.command("accept-edit")
@@ -749,7 +772,7 @@ def accept_edit(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Accept rows of a latency table that were edited by hand, which every other command refuses. The table's
+    """Accept rows of a table that were edited by hand. All other commands refuse them. The table's
     sessions record how many rows were edited, and when that was accepted."""
     from bcnet.hw_profiles import load_profile
     from bcnet.latency_tables.edits import accept_edits

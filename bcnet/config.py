@@ -290,7 +290,9 @@ class SearchConfig(Section):
 
     # Not finite is let through to the check below, which says it better.
     latency_ms: float | None = Field(None, allow_inf_nan=True, description="budget in milliseconds")
-    latency: str | None = Field(None, description='budget as a part of the full network, as "60%"')
+    latency: str | None = Field(
+        None, description='budget as a percentage of the original network\'s latency, as "60%"'
+    )
     min_accuracy: float | None = Field(
         None,
         allow_inf_nan=True,
@@ -461,7 +463,7 @@ class SliceConfig(Section):
         description="slice the most accurate point of the search's front inside so many ms, not its winner",
     )
     latency: str | None = Field(
-        None, description='the same inside a part of the full network\'s latency, as "60%"'
+        None, description='the same as a percentage of the original network\'s latency, as "60%"'
     )
 
     _share = field_validator("latency", mode="before")(_budget_share)

@@ -13,7 +13,9 @@ from bcnet.show.tables import put
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 runs_app = typer.Typer(
-    help="List the runs in runs/, or remove one.", rich_markup_mode=None, add_completion=False
+    help="List the runs in runs/, or remove one.",
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 
@@ -37,7 +39,7 @@ def list_runs(context: typer.Context, as_json: Json = False) -> None:
 
 @runs_app.command("remove")
 def remove_run(
-    name: Annotated[str, typer.Argument(help="The run to remove: the folder runs/NAME/.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The run to remove: the folder runs/NAME/.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -113,6 +113,15 @@ def test_every_command_has_help_for_itself_and_all_its_options(
         assert len(option.help) > 10, f"{command} {option.opts[0]} has no help"
 
 
+def test_the_list_of_commands_says_in_whole_sentences_what_each_does(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    listed = capfd.readouterr().out.split("Commands:")[1].strip().splitlines()
+    assert len(listed) == len(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed), listed
+
+
 @pytest.mark.parametrize("command", ["train", "build-lut", "search", "slice", "export", "run"])
 def test_every_stage_takes_a_run_a_configuration_and_json(command: str) -> None:
     options = {name for option in COMMANDS[command].params for name in option.opts}
