@@ -26,15 +26,19 @@ AGREE = 0.03  # the two fastest measurements of a network may differ by so much
 
 @dataclass(frozen=True)
 class Target:
-    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin."""
+    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin.
+
+    `wider` is whether networks may be wider than the original (`space.expand`).
+    """
 
     budget_ms: float
     share: float | None
     margin: float
+    wider: bool = False
 
     def limit_ms(self, original_ms: float) -> float:
         """What measured networks must not exceed where the original takes `original_ms`."""
-        if self.share is not None and self.share >= 1:
+        if self.share is not None and self.share >= 1 and not self.wider:
             return self.asked_ms(original_ms)  # the original itself fits
         return self.asked_ms(original_ms) / (1 + self.margin)
 

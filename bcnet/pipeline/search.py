@@ -154,7 +154,7 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 def _say_share(target: Target, share: float) -> None:
     """Report how far networks are searched, as a share of the original's measured latency."""
     limit = target.limit_ms(1.0)
-    less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if share < 1 else ""
+    less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
     say(f"searching up to {limit:.1%} of the original's measured latency{less}")
 
 

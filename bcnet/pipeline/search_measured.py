@@ -105,7 +105,8 @@ def measured_best(
     assert settings.budget_ms is not None
     assert evolution.settings.budget_ms is not None
     original = evolution.space.original()
-    target = Target(settings.budget_ms, settings.share, settings.margin)
+    wider = original != evolution.space.largest()
+    target = Target(settings.budget_ms, settings.share, settings.margin, wider)
     evolved = Evolved(evolution, settings.measured, {c.widths: c for c in candidates})
     start_ms = evolution.settings.budget_ms
     measured = measured_until_used(evolved, target, original, measure_of, start_ms, least_used=least_used)

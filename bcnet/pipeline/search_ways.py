@@ -97,7 +97,8 @@ class Asked:
     @property
     def target(self) -> Target:
         """The latency to reach."""
-        return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin)
+        wider = self.project.narrow is not None
+        return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin, wider)
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from conftest import CONFIG, PROFILE, clear_projects
 from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
+from bcnet.pipeline.measured import Target
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.supernet.fit import Recipe, fit_network
 from bcnet.supernet.project import load_project
@@ -24,6 +25,11 @@ TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[space]", "[space]\
 
 def result(stage: str) -> Any:
     return json.loads((RUN / stage / "result.json").read_text(encoding="utf-8"))
+
+
+def test_networks_that_may_be_wider_than_the_original_keep_a_margin_to_its_whole_latency() -> None:
+    assert Target(0.0, 1.0, 0.05).limit_ms(10.0) == 10.0  # the original itself fits
+    assert Target(0.0, 1.0, 0.05, wider=True).limit_ms(10.0) == pytest.approx(10 / 1.05)
 
 
 def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_network(
