@@ -79,9 +79,8 @@ LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in millise
 Latency = Annotated[
     str | None,
     typer.Option(
-        help='Latency budget as a percentage of the original network\'s latency, as "60%" (the default): of '
-        "what is measured beside the small networks where weights are trained, else of what the table "
-        "predicts for it."
+        help="Latency budget as a percentage of the original network's latency, as '60%' (the default): of "
+        "what is measured beside the small networks, or where nothing is measured, of the prediction."
     ),
 ]
 MinAccuracy = Annotated[
