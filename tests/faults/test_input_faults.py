@@ -38,7 +38,7 @@ def meaning() -> Any:
     """What the configuration and the profile say; None where they are refused."""
     with suppress(BcnetError):
         config = load_config(None)
-        return config, target_profile(config)
+        return config.model_dump(exclude_unset=True), target_profile(config)
     return None
 
 
