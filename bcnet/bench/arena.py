@@ -51,7 +51,7 @@ from bcnet.pipeline.verify import check_file, file_outputs
 from bcnet.progress import announce, say, working
 from bcnet.reading import read_bytes
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
 from bcnet.supernet.paths import tensors_of, with_state
@@ -125,7 +125,7 @@ class Arena:
             exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
         )
         of_project = self.project.inputs(), self.project.device_key, teacher_digest(self.project)
-        parts = [of_project, search, tuning, training_digest(config), metric_digest(config)]
+        parts = [of_project, search, tuning, fine_tuning_digest(config), metric_digest(config)]
         return digest([*parts, *own.values()])
 
     @property

@@ -30,7 +30,7 @@ from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
 from bcnet.sealed import SealedLines
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
 from bcnet.supernet.fresh import Fresh
 from bcnet.supernet.measure import measure_network
 from bcnet.supernet.onnx_graph import to_onnx
@@ -294,7 +294,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return {
         "export": export,
         "training settings": digest(
-            [config.slice.model_dump(exclude_none=True), training_digest(config), teacher_digest(project)]
+            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(project)]
         ),
         "metric": metric_digest(config),
         "networks": digest(

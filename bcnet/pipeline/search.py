@@ -24,7 +24,7 @@ from bcnet.pipeline.search_state import candidate_json
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
 from bcnet.supernet.evolution import SearchSettings
-from bcnet.supernet.fit import metric_digest, training_digest
+from bcnet.supernet.fit import fine_tuning_digest, metric_digest
 from bcnet.supernet.project import Project, load_project
 
 
@@ -68,7 +68,7 @@ def _trial_settings(project: Project) -> list[Any]:
     """What the trials of candidates depend on, beside the search's settings."""
     config = project.config
     training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"})
-    return [config.search.trials, config.search.trial_epochs, training, training_digest(config)]
+    return [config.search.trials, config.search.trial_epochs, training, fine_tuning_digest(config)]
 
 
 @alone_in("search")

@@ -30,7 +30,7 @@ from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
 from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Objective, Recipe, metric_digest, seconds_to_fit, training_digest
+from bcnet.supernet.fit import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
 from bcnet.supernet.methods import Side
 from bcnet.supernet.paths import arguments, cut, with_state
 from bcnet.supernet.project import load_project
@@ -106,7 +106,7 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest(
-            [config.slice.model_dump(exclude_none=True), training_digest(config), teacher_digest(project)]
+            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(project)]
         ),
         "metric": metric_digest(config),
     }

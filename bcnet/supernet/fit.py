@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bcnet.artifacts import digest
-from bcnet.config import Config
+from bcnet.config import Config, SliceConfig, TrainConfig
 from bcnet.data import ImageData
 from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
 from bcnet.imports import code_of, import_function
@@ -136,7 +136,21 @@ def training_digest(config: Config) -> str:
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
-    return digest([train, data.flip, data.shift, config.seed, functions])
+    named = ["rate"] if _named_rate(config, config.train) else []
+    return digest([train, data.flip, data.shift, config.seed, functions, *named])
+
+
+def fine_tuning_digest(config: Config) -> str:
+    """The same for fine-tuning, beside the settings of `slice` themselves."""
+    named = "named rate" if _named_rate(config, config.slice) else ""
+    return training_digest(config) + named
+
+
+def _named_rate(config: Config, own: TrainConfig | SliceConfig) -> bool:
+    """Whether the rate is given, as its default: for trained weights, another is used where none is given."""
+    default = type(own).model_fields["learning_rate"].default
+    named = "learning_rate" in own.model_fields_set and own.learning_rate == default
+    return named and (config.model.weights is not None or config.search.method not in ("auto", "evolution"))
 
 
 def metric_digest(config: Config) -> str:

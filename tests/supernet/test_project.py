@@ -11,7 +11,7 @@ from PIL import Image
 
 from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
 from bcnet.errors import ModelError, SpaceError
-from bcnet.supernet.fit import metric_digest, training_digest
+from bcnet.supernet.fit import fine_tuning_digest, metric_digest, training_digest
 from bcnet.supernet.paths import cut
 from bcnet.supernet.project import forget_project, load_project
 
@@ -71,6 +71,17 @@ def test_the_digest_of_training_settings_leaves_out_nothing_but_the_machine() ->
     assert digest("train", train_device="cpu") == plain
     changes = [digest("train", amp=False), digest("train", epochs=2), digest("data", flip=True)]
     assert len({plain, *changes, training_digest(Config(seed=1))}) == 5
+
+
+def test_a_rate_that_is_given_is_another_setting_than_none_for_trained_weights() -> None:
+    given = {"model": {"weights": "w.pt"}}
+    plain = Config.model_validate(given)
+    train = Config.model_validate({**given, "train": {"learning_rate": plain.train.learning_rate}})
+    tuning = Config.model_validate({**given, "slice": {"learning_rate": plain.slice.learning_rate}})
+    assert training_digest(train) != training_digest(plain) == training_digest(tuning)
+    assert fine_tuning_digest(tuning) != fine_tuning_digest(plain) == training_digest(plain)
+    fresh = Config.model_validate({"slice": {"learning_rate": plain.slice.learning_rate}})
+    assert fine_tuning_digest(fresh) == fine_tuning_digest(Config())
 
 
 def picture(path: str, red: int) -> None:
