@@ -52,7 +52,7 @@ def test_a_provider_has_its_short_or_its_full_name(name: str) -> None:
 
 
 def test_a_provider_that_is_not_installed_is_refused_with_those_that_are() -> None:
-    with pytest.raises(DeviceError, match=r"no execution provider 'nosuch' here, only .*cpu"):
+    with pytest.raises(DeviceError, match=r"no execution provider 'nosuch', only .*cpu"):
         OnnxRuntime(LocalDevice(), "nosuch").time_network(FILE, 0, 0.01, 2)
 
 

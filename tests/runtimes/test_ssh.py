@@ -126,7 +126,9 @@ def test_a_file_is_sent_once(device: SshDevice, tmp_path: Path) -> None:
 def test_an_error_there_is_the_same_error_here_with_the_host(device: SshDevice) -> None:
     with pytest.raises(NetworkError, match=r"^device: ONNX Runtime cannot load the network"):
         OnnxRuntime(device).time_network(b"no network", 0, 0.01, 2)
-    with pytest.raises(DeviceError, match=r"^device: ONNX Runtime has no execution provider 'nosuch' here"):
+    with pytest.raises(
+        DeviceError, match=r"^device: ONNX Runtime on this device has no execution provider 'nosuch'"
+    ):
         OnnxRuntime(device, "nosuch").time_network(FILE, 0, 0.01, 2)
 
 

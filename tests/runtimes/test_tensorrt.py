@@ -265,7 +265,9 @@ def test_a_missing_module_is_named_with_what_brings_it() -> None:
     try:
         import tensorrt  # noqa: F401
     except ImportError:
-        with pytest.raises(DeviceError, match=r"TensorRT's Python module .*apt install python3-libnvinfer"):
+        with pytest.raises(
+            DeviceError, match=r"the Python module of TensorRT .*apt install python3-libnvinfer"
+        ):
             runtime_on(LocalDevice(), "tensorrt").fingerprint()
 
 

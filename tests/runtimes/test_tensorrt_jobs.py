@@ -215,7 +215,7 @@ def test_batches_of_any_number_are_padded_and_outputs_are_of_the_items_alone(mod
         np.testing.assert_array_equal(found, 2 * values)
     with pytest.raises(NetworkError, match="the engine has inputs input; 2 were given"):
         predict(values, values)
-    with pytest.raises(NetworkError, match=r"'input' takes \(\d, 3\), not \(\d, 5\)"):
+    with pytest.raises(NetworkError, match=r"'input' needs shape \(\d, 3\), not \(\d, 5\)"):
         predict(np.zeros((2, 5), np.float32))
 
 

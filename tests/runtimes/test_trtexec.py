@@ -211,7 +211,7 @@ def test_a_device_that_fails_is_told_from_a_network(
 def test_a_program_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = fake_trtexec.write(tmp_path, "v8601", "hangs")
     monkeypatch.setattr(trtexec_jobs, "BUILDING_S", 0.5)
-    with pytest.raises(JobError, match="trtexec did not end within"):
+    with pytest.raises(JobError, match="trtexec did not finish within"):
         job(program, "build", model=network(), batches=[])
 
 
