@@ -12,7 +12,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import design
+from bcnet.supernet.design import covering_design
 from bcnet.supernet.measure import runtime_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
@@ -37,12 +37,12 @@ def layer_network(network: Extractor, slot: LayerSlot) -> ModelProto:
 def time_layers_alone(graph: OnnxSupernet, profile: HwProfile) -> dict[LayerSpec, float]:
     """Median milliseconds of each layer at all widths that the space's networks can have.
 
-    The networks that show every pair of widths (`design`) are taken apart; each layer is timed once, for
-    30 ms and ten runs after 5 ms of warm-up, by the same runtime.
+    The networks that show every pair of widths (`covering_design`) are taken apart; each layer is timed once,
+    for 30 ms and ten runs after 5 ms of warm-up, by the same runtime.
     """
     runtime = runtime_of(profile)
     found: dict[LayerSpec, float] = {}
-    networks = design(graph.space)
+    networks = covering_design(graph.space)
     with progress_bar("timing layers alone", len(networks)) as advance:
         for widths in networks:
             network = Extractor(shape_inference.infer_shapes(onnx.load_from_string(graph.variant(widths))))

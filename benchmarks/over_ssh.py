@@ -24,7 +24,7 @@ from bcnet.config import ModelConfig
 from bcnet.hw_profiles import load_profile
 from bcnet.models import build_model
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import design
+from bcnet.supernet.design import covering_design
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fit import keep_freed_memory
 from bcnet.supernet.layer_times import layers_ms, undisturbed_ms
@@ -47,7 +47,7 @@ def main() -> None:
     shape = (1, 3, 160, 160)
     model = build_model(ModelConfig(name="torchvision:mobilenet_v2"), 3, 1000)
     graph = OnnxSupernet(model, discover_space(model, torch.zeros(shape), bins=4, channel_multiple=8), shape)
-    chosen = (graph.space.largest(), *design(graph.space))[:NETWORKS]
+    chosen = (graph.space.largest(), *covering_design(graph.space))[:NETWORKS]
     networks = [(widths, graph.variant(widths)) for widths in chosen]
     with tempfile.TemporaryDirectory() as folder:
         server = Sshd(Path(folder) / "sshd").start()

@@ -30,7 +30,7 @@ from bcnet.supernet.paths import cut
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Scorer, evaluate_network
-from bcnet.supernet.smooth import expected_scores, places_of, with_losses
+from bcnet.supernet.smooth import denoised_scores, places_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -100,15 +100,15 @@ def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
 
     for name, scores in found["supernets"].items():
         accuracy, loss, quick = np.array([scores[key(widths)] for widths in wanted]).T
-        alone = expected_scores(places, accuracy)
-        both = expected_scores(places, with_losses(accuracy, loss, by_loss))
+        alone = denoised_scores(places, accuracy)
+        both = denoised_scores(places, with_losses(accuracy, loss, by_loss))
         cells = [tau(values) for values in (accuracy, -loss, alone, both, quick)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     macs = np.array([space.macs(widths) for widths in wanted], dtype=float)
     lines += [
         f"| *multiply-accumulates* | {tau(macs)} | | | | |",
         f"| *sum of the widths' logarithms* | {tau(np.log(wanted).sum(1))} | | | | |",
-        f"| *the truth, expected* | | | {tau(expected_scores(places, truth))} | | |",
+        f"| *the truth, expected* | | | {tau(denoised_scores(places, truth))} | | |",
     ]
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bcnet.artifacts import read_json
 from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
-from bcnet.supernet.smooth import BY_LOSS, BY_OTHER, expected_scores, with_losses
+from bcnet.supernet.smooth import BY_LOSS, BY_OTHER, denoised_scores, with_losses
 
 
 class Rows:
@@ -32,7 +32,7 @@ class Rows:
     def expected(self, values: np.ndarray) -> np.ndarray:
         """What is expected by both, of accuracies, losses and, in newer reports, calibrated ones."""
         by_loss = BY_LOSS if len(values) == 3 else BY_OTHER
-        return expected_scores(self.places, with_losses(values[0], values[-1], by_loss))
+        return denoised_scores(self.places, with_losses(values[0], values[-1], by_loss))
 
     def row(self, name: str, values: np.ndarray, against: np.ndarray | None) -> str:
         accuracy, loss = values[:2]
@@ -43,7 +43,7 @@ class Rows:
             name,
             f"{ranking(accuracy, truth)['kendall']:.3f}",
             f"{ranking(-loss, truth)['kendall']:.3f}",
-            f"{ranking(expected_scores(self.places, accuracy), truth)['kendall']:.3f}",
+            f"{ranking(denoised_scores(self.places, accuracy), truth)['kendall']:.3f}",
             f"{own['kendall']:.3f} ({low:.3f} to {high:.3f})",
             " / ".join(f"{lost:.2f}" for lost in self.table.regret(expected, self.index)),
         ]

@@ -31,7 +31,7 @@ from bcnet.supernet.costs import Cost, multiply_accumulates
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.evolution import SearchSettings
 from bcnet.supernet.prior import Limit, potential_losses, prior
-from bcnet.supernet.smooth import expected_scores
+from bcnet.supernet.smooth import denoised_scores
 from bcnet.supernet.space import Widths, WidthSpace
 
 BAR = 0.05  # points of regret, at each budget
@@ -106,7 +106,7 @@ class Bench:
         drawn = np.random.default_rng(seed).choice(self.inside(budget), count, replace=False)
         scores = self.table.accuracy[drawn] / 100
         if smooth:
-            scores = expected_scores(self.table.places(drawn), scores)
+            scores = denoised_scores(self.table.places(drawn), scores)
         return int(drawn[scores.argmax()])
 
 

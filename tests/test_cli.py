@@ -262,8 +262,8 @@ def test_a_network_that_cannot_be_delivered_is_shown_by_inspect_and_not_trained(
 ) -> None:
     configure('model.name = "cli_networks:deformed"\ndata.train_limit = 100\ndata.test_limit = 50\n')
     reason = (
-        "ONNX Runtime has no 'DeformConv' for the file's opset (in 'deformed'); replace it by operators that "
-        "it has"
+        "ONNX Runtime does not support 'DeformConv' at the file's opset (in 'deformed'); replace it with "
+        "operators that it supports"
     )
     assert main(["inspect"]) == 0
     out = capfd.readouterr().out
@@ -345,11 +345,11 @@ def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None
     line = refused(1, "inspect", "--model", "digits", "--tie", "0.0", "7")
     assert "there is no group '7' to tie; similar names: " in line
     line = refused(1, "inspect", "--model", "digits", "--freeze", "conv*")
-    assert "no group fits the pattern 'conv*' to freeze" in line
+    assert "no group matches the pattern 'conv*' of freeze" in line
 
 
 CONFIGURATIONS = [
-    ('[space]\nfreeze = ["stem*"]', "no group fits the pattern 'stem*' to freeze; there are: "),
+    ('[space]\nfreeze = ["stem*"]', "no group matches the pattern 'stem*' of freeze; there are: "),
     ('[space]\ntie = [["0.0"]]', "space.tie.0.1: field required"),
     ("[space]\nexpand = 0.5", "space.expand: input should be greater than or equal to 1, not 0.5"),
     ('[model]\nweights = "gone.pt"', "model.weights: gone.pt does not exist"),
@@ -359,7 +359,7 @@ CONFIGURATIONS = [
     ),
     (
         '[model]\nname = "cli_networks:chooses"',
-        "depends on the values of its inputs (in the network's forward)",
+        "branches on the values of its inputs (in the network's forward)",
     ),
     ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
     ('[train]\nepochs = "three"', "bcnet.toml: train.epochs: input should be a valid integer, not 'three'"),

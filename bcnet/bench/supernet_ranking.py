@@ -30,7 +30,7 @@ from bcnet.supernet.methods import method_named
 from bcnet.supernet.project import load_project
 from bcnet.supernet.saved import trained_supernets
 from bcnet.supernet.score import Judge, Scorer, score_of
-from bcnet.supernet.smooth import Ridge, expected_scores, features_of, with_losses
+from bcnet.supernet.smooth import Ridge, denoised_scores, features_of, with_losses
 from bcnet.supernet.space import Widths
 from bcnet.supernet.step import STEPS
 
@@ -204,9 +204,9 @@ def _columns(
     accuracy, loss, calibrated = values.mean(1).T
     places = table.places(index)
     columns = {
-        "expected": expected_scores(places, with_losses(accuracy, calibrated)),
-        "accuracy, expected": expected_scores(places, accuracy),
-        "calibrated loss, expected": expected_scores(places, -calibrated),
+        "expected": denoised_scores(places, with_losses(accuracy, calibrated)),
+        "accuracy, expected": denoised_scores(places, accuracy),
+        "calibrated loss, expected": denoised_scores(places, -calibrated),
         "accuracy": accuracy,
         "loss": -loss,
         "calibrated loss": -calibrated,
@@ -228,7 +228,7 @@ def _regressions(
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
     places = table.places(everything)
     accuracy, _, calibrated = _values(scores, table, everything).mean(1).T
-    expected = expected_scores(places, with_losses(accuracy, calibrated))
+    expected = denoised_scores(places, with_losses(accuracy, calibrated))
     widths = features_of(places)
     scored = np.column_stack([expected / max(float(expected.std()), 1e-12), widths])
     return {

@@ -32,7 +32,7 @@ from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Sess
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.plain import plain
 from bcnet.progress import announce, progress_bar, say
-from bcnet.supernet.design import calibration_subnets, needed_layers, plan, showing
+from bcnet.supernet.design import calibration_subnets, needed_layers, networks_with, plan
 from bcnet.supernet.layer_times import layers_ms, row_stat
 from bcnet.supernet.measure import measure_network, runtime_of, setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -310,7 +310,7 @@ def _tried_alone(
     """
     more = []
     for spec in sorted(spec for spec, observed in found.layers.items() if not observed):
-        for widths in showing(graph, spec):
+        for widths in networks_with(graph, spec):
             visit(widths)
             if found.layers[spec]:
                 more.append(widths)

@@ -20,7 +20,7 @@ from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import design
+from bcnet.supernet.design import covering_design
 from bcnet.supernet.layer_times import layers_ms, undisturbed_ms
 from bcnet.supernet.measure import runtime_of, setting_of
 from bcnet.supernet.onnx_graph import OnnxSupernet
@@ -120,7 +120,7 @@ def _choose(
     None of them holds a layer that is known to fail.
     """
     shows = {}
-    for widths in (graph.space.largest(), *design(graph.space)):
+    for widths in (graph.space.largest(), *covering_design(graph.space)):
         layers = {slot.at(widths) for slot in graph.slots}
         if not layers & failed:
             shows[widths] = layers & known

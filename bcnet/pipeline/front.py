@@ -81,7 +81,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     else:
         score_of = scoring(project, trained_supernets(run, project))
     evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=pressed), bounds)
-    evolution.anchor = fastest(project.space, latency, bounds)
+    evolution.fastest = fastest(project.space, latency, bounds)
     evolution.know(read("history.json"))
     not_measured = project.not_measured(latency)
     if not_measured:

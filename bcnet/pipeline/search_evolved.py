@@ -68,8 +68,8 @@ def search(
     if budget is not None and measure_of is not None:
         pressed = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
     evolution = Evolution(space, latency_of, score_of, pressed, bounds)
-    evolution.anchor = narrowest
-    if settings.presses and evolution.fits(
+    evolution.fastest = narrowest
+    if settings.fills_budget and evolution.fits(
         full, float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
     ):
         stats = alternating(measure_of, [full, space.original()]) if measure_of else None

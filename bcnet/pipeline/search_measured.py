@@ -48,8 +48,8 @@ class Evolved:
     def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
         """The best `most` candidates within the limits; the upper one is at least the fastest's latency."""
         evolution, settings = self.evolution, self.evolution.settings
-        assert evolution.anchor is not None
-        limit = max(limit_ms, float(evolution.latency_of(evolution.anchor)))
+        assert evolution.fastest is not None
+        limit = max(limit_ms, float(evolution.latency_of(evolution.fastest)))
         if number:
             rng = np.random.default_rng((settings.seed, settings.generations + number))
             for candidate in self.ranked(tuple(self.found.values()))[: self.most]:

@@ -1,10 +1,10 @@
-"""Whether a group's channels are alike: any of them can be dropped, and their order does not matter.
+"""Check that the channels of a group are interchangeable: any can be removed, and their order is irrelevant.
 
-In: a network as it ran (`chains.py`) and its space. Out: the groups for which that does not hold, and where.
-A path and its cut share their arithmetic, so comparing the two proves nothing. Instead the network is
-compared with itself with its channels in another order, and a narrow path with the whole network in which
-all other channels are zero. Random tensors are used for that: fresh weights may be zero, and hide what a
-layer does.
+In: a traced network (`chains.py`) and its space. Out: the groups for which this does not hold, and where. A
+path and the network that is cut from it share their arithmetic, so comparing them proves nothing. Instead the
+network is compared with itself after permuting its channels, and a narrow path with the whole network with
+all other channels masked by zeros. Random tensors are used, because freshly initialised weights may be zero,
+which hides the effect of a layer.
 """
 
 import math
@@ -24,19 +24,20 @@ from bcnet.supernet.importance import reordered
 from bcnet.supernet.paths import State, path_of, path_state, ranges, tensors_of
 from bcnet.supernet.space import Widths, WidthSpace
 
-NEAR = 2e-5  # in float32, relative to an output's largest value: above rounding errors
-EXACT = 1e-7  # in float64, used where the difference in float32 is larger than NEAR
-COARSE = 1e-2  # in float32, where a network does not run in float64
-CROSSED = 2  # random widths that are tried
-MASKED = 4  # of the widths that are tried, every fourth is compared with the whole network's masks
+# Tolerances relative to an output's largest value.
+NEAR = 2e-5  # in float32: above rounding errors
+EXACT = 1e-7  # in float64, used if the difference in float32 exceeds NEAR
+COARSE = 1e-2  # in float32, if the network does not run in float64
+CROSSED = 2  # number of random widths that are tried
+MASKED = 4  # every fourth of the tried widths is compared with the masked whole network
 
 
 @dataclass(frozen=True)
 class Unlike:
-    """The findings by group number: groups that have to stay, and why; other groups that are marked.
+    """The findings by group number: groups that must keep their width, with the reason, and `mixed` groups.
 
-    Narrow paths of `mixed` groups differ from the whole network with masked channels: it computes with the
-    number of channels.
+    For `mixed` groups, narrow paths differ from the whole network with masked channels, because it computes
+    with the number of channels.
     """
 
     frozen: dict[int, str]
@@ -44,31 +45,31 @@ class Unlike:
 
 
 def unlike(seen: Seen, space: WidthSpace) -> Unlike:
-    """The groups of the space whose channels are not alike."""
+    """The groups of the space whose channels are not interchangeable."""
     trial = _Trial.of(seen, space.without_extra()) if space.groups else None
     if trial is None:
         return Unlike({}, frozenset())
     frozen: dict[int, str] = {}
     unordered = [i for i, group in enumerate(space.groups) if not group.ordered]
-    for group in _at_fault(trial.keeps_under_order, unordered):
+    for group in _failing(trial.keeps_under_order, unordered):
         frozen[group] = trial.why_ordered(group)
     mixed: set[int] = set()
     for number, widths in enumerate(_tried(space)):
         left = [i for i in range(len(space.groups)) if i not in frozen]
-        found = _at_fault(partial(trial.runs_the_same, widths), left)
+        found = _failing(partial(trial.runs_the_same, widths), left)
         for group in found:
             others = [i for i in left if i not in found]
             reasons = (trial.other_way(widths, [group, *more]) for more in ([], others, left))
             frozen[group] = next(reason for reason in reasons if reason is not None)
-        # Where a layer works across channels, masks prove nothing.
+        # If a layer mixes channels, a comparison with masks proves nothing.
         left = [i for i in unordered if not space.groups[i].mixed and i not in frozen and i not in mixed]
         if number % MASKED == 0 or not trial.has_the_same_numbers(widths, left):
-            mixed |= _at_fault(partial(trial.keeps_under_mask, widths), left)
+            mixed |= _failing(partial(trial.keeps_under_mask, widths), left)
     return Unlike(frozen, frozenset(mixed))
 
 
 def _tried(space: WidthSpace) -> list[Widths]:
-    """Widths to try: all groups at their first choice, two crossed ones, all at their second and so on."""
+    """Widths to try: the narrowest, alternating and random ones, then all at their second choice, etc."""
     low, high = space.smallest(), space.largest()
     most = max(len(group.choices) for group in space.groups)
     found = [
@@ -81,26 +82,26 @@ def _tried(space: WidthSpace) -> list[Widths]:
     return [widths for widths in dict.fromkeys(found) if widths != high]
 
 
-def _at_fault(
-    holds: Callable[[Sequence[int]], bool], groups: Sequence[int], fine: Sequence[int] = ()
+def _failing(
+    holds: Callable[[Sequence[int]], bool], groups: Sequence[int], passing: Sequence[int] = ()
 ) -> set[int]:
-    """The groups for which it does not hold, together with the `fine` ones: it holds for all others together.
+    """The groups without which `holds` is true for all others together, including the `passing` ones.
 
-    One test of all, and of halves only where that fails.
+    By bisection: all groups are tested at once, and halves only if that fails.
     """
-    if not groups or holds([*fine, *groups]):
+    if not groups or holds([*passing, *groups]):
         return set()
     if len(groups) == 1:
         return set(groups)
     half = len(groups) // 2
-    found = _at_fault(holds, groups[:half], fine)
-    fine = [*fine, *(group for group in groups[:half] if group not in found)]
-    return found | _at_fault(holds, groups[half:], fine)
+    found = _failing(holds, groups[:half], passing)
+    passing = [*passing, *(group for group in groups[:half] if group not in found)]
+    return found | _failing(holds, groups[half:], passing)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """A network with random tensors, and how it runs with them."""
+    """A network with random tensors, and its run with them."""
 
     seen: Seen
     space: WidthSpace
@@ -108,11 +109,11 @@ class _Trial:
     inputs: Any
     whole: Run
     orders: tuple[Tensor, ...]
-    narrow: dict[Widths, Run] = field(default_factory=dict)  # the last one
+    narrow: dict[Widths, Run] = field(default_factory=dict)  # cache of the last one
 
     @classmethod
     def of(cls, seen: Seen, space: WidthSpace) -> "_Trial | None":
-        """Random tensors and inputs, or the network's own where the outputs are not finite with those."""
+        """With random tensors and inputs, or the network's own if the outputs are not finite otherwise."""
         best: tuple[State, Any, Run] | None = None
         tensors = drawn_state(seen.probe), tensors_of(seen.probe)
         for state, inputs in product(tensors, (tree_map(varied, seen.inputs), seen.inputs)):
@@ -136,20 +137,20 @@ class _Trial:
         return cls(seen, space, *best, tuple(orders))
 
     def keeps_under_order(self, groups: Sequence[int]) -> bool:
-        """Whether the network gives the same when the channels of these groups are permuted."""
+        """Whether the outputs are unchanged if the channels of these groups are permuted."""
 
         return self._equal(lambda state: state, lambda state: self._in_order(state, groups), self.whole)
 
     def runs_the_same(self, widths: Widths, groups: Sequence[int]) -> bool:
-        """Whether the network runs the same operators when these groups have these widths."""
+        """Whether the network executes the same operators if these groups have these widths."""
         return self.other_way(widths, groups) is None
 
     def has_the_same_numbers(self, widths: Widths, groups: Sequence[int]) -> bool:
-        """Whether operators of it get the same numbers then, as factors."""
+        """Whether its operators then have the same numbers as arguments, e.g. factors."""
         return self._narrow_run(self._narrowed(widths, groups)).numbers == self.whole.numbers
 
     def keeps_under_mask(self, widths: Widths, groups: Sequence[int]) -> bool:
-        """Whether the network in which these groups have these widths equals the whole one with zeros."""
+        """Whether the network with these widths of these groups equals the whole network with masks."""
         widths = self._narrowed(widths, groups)
         path = path_of(self.space, widths, "right")
 
@@ -159,13 +160,14 @@ class _Trial:
         def wide(produced: bool) -> Callable[[State], State]:
             return lambda state: self._masked(state, path, groups, produced)
 
-        # Channels that no weight reads, such as queries, are set to zero themselves; so are others where not
-        # only weights read them. Where a layer cannot compute with zeros, only the weights are.
+        # First mask the weights that read the channels (channels that no weight reads, e.g. queries, are
+        # masked themselves). If the result differs, mask all channels themselves, too: others than weights
+        # may read them.
         known = self._narrow_run(widths)
         return self._equal(narrow, wide(False), known) or self._equal(narrow, wide(True), known)
 
     def why_ordered(self, group: int) -> str:
-        """Name the first operator whose values change when the group's channels are permuted."""
+        """A message with the first operator whose values change if the group's channels are permuted."""
         first = self._watched(self.state, self.inputs, values=True)
         second = self._watched(self._in_order(self.state, [group]), self.inputs, values=True)
         place = next(
@@ -177,12 +179,12 @@ class _Trial:
             "its network",
         )
         return (
-            f"its channels are not alike: {place} depends on the positions of some of them, so that a narrow "
-            "network would be another function of the same weights"
+            f"its channels are not interchangeable: {place} depends on the positions of some of them, so a "
+            "narrow network would be another function of the same weights"
         )
 
     def other_way(self, widths: Widths, groups: Sequence[int]) -> str | None:
-        """Which other operators the network runs when these groups have these widths; None: the same."""
+        """How the operators differ if these groups have these widths, as a message; None if they do not."""
         widths = self._narrowed(widths, groups)
         run = self._narrow_run(widths)
         for (one, _), (other, where) in zip(self.whole.names, run.names, strict=False):
@@ -192,7 +194,7 @@ class _Trial:
                     f"instead of '{one}', depending on the number of channels"
                 )
         if run.failure is not None:
-            own = self._path(widths, tensors_of(self.seen.probe))  # it may reject random tensors
+            own = self._path(widths, tensors_of(self.seen.probe))  # the network may reject random tensors
             again = self._watched(own, self.seen.inputs)
             return None if again.failure is None else self._breaks(widths, again.failure)
         more, less = self.whole.names, run.names
@@ -220,7 +222,7 @@ class _Trial:
         return self.narrow[widths]
 
     def _narrowed(self, widths: Widths, groups: Sequence[int]) -> Widths:
-        """These widths in the groups, and the whole ones in all others."""
+        """These widths of the given groups, and the full widths of all others."""
         high = self.space.largest()
         return Widths(widths[i] if i in groups else high[i] for i in range(len(high)))
 
@@ -231,9 +233,10 @@ class _Trial:
     def _masked(
         self, state: State, path: tuple[tuple[int, int], ...], groups: Sequence[int], produced: bool
     ) -> State:
-        """The whole network's tensors; weights that read channels outside the path are zero.
+        """The whole network's tensors, with zeros in weights that read channels outside the path.
 
-        With `produced`, so are those that make these channels; else only for groups that no weight reads.
+        With `produced`, weights that produce these channels are zero, too; else only those of groups that no
+        weight reads.
         """
         out_axes: dict[str, int] = {use.weight: use.out_axis for use in self.seen.trace.layers}
         reads = {
@@ -264,9 +267,9 @@ class _Trial:
         return {name: tensor.contiguous() for name, tensor in taken.items()}
 
     def _equal(self, one: Callable[[State], State], other: Callable[[State], State], known: Run) -> bool:
-        """Whether the network runs alike with two changes of its tensors; `known` is the run with the first.
+        """Whether two changes of the tensors give the same results; `known` is the run with the first one.
 
-        Where they do not agree in float32, both run in float64.
+        If they differ in float32, both are compared in float64.
         """
         if known.failure is not None:
             return False
@@ -280,7 +283,7 @@ class _Trial:
         state = {name: doubled(tensor) for name, tensor in self.state.items()}
         inputs = tree_map(doubled, self.inputs)
         exact = self._watched(one(state), inputs)
-        if exact.failure is not None:  # the forward makes float32 tensors of its own
+        if exact.failure is not None:  # e.g. the forward creates float32 tensors
             return rounded <= COARSE
         return apart(state, inputs, exact) <= EXACT
 
@@ -292,9 +295,9 @@ class _Trial:
 
 
 def _apart(one: Run, other: Run) -> float:
-    """The largest relative difference of what two runs give: of their outputs, and of their layers.
+    """The largest relative difference between two runs, of their outputs and of their layers.
 
-    Layers reveal what outputs hide: those of a dynamic shape, integers, rounded or saturated values.
+    Layers reveal differences that outputs hide: with dynamic shapes, integers, rounded or saturated values.
     """
     if other.failure is not None:  # a forward that checks its values
         return math.inf

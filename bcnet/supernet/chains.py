@@ -1,7 +1,8 @@
-"""A network as it ran: its channels as chains that are narrowed together.
+"""Group the channels of a traced network into chains, which are narrowed together.
 
-In: a network and an example of its inputs. Out: `Seen`, which turns the trace of its operators (`trace.py`)
-into chains: channels that lie side by side, in the same order, wherever they lie; and what stays, and why.
+In: a network and an example of its inputs. Out: `Seen`, which derives chains from the trace of operators
+(`trace.py`): channels that are adjacent, in the same order, in every tensor; and channels that cannot be
+narrowed, with the reason.
 """
 
 import math
@@ -23,13 +24,13 @@ from bcnet.supernet.space import Dimension, Frozen, Layer, Segment, Sized, lengt
 from bcnet.supernet.trace import LayerUse, Trace, Tracer
 from bcnet.supernet.trace_rules import RANDOM
 
-# What PyTorch's own layers read in their forward, beside what the trace sees.
+# Attributes that the forward of PyTorch's layers reads, in addition to those found by the trace.
 _READ: tuple[tuple[type[nn.Module], str, int], ...] = (
     (nn.modules.instancenorm._InstanceNorm, "num_features", 0),
     (nn.RMSNorm, "normalized_shape", 0),
 )
-# What a class derived from PyTorch's may read in a forward of its own.
-_TOLD: tuple[tuple[type[nn.Module], str, int], ...] = (
+# Attributes that a subclass with its own forward may read, too.
+_READ_BY_SUBCLASSES: tuple[tuple[type[nn.Module], str, int], ...] = (
     (nn.Conv2d, "out_channels", 0),
     (nn.Conv2d, "in_channels", 1),
     (nn.Linear, "out_features", 0),
@@ -40,7 +41,7 @@ _TOLD: tuple[tuple[type[nn.Module], str, int], ...] = (
 
 @dataclass(frozen=True)
 class Chain:
-    """Channels side by side: the classes of their atoms, in order. `unit` and `repeat` as of WidthGroup."""
+    """Adjacent channels: the classes of their atoms, in order. `unit` and `repeat`: see WidthGroup."""
 
     name: str
     classes: tuple[int, ...]
@@ -57,24 +58,24 @@ class Chain:
 
 @dataclass
 class Seen:
-    """A network as it ran: the trace, its classes, and every axis as stretches of equal classes."""
+    """A traced network: the trace, the equivalence classes of atoms, and axes as runs of equal classes."""
 
     probe: nn.Module
     inputs: Any
     full: list[torch.Size]
-    random: bool  # eval mode draws random numbers
-    trains: str | None  # why it could not be run in training mode
-    only_training: set[str]  # weights of layers that run in training only
+    random: bool  # whether eval mode draws random numbers
+    trains: str | None  # why it could not be run in training mode; None if it could
+    only_training: set[str]  # weights of layers that run only in training mode
     trace: Trace
     classes: np.ndarray
     pinned: dict[int, str]
 
     @classmethod
     def of(cls, probe: nn.Module, inputs: Any) -> "Seen":
-        """Run the network in eval mode and, where that is possible with these inputs alone, in training."""
+        """Trace the network in eval mode and, if these inputs suffice, in training mode."""
         args, kwargs = arguments(inputs)
-        # What a network makes in its first forward only, as anchors and tables of positions, is there then.
-        with suppress(Exception), torch.no_grad():  # the run that is traced tells what is wrong
+        # Creates tensors that only the first forward creates, e.g. anchor boxes and tables of positions.
+        with suppress(Exception), torch.no_grad():  # the traced run reports errors
             probe(*args, **kwargs)
         trace = Trace(tensors_of(probe))
         output = _run(probe, trace, inputs)
@@ -99,13 +100,13 @@ class Seen:
                 for name, buffer in probe.named_buffers():
                     buffer.copy_(buffers[name])
         only_training = {use.weight for use in trace.layers} - {use.weight for use in layers}
-        trace.layers[:] = layers  # counted once
+        trace.layers[:] = layers  # without those of the training mode
         classes = trace.classes()
         full = [] if trace.dynamic else [leaf.shape for leaf in tree_leaves(output)]
         return cls(probe, inputs, full, random, trains, only_training, trace, classes, trace.pinned(classes))
 
     def tie(self, pairs: list[tuple[Chain, Chain]]) -> None:
-        """From now on these chains are one."""
+        """Merge the chains of each pair."""
         for first, second in pairs:
             atoms = [
                 np.array([int(np.argmax(self.classes == number)) for number in chain.classes])
@@ -116,14 +117,14 @@ class Seen:
         self.pinned = self.trace.pinned(self.classes)
 
     def uses(self) -> Iterator[LayerUse]:
-        """Every layer that runs, in order of execution, each once."""
+        """All executed layers, each once, in order of execution."""
         first: dict[str, LayerUse] = {}
         for use in self.trace.layers:
             first.setdefault(use.weight, use)
         yield from first.values()
 
     def producers(self) -> Iterator[tuple[str, str, int]]:
-        """(module, weight, axis) of every layer that makes more than one channel, in order of execution."""
+        """(module, weight, axis) of all layers that produce several channels, in order of execution."""
         made: dict[str, LayerUse] = {}
         for use in self.trace.layers:
             if use.makes_channels and use.out_axis in self.trace.axes[use.weight]:
@@ -132,7 +133,7 @@ class Seen:
             yield _module_of(weight), weight, use.out_axis
 
     def stretches(self, name: str, axis: int, free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """An axis as (classes, run lengths); classes that stay are -1."""
+        """An axis as (classes, run lengths); classes that cannot be narrowed are -1."""
         start, size = self.trace.axes[name][axis]
         return self._runs(np.arange(start, start + size), free)
 
@@ -143,7 +144,7 @@ class Seen:
         return row[heads], np.diff(heads, append=len(row))
 
     def free(self) -> np.ndarray:
-        """Whether a class may be narrowed: some layer makes it, and nothing pins it."""
+        """Whether each class may be narrowed: a layer produces it, and nothing pins it."""
         free = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
         for _, weight, axis in self.producers():
             start, size = self.trace.axes[weight][axis]
@@ -152,7 +153,7 @@ class Seen:
         return free
 
     def chains(self) -> list[Chain]:
-        """Maximal runs of classes that follow each other, at equal lengths, wherever they occur."""
+        """Maximal sequences of classes that are adjacent, with equal run lengths, wherever they occur."""
         free = self.free()
         count = len(free)
         rows = [
@@ -185,7 +186,7 @@ class Seen:
                 while before[first] >= 0 and after[before[first]] == first and before[first] not in taken:
                     first = int(before[first])
                     if first == head:
-                        break  # a ring
+                        break  # a cycle
                 members = [first]
                 while True:
                     following = int(after[members[-1]])
@@ -209,7 +210,7 @@ class Seen:
         return [replace(chain, layers=tuple(found)) for chain, found in zip(chains, layers, strict=True)]
 
     def dimensions(self, chains: list[Chain]) -> dict[str, dict[int, Dimension]]:
-        """Each tensor's searchable axes as segments of these chains, and of entries that stay."""
+        """Each tensor's searchable axes as segments of these chains and of fixed entries."""
         count = int(self.classes.max(initial=-1)) + 1
         owner = np.full(count, -1)
         heads = {chain.classes[0]: group for group, chain in enumerate(chains)}
@@ -225,7 +226,7 @@ class Seen:
         return dimensions
 
     def layers(self, chains: list[Chain]) -> tuple[Layer, ...]:
-        """Convolutions and linear layers with their output positions, in order of execution."""
+        """Convolutions and linear layers with their numbers of output positions, in order of execution."""
         owned, heads = self._owned(chains)
         positions: dict[tuple[str, Dimension], int] = {}
         for use in self.trace.layers:
@@ -243,9 +244,9 @@ class Seen:
     def sized(
         self, dimensions: dict[str, dict[int, Dimension]], chains: list[Chain], kept: Kept
     ) -> tuple[Sized, ...]:
-        """Modules that keep a size of a searched tensor in an attribute that their forward reads.
+        """Modules with an attribute, read by their forward, that holds a size of a searched tensor.
 
-        `kept`: attributes of which a trial has shown that they count these channels.
+        `kept`: attributes for which a trial has shown that they count these channels.
         """
         found = [
             Sized(module, attribute, tensor, 0, each)
@@ -255,7 +256,7 @@ class Seen:
         ]
         for name, module in self.probe.named_modules():
             own = type(module).__module__.startswith("torch.nn.")
-            for kind, attribute, axis in _READ if own else (*_READ, *_TOLD):
+            for kind, attribute, axis in _READ if own else (*_READ, *_READ_BY_SUBCLASSES):
                 if isinstance(module, kind) and axis in dimensions.get(f"{name}.weight", {}):
                     each = 0 if attribute == "normalized_shape" else 1
                     found.append(Sized(name, attribute, f"{name}.weight", axis, each))
@@ -286,14 +287,14 @@ class Seen:
         return tuple(found)
 
     def _owned(self, chains: list[Chain]) -> tuple[np.ndarray, dict[int, int]]:
-        """Whether a class is in a chain, and the chain of every class that is the first of one."""
+        """Whether each class is in a chain, and {first class of a chain: chain}."""
         owned = np.zeros(int(self.classes.max(initial=-1)) + 1, dtype=bool)
         for chain in chains:
             owned[list(chain.classes)] = True
         return owned, {chain.classes[0]: group for group, chain in enumerate(chains)}
 
     def frozen(self, kept: list[Chain], chains: list[Chain], reasons: dict[str, str]) -> tuple[Frozen, ...]:
-        """Every layer's channels that no kept chain holds, with the reason."""
+        """All channels of layers that are in no kept chain, with the reason."""
         kept_classes = {number for chain in kept for number in chain.classes}
         chain_of = {number: chain for chain in chains for number in chain.classes}
         apart = self._apart(set(chain_of))
@@ -302,7 +303,7 @@ class Seen:
             weight, axis, module = use.weight, use.out_axis, _module_of(use.weight)
             if axis not in self.trace.axes[weight]:
                 if use.makes_channels:
-                    found.append(Frozen(module, 1, "it makes one channel"))
+                    found.append(Frozen(module, 1, "it has only one channel"))
                 continue
             start, size = self.trace.axes[weight][axis]
             row = self.classes[start : start + size].tolist()
@@ -315,8 +316,8 @@ class Seen:
                 if reason is None and number in chain_of:
                     reason = reasons[chain_of[number].name]
                 elif reason is None and interleaved is not None:
-                    reason = f"its channels are interleaved with others: '{interleaved}' reads another order"
-                reason = reason or "its channels can only be kept or dropped all at once"
+                    reason = f"its channels are interleaved with others: '{interleaved}' has another order"
+                reason = reason or "its channels can only be kept or removed all at once"
                 stays[reason] = stays.get(reason, 0) + 1
             found += [Frozen(module, count, reason) for reason, count in stays.items()]
         ran = {use.weight for use in self.trace.layers}
@@ -327,7 +328,7 @@ class Seen:
                 and weight_name in self.trace.tensors
                 and weight_name not in ran
             ):
-                reason = "it runs in training only, so that its width costs nothing"
+                reason = "it runs only in training mode, so its width does not affect the latency"
                 if weight_name not in self.only_training:
                     reason = "it does not run"
                     if self.trains is not None:
@@ -336,7 +337,7 @@ class Seen:
         return tuple(found)
 
     def _apart(self, chained: set[int]) -> dict[int, str]:
-        """For classes in no chain, a layer in which they have other neighbours than where they are made."""
+        """For classes in no chain, a layer in which their neighbours differ from where they are produced."""
         free = self.free()
         followers: dict[int, int] = {}
         found: dict[int, str] = {}
@@ -351,7 +352,7 @@ class Seen:
         return found
 
     def because(self, chain: Chain, trouble: str) -> str:
-        """Why a chain stays: a tensor that the forward makes of a size of its own explains why it breaks."""
+        """Why a chain is frozen: preferably a tensor that the forward creates with a fixed size."""
         if not trouble.startswith("narrowing it breaks"):
             return trouble
         doubtful = self.trace.doubtful(self.classes)
@@ -359,7 +360,7 @@ class Seen:
 
 
 def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
-    """One forward, traced. Raises SpaceError where the network does not run."""
+    """Trace one forward. Raises SpaceError if the network does not run."""
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     tracer = Tracer(trace, probe, _images(inputs))
     args, kwargs = arguments(inputs)
@@ -376,7 +377,7 @@ def _run(probe: nn.Module, trace: Trace, inputs: Any) -> Any:
 
 
 def _images(inputs: Any) -> int:
-    """The batch size of inputs; detectors take a list of images."""
+    """The batch size of inputs, which may be a list of images (for detectors)."""
     args, kwargs = arguments(inputs)
     first = next(iter((*args, *kwargs.values())), None)
     if isinstance(first, list):
@@ -385,7 +386,7 @@ def _images(inputs: Any) -> int:
 
 
 def twice(inputs: Any) -> Any:
-    """The inputs with every image twice: batch statistics need two."""
+    """The inputs with every image twice, because batch statistics need two."""
     images = _images(inputs)
 
     def doubled(leaf: Any) -> Any:
@@ -400,7 +401,7 @@ def twice(inputs: Any) -> Any:
 
 
 def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
-    """A forward that reads a tensor's value must take the same way for other inputs. Raises SpaceError."""
+    """Check that a forward that reads values executes the same operators for others. Raises SpaceError."""
     generator = torch.Generator().manual_seed(0)
 
     def between(low: float, high: float) -> Any:
@@ -416,16 +417,16 @@ def _check_branches(probe: nn.Module, trace: Trace, inputs: Any) -> None:
         _run(probe, again, tree_map(change, inputs))
         if again.operators != trace.operators:
             raise SpaceError(
-                f"the forward of {type(probe).__name__} depends on the values of its inputs (in "
-                f"{trace.reads_values}): another input takes another way, which is not seen here and is lost "
-                "in the export; write the choice with torch.where, or make it depend on shapes"
+                f"the forward of {type(probe).__name__} branches on the values of its inputs (in "
+                f"{trace.reads_values}): the other branch is not traced, and missing in the export; use "
+                "torch.where, or make the branch depend on shapes"
             )
 
 
 def _segments(
     row: np.ndarray, runs: np.ndarray, heads: dict[int, int], chains: list[Chain]
 ) -> tuple[Segment, ...]:
-    """Stretches of classes as segments: a chain is one, where its first class is."""
+    """Runs of classes as segments: a chain is one segment, at the position of its first class."""
     segments: list[Segment] = []
     for number, run in zip(row.tolist(), runs.tolist(), strict=True):
         if number < 0:
@@ -436,5 +437,5 @@ def _segments(
 
 
 def _module_of(weight: str) -> str:
-    """The module that holds a weight, also when the weight is computed from parametrisations."""
+    """The module of a weight, also if the weight is parametrised."""
     return weight.partition(".parametrizations.")[0].removesuffix(".weight")

@@ -31,16 +31,16 @@ class CheckpointFile:
         write_file(self.path, seal_tensors(tensors, about))
 
     def load(self) -> Snapshot | None:
-        """The saved state; None where there is none to continue from (reported if there is a file)."""
+        """The saved state; None if there is none that can be continued (reported if a file exists)."""
         if not self.path.exists():
             return None
         try:
             tensors, about = unseal_tensors(self.path)
         except ValueError as cause:
-            say(f"{self.path}: {cause}; that training starts again")
+            say(f"{self.path}: {cause}; training starts from the beginning")
             return None
         if about.get("made_from") != dict(self.made_from):
-            say(f"{self.path} is of other settings: that training starts again")
+            say(f"{self.path} has other settings: training starts from the beginning")
             return None
         return Snapshot(int(about["epoch"]), tensors)
 
@@ -53,9 +53,9 @@ def fit_resumably(
     file: CheckpointFile | None,
     objective: Objective | None = None,
 ) -> None:
-    """`fit_network`, continued from the file, which is kept up to date; without a file, all of it at once.
+    """`fit_network`, continued from the file, which is updated after each epoch; None: without a file.
 
-    On a CPU the result equals, bit for bit, that of a training that was never stopped.
+    On a CPU the result is bit-identical to that of an uninterrupted training.
     """
     if file is None:
         fit_network(model, data, recipe, description, objective=objective)
@@ -64,7 +64,7 @@ def fit_resumably(
         file = replace(file, made_from={**file.made_from, "objective": objective.key})
     resume = file.load()
     if resume is not None and not _fits(model, recipe, resume, objective):
-        say(f"{file.path} is of another network: that training starts again")
+        say(f"{file.path} is for another network: training starts from the beginning")
         resume = None
     if resume is not None:
         say(f"{description}: continuing after epoch {resume.epoch} of {recipe.epochs}")

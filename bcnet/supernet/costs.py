@@ -1,6 +1,6 @@
 """Parameters, multiply-accumulates and bytes of weights as polynomials of the widths, and bounds on them.
 
-In: a space, or the arrays of an ONNX file. Out: exact counts of single networks and of thousands at once.
+In: a space, or the arrays of an ONNX file. Out: exact counts for one network, or for thousands at once.
 """
 
 import itertools
@@ -18,14 +18,14 @@ Pairwise = tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]
 
 
 class Cost:
-    """A sum over tensors of their sizes, each a product of axes, each a sum of groups' channels.
+    """The sum of the tensors' sizes. A size is a product of axes, an axis a sum of groups' channels.
 
-    Multiplied out it is a constant, a factor for each group, one for each pair (a group with itself, too),
-    and rarely for three groups or more. Counts are exact up to 2^53.
+    Expanded, it has a constant, a coefficient for each group and for each pair of groups (including a group
+    with itself), and rarely for three groups or more. Counts are exact up to 2^53.
     """
 
     def __init__(self, groups: int, tensors: Iterable[tuple[int, Sequence[Dimension]]]) -> None:
-        """`tensors` holds (what one entry of the searchable axes stands for, these axes) of each."""
+        """`tensors`: for each the product of its fixed axes, and its searchable axes."""
         terms: dict[tuple[int, ...], int] = {}
         for factor, axes in tensors:
             for segments in itertools.product(*axes):
@@ -57,7 +57,7 @@ class Cost:
         return round(float(self.price_many(np.array([widths]))[0]))
 
     def pairwise(self, choices: Sequence[Sequence[int]]) -> Pairwise:
-        """The counts as an offset and arrays that add up: (offset, [(groups, count by choice indices)])."""
+        """The counts as a sum of an offset and arrays: (offset, [(groups, count by choice indices)])."""
         own = [np.array(group, dtype=np.float64) for group in choices]
         terms: dict[tuple[int, ...], float] = {(int(g),): self._linear[g] for g in self._linear.nonzero()[0]}
         terms |= {(int(a), int(b)): self._pairs[a, b] for a, b in zip(*self._pairs.nonzero(), strict=True)}
@@ -73,12 +73,12 @@ class Cost:
 
 
 def parameters(space: WidthSpace) -> Cost:
-    """The network's parameters, buffers not counted: `space.params` of thousands of widths."""
+    """The number of parameters, without buffers: `space.params` for thousands of networks."""
     return Cost(len(space.groups), (_tensor(space, name, 1) for name in space.parameters))
 
 
 def multiply_accumulates(space: WidthSpace) -> Cost:
-    """Multiply-accumulates an image, of convolutions and linear layers: `space.macs` of thousands."""
+    """Multiply-accumulates per image of convolutions and linear layers: `space.macs` for many networks."""
     tensors = []
     for layer in space.layers:
         size, axes = _tensor(space, layer.weight, layer.positions)
@@ -87,7 +87,7 @@ def multiply_accumulates(space: WidthSpace) -> Cost:
 
 
 def weight_bytes(graph: OnnxSupernet) -> Cost:
-    """Bytes of all that is stored beside the graph in the exported file, at the file's precision."""
+    """Bytes of all constants in the exported file, at the file's precision."""
     arrays, dimensions = graph.stored
     tensors = []
     for name, array in arrays.items():
@@ -105,7 +105,7 @@ def _tensor(space: WidthSpace, name: str, each: int) -> tuple[int, Sequence[Dime
 
 @dataclass(frozen=True)
 class Bound:
-    """At most `limit` of what `cost` counts, told in units of `unit`; `key` is its name in [search]."""
+    """An upper `limit` on a `cost`, shown in multiples of `unit`; `key` is its name in [search]."""
 
     key: str
     name: str
@@ -114,11 +114,11 @@ class Bound:
     unit: int = 1
 
     def holds(self, widths: Widths) -> bool:
-        """Whether the network keeps it."""
+        """Whether the network is within the limit."""
         return self.cost(widths) <= self.limit
 
     def shown(self, count: float) -> str:
-        """A count in its unit; megabytes are rounded up to 0.001, so that what is shown suffices."""
+        """A count in its unit; megabytes are rounded up to 0.001, so that the shown value suffices."""
         if self.unit == 1:
             return f"{math.floor(count):,}"
         return f"{math.ceil(round(count / self.unit * 1000, 6)) / 1000:,.3f}"

@@ -1,7 +1,7 @@
-"""Which networks are measured. In: a network's space and what a table lacks. Out: widths.
+"""Choose the networks that are measured. In: a network's space, and a table. Out: widths.
 
-A few dozen networks show every layer at every pair of widths that can meet in it; others, from narrow to
-wide, calibrate the sums of their layers.
+A covering design of a few dozen networks contains every layer at every pair of its input and output widths;
+other networks, from narrow to wide, calibrate the sums of layers.
 """
 
 from itertools import product
@@ -15,20 +15,20 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Widths, WidthSpace, shares
 
-SUBNETS = 24  # whole subnets that the sums of layers are fitted to
-SAMPLED = 32  # random networks that show layers behind a concatenation
+SUBNETS = 24  # number of whole subnets that calibrate the sums of layers
+SAMPLED = 32  # number of random networks for layers that read a concatenation
 
 
-def design(space: WidthSpace) -> list[Widths]:
-    """Networks that together show every pair of choices of every two groups that meet in a layer.
+def covering_design(space: WidthSpace) -> list[Widths]:
+    """Networks that together contain every pair of choices of any two groups that share a layer.
 
-    Network (i, j) gives a group of colour a the symbol (i + a * j) mod K. Groups that meet have colours
-    whose difference is coprime to K, so each pair of symbols occurs exactly once in K * K networks. Symbols
-    are folded onto a group's own choices, evenly.
+    In network (i, j), a group of colour a has the symbol (i + a * j) mod K. The colours of groups that share
+    a layer differ by a number coprime to K, so each pair of symbols occurs exactly once in K * K networks.
+    Symbols are mapped evenly onto a group's choices.
     """
     colours = _colours(shares(space))
-    most = max(len(group.choices) for group in space.groups)
-    size = _smallest_modulus(max(most, 2), max(colours) + 1)
+    largest = max(len(group.choices) for group in space.groups)
+    size = _smallest_modulus(max(largest, 2), max(colours) + 1)
     networks = []
     for i, j in product(range(size), repeat=2):
         symbols = [(i + colour * j) % size for colour in colours]
@@ -42,21 +42,23 @@ def design(space: WidthSpace) -> list[Widths]:
 
 
 def plan(graph: OnnxSupernet, table: LatencyTable, setting: Setting) -> tuple[list[Widths], set[LayerSpec]]:
-    """Networks that show all layers that the table lacks at this setting, and those layers."""
+    """Networks that together contain all layers without a row at this setting, and these layers."""
     missing = {spec for spec in needed_layers(graph) if not table.has(spec, setting)}
-    chosen, unseen = [], set(missing)
+    chosen, uncovered = [], set(missing)
     for widths in _networks(graph) if missing else ():
-        shown = {slot.at(widths) for slot in graph.slots} & unseen
-        if shown:
+        covered = {slot.at(widths) for slot in graph.slots} & uncovered
+        if covered:
             chosen.append(widths)
-            unseen -= shown
-    if unseen:
-        raise TableError(f"no network of the design shows {len(unseen)} layers, such as {min(unseen)}")
+            uncovered -= covered
+    if uncovered:
+        raise TableError(
+            f"no network of the covering design contains {len(uncovered)} layers, e.g. {min(uncovered)}"
+        )
     return chosen, missing
 
 
 def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
-    """Every layer that a table holds once it is complete for this space."""
+    """All layers of a table that is complete for this space."""
     choices = [group.choices for group in graph.space.groups]
     networks = _networks(graph)
     needed: set[LayerSpec] = set()
@@ -67,23 +69,23 @@ def needed_layers(graph: OnnxSupernet) -> set[LayerSpec]:
 
 
 def _networks(graph: OnnxSupernet) -> list[Widths]:
-    """Networks that show every layer that is needed."""
-    space, networks = graph.space, design(graph.space)
+    """Networks that together contain all needed layers."""
+    space, networks = graph.space, covering_design(graph.space)
     if any(slot.sampled for slot in graph.slots):
-        # Behind a concatenation, the whole range and what lies between.
+        # For layers that read a concatenation: both ends of the range, and random points.
         rng = np.random.default_rng(0)
         drawn = [space.random(rng) for _ in range(SAMPLED)]
         networks = list(dict.fromkeys([*networks, space.smallest(), space.largest(), *drawn]))
     return networks
 
 
-def showing(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
-    """Networks that show one layer, with all other groups at their widest, and at their narrowest."""
+def networks_with(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
+    """Networks that contain a layer, with all other groups at their widest, and at their narrowest."""
     choices = [group.choices for group in graph.space.groups]
     found = []
     for slot in graph.slots:
         specs = specs_of(slot, choices) or {}
-        for index in (index for index, shown in specs.items() if shown == spec):
+        for index in (index for index, other in specs.items() if other == spec):
             for base in (graph.space.largest(), graph.space.smallest()):
                 widths = list(base)
                 for group, i in zip(slot.groups, index, strict=True):
@@ -93,7 +95,7 @@ def showing(graph: OnnxSupernet, spec: LayerSpec) -> list[Widths]:
 
 
 def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> list[Widths]:
-    """Subnets from narrow to wide: independent draws would all land in the middle."""
+    """Random subnets from narrow to wide; with independent widths, all would be of medium size."""
     subnets = []
     for number in range(count):
         centre = (number + 0.5) / count
@@ -115,13 +117,13 @@ def spread_widths(space: WidthSpace, rng: np.random.Generator, count: int) -> li
 
 
 def calibration_subnets(space: WidthSpace, seed: int) -> list[Widths]:
-    """The whole subnets that are measured: narrowest, widest, and from narrow to wide between them."""
+    """The whole subnets that are measured: the narrowest, the widest, and random ones between them."""
     between = spread_widths(space, np.random.default_rng(seed + 1), SUBNETS - 2)
     return list(dict.fromkeys([space.smallest(), *between, space.largest()]))
 
 
 def _colours(meets: dict[int, set[int]]) -> list[int]:
-    """A greedy colouring: groups that meet in a layer get different colours; most neighbours first."""
+    """A greedy colouring: groups that share a layer get different colours; most neighbours first."""
     colours: dict[int, int] = {}
     for group in sorted(meets, key=lambda group: -len(meets[group])):
         taken = {colours[other] for other in meets[group] if other in colours}
@@ -130,7 +132,7 @@ def _colours(meets: dict[int, set[int]]) -> list[int]:
 
 
 def _smallest_modulus(at_least: int, colours: int) -> int:
-    """The smallest K whose every prime factor is at least the number of colours: differences are coprime."""
+    """The smallest K without prime factors below the number of colours, so that differences are coprime."""
     size = at_least
     while any(size % factor == 0 for factor in range(2, colours)):
         size += 1

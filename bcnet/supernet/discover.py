@@ -1,8 +1,8 @@
-"""Any nn.Module -> WidthSpace: groups of channels that are narrowed together.
+"""Find the width space of any nn.Module: groups of channels that are narrowed together.
 
-In: a network and an example of its inputs. Out: a space whose groups were tried: cuts run and keep the
-output's shape. What cannot be searched is frozen and listed with the reason. `trace.py` follows the channels,
-`chains.py` finds those that are narrowed together; here they become groups with choices.
+In: a network and an example of its inputs. Out: a space whose groups were tested: narrowed networks run and
+keep the output's shape. Other channels are frozen and listed with the reason. `trace.py` follows the
+channels, `chains.py` finds those that are narrowed together; this module makes groups with choices of them.
 """
 
 import difflib
@@ -38,11 +38,11 @@ def discover_space(
     """The width space of a network.
 
     `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
-    name. `bins` is the width choices a group; choices are multiples of `channel_multiple` where the group's
-    channels are, and at least `min_width` (a part of them). `method` (unilateral, bcnet, bcnetv2) decides
-    which choices and extra channels a group gets. `freeze` names layers or groups, as `layer1.*`, that keep
-    their width; `tie` names pairs of groups that always have the same width.
-    Raises SpaceError where the network cannot be read or nothing in it can be searched.
+    name. `bins` is the number of width choices per group; choices are multiples of `channel_multiple` if the
+    group's channels are, and at least `min_width` (a fraction) of them. `method` (unilateral, bcnet, bcnetv2)
+    determines the choices and extra channels of a group. `freeze` names layers or groups, e.g. `layer1.*`,
+    that keep their width; `tie` names pairs of groups that always have the same width. Raises SpaceError if
+    the network cannot be traced, or nothing in it can be searched.
     """
     rule = method_named(method)
     probe = probe_of(model)
@@ -100,9 +100,10 @@ def discover_space(
     good = list(range(len(kept)))
     space = build(good)
     if trouble(seen, space) is not None:
-        # Find the groups that break the network when they alone are narrowed, or with those before them.
+        # Find the groups that break the network if they are narrowed alone, or together with those before
+        # them.
         alone = {i: trouble(seen, build([i]), quick=True) for i in good}
-        # They may not where modules keep sizes in attributes that can follow.
+        # Adapting sizes that modules keep in attributes may make them work.
         places = kept_sizes(probe, seen.trace, seen.classes)
         for i in good if places else []:
             if alone[i] is None:
@@ -142,7 +143,7 @@ def discover_space(
 
 
 def _tied(seen: Seen, tie: Sequence[tuple[str, str]]) -> list[Chain]:
-    """The chains, those that are tied made one. Raises SpaceError: unknown names, different sizes."""
+    """The chains, with tied ones merged. Raises SpaceError for unknown names and different sizes."""
     chains = seen.chains()
     pairs = []
     for names in tie:
@@ -174,7 +175,7 @@ def _named(chains: list[Chain], name: str) -> Chain:
 
 
 def _frozen_by(chains: list[Chain], freeze: Sequence[str]) -> dict[str, str]:
-    """Names of chains that a pattern freezes, and why. Raises SpaceError where a pattern fits none."""
+    """{name of a frozen chain: reason}. Raises SpaceError if a pattern matches none."""
     found: dict[str, str] = {}
     for pattern in freeze:
         hit = [
@@ -186,7 +187,7 @@ def _frozen_by(chains: list[Chain], freeze: Sequence[str]) -> dict[str, str]:
             known = [layer for chain in chains for layer in chain.layers]
             near = difflib.get_close_matches(pattern, known, n=3) or known[:3]
             raise SpaceError(
-                f"no group fits the pattern '{pattern}' to freeze; there are: {', '.join(near)}, ... "
+                f"no group matches the pattern '{pattern}' of freeze; there are: {', '.join(near)}, ... "
                 "(`bcnet inspect` lists them)"
             )
         for name in hit:

@@ -1,7 +1,7 @@
-"""Runs of a network on random tensors, in which everything that it does affects the outputs.
+"""Run a network with random tensors, such that every operation affects the outputs.
 
-In: a network. Out: its tensors with random parameters (`drawn_state`), runs in which no layer's output is
-small (`of_unit_size`), and what is seen of a run (`Watcher`, `Run`).
+In: a network. Out: its tensors with random parameters (`drawn_state`), runs with normalised outputs of layers
+(`of_unit_size`), and the record of a run (`Watcher`, `Run`).
 """
 
 import math
@@ -24,9 +24,9 @@ from bcnet.supernet.space import WidthSpace
 from bcnet.supernet.trace import running_modules
 from bcnet.supernet.trace_rules import CONVOLUTION, MATMUL, RANDOM
 
-POOL = 1_000_003  # normal numbers that weights are drawn from: a prime, so that rows are not alike
+POOL = 1_000_003  # size of the pool of random numbers for weights: a prime, so that rows differ
 LAYERS = CONVOLUTION | MATMUL
-# Depend on how tensors lie in memory, and change no value.
+# Operators that depend on the memory layout of tensors, and change no values.
 LAYOUT = frozenset(("clone", "contiguous", "view", "unsafe_view", "reshape_alias", "alias", "detach"))
 
 
@@ -54,10 +54,10 @@ def drawn_state(probe: nn.Module) -> State:
 
 @contextmanager
 def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterator[list[Tensor]]:
-    """During a run, divide the outputs of layers by their size; the block's value is the list of these sizes.
+    """During a run, divide the outputs of layers by their RMS; yields the list of these values.
 
-    Otherwise the first layers of a deep network would not affect its outputs (after LSUV; Mishkin and Matas,
-    ICLR 2016). With `sizes`, those of an earlier run are used, so that both compute the same function.
+    Otherwise the first layers of a deep network would not affect its outputs (cf. LSUV; Mishkin and Matas,
+    ICLR 2016). With `sizes`, the values of an earlier run are used, so that both compute the same function.
     """
     found: list[Tensor] = []
 
@@ -65,7 +65,7 @@ def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterato
         if not isinstance(output, Tensor):
             return None
         if sizes is None:
-            with _disable_current_modes():  # no operator of the network
+            with _disable_current_modes():  # not recorded: these are not operators of the network
                 size = output.square().mean().sqrt()
                 found.append(size if bool(size.isfinite()) and float(size) > 0 else torch.ones_like(size))
         else:
@@ -86,10 +86,10 @@ def of_unit_size(probe: nn.Module, sizes: list[Tensor] | None = None) -> Iterato
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of a run: its name, the module that ran it, and its results' shapes and moments.
+    """One operator of a run: its name, its module, and the shapes and moments of its results.
 
-    `numbers` are those that it got, where it computes entry by entry. Moments do not depend on positions.
-    `certain`: no tensor whose shape depends on values went in.
+    `numbers` are the scalar arguments of a pointwise operator. Moments do not depend on positions. `certain`:
+    no argument is a tensor whose shape depends on values.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Operator:
     certain: bool
 
     def apart(self, other: "Operator") -> float:
-        """The largest relative difference of the moments; 0 where the shapes differ, as narrow layers' do."""
+        """The largest relative difference of the moments; 0 if the shapes differ, e.g. of narrow layers."""
         if self.shapes != other.shapes:
             return 0.0
         worst = 0.0
@@ -112,9 +112,9 @@ class Operator:
 
 @dataclass(frozen=True)
 class Run:
-    """What is seen of one run: its operators and outputs, and the sizes of its layers' outputs.
+    """The record of one run: its operators, its outputs, and the RMS of its layers' outputs.
 
-    Of a run that failed, the operators until then, and the reason.
+    For a failed run, the operators before the failure, and the reason.
     """
 
     operators: list[Operator]
@@ -124,9 +124,9 @@ class Run:
 
     @property
     def names(self) -> list[tuple[str, str]]:
-        """(name, module) of the operators that compute something, whatever the layout of its inputs is.
+        """(name, module) of the operators, without those that depend on the memory layout.
 
-        They end where a shape first depends on values: from there on the forward may branch on it.
+        They end at the first shape that depends on values, on which the forward may branch.
         """
         known = takewhile(lambda operator: operator.certain, self.operators)
         return [(o.name, o.where) for o in known if o.name not in LAYOUT]
@@ -137,16 +137,16 @@ class Run:
 
     @property
     def layers(self) -> list[Operator]:
-        """The convolutions and matrix products; those that depend on a varying shape only if all do."""
+        """The convolutions and matrix products; those that depend on a dynamic shape only if all do."""
         found = [o for o in self.operators if o.name in LAYERS]
         return [o for o in found if o.certain] or found
 
 
 class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operator, and the moments of what layers give, or of all with `values`.
+    """Records all operators, with moments of the layers' results, or with `values`, of all results.
 
-    Random numbers are replaced by a constant: those of a narrow network would be others than the whole one's.
-    `dynamic`: shapes depend on values, so that the operators are recorded until the forward reads a value.
+    Random numbers are replaced by a constant, since a narrow network would draw others than the whole one.
+    `dynamic`: shapes depend on values; operators are recorded until the forward reads a value.
     """
 
     def __init__(self, *, values: bool = False, dynamic: bool = False) -> None:
@@ -199,7 +199,7 @@ def watched(
     watcher: Watcher,
     sizes: list[Tensor] | None = None,
 ) -> Run:
-    """One run of the network with these tensors, as the watcher saw it; `sizes` as of `of_unit_size`."""
+    """One recorded run of the network with these tensors; for `sizes` see `of_unit_size`."""
     outputs, failure = None, None
     with (
         torch.no_grad(),
@@ -218,7 +218,7 @@ def watched(
 
 
 def _constant(name: str, named: dict[str, Any]) -> float:
-    """In place of random numbers: a likely value of them."""
+    """A typical value, which replaces random numbers."""
     if name == "bernoulli":
         return 1.0
     if name == "uniform":
@@ -244,7 +244,7 @@ def _moments(leaf: Tensor) -> list[float]:
 
 
 def varied(leaf: Any) -> Any:
-    """The input; random values from 0 to 1 in place of a constant one, such as a placeholder."""
+    """The input; random values from 0 to 1 instead of a constant one, e.g. a placeholder."""
     if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel() > 1):
         return leaf
     if bool((leaf != leaf.flatten()[0]).any()):

@@ -1,7 +1,7 @@
-"""Rules of operators that move, join and combine entries: views, concatenations, pools.
+"""Rules for operators that move, join and combine entries: views, concatenations, pools.
 
-In: an operator's call, and the `Record` of a network that runs. Out: the labels of the call's results, and
-which channels are kept or dropped together from now on.
+In: an operator's call, and the `Record` of the traced network. Out: the labels of the call's results, and the
+channels that must be kept or removed together.
 """
 
 import torch
@@ -18,7 +18,7 @@ def move(record: Record, call: Call) -> None:
     for plane in record.of(call.args[0]):
         try:
             result = call.func(plane, *call.args[1:], **call.kwargs)
-        except RuntimeError:  # a view that a plane's strides do not allow
+        except RuntimeError:  # the plane's strides do not allow the view
             result = plane.reshape(call.outputs[0].shape)
         for planes, leaf in zip(moved, tree_leaves(result), strict=True):
             planes.append(tidy(leaf))
@@ -36,7 +36,7 @@ def move(record: Record, call: Call) -> None:
 
 
 def unknown(record: Record, call: Call) -> None:
-    """An operator that cannot be followed: the channels that it meets stay, with its name as the reason."""
+    """An operator without a rule: the channels of its arguments are frozen, with its name as the reason."""
     reason = record.unknown(call.name)
     for tensor in call.tensors:
         record.pin(tensor, reason)
@@ -44,7 +44,7 @@ def unknown(record: Record, call: Call) -> None:
 
 
 def pick(record: Record, call: Call) -> None:
-    """Entries are picked by an index that the network stores: channels along the indexed axes stay."""
+    """Entries are selected by an index that the network stores: channels along indexed axes are frozen."""
     source = call.args[0]
     indices = call.named["indices"] if call.name == "index" else None
     axes = [call.named["dim"] % source.ndim] if indices is None else range(len(indices))
@@ -63,7 +63,7 @@ def pick(record: Record, call: Call) -> None:
 
 
 def split(record: Record, call: Call) -> None:
-    """Equal parts of an axis stay equal: `chunk` divides a narrow tensor in halves, too."""
+    """Equal parts of an axis stay equal, because `chunk` also splits a narrow tensor evenly."""
     move(record, call)
     _tie_parts(record, call.outputs)
     source, dim = call.args[0], int(call.named.get("dim", 0)) % call.args[0].ndim
@@ -73,7 +73,7 @@ def split(record: Record, call: Call) -> None:
 
 
 def take_slice(record: Record, call: Call) -> None:
-    """Slices in equal parts that together make up a whole axis are treated like the parts of a `chunk`."""
+    """Equal slices that together make up an axis are treated like the parts of a `chunk`."""
     move(record, call)
     source, dim, part = call.args[0], int(call.named.get("dim", 0)), call.outputs[0]
     slices = record.slices.setdefault((id(source), dim), [])
@@ -120,12 +120,12 @@ def concatenate(record: Record, call: Call) -> None:
                 record.unite(whole, piece)
                 whole = merged(whole, piece)
             result.append(whole.expand(output.shape))
-    # An input of one entry along the axis varies with nothing, but the whole does.
+    # An input of one entry along the axis does not vary, but the result does.
     record.label(output, record.joined(result))
 
 
 def pad_constant(record: Record, call: Call) -> None:
-    """Entries that are added around an axis of channels stay; other axes get longer, or shorter."""
+    """Entries that are padded to an axis of channels are frozen; other axes become longer or shorter."""
     source, output, pad = call.args[0], call.outputs[0], call.named["pad"]
     sides = {source.ndim - 1 - i // 2 for i, width in enumerate(pad) if width}
     planes = []
@@ -142,7 +142,7 @@ def pad_constant(record: Record, call: Call) -> None:
 
 
 def spatial(record: Record, call: Call) -> None:
-    """The last axes, those of an image's sides, change; the axes before them stay."""
+    """The last axes, the spatial ones, change; the axes before them are unchanged."""
     source = call.tensors[0]
     sides = int(next((digit for digit in call.name if digit in "123"), source.ndim - 2))
     kept = []
@@ -151,7 +151,7 @@ def spatial(record: Record, call: Call) -> None:
         if before:
             kept.append(compact(record.gathered(plane, *before)))
         elif not fits_any(plane):
-            record.pin_plane(plane, f"it becomes an image's side in {record.where}")
+            record.pin_plane(plane, f"it becomes a spatial axis in {record.where}")
     for output in call.outputs:
         record.label(output, [p.expand(output.shape) for p in kept])
 
@@ -165,11 +165,11 @@ def gate(record: Record, call: Call) -> None:
 
 
 def relayout(record: Record, call: Call) -> None:
-    """Another layout in memory: it carries no channels."""
+    """Another memory layout: nothing to do."""
 
 
 def make(record: Record, call: Call) -> None:
-    """A tensor made of sizes that the forward computes: it follows any channels, which a trial confirms."""
+    """A tensor created from sizes that the forward computes may follow any channels, which a trial tests."""
     positional = call.name in ("arange", "linspace")
     for output in call.outputs:
         record.label(output, record.fits(output, tuple(range(output.ndim)), positional=positional))
@@ -182,7 +182,7 @@ def alias(record: Record, call: Call) -> None:
 
 
 def expand(record: Record, call: Call) -> None:
-    """One entry is repeated along the new axes, which follow any channels."""
+    """One entry is repeated along the new axes, which may follow any channels."""
     move(record, call)
     source, output = call.args[0], call.outputs[0]
     lead = output.ndim - source.ndim
@@ -194,7 +194,7 @@ def expand(record: Record, call: Call) -> None:
 
 
 def along_axis(record: Record, call: Call) -> None:
-    """Keeps the shape, and mixes the entries along one axis."""
+    """An operator that keeps the shape, and mixes the entries along one axis."""
     record.mark(call.tensors[0], (int(call.named["dim"]),), ordered=call.name == "cumsum")
     pointwise(record, call)
 
@@ -222,7 +222,7 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
             if id(tensor) in record.noise:
                 continue
             if writes and tensor is output and tensor._base is None:
-                continue  # filled again
+                continue  # overwritten
             lead = len(shape) - tensor.ndim
             covered = {axis + lead for plane in record.of(tensor) for axis in axes_of(plane)}
             fixed = {lead + axis for axis, size in enumerate(tensor.shape) if size > 1} - covered
@@ -234,7 +234,7 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
 
 
 def reduce(record: Record, call: Call) -> None:
-    """Entries along the reduced axes become one; those of an axis that is left are united across them."""
+    """Entries along the reduced axes become one; those of the remaining axes are united across them."""
     x, dims = call.tensors[0], call.named.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or range(x.ndim))
     dims = sorted({dim % max(x.ndim, 1) for dim in dims}, reverse=True)
@@ -245,7 +245,7 @@ def reduce(record: Record, call: Call) -> None:
             varying = set(axes_of(plane))
             if varying <= set(dims):
                 continue
-            for dim in sorted(varying & set(dims)):  # entries that become one are kept or dropped together
+            for dim in sorted(varying & set(dims)):  # entries that become one are kept or removed together
                 record.unite(plane, plane.narrow(dim, 0, 1).expand_as(plane))
                 plane = plane.narrow(dim, 0, 1).expand_as(plane)
             for dim in dims:

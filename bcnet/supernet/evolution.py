@@ -1,8 +1,8 @@
-"""Evolution inside a latency budget and other bounds. In: a space, prices, scores. Out: candidates that fit.
+"""Evolutionary search within a latency budget and other bounds.
 
-What does not fit is repaired before it is scored, nothing is scored twice, and every loop ends. Each
-generation has a random generator of its own, so that a continued search draws what an uninterrupted one
-would have drawn.
+In: a space, functions for latency and score. Out: feasible candidates. Infeasible widths are repaired before
+they are scored, nothing is scored twice, and every loop terminates. Each generation has its own random
+generator, so that a continued search proposes the same networks as an uninterrupted one.
 """
 
 import math
@@ -18,32 +18,32 @@ from bcnet.supernet.costs import Bound
 from bcnet.supernet.exchange import exchanged_at_random
 from bcnet.supernet.pareto import crowding, fronts
 from bcnet.supernet.score import Score
-from bcnet.supernet.smooth import BY_LOSS, Expectation, places_of, with_losses
+from bcnet.supernet.smooth import BY_LOSS, Surrogate, places_of, with_losses
 from bcnet.supernet.space import Widths, WidthSpace
 
 LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
 Prior = Sequence[np.ndarray]
 Acquisition = Callable[[Sequence[Widths]], np.ndarray]
-ATTEMPTS = 20  # draws a wanted candidate, before a generation makes do with fewer
-CHILDREN = 8  # of so many, one is scored
+ATTEMPTS = 20  # maximum number of draws per wanted candidate, before a generation stays smaller
+CHILDREN = 8  # number of children of which one is scored
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What to look for, and how long. Of `budget_ms` and `min_accuracy` at most one is given.
+    """The objective and effort of a search. At most one of `budget_ms` and `min_accuracy` is given.
 
-    With a `share`, `budget_ms` is that share of the original's predicted latency, and measured networks are
-    held to that share of its measured one. `margin` is the share by which networks that are measured stay
-    below the budget: a machine's noise.
-    With `fitness` "soft", what is over the budget is scored, too, and all are ranked by
-    `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), those inside the
-    budget by `inside_exponent` where that is given (at 0 it is the hard search again); with `over_budget` a
-    slower network may win. With `pareto`, the whole front of accuracy against latency is looked for, by
-    NSGA-II; a budget only says who wins. With `smooth`, candidates are ranked, and children chosen, by what
-    all scores together say of each (`Expectation`), else candidates by their own scores; `by_loss` is the
-    part of the loss's rank in each (`with_losses`), to be less for a task of your own (`by_loss_of`).
-    `exchange` is the share of mutations that move channels between groups (`exchanged_at_random`).
+    With a `share`, `budget_ms` is that fraction of the original's predicted latency, and measured networks
+    are held to that fraction of its measured one. `margin` is the fraction by which measured networks stay
+    below the budget, for the noise of the machine. With `fitness` "soft", networks over the budget are
+    scored, too, and all are ranked by `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR
+    2019, equation 2), with `inside_exponent` within the budget if it is given (0 gives the hard search); with
+    `over_budget` a slower network may win. With `pareto`, NSGA-II searches the whole front of accuracy and
+    latency; a budget only selects the winner. With `smooth`, candidates are ranked, and children selected, by
+    denoised scores, which a surrogate estimates from all scores (`Surrogate`); otherwise by their own scores.
+    `by_loss` is the weight of the loss's rank in a score (`with_losses`), which is smaller for custom tasks
+    (`by_loss_of`). `exchange` is the fraction of mutations that move channels between groups
+    (`exchanged_at_random`).
     """
 
     budget_ms: float | None = None
@@ -65,30 +65,30 @@ class SearchSettings:
     exchange: float = 0.0
 
     def limit_ms(self, budget_ms: float) -> float:
-        """What a network may be measured at, in ms, to keep the budget when the machine is slower."""
+        """The highest measured latency in ms that keeps the budget when the machine is slower."""
         return budget_ms / (1 + self.margin)
 
     @property
     def by_accuracy_inside(self) -> bool:
-        """Whether nothing counts but accuracy inside the budget: then nothing else is worth scoring."""
+        """Whether only accuracy within the budget counts, so that slower networks need not be scored."""
         return self.fitness == "hard" or (self.inside_exponent == 0 and not self.over_budget)
 
     @property
     def scored_ms(self) -> float | None:
-        """The latency, in ms, above which nothing is scored; None: there is none."""
+        """The latency in ms above which nothing is scored; None: no limit."""
         return self.budget_ms if self.by_accuracy_inside and not self.pareto else None
 
     @property
-    def presses(self) -> bool:
-        """Whether candidates grow until they reach the budget or a bound: the most accurate lie there."""
+    def fills_budget(self) -> bool:
+        """Whether candidates are widened up to the budget or a bound, where the most accurate ones are."""
         return self.by_accuracy_inside and not self.pareto and self.min_accuracy is None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Scored widths: predicted latency in ms, accuracy and loss in the supernet, when they were found.
+    """Scored widths: predicted latency in ms, accuracy and loss in the supernet, generation.
 
-    `expected` is the accuracy that all scores together say it has, where it is on a front.
+    `expected` is the denoised accuracy of a candidate on the front.
     """
 
     widths: Widths
@@ -100,7 +100,7 @@ class Candidate:
 
 
 class Evolution:
-    """Generations of candidates that all fit the budget and the bounds."""
+    """Generations of candidates within the budget and the bounds."""
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class Evolution:
         self.score_of = score_of
         self.settings = settings
         self.bounds = tuple(bounds)
-        self.anchor: Widths | None = None  # the fastest widths: repair can always end there
+        self.fastest: Widths | None = None  # the fastest feasible widths, at which every repair can end
         self._scores: dict[Widths, Score] = {}
-        self._learned: Expectation | None = None
-        self._expected: dict[Widths, float] = {}  # of as many as were scored when it was learned
+        self._surrogate: Surrogate | None = None
+        self._denoised: dict[Widths, float] = {}  # of the networks on which the surrogate was fitted
 
     def run(
         self,
@@ -127,14 +127,14 @@ class Evolution:
         resume: Sequence[Candidate],
         on_generation: Callable[[Sequence[Candidate]], None] | None,
     ) -> tuple[Candidate, ...]:
-        """All candidates. The first generation is drawn from the priors in turn, without any at random."""
+        """All candidates. The first generation is drawn from the priors in turn; without any, uniformly."""
         found = {candidate.widths: candidate for candidate in resume}
         self.know(resume)
         first = 1 + max((candidate.generation for candidate in resume), default=-1)
         total = (self.settings.generations + 1 - first) * self.settings.population
         with progress_bar("searching", max(total, 0)) as advance:
             for generation in range(first, self.settings.generations + 1):
-                # A generator of its own for each generation: a continued search draws the same.
+                # One generator per generation, so that a continued search draws the same networks.
                 rng = np.random.default_rng((self.settings.seed, generation))
                 fresh = self._propose(generation, rng, tuple(found.values()), priors)
                 if not fresh:
@@ -154,11 +154,11 @@ class Evolution:
         return Candidate(widths, float(self.latency_of(widths)), result, generation)
 
     def know(self, candidates: Sequence[Candidate]) -> None:
-        """Take in the scores of an earlier search: what is expected of others rests on them, too."""
+        """Add the scores of an earlier search to those on which the surrogate is fitted."""
         self._scores |= {candidate.widths: candidate.score for candidate in candidates}
 
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Best first: the fittest, or the fastest of those that are accurate enough."""
+        """The candidates, best first: by fitness, or by latency among those that are accurate enough."""
         wanted = self.settings.min_accuracy
         if wanted is None:
             return sorted(
@@ -169,23 +169,23 @@ class Evolution:
         return sorted(good, key=lambda c: c.predicted_ms) + sorted(rest, key=lambda c: c.score, reverse=True)
 
     def expected(self, candidate: Candidate) -> float:
-        """The candidate's accuracy in the supernet, without the luck that the other scores tell of."""
-        self._learn()
-        return self._expected.get(candidate.widths, candidate.score.accuracy)
+        """The candidate's denoised accuracy in the supernet."""
+        self._fit_surrogate()
+        return self._denoised.get(candidate.widths, candidate.score.accuracy)
 
-    def _learn(self) -> None:
-        if not self.settings.smooth or len(self._expected) == len(self._scores):
+    def _fit_surrogate(self) -> None:
+        if not self.settings.smooth or len(self._denoised) == len(self._scores):
             return
         places = places_of(list(self._scores), self._choices)
         accuracies, losses = np.array([(s.accuracy, s.loss) for s in self._scores.values()]).T
-        self._learned = Expectation.of(places, with_losses(accuracies, losses, self.settings.by_loss))
-        expected = accuracies if self._learned is None else self._learned.at(places)
-        self._expected = dict(zip(self._scores, expected.tolist(), strict=True))
+        self._surrogate = Surrogate.of(places, with_losses(accuracies, losses, self.settings.by_loss))
+        denoised = accuracies if self._surrogate is None else self._surrogate.at(places)
+        self._denoised = dict(zip(self._scores, denoised.tolist(), strict=True))
 
     def _fitness(self, candidate: Candidate) -> float:
-        return self._worth(self.expected(candidate), candidate.predicted_ms)
+        return self._fitness_of(self.expected(candidate), candidate.predicted_ms)
 
-    def _worth(self, value: float, latency_ms: float) -> float:
+    def _fitness_of(self, value: float, latency_ms: float) -> float:
         settings = self.settings
         if settings.fitness == "hard" or settings.budget_ms is None:
             return value
@@ -193,12 +193,11 @@ class Evolution:
         if relative <= 1 and settings.inside_exponent is not None:
             exponent = settings.inside_exponent
         factor = relative**exponent
-        return float(
-            value * factor if value > 0 else value / factor
-        )  # a metric of the user's own may be negative
+        # A custom metric may be negative.
+        return float(value * factor if value > 0 else value / factor)
 
     def front(self, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-        """Candidates that no other beats in both latency and expected accuracy, fastest first."""
+        """The Pareto front of latency and denoised accuracy, fastest first."""
         kept: list[Candidate] = []
         value = {c.widths: (self.expected(c), c.score) for c in candidates}
         for candidate in sorted(candidates, key=lambda c: (c.predicted_ms, -value[c.widths][0])):
@@ -207,7 +206,7 @@ class Evolution:
         return tuple(replace(candidate, expected=value[candidate.widths][0]) for candidate in kept)
 
     def _parents(self, candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], np.ndarray]:
-        """Who has children, best first, and how good each is: more is better, equal ones are drawn evenly."""
+        """The parents, best first, and their ranks for the tournament (higher wins)."""
         count = self.settings.population
         if not self.settings.pareto:
             best = self.ranked(candidates)[: max(2, count // 2)]
@@ -222,40 +221,40 @@ class Evolution:
     def _propose(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
     ) -> list[Widths]:
-        """The next generation: of every few children, the best by what the scores so far say.
+        """The next generation: of each `CHILDREN` children, the best according to the surrogate.
 
         Surrogate-assisted preselection (Jin, "Surrogate-assisted evolutionary computation", 2011, section 2).
         """
         size, acquisition = self.settings.population, self._acquisition(found)
         seen, fresh = {candidate.widths for candidate in found}, list[Widths]()
-        brood, passed = dict[Widths, None](), dict[Widths, None]()
+        children, rejected = dict[Widths, None](), dict[Widths, None]()
         for widths in self._children(generation, rng, found, priors):
             if len(fresh) == size:
                 break
             if widths in seen:
                 continue
-            brood[widths] = None
-            if len(brood) == (CHILDREN if acquisition else 1):
-                best, *others = _by(acquisition, brood)
+            children[widths] = None
+            if len(children) == (CHILDREN if acquisition else 1):
+                best, *others = _by(acquisition, children)
                 fresh.append(best)
                 seen.add(best)
-                passed |= dict.fromkeys(others)
-                brood = {}
-        # Where few are left that were not seen, those that were passed over make the generation full.
-        left = [widths for widths in brood | passed if widths not in seen]
+                rejected |= dict.fromkeys(others)
+                children = {}
+        # If too few unseen networks are left, rejected ones complete the generation.
+        left = [widths for widths in children | rejected if widths not in seen]
         return [*fresh, *_by(acquisition, left)[: size - len(fresh)]]
 
     def _children(
         self, generation: int, rng: np.random.Generator, found: Sequence[Candidate], priors: Sequence[Prior]
     ) -> Iterator[Widths]:
-        """Widths within the bounds, some of them again and again: drawn, or of parents."""
+        """Feasible widths, possibly repeated: random ones in the first generation, then children."""
         settings = self.settings
-        parents, worth = self._parents(found)
+        parents, ranks = self._parents(found)
 
         def parent() -> Candidate:
-            """The better of two that are drawn (Deb et al., 2002: binary tournament)."""
+            """The better of two random parents (binary tournament; Deb et al., 2002)."""
             a, b = (int(place) for place in rng.integers(len(parents), size=2))
-            return parents[a if worth[a] >= worth[b] else b]
+            return parents[a if ranks[a] >= ranks[b] else b]
 
         for attempt in range(settings.population * (ATTEMPTS + CHILDREN)):
             if generation == 0 or len(parents) < 2:
@@ -264,34 +263,34 @@ class Evolution:
                 widths = self._mutate(parent().widths, rng)
             else:
                 widths = self._mutate(self._cross(parent().widths, parent().widths, rng), rng)
-            yield self.repaired(widths, rng, settings.scored_ms, fill=settings.presses)
+            yield self.repaired(widths, rng, settings.scored_ms, fill=settings.fills_budget)
 
     def _acquisition(self, found: Sequence[Candidate]) -> Acquisition | None:
-        """How good widths are by the scores so far, more is better; None: nothing is learned from them."""
-        self._learn()
-        learned, wanted = self._learned, self.settings.min_accuracy
-        if learned is None:
+        """The surrogate's acquisition function, higher is better; None if there is no surrogate yet."""
+        self._fit_surrogate()
+        surrogate, wanted = self._surrogate, self.settings.min_accuracy
+        if surrogate is None:
             return None
         front = self.front(found) if self.settings.pareto else ()
         steps = np.array([candidate.predicted_ms for candidate in front])
         reached = np.array([candidate.expected for candidate in front], dtype=float)
 
         def acquisition(widths: Sequence[Widths]) -> np.ndarray:
-            # A wanted accuracy is held against the supernet's own.
-            values = learned.at(places_of(widths, self._choices), shrunk=wanted is None)
+            # A wanted accuracy is compared with the accuracy in the supernet, without shrinkage.
+            values = surrogate.at(places_of(widths, self._choices), shrunk=wanted is None)
             latencies = np.array([self.latency_of(own) for own in widths])
-            if front:  # how far they would push it
+            if front:  # the improvement over the front
                 below = np.searchsorted(steps, latencies, side="right") - 1
                 return np.asarray(values - reached[np.maximum(below, 0)])
             if wanted is not None:
                 return np.where(values >= wanted, -latencies, values - FAILED_MS)
-            return np.array([self._worth(*own) for own in zip(values, latencies, strict=True)])
+            return np.array([self._fitness_of(*own) for own in zip(values, latencies, strict=True)])
 
         return acquisition
 
     def _sample(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
-        if self.settings.pareto and number < 2 and self.anchor is not None:
-            return self.space.largest() if number else self.anchor  # the ends of the front
+        if self.settings.pareto and number < 2 and self.fastest is not None:
+            return self.space.largest() if number else self.fastest  # the ends of the front
         if not priors:
             return self.space.random(rng)
         return Widths(
@@ -300,13 +299,13 @@ class Evolution:
         )
 
     def _mutate(self, widths: Widths, rng: np.random.Generator) -> Widths:
-        learned = self._learned
-        if learned is not None and self.settings.exchange and rng.random() < self.settings.exchange:
+        surrogate = self._surrogate
+        if surrogate is not None and self.settings.exchange and rng.random() < self.settings.exchange:
 
-            def expected(networks: Sequence[Widths]) -> np.ndarray:
-                return learned.at(places_of(networks, self._choices))
+            def denoised(networks: Sequence[Widths]) -> np.ndarray:
+                return surrogate.at(places_of(networks, self._choices))
 
-            moved = exchanged_at_random(self._choices, widths, self.latency_of, expected, rng)
+            moved = exchanged_at_random(self._choices, widths, self.latency_of, denoised, rng)
             if moved is not None:
                 return moved
         redrawn = rng.random(len(widths)) < self.settings.mutation
@@ -320,18 +319,19 @@ class Evolution:
     def repaired(
         self, widths: Widths, rng: np.random.Generator, budget: float | None, *, fill: bool = True
     ) -> Widths:
-        """Within the bounds and a budget in ms: groups step towards the fastest network.
+        """Repair widths to fit the bounds and a budget in ms: random groups step towards the fastest network.
 
-        Then, with `fill`, one pass of steps up that fit; without a budget and bounds, nothing says how far.
-        Without a budget, networks that the runtime cannot run are led to one that it can. Ends after as many
-        steps as there are choices in all. The budget is at least the fastest's latency.
+        Then, with `fill` and a budget or bounds, each group is widened by one step if that fits. Without a
+        budget, networks that the runtime cannot run are repaired to one that it can. It ends after at most as
+        many steps as there are choices in all. The budget must be at least the latency of the fastest
+        network.
         """
         limit = float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
         fill = fill and (budget is not None or bool(self.bounds))
-        if self.anchor is None or (not fill and self.fits(widths, limit)):
+        if self.fastest is None or (not fill and self.fits(widths, limit)):
             return widths
         index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
-        goal = [g.choices.index(width) for g, width in zip(self.space.groups, self.anchor, strict=True)]
+        goal = [g.choices.index(width) for g, width in zip(self.space.groups, self.fastest, strict=True)]
         while not self.fits(self._at(index), limit):
             movable = [group for group in range(len(index)) if index[group] != goal[group]]
             group = movable[rng.integers(len(movable))]
@@ -352,7 +352,7 @@ class Evolution:
 
 
 def _by(acquisition: Acquisition | None, widths: Iterable[Widths]) -> list[Widths]:
-    """Best first."""
+    """The widths, best first."""
     own = list(widths)
     if acquisition is None or not own:
         return own
@@ -360,7 +360,7 @@ def _by(acquisition: Acquisition | None, widths: Iterable[Widths]) -> list[Width
 
 
 def as_share(latency_of: LatencyOf, space: WidthSpace, ms: float) -> str:
-    """ " (12.3% of the original network's)" of a latency, rounded up; empty if that does not run."""
+    """ " (12.3% of the original network's)" for a latency, rounded up; empty if the original does not run."""
     original = latency_of(space.original())
     if not original < FAILED_MS:
         return ""
@@ -368,10 +368,10 @@ def as_share(latency_of: LatencyOf, space: WidthSpace, ms: float) -> str:
 
 
 def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = ()) -> Widths:
-    """The lowest latency: the narrowest widths, then each group in turn at its fastest choice.
+    """The widths with the lowest latency, by coordinate descent from the narrowest widths.
 
-    Narrower is not always faster: an unaligned layer can cost more than a wider one. Only what is within the
-    bounds is looked at; the narrowest widths have to be.
+    Narrower is not always faster: an unaligned layer can be slower than a wider one. Only widths within the
+    bounds are considered; the narrowest widths must be within them.
     """
     best = space.smallest()
     for _ in range(3):

@@ -1,7 +1,7 @@
-"""Whether a network can be exported and run at all, checked before anything is trained.
+"""Check that a network can be exported and run, before anything is trained.
 
-In: a network's ONNX graph, or how it is made. Out: why the narrowest network cannot be exported, or why ONNX
-Runtime does not run it, with the operator and the module that calls it.
+In: a function that builds the network's ONNX graph. Out: why the narrowest network cannot be exported, or run
+in ONNX Runtime, with the operator and the module that calls it.
 """
 
 import re
@@ -29,9 +29,9 @@ _NODE = re.compile(r'In Node, \("(?P<node>[^"]*)"')
 
 
 def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example: Any) -> str | None:
-    """Why the narrowest network cannot be exported to ONNX or run in ONNX Runtime; None where both work.
+    """Why the narrowest network cannot be exported to ONNX or run in ONNX Runtime; None if both work.
 
-    `build` makes the graph, `example` is what it is exported with (see `to_onnx`). One export, one inference.
+    `build` creates the graph, `example` is as for `to_onnx`. It takes one export and one inference.
     """
     inputs, reason = example_inputs(example), None
     try:
@@ -43,10 +43,10 @@ def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example
             line = source_line(cause)
             place = _place(model, inputs, operator) or (f" (at {line})" if line else "")
             return (
-                f"PyTorch's exporter has no ONNX form of '{operator}'{place}; "
-                "replace it by operators that have one"
+                f"PyTorch's exporter does not support '{operator}'{place}; "
+                "replace it with operators that it supports"
             )
-        try:  # the runtime may name the operator that makes the graph unreadable
+        try:  # the runtime may name the operator that makes the graph invalid
             content = to_onnx(model, example).SerializeToString()
         except BcnetError:
             return reason
@@ -54,7 +54,7 @@ def not_deliverable(build: Callable[[], OnnxSupernet], model: nn.Module, example
 
 
 def _not_run(content: bytes, model: nn.Module, inputs: Any) -> str | None:
-    """Why ONNX Runtime does not run a file; None where it does."""
+    """Why ONNX Runtime does not run a file; None if it does."""
     arrays = [leaf.contiguous().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     try:
         runtime_here("onnxruntime", provider="cpu", threads=1).predictor(content)(*arrays)
@@ -66,14 +66,14 @@ def _not_run(content: bytes, model: nn.Module, inputs: Any) -> str | None:
         at = _NODE.search(reason)
         node = found.group("node") or (at.group("node") if at else "")
         return (
-            f"ONNX Runtime has no '{operator}' for the file's opset{_place(model, inputs, node)}; replace it "
-            "by operators that it has"
+            f"ONNX Runtime does not support '{operator}' at the file's opset{_place(model, inputs, node)}; "
+            "replace it with operators that it supports"
         )
     return None
 
 
 def _place(model: nn.Module, inputs: Any, node: str) -> str:
-    """The module that calls an operator, found by the exporter's name for the node: relu, relu_1, ..."""
+    """The module that calls an operator, found by the exporter's names of nodes: relu, relu_1, ..."""
     operator, _, number = re.fullmatch(r"(.*?)(_(\d+))?", node).groups()  # type: ignore[union-attr]
     watcher = Watcher(values=False)
     args, kwargs = arguments(inputs)

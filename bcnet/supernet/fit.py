@@ -1,8 +1,8 @@
-"""The training loop that supernets and plain networks share: batches, optimiser, schedule, snapshots.
+"""The training loop of supernets and plain networks: batches, optimiser, schedule, snapshots.
 
-In: parameters, and a step that fills their gradients for one batch. Out: trained parameters and the curve.
-Everything random depends on the seed and the epoch alone, so a loop that continues from a snapshot gives
-what an uninterrupted one gives.
+In: parameters, and a step that computes their gradients for one batch. Out: trained parameters and the curve.
+Randomness depends only on the seed and the epoch, so a loop that continues from a snapshot gives the same
+result as an uninterrupted one.
 """
 
 import copy
@@ -32,8 +32,8 @@ from bcnet.progress import progress_bar
 from bcnet.supernet.paths import arguments
 from bcnet.supernet.task import Task, logits_of
 
-# (inputs, targets, number of the step) -> loss, a scalar that a GPU may have yet to compute; adds the batch's
-# gradients to the parameters' `.grad`.
+# (inputs, targets, number of the step) -> loss, a scalar that may not be computed yet on a GPU; adds the
+# batch's gradients to the parameters' `.grad`.
 Step = Callable[[Any, Any, int], Tensor]
 
 
@@ -56,7 +56,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
-        """The recipe of a configuration, for so many epochs at that learning rate."""
+        """The recipe of a configuration, with this number of epochs and learning rate."""
         device = training_device(config)
         return cls(
             epochs=epochs,
@@ -80,28 +80,28 @@ class Recipe:
     def training_loss(
         self, model: Callable[..., Any], inputs: Any, targets: Any, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """The loss by which `model`, called as the user's own module is, learns from a batch; its outputs.
+        """The training loss of a batch, and the outputs of `model`, which is called like the user's module.
 
-        With a `teacher`'s logits (N, C, ...), it learns from their probabilities in place of the targets.
-        A task's own step gives no outputs: None.
+        With a `teacher`'s logits (N, C, ...), their probabilities replace the targets. A custom training step
+        gives no outputs: None.
         """
         args, kwargs = arguments(inputs)
         with self.autocast():
             if self.task.train_step is not None:
                 return self.task.step(model, inputs, targets), None
             outputs = model(*args, **kwargs)
-        # Outside: losses want float32, and not all of PyTorch's allow autocast.
+        # Outside of autocast: losses need float32, and not all of PyTorch's support autocast.
         outputs = tree_map_only(Tensor, _single, outputs)
         if teacher is not None:
             return nn.functional.cross_entropy(logits_of(outputs), teacher.softmax(1)), outputs
         return self.loss(outputs, targets), outputs
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 where `amp` is set: unlike float16 it needs no loss scaling."""
+        """bfloat16 if `amp` is set: unlike float16 it needs no loss scaling."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
 
     def rate(self, progress: float) -> float:
-        """The learning rate after `progress` epochs: linear warm-up, then a cosine to zero."""
+        """The learning rate after `progress` epochs: linear warm-up, then cosine decay to zero."""
         warmup = min(self.warmup_epochs, self.epochs / 2)
         if progress < warmup:
             return self.learning_rate * (progress + 1e-3) / warmup
@@ -111,11 +111,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Objective:
-    """Another loss than the recipe's, as distillation's (`training/distill.py`).
+    """A loss that replaces the recipe's, e.g. distillation (`training/distill.py`).
 
-    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path that is called like
-    it; `parameters` are its own, trained beside the network's and dropped afterwards; `key` is a digest of
-    all that it depends on.
+    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path, which is called
+    like it; its own `parameters` are trained with the network's and discarded afterwards; `key` is a digest
+    of everything that it depends on.
     """
 
     loss: Callable[[Any, Any, Any], Tensor]
@@ -125,14 +125,14 @@ class Objective:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state between two epochs: parameters and optimiser, all that a continued loop needs."""
+    """The state between two epochs that a continued loop needs: parameters and optimiser."""
 
     epoch: int
     tensors: dict[str, Tensor]
 
 
 def training_digest(config: Config) -> str:
-    """A hash of every setting that one network's training depends on, but for the machine that it runs on."""
+    """A hash of all settings that the training of one network depends on, except for its device."""
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
@@ -154,17 +154,17 @@ def _named_rate(config: Config, own: TrainConfig | SliceConfig) -> bool:
 
 
 def metric_digest(config: Config) -> str:
-    """A hash of what evaluates networks; a supernet does not depend on it."""
+    """A hash of the metric, on which a supernet does not depend."""
     return digest(_code(config.task.metric))
 
 
 def _code(name: str | None) -> tuple[str | None, str]:
-    """A function's name in bcnet.toml, and what it does where it is the user's own."""
+    """A function's name in bcnet.toml, and its code if it is custom."""
     return name, code_of(import_function(name, ConfigError)) if name and ":" in name else ""
 
 
 def training_device(config: Config) -> str:
-    """cpu or cuda, as `train_device` says; auto takes CUDA where there is one."""
+    """cpu or cuda, according to `train_device`; auto uses CUDA if it is available."""
     wanted = config.train.train_device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train_device is cuda, but PyTorch finds no CUDA device; use cpu or auto")
@@ -178,7 +178,7 @@ def _single(tensor: Tensor) -> Tensor:
 
 
 def _computes_in_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is faster there, not merely emulated."""
+    """Whether the device supports bfloat16 natively, without emulation."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
@@ -196,7 +196,7 @@ def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, 
 
 
 def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
-    """Full batches in one pass over the training images."""
+    """The number of full batches in one pass over the training images."""
     return max(1, len(data.train) // recipe.batch_size)
 
 
@@ -210,15 +210,15 @@ def fit(
     resume: Snapshot | None = None,
     on_epoch: Callable[[Snapshot, float], None] | None = None,
 ) -> list[float]:
-    """Train `parameters` in place; returns the mean loss of each epoch that was run.
+    """Train `parameters` in place; return the mean loss of each epoch that was run.
 
     `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
     """
     keep_freed_memory()
     optimizer = _optimizer(parameters, recipe)
     for parameter in parameters.values():
-        # One that is not used in every step has a gradient, too. One that is there stays where it is: a
-        # recorded step has its address.
+        # Parameters that are not used in every step need a gradient, too. Existing ones are not replaced: a
+        # captured step has their addresses.
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
     first = 0
     if resume is not None:
@@ -236,10 +236,13 @@ def fit(
         for epoch in range(first, recipe.epochs):
             seed = recipe.seed * 100_003 + epoch
             torch.manual_seed(seed)  # dropout
-            random.seed(seed)  # what a user's own loss may draw
+            random.seed(seed)  # for custom losses that use random numbers
             np.random.seed(seed % 2**32)
             losses: list[float] = []
-            loss, batch = None, None  # of the step before: a GPU computes it while the next batch is read
+            loss, batch = (
+                None,
+                None,
+            )  # of the previous step: a GPU computes it while the next batch is read
             for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
                 if loss is not None:
                     losses.append(read(loss, epoch * per_epoch + len(losses), batch))
@@ -259,21 +262,21 @@ def fit(
 
 
 def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[str] | None = None) -> None:
-    """Raises TrainingError where a tensor is no longer finite (see `not_finite`)."""
+    """Raises TrainingError if a tensor is not finite (see `not_finite`)."""
     broken = not_finite(tensors, trained)
     if broken is not None:
         raise TrainingError(
-            f"training diverged {when}: '{broken}' holds values that are not finite; lower the "
+            f"training diverged {when}: '{broken}' has values that are not finite; lower the "
             "learning rate, or raise train.warmup_epochs"
         )
 
 
-# PyTorch's words for tensors that do not fit together.
+# PyTorch's messages about tensors of incompatible sizes.
 _SIZES = re.compile(r"\b(shapes?|sizes?|dimensions?) |more than 1 value per channel", re.IGNORECASE)
 
 
 def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
-    """The step's loss. Raises TrainingError where the step fails, whatever it raises."""
+    """The step's loss. Raises TrainingError if the step raises anything."""
     try:
         return step(inputs, targets, number)
     except BcnetError:
@@ -281,13 +284,13 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
     except FOREIGN as cause:
         if "backward through the graph a second time" in text_of(cause):
             raise TrainingError(
-                f"training step {number} failed: its loss was used for a backward pass already; a train_step "
-                "returns its loss and leaves backward to bcnet"
+                f"training step {number} failed: its loss was already used for a backward pass; a train_step "
+                "returns its loss and leaves the backward pass to bcnet"
             ) from cause
         shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         remedy = ""
         if "bfloat16" in str(cause).lower():
-            remedy = "; set train.amp = false: it has no bfloat16"
+            remedy = "; set train.amp = false: it does not support bfloat16"
         elif isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(cause):
             remedy = "; lower train.batch_size"
         elif _SIZES.search(str(cause)):
@@ -299,20 +302,20 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
 
 
 def _finished(loss: Tensor, number: int) -> float:
-    """The loss as a number, after waiting for the GPU. Raises TrainingError where the step failed."""
+    """The loss as a number, after waiting for the GPU. Raises TrainingError if the step failed."""
     with explaining(TrainingError, f"training step {number} failed"):
         return float(loss)
 
 
 def _finite(loss: Tensor, number: int, batch: Any) -> float:
-    """The loss as a finite number. Raises TrainingError where it is not finite; the batch may be why."""
+    """The loss as a number. Raises TrainingError, with the likely cause, if it is not finite."""
     value = _finished(loss, number)
     if not math.isfinite(value):
         values = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
         if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in values):
             raise TrainingError(
-                f"the loss of step {number} is {value}: the batch holds values that are not finite; check "
-                "the data, and data.transforms and data.collate where they are set"
+                f"the loss of step {number} is {value}: the batch has values that are not finite; check "
+                "the data, and data.transforms and data.collate if they are set"
             )
         raise TrainingError(
             f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
@@ -333,9 +336,9 @@ def fit_network(
 ) -> list[float]:
     """Train a plain network in place with `fit`; afterwards it is in eval mode, on the CPU.
 
-    Snapshots hold its buffers, too, each as "buffer:NAME". With an `objective`, that is its loss.
+    Snapshots also have its buffers, as "buffer:NAME". An `objective` replaces the recipe's loss.
     """
-    # Batches are channels-last; weights stay contiguous: channels-last ones make the backward pass of
+    # Batches are channels-last, but weights stay contiguous: channels-last weights make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
     step = plain_step(model, recipe, objective)
@@ -358,7 +361,7 @@ def fit_network(
 
 
 def trainable_parameters(model: nn.Module, objective: Objective | None = None) -> dict[str, nn.Parameter]:
-    """The parameters that are trained: the network's, and those of the objective."""
+    """The trained parameters: those of the network and of the objective."""
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return {**own, **(objective.parameters if objective else {})}
 
@@ -380,20 +383,20 @@ def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = N
 def seconds_to_fit(
     model: nn.Module, data: ImageData, recipe: Recipe, objective: Objective | None = None
 ) -> float:
-    """How long `fit_network` would take, from three of its steps on a copy."""
-    probe = copy.deepcopy(model).to(recipe.device)
-    probe.train()
-    step = plain_step(probe, recipe, objective)
+    """An estimate of the duration of `fit_network` in seconds, from three steps on a copy."""
+    copied = copy.deepcopy(model).to(recipe.device)
+    copied.train()
+    step = plain_step(copied, recipe, objective)
     return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
 
 
 def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
-    """Time of one step in seconds, the fastest of three. Raises TrainingError where one fails."""
+    """The time of one step in seconds, the fastest of three. Raises TrainingError if one fails."""
     seconds, start = [], time.perf_counter()
     for number, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
         _finished(explained(step, inputs, targets, number), number)
         seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()  # reading the next batch counts, too
+        start = time.perf_counter()  # includes reading the next batch
     return min(seconds)
 
 
@@ -434,12 +437,12 @@ def _restore(
         if key.startswith("optimizer:"):
             _, slot, name = key.split(":", 2)
             parameter = parameters[name]
-            # AdamW keeps its step counter on the CPU unless fused; `to` follows the parameter either way.
+            # AdamW keeps its step counter on the CPU unless it is fused; `to` is right in both cases.
             optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks: a small network's step spends half its time in mmap otherwise."""
+    """Let glibc keep freed memory: otherwise a small network's step spends half its time in mmap."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         m_trim_threshold, m_mmap_threshold = -1, -3

@@ -1,9 +1,9 @@
 """Freshly initialised networks. In: a function that builds a network for a seed. Out: an untrained network.
 
-A function of the user's own may return a network with trained weights inside, as `torchvision` does with
-`weights=...`, or only a trained encoder. They are recognised because they do not depend on the seed; the
-modules that hold them are initialised by their own `reset_parameters`. So are those of a function that sets a
-seed of its own: the two cannot be distinguished.
+The function may return a network with trained weights, e.g. `torchvision`'s with `weights=...`, or with a
+trained encoder. Trained weights are recognised because they do not depend on the seed; their modules are
+initialised by their own `reset_parameters`. So are those of a function that sets its own seed: the two cannot
+be distinguished.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from bcnet.seeds import seeded
 
 RESETS = ("reset_parameters", "_reset_parameters")  # the latter is nn.MultiheadAttention's
-LITTLE = 0.01  # of the parameters
-DISTINCT = 64  # values of a weight; identities, bilinear kernels and edge filters have fewer
-LISTED = 3
+LITTLE = 0.01  # maximum fraction of trained parameters in training from scratch
+DISTINCT = 64  # distinct values of a trained weight; identities, bilinear kernels and edge filters have fewer
+LISTED = 3  # maximum number of names in a message
 
 
 @dataclass(frozen=True)
 class Fresh:
     """A freshly initialised network, and what could not be initialised.
 
-    `trained` is whether its function returned trained weights, `reset` names the modules that were
-    initialised again. `kept` names the parameters that still have trained values, since no module offers a
-    way to initialise them, and `kept_share` is their share of all parameters.
-    `drawn` are layers of such a network whose weights its function draws, as a head for other classes.
+    `trained`: whether the function returned trained weights; `reset`: the modules that were initialised
+    again; `kept`: the parameters that still have trained values, because their modules cannot initialise
+    them; `kept_share`: their fraction of all parameters; `drawn`: the layers of a trained network with random
+    weights, e.g. a head for other classes.
     """
 
     model: nn.Module
@@ -40,19 +40,19 @@ class Fresh:
 
     @property
     def assumed(self) -> str:
-        """What was taken for trained and initialised again, in words; empty where nothing was."""
+        """A message about weights that were assumed to be trained and were initialised; empty without any."""
         if not self.reset:
             return ""
         names = ", ".join(f"'{name}'" for name in self.reset[:LISTED])
         more = f" and {len(self.reset) - LISTED} more" if len(self.reset) > LISTED else ""
         return (
-            f"the weights of {names}{more} are the same for every seed: they are taken for trained and were "
-            "initialised by reset_parameters(), also if their function sets a seed of its own"
+            f"the weights of {names}{more} are the same for every seed: they are assumed to be trained (or "
+            "their function sets its own seed), and were initialised by reset_parameters()"
         )
 
     @property
     def note(self) -> str:
-        """Which parameters still have trained values, in words; empty where none do."""
+        """A message about parameters that still have trained values; empty without any."""
         if not self.kept:
             return ""
         more = f" and {len(self.kept) - 1} more" if len(self.kept) > 1 else ""
@@ -63,7 +63,7 @@ class Fresh:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether training it is training from scratch: almost none of its weights are trained."""
+        """Whether its training is from scratch: almost none of its weights are trained."""
         return self.kept_share <= LITTLE
 
 
@@ -82,7 +82,7 @@ def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
     ]
     before = {name: tensor.detach().clone() for name, tensor in fixed.items()}
     trained = {id(tensor) for tensor in fixed.values()}
-    # Not the seed itself: a function that sets a seed of its own, often 0, would get its own values again.
+    # Not the seed itself: a function that sets its own seed, often 0, would get the same values again.
     reset = []
     with seeded(seed, 1):
         for name, module in model.named_modules():
@@ -101,11 +101,11 @@ def fresh_network(build: Callable[[int], nn.Module], seed: int) -> Fresh:
 
 
 def _trained(model: nn.Module, fixed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors that do not depend on the seed that are trained.
+    """The trained tensors among those that do not depend on the seed (`fixed`).
 
-    All, where most weights do not: then the network as a whole is. Otherwise a part of it may be, and few
-    distinct values are normal initialisation: identities, bilinear kernels, edge filters. What no module
-    initialises, such as a table of sines, does not show that something is trained.
+    All of them if most weights are fixed: then the whole network is trained. Otherwise a part of it may be,
+    but weights with few distinct values are initial ones: identities, bilinear kernels, edge filters. Weights
+    that no module can initialise, e.g. a table of sines, are no evidence of training.
     """
     weights = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
     if weights and 2 * len(weights & fixed.keys()) >= len(weights):
@@ -121,7 +121,7 @@ def _has_many_values(tensor: Tensor) -> bool:
 
 
 def _independent_of_seed(model: nn.Module, other: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and batch-norm statistics, that are equal in both networks and not constant."""
+    """Parameters and batch-norm statistics that are equal in both networks, and not constant."""
     theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     statistics = {
         f"{name}.{buffer}" if name else buffer
@@ -150,7 +150,7 @@ def _varies(tensor: Tensor) -> bool:
 
 
 def _reset(module: nn.Module) -> bool:
-    """Initialise a module's own tensors; whether it has a method for that."""
+    """Initialise a module's own tensors; returns whether it has a method for that."""
     reset = _resetter(module)
     if reset is not None:
         reset()

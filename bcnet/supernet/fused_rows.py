@@ -1,7 +1,7 @@
-"""Whose time a row of TensorRT's profile is. In: rows' names, a network's layers. Out: each row's shares.
+"""Attribute the rows of TensorRT's profile to layers. In: names of rows, a network's layers. Out: shares.
 
-TensorRT joins the names of the ONNX nodes that it has fused: "conv2d_1 + add + relu_1". The forms that are
-read here are those of public recordings of versions 8.2 to 10; docs/tensorrt.md lists them.
+TensorRT joins the names of fused ONNX nodes: "conv2d_1 + add + relu_1". The supported forms are those of
+public recordings of versions 8.2 to 10; docs/tensorrt.md lists them.
 """
 
 import re
@@ -10,26 +10,26 @@ from collections.abc import Mapping, Sequence
 from bcnet.latency_tables.model import LayerSlot
 
 ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-TOLD = re.compile(r" \[ONNX Layer: .*", re.DOTALL)
+ORIGINS = re.compile(r" \[ONNX Layer: .*", re.DOTALL)
 REFORMAT = re.compile(r"Reformatting CopyNode for (Input|Output) Tensor \d+ to (.*)", re.DOTALL)
 NETWORK_REFORMAT = re.compile(r"Reformatting CopyNode for Network (Input|Output) (\S+)")
 COPY = re.compile(r"(\S+) copy\b")
 FOREIGN = re.compile(r"\{ForeignNode\[(.*)\.\.\.(.*)\]\}", re.DOTALL)
-BETWEEN = re.compile(r"[\s(){}\[\],|+]+")
-# What TensorRT's parser and its optimiser put around a node's name.
-AROUND = re.compile(
+SEPARATORS = re.compile(r"[\s(){}\[\],|+]+")
+# Prefixes and suffixes that TensorRT's parser and optimiser add to a node's name.
+AFFIXES = re.compile(
     r"^(?:copied_)?(?:un)?(?:squeeze|reshape)_(?:node_)?(?:before|after)_|_clone_\d+$|(?:_U\d+)?_myl\d+_\d+$"
 )
 QUANTISED = re.compile(r"(.*)_(?:Quantize|Dequantize)Linear(?:_\d+)?$")
 
-Shares = Mapping[int, float]  # layer -> its part of a row; the parts make up one
+Shares = Mapping[int, float]  # layer -> its fraction of a row; they add up to 1
 
 
 class RowReader:
-    """Reads rows for one network: which layer's they are.
+    """Attributes rows to the layers of one network.
 
-    `readers` names, for each value of the graph, the nodes that take it. `work` tells how large each layer is
-    at the widths that are measured; a row of several layers is split by it.
+    `readers` names, for each value of the graph, the nodes that read it. `work` is the number of operations
+    of each layer at the measured widths, by which a row of several layers is split.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class RowReader:
         self._owner = {node: index for index, slot in enumerate(slots) for node in slot.nodes}
 
     def shares(self, names: Sequence[str]) -> list[Shares]:
-        """Of each row, which layers' it is and to which parts; nothing where its name tells of none.
+        """For each row its layers with their shares; empty if its name has no node of the network.
 
-        A row is its anchors': the layers whose first nodes are in it, as a rule one convolution. Activations
-        and sums cost next to nothing where they are fused, wherever that is. Rows of several anchors (a
-        convolution and a pool, two convolutions side by side, a region of Myelin's) are split in proportion
-        to the layers' arithmetic: sums stay right, and each part follows the layer's own widths.
+        A row is attributed to the layers that start in it, i.e. whose first nodes it contains, usually one
+        convolution: fused activations and sums cost almost nothing. Rows in which several layers start (a
+        convolution and a pool, two parallel convolutions, a region of Myelin) are split in proportion to the
+        layers' operations, so that sums stay right and each share depends on the layer's own widths.
         """
-        whole = {TOLD.sub("", name): name for name in names}
+        whole = {ORIGINS.sub("", name): name for name in names}
         foreign = [FOREIGN.search(name) for name in names]
         found = [
             [] if region else self._layers(name, whole) for name, region in zip(names, foreign, strict=True)
@@ -54,7 +54,7 @@ class RowReader:
         seen = {layer for layers in found for layer in layers}
         regions: dict[str, list[int]] = {}
         for name, region in zip(names, foreign, strict=True):
-            if region and not REFORMAT.match(name) and region[0] not in regions:  # one may run twice
+            if region and not REFORMAT.match(name) and region[0] not in regions:  # a region may run twice
                 regions[region[0]] = self._region(name, region[1], region[2], seen)
                 seen.update(regions[region[0]])
         return [
@@ -68,9 +68,9 @@ class RowReader:
         return {layer: work / total if total else 1 / len(each) for layer, work in each.items()}
 
     def _layers(self, name: str, whole: Mapping[str, str]) -> list[int]:
-        """The layers of a row that is no region of Myelin's; `whole` are rows with what is told of them."""
-        reformat = REFORMAT.match(TOLD.sub("", name))
-        if reformat:  # it is its consumer's: what runs in the other format has asked for it
+        """The layers of a row that is not a region of Myelin; `whole` maps names to names with origins."""
+        reformat = REFORMAT.match(ORIGINS.sub("", name))
+        if reformat:  # belongs to its consumer, which needs the other format
             side, of = reformat[1], whole.get(reformat[2], reformat[2])
             nodes = self._nodes(of)
             after = self._consumer(nodes[-1]) if side == "Output" and nodes else []
@@ -79,20 +79,21 @@ class RowReader:
         if outer:
             return self._consumer(outer[2]) or self._layers(outer[2], whole)
         copied = COPY.match(name)
-        if copied:  # a part of a concatenation, which is nothing but such copies
+        if copied:  # a part of a concatenation, which consists of such copies
             return self._consumer(copied[1]) or self._layers(copied[1], whole)
         nodes = self._nodes(name)
-        anchors = [self._owner[node] for node in nodes if self._slots[self._owner[node]].nodes[0] == node]
-        if anchors or nodes:
-            return anchors or [self._owner[nodes[0]]]
-        # Only a change to integers or back: of a value, or of the network's input.
-        for value in (match.group(1) for token in BETWEEN.split(name) if (match := QUANTISED.match(token))):
-            if value in self._readers or value in self._owner:
-                return self._consumer(value) or [self._owner[value]]
+        starting = [self._owner[node] for node in nodes if self._slots[self._owner[node]].nodes[0] == node]
+        if starting or nodes:
+            return starting or [self._owner[nodes[0]]]
+        # A quantisation or dequantisation of a value, or of the network's input.
+        for token in SEPARATORS.split(name):
+            match = QUANTISED.match(token)
+            if match and (match[1] in self._readers or match[1] in self._owner):
+                return self._consumer(match[1]) or [self._owner[match[1]]]
         return []
 
     def _region(self, name: str, first: str, last: str, seen: set[int]) -> list[int]:
-        """The layers of "{ForeignNode[first...last]}": what lies between and has no row of its own."""
+        """The layers of "{ForeignNode[first...last]}": those in between without a row of their own."""
         if ORIGIN.search(name):
             return self._layers(name, {})
         begin = [self._owner[node] for node in self._nodes(first)]
@@ -104,19 +105,19 @@ class RowReader:
         return within or begin[:1] or end[-1:]
 
     def _nodes(self, name: str) -> list[str]:
-        """The network's nodes that a name tells of, in its order. They are whole: conv_1 is not conv_12."""
+        """The network's nodes in a name, in its order. Names match as a whole: conv_1 is not conv_12."""
         if name in self._owner:
             return [name]
         found = []
-        for token in ORIGIN.findall(name) or BETWEEN.split(name):
-            while token not in self._owner and AROUND.search(token):
-                token = AROUND.sub("", token)
+        for token in ORIGIN.findall(name) or SEPARATORS.split(name):
+            while token not in self._owner and AFFIXES.search(token):
+                token = AFFIXES.sub("", token)
             if token in self._owner:
                 found.append(token)
         return found
 
     def _consumer(self, value: str) -> list[int]:
-        """The layer that reads a value: the concatenation, if there is one among several."""
+        """The layer that reads a value; of several preferably a concatenation."""
         layers = [self._owner[node] for node in self._readers.get(value, ()) if node in self._owner]
         joined = [layer for layer in layers if self._slots[layer].template.op == "Concat"]
         return (joined or layers)[:1]

@@ -1,5 +1,7 @@
-"""FP16 files: newer TensorRT takes the precision from the file. In: an exported float network. Out: the same
-network in half precision, from a cast of its inputs to a cast of its outputs, so that both stay float32.
+"""Convert ONNX files to fp16: newer TensorRT takes the precision from the file.
+
+In: an exported float32 network. Out: the network in fp16, with casts of its inputs and outputs, which stay
+float32.
 """
 
 import numpy as np
@@ -10,17 +12,17 @@ from bcnet.errors import FOREIGN, ModelError, one_line
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-SCALES = 2  # the input of a Resize that stays float32, by ONNX's definition
-STATISTICS = (3, 4)  # inputs of a BatchNormalization that may
+SCALES = 2  # the input of a Resize that stays float32, by its definition in ONNX
+STATISTICS = (3, 4)  # inputs of a BatchNormalization that may stay float32
 
 
-def half(proto: ModelProto) -> ModelProto:
-    """An FP16 copy of a float network. Nodes keep their names, inputs and outputs their names and types.
+def to_fp16(proto: ModelProto) -> ModelProto:
+    """An fp16 copy of a float32 network. Nodes keep their names, inputs and outputs their names and types.
 
-    Finite values beyond the largest half (65504), such as limits of a Clip, become that; statistics of a
-    batch norm that have such values stay float32. A single value too small for a half, such as the 1e-12 that
-    keeps a norm from being 0, becomes the smallest. Outputs that are constants stay as they are. Raises
-    ModelError where an operator of the network has no half precision.
+    Finite values above the largest fp16 number (65504), e.g. limits of a Clip, are clipped to it; batch-norm
+    statistics with such values stay float32. A single value that would underflow, e.g. the 1e-12 that keeps a
+    norm from being 0, becomes the smallest fp16 number. Constant outputs are unchanged. Raises ModelError if
+    an operator of the network does not support fp16.
     """
     result = ModelProto()
     result.CopyFrom(proto)
@@ -37,11 +39,11 @@ def half(proto: ModelProto) -> ModelProto:
     ends = {entry.name for entry in graph.output}
     for entry in list(graph.initializer):
         name, used = entry.name, entry.name in others
-        if used and name in floats:  # the exporter makes equal tensors one
+        if used and name in floats:  # the exporter merges equal tensors
             _copy(graph, entry, f"{name}_float32")
         if used and name in ends and entry.data_type == TensorProto.FLOAT:
             _copy(graph, entry, name)
-            entry.name = f"{name}_half"  # as `_cast_ends` calls it
+            entry.name = f"{name}_half"  # its name in `_cast_ends`
         if used or name not in floats | ends:
             _convert(entry)
     for node in graph.node:
@@ -57,12 +59,12 @@ def half(proto: ModelProto) -> ModelProto:
     try:
         onnx.checker.check_model(result, full_check=True)
     except FOREIGN as cause:
-        raise ModelError(f"the network cannot be made half precision: {one_line(cause)}") from None
+        raise ModelError(f"the network cannot be converted to fp16: {one_line(cause)}") from None
     return result
 
 
 def _float_places(node: NodeProto, large: set[str]) -> tuple[int, ...]:
-    """Which inputs of a node stay float32."""
+    """The indices of a node's inputs that stay float32."""
     if node.op_type == "Resize" and len(node.input) > SCALES and node.input[SCALES]:
         return (SCALES,)
     if node.op_type == "BatchNormalization" and any(node.input[place] in large for place in STATISTICS):
@@ -83,7 +85,7 @@ def _copy(graph: onnx.GraphProto, entry: TensorProto, name: str) -> None:
 
 
 def _convert(tensor: TensorProto) -> None:
-    """A float32 tensor to half; others stay as they are."""
+    """Convert a float32 tensor to fp16 in place; others are unchanged."""
     if tensor.data_type == TensorProto.FLOAT:
         values = numpy_helper.to_array(tensor)
         limited = np.where(np.isfinite(values), np.clip(values, -LARGEST, LARGEST), values)
@@ -94,7 +96,7 @@ def _convert(tensor: TensorProto) -> None:
 
 
 def _cast_ends(graph: onnx.GraphProto) -> None:
-    """Cast float inputs to half where they enter, and half outputs to float where they leave."""
+    """Cast float32 inputs of the graph to fp16, and fp16 outputs to float32."""
     fixed = {entry.name for entry in graph.initializer}
     floats = [
         {entry.name for entry in entries if entry.type.tensor_type.elem_type == TensorProto.FLOAT}

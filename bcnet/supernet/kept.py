@@ -1,8 +1,8 @@
-"""Sizes that modules keep in their own attributes: `self.width`, `self.splits`, a number of heads.
+"""Sizes that modules keep in their attributes: `self.width`, `self.splits`, a number of heads.
 
-In: the sizes that operators got while a network ran, and the channels that these count. Out: the attributes
-that hold the same numbers, and the atoms that each of them may follow. Numbers may be equal by chance, so a
-trial decides (`fewest`).
+In: the sizes that were passed to operators in a traced run, and the channels that they count. Out: the
+attributes with the same numbers, and the atoms that each of them may count. Numbers may be equal by chance,
+so a trial decides (`fewest`).
 """
 
 from collections.abc import Callable, Iterable
@@ -12,14 +12,14 @@ from torch import nn
 
 from bcnet.supernet.record import Trace
 
-Place = tuple[str, str, int | None]  # module, attribute, and the place in it where it holds several sizes
+Place = tuple[str, str, int | None]  # module, attribute, and the index in an attribute with several sizes
 Kept = dict[Place, np.ndarray]  # the atoms that each place counts
 
 
 def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Place, list[np.ndarray]]:
-    """The atoms whose number each attribute may hold, the most likely first.
+    """The atoms that each attribute may count, the most likely first.
 
-    Of several attributes with one value the first probably follows the channels that occurred first.
+    Of several attributes with the same value, the first probably counts the channels that occurred first.
     """
     found: dict[Place, list[np.ndarray]] = {}
     single: dict[tuple[str, int], dict[bytes, np.ndarray]] = {}
@@ -39,7 +39,7 @@ def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Plac
             for name, value in vars(probe.get_submodule(path)).items()
             if type(value) is int and value == size
         ]
-        # Those that count parts of one channel, as the size of a head, come last.
+        # Those that count parts of one channel, e.g. the size of a head, come last.
         several = sorted(channels.values(), key=lambda own: len(np.unique(classes[own[own >= 0]])) < 2)
         for place, name in enumerate(names):
             first = min(place, len(several) - 1)
@@ -48,7 +48,7 @@ def kept_sizes(probe: nn.Module, trace: Trace, classes: np.ndarray) -> dict[Plac
 
 
 def touching(places: dict[Place, list[np.ndarray]], classes: np.ndarray, chain: Iterable[int]) -> Kept:
-    """The places that may count channels of this chain, each with the most likely of such channels."""
+    """The places that may count channels of this chain, each with the most likely atoms."""
     own = list(chain)
     found: Kept = {}
     for place, several in places.items():
@@ -60,9 +60,9 @@ def touching(places: dict[Place, list[np.ndarray]], classes: np.ndarray, chain: 
 
 
 def fewest(probe: nn.Module, places: Kept, works: Callable[[Kept], bool]) -> Kept | None:
-    """As few of these places as make it work, those of one attribute of a class together; None if none do.
+    """The fewest of these places with which `works` is true, one attribute of a class at a time; else None.
 
-    One attribute alone is tried first, and then all without those that are not needed.
+    Single attributes are tried first, then all, from which unnecessary ones are removed.
     """
     kinds: dict[tuple[type[nn.Module], str], Kept] = {}
     for place, atoms in places.items():

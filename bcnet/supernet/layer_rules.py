@@ -1,7 +1,7 @@
-"""Rules of layers: convolutions, matrix products and normalisations.
+"""Rules for layers: convolutions, matrix products and normalisations.
 
-In: an operator's call, and the `Record` of a network that runs. Out: which channels of inputs, weights and
-outputs are kept or dropped together, and the layers that make them.
+In: an operator's call, and the `Record` of the traced network. Out: the channels of inputs, weights and
+outputs that must be kept or removed together, and the layers that produce them.
 """
 
 import math
@@ -16,7 +16,7 @@ from bcnet.supernet.record import Call, Record
 
 
 def convolution(record: Record, call: Call) -> None:
-    """Input channels are the weight's second axis (a transposed one's first), output channels the other."""
+    """Input channels are the weight's second axis (if transposed: first), output channels the other one."""
     named, output = call.named, call.outputs[0]
     x, weight, bias = named["input"], named["weight"], named.get("bias")
     groups, transposed = int(named["groups"]), bool(named.get("transposed", False))
@@ -44,7 +44,7 @@ def convolution(record: Record, call: Call) -> None:
         record.unite(first.reshape(groups, -1), head.expand(groups, first.numel() // groups))
         if (second >= 0).any():
             record.pin_atoms(second[second >= 0].numpy(), "the size of a convolution's groups stays")
-        if fits_any(first):  # a filter that is expanded to the number of channels
+        if fits_any(first):  # a filter that the forward expands to the number of channels
             head = merged(head, blocks[:, :1])
         leaving = head.expand(groups, output.shape[at] // groups).flatten()
         _groups_follow(record, weight, groups)
@@ -60,10 +60,10 @@ def convolution(record: Record, call: Call) -> None:
 
 
 def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-    """Channels that a convolution has on its other axes: planes of its output, and the positions' atoms.
+    """Channels on the other axes of a convolution: planes of its output, and the atoms of the positions.
 
-    On the only axis of a signal, if it keeps its length, they are mixed with their neighbours; on the batch's
-    axis they are images; elsewhere they would change the length of an image's side.
+    On the only axis of a signal, if it keeps its length, they are mixed with their neighbours; on the batch
+    axis they are images; on other axes they would change the size of the image, so they are pinned.
     """
     planes, each = [], ()
     for plane in record.of(x):
@@ -78,12 +78,12 @@ def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Ten
             if varying[0] > at:
                 record.mark(x, varying, ordered=True)
         else:
-            record.pin_plane(plane, f"it becomes an image's side in {record.where}")
+            record.pin_plane(plane, f"it becomes a spatial axis in {record.where}")
     return planes, each
 
 
 def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
-    """The module's number of groups follows its weight, whatever the attribute is called."""
+    """Record that the module's number of groups follows its weight, whatever its attribute is called."""
     each = weight.shape[0] // groups
     if record.sized("groups", weight, each) or not record.inside:
         return
@@ -95,7 +95,7 @@ def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
 
 
 def matmul(record: Record, call: Call) -> None:
-    """Contracts the last axis of the first with the second to last of the second."""
+    """A product over the last axis of the first and the second to last of the second argument."""
     name, named, output = call.name, call.named, call.outputs[0]
     bias = named.get("bias") if name == "linear" else named.get("self") if "add" in name else None
     left = named.get("input") if name == "linear" else named.get("mat1", named.get("batch1"))
@@ -141,9 +141,9 @@ def matmul(record: Record, call: Call) -> None:
 
 
 def whole_products(record: Record, tensor: Tensor, batch: int) -> None:
-    """Where the first `batch` axes carry channels, each of their matrices is kept or dropped whole.
+    """If the first `batch` axes carry channels, each of their matrices is kept or removed as a whole.
 
-    These are the heads of an attention: all channels of a head go with it, in queries, keys and values.
+    These are the heads of an attention: all channels of a head belong to it, in queries, keys and values.
     """
     planes = []
     for plane in record.of(tensor):
@@ -153,7 +153,7 @@ def whole_products(record: Record, tensor: Tensor, batch: int) -> None:
 
 
 def attention(record: Record, call: Call) -> None:
-    """Scaled dot product attention: for each head a product of queries and keys, and one with the values."""
+    """Scaled dot product attention: for each head, a product of queries and keys, and one with the values."""
     named, output = call.named, call.outputs[0]
     query, key, value = inputs = named["query"], named["key"], named["value"]
     batch = query.ndim - 2
@@ -173,7 +173,7 @@ def attention(record: Record, call: Call) -> None:
 
 
 def fused(record: Record, call: Call) -> None:
-    """Layers in one operator, of attention or of a recurrent network: their weights cost, and stay."""
+    """An operator of several layers, of attention or a recurrent network: weights are counted, but fixed."""
     tokens = call.tensors[0]
     positions = tokens.numel() // tokens.shape[-1] // record.images
     for weight in call.tensors:
@@ -182,7 +182,7 @@ def fused(record: Record, call: Call) -> None:
 
 
 def batch_norm(record: Record, call: Call) -> None:
-    """Each channel is normalised by itself."""
+    """Each channel is normalised on its own."""
     _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))
 
 
@@ -196,7 +196,7 @@ def _per_channel(record: Record, named: dict[str, Any], output: Tensor, keys: tu
 
 
 def layer_norm(record: Record, call: Call) -> None:
-    """Normalises over the last axes, whose sizes the module keeps."""
+    """Normalisation over the last axes, whose sizes the module keeps in an attribute."""
     named = call.named
     x, weight = named["input"], named["weight"]
     dims = range(x.ndim - len(named["normalized_shape"]), x.ndim)
@@ -212,9 +212,9 @@ def layer_norm(record: Record, call: Call) -> None:
 
 
 def group_norm(record: Record, call: Call) -> None:
-    """Whole groups are kept where the module's number of groups follows its weight, otherwise parts of each.
+    """Narrowed by whole groups if the module's number of groups can follow its weight, else in each group.
 
-    A number of groups that is written in the code stays, and a narrow network normalises over fewer channels
+    A number of groups that is fixed in the code stays, and a narrow network normalises over fewer channels
     per group.
     """
     named, output = call.named, call.outputs[0]

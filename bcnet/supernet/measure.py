@@ -1,6 +1,6 @@
-"""Whole networks on the device: the latency that counts.
+"""Measure whole networks on the device.
 
-In: an ONNX file and a hardware profile. Out: its statistics in milliseconds.
+In: an ONNX file and a hardware profile. Out: statistics of its latency in milliseconds.
 """
 
 import os
@@ -13,18 +13,18 @@ from bcnet.latency_tables.rows import LatencyStat, Setting
 from bcnet.runtimes import Runtime, Settings, runtime_here, runtime_on_hosts, runtime_recorded
 
 WINDOWS = 3
-AGREE = 1.025  # how far the two fastest windows may be apart
+AGREE = 1.025  # maximum ratio of the two fastest windows
 
 
 def setting_of(profile: HwProfile) -> Setting:
-    """The setting that rows measured with this profile are kept under."""
+    """The setting of rows that are measured with this profile."""
     return Setting(*profile.setting)
 
 
 def why_not_here(profile: HwProfile) -> str | None:
-    """Why this machine cannot be the profile's device; None where nothing speaks against it."""
+    """Why this machine cannot be the profile's device; None if it may be."""
     if profile.recording:
-        return None  # its answers are: see `replayed`
+        return None  # its answers are available: see `replayed`
     if profile.host:
         return None
     if profile.machine not in (None, platform.machine()):
@@ -32,15 +32,15 @@ def why_not_here(profile: HwProfile) -> str | None:
     try:
         _answers(_runtime_here(profile))
     except DeviceError as reason:
-        return f"device '{profile.name}' is not at hand: {reason}"
+        return f"device '{profile.name}' is not available: {reason}"
     return None
 
 
 def runtime_of(profile: HwProfile) -> Runtime:
-    """The runtime that executes networks on the profile's device, over ssh where it has a host.
+    """The runtime on the profile's device, over ssh if it has a host.
 
-    Where the profile names a recording, that answers. Raises DeviceError where the device is not here or
-    cannot be reached.
+    If the profile names a recording, it is replayed instead. Raises DeviceError if the device is not
+    available or cannot be reached.
     """
     if profile.recording:
         recording = os.path.abspath(profile.recording)
@@ -72,7 +72,7 @@ def _runtime_here(profile: HwProfile) -> Runtime:
 
 @cache
 def _answers(runtime: Runtime) -> None:
-    """Raises DeviceError where the runtime is not here. Once it was, it is not asked before each network:
+    """Raises DeviceError if the runtime is not available. Checked once, not before each network:
 
     TensorRT's fingerprint starts programs of the system.
     """
@@ -91,30 +91,28 @@ def _settings(profile: HwProfile) -> Settings:
 
 
 def _absolute(path: str | None) -> str | None:
-    """Runtimes are kept for the process, and the working folder may change."""
+    """The absolute path: runtimes are cached for the process, and the working folder may change."""
     return os.path.abspath(path) if path else None
 
 
 def replayed(profile: HwProfile) -> str | None:
-    """Why no latency is measured now, though the device answers: a recording does; None where none does."""
+    """The message that latencies are replayed from a recording, not measured; None without a recording."""
     if not profile.recording:
         return None
     return f"latencies are replayed from the recording {profile.recording}, not measured now"
 
 
 def builder_of(profile: HwProfile) -> Runtime:
-    """The runtime that builds engines for the device: as `runtime_of`, but for TensorRT for RTX also this
-    machine, whatever its GPU.
-    """
+    """The runtime that builds engines: that of `runtime_of`; for TensorRT for RTX, this machine."""
     ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
     return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
-    """Time a network in three windows and keep the fastest one: other work on a machine only adds time.
+    """Time a network in three windows and return the fastest: other work on the machine only adds time.
 
-    Up to as many windows again are added while no second one confirms the fastest. `share` shortens the
-    profile's duration, for networks that are measured by the dozen.
+    Up to three more windows are added until a second one confirms the fastest. `share` is the fraction of the
+    profile's duration to use, to measure many networks.
     """
     runtime = runtime_of(profile)
     windows: list[LatencyStat] = []

@@ -1,6 +1,6 @@
-"""Which classes of channels are adjacent wherever they occur.
+"""Find classes of channels that are adjacent wherever they occur.
 
-In: axes as rows of classes and their run lengths. Out: the unique neighbours of every class, on both sides.
+In: axes, as rows of classes with run lengths. Out: the unique neighbours of every class, on both sides.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""Which constants of an exported graph follow the widths, found by comparing exports of narrow networks.
+"""Find the constants of an exported graph that depend on the widths, by comparing exports of narrow networks.
 
 In: the full network's graph, and a function that exports the network at other widths. Out: for each constant
-the axes that are slices of groups, or the entries that are sizes; FixedGraph where anything else differs.
+the axes that are slices of groups, or the entries that are sizes; FixedGraph if anything else differs.
 
-Nodes are matched by their position and wiring, since the exporter numbers names consecutively. Nodes that are
-computed from constants alone are constants: the exporter folds them in small networks and not in large ones.
+Nodes are matched by position and connections, since the exporter numbers names consecutively. Nodes that
+depend only on constants count as constants: the exporter folds them in small networks, but not in large ones.
 """
 
 import itertools
@@ -22,27 +22,26 @@ from bcnet.supernet.onnx_slices import Sizes, Slices, resized, sliced
 from bcnet.supernet.paths import path_of
 from bcnet.supernet.space import Dimension, Widths, WidthSpace
 
-PROBES = 5  # the most exports of narrow networks
-DRAWS = 64  # random widths from which the best is taken for each further export
-GROUPS = -1  # the place of a convolution's number of groups, among those of its inputs
-COMBINATIONS = 512  # the most combinations of what several axes of one constant may follow
-UNCLEAR = "which groups some of its constants follow is unclear"
-CLOSE = 1e-5  # of the largest value: kernels of other shapes round differently
+EXPORTS = 5  # maximum number of exports of narrow networks
+DRAWS = 64  # number of random widths from which the best is chosen for each further export
+GROUPS = -1  # the index of a convolution's number of groups, beside those of its inputs
+COMBINATIONS = 512  # maximum number of combinations for the axes of one constant
+UNCLEAR = "it is unclear on which groups some of its constants depend"
+CLOSE = 1e-5  # tolerance relative to the largest value: kernels of other shapes round differently
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-Use = tuple[
-    int, int
-]  # the number of a node, and of its input that is a constant; outputs are the last node's
+# The number of a node, and of its input that is a constant; for outputs, the number after the last node.
+Use = tuple[int, int]
 Key = tuple[tuple[int, Terms], ...]
 
 
 class FixedGraph(Exception):
-    """The graph cannot be sliced: the message says what else follows the widths."""
+    """The graph cannot be sliced: the message says what else depends on the widths."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What one use of a constant may follow: axes that are sliced, or entries that are sizes of channels."""
+    """A hypothesis about one use of a constant: axes that are sliced, or entries that are channel counts."""
 
     slices: tuple[tuple[int, Dimension], ...] = ()
     sizes: tuple[tuple[int, Terms], ...] = ()
@@ -54,7 +53,7 @@ class Guess:
 
     @property
     def key(self) -> Key:
-        """Guesses with the same key have the same shape and sizes at all widths."""
+        """Guesses with the same key give the same shape and sizes at all widths."""
         return (
             *((axis, _combined((s.group, s.size) for s in dimension)) for axis, dimension in self.slices),
             *((-1 - index, _combined(terms)) for index, terms in self.sizes),
@@ -65,7 +64,7 @@ class Guess:
 class Graph:
     """An exported graph: its constants, and its nodes.
 
-    Nodes that compute from constants alone count as constants, unless the graph is taken `whole`.
+    Nodes that depend only on constants count as constants, unless `whole` is set.
     """
 
     proto: ModelProto
@@ -79,7 +78,7 @@ class Graph:
 
     @cached_property
     def fixed(self) -> dict[str, NodeProto]:
-        """The nodes that are computed from constants alone, by their outputs."""
+        """The nodes that depend only on constants, by their outputs."""
         found: dict[str, NodeProto] = {}
         for node in () if self.whole else self.proto.graph.node:
             if all(name in self.arrays or name in found for name in node.input if name):
@@ -92,7 +91,7 @@ class Graph:
         return [node for node in self.proto.graph.node if node.output[0] not in self.fixed]
 
     def values(self, arrays: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Constants by name: arrays, and what is computed from these. Raises FixedGraph."""
+        """Constants by name: arrays, and values computed from them. Raises FixedGraph."""
         names = set(names)
         made = sorted(name for name in names if name in self.fixed)
         found = {name: arrays[name] for name in names if name in arrays}
@@ -123,15 +122,15 @@ class Graph:
 
 @dataclass
 class Matched:
-    """Two exports of a network whose nodes correspond: pairs of constants by use, pairs of other values."""
+    """Two exports of a network with corresponding nodes: pairs of constants by use, pairs of other values."""
 
     constants: dict[Use, tuple[str, str]]
-    names: dict[str, str]  # of the second graph's values: the first's
-    groups: dict[int, tuple[int, int]]  # of convolutions, by the number of their nodes
+    names: dict[str, str]  # values of the second graph -> values of the first
+    groups: dict[int, tuple[int, int]]  # numbers of groups of convolutions, by the number of the node
 
     @classmethod
     def of(cls, full: Graph, narrow: Graph, grouped: Iterable[str]) -> "Matched":
-        """Match node by node. `grouped` are nodes whose `group` is known to follow. Raises FixedGraph."""
+        """Match node by node. `grouped`: nodes whose `group` is known to vary. Raises FixedGraph."""
         groups: dict[int, tuple[int, int]] = {}
         names = {entry.name: entry.name for entry in full.proto.graph.input}
         known = set(names)
@@ -140,14 +139,14 @@ class Matched:
         def same(use: Use, first: str, second: str, where: str) -> None:
             if first in known or second in names:
                 if names.get(second) != first:
-                    raise FixedGraph(f"narrow networks are wired differently at {where}")
+                    raise FixedGraph(f"narrow networks have other connections at {where}")
             elif first or second:
                 constants[use] = first, second
 
         for number, (first, second) in enumerate(itertools.zip_longest(full.nodes, narrow.nodes)):
             if first is None or second is None or first.op_type != second.op_type:
                 kinds = [node.op_type if node is not None else "nothing" for node in (first, second)]
-                raise FixedGraph(f"narrow networks have {kinds[1]} in place of {kinds[0]}")
+                raise FixedGraph(f"narrow networks have {kinds[1]} instead of {kinds[0]}")
             where = f"'{first.name}' ({first.op_type})"
             if len(first.input) != len(second.input) or len(first.output) != len(second.output):
                 raise FixedGraph(f"narrow networks have other inputs at {where}")
@@ -173,21 +172,23 @@ def _groups(node: NodeProto) -> int:
     return next((int(entry.i) for entry in node.attribute if entry.name == "group"), 1)
 
 
-def _compare_attributes(first: NodeProto, second: NodeProto, follow: set[str], where: str) -> None:
+def _compare_attributes(first: NodeProto, second: NodeProto, variable: set[str], where: str) -> None:
     one, other = (
         {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         for node in (first, second)
     )
-    named = (one.keys() | other.keys()) - follow
+    named = (one.keys() | other.keys()) - variable
     differs = [name for name in named if one.get(name) != other.get(name)]
     if differs:
-        raise FixedGraph(f"'{min(differs)}' of {where} follows the widths")
+        raise FixedGraph(f"'{min(differs)}' of {where} depends on the widths")
 
 
 @dataclass
 class Constants:
-    """What a graph's constants follow, and its convolutions' numbers of groups: at first what is known,
-    after `find` all of them."""
+    """On which groups a graph's constants and its convolutions' numbers of groups depend.
+
+    At first those that are known, after `find` all of them.
+    """
 
     space: WidthSpace
     full: Graph
@@ -197,13 +198,13 @@ class Constants:
     counts: dict[str, Terms] = field(default_factory=dict)  # groups of convolutions, by node
 
     def find(self, exported: Callable[[Widths], ModelProto]) -> None:
-        """Complete `slices` and `sizes`; constants whose uses follow different things get a copy for each.
+        """Complete `slices` and `sizes`; a constant with different dependencies is copied for each of them.
 
-        Raises FixedGraph where slicing cannot give what the exporter gives.
+        Raises FixedGraph if slicing cannot reproduce the exporter's graphs.
         """
         exported = cache(exported)
-        # The exporter folds what it computes from small constants. Where narrow networks have fewer nodes for
-        # that reason, networks almost as wide as the full one have the same ones.
+        # The exporter folds computations on small constants. If narrow networks have fewer nodes for that
+        # reason, networks almost as wide as the full one have the same nodes.
         for whole, nearly in ((True, False), (False, False), (True, True)):
             try:
                 self._find(exported, whole, nearly)
@@ -215,7 +216,7 @@ class Constants:
             self._find(exported, False, False)
         wrong = self._wrong(Graph(exported(self.space.smallest())))
         if wrong:
-            raise FixedGraph(f"'{min(wrong)}' is computed from more than the constants that are sliced")
+            raise FixedGraph(f"'{min(wrong)}' does not only depend on constants that are sliced")
 
     def _find(self, exported: Callable[[Widths], ModelProto], whole: bool, nearly: bool) -> None:
         guesses: dict[Use, list[Guess]] = {}
@@ -223,20 +224,20 @@ class Constants:
         widths = self.space.smallest()
         if nearly:
             widths = Widths(group.choices[-2] for group in self.space.groups)
-        for _ in range(PROBES):
+        for _ in range(EXPORTS):
             narrow = Graph(exported(widths), whole=whole)
             self._narrow_down(guesses, full, narrow, widths)
             unclear = [kinds for kinds in guesses.values() if len({guess.key for guess in kinds}) > 1]
             if not unclear:
                 if not whole and self._wrong(narrow):
-                    raise FixedGraph("what it computes from constants follows the widths")
+                    raise FixedGraph("values that it computes from constants depend on the widths")
                 self._settle(guesses, full)
                 return
             widths = self._distinguishing(unclear, nearly)
         raise FixedGraph(UNCLEAR)
 
     def _wrong(self, narrow: Graph) -> set[str]:
-        """What the graph computes from its constants alone, but differently from the narrowest network."""
+        """Values computed only from constants that would differ from those of the narrowest network."""
         constants = Matched.of(self.full, narrow, self.grouped).constants
         pairs = [(a, b) for a, b in constants.values() if a in self.full.fixed]
         path = path_of(self.space, self.space.smallest())
@@ -254,7 +255,7 @@ class Constants:
         return {a for a, b in pairs if a not in here or not _same(here[a], there[b])}
 
     def _fold(self, narrow: Graph) -> None:
-        """Make constants of what is computed from constants and does not follow slices of those."""
+        """Fold values that are computed from constants, but do not follow from slices of these."""
         wrong = self._wrong(narrow)
         made = self.full.values(self.full.arrays, wrong)
         graph = self.full.proto.graph
@@ -268,7 +269,7 @@ class Constants:
     def _narrow_down(
         self, guesses: dict[Use, list[Guess]], full: Graph, narrow: Graph, widths: Widths
     ) -> None:
-        """Keep the guesses that give this narrow graph's constants; the first time, make the guesses."""
+        """Keep the guesses that reproduce this narrow graph's constants; the first time, create them."""
         matched = Matched.of(full, narrow, self.grouped)
         there = narrow.values(narrow.arrays, (name for _, name in matched.constants.values()))
         for number, pair in matched.groups.items():
@@ -295,25 +296,25 @@ class Constants:
         where: str,
         shape: bool = False,
     ) -> None:
-        """Keep what a constant (name, full, narrow) may follow. Raises FixedGraph where nothing is left."""
+        """Keep the guesses that fit a constant (name, full, narrow). Raises FixedGraph if none is left."""
         _, array, wanted = constant
         known = guesses.get(use)
         if known is None:
             known = list(self._guesses(*constant, widths, shape))
         guesses[use] = [guess for guess in known if self._fits(guess, array, wanted, widths, shape)]
         if not guesses[use]:
-            raise FixedGraph(f"{where} follows the widths in another way than by its size")
+            raise FixedGraph(f"{where} depends on the widths by more than its size")
 
     def _fits(self, guess: Guess, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool) -> bool:
         found = guess.at(array, self.space, widths)
         if shape and found.shape == wanted.shape:
-            found = np.where(found == -1, wanted, found)  # left for the reader of the file to infer
+            found = np.where(found == -1, wanted, found)  # inferred by the reader of the file
         return _same(found, wanted)
 
     def _guesses(
         self, name: str, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
     ) -> Iterable[Guess]:
-        """All that this use of a constant may follow; only what is known, or simple, if that fits."""
+        """All guesses for this use of a constant; only the known dependency, or none, if that fits."""
         for simple in (
             Guess(tuple(self.slices.get(name, {}).items()), tuple(self.sizes.get(name, {}).items())),
             Guess(),
@@ -336,7 +337,7 @@ class Constants:
     ) -> Iterator[Guess]:
         differs = np.flatnonzero(array != wanted).tolist()
         if shape and len(differs) == 1 and -1 not in array:
-            # One entry may be left for the reader of the file to infer: what it follows need not be known.
+            # The reader of the file can infer one entry, so its dependency need not be known.
             yield Guess(sizes=((differs[0], ((None, -1),)),))
             return
         entries = [
@@ -347,7 +348,7 @@ class Constants:
             yield Guess(sizes=tuple(chosen))
 
     def _dimensions(self, full: int, size: int, widths: Widths) -> Iterator[Dimension]:
-        """The space's dimensions, each entry or all of them repeated, that have these sizes."""
+        """The space's dimensions with these sizes, possibly with each entry, or all of them, repeated."""
         for dimension in self.space.distinct[1]:
             whole, part = (_size(dimension, at) for at in (self.space.largest(), widths))
             if full % whole == 0 and size == part * (full // whole):
@@ -357,7 +358,7 @@ class Constants:
                     yield dimension * times
 
     def _terms(self, full: float, size: float, widths: Widths) -> Iterator[Terms]:
-        """Multiples of one group's width and a rest, or the space's dimensions, that have these values."""
+        """Multiples of one group's width plus a constant, or dimensions of the space, with these values."""
         if full % 1 or size % 1:
             return  # a scale
         full, size = int(full), int(size)
@@ -370,7 +371,7 @@ class Constants:
             yield tuple((segment.group, segment.size) for segment in dimension)
 
     def _distinguishing(self, unclear: list[list[Guess]], nearly: bool) -> Widths:
-        """Widths at which guesses differ most, among the upper half of the choices if `nearly`."""
+        """Widths at which the guesses differ most, in the upper half of the choices if `nearly`."""
         rng = np.random.default_rng(0)
         keys = list(dict.fromkeys(guess.key for kinds in unclear for guess in kinds))
 
@@ -386,14 +387,14 @@ class Constants:
         return best
 
     def _settle(self, guesses: dict[Use, list[Guess]], full: Graph) -> None:
-        """Record what each constant follows; uses that follow something else get a copy."""
+        """Record the dependency of each constant; uses with another dependency get a copy."""
         graph = self.full.proto.graph
         names: dict[str, dict[Guess, str]] = {}
         for (number, place), kinds in guesses.items():
             guess = kinds[0]
             if number == len(full.nodes):
                 if guess != Guess():
-                    raise FixedGraph("an output is a constant that follows the widths")
+                    raise FixedGraph("an output is a constant that depends on the widths")
                 continue
             node = full.nodes[number]
             if place == GROUPS:

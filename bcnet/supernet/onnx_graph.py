@@ -1,7 +1,7 @@
-"""The supernet as an ONNX graph: exported once, any widths' network by slicing its initialisers.
+"""The supernet as an ONNX graph: exported once, then sliced to any widths.
 
-In: a network and its space. Out: ONNX files of any widths in milliseconds, with stable node names, and the
-fused layers that a latency table prices.
+In: a network and its space. Out: ONNX files of any widths within milliseconds, with stable node names, and
+the fused layers, which are the rows of a latency table.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from bcnet.errors import FOREIGN, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import Terms
 from bcnet.progress import say
-from bcnet.supernet.half import half
+from bcnet.supernet.half import to_fp16
 from bcnet.supernet.onnx_constants import Constants, FixedGraph, Graph
 from bcnet.supernet.onnx_layers import Layers, group_sizes
 from bcnet.supernet.onnx_slices import Sizes, SlicedGraph, Slices
@@ -35,20 +35,20 @@ from bcnet.supernet.source_lines import source_line
 from bcnet.supernet.space import Widths, WidthSpace
 
 OPSET = NEWEST
-# Their constants name axes or limits of values, or sizes that are dealt with: none follows the widths in a
-# network that computes nothing with the number of its channels.
+# Operators whose constants are axes, limits of values, or sizes that are handled: none depends on the widths
+# in a network that does not compute with the number of its channels.
 AXES_OR_LIMITS = frozenset(("Clip", "ReduceMean", "ReduceSum", "ReduceMax", "Squeeze", "Unsqueeze", "Resize"))
-KEPT_BYTES = 500_000_000  # the most memory for files that were exported for single widths
-CALIBRATION = 8  # inputs of noise that ranges of activations are taken from
+KEPT_BYTES = 500_000_000  # maximum memory for cached files of single widths
+CALIBRATION = 8  # number of noise inputs that calibrate the ranges of activations
 
 
 def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     """Export a network in eval mode with PyTorch's current exporter, for inputs of exactly these shapes.
 
-    `example` is the shape of an image batch, or inputs as the network takes them: a tensor, a tuple of them,
-    a dict by name. One input is called `input`, one output `output`; a dict's go by their keys, others by
-    their numbers. Nodes are named after their first output, so that names survive the runtime's fusions.
-    Raises ModelError with the exporter's reason, and the line of the forward that it is about.
+    `example` is the shape of an image batch, or the network's inputs: a tensor, a tuple of tensors, or a dict
+    by name. A single input is called `input`, a single output `output`; those of a dict are named by their
+    keys, others are numbered. Nodes are named after their first output, so that names survive the runtime's
+    fusions. Raises ModelError with the exporter's reason, and the line of the forward that caused it.
     """
     model.eval()
     args, kwargs = arguments(example_inputs(example))
@@ -90,20 +90,20 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     proto: ModelProto = program.model_proto
     for node in proto.graph.node:
         node.name = node.output[0]
-        del node.metadata_props[:]  # stack traces, with paths of this machine
+        del node.metadata_props[:]  # stack traces, with local paths
     del proto.graph.value_info[:]
     return proto
 
 
 def example_inputs(example: Any) -> Any:
-    """Inputs of zeros for the shape of an image batch; other inputs as they are."""
+    """Zeros for the shape of an image batch; other inputs unchanged."""
     if isinstance(example, tuple) and all(isinstance(size, int) for size in example):
         return torch.zeros(example)
     return example
 
 
 def tensor_names(tree: Any, word: str) -> list[str]:
-    """A name for each tensor of inputs or outputs, in the order in which they are flattened."""
+    """A name for each tensor of inputs or outputs, in flattened order."""
     if isinstance(tree, dict) and all(value is None or isinstance(value, Tensor) for value in tree.values()):
         return [str(key) for key, value in tree.items() if value is not None]
     count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
@@ -111,7 +111,7 @@ def tensor_names(tree: Any, word: str) -> list[str]:
 
 
 class OnnxSupernet:
-    """A network's ONNX graph with the space's dimensions attached to its initialisers."""
+    """A network's ONNX graph, with the space's dimensions attached to its initialisers."""
 
     def __init__(
         self,
@@ -122,12 +122,12 @@ class OnnxSupernet:
         unsigned: bool = True,
         opset: int = OPSET,
     ) -> None:
-        """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are its own.
+        """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are the model's.
 
         `precision` is "fp32", "fp16" or "int8"; for `unsigned` see `quantized`, for `opset` see `at_opset`.
         """
         self.precision, self.unsigned, self.opset = precision, unsigned, opset
-        # The file holds the network's own tensors: a supernet's extra channels are not in it.
+        # The file has the network's own tensors, without a supernet's extra channels.
         self.space = space.without_extra()
         self.model, self.example = _with_statistics(model), example
         start = time.perf_counter()
@@ -162,13 +162,13 @@ class OnnxSupernet:
         ).slots()
 
     def variant(self, widths: Widths) -> bytes:
-        """The ONNX file of the network with these widths (left path of the network's own weights)."""
+        """The ONNX file of the network with these widths (the left path of the network's own weights)."""
         if not self.sliceable:
             return self._exported_file(self.space.check(widths))
         return self._file.at(self.space, path_of(self.space, widths))
 
     def narrowest(self) -> bytes:
-        """The ONNX file of the narrowest network, in float32 whatever the precision."""
+        """The ONNX file of the narrowest network, in float32 at any precision."""
         widths = self.space.smallest()
         if not self.sliceable:
             return bytes(self._exported(widths).SerializeToString())
@@ -181,12 +181,12 @@ class OnnxSupernet:
 
     @property
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Slices]]:
-        """The full network's arrays as its file stores them, and which of their axes follow which groups."""
+        """The full network's arrays as stored in its file, and on which groups their axes depend."""
         return self._file.arrays, self._file.dimensions
 
     @cached_property
     def readers(self) -> dict[str, tuple[str, ...]]:
-        """For each value of the graph, the names of the nodes that take it."""
+        """For each value of the graph, the names of the nodes that read it."""
         found: dict[str, tuple[str, ...]] = {}
         for node in self.proto.graph.node:
             for value in node.input:
@@ -195,18 +195,18 @@ class OnnxSupernet:
 
     @cached_property
     def _file(self) -> SlicedGraph:
-        """What variants are sliced from; made on first use (seconds), not again for each of them."""
+        """The graph from which variants are sliced; created on first use (seconds)."""
         if self.precision == "fp32":
             return self._float
         full = self._float.at(self.space, path_of(self.space, self.space.largest()))
         return self._float.converted(self._at_precision(onnx.load_from_string(full)))
 
     def _at_precision(self, proto: ModelProto) -> ModelProto:
-        """The file, half, or quantised on noise: its latency does not depend on values."""
+        """The file, in fp16, or quantised with noise, because its latency does not depend on values."""
         if self.precision == "fp32":
             return proto
         if self.precision == "fp16":
-            return half(proto)
+            return to_fp16(proto)
         rng = np.random.default_rng(0)
         feeds = []
         for _ in range(CALIBRATION):
@@ -219,7 +219,7 @@ class OnnxSupernet:
         return quantized(proto, feeds, self.unsigned)
 
     def _exported_file(self, widths: Widths) -> bytes:
-        """The file where it cannot be sliced; the latest are cached, as a table visits each several times."""
+        """The exported file of a graph that cannot be sliced; cached, as a table uses each several times."""
         content = self._exports.get(widths)
         if content is None:
             content = bytes(self._at_precision(self._exported(widths)).SerializeToString())
@@ -232,10 +232,10 @@ class OnnxSupernet:
         return at_opset(to_onnx(cut(self.model, self.space, widths), self.example), self.opset)
 
     def _may_follow(self) -> bool:
-        """Whether more than the network's own tensors might follow the widths: another export has to show it.
+        """Whether more than the network's own tensors may depend on the widths, which needs further exports.
 
-        That of a large network takes a minute. It is spared where channels can be masked instead of removed
-        with the same outputs, and no constant can be a size: what then differs has no effect.
+        An export of a large network takes a minute. It is not needed if masking channels gives the same
+        outputs as removing them, and no constant can be a size: other differences then have no effect.
         """
         if any(group.mixed or group.ordered for group in self.space.groups):
             return True  # attributes, limits, scales: anything may be computed with the number of channels
@@ -243,9 +243,9 @@ class OnnxSupernet:
         fixed = set(self.arrays)
         for node in self.proto.graph.node:
             if node.op_type.startswith("Random") or node.op_type == "Bernoulli":
-                return True  # masks were not tried: its outputs cannot be compared
+                return True  # masks were not tested, because random outputs cannot be compared
             if all(name in fixed for name in node.input if name):
-                return True  # computed from constants alone
+                return True  # computed only from constants
             for name in () if node.op_type in AXES_OR_LIMITS else node.input:
                 array = self.arrays.get(name)
                 if array is None or name in own:
@@ -255,7 +255,7 @@ class OnnxSupernet:
         return False
 
     def _keeps_batch(self, shape: np.ndarray) -> bool:
-        """Whether a Reshape to this shape is to (batch, features) or flat, and so the same at all widths."""
+        """Whether this shape of a Reshape is (batch, features) or flat, and so the same at all widths."""
         sizes = {
             dim.dim_value for entry in self.proto.graph.input for dim in entry.type.tensor_type.shape.dim[:1]
         }
@@ -268,7 +268,7 @@ class OnnxSupernet:
         return SlicedGraph.of(self.proto, self.arrays, self.dimensions, self.grouped, self.sizes, self.counts)
 
     def _find_constants(self) -> str | None:
-        """Compare with exports at other widths; returns why slicing does not give the exporter's graphs."""
+        """Compare with exports at other widths; return why slicing does not reproduce them, or None."""
         constants = Constants(self.space, Graph(self.proto, self.arrays), self.dimensions, self.grouped)
 
         def exported(widths: Widths) -> ModelProto:
@@ -290,11 +290,11 @@ class OnnxSupernet:
             )
             shape_inference.infer_shapes(narrowest, strict_mode=True, data_prop=True)
         except shape_inference.InferenceError as cause:
-            return f"narrow networks do not fit together ({one_line(cause)})"
+            return f"narrow networks have inconsistent shapes ({one_line(cause)})"
         return None
 
     def _attach(self) -> dict[str, Slices]:
-        """Which axes of which initialiser follow which groups, as far as names and wiring show."""
+        """The groups of the initialisers' axes, as far as names and connections determine them."""
         dimensions = {}
         for name, axes in self.space.dimensions.items():
             if name in self.arrays:
@@ -313,7 +313,7 @@ class OnnxSupernet:
         return dimensions
 
     def _attach_transposed(self, name: str, dimensions: dict[str, Slices]) -> None:
-        """The exporter transposes the weights of linear layers that take more than two axes."""
+        """Attach a transposed weight: the exporter transposes linear layers on more than two axes."""
         array = self.arrays.get(name)
         if array is None or array.ndim != 2:
             return
@@ -326,7 +326,7 @@ class OnnxSupernet:
 
 
 def _independent_of_channels(proto: ModelProto) -> dict[str, np.ndarray]:
-    """The graph's constants, such that no Resize and no Reshape to (batch, features) has a channel count."""
+    """The graph's constants, without channel counts in Resize and in Reshape to (batch, features)."""
     graph = proto.graph
     arrays = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
     for node in graph.node:
@@ -340,7 +340,7 @@ def _independent_of_channels(proto: ModelProto) -> dict[str, np.ndarray]:
 
 
 def _resize_spatially(proto: ModelProto, arrays: dict[str, np.ndarray], node: NodeProto) -> None:
-    """Let a Resize name the axes that it changes: all others, channels included, follow the widths."""
+    """Give a Resize explicit spatial axes, so that its sizes do not include the channels."""
     sizes = arrays[node.input[3]]
     if len(sizes) < 3 or any(entry.name == "axes" for entry in node.attribute):
         return
@@ -353,10 +353,10 @@ def _resize_spatially(proto: ModelProto, arrays: dict[str, np.ndarray], node: No
 
 
 def _with_statistics(model: nn.Module) -> nn.Module:
-    """A copy without tensors of one value, such as fresh batch-norm statistics.
+    """A copy without constant tensors, e.g. fresh batch-norm statistics.
 
-    Folded, zeros would leave no bias behind, as trained ones do; and the exporter makes equal tensors one,
-    though they follow different groups.
+    Otherwise folding zeros would leave no bias, unlike trained values, and the exporter would merge equal
+    tensors of different groups.
     """
     copied = copy.deepcopy(model).cpu()
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""The fused layers of an exported graph, which a latency table prices.
+"""The fused layers of an exported graph, which are the rows of a latency table.
 
-In: the full network's graph, and which of its constants follow which groups. Out: layers, each with its
+In: the full network's graph, and the groups on which its constants depend. Out: layers, each with its
 channels as functions of the widths.
 """
 
@@ -16,8 +16,8 @@ from bcnet.latency_tables.rows import LayerSpec
 from bcnet.supernet.onnx_slices import Slices
 from bcnet.supernet.space import Dimension, Segment, WidthSpace
 
-# Operators that begin a fused layer; all others join the layer whose result they change.
-ANCHORS = frozenset(
+# Operators that start a fused layer; all others are fused into the layer whose result they read.
+STARTS_LAYER = frozenset(
     (
         *("Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "Resize", "Softmax"),
         *("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"),
@@ -30,7 +30,7 @@ Channels = dict[str, Dimension]  # of each value
 
 
 def group_sizes(space: WidthSpace) -> dict[str, int]:
-    """The weights of convolutions that are narrowed by whole groups, with the output channels of one."""
+    """{weight: output channels per group} of the convolutions that are narrowed by whole groups."""
     weights = {layer.weight for layer in space.layers}
     sizes = {sized.tensor: sized.each for sized in space.sized if sized.attribute == "groups"}
     for sized in space.sized:  # a module may use another name for its number of groups
@@ -47,7 +47,7 @@ def group_sizes(space: WidthSpace) -> dict[str, int]:
 
 @dataclass
 class Layers:
-    """A graph of the full network: constants by name, the axes that follow groups, the shapes of values."""
+    """A graph of the full network: constants by name, axes that depend on groups, shapes of values."""
 
     space: WidthSpace
     graph: GraphProto
@@ -69,13 +69,13 @@ class Layers:
             shape = self.shapes.get(output, ())
             inputs = [name for name in node.input if name in channels]
             if not inputs:
-                continue  # made of constants: folded by the runtime
+                continue  # depends only on constants: folded by the runtime
             for name, dimension in zip(node.output, self._channels(node, inputs, channels), strict=True):
                 channels[name] = dimension
             order[output] = number
             latest = max(inputs, key=lambda name: order.get(name, -1))
             owner = layer_of.get(latest)
-            joins = node.op_type not in ANCHORS and owner is not None
+            joins = node.op_type not in STARTS_LAYER and owner is not None
             if joins and owner is not None and node.op_type not in SHAPE_ONLY:
                 joins = shape == self.shapes[layers[owner].name]
             if joins and owner is not None:
@@ -129,7 +129,7 @@ class Layers:
         return axis % max(len(self.shapes.get(node.output[0], ())), 1)
 
     def _sliced(self, node: NodeProto, whole: Dimension) -> Dimension | None:
-        """What a Slice along the second axis takes; None for other slices."""
+        """The segments that a Slice along the second axis selects; None for other slices."""
         given = [self.arrays[name] for name in node.input[1:] if name in self.arrays]
         if len(given) < 3 or len(given[2]) != 1 or given[2][0] % len(self.shapes[node.input[0]]) != 1:
             return None
@@ -139,7 +139,7 @@ class Layers:
         return self._part(whole, start, stop)
 
     def _part(self, whole: Dimension, start: int, stop: int) -> Dimension:
-        """The segments between two entries of the full network; a fixed size where one is cut through."""
+        """The segments between two entries of the full network; a fixed size if a segment would be split."""
         at, taken = 0, []
         for segment in whole:
             low, at = at, at + self._size((segment,))
@@ -157,11 +157,11 @@ class Layers:
 
     def _layer(self, node: NodeProto, source: str, channels: Channels) -> LayerSlot:
         attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        shape = self.shapes.get(source if node.op_type in ANCHORS else node.output[0])
+        shape = self.shapes.get(source if node.op_type in STARTS_LAYER else node.output[0])
         if shape is None:
             raise ModelError(
-                f"ONNX does not know the operator '{node.op_type}' ('{node.name}' of the exported network) "
-                "at the opset used, so its output has no shape; replace it by operators that ONNX has"
+                f"ONNX does not have the operator '{node.op_type}' ('{node.name}' of the exported network) "
+                "at this opset, so its output has no shape; replace it with operators of ONNX"
             )
         sides = shape[1:-1] if node.op_type == "MatMul" else shape[2:4]
         spatial = (*sides, 1, 1)[:2]
@@ -196,7 +196,7 @@ class Layers:
 
 
 def _joined(layer: LayerSlot, node: NodeProto, inputs: list[str], layer_of: dict[str, int]) -> LayerSlot:
-    """The layer with one more operator: a residual sum, an activation, or a mere change of shape."""
+    """The layer with another operator fused into it: a residual sum, an activation, or a change of shape."""
     template = layer.template
     if node.op_type not in SHAPE_ONLY:
         sources = {layer_of.get(name) for name in inputs}

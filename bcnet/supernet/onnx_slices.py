@@ -1,6 +1,6 @@
-"""An ONNX graph whose initialisers know which groups of channels they follow. In: widths. Out: an ONNX file.
+"""An ONNX graph whose initialisers can be sliced by groups of channels. In: widths. Out: an ONNX file.
 
-Files of integers are sliced as those of floats are: a weight's scales and zero points go with its channels.
+Quantised files are sliced like float ones: a weight's scales and zero points are sliced with its channels.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from bcnet.supernet.paths import Path, ranges
 from bcnet.supernet.space import Dimension, WidthSpace
 
 Slices = dict[int, Dimension]  # by axis
-Sizes = dict[int, Terms]  # by the place of an entry, counted flat
+Sizes = dict[int, Terms]  # by the flat index of an entry
 
 
 def sliced(array: np.ndarray, slices: Slices, space: WidthSpace, path: Path) -> np.ndarray:
-    """The part of an array that the path takes."""
+    """The part of an array that the path uses."""
     for axis, dimension in slices.items():
         lead = (slice(None),) * axis
         parts = [array[(*lead, slice(low, high))] for low, high in ranges(space, dimension, path)]
@@ -26,7 +26,7 @@ def sliced(array: np.ndarray, slices: Slices, space: WidthSpace, path: Path) -> 
 
 
 def resized(array: np.ndarray, sizes: Sizes, path: Path) -> np.ndarray:
-    """An array of integers with entries that are sizes on the path: a copy where there are any."""
+    """An integer array with the path's channel counts in its `sizes` entries: a copy if there are any."""
     if not sizes:
         return array
     array = array.copy()
@@ -41,11 +41,11 @@ def _total(terms: Terms, path: Path) -> int:
 
 @dataclass(frozen=True)
 class SlicedGraph:
-    """A graph without its initialisers, these, and which axes of which of them follow which groups.
+    """A graph without its initialisers, the initialisers, and the groups on which their axes depend.
 
-    `sizes` are entries of arrays of integers that are themselves counts of channels.
-    `grouped` names the convolutions that are narrowed by whole groups: {node: (weight, channels of a group)}.
-    `counts` are the numbers of groups of others that follow the widths, by node.
+    `sizes` are entries of integer arrays that are channel counts. `grouped` has the convolutions that are
+    narrowed by whole groups: {node: (weight, channels per group)}. `counts` are the numbers of groups of
+    other convolutions, if they depend on the widths, by node.
     """
 
     skeleton: ModelProto
@@ -65,7 +65,7 @@ class SlicedGraph:
         sizes: dict[str, Sizes],
         counts: dict[str, Terms],
     ) -> "SlicedGraph":
-        """The graph of a file, with `arrays` in the place of its initialisers."""
+        """The graph of a file, with `arrays` instead of its initialisers."""
         skeleton = ModelProto()
         skeleton.CopyFrom(proto)
         del skeleton.graph.initializer[:]
@@ -90,7 +90,7 @@ class SlicedGraph:
         return bytes(proto.SerializeToString())
 
     def converted(self, proto: ModelProto) -> "SlicedGraph":
-        """The same dimensions on a half or quantised file of the whole graph, with the same node names."""
+        """The same dimensions for an fp16 or quantised file of the whole graph, with the same node names."""
         arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
         dequantized = {
             node.output[0]: node

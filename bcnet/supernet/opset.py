@@ -1,5 +1,6 @@
-"""Files for older readers: TensorRT 8 reads ONNX up to opset 17. In: an exported network, opset 18. Out: the
-same network in the operators of opset 17, with the same names.
+"""Convert ONNX files for older readers: TensorRT 8 reads ONNX up to opset 17.
+
+In: an exported network in opset 18. Out: the same network in opset 17, with the same names.
 """
 
 import numpy as np
@@ -10,8 +11,8 @@ from bcnet.errors import ModelError, NetworkError, one_line
 from bcnet.runtimes.onnx_batch import resize_by_factors
 
 NEWEST = 18
-IR_VERSION = 8  # of the release of ONNX that brought opset 17
-# What opset 18 added to operators, with the value that stands for what they did before.
+IR_VERSION = 8  # of the release of ONNX that introduced opset 17
+# Attributes that opset 18 added to operators, with the value of the previous behaviour.
 ADDED: dict[str, dict[str, int | bytes]] = {
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
     "ReduceMean": {"noop_with_empty_axes": 0},
@@ -22,10 +23,10 @@ REDUCTIONS = frozenset(
 
 
 def at_opset(proto: ModelProto, opset: int) -> ModelProto:
-    """The network in opset 17 or, unchanged, 18. Raises ModelError where an operator needs the newer one.
+    """The network in opset 17 or, unchanged, 18. Raises ModelError if an operator needs the newer one.
 
-    Reductions get their axes as an attribute. A Resize gets factors instead of sizes, which hold at any
-    width and batch.
+    Reductions get their axes as an attribute, and Resize gets factors, which are valid at any width and
+    batch, instead of sizes.
     """
     if opset >= NEWEST:
         return proto
@@ -79,7 +80,7 @@ def _axes_as_attribute(node: NodeProto, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _drop(node: NodeProto, added: dict[str, int | bytes]) -> None:
-    """Take newer attributes off that say what older versions did anyway. Raises ModelError for others."""
+    """Remove newer attributes whose value is the previous behaviour. Raises ModelError for other values."""
     kept = []
     for entry in node.attribute:
         if entry.name not in added:

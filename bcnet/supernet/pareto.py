@@ -1,6 +1,6 @@
-"""NSGA-II's two orders: which candidates no other beats, and which stand apart from their neighbours.
+"""Non-dominated sorting and crowding distance of NSGA-II.
 
-In: costs, less is better. Out: each candidate's front, and its distance to its neighbours in it. Deb, Pratap,
+In: costs, lower is better. Out: each candidate's front, and its crowding distance within it. Deb, Pratap,
 Agarwal and Meyarivan, "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002, section III.
 """
 
@@ -12,15 +12,15 @@ import numpy as np
 def fronts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The front (N,) of each candidate by two costs (N,): 0 for those that no other dominates.
 
-    One dominates another when it is at most as high in both and lower in one. In order of the costs, the last
-    of each front is its lowest in the second, and these ascend: so its front is found by bisection, N log N
-    in all (Jensen, 2003) where comparing all pairs takes N^2.
+    A candidate dominates another if it is no higher in both costs and lower in one. In sorted order, the last
+    of each front is its lowest in the second cost, and these are ascending, so a candidate's front is found
+    by bisection: O(N log N) (Jensen, 2003), whereas comparing all pairs takes O(N^2).
     """
     found = np.zeros(len(first), dtype=int)
     lowest: list[tuple[float, float]] = []  # of each front, (second cost, first cost) of its last
     for candidate in np.lexsort((second, first)):
         own = float(second[candidate]), float(first[candidate])
-        # A front whose last has the same costs does not dominate it, and neither does any later one.
+        # A front whose last candidate has the same costs does not dominate it, and neither do later fronts.
         place = bisect.bisect_left(lowest, own)
         found[candidate] = place
         lowest[place : place + 1] = [own]

@@ -1,8 +1,8 @@
-"""A path through the supernet: for each group a range of channels. Its tensors, its forward, its cut.
+"""A path through the supernet: a range of channels for each group.
 
-In: a network, its space, widths and a side. Out: the path's parameters (`path_state`), the user's own module
-run with them (`forward_path`), or an ordinary small network (`cut`). All three share one arithmetic, so a
-cut network gives the path's outputs to the last bit.
+In: a network, its space, widths and a side. Out: the path's parameters (`path_state`), the user's module run
+with them (`forward_path`), or an ordinary small network (`cut`). All three use the same arithmetic, so the
+outputs of a cut network are bit-identical to those of the path.
 """
 
 import copy
@@ -21,11 +21,11 @@ from bcnet.supernet.space import Dimension, Widths, WidthSpace, length
 
 Path = tuple[tuple[int, int], ...]
 State = dict[str, Tensor]
-KEPT = 2  # networks whose places are kept
+KEPT = 2  # number of networks whose `_Places` are cached
 
 
 def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
-    """The channels [low, high) that each group's width takes on that side of the supernet."""
+    """The channels [low, high) of each group's width on that side of the supernet."""
     widths = space.check(widths)
     if side == "left":
         return tuple((0, width) for width in widths)
@@ -38,9 +38,9 @@ def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
 
 
 def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[int, int]]:
-    """The ranges [low, high) of a supernet tensor's dimension that the path takes, in order.
+    """The ranges [low, high) of a supernet tensor's dimension that the path uses, in order.
 
-    Ranges that touch are one, so that a tensor which is taken whole is a view and not a copy.
+    Adjacent ranges are merged, so that a tensor that is used as a whole is a view, not a copy.
     """
     taken: list[tuple[int, int]] = []
     start = 0
@@ -64,10 +64,10 @@ def tensors_of(model: nn.Module) -> State:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a network keeps its tensors: (dictionary, key there, name); a shared one has its first name.
+    """Where a network stores its tensors: (dictionary, key, name); shared tensors have their first name.
 
-    Each call of a path needs it, and walking through the modules took a tenth of a small network's forward:
-    it is kept as long as no module or tensor was put in or taken out.
+    Each call of a path needs this, and walking the modules took a tenth of a small network's forward, so it
+    is cached until modules or tensors are added or removed.
     """
 
     tensors: tuple[tuple[dict[str, Any], str, str], ...]
@@ -105,7 +105,7 @@ class _Places:
         )
 
 
-_known: dict[int, tuple[nn.Module, _Places]] = {}  # of the last few networks: places hold their network
+_known: dict[int, tuple[nn.Module, _Places]] = {}  # cache for the last few networks
 
 
 def _places_of(model: nn.Module) -> _Places:
@@ -120,9 +120,9 @@ def _places_of(model: nn.Module) -> _Places:
 
 
 def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> State:
-    """The path's part of every tensor of a supernet's state: views, or copies behind a concatenation."""
+    """The path's part of every tensor of a supernet's state: views, or copies after a concatenation."""
     axes, distinct = space.distinct
-    # Fixed entries, of group -1, are channel 0 of a group that is taken whole.
+    # Fixed entries, of group -1, are channel 0 of a group that is used as a whole.
     low, high = np.array([*path, (0, 1)]).T
     parts: list[tuple[int, int] | Tensor] = []  # a start and a length, or the indices of several stretches
     for dimension, (groups, channels) in zip(distinct, space.entries, strict=True):
@@ -171,7 +171,7 @@ def _sizes(
 
 @contextmanager
 def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give modules the sizes of the path's tensors, for the length of a call."""
+    """Set the sizes in modules to those of the path's tensors during a call."""
     modules = _places_of(model).modules
     before = []
     try:
@@ -185,7 +185,7 @@ def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) 
 
 
 def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], inputs: Any) -> Any:
-    """The network's own forward on `inputs`, with a path's tensors in place of its own.
+    """The network's own forward on `inputs`, with a path's tensors instead of its own.
 
     `inputs` is one argument (an image batch, (N, C, H, W)), a tuple of arguments or a dict of keyword ones.
     """
@@ -196,9 +196,9 @@ def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], i
 
 @contextmanager
 def _tensors_in_place(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put these tensors in place of the network's own, for the length of a call.
+    """Replace the network's own tensors by these during a call.
 
-    What torch.func.functional_call does, which walks through the modules four times.
+    Like torch.func.functional_call, which walks the modules four times.
     """
     own: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
@@ -233,7 +233,7 @@ def forward_path(
     """The output of one path for a batch `x` (N, C, H, W), or for several inputs (see `run_with`).
 
     `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used, which
-    have no extra channels. Raises SpaceError where widths do not fit.
+    have no extra channels. Raises SpaceError for invalid widths.
     """
     full, space = _supernet_of(model, space, state)
     taken = path_state(full, space, path_of(space, widths, side))
@@ -248,13 +248,13 @@ def cut(
     side: Side = "left",
     state: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """The path as an ordinary network of its own: a copy whose tensors are the path's, cloned."""
+    """The path as an ordinary, independent network, with clones of the path's tensors."""
     full, space = _supernet_of(model, space, state)
     return with_state(model, space, path_state(full, space, path_of(space, widths, side)))
 
 
 def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the network that holds clones of these tensors, its modules' attributes set to match."""
+    """A copy of the network with clones of these tensors, and with matching attributes of its modules."""
     small = _copy_without_tensors(model)
     for names, holders in (
         (dict(model.named_parameters()), "_parameters"),
@@ -282,7 +282,7 @@ def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor])
 
 
 def _describe(module: nn.Module) -> None:
-    """Set the sizes that a module tells of itself, in its text and to code that asks."""
+    """Set the sizes in a module's attributes, for its repr and for other code."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -301,7 +301,7 @@ def _describe(module: nn.Module) -> None:
 
 
 def _copy_without_tensors(model: nn.Module) -> nn.Module:
-    """A deep copy of the modules that shares every tensor: each is replaced right after."""
+    """A deep copy of the modules that shares all tensors, which are replaced afterwards."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 

@@ -1,7 +1,8 @@
-"""Planes of a tensor: the atom behind each of its entries, expanded along the axes that do not matter.
+"""Planes of a tensor: the atom of each of its entries, expanded along irrelevant axes.
 
-In and out: integer tensors of a tensor's shape. -1 is an entry that stays; ANY and below are entries of a
-tensor whose size the forward computes, as of an expanded view: they follow what they are combined with.
+In and out: integer tensors of a tensor's shape. -1 is a fixed entry; ANY and below are entries of a tensor
+whose size the forward computes, e.g. of an expanded view: they follow the entries with which they are
+combined.
 """
 
 import torch
@@ -34,7 +35,7 @@ def along(atoms: Tensor, axis: int, shape: torch.Size) -> Tensor:
 
 
 def fits_any(plane: Tensor) -> bool:
-    """Whether none of its entries is an atom or stays."""
+    """Whether none of its entries is an atom or fixed."""
     return bool((compact(plane) <= ANY).all())
 
 

@@ -1,6 +1,6 @@
-"""Where a search starts: width distributions that promise low loss inside the budget.
+"""The prior of a search: distributions of widths with low expected loss within the budget.
 
-In: the losses recorded in supernet training, and what is to be kept. Out: one distribution a group.
+In: the losses recorded in supernet training, and limits. Out: one distribution per group.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ def potential_losses(
 ) -> list[np.ndarray]:
     """Mean recorded loss of each (group, choice), from the second half of training.
 
-    BCNet, section 3.3. Losses fall while training goes on, so each is taken relative to its neighbours in
-    time; choices that were never recorded get the mean.
+    BCNet, section 3.3. Losses fall during training, so each is taken relative to a moving average; choices
+    that were never recorded get the mean.
     """
     late = records[len(records) // 2 :]
     losses = np.array([loss for _, loss in late])
@@ -38,24 +38,25 @@ def potential_losses(
 
 @dataclass(frozen=True)
 class Limit:
-    """What is to be at most `at_most` on average: an offset and arrays that add up, by groups' choices."""
+    """An upper limit on an expected cost, a sum of an offset and arrays by groups' choices."""
 
     offset: float
     arrays: Sequence[tuple[tuple[int, ...], np.ndarray]]
     at_most: float
 
     def kept(self, p: Sequence[np.ndarray]) -> bool:
-        """Whether these distributions keep it."""
+        """Whether these distributions are within the limit."""
         return self.offset + _expected(self.arrays, p) <= self.at_most
 
 
 def prior(losses: Sequence[np.ndarray], limits: Sequence[Limit]) -> tuple[np.ndarray, ...]:
-    """Per group, probabilities of its choices: least expected loss where every limit is kept on average.
+    """Probabilities of each group's choices that minimise the expected loss within every expected limit.
 
-    BCNet, section 3.3, with the latency table's pairwise cost in place of FLOPs; `losses` are those of
-    `potential_losses`. Solved as `p ~ exp(-(loss + price * marginal cost) / temperature)`: marginals of the
-    other groups' current distributions, the price of each limit that is not kept found by bisection, in turn.
-    The temperature is the losses' own spread.
+    BCNet, section 3.3, with the latency table's pairwise cost instead of FLOPs; `losses` are those of
+    `potential_losses`. Fixed-point iteration of `p ~ exp(-(loss + price * marginal cost) / temperature)`,
+    with marginals under the other groups' current distributions; the price (Lagrange multiplier) of each
+    violated limit is found by bisection, one limit at a time. The temperature is the standard deviation of
+    the losses.
     """
     temperature = max(float(np.std(np.concatenate([row - row.mean() for row in losses]))), 1e-6)
 
@@ -79,7 +80,7 @@ def prior(losses: Sequence[np.ndarray], limits: Sequence[Limit]) -> tuple[np.nda
         def at(price: float, number: int = number) -> list[np.ndarray]:
             return solve([*prices[:number], price, *prices[number + 1 :]])
 
-        # One that moves losses as far as the cheapest and the dearest choices are apart.
+        # The price at which the range of costs equals the temperature.
         unit = temperature / max(1e-12, max((float(np.ptp(a)) for _, a in limit.arrays), default=0.0))
         low, high = 0.0, unit
         for _ in range(40):
@@ -112,7 +113,7 @@ def _average(
 def _marginals(
     arrays: Sequence[tuple[tuple[int, ...], np.ndarray]], p: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """For each group, the expected latency of the layers it is part of, by its choice."""
+    """For each group, the expected cost of its layers, by its choice."""
     marginal = [np.zeros(len(row)) for row in p]
     for groups, array in arrays:
         for group in groups:

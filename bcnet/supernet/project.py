@@ -1,4 +1,4 @@
-"""What every stage starts from: the data, the network, its space and the target device of a configuration."""
+"""The project of a configuration, for all stages: its data, network, space and target device."""
 
 import copy
 import datetime
@@ -46,7 +46,7 @@ from bcnet.supernet.unfit import check_initialised
 from bcnet.supernet.widen import widened
 
 TABLES = Path("latency_tables")
-OLD_DAYS = 180  # drivers, firmware and systems change behind the same version of a runtime
+OLD_DAYS = 180  # drivers, firmware and systems change while the version of a runtime stays the same
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class Project:
 
 
 def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here: dict[str, str]) -> None:
-    """Say it where rows were measured with another runtime or processor than this one, or long ago."""
+    """Report rows that were measured with another runtime or processor, or long ago."""
     used = {
         table.rows[spec, model.setting].session for spec in model.used if (spec, model.setting) in table.rows
     }
@@ -255,15 +255,15 @@ def _compare_versions(path: Path, table: LatencyTable, model: LatencyModel, here
         session = table.sessions[number]
         if "recorded" in session.provenance:
             _say_once(f"{path}: layers are of {session.date}, replayed from {session.provenance['recorded']}")
-        mend = f"`bcnet check-lut --device {table.device}` tells whether they still hold"
+        remedy = f"`bcnet check-lut --device {table.device}` checks whether they are still valid"
         if _days_since(session.date) > OLD_DAYS:
-            _say_once(f"{path}: layers were measured on {session.date}; {mend}")
+            _say_once(f"{path}: layers were measured on {session.date}; {remedy}")
         for key, value in here.items():
             then = session.provenance.get(key)
             if then != value:
                 _say_once(
                     f"{path}: layers were measured on {session.date} with {key} {then}, here it is {value}; "
-                    f"{mend}"
+                    f"{remedy}"
                 )
 
 

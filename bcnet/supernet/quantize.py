@@ -1,5 +1,6 @@
-"""INT8 files: static quantisation of an ONNX network. In: an exported network and inputs like those that it
-will see. Out: the same network with QuantizeLinear and DequantizeLinear around its layers.
+"""Static INT8 quantisation of an ONNX network. In: an exported network, and representative inputs.
+
+Out: the same network with QuantizeLinear and DequantizeLinear around its layers.
 """
 
 import contextlib
@@ -19,16 +20,16 @@ from torch.utils._pytree import tree_leaves
 from bcnet.data import ImageData
 from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
-from bcnet.supernet.half import half
+from bcnet.supernet.half import to_fp16
 from bcnet.supernet.opset import at_opset
 
-# The layers that have integer kernels, and what keeps their results integers on the way to the next one.
+# The layers with integer kernels, and the operators between them that preserve integers.
 QUANTISED = (
     *("Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Sigmoid", "LeakyRelu", "Concat"),
     *("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
 )
 
-IMAGES = 128  # training images that the ranges of activations are taken from
+IMAGES = 128  # number of training images that calibrate the ranges of activations
 
 Feed = Mapping[str, np.ndarray]
 
@@ -46,11 +47,12 @@ class _Reader:
 def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> ModelProto:
     """An INT8 copy of a float network (QDQ format), calibrated on `feeds`, each {input's name: array}.
 
-    Weights are int8, symmetric, one scale an output channel; activations have one scale a tensor, from the
-    largest value seen. Signed activations have zero points of 0, and biases stay floats: TensorRT demands
-    both. Unsigned activations are symmetric, too: a tensor that is never negative has its zero point at 0,
-    any other at 128. ONNX Runtime's CPU kernels for x86 take only these without falling back to floats
-    (docs/results.md has the figures). Nodes keep their names. Raises ModelError with the library's reason.
+    Weights are int8, symmetric, with one scale per output channel; activations have one scale per tensor,
+    from the largest observed value. Signed activations have zero points of 0, and biases stay floats, as
+    TensorRT requires. Unsigned activations are symmetric, too: a tensor that is never negative has its zero
+    point at 0, any other at 128. ONNX Runtime's CPU kernels for x86 support only these without falling back
+    to floats (docs/results.md has the measurements). Nodes keep their names. Raises ModelError with the
+    library's reason.
     """
     source = ModelProto()  # the library changes what it is given
     source.CopyFrom(proto)
@@ -84,22 +86,22 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
 
 
 def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: int) -> ModelProto:
-    """An exported network as the profile says: in its opset, and as it is, half, or INT8.
+    """An exported network at the profile's opset and precision: fp32, fp16 or int8.
 
-    INT8 is calibrated on training images. Raises ModelError where the network cannot be written so.
+    INT8 is calibrated on training images. Raises ModelError if the conversion fails.
     """
     proto = at_opset(proto, profile.opset)
     if profile.precision == "fp32":
         return proto
     if profile.precision == "fp16":
-        return half(proto)
+        return to_fp16(proto)
     names = [entry.name for entry in proto.graph.input]
     feeds = calibration_feeds(data, names, profile.batch, seed)
     return quantized(proto, feeds, unsigned_activations(profile))
 
 
 def unsigned_activations(profile: HwProfile) -> bool:
-    """Whether activations are best unsigned (see `quantized`): on ONNX Runtime's CPU provider."""
+    """Whether activations should be unsigned (see `quantized`): for ONNX Runtime's CPU provider."""
     return profile.runtime == "onnxruntime" and profile.provider == "cpu"
 
 
@@ -114,7 +116,7 @@ def calibration_feeds(data: ImageData, names: Sequence[str], batch: int, seed: i
 
 
 def _other_limits(proto: ModelProto) -> list[str]:
-    """Clips whose lower limit is not zero: the library would drop them, as if unsigned integers did it."""
+    """Clips whose lower limit is not zero, which the library would remove as if unsigned integers clipped."""
     zeros = {e.name for e in proto.graph.initializer if not numpy_helper.to_array(e).any()}
     return [
         node.name
@@ -125,7 +127,7 @@ def _other_limits(proto: ModelProto) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library's advice off the terminal: it logs to the root logger, and would set that up."""
+    """Suppress the library's advice, for which it logs to the root logger, and would configure it."""
     root, silent = logging.getLogger(), logging.NullHandler()
     before = logging.root.manager.disable
     root.addHandler(silent)

@@ -1,7 +1,4 @@
-"""PyTorch's ONNX exporter without what it does again at every export.
-
-In: nothing. Out: a context in which exports are quicker and their graphs the same.
-"""
+"""Speed up PyTorch's ONNX exporter. Out: a context in which exports are faster, with the same graphs."""
 
 import contextlib
 import functools
@@ -17,11 +14,11 @@ REGISTRY = "torch.onnx._internal.exporter._registration"
 
 @contextlib.contextmanager
 def quick_export() -> Iterator[None]:
-    """Keep the exporter's registry of operators, and collect no garbage meanwhile.
+    """Cache the exporter's registry of operators, and disable garbage collection.
 
-    The exporter parses the source of all its five hundred operators for every export, which takes longer
-    than to export a small network; and it makes so many objects that a third of its time goes into going
-    through all that live, again and again. Where its internals are not those that are known, nothing is kept.
+    For every export, the exporter parses the source of all its five hundred operators, which takes longer
+    than exporting a small network, and creates so many objects that garbage collection takes a third of its
+    time. If its internals are not as expected, nothing is cached.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -38,7 +35,7 @@ def _kept_registry() -> Iterator[None]:
     try:
         registry = importlib.import_module(REGISTRY).ONNXRegistry
         original = vars(registry)["from_torchlib"]
-        # Only operators that exist when it is made are in it: torchvision's do once it is imported.
+        # It has only operators that exist when it is created: torchvision's only after its import.
         make = functools.partial(
             _kept, original.__get__(None, registry), tuple(torch._C._dispatch_get_all_op_names())
         )

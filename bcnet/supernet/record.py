@@ -1,12 +1,12 @@
-"""What is recorded while a network runs: the atoms behind every tensor's entries, and which are united.
+"""The record of a traced network: the atom of every entry of its tensors, and which atoms are united.
 
-In: a network's tensors, and what the operators' rules (`trace_rules.py`) say of their inputs and outputs.
-Out: a `Trace`, which knows classes of atoms, those that stay, and the layers that ran.
+In: a network's tensors, and the relations of inputs and outputs from the rules for operators
+(`trace_rules.py`). Out: a `Trace` with equivalence classes of atoms, pinned ones, and the executed layers.
 
-Every entry of a parameter's axis is an atom. A tensor carries planes: integer tensors of its own shape that
-name the atom behind each entry (-1: an entry that stays). An operator that moves entries moves the planes
-with them, one that combines entries unites their atoms. Planes do not vary along most axes and are expanded
-along those: they cost no memory, and a reshape or a concatenation of a plane is PyTorch's own.
+Every entry of a parameter's axis is an atom. A tensor carries planes: integer tensors of its own shape with
+the atom of each entry (-1: a fixed entry). An operator that moves entries is applied to the planes as well,
+one that combines entries unites their atoms. Planes are constant along most axes and expanded along these, so
+they take no memory, and PyTorch itself reshapes or concatenates them.
 """
 
 import bisect
@@ -66,7 +66,7 @@ class Trace:
                     self.count += size
 
     def classes(self) -> np.ndarray:
-        """For each atom the number of its class: atoms of one class are kept or dropped together."""
+        """For each atom the number of its class: atoms of one class are kept or removed together."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
 
@@ -76,11 +76,11 @@ class Trace:
         return classes
 
     def pinned(self, classes: np.ndarray) -> dict[int, str]:
-        """The classes that must stay as they are, each with the first reason found."""
+        """The classes that must stay, each with the first reason that was found."""
         return self._reasons(self.pins, classes)
 
     def doubtful(self, classes: np.ndarray) -> dict[int, str]:
-        """The classes that meet a tensor whose size the forward sets, with the reason if they must stay."""
+        """The classes that are combined with a tensor of a fixed size, with the reason if they must stay."""
         return self._reasons(self.by_size, classes)
 
     @staticmethod
@@ -179,7 +179,7 @@ class Record:
         return first
 
     def fits(self, tensor: Tensor, axes: tuple[int, ...], *, positional: bool = False) -> list[Tensor]:
-        """Planes of a tensor whose size along these axes the forward computes: they follow any channels."""
+        """Planes of a tensor whose size on these axes the forward computes: they may follow any channels."""
         planes = []
         for axis in axes:
             size = tensor.shape[axis]
@@ -193,13 +193,13 @@ class Record:
         return planes
 
     def alias(self, source: Tensor, alias: Tensor) -> None:
-        """From now on a tensor that the forward has made is known by another name."""
+        """Replace a tensor that the forward has created by an alias of it."""
         for i, (last, tensor, axis) in enumerate(self._made):
             if tensor is source:
                 self._made[i] = (last, alias, axis)
 
     def write(self, view: Tensor, planes: list[Tensor]) -> None:
-        """A part of a tensor that the forward has made is written: the whole tensor carries that, too."""
+        """Record writing to a part of a tensor that the forward has created: the whole tensor is affected."""
         for plane in planes:
             if fits_any(plane):
                 continue
@@ -214,7 +214,7 @@ class Record:
                 self.pin_plane(plane, f"it is written into a part of a tensor in {self.where}")
 
     def _put(self, view: Tensor, numbers: Tensor, atoms: Tensor) -> bool:
-        """Whether the tensor that these numbers name could be found: it gets the atoms in their places."""
+        """Assign the atoms to the tensor of these numbers; returns whether it was found."""
         free = numbers <= ANY
         some = -int(numbers[free][0])
         last, whole, axis = self._made[bisect.bisect_right(self._made, some, key=lambda made: -made[0])]
@@ -249,7 +249,7 @@ class Record:
     # What is recorded
 
     def unite(self, first: Tensor, second: Tensor) -> None:
-        """Entry by entry, the two are kept or dropped together. Shapes are equal, or one is broadcast."""
+        """Record that corresponding entries are kept or removed together. Shapes can be broadcast."""
         first, second = compact(first), compact(second)
         pair = np.stack(np.broadcast_arrays(first.numpy(), second.numpy())).reshape(2, -1)
         if (pair[0] == pair[1]).all():
@@ -261,11 +261,11 @@ class Record:
             self._follow_any(pair[:, some])
         alone = pair[:, ~both & ~some].max(0)
         if (alone >= 0).any():
-            stays = f"it is combined with channels that stay, in {self.where}"
+            stays = f"it is combined with fixed channels in {self.where}"
             self.pin_atoms(alone[alone >= 0], self.because or stays)
 
     def _follow_any(self, pair: np.ndarray) -> None:
-        """Channels that meet a tensor which the forward makes: a trial shows whether its size follows."""
+        """Record channels combined with a tensor that the forward creates: a trial tests it."""
         numbers, atoms = pair.min(0), pair.max(0)
         met = np.unique(atoms[atoms >= 0])
         self.trace.by_size.append((met, f"it is combined with a tensor of fixed size in {self.where}"))
@@ -285,9 +285,10 @@ class Record:
         self.trace.pins.append((np.unique(atoms), reason))
 
     def mark(self, tensor: Tensor, dims: tuple[int, ...], *, ordered: bool = False) -> None:
-        """Channels that are mixed with each other along these axes, as by a normalisation.
+        """Record channels that are mixed along these axes, e.g. by a normalisation.
 
-        `ordered`: by their places, as a convolution over channels does; they keep their order then.
+        `ordered`: depending on their positions, e.g. by a convolution over channels; they must keep their
+        order.
         """
         dims = tuple(dim % max(tensor.ndim, 1) for dim in dims)
         for plane in self.of(tensor):
@@ -298,7 +299,7 @@ class Record:
                     self.trace.ordered.append(self.trace.across[-1])
 
     def joined(self, planes: list[Tensor]) -> list[Tensor]:
-        """At most one plane for each axis: those that meet on an axis are united, or pinned."""
+        """Join planes to one per axis: planes that share an axis are united, or pinned."""
         result: list[Tensor] = []
         for plane in planes:
             axes = set(axes_of(plane))
@@ -330,10 +331,10 @@ class Record:
         if computed is not None or "weight_norm" in name:
             kind = type(self.inside[-1][1]).__name__.lstrip("_") if computed is not None else "weight_norm"
             return (
-                f"its weight is computed again at every call ({kind}, in {self.where}); remove that with "
+                f"its weight is computed at every call ({kind}, in {self.where}); remove that with "
                 "torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm)"
             )
-        return f"it goes through '{name}' in {self.where}, where channels cannot be followed"
+        return f"it is an input of '{name}' in {self.where}, through which channels cannot be traced"
 
     def layer(
         self, weight: Tensor, positions: int, out_axis: int, makes: bool, each: tuple[int, ...] = ()
@@ -343,12 +344,12 @@ class Record:
             self.trace.layers.append(LayerUse(name, positions, out_axis, makes, each))
 
     def kept(self, sizes: Sequence[int], vectors: Sequence[Tensor]) -> None:
-        """An operator got these sizes, of these channels: the running module may keep them in attributes."""
+        """Record sizes passed to an operator, of these channels: the module may keep them in attributes."""
         if self.inside and any(bool((vector >= 0).any()) for vector in vectors):
             self.trace.kept.append((self.inside[-1][0], tuple(map(int, sizes)), list(vectors)))
 
     def sized(self, attribute: str, tensor: Any, each: int) -> bool:
-        """Whether the running module keeps a size in an attribute: it follows this tensor's first axis."""
+        """Record an attribute of the running module that depends on this tensor's first axis, if any."""
         name = self.origin.get(id(tensor))
         if not self.inside or name is None:
             return False

@@ -1,8 +1,8 @@
-"""Training paths by a recorded CUDA graph: for networks that are too small to keep a GPU busy.
+"""Train paths with a captured CUDA graph, for networks that are too small to keep a GPU busy.
 
-In: the paths on slices, and a batch. Out: the same by one call of the GPU, where that is right and faster.
-Slices have another size each time, so the processor starts every kernel again, and the GPU waits for it. Here
-what a path leaves out is multiplied by zero instead: all paths are one piece of work, recorded once.
+In: paths on slices, and a batch. Out: the same with a single graph launch, if that is correct and faster.
+Slices differ in size, so the processor has to launch every kernel, and the GPU waits for it. Here the
+channels outside a path are multiplied by zero instead: all paths are the same work, which is captured once.
 """
 
 import pickle
@@ -28,19 +28,19 @@ from bcnet.supernet.task import bound_to
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]  # records work and returns its replay
-# By which gradients may differ, as a part of their norm: those of masks and of slices, in float64 (a deep
-# network's differ by 30 % in TF32, by rounding alone), and those of a piece of work and its replay.
+# Tolerances of gradients relative to their norm: between masks and slices in float64 (in TF32, those of a
+# deep network differ by 30 % because of rounding), and between the work and its replay.
 EXACT, REPLAYED = 1e-3, 0.02
-TIMED = 3  # times that each path is taken, of which the fastest counts
+TIMED = 3  # number of timings of each path, of which the fastest counts
 
 
 class MaskedPath:
-    """Trains the chosen path on whole tensors, in which what the path leaves out is zero.
+    """Trains the chosen path on whole tensors that are masked with zeros outside of the path.
 
-    Gradients are those of `SlicedPaths`, but for rounding: a channel whose normalisation has weight and bias
-    zero is zero, and weights that would read it are zero, too. Batch-norm statistics of the channels that
-    are left out are updated with what zeros give; candidates get statistics of their own before they are
-    scored. Not for groups that some layer normalises across.
+    Gradients equal those of `SlicedPaths` except for rounding: a channel whose normalisation has zero weight
+    and bias is zero, and weights that would read it are zero, too. Batch-norm statistics of masked channels
+    are updated with values of zeros, but candidates are recalibrated before they are scored. Not for groups
+    across which a layer normalises.
     """
 
     def __init__(self, sliced: SlicedPaths) -> None:
@@ -119,16 +119,16 @@ class MaskedPath:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient, which is there: a recording has its address."""
+    """The parameter's gradient, which must exist: a captured graph has its address."""
     assert parameter.grad is not None
     return parameter.grad
 
 
 class RecordedPaths:
-    """Trains paths as `MaskedPath` does, recorded for batches of one shape; others go to the sliced paths.
+    """Trains paths like `MaskedPath`, captured for batches of one shape; others use the sliced paths.
 
-    The graph knows only addresses: parameters and their gradients, which must be there, are never replaced.
-    To record, the work is done: gradients and statistics have changed afterwards. Outputs are not handed out.
+    The graph has only addresses: parameters and their gradients, which must exist, are never replaced.
+    Capturing executes the work, which changes gradients and statistics. Outputs are not returned.
     """
 
     def __init__(
@@ -177,9 +177,9 @@ def _refuse_draws(work: Work, on_gpu: bool) -> None:
 
 
 def captured(work: Work) -> Work:
-    """Record work on the GPU as a CUDA graph; what it makes lies at the same addresses in every replay.
+    """Capture work on the GPU as a CUDA graph; its results have the same addresses in every replay.
 
-    Raises RuntimeError where the work waits for the GPU, which no graph can hold.
+    Raises RuntimeError if the work waits for the GPU, which cannot be captured.
     """
     current = torch.cuda.current_stream()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -228,10 +228,10 @@ def _waiting_refused() -> Iterator[None]:
 def fastest_paths(
     sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None = None
 ) -> Paths:
-    """Recorded paths, where they give the gradients that sliced ones give, sooner; the sliced ones elsewhere.
+    """Captured paths, if they give the same gradients as sliced ones, and faster; otherwise the sliced ones.
 
-    Both are tried on this batch, each path one of `count`: wide, middling and narrow ones. Parameters and
-    buffers stay as they are. Says what it chose and why.
+    Both are tried on this batch, on wide, medium and narrow paths, each one of `count`. Parameters and
+    buffers are unchanged. Reports the choice and the reason.
     """
     parameters = sliced.parameters.values()
     for parameter in parameters:

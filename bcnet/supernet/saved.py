@@ -1,4 +1,4 @@
-"""What finished stages left behind: each reader checks it first and names the command that makes it again."""
+"""Read the results of finished stages. Each reader checks them first; errors name the command to repeat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def supernet_file(number: int) -> str:
 def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ...]:
     """The tensors of a run's trained supernets, one or more.
 
-    Raises ArtifactError where they are missing, or were trained with another model, data or space.
+    Raises ArtifactError if they are missing, or were trained with another model, data or space.
     """
     stage = run.stage("train")
     stage.require(project.inputs())
@@ -38,9 +38,9 @@ def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ..
 
 
 def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, those of `model`; `command` makes it again.
+    """The tensors of a safetensors file for `model`; `command` creates the file again.
 
-    Raises ArtifactError where it cannot be read, or holds values that are not finite.
+    Raises ArtifactError if it cannot be read, or has values that are not finite.
     """
     from safetensors.torch import load_file
 
@@ -64,9 +64,10 @@ def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Widths that are handed on, and what they are held to: None, where there is no budget.
+    """Widths for the next stage, with their budget; None without one.
 
-    With a `budget_share`, the budget is that share of the original's latency, measured beside the network's.
+    With a `budget_share`, the budget is that fraction of the original's latency, measured together with the
+    network's.
     """
 
     widths: Widths
@@ -87,13 +88,13 @@ def searched(run: Run, project: Project) -> Chosen:
 
 
 def refuse_noisy_search(found: Mapping[str, Any], stage: Stage, project: Project) -> None:
-    """Raises TableError where a search's result rests on a table that is noisier than is accepted."""
+    """Raises TableError if a search used a table that is noisier than accepted."""
     again = f"run `bcnet build-lut --device {project.profile.name} --again` and `{stage.command}`"
     refuse_noisy(found.get("noise") or 0.0, project.profile.table_noise, again)
 
 
 def sliced(run: Run, project: Project) -> Chosen:
-    """What a finished slice stage has cut out: the search's winner, or another point of its front."""
+    """The widths of a finished slice stage: the search's winner, or another point of its front."""
     stage = run.stage("slice")
     return _chosen(read_json(stage.path("result.json"), stage.command), run, "slice", project)
 

@@ -1,6 +1,7 @@
-"""Scores without their noise, and without what only a supernet does: what all of them say of any widths.
+"""Denoise scores of subnets, and estimate scores of other widths, with a surrogate.
 
-In: widths and scores. Out: an `Expectation`: a trend in the widths, and what of the residual is believed.
+In: widths and their scores in a supernet. Out: a `Surrogate`: a linear trend in the widths, and a shrunk
+residual.
 """
 
 from collections.abc import Sequence
@@ -9,26 +10,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-FEWEST = 10  # candidates from which something is learned
-MOST = 1000  # the best that the process is fitted on: its time grows with their cube
-SOME = 250  # of these, evenly from best to worst, say how much is noise
-LENGTHS = (0.5, 1.0)  # how far apart, as parts of a group's range, choices still tell of each other
-PAIRS = (0.2, 0.5)  # what pairs of groups explain beside single ones
-NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of noise over that of what is explained
+FEWEST = 10  # minimum number of scores for a surrogate
+MOST = 1000  # maximum number of scores, the best ones, for the Gaussian process: its time is cubic in them
+SOME = 250  # of these, evenly from best to worst, the number that selects the hyperparameters
+# Candidates for the hyperparameters of the Gaussian process.
+LENGTHS = (0.5, 1.0)  # length scale, relative to the range of a group
+PAIRS = (0.2, 0.5)  # weight of pairs of groups in the kernel
+NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of the noise relative to that of the process
 PENALTIES = np.logspace(-3, 3, 13)
-# The residual's variance over the trend's: 0.010 for accuracies from scratch, of all 16,384 settings of
-# Channel-Bench-Macro, denoised. Supernets there have 0.016 to 1.9.
+# The variance of the residual relative to that of the trend: 0.010 for networks trained from scratch (all
+# 16,384 settings of Channel-Bench-Macro, denoised). Supernets on it have 0.016 to 1.9.
 RESIDUAL = 0.02
-BY_LOSS = 0.75  # of a score: calibrated losses tell more than accuracies (docs/results.md)
-BY_OTHER = 0.5  # where losses are not calibrated, or the metric is not accuracy: they may disagree
-LEAST = 0.1  # of the residual is believed in any case: widths can be too narrow for a task
+BY_LOSS = 0.75  # weight of the loss in a score: calibrated losses are more informative (docs/results.md)
+BY_OTHER = 0.5  # the same for uncalibrated losses, or another metric than accuracy: they may disagree
+LEAST = 0.1  # minimum factor of the residual: some widths really are too narrow for a task
 
 
 def places_of(widths: ArrayLike, choices: Sequence[Sequence[int]]) -> np.ndarray:
-    """Places (N, groups), 0 to 1, of widths (N, groups) between the ends of each group's ascending choices.
+    """Positions (N, groups), 0 to 1, of widths (N, groups) in the range of the ascending choices.
 
-    In steps of 1 / sqrt(width), by which accuracies from scratch rise nearly evenly: from one channel to two
-    is more than from two to three.
+    On a scale of 1 / sqrt(width), in which the accuracy of networks trained from scratch is nearly linear:
+    from one channel to two is a larger step than from two to three.
     """
     low, high = (-1 / np.sqrt([own[end] for own in choices]) for end in (0, -1))
     result: np.ndarray = (-1 / np.sqrt(widths) - low) / np.where(high > low, high - low, 1.0)
@@ -36,28 +38,28 @@ def places_of(widths: ArrayLike, choices: Sequence[Sequence[int]]) -> np.ndarray
 
 
 @dataclass(frozen=True)
-class Expectation:
-    """What scores together say of any widths, scored or not.
+class Surrogate:
+    """Estimates denoised scores of any widths from all scores.
 
-    The best of many scores is a lucky one; and in a supernet, some widths do better or worse than they would
-    alone, by the weights that they share. So a score is taken as a trend, a slope a group; a residual, smooth
-    functions of single widths and of pairs; and noise. Networks trained from scratch have little residual. A
-    larger one is shrunk in the ratio of the two, but not below a tenth. Scores without noise, of a trend and
-    little residual, stay as they are.
+    The best of many noisy scores is too high (the winner's curse), and in a supernet some widths score better
+    or worse than they would alone, because they share weights. Therefore a score is modelled as a linear
+    trend with one slope per group, a residual (smooth functions of single widths and of pairs), and noise.
+    Networks trained from scratch have a small residual; a larger one is shrunk by the ratio of the two, but
+    to no less than a tenth. Scores without noise and with a small residual are left unchanged.
     """
 
     trend: "Ridge"
     residual: "_GaussianProcess | None"
     shrinkage: float  # factor of the residual, 0 to 1
-    residual_mean: float  # where the scores are
+    residual_mean: float  # mean of the residual over the scores
     mean: float
     deviation: float
 
     @classmethod
-    def of(cls, places: np.ndarray, scores: np.ndarray) -> "Expectation | None":
-        """Learned from scores (N,) at places (N, groups), those of `places_of`.
+    def of(cls, places: np.ndarray, scores: np.ndarray) -> "Surrogate | None":
+        """Fitted to scores (N,) at positions (N, groups) from `places_of`.
 
-        None where nothing can be learned: scores that are few, all equal, or not finite.
+        None if the scores are too few, all equal, or not finite.
         """
         deviation = float(scores.std()) if len(scores) >= FEWEST else 0.0
         if deviation == 0 or not np.isfinite(deviation):
@@ -66,24 +68,25 @@ class Expectation:
         values = (scores - mean) / deviation
         features = features_of(places)
         trend = Ridge.of(features, values, free=1)
-        along = trend.at(features)
-        residual = _GaussianProcess.of(places, values - along, values)
-        left = residual.at(places) if residual else np.zeros(1)
-        shrinkage = max(LEAST, min(1.0, RESIDUAL * float(along.var()) / max(float(left.var()), 1e-12)))
-        return cls(trend, residual, shrinkage, float(left.mean()), mean, deviation)
+        linear = trend.at(features)
+        residual = _GaussianProcess.of(places, values - linear, values)
+        rest = residual.at(places) if residual else np.zeros(1)
+        shrinkage = max(LEAST, min(1.0, RESIDUAL * float(linear.var()) / max(float(rest.var()), 1e-12)))
+        return cls(trend, residual, shrinkage, float(rest.mean()), mean, deviation)
 
     def at(self, places: np.ndarray, shrunk: bool = True) -> np.ndarray:
-        """Expected scores (M,) at places (M, groups); without `shrunk`, those in the supernet itself."""
-        along = self.trend.at(features_of(places))
-        left = self.residual.at(places) - self.residual_mean if self.residual else 0.0
-        return np.asarray((along + (self.shrinkage if shrunk else 1.0) * left) * self.deviation + self.mean)
+        """Denoised scores (M,) at positions (M, groups); without `shrunk`, those in the supernet."""
+        linear = self.trend.at(features_of(places))
+        rest = self.residual.at(places) - self.residual_mean if self.residual else 0.0
+        factor = self.shrinkage if shrunk else 1.0
+        return np.asarray((linear + factor * rest) * self.deviation + self.mean)
 
 
 def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = BY_LOSS) -> np.ndarray:
-    """Accuracies (N,), each `by_loss` of the way to the one that its loss's rank (N,) would have among them.
+    """Accuracies (N,), averaged with those of the same rank as their losses (N,), with weight `by_loss`.
 
-    A loss tells more than how many answers were right, the more so the fewer images there are. Losses that
-    are all equal, or not finite, tell nothing.
+    A loss is more informative than an accuracy, especially on few images. Losses that are all equal, or not
+    finite, are ignored.
     """
     if not np.isfinite(losses).all() or np.ptp(losses) == 0:
         return accuracies
@@ -92,14 +95,14 @@ def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = BY_
     return np.asarray((1 - by_loss) * accuracies + by_loss * of_rank)
 
 
-def expected_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """What all of the scores (N,) say of each; where nothing can be learned they stay as they are."""
-    learned = Expectation.of(places, scores)
-    return scores if learned is None else learned.at(places)
+def denoised_scores(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The scores (N,), denoised by a surrogate; unchanged if none can be fitted."""
+    surrogate = Surrogate.of(places, scores)
+    return scores if surrogate is None else surrogate.at(places)
 
 
 def features_of(places: np.ndarray) -> np.ndarray:
-    """Features (N, 1 + groups) of a trend; the first is what all slopes have in common, to be left free."""
+    """Features (N, 1 + groups) of a trend; the first, a common slope of all groups, is not penalised."""
     return np.column_stack([places.sum(1), places])
 
 
@@ -113,10 +116,10 @@ class Ridge:
 
     @classmethod
     def of(cls, known: np.ndarray, values: np.ndarray, free: int) -> "Ridge":
-        """Learned from values (N,) at features (N, F), centred, not scaled; the first `free` are not shrunk.
+        """Fitted to values (N,) at features (N, F), centred, not scaled; the first `free` are not penalised.
 
-        The penalty is that of the least leave-one-out error (Hastie, Tibshirani and Friedman, "The elements
-        of statistical learning", 2009, sections 3.4.1 and 7.10).
+        The penalty has the smallest leave-one-out error (Hastie, Tibshirani and Friedman, "The elements of
+        statistical learning", 2009, sections 3.4.1 and 7.10).
         """
         mean, level = known.mean(0), float(values.mean())
         design, target = known - mean, values - level
@@ -138,24 +141,24 @@ class Ridge:
 
 @dataclass(frozen=True)
 class _GaussianProcess:
-    """A Gaussian process's mean: smooth functions of single places and of pairs.
+    """The mean of a Gaussian process: smooth functions of single positions and of pairs.
 
-    `seen` (N, groups) are the places it is fitted on, `weights` (N,) theirs.
+    `seen` (N, groups) are the positions of the data, `weights` (N,) their weights.
     """
 
     seen: np.ndarray
     weights: np.ndarray
     level: float
     length: float
-    pairs: float  # the part of pairs in the kernel, the rest is that of single places
+    pairs: float  # the weight of pairs in the kernel; the rest is that of single groups
     deviation: float
 
     @classmethod
     def of(cls, places: np.ndarray, values: np.ndarray, scores: np.ndarray) -> "_GaussianProcess | None":
-        """Learned from values (N,), where the scores (N,) are best; None: all values are equal.
+        """Fitted to the values (N,) with the best scores (N,); None if all values are equal.
 
-        How much is noise is what makes the values most likely (Rasmussen and Williams, "Gaussian processes
-        for machine learning", 2006, section 5.4.1).
+        Hyperparameters maximise the marginal likelihood (Rasmussen and Williams, "Gaussian processes for
+        machine learning", 2006, section 5.4.1).
         """
         best = np.argsort(-scores, kind="stable")[:MOST]
         seen, deviation = places[best], float(values[best].std())
@@ -163,21 +166,21 @@ class _GaussianProcess:
             return None
         values = values[best] / deviation
         some = slice(None, None, -(-len(best) // SOME))
-        length, pairs, noise = _likeliest(seen[some], values[some])
-        alike = _kernel(seen, seen, length, pairs) + noise * np.eye(len(seen))
-        of_values, of_ones = np.linalg.solve(alike, np.stack([values, np.ones(len(seen))], axis=1)).T
+        length, pairs, noise = _most_likely(seen[some], values[some])
+        kernel = _kernel(seen, seen, length, pairs) + noise * np.eye(len(seen))
+        of_values, of_ones = np.linalg.solve(kernel, np.stack([values, np.ones(len(seen))], axis=1)).T
         level = float(of_values.sum() / of_ones.sum())
         return cls(seen, of_values - level * of_ones, level, length, pairs, deviation)
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """The mean (M,) at places (M, groups)."""
-        alike = _kernel(places, self.seen, self.length, self.pairs)
-        return np.asarray((alike @ self.weights + self.level) * self.deviation)
+        """The mean (M,) at positions (M, groups)."""
+        kernel = _kernel(places, self.seen, self.length, self.pairs)
+        return np.asarray((kernel @ self.weights + self.level) * self.deviation)
 
 
-def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """The length, the part of pairs and the noise that make the values most likely."""
-    likeliest, chosen = -np.inf, (LENGTHS[0], PAIRS[0], NOISES[-1])
+def _most_likely(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """The length scale, weight of pairs and noise with the highest marginal likelihood of the values."""
+    best, chosen = -np.inf, (LENGTHS[0], PAIRS[0], NOISES[-1])
     for length in LENGTHS:
         for pairs in PAIRS:
             variances, axes = np.linalg.eigh(_kernel(seen, seen, length, pairs))
@@ -188,18 +191,18 @@ def _likeliest(seen: np.ndarray, values: np.ndarray) -> tuple[float, float, floa
                 level = (ones * seen_values / total).sum() / (ones * ones / total).sum()
                 rest = seen_values - level * ones
                 likelihood = -len(rest) * np.log((rest * rest / total).mean()) - np.log(total).sum()
-                if likelihood > likeliest:
-                    likeliest, chosen = likelihood, (length, pairs, noise)
+                if likelihood > best:
+                    best, chosen = likelihood, (length, pairs, noise)
     return chosen
 
 
 def _kernel(one: np.ndarray, other: np.ndarray, length: float, pairs: float) -> np.ndarray:
-    """How alike places are, (N, M), at most 1: by single groups, and for a part by pairs of groups."""
+    """The kernel (N, M) of positions: the mean over single groups and, with weight `pairs`, over pairs."""
     total, squares = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
     for group in range(one.shape[1]):
-        alike = np.exp(-((one[:, group, None] - other[:, group]) ** 2) / (2 * length * length))
-        total += alike
-        squares += alike * alike
+        similarity = np.exp(-((one[:, group, None] - other[:, group]) ** 2) / (2 * length * length))
+        total += similarity
+        squares += similarity * similarity
     groups = one.shape[1]
     of_pairs = (total * total - squares) / max(1, groups * (groups - 1))
     return np.asarray((1 - pairs) * total / groups + pairs * of_pairs)

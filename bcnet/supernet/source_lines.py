@@ -1,4 +1,4 @@
-"""Where in the user's code an export failed. In: the exception. Out: file and line of a module's forward."""
+"""Find the line of the user's code where an export failed. In: the exception. Out: file and line."""
 
 import re
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ _LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
 def source_line(error: BaseException) -> str:
-    """`file:line` of the forward that an exporter's error is about, the innermost outside PyTorch; or ''.
+    """`file:line` of the innermost forward outside PyTorch that caused an exporter's error; or ''.
 
-    It is in the traceback where the export ran the forward, and in the exporter's notes on an operator where
-    it converted that one.
+    It is in the traceback if the export was running the forward, and in the exporter's metadata of an
+    operator if it was converting that operator.
     """
     found, cause = "", error
     while True:
@@ -28,7 +28,7 @@ def source_line(error: BaseException) -> str:
 
 
 def _places(traceback: TracebackType | None) -> Iterator[tuple[str, int]]:
-    """The lines of forwards in a traceback, and those in the notes on the operators that it is about."""
+    """The lines of forwards in a traceback, and in the metadata of the operators in its frames."""
     called = False
     while traceback is not None:
         frame = traceback.tb_frame

@@ -1,7 +1,7 @@
-"""The width space of a network: which channels belong together, and what any choice of widths costs.
+"""The width space of a network: its groups of channels, and the size and cost at any widths.
 
-In: groups and, for every parameter and buffer, which of its dimensions belongs to which group.
-Out: sizes, parameters and multiply-accumulates of any widths. `discover.py` makes spaces from networks.
+In: groups and, for every parameter and buffer, the groups of its dimensions. Out: shapes, parameters and
+multiply-accumulates at any widths. `discover.py` creates the space of a network.
 """
 
 import math
@@ -20,7 +20,7 @@ from bcnet.supernet.methods import Method, method_named
 
 
 class Widths(tuple[int, ...]):
-    """One channel count a group, in the order of the space's groups; prints as 16-32-64."""
+    """One channel count per group, in the order of the space's groups; prints as 16-32-64."""
 
     __slots__ = ()
 
@@ -33,15 +33,15 @@ class Widths(tuple[int, ...]):
 
 @dataclass(frozen=True)
 class WidthGroup:
-    """Channels that must be kept or dropped together.
+    """Channels of several layers that must have the same width.
 
-    `layers` are the modules that produce them; `choices` ascend to `channels`; `extra` channels exist in
-    the supernet only (BCNetV2). `unit` channels go together, as those of one group of a convolution; every
-    width is a multiple of it. They lie `repeat` times side by side in every layer where a convolution of few
-    groups is narrowed inside each of them. `mixed`: some layer normalises across them, so that a narrow
-    network is not the wide one with channels masked. `ordered`: some layer works along them by their
-    places, so that they keep their order. `original` is the width of the network that the space was widened
-    from, where it was.
+    `layers` are the modules that produce them; `choices` are in ascending order, up to `channels`; `extra`
+    channels exist only in the supernet (BCNetV2). `unit` is the granularity: every width is a multiple of it,
+    e.g. the channels per group of a grouped convolution. `repeat` is the number of copies of the channels in
+    each layer: the number of groups of a convolution that is narrowed inside each group. `mixed`: a layer
+    normalises across the channels, so a narrow network is not the wide one with masked channels. `ordered`: a
+    layer depends on the positions of the channels, so they keep their order. `original` is the width before
+    the space was widened, if it was.
     """
 
     name: str
@@ -63,7 +63,7 @@ class WidthGroup:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one dimension: `size` entries for each channel of `group`, or `size` fixed ones (None)."""
+    """A part of a dimension: `size` entries for each channel of `group`, or `size` fixed ones (None)."""
 
     group: int | None
     size: int
@@ -74,12 +74,12 @@ Dimension = tuple[Segment, ...]
 
 @dataclass(frozen=True)
 class Sized:
-    """A module that keeps a size in an attribute, which follows an axis of a tensor.
+    """A module with an attribute that holds a size, which depends on an axis of a tensor.
 
-    The attribute is the length of that axis divided by `each` (for `groups`, the channels of one); where
-    `each` is 0 it is the tensor's shape (`normalized_shape`). Where no tensor's axis has that size, it is
-    the length of the dimension `follows`, divided by `each`. `item` is the place in an attribute that holds
-    several sizes.
+    The attribute is the length of that axis divided by `each` (for `groups`, the channels per group); if
+    `each` is 0 it is the tensor's shape (`normalized_shape`). If no axis of a tensor has that size, it is the
+    length of the dimension `follows`, divided by `each`. `item` is the index in an attribute with several
+    sizes.
     """
 
     module: str
@@ -95,7 +95,7 @@ class Sized:
 class Layer:
     """A convolution or linear layer: its weight's name and its number of output positions per image.
 
-    Where it runs along an axis of channels, these are `positions` for each entry of the dimension `each`.
+    If it runs along an axis of channels, there are `positions` for each entry of the dimension `each`.
     """
 
     weight: str
@@ -114,10 +114,10 @@ class Frozen:
 
 @dataclass(frozen=True)
 class WidthSpace:
-    """The groups of a network and how its tensors follow them.
+    """The groups of a network, and how its tensors depend on them.
 
     `dimensions` maps a parameter's or buffer's name to its searchable dimensions {axis: segments};
-    `shapes` holds every tensor's full shape; `layers` are in execution order, as are `groups`.
+    `shapes` has every tensor's full shape; `layers` and `groups` are in order of execution.
     """
 
     method: str
@@ -131,14 +131,14 @@ class WidthSpace:
 
     @cached_property
     def rule(self) -> Method:
-        """The method that says which channels a width takes."""
+        """The method that determines which channels a width uses."""
         return method_named(self.method)
 
     @cached_property
     def distinct(self) -> tuple[dict[str, tuple[tuple[int, int], ...]], tuple[Dimension, ...]]:
-        """For each tensor its searchable axes, as (axis, number of a dimension), and the distinct dimensions.
+        """For each tensor its searchable axes, as (axis, index of a dimension), and the distinct dimensions.
 
-        Many tensors share a dimension: what a path takes of it is worked out once for all of them.
+        Many tensors share a dimension: the entries of a path are computed once for all of them.
         """
         numbers: dict[Dimension, int] = {}
         axes = {
@@ -149,7 +149,7 @@ class WidthSpace:
 
     @cached_property
     def entries(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """For each distinct dimension, every entry's group (-1: none, and its channel is 0) and channel."""
+        """For each distinct dimension, the group and channel of every entry (group -1, channel 0: fixed)."""
         found = []
         for dimension in self.distinct[1]:
             groups, channels = [], []
@@ -162,7 +162,7 @@ class WidthSpace:
         return tuple(found)
 
     def widths_of(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
-        """The groups' widths in a network with tensors of these shapes; 0 where none of them shows it."""
+        """The groups' widths in a network with tensors of these shapes; 0 if no tensor determines it."""
         found = [0] * len(self.groups)
         for group, name, axis in self._witnesses:
             dimension = self.dimensions[name][axis]
@@ -175,13 +175,13 @@ class WidthSpace:
         return witnesses(self.dimensions)
 
     def without_extra(self) -> "WidthSpace":
-        """The space of the network's own tensors, which lack a supernet's extra channels."""
+        """The space without the extra channels of a supernet."""
         if not any(group.extra for group in self.groups):
             return self
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
     def largest(self) -> Widths:
-        """Every group at its widest choice."""
+        """All groups at their widest choice."""
         return Widths(group.channels for group in self.groups)
 
     def original(self) -> Widths:
@@ -189,13 +189,13 @@ class WidthSpace:
         return Widths(group.channels if group.original is None else group.original for group in self.groups)
 
     def smallest(self) -> Widths:
-        """Every group at its narrowest choice."""
+        """All groups at their narrowest choice."""
         return Widths(group.choices[0] for group in self.groups)
 
     def random(self, rng: SupportsIndex | random.Random | np.random.Generator) -> Widths:
-        """Every group at one of its choices, drawn uniformly and independently.
+        """All groups at random choices, uniformly and independently.
 
-        `rng` is a seed (any integer), or a generator of Python's or NumPy's, whose state advances.
+        `rng` is a seed (any integer), or a generator of Python or NumPy, whose state advances.
         """
         if isinstance(rng, random.Random):
             return Widths(rng.choice(group.choices) for group in self.groups)
@@ -205,7 +205,7 @@ class WidthSpace:
         return Widths(group.choices[generator.integers(len(group.choices))] for group in self.groups)
 
     def uniform(self, ratio: float, multiple: int = 1) -> Widths:
-        """Every group at `ratio` of its channels, rounded to `multiple` (at least one of it)."""
+        """All groups at `ratio` of their channels, rounded to multiples of `multiple`, and at least that."""
 
         def rounded(group: WidthGroup) -> int:
             step = math.lcm(multiple, group.unit)
@@ -214,7 +214,7 @@ class WidthSpace:
         return Widths(rounded(group) for group in self.groups)
 
     def check(self, widths: Iterable[int]) -> Widths:
-        """`widths` as Widths, if they fit: one a group, between 1 and the group's channels."""
+        """`widths` as Widths, if they are valid: one per group, from 1 to the group's channels."""
         checked = Widths(widths)
         if len(checked) != len(self.groups):
             raise SpaceError(f"{len(checked)} widths given, the space has {len(self.groups)} groups")
@@ -236,11 +236,11 @@ class WidthSpace:
         return tuple(shape)
 
     def params(self, widths: Widths) -> int:
-        """Parameters of the network of these widths (buffers not counted)."""
+        """The number of parameters of the network with these widths, without buffers."""
         return sum(int(np.prod(self.shape(name, widths))) for name in self.parameters)
 
     def macs(self, widths: Widths) -> int:
-        """Multiply-accumulates an image, of convolutions and linear layers."""
+        """Multiply-accumulates per image of convolutions and linear layers."""
         return sum(
             int(np.prod(self.shape(layer.weight, widths)))
             * layer.positions
@@ -249,7 +249,7 @@ class WidthSpace:
         )
 
     def searchable_macs(self) -> float:
-        """The part (0 to 1) of the full network's multiply-accumulates in layers that can be narrowed."""
+        """The fraction of the full network's multiply-accumulates in layers that can be narrowed."""
         widest = self.largest()
         full = {
             layer: int(np.prod(self.shapes[layer.weight]))
@@ -262,7 +262,7 @@ class WidthSpace:
         )
 
     def searchable_params(self) -> float:
-        """The part (0 to 1) of the full network's parameters in tensors that can be narrowed."""
+        """The fraction of the full network's parameters in tensors that can be narrowed."""
         full = {name: int(np.prod(self.shapes[name])) for name in self.parameters}
         return sum(full[name] for name in self.parameters if name in self.dimensions) / sum(full.values())
 
@@ -272,7 +272,7 @@ class WidthSpace:
 
     @classmethod
     def from_json(cls, text: str) -> "WidthSpace":
-        """The space that `to_json` wrote. Raises SpaceError where the text is something else."""
+        """The space of a text by `to_json`. Raises SpaceError for another text."""
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as cause:
@@ -280,7 +280,7 @@ class WidthSpace:
 
 
 def length(dimension: Dimension, widths: Sequence[int]) -> int:
-    """The number of a dimension's entries in the network of these widths."""
+    """The length of a dimension in the network with these widths."""
     return sum(
         segment.size if segment.group is None else segment.size * widths[segment.group]
         for segment in dimension
@@ -288,7 +288,7 @@ def length(dimension: Dimension, widths: Sequence[int]) -> int:
 
 
 def witnesses(dimensions: dict[str, dict[int, Dimension]]) -> tuple[tuple[int, str, int], ...]:
-    """(group, tensor, axis): the axis gives the group's width, once those of the groups before are known."""
+    """(group, tensor, axis): the axis determines the group's width, given those of the groups before it."""
     found: dict[int, tuple[int, str, int]] = {}
     left = [
         (name, axis, {segment.group for segment in dimension if segment.group is not None})
@@ -309,9 +309,9 @@ _ADAPTER: TypeAdapter[WidthSpace] = TypeAdapter(WidthSpace)
 
 
 def shares(space: WidthSpace) -> dict[int, set[int]]:
-    """Pairs that meet in a layer: for each group, the others that alone index the same weight with it.
+    """For each group the others that share a layer with it, i.e. a weight of exactly these two groups.
 
-    Behind a concatenation, where three or more groups meet, there are too many combinations to see them all.
+    Weights of three or more groups, after a concatenation, have too many combinations to cover them all.
     """
     meets: dict[int, set[int]] = {index: set() for index in range(len(space.groups))}
     for layer in space.layers:

@@ -1,6 +1,6 @@
-"""What a network is trained for: its loss, its metric and, where it has one, a training step of its own.
+"""The task of a network: its loss, its metric and, optionally, a custom training step.
 
-In: outputs of any structure, targets. Out: a scalar loss with gradients; one number for a whole split.
+In: outputs of any structure, and targets. Out: a scalar loss with gradients; the metric of a whole split.
 """
 
 import inspect
@@ -31,12 +31,12 @@ CONTRACTS = {
     ),
 }
 AUXILIARY = 0.3  # weight of the auxiliary outputs of GoogLeNet and Inception (arXiv 1409.4842, section 5)
-AUXILIARY_MASKS = 0.5  # of torchvision's segmentation models, as its own training has it
+AUXILIARY_MASKS = 0.5  # the same for torchvision's segmentation models, as in its training scripts
 
 
 @dataclass(frozen=True)
 class Task:
-    """How outputs are evaluated. `loss` of None is cross entropy; with `train_step`, `loss` is not used.
+    """How outputs are evaluated. The default `loss` is cross entropy; with `train_step`, it is not used.
 
     `metric` iterates once over (outputs, targets) of a whole split, tensors on the CPU; larger is better.
     """
@@ -47,7 +47,7 @@ class Task:
 
     @classmethod
     def of(cls, config: TaskConfig) -> "Task":
-        """The task that a configuration names. Raises ConfigError where there is no such function."""
+        """The task of a configuration. Raises ConfigError if a function does not exist."""
         return cls(
             _named("loss", config.loss, {"cross-entropy": None}),
             _named("metric", config.metric, {"accuracy": None, "mean-iou": mean_iou}),
@@ -56,22 +56,22 @@ class Task:
 
     @property
     def by_cross_entropy(self) -> bool:
-        """Whether the loss is cross entropy, and not the user's own."""
+        """Whether the loss is cross entropy, not a custom one."""
         return self.loss is None and self.train_step is None
 
     def loss_of(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """The scalar loss of a batch. Raises TrainingError where it is something else."""
+        """The loss of a batch. Raises TrainingError if it is not a scalar."""
         if self.loss is None:
             return cross_entropy(outputs, targets, label_smoothing)
         return _scalar("loss", self.loss, outputs, targets)
 
     def step(self, model: Callable[..., Any], inputs: Any, targets: Any) -> Tensor:
-        """The scalar loss that `train_step` computes; `model` is called as the user's own module is."""
+        """The scalar loss that `train_step` computes; `model` is called like the user's module."""
         assert self.train_step is not None
         return _scalar("train_step", self.train_step, model, inputs, targets)
 
     def evaluate(self, batches: Batches) -> tuple[float, float]:
-        """The metric and the mean loss (0 where there is none) of (outputs, targets) of a whole split."""
+        """The metric and the mean loss (0 if there is none) of (outputs, targets) of a whole split."""
         total, count = 0.0, 0
 
         def counted() -> Iterator[tuple[Any, Any]]:
@@ -86,7 +86,7 @@ class Task:
         return value, total / max(count, 1)
 
     def measure(self, batches: Batches) -> float:
-        """The metric of (outputs, targets) of a whole split. Raises TrainingError where it is no number."""
+        """The metric of (outputs, targets) of a whole split. Raises TrainingError if it is not a number."""
         if self.metric is None:
             return accuracy(batches)
         function = _wrapped("metric", self.metric)
@@ -101,10 +101,10 @@ class Task:
 
 
 def cross_entropy(outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy, the mean over the batch: of logits (N, C) and class indices (N,), or of masks.
+    """Mean cross entropy of a batch: of logits (N, C) and class indices (N,), or of masks.
 
-    Masks are (N, H, W) for logits (N, C, H, W); their pixels of 255 do not count. Of outputs with auxiliary
-    ones, as torchvision's networks give them in training, it is the weighted sum.
+    Masks are (N, H, W) for logits (N, C, H, W); pixels of 255 are ignored. With auxiliary outputs, as of
+    torchvision's networks in training, it is the weighted sum.
     """
     (main, _), *auxiliary = _weighted(outputs)
     loss = _cross_entropy(main.float(), targets, label_smoothing)
@@ -130,12 +130,12 @@ def _cross_entropy(logits: Tensor, targets: Any, label_smoothing: float) -> Tens
     except (RuntimeError, ValueError, IndexError) as cause:
         raise TrainingError(
             f"cross entropy of outputs {tuple(logits.shape)} and targets {tuple(targets.shape)} failed "
-            f"({one_line(cause)}); mend the model's number of classes or the targets, or set task.loss"
+            f"({one_line(cause)}); fix the model's number of classes or the targets, or set task.loss"
         ) from cause
 
 
 def _weighted(outputs: Any) -> list[tuple[Tensor, float]]:
-    """The outputs that cross entropy evaluates, with weights. Raises TrainingError where it cannot."""
+    """The outputs for cross entropy, with weights. Raises TrainingError for an unknown structure."""
     if isinstance(outputs, Tensor):
         return [(outputs, 1.0)]
     found: Mapping[str, Any] = {}
@@ -146,19 +146,19 @@ def _weighted(outputs: Any) -> list[tuple[Tensor, float]]:
     if not found or not isinstance(found.get(first), Tensor):
         raise TrainingError(
             f"cross entropy takes one tensor, logits with auxiliary ones, or a dict with 'out', not "
-            f"{_described(outputs)}; set task.loss to a function of your own"
+            f"{_described(outputs)}; set task.loss to a custom function"
         )
     auxiliary = [found[key] for key in found if key.startswith("aux") and found[key] is not None]
     return [(found[first], 1.0), *((logits, weight) for logits in auxiliary)]
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The network's main output (N, C, ...). Raises TrainingError where none can be told."""
+    """The network's main output (N, C, ...). Raises TrainingError if it cannot be determined."""
     return _weighted(outputs)[0][0]
 
 
 def accuracy(batches: Batches) -> float:
-    """The share of images, or of pixels, whose largest logit is the target's."""
+    """The fraction of images, or of pixels, whose largest logit is the target's."""
     correct = total = 0
     for outputs, targets in batches:
         answers, classes = _answers(outputs, targets)
@@ -170,7 +170,7 @@ def accuracy(batches: Batches) -> float:
 def mean_iou(batches: Batches) -> float:
     """Mean over the classes of intersection over union of predicted and true pixels of a whole split.
 
-    Classes that are neither predicted nor there do not count, nor do pixels of 255.
+    Classes that occur neither in predictions nor in targets are ignored, and so are pixels of 255.
     """
     both = either = torch.zeros(0)
     for outputs, targets in batches:
@@ -185,13 +185,13 @@ def mean_iou(batches: Batches) -> float:
 
 
 def _answers(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes of everything that counts, flat."""
+    """Predicted and true classes, without ignored pixels, flattened."""
     logits = logits_of(outputs)
     answers = logits.argmax(1) if logits.ndim > 1 else logits
     if not isinstance(targets, Tensor) or answers.shape != targets.shape:
         raise TrainingError(
             f"this metric compares classes, not outputs {tuple(logits.shape)} with targets "
-            f"{_described(targets)}; set task.metric to a function of your own"
+            f"{_described(targets)}; set task.metric to a custom function"
         )
     targets = targets.long()
     if targets.ndim > 1 and logits.shape[1] <= IGNORED:
@@ -201,7 +201,7 @@ def _answers(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
 
 
 def entries(tree: Any) -> int:
-    """How many entries a batch has: the length of a list or of the first tensor."""
+    """The number of entries of a batch: the length of a list or of the first tensor."""
     if isinstance(tree, Tensor):
         return len(tree) if tree.ndim else 1
     if isinstance(tree, list):
@@ -228,8 +228,8 @@ def _named(key: str, name: str, known: Mapping[str, Any]) -> Any:
     if ":" in name:
         return UserFunction(name, import_function(name, ConfigError), TrainingError, CONTRACTS[key])
     if name not in known:
-        there = ", ".join((*known, "package.module:function"))
-        raise ConfigError(f"unknown task.{key} '{name}'; there is: {there}")
+        choices = ", ".join((*known, "package.module:function"))
+        raise ConfigError(f"unknown task.{key} '{name}'; there is: {choices}")
     return known[name]
 
 
@@ -243,7 +243,7 @@ def _wrapped(key: str, function: Callable[..., Any]) -> UserFunction:
 
 
 def _scalar(key: str, function: Callable[..., Any], *given: Any) -> Tensor:
-    """What a user's function returns, if it is a loss."""
+    """The loss that a custom function returns. Raises TrainingError if it is not one."""
     wrapped = _wrapped(key, function)
     value = wrapped(*given)
     if not isinstance(value, Tensor) or value.numel() != 1:

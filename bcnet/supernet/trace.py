@@ -1,9 +1,9 @@
-"""Follows channels through a network's forward: which entries of which tensors belong together.
+"""Trace the channels of a network through its forward: which entries of which tensors belong together.
 
-In: a network that is run as it is, operator by operator, on real inputs. Out: a filled `Trace`: for every
-axis of every parameter and buffer, which of its entries are kept or dropped together (`Trace.classes`), what
-must stay as it is and why (`Trace.pinned`), and the layers that make and use channels. `record.py` keeps
-the records, `trace_rules.py` knows the operators.
+In: a network, which is run operator by operator on real inputs. Out: a `Trace`: for every axis of every
+parameter and buffer, which of its entries must be kept or removed together (`Trace.classes`), which must
+stay, with the reason (`Trace.pinned`), and the layers that produce and use channels. `record.py` has the data
+structures, `trace_rules.py` the rules for operators.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ __all__ = ["LayerUse", "Trace", "Tracer", "running_modules"]
 
 OUTPUT = "it is the network's output"
 READ_OUTPUT = (
-    "the network returns it besides what other layers make of it; to narrow it, wrap the network in a module "
-    "that does not return it"
+    "the network returns it, and other layers use it; to narrow it, wrap the network in a module that does "
+    "not return it"
 )
 
 
@@ -31,7 +31,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills a Trace while a network runs inside `with tracer:`; use `torch.no_grad()` around it."""
 
     def __init__(self, trace: Trace, model: nn.Module, images: int) -> None:
-        """`images` is the batch size of the inputs: positions are counted an image."""
+        """`images` is the batch size of the inputs, because positions are counted per image."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.record = Record(trace, images)
@@ -39,12 +39,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Trace what runs inside, and know in which module it runs."""
+        """Trace the operators in the block, with the modules that run them."""
         with running_modules(self.model) as self.record.inside, torch.no_grad(), self:
             yield
 
     def finish(self, outputs: Any) -> None:
-        """Outputs keep their channels."""
+        """Pin the channels of the outputs."""
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
                 self.record.pin(leaf, READ_OUTPUT if id(leaf) in self.read else OUTPUT)
@@ -52,7 +52,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled() and func._can_decompose():
-            with self:  # elsewhere PyTorch does so itself
+            with self:  # outside of inference mode, PyTorch decomposes it itself
                 return func.decompose(*args, **kwargs)
         record, trace = self.record, self.record.trace
         result = func(*args, **kwargs)
@@ -81,7 +81,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _by_numbers(name: str, args: Any) -> bool:
-    """Whether this selects entries by index: as many as there are indices, unlike a mask."""
+    """Whether this selects entries by integer indices, so that their number is fixed, unlike with a mask."""
     if name != "index":
         return False
     indices = (leaf for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor))
@@ -90,7 +90,7 @@ def _by_numbers(name: str, args: Any) -> bool:
 
 @contextmanager
 def running_modules(model: nn.Module) -> Iterator[list[tuple[str, nn.Module]]]:
-    """The modules that are running, the innermost last, with their names; after an error, where it was."""
+    """The names and modules that are running, the innermost last; after an error, those at the error."""
     inside: list[tuple[str, nn.Module]] = []
 
     def enter(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Operators' rules by name: what each does with the channels of its inputs and outputs.
+"""The rules for operators, by name: how the channels of outputs depend on those of inputs.
 
-In: an operator's call, and the `Record` of a network that runs. `follow` applies the rule of the call's
-operator; one without a rule pins the channels that it meets, with its name as the reason.
+In: an operator's call, and the `Record` of the traced network. `follow` applies the rule of the call's
+operator; without a rule, the channels of its arguments are pinned, with its name as the reason.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MOVES = frozenset(
         *("movedim", "flatten", "unflatten", "narrow", "native_channel_shuffle"),
     )
 )
-# Keep the first two axes, (N, C), and change the others.
+# Operators that keep the first two axes, (N, C), and change the others.
 SPATIAL = frozenset(
     (
         *("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
@@ -39,7 +39,7 @@ REDUCE = frozenset(
         *("linalg_vector_norm", "norm", "logsumexp", "any", "all", "argmax", "argmin"),
     )
 )
-# Keep the shape; PyTorch does not tag them as pointwise.
+# Operators that keep the shape, and that PyTorch does not tag as pointwise.
 SAME_SHAPE = frozenset(
     (
         *(
@@ -65,14 +65,14 @@ BATCH_NORM = frozenset(
         *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "batch_norm"),
     )
 )
-# Made in the forward, of sizes that it computes.
+# Operators that create tensors from sizes that the forward computes.
 MADE = frozenset(
     (
         *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros", "ones", "full"),
         *("empty", "empty_strided", "arange", "linspace"),
     )
 )
-WITHOUT_CHANNELS = MADE | {"expand", "repeat"}  # followed whether or not channels go in
+WITHOUT_CHANNELS = MADE | {"expand", "repeat"}  # traced even without channels in their arguments
 CONVOLUTION = frozenset(("convolution", "_convolution", "conv1d", "conv2d", "conv3d"))
 MATMUL = frozenset(("mm", "bmm", "addmm", "baddbmm", "matmul", "linear"))
 ATTENTION = frozenset(
@@ -82,7 +82,7 @@ ATTENTION = frozenset(
         *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math"),
     )
 )
-# Several layers in one operator, each used at every token.
+# Operators of several layers, each applied to every token.
 FUSED = frozenset(
     (
         *("_native_multi_head_attention", "_transformer_encoder_layer_fwd", "mkldnn_rnn_layer", "_cudnn_rnn"),
@@ -120,7 +120,7 @@ RULES: dict[str, Rule] = {
 
 
 def follow(record: Record, call: Call) -> None:
-    """Apply the operator's rule; an unknown operator keeps the channels that it meets as they are."""
+    """Apply the operator's rule; an unknown operator pins the channels of its arguments."""
     rule = RULES.get(call.name)
     if call.name == "as_strided" and call.tensors[0].shape == call.outputs[0].shape:
         entries.relayout(record, call)

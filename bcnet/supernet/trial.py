@@ -1,6 +1,6 @@
-"""Narrow networks are tried before anything is trained.
+"""Test narrow networks before anything is trained.
 
-In: a network as it ran (`chains.py`) and a space of its groups. Out: what goes wrong when they are narrowed.
+In: a traced network (`chains.py`) and a space of its groups. Out: what fails if they are narrowed.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ from bcnet.supernet.widen import supernet_state
 
 
 def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None:
-    """What goes wrong when the space's groups are narrowed; None when cuts run and keep their outputs.
+    """What fails if the space's groups are narrowed; None if narrow networks run and keep the output's shape.
 
-    `quick` runs only the narrowest path, on the network's own tensors: nothing is copied for it.
+    `quick` runs only the narrowest path, on the network's own tensors, without copying them.
     """
     if not space.groups:
         return None
@@ -33,7 +33,7 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                 with running_modules(probe) as inside:
                     output = forward_path(probe, space, space.smallest(), inputs)
                 return _other_shape(seen, output)
-            # Neighbours as different as possible, to reveal widths that the forward assumes to be equal.
+            # Alternating extremes reveal widths that the forward assumes to be equal.
             low, high = space.smallest(), space.largest()
             drawn = [
                 low,
@@ -55,7 +55,7 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                     _same(one, other)
                     for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)
                 ):
-                    return "a narrow path of it does not give the same result as the network that is cut out"
+                    return "a narrow path of it gives another result than the network that is cut from it"
                 if seen.trains is None:
                     args_twice, kwargs_twice = arguments(twice(inputs))
                     small.train()
@@ -73,7 +73,7 @@ def _other_shape(seen: Seen, output: Any) -> str | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    # Not bit for bit: a matrix product's kernel may depend on where in memory a slice begins.
+    # Not bit-identical: a matrix product's kernel may depend on the memory alignment of a slice.
     if not isinstance(one, Tensor) or not one.is_floating_point():
         return not isinstance(one, Tensor) or torch.equal(one, other)
     one, other = one.nan_to_num(), other.nan_to_num()

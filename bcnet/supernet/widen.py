@@ -1,7 +1,7 @@
-"""Wider tensors than a network has: a supernet's extra channels (BCNetV2), or a wider network throughout.
+"""Widen the tensors of a network: a supernet's extra channels (BCNetV2), or a wider network.
 
-In: a network's tensors and its space. Out: tensors with more channels a group. The first channels are the
-network's own, so that a left path of its own widths is the network itself.
+In: a network's tensors and its space. Out: tensors with more channels per group. The first channels are the
+network's own, so a left path with its widths is the network itself.
 """
 
 import math
@@ -14,7 +14,7 @@ from bcnet.supernet.importance import reordered
 from bcnet.supernet.paths import State, tensors_of, with_state
 from bcnet.supernet.space import WidthSpace
 
-NOISE = 0.01  # of a copied value: copies are near to what is known, and yet can part
+NOISE = 0.01  # relative noise of copied values, which lets the copies diverge in training
 
 
 def grown(
@@ -25,18 +25,18 @@ def grown(
     copies: bool = False,
     seed: int = 0,
 ) -> State:
-    """The tensors with `sizes` channels a group; none may have fewer than the space's.
+    """The tensors with `sizes` channels per group, which must not be fewer than the space's.
 
-    New channels are drawn from the values that the tensor already has: the same distribution, for weights
-    that are still to be trained. With `copies`, channel l + i of a group of l is channel i with a little
-    noise, for weights that know something: any l neighbours of BCNetV2's l + b channels are the network.
+    The values of new channels are sampled from those of the tensor, for the same distribution in untrained
+    weights. With `copies`, for trained weights, channel l + i of a group of l is channel i with a little
+    noise: any l adjacent channels of BCNetV2's l + b are then approximately the network.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     for name, axes in space.dimensions.items():
         for axis, dimension in axes.items():
             if all(s.group is None or sizes[s.group] == space.groups[s.group].channels for s in dimension):
-                continue  # nothing is added: a copy is enough
+                continue  # unchanged
             parts, start = [], 0
             for segment in dimension:
                 channels = 1 if segment.group is None else space.groups[segment.group].channels
@@ -73,9 +73,9 @@ def supernet_state(
     order: Sequence[Tensor] | None = None,
     copies: bool = False,
 ) -> State:
-    """A supernet's tensors, copied from the network; groups with extra channels are grown (see `grown`).
+    """A supernet's tensors, copied from the network; groups with extra channels are widened (see `grown`).
 
-    `order` rearranges each group's channels first (see `importance.channel_order`).
+    `order` first reorders each group's channels (see `importance.channel_order`).
     """
     tensors = tensors_of(model)
     if order is not None:
@@ -94,10 +94,10 @@ def widened(
     copies: bool = False,
     seed: int = 0,
 ) -> nn.Module:
-    """The network with `factor` times the channels in every group: its own code, wider tensors.
+    """The network with `factor` times the channels in every group: the same code with wider tensors.
 
-    A search of it at the network's own cost can beat the network (BCNet, section 4: EfficientNet-B0).
-    Channels are rounded to `channel_multiple` where the group's are a multiple of it.
+    Searching it at the original network's cost can improve on the original (BCNet, section 4:
+    EfficientNet-B0). Channels are rounded to `channel_multiple` if the group's are a multiple of it.
     """
     base = space.without_extra()
     sizes = []

@@ -18,9 +18,9 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.digits import digits
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.design import design
+from bcnet.supernet.design import covering_design
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.layer_times import charge
+from bcnet.supernet.layer_times import attribute
 from bcnet.supernet.onnx_graph import OnnxSupernet
 from bcnet.supernet.space import Layer, Segment, WidthGroup, Widths, WidthSpace
 
@@ -151,7 +151,7 @@ def test_the_design_shows_every_pair_of_choices_of_groups_that_meet(
 ) -> None:
     own = tuple(range(8, 8 * size + 1, 8))
     choices = (own, own[: max(2, size // 2)], own, own)
-    networks = design(space_of(choices, meets))
+    networks = covering_design(space_of(choices, meets))
     for a, b in meets:
         shown = {(widths[a], widths[b]) for widths in networks}
         assert shown == set(itertools.product(choices[a], choices[b]))
@@ -259,7 +259,7 @@ def test_every_profiled_millisecond_is_charged_to_a_layer() -> None:
     graph = small_graph()
     widths = graph.space.smallest()
     profile = runtime_here("onnxruntime").profile_nodes(graph.variant(widths), 5)
-    charged = charge(graph.slots, profile)
+    charged = attribute(graph.slots, profile)
     assert charged.shape == (len(graph.slots), 5)
     assert charged.sum(0) == pytest.approx(np.sort(np.sum([ms for _, ms in profile], axis=0)))
 
@@ -273,7 +273,7 @@ def test_what_has_no_layer_is_charged_to_the_layer_that_runs_next() -> None:
         ("b/Fusion/", 4 * one),
         ("x", 8 * one),
     ]
-    assert charge(slots, profile).ravel().tolist() == [1.0, 14.0]
+    assert attribute(slots, profile).ravel().tolist() == [1.0, 14.0]
 
 
 def test_slots_know_their_channels_at_any_widths() -> None:

@@ -71,7 +71,7 @@ def test_a_table_from_elsewhere_or_long_ago_is_used_with_a_warning(
     out, err = capfd.readouterr()
     assert json.loads(out)["rows_measured"] == 0
     assert err.count(said) == 1
-    assert "`bcnet check-lut --device cpu` tells whether they still hold" in err
+    assert "`bcnet check-lut --device cpu` checks whether they are still valid" in err
     clear_projects()
 
 

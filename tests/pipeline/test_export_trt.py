@@ -146,7 +146,7 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
     assert last.startswith(
         f"bcnet: {DESK_ENGINE} is not verified: the engine was built ahead of time and not executed"
     )
-    assert "device 'desk' is not at hand" in last
+    assert "device 'desk' is not available" in last
     advised = (
         f"`bcnet verify --engine {DESK_ENGINE} --run desk` on the device, or here with --host user@device"
     )
@@ -167,7 +167,7 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
 @pytest.mark.usefixtures("desk_engine")
 def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(refused: Refused) -> None:
     line = refused(4, "verify", "--engine", str(DESK_ENGINE))
-    assert f"{DESK_ENGINE} is not verified: device 'desk' is not at hand" in line
+    assert f"{DESK_ENGINE} is not verified: device 'desk' is not available" in line
     assert "run this on the device itself, or here with --host user@device" in line
     DESK_ENGINE.write_bytes(DESK_ENGINE.read_bytes() + b"x")
     assert "is not the one that" in refused(1, "verify", "--engine", str(DESK_ENGINE))
@@ -215,7 +215,7 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
     assert 0 < exported["output_error"] < 2e-3
     last = last_line(said)
     assert (
-        "no engine was built, which TensorRT does only on the device itself: device 'board' is not at hand"
+        "no engine was built, which TensorRT does only on the device itself: device 'board' is not available"
         in last
     )
     assert "`bcnet export --trt --device board --host user@device --batch 1,4 --run desk`" in last

@@ -8,7 +8,7 @@ from onnx import helper
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.layer_times import charge, row_stat, undisturbed_ms
+from bcnet.supernet.layer_times import attribute, row_stat, undisturbed_ms
 
 
 def slot(node: str) -> LayerSlot:
@@ -17,7 +17,7 @@ def slot(node: str) -> LayerSlot:
 
 def test_runs_are_sorted_by_the_whole_network_and_layers_stay_together() -> None:
     profile = [("a", np.array([3.0, 1.0, 2.0])), ("b", np.array([1.0, 5.0, 1.0]))]
-    assert charge([slot("a"), slot("b")], profile).tolist() == [[2.0, 3.0, 1.0], [1.0, 1.0, 5.0]]
+    assert attribute([slot("a"), slot("b")], profile).tolist() == [[2.0, 3.0, 1.0], [1.0, 1.0, 5.0]]
 
 
 def test_a_layer_counts_as_in_the_fastest_quarter_of_its_networks_runs() -> None:

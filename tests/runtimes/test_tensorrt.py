@@ -28,7 +28,7 @@ from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.tensorrt import TensorRt, is_engine
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.half import half
+from bcnet.supernet.half import to_fp16
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.opset import at_opset
 from bcnet.supernet.quantize import quantized
@@ -97,7 +97,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_engines_of_five_families_are_built_at_fp32_and_fp16_for_one_batch_and_several(family: str) -> None:
     floats = network(family)
     sizes = {}
-    for precision, proto in (("fp32", floats), ("fp16", half(floats))):
+    for precision, proto in (("fp32", floats), ("fp16", to_fp16(floats))):
         for batches in ((), (1, 2, 4)):
             engine = builder(precision).build(content(proto), batches)
             assert is_engine(engine.content)
@@ -121,7 +121,7 @@ def test_an_int8_engine_is_built_from_signed_integers() -> None:
 
 @pytest.mark.parametrize("family", ["segmentation", "shufflenet"])
 def test_files_of_opset_17_are_built_too(family: str) -> None:
-    assert is_engine(builder("fp16").build(content(half(at_opset(network(family), 17))), (1, 4)).content)
+    assert is_engine(builder("fp16").build(content(to_fp16(at_opset(network(family), 17))), (1, 4)).content)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

@@ -25,8 +25,8 @@ from bcnet.runtimes.onnx_torch import TorchNetwork, load_network
 from bcnet.runtimes.torch import TorchCuda
 from bcnet.runtimes.torch_operators import OPERATORS
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.half import half
-from bcnet.supernet.layer_times import charge
+from bcnet.supernet.half import to_fp16
+from bcnet.supernet.layer_times import attribute
 from bcnet.supernet.measure import setting_of, why_not_here
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 
@@ -298,7 +298,7 @@ def test_a_whole_network_gives_what_onnx_runtime_gives(name: str) -> None:
     assert size > 0.01
     assert found.shape == (3, 1000)
     assert np.abs(found - expected).max() < 1e-4 * max(1.0, size)
-    (halved,) = RUNTIME.predictor(half(proto).SerializeToString())(images)
+    (halved,) = RUNTIME.predictor(to_fp16(proto).SerializeToString())(images)
     assert halved.dtype == np.float32
     assert 0 < np.abs(halved - expected).max() < 5e-3 * max(1.0, size)
 
@@ -370,7 +370,7 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
     profile = HwProfile(name="own", description="", runtime="torch", precision="fp16", batch=8)
     assert setting_of(profile).runtime == "torch-cuda"
     if not GPU:
-        assert str(why_not_here(profile)).startswith("device 'own' is not at hand: torch finds no CUDA GPU")
+        assert str(why_not_here(profile)).startswith("device 'own' is not available: torch finds no CUDA GPU")
 
     class Elsewhere:
         workers = 1
@@ -406,7 +406,7 @@ def test_every_node_is_timed_and_its_time_is_charged_to_its_layer() -> None:
     nodes = RUNTIME.profile_nodes(graph.variant(space.smallest()), 6)
     assert {name for name, _ in nodes} == {name for slot in graph.slots for name in slot.nodes}
     assert all(durations.shape == (6,) for _, durations in nodes)
-    layers = charge(graph.slots, nodes)
+    layers = attribute(graph.slots, nodes)
     assert [slot.template.op for slot in graph.slots] == ["Conv", "Conv", "ReduceMean", "Gemm"]
     assert (layers > 0).all()
     assert layers.sum() == pytest.approx(sum(durations.sum() for _, durations in nodes))

@@ -123,7 +123,7 @@ def test_a_part_of_the_channels_at_fixed_places_freezes_with_the_operator_and_it
     space = space_of(model)
     assert [(group.name, group.mixed, group.ordered) for group in space.groups] == [("after", False, False)]
     assert (
-        "not alike: 'slice' in 'operator' depends on the positions of some of them"
+        "not interchangeable: 'slice' in 'operator' depends on the positions of some of them"
         in reasons(space)["before"]
     )
     assert_agree(model, space, IMAGES, space.smallest())

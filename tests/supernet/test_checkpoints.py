@@ -116,5 +116,5 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_continued(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(str(path))
     assert message in line
-    assert line.endswith("that training starts again")
+    assert line.endswith("training starts from the beginning")
     assert same(again, trained(data))

@@ -81,13 +81,13 @@ def images() -> ImageData:
         (nn.ReLU(), None),
         (
             Pooled(),
-            "PyTorch's exporter has no ONNX form of 'adaptive_max_pool2d' (in '2'); replace it by "
-            "operators that have one",
+            "PyTorch's exporter does not support 'adaptive_max_pool2d' (in '2'); replace it with "
+            "operators that it supports",
         ),
         (
             Deformed(),
-            "ONNX Runtime has no 'DeformConv' for the file's opset (in '2.conv'); replace it by operators "
-            "that it has",
+            "ONNX Runtime does not support 'DeformConv' at the file's opset (in '2.conv'); replace it "
+            "with operators that it supports",
         ),
     ],
 )

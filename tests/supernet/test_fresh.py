@@ -90,8 +90,8 @@ def test_a_trained_part_of_a_network_is_recognised_by_module_and_only_it_is_init
     ]
     assert changed == ["0.0.weight", "0.0.bias", "0.1.weight", "0.2.weight", "0.2.bias"]
     assert fresh.assumed == (
-        "the weights of '0.0', '0.1', '0.2' are the same for every seed: they are taken for trained and were "
-        "initialised by reset_parameters(), also if their function sets a seed of its own"
+        "the weights of '0.0', '0.1', '0.2' are the same for every seed: they are assumed to be trained (or "
+        "their function sets its own seed), and were initialised by reset_parameters()"
     )
 
 

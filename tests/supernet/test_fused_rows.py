@@ -22,7 +22,7 @@ from bcnet.pipeline import build_lut as stage
 from bcnet.supernet import layer_times, measure
 from bcnet.supernet.discover import discover_space
 from bcnet.supernet.fused_rows import RowReader
-from bcnet.supernet.layer_times import charge_fused, layers_ms
+from bcnet.supernet.layer_times import attribute_fused, layers_ms
 from bcnet.supernet.onnx_graph import OnnxSupernet
 
 
@@ -187,7 +187,7 @@ def test_a_profile_without_times_is_an_error(
 
     monkeypatch.setattr(layer_times, "runtime_of", lambda profile: Empty())
     profile = HwProfile(name="jetson", description="", runtime="tensorrt")
-    with pytest.raises(DeviceError, match="tensorrt's profile of a network holds no times"):
+    with pytest.raises(DeviceError, match="tensorrt's profile of a network has no times"):
         layers_ms(graph, space.largest(), b"", profile, 1)
 
 
@@ -198,7 +198,7 @@ def test_what_has_a_layer_stays_and_the_rest_is_left_to_the_calibration() -> Non
         ("(Unnamed Layer* 3) [Shuffle]", np.array([2.0, 7.0])),
     ]
     shares = RowReader(SLOTS, READERS, WORK).shares([name for name, _ in rows])
-    charged = charge_fused(len(SLOTS), rows, shares)
+    charged = attribute_fused(len(SLOTS), rows, shares)
     assert charged[LAYERS["left"]].tolist() == [1.5, 3.0]  # the fastest run first
     assert charged[LAYERS["right"]].tolist() == [3.0, 6.0]
     assert charged.sum() == 13.5
@@ -208,7 +208,7 @@ def test_a_profile_that_names_hardly_any_of_the_network_is_refused() -> None:
     rows = [("head", np.array([0.4])), ("__myl_Move_myl0_0", np.array([0.7])), ("x", np.array([0.1]))]
     shares = RowReader(SLOTS, READERS, WORK).shares([name for name, _ in rows])
     with pytest.raises(DeviceError, match=r"only 33% of the time .* other row is '__myl_Move_myl0_0'"):
-        charge_fused(len(SLOTS), rows, shares)
+        attribute_fused(len(SLOTS), rows, shares)
 
 
 class Joined(nn.Module):

@@ -18,7 +18,7 @@ from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.torch import TorchCuda
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.half import half
+from bcnet.supernet.half import to_fp16
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.opset import at_opset
 from bcnet.supernet.quantize import at_precision
@@ -62,7 +62,7 @@ def opset_of(proto: ModelProto) -> int:
 
 def test_a_half_file_calculates_in_halves_and_takes_and_gives_floats() -> None:
     proto = graph().proto
-    found = half(proto)
+    found = to_fp16(proto)
     assert found.graph.input == proto.graph.input
     ends = [entry.type.tensor_type.elem_type for entry in (*found.graph.input, *found.graph.output)]
     assert ends == [TensorProto.FLOAT] * 2
@@ -74,7 +74,7 @@ def test_a_half_file_calculates_in_halves_and_takes_and_gives_floats() -> None:
 
 
 def test_nodes_keep_their_names_and_only_the_casts_are_new() -> None:
-    before, after = ([node.name for node in p.graph.node] for p in (graph().proto, half(graph().proto)))
+    before, after = ([node.name for node in p.graph.node] for p in (graph().proto, to_fp16(graph().proto)))
     assert after == ["input_half", *before, "output_float"]
 
 
@@ -84,7 +84,7 @@ def test_values_beyond_the_largest_half_become_it_and_infinity_stays() -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("input", "output")]
     limits = [numpy_helper.from_array(values, "limits")]
     proto = helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:], limits))
-    (found,) = half(proto).graph.initializer
+    (found,) = to_fp16(proto).graph.initializer
     assert numpy_helper.to_array(found).tolist() == [65504.0, -65504.0, np.inf, 2.0]
 
 
@@ -93,7 +93,7 @@ def test_what_keeps_a_norm_from_zero_does_not_vanish() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return functional.normalize(x, dim=1)  # at least 1e-12
 
-    content = half(to_onnx(Direction(), SHAPE)).SerializeToString()
+    content = to_fp16(to_onnx(Direction(), SHAPE)).SerializeToString()
     (found,) = runtime_here("onnxruntime").predictor(content)(np.zeros(SHAPE, np.float32))
     assert np.array_equal(found, np.zeros(SHAPE))
 
@@ -109,7 +109,7 @@ def test_statistics_beyond_the_largest_half_keep_their_values(name: str) -> None
     assert [node.op_type for node in proto.graph.node] == ["BatchNormalization", "Conv"]
     images = 500 * np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     (wanted,) = runtime_here("onnxruntime").predictor(proto.SerializeToString())(images)
-    content = half(proto).SerializeToString()
+    content = to_fp16(proto).SerializeToString()
     runtime = TorchCuda(device="cpu") if name == "torch" else runtime_here(name)
     (found,) = runtime.predictor(content)(images)
     assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max()
@@ -131,7 +131,7 @@ def test_outputs_that_are_constants_stay_as_they_are() -> None:
     proto = to_onnx(WithAnchors(), SHAPE)
     images = np.random.default_rng(0).standard_normal(SHAPE, dtype=np.float32)
     product, *wanted = runtime_here("onnxruntime").predictor(proto.SerializeToString())(images)
-    for converted, tolerance in ((half(proto), 1e-2), (at_opset(proto, 17), 0.0)):
+    for converted, tolerance in ((to_fp16(proto), 1e-2), (at_opset(proto, 17), 0.0)):
         scaled, *found = runtime_here("onnxruntime").predictor(converted.SerializeToString())(images)
         assert [array.tolist() for array in found] == [array.tolist() for array in wanted]
         assert np.abs(scaled - product).max() <= tolerance * np.abs(product).max()
@@ -144,8 +144,8 @@ def test_an_operator_without_halves_is_named() -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 4]) for name in ("input", "scores")]
     output = helper.make_tensor_value_info("output", TensorProto.INT64, [None, 3])
     proto = helper.make_model(helper.make_graph(nodes, "g", ends, [output]))
-    with pytest.raises(ModelError, match=r"cannot be made half precision: .*NonMaxSuppression"):
-        half(proto)
+    with pytest.raises(ModelError, match=r"cannot be converted to fp16: .*NonMaxSuppression"):
+        to_fp16(proto)
 
 
 @pytest.mark.parametrize("opset", [17, 18])

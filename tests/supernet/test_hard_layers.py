@@ -208,9 +208,7 @@ class Neck(nn.Module):
 
 
 def test_features_that_a_network_returns_beside_its_predictions_stay_with_the_remedy() -> None:
-    with pytest.raises(
-        SpaceError, match="neck: the network returns it besides what other layers make of it; to "
-    ):
+    with pytest.raises(SpaceError, match="neck: the network returns it, and other layers use it; to "):
         discover_space(Neck(whole=True).eval(), torch.rand(1, 3, 8, 8))
     space = discover_space(Neck(whole=False).eval(), torch.rand(1, 3, 8, 8))
     assert [group.layers for group in space.groups] == [("neck",)]
@@ -223,7 +221,7 @@ def test_an_auxiliary_head_follows_the_trunk_and_keeps_its_own_width() -> None:
     assert [group.name for group in space.groups] == ["stem"]
     assert space.shape("aux.weight", space.check([4])) == (3, 4, 1, 1)
     reasons = {entry.name: entry.reason for entry in space.frozen}
-    assert reasons["aux"] == "it runs in training only, so that its width costs nothing"
+    assert reasons["aux"] == "it runs only in training mode, so its width does not affect the latency"
     assert_agree(model.eval(), space, IMAGES, space.check([4]))
 
 
@@ -269,7 +267,7 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
             a=nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 1)),
         ),
         "stem",
-        "computed again at every call (WeightNorm, in 'a.parametrizations.weight.0')",
+        "computed at every call (WeightNorm, in 'a.parametrizations.weight.0')",
     ),
     "a weight that is spectrally normalised": (
         lambda: Between(
@@ -277,17 +275,17 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
             a=nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 1)),
         ),
         "stem",
-        "computed again at every call (SpectralNorm, in 'a.parametrizations.weight.0')",
+        "computed at every call (SpectralNorm, in 'a.parametrizations.weight.0')",
     ),
     "a layer of one channel": (
         lambda: Between(lambda self, x: x * self.a(x).sigmoid(), a=nn.Conv2d(16, 1, 1)),
         "a",
-        "it makes one channel",
+        "it has only one channel",
     ),
     "a sort": (
         lambda: Between(lambda self, x: x.sort(1).values),
         "stem",
-        "it goes through 'sort' in the network's forward",
+        "it is an input of 'sort' in the network's forward",
     ),
     "a constant of the width": (
         lambda: Between(lambda self, x: x * torch.ones(16, 1, 1)),
@@ -329,14 +327,14 @@ def test_a_forward_that_depends_on_its_inputs_values_is_refused_with_the_place()
         return x.relu() if x.sum() > 0 else x.tanh() * 2
 
     model = Between(body)
-    with pytest.raises(SpaceError, match=r"depends on the values of its inputs.*torch\.where"):
+    with pytest.raises(SpaceError, match=r"branches on the values of its inputs.*torch\.where"):
         space_of(model, torch.ones(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("wrap", [torch.jit.script, torch.compile, nn.DataParallel])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_wrapped_network_is_refused_with_the_remedy(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    with pytest.raises(SpaceError, match=r"wraps a network .*; give the nn\.Module itself"):
+    with pytest.raises(SpaceError, match=r"wraps a network .*; pass the nn\.Module itself"):
         space_of(wrap(two_of_a_size()))
 
 
@@ -372,7 +370,7 @@ def test_patterns_freeze_groups() -> None:
 
 
 def test_a_pattern_that_fits_nothing_is_refused_with_what_there_is() -> None:
-    with pytest.raises(SpaceError, match="no group fits the pattern 'sten' to freeze; there are: stem"):
+    with pytest.raises(SpaceError, match="no group matches the pattern 'sten' of freeze; there are: stem"):
         space_of(SEARCHED["depthwise"](), freeze=("sten",))
 
 

@@ -118,7 +118,7 @@ def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(
     assert not graph.sliceable
     assert len(quiet) == 1
     assert "the ONNX file of Standardised is exported again for each width" in quiet[0]
-    assert "follows the widths in another way than by its size" in quiet[0]
+    assert "depends on the widths by more than its size" in quiet[0]
     assert_variants_are_the_cut_networks(graph, seeds=1)
     monkeypatch.setattr("bcnet.pipeline.build_lut.say", quiet.append)
     graph.export_seconds = 2.0
@@ -133,11 +133,11 @@ def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
-        (lambda y: F.elu(y, y.shape[1] / 10), "'alpha' of .* \\(Elu\\) follows the widths"),
-        (lambda y: y.clamp(max=y.shape[1] / 32), "the constant .* in another way than by its size"),
+        (lambda y: F.elu(y, y.shape[1] / 10), "'alpha' of .* \\(Elu\\) depends on the widths"),
+        (lambda y: y.clamp(max=y.shape[1] / 32), "the constant .* by more than its size"),
         pytest.param(
             lambda y: torch.add(y, y.relu(), alpha=y.shape[1] / 16),
-            "narrow networks have Mul in place of Add",
+            "narrow networks have Mul instead of Add",
             marks=pytest.mark.slow,
         ),
     ],
@@ -231,5 +231,5 @@ class Deformed(nn.Module):
 
 def test_an_operator_that_onnx_does_not_know_is_named() -> None:
     model, x = Deformed().eval(), torch.randn(1, 3, 12, 12)
-    with pytest.raises(ModelError, match=r"ONNX does not know the operator 'DeformConv' \(.*deform_conv2d"):
+    with pytest.raises(ModelError, match=r"ONNX does not have the operator 'DeformConv' \(.*deform_conv2d"):
         OnnxSupernet(model, discover_space(model, x), x)

@@ -22,7 +22,7 @@ from bcnet.models.digits import digits
 from bcnet.runtimes import runtime_here
 from bcnet.supernet import onnx_graph
 from bcnet.supernet.discover import discover_space
-from bcnet.supernet.layer_times import charge
+from bcnet.supernet.layer_times import attribute
 from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
 from bcnet.supernet.quantize import calibration_feeds, quantized, unsigned_activations
 
@@ -196,7 +196,7 @@ def test_the_runtime_computes_every_convolution_in_integers(tmp_path: Path) -> N
 def test_profiled_time_of_integers_is_charged_to_the_layers_that_spend_it(kind: Kind) -> None:
     _, integers = graphs(kind)
     profile = runtime_here("onnxruntime").profile_nodes(integers.variant(integers.space.largest()), 10)
-    charged = charge(integers.slots, profile)
+    charged = attribute(integers.slots, profile)
     assert charged.sum(0) == pytest.approx(np.sort(np.sum([ms for _, ms in profile], axis=0)))
     times = dict(profile)
     for slot, own in zip(integers.slots, charged, strict=True):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bcnet.supernet.smooth import FEWEST, Expectation, Ridge, expected_scores, places_of, with_losses
+from bcnet.supernet.smooth import FEWEST, Ridge, Surrogate, denoised_scores, places_of, with_losses
 
 
 def places(count: int, groups: int = 6, seed: int = 0) -> np.ndarray:
@@ -28,19 +28,19 @@ def test_a_place_is_halfway_where_one_over_the_root_is() -> None:
 def test_noisy_scores_come_nearer_to_the_truth(seed: int) -> None:
     at = places(100, seed=seed)
     noisy = truth(at) + np.random.default_rng(seed).normal(0, 0.01, len(at))
-    before, after = np.abs(noisy - truth(at)), np.abs(expected_scores(at, noisy) - truth(at))
+    before, after = np.abs(noisy - truth(at)), np.abs(denoised_scores(at, noisy) - truth(at))
     assert after.mean() < 0.7 * before.mean()
 
 
 def test_scores_without_luck_stay_as_they_are() -> None:
     at = places(60)
-    np.testing.assert_allclose(expected_scores(at, truth(at)), truth(at), atol=2e-4)
+    np.testing.assert_allclose(denoised_scores(at, truth(at)), truth(at), atol=2e-4)
 
 
 def test_what_only_a_supernet_does_is_hardly_believed() -> None:
     at = places(200)
     scores = truth(at) - 0.03 * (at == 1).sum(1)  # the widest choices do worse than they would alone
-    before, after = (kendalltau(s, truth(at)).statistic for s in (scores, expected_scores(at, scores)))
+    before, after = (kendalltau(s, truth(at)).statistic for s in (scores, denoised_scores(at, scores)))
     assert before < 0.7
     assert after > before + 0.1
 
@@ -58,7 +58,7 @@ def test_a_ridge_regression_finds_what_is_linear_and_shrinks_what_is_luck() -> N
 def test_a_tenth_of_what_no_trend_explains_is_believed_however_large_it_is() -> None:
     at = places(200)
     bumped = truth(at) - 0.3 * ((at[:, 0] > 0) & (at[:, 0] < 1))
-    learned = Expectation.of(at, bumped)
+    learned = Surrogate.of(at, bumped)
     assert learned is not None
     low, middle, high = (np.r_[end, np.full(5, 0.5)][None] for end in (0.0, 0.6, 1.0))
 
@@ -72,46 +72,46 @@ def test_a_tenth_of_what_no_trend_explains_is_believed_however_large_it_is() -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_expected_scores_have_the_mean_of_the_scores(seed: int) -> None:
+def test_denoised_scores_have_the_mean_of_the_scores(seed: int) -> None:
     at = places(60, seed=seed)
     scores = truth(at) + np.random.default_rng(seed).normal(0, 0.02, 60) - 0.1 * (at[:, 3] == 1)
-    assert expected_scores(at, scores).mean() == pytest.approx(scores.mean(), abs=1e-6)
+    assert denoised_scores(at, scores).mean() == pytest.approx(scores.mean(), abs=1e-6)
 
 
 def test_widths_that_were_not_scored_are_expected_by_those_that_were() -> None:
     at, others = places(100), places(50, seed=1)
-    learned = Expectation.of(at, truth(at))
+    learned = Surrogate.of(at, truth(at))
     assert learned is not None
     assert learned.at(others) == pytest.approx(truth(others), abs=2e-3)
-    assert Expectation.of(at[:5], truth(at[:5])) is None
+    assert Surrogate.of(at[:5], truth(at[:5])) is None
 
 
 def test_scores_of_luck_alone_are_drawn_to_their_mean() -> None:
     at = places(80, 20)
     luck = np.random.default_rng(1).normal(0.5, 0.01, len(at))
-    assert expected_scores(at, luck).std() < 0.7 * luck.std()
+    assert denoised_scores(at, luck).std() < 0.7 * luck.std()
 
 
 @pytest.mark.parametrize("count", [0, 1, FEWEST - 1])
 def test_too_few_scores_stay_as_they_are(count: int) -> None:
     scores = np.linspace(0, 1, count)
-    assert expected_scores(places(count), scores).tolist() == scores.tolist()
+    assert denoised_scores(places(count), scores).tolist() == scores.tolist()
 
 
 def test_equal_scores_stay_equal() -> None:
-    assert expected_scores(places(20), np.full(20, 0.3)).tolist() == [0.3] * 20
+    assert denoised_scores(places(20), np.full(20, 0.3)).tolist() == [0.3] * 20
 
 
 def test_beyond_the_best_thousand_scores_are_expected_too() -> None:
     at = places(1200)
-    found = expected_scores(at, truth(at))
+    found = denoised_scores(at, truth(at))
     assert found.shape == (1200,)
     assert np.corrcoef(found, truth(at))[0, 1] > 0.99
 
 
 def test_a_score_that_is_not_finite_does_not_spoil_the_others() -> None:
     scores = np.r_[np.linspace(0, 1, 20), np.nan]
-    assert np.isfinite(expected_scores(places(21), scores)[:20]).all()
+    assert np.isfinite(denoised_scores(places(21), scores)[:20]).all()
 
 
 def test_accuracies_go_most_of_the_way_to_what_their_losses_rank_would_have() -> None:

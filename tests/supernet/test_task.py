@@ -116,7 +116,7 @@ def test_class_255_of_an_image_is_a_class_like_others() -> None:
             LABELS,
             "cross entropy takes one tensor, logits with auxiliary ones, or a dict with",
         ),
-        ({"boxes": LOGITS}, LABELS, "not dict; set task.loss to a function of your own"),
+        ({"boxes": LOGITS}, LABELS, "not dict; set task.loss to a custom function"),
         (LOGITS, [{}, {}], "cross entropy takes targets as a tensor, not list; set task.loss"),
         (
             LOGITS,
@@ -259,7 +259,7 @@ def test_a_training_step_that_calls_backward_is_told_to_leave_it() -> None:
         return loss
 
     recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=12, task=Task(train_step=eager))
-    with pytest.raises(TrainingError, match="returns its loss and leaves backward to bcnet"):
+    with pytest.raises(TrainingError, match="returns its loss and leaves the backward pass to bcnet"):
         fit_network(Detector(), rows(), recipe, "training")
 
 

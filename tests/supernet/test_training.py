@@ -251,7 +251,7 @@ def test_a_batch_that_is_not_finite_is_named_as_the_reason_in_place_of_the_learn
         return x / 0.0, label  # 0 / 0 where a pixel is zero
 
     data = replace(images(), transforms=broken)
-    with pytest.raises(TrainingError, match="the batch holds values that are not finite; check the data"):
+    with pytest.raises(TrainingError, match="the batch has values that are not finite; check the data"):
         fit_network(Concatenating(), data, Recipe(epochs=1, learning_rate=0.05, batch_size=16), "training")
 
 
