@@ -1,4 +1,4 @@
-"""The run directory: one folder a stage, each closed by a manifest that is written last.
+"""The run directory: one folder per stage, each completed by a manifest that is written last.
 
 In: what a stage made. Out: files that are whole or absent, and the answer to "does this still match?".
 A manifest records a digest of everything the stage read (`inputs`) and of every file it wrote (`outputs`).
@@ -42,7 +42,7 @@ def bytes_digest(content: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The same for a file on disk. Raises OSError, or ValueError where the path is not a regular file."""
+    """The same for a file on disk. Raises OSError, or ValueError if the path is not a regular file."""
     with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -107,7 +107,7 @@ def _temporary(target: Path, pending: list[tuple[Path, Path]]) -> int:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder: temporary and lock files that no process has locked."""
+    """Remove temporary and lock files of killed processes in a folder: those that no process locks."""
     try:
         names = [name for name in os.listdir(folder) if name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -128,7 +128,7 @@ def sweep(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write one file, whole or not at all."""
+    """Write one file atomically."""
     write_files({path: content})
 
 
@@ -153,7 +153,7 @@ class Stage:
     command: str
 
     def path(self, file: str) -> Path:
-        """Where this stage keeps `file`."""
+        """The path of `file` of this stage."""
         return self.folder / file
 
     @contextmanager
@@ -178,7 +178,7 @@ class Stage:
     def finish(
         self, inputs: Mapping[str, str], files: Mapping[str, bytes], obsolete: Iterable[Path] = ()
     ) -> None:
-        """Write what the stage made from `inputs`, and last the manifest that vouches for it.
+        """Write what the stage made from `inputs`, and last the manifest that identifies its files.
 
         `obsolete` files, from which a stopped stage continues, are removed before the manifest is written.
         On a full disk the files of an earlier time stay, with their manifest. A process that dies while they
@@ -238,12 +238,12 @@ class Stage:
         return manifest
 
     def inputs(self) -> dict[str, Any]:
-        """What the stage was made from, its own files unread. Raises ArtifactError."""
+        """The inputs of the stage, without reading its own files. Raises ArtifactError."""
         inputs: dict[str, Any] = self._own_manifest()["inputs"]
         return inputs
 
     def digest(self) -> str:
-        """What manifests of later stages record of this one, its own files unread. Raises ArtifactError."""
+        """What later manifests record of this stage, without reading its files. Raises ArtifactError."""
         return digest(self._own_manifest())
 
     def json(self, file: str) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class Stage:
         return manifest
 
     def _check(self, file: str, manifest: Mapping[str, Any]) -> None:
-        """Raise ArtifactError where a file is not the one that the manifest describes."""
+        """Raise ArtifactError if a file is not the one that the manifest describes."""
         sizes = manifest.get("sizes", {}) if manifest["schema"] == SCHEMA else {}
         try:
             # Check the size first: a file that has grown without bound is not read.
@@ -328,7 +328,7 @@ class Run:
     """One run's folder: `runs/<name>/` in the working folder."""
 
     folder: Path
-    config: Path | None = None  # of the command line: the commands that mend something name it, too
+    config: Path | None = None  # of the command line: suggested commands name it, too
 
     @classmethod
     def named(cls, name: str, config: Path | None = None) -> "Run":
@@ -366,7 +366,7 @@ _Runs = Callable[Concatenate[Run, P], dict[str, Any]]
 
 
 def alone_in(stage: str) -> Callable[[_Runs[P]], _Runs[P]]:
-    """For what works in this stage's folder of a run: meanwhile no other process does."""
+    """Decorate a function that needs exclusive access to this stage's folder of a run."""
 
     def kept_alone(function: _Runs[P]) -> _Runs[P]:
         @wraps(function)

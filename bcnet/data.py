@@ -1,7 +1,7 @@
-"""What a network is trained, scored and tested on: images in memory, or the items of a user's own Dataset.
+"""The data for training, scoring and testing: images in memory, or the items of a custom Dataset.
 
-In: a `DataConfig`. Out: `ImageData`: training, validation and test part. Validation is split from training
-(it scores candidates); the test part is never used for a choice.
+In: a `DataConfig`. Out: `ImageData` with a training, a validation and a test part. The validation part, which
+scores candidates, is split from the training part; the test part is never used for decisions.
 """
 
 import math
@@ -28,22 +28,22 @@ from bcnet.parts import Split as Split
 from bcnet.seeds import seeded
 
 NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
-EVALUATED = 256  # items at most that are scored at once, several times as many on a GPU,
+# Maximum number of items that are scored at once, on a CPU and on a GPU, and of values in their inputs.
+EVALUATED = 256
 EVALUATED_CUDA = 2048
-PIXELS = 2**25  # and so many values in their inputs
-KEPT_BYTES = 2**30  # of batches that are kept to be scored with again
-DIGESTED = 256  # items of a Dataset that tell whether it has changed
+PIXELS = 2**25
+KEPT_BYTES = 2**30  # maximum size of batches that are kept for repeated scoring
+DIGESTED = 256  # number of items of a Dataset whose digest shows whether it has changed
 
 
 @dataclass(frozen=True)
 class ImageData:
     """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
 
-    `stated` is whether they were given, rather than computed from the training images. `colour` is "RGB" or
-    "grey" where that is known.
-    `transforms(input, target)` changes each training item; `collate(items)` makes (inputs, targets). `flip`
-    and `shift` (in pixels) move training images in memory that have class indices or masks.
-    `folder` describes the folder of images that it was read from.
+    `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
+    "grey" if known. `transforms(input, target)` changes each training item; `collate(items)` makes (inputs,
+    targets). `flip` and `shift` (in pixels) augment training images in memory with class indices or masks.
+    `folder` describes the folder of images from which it was read.
     """
 
     train: Split | Items
@@ -81,16 +81,16 @@ class ImageData:
 
     @property
     def evaluated(self) -> int:
-        """Items that are scored at once, fewer of large ones."""
+        """The number of items that are scored at once; less for large ones."""
         return self.evaluated_on("cpu")
 
     def evaluated_on(self, device: str) -> int:
-        """The same for a device: a GPU waits for the processor between small batches."""
+        """The same for a device: more on a GPU, which idles between small batches."""
         most = EVALUATED_CUDA if device.startswith("cuda") else EVALUATED
         return max(1, min(most, PIXELS // math.prod(self.input_shape)))
 
     def example(self, count: int) -> Any:
-        """Inputs as the network gets them for `count` items, all zero."""
+        """The network's inputs for `count` items, all zero."""
         with seeded(0):
             inputs, _ = self.batch(self.train.take(torch.zeros(count, dtype=torch.int64)))
         return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
@@ -104,7 +104,7 @@ class ImageData:
         return replace(self, mean=mean, std=std, stated=True)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) -> float32, channels last in memory, zero mean and unit deviation."""
+        """uint8 (N, C, H, W) -> float32, channels-last, with zero mean and unit deviation."""
         mean, std = _of_pixels(self.mean, images.device), _of_pixels(self.std, images.device)
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -114,7 +114,7 @@ class ImageData:
         transforms: Callable[[Any, Any], Item] | None = None,
         device: str = "cpu",
     ) -> Item:
-        """(inputs, targets) of a whole part, on `device`: normalised images, or what a Dataset gives."""
+        """(inputs, targets) of a whole part, on `device`: normalised images, or a Dataset's items."""
         if isinstance(part, Split) and transforms is None and self.collate is None:
             return self.normalise(part.images.to(device)), part.labels.to(device)
         items = part.items()
@@ -137,20 +137,20 @@ class ImageData:
     def augmented(
         self, part: Split | Items, generator: torch.Generator, seeds: Sequence[int], device: str = "cpu"
     ) -> Item:
-        """A batch as in training: `batch` of moved images, with `transforms`.
+        """A training batch: `batch` of augmented images, with `transforms`.
 
-        Moves are drawn from the CPU's `generator`; what users' functions draw depends on the `seeds` alone,
-        on neither dropout nor the batches before.
+        Augmentation uses the CPU's `generator`; random numbers of custom functions depend only on the
+        `seeds`, not on dropout or previous batches.
         """
         if isinstance(part, Split) and part.movable and (self.flip or self.shift):
-            # Users' functions get what is on the CPU.
+            # Custom functions receive tensors on the CPU.
             own = self.transforms is None and self.collate is None
             part = (part.to(device) if own else part).moved(self.flip, self.shift, generator)
         with seeded(*seeds):
             return self.batch(part, self.transforms, device)
 
     def batches(self, part: Split | Items, size: int) -> Iterator[Item]:
-        """Batches of a part as they are, without transforms, in order."""
+        """Batches of a part in order, without transforms."""
         for start in range(0, len(part), size):
             with seeded(start):
                 batch = self.batch(part.take(torch.arange(start, min(start + size, len(part)))))
@@ -176,11 +176,11 @@ class ImageData:
 
 
 class KeptBatches:
-    """`ImageData.batches` of a part, equal in size, to be gone through many times: read once and kept.
+    """`ImageData.batches` of a part, equal in size, read once and kept for repeated iteration.
 
-    With `augmented`, the batches are as in training, and the same each time. Inputs are kept on `device`,
-    targets on the CPU. What does not fit into `room` bytes is read again each time; so is what a user's
-    metric has changed.
+    With `augmented`, they are training batches, the same in each iteration. Inputs are kept on `device`,
+    targets on the CPU. Batches that do not fit into `room` bytes, or that a custom metric has changed, are
+    read again.
     """
 
     def __init__(
@@ -227,12 +227,12 @@ def _versions(tree: Any) -> list[int]:
 
 @lru_cache(maxsize=16)
 def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Values a channel, for pixels of 0 to 255, (1, C, 1, 1): sent to a GPU once, not with each batch."""
+    """Values per channel for pixels of 0 to 255, (1, C, 1, 1), copied to a GPU only once."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1) * 255
 
 
 def to_device(tree: Any, device: str | torch.device) -> Any:
-    """Every tensor in a tensor, tuple, list or dict, there; all else as it is."""
+    """A tensor, tuple, list or dict with all tensors on the device; other values are unchanged."""
     return tree_map_only(Tensor, lambda tensor: tensor.to(device), tree)
 
 

@@ -31,7 +31,7 @@ def digits(size: int) -> Loaded:
 
 
 def cifar10() -> Loaded:
-    """CIFAR-10 as torchvision stores it, under .cache/cifar10; downloaded once when it is not there."""
+    """CIFAR-10 as torchvision stores it, in .cache/cifar10; downloaded if it is missing."""
     from torchvision.datasets import CIFAR10
 
     root = Path(".cache/cifar10")

@@ -1,4 +1,4 @@
-"""The way to a device, step by step. In: its profile. Out: what was found, and how to mend what lacks."""
+"""Check a device step by step. In: its profile. Out: what was found, and how to fix what is missing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,15 @@ from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import check_host
 from bcnet.supernet.measure import runtime_of, why_not_here
 
-ROOM_MB = 500  # for a network's files, an engine and a timing cache
-STEADY = 0.10  # a probe that varies by more is of a machine that is busy, or whose clocks move
+ROOM_MB = 500  # free space for a network's files, an engine and a timing cache
+STEADY = 0.10  # a reference microbenchmark that varies by more indicates a busy machine, or varying clocks
 READINGS = 9
 LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that measuring needs. `passed` is None where it is not known, or only advice."""
+    """One requirement of measuring. `passed` is None if unknown, or for mere advice; `mend` is the fix."""
 
     name: str
     passed: bool | None
@@ -27,9 +27,9 @@ class Step:
 
 
 def examine(profile: HwProfile) -> list[Step]:
-    """Every step for each host of the profile, or for this machine, or that a recording answers instead.
+    """All steps for each host of the profile, for this machine, or for a recording that replaces the device.
 
-    A host that is not reached, or is lost on the way, ends its own steps only.
+    A host that cannot be reached, or is lost, ends only its own steps.
     """
     if profile.recording:
         return [_recording(profile)]
@@ -44,8 +44,8 @@ def _recording(profile: HwProfile) -> Step:
         found = runtime_of(profile).fingerprint()
     except DeviceError as cause:
         return Step("recording", False, str(cause))
-    told = f"{found.get('processor')}, {profile.runtime} {found.get('runtime_version')}"
-    return Step("recording", True, f"{profile.recording} answers in the device's place: {told}")
+    device = f"{found.get('processor')}, {profile.runtime} {found.get('runtime_version')}"
+    return Step("recording", True, f"{profile.recording} replaces the device: {device}")
 
 
 def _named(host: str, step: Step) -> Step:
@@ -59,12 +59,12 @@ def _host(profile: HwProfile, host: str) -> list[Step]:
         return [Step("name", False, str(cause))]
     device = SshDevice(host, python=profile.host_python, folder=profile.host_folder)
     try:
-        told = device.hello()
+        hello = device.hello()
     except DeviceError as cause:
         return [Step("reached over ssh, agent started", False, str(cause))]
-    reached = Step("reached over ssh, agent started", True, f"Python {told['python']} in {told['folder']}")
+    reached = Step("reached over ssh, agent started", True, f"Python {hello['python']} in {hello['folder']}")
     try:
-        return [reached, *_machine(profile, device, told["folder"])]
+        return [reached, *_machine(profile, device, hello["folder"])]
     except DeviceError as cause:
         return [reached, Step("examined", False, str(cause))]
     finally:
@@ -86,13 +86,13 @@ def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
 def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
     wrong = profile.machine not in (None, facts["machine"])
     over = "" if profile.host else ", or reach it over ssh: --host user@name"
-    mend = f"the profile says {profile.machine}: take another --device{over}" if wrong else ""
+    mend = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
     return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", mend)
 
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
-    """Whether the profile's runtime can start there; TensorRT may be the Python module or trtexec."""
-    if profile.runtime == "torch":  # in this process only
+    """Whether the profile's runtime can start; for TensorRT, the Python module or trtexec."""
+    if profile.runtime == "torch":  # only in this process
         reason = why_not_here(profile)
         return Step("runtime", reason is None, reason or f"torch {facts['torch']}")
     reasons = []
@@ -115,20 +115,20 @@ def _disk(facts: dict[str, Any]) -> Step:
 
 
 def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
-    """A Jetson's speed differs up to ten times between modes, so a table is of one of them."""
+    """A Jetson's speed differs up to tenfold between power modes, so a table is for one of them."""
     there, wanted = facts["power_mode"], profile.power_mode
     if there is None:
         known = None if wanted != "default" else True
-        return Step("power mode", known, "nvpmodel is not there" if known is None else "none on this machine")
+        return Step("power mode", known, "nvpmodel is missing" if known is None else "none on this machine")
     same = there == wanted
-    mend = "" if same else f"the table is of {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
+    mend = "" if same else f"the table is for {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
     return Step("power mode", same, there, mend)
 
 
 def _clocks(facts: dict[str, Any]) -> Step:
     governors = facts["governors"]
     if not governors:
-        return Step("clocks", None, "the system does not tell")
+        return Step("clocks", None, "the system does not report them")
     fixed = governors == ["performance"]
     mend = (
         "" if fixed else "`sudo jetson_clocks` on a Jetson, else `sudo cpupower frequency-set -g performance`"
@@ -137,7 +137,7 @@ def _clocks(facts: dict[str, Any]) -> Step:
 
 
 def _steadiness(device: Device) -> Step:
-    """Whether a probe repeats: the spread of its first part over some readings."""
+    """Whether the reference microbenchmark is repeatable: the spread of its first part over some readings."""
     readings = [device.call({"do": "probe"}, LIMIT_S)["probe"] for _ in range(READINGS)]
     part = next(iter(readings[0]))
     values = sorted(reading[part] for reading in readings)

@@ -1,17 +1,17 @@
-"""Every error that bcnet raises on purpose. Each message is one line: what is wrong and how to mend it.
+"""All errors that bcnet raises on purpose. Each message is one line: what is wrong and how to fix it.
 
 BcnetError (exit 1)
 ├── ConfigError        bcnet.toml: unknown key, wrong type, missing file
 ├── DataError          dataset unknown, empty or unreadable
 ├── ModelError         model unknown or not loadable
-├── SpaceError         widths or a space that do not fit a network
+├── SpaceError         widths or a space that do not match a network
 ├── TrainingError      a training step or a user's function of [task] fails, or the loss is not finite
-├── ArtifactError      a file of a run is missing, stale, cut short or edited
-├── TableError         a latency table is unreadable or lacks rows
-├── DeviceError        a hardware profile is unknown or its runtime is not here
+├── ArtifactError      a file of a run is missing, stale, truncated or edited
+├── TableError         a latency table is unreadable or has missing rows
+├── DeviceError        a hardware profile is unknown or its runtime is not available
 │   └── NetworkError       a runtime cannot load or run a network
 ├── BudgetError        no network can meet the budget
-├── UsageError (exit 2)    a flag has a value that cannot be meant
+├── UsageError (exit 2)    a flag has an invalid value
 ├── CheckFailed (exit 3)   what was built did not pass its verification
 └── NotVerified (exit 4)   done, but its latency could not be verified here
 """
@@ -28,7 +28,7 @@ from bcnet.plain import plain
 
 
 class BcnetError(Exception):
-    """Base of all errors that a message explains; `exit_code` is what the command line returns."""
+    """Base of all errors with an explanatory message; `exit_code` is that of the command line."""
 
     exit_code = 1
 
@@ -50,15 +50,15 @@ class SpaceError(BcnetError):
 
 
 class TrainingError(BcnetError):
-    """A training step or a user's function of [task] fails, or the loss is not finite any more."""
+    """A training step or a custom function of [task] fails, or the loss is not finite."""
 
 
 class ArtifactError(BcnetError):
-    """A file of a run is missing, stale, cut short or edited."""
+    """A file of a run is missing, stale, truncated or edited."""
 
 
 class TableError(BcnetError):
-    """A latency table is unreadable, or lacks what was asked of it."""
+    """A latency table is unreadable, or does not have the requested rows."""
 
 
 class DeviceError(BcnetError):
@@ -66,7 +66,7 @@ class DeviceError(BcnetError):
 
 
 class NetworkError(DeviceError):
-    """A runtime is here, but it cannot load or run a network; others it may."""
+    """A runtime is available, but cannot load or run this network; it may run others."""
 
 
 class BudgetError(BcnetError):
@@ -74,13 +74,13 @@ class BudgetError(BcnetError):
 
 
 class UsageError(BcnetError):
-    """A flag has a value that cannot be meant."""
+    """A flag has an invalid value."""
 
     exit_code = 2
 
 
 class CheckFailed(BcnetError):
-    """What was built did not pass its verification; `report` holds what was measured, where there is one."""
+    """What was built did not pass its verification; `report` has the measurements, if there are any."""
 
     exit_code = 3
 
@@ -90,12 +90,12 @@ class CheckFailed(BcnetError):
 
 
 class NotVerified(BcnetError):
-    """The work is done and saved, but it could not be verified here: its device is not at hand."""
+    """The work is done and saved, but it could not be verified here: its device is not available."""
 
     exit_code = 4
 
 
-# What a user's function or network may raise; sys.exit() in it does not end bcnet as if it were done.
+# What custom functions and networks may raise; sys.exit() in them must not end bcnet as if it had succeeded.
 FOREIGN = (Exception, SystemExit)
 
 # Exceptions of these packages wrap the one that describes the cause.
@@ -107,10 +107,10 @@ _OPERATOR = re.compile(r"\b(aten|prims|torchvision|onnx)(::|\.)\w+|\bop_?type\b|
 
 
 def one_line(cause: BaseException) -> str:
-    """A foreign exception as one printable line: its type and the sentence of its text that names the cause.
+    """An exception of other code as one printable line: its type and the line of its text with the cause.
 
-    That is the first line; the last one after a traceback inside the text; and the line that names an
-    operator where the first does not. Escape codes are left out, long texts are cut.
+    That is the first line, or the last one if the text has a traceback, plus the line that names an operator
+    if the first line does not. Escape codes are removed, long texts are truncated.
     """
     while type(cause).__module__.startswith(_WRAPPERS) and cause.__cause__ is not None:
         cause = cause.__cause__
@@ -129,7 +129,7 @@ def one_line(cause: BaseException) -> str:
 
 
 def text_of(cause: BaseException) -> str:
-    """An exception's text; empty where its own `__str__` fails."""
+    """An exception's text; empty if its `__str__` fails."""
     try:
         return str(cause)
     except FOREIGN:
@@ -139,7 +139,7 @@ def text_of(cause: BaseException) -> str:
 def raised_by_user(cause: BaseException) -> str | None:
     """The user's function in which an exception was raised, with file and line; None for bcnet's own code.
 
-    Packages that are installed, and what is called from the user's code in them, are not looked at.
+    Installed packages, and functions that the user's code calls in them, are ignored.
     """
     place = None
     for frame, line in traceback.walk_tb(cause.__traceback__):
@@ -153,7 +153,7 @@ def raised_by_user(cause: BaseException) -> str | None:
 
 @contextmanager
 def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[None]:
-    """Turn whatever a network, a file or a user's function raises in the block into one line of this kind.
+    """Turn any exception of a network, a file or a custom function in the block into an error of this kind.
 
     `what` describes what failed, `remedy` how to fix it. Errors that bcnet raises on purpose pass unchanged.
     """

@@ -1,4 +1,4 @@
-"""A user's own `package.module:function`, from an installed package or the working folder."""
+"""Import a custom `package.module:function` from an installed package or the working folder."""
 
 import ast
 import importlib
@@ -14,10 +14,10 @@ from bcnet.errors import FOREIGN, BcnetError, one_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
-    """The callable that `module:function` names; raises `error` with the reason where there is none.
+    """The callable `module:function`; raises `error` with the reason if there is none.
 
-    The working folder stays importable, like the folder of a script: the function may import modules beside
-    it when it is called, in any thread.
+    The working folder stays importable, like the folder of a script, so that the function can import modules
+    from it when it is called, in any thread.
     """
     module_name, _, function_name = reference.partition(":")
     if not module_name or not function_name:
@@ -39,9 +39,9 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A user's function under the name that bcnet.toml has for it; what it raises becomes one line.
+    """A custom function with its name in bcnet.toml; exceptions become errors of one line.
 
-    `contract` is a sentence that says how it is called and what it must return: it ends each error.
+    `contract` is a sentence about its arguments and result, with which each error ends.
     """
 
     name: str
@@ -50,7 +50,7 @@ class UserFunction:
     contract: str
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call it. Raises `error`, which names the function and what it said."""
+        """Call it. Raises `error` with the name of the function and its exception."""
         try:
             return self.function(*arguments)
         except BcnetError:
@@ -59,12 +59,12 @@ class UserFunction:
             raise self.complaint(f"failed ({one_line(cause)})") from cause
 
     def complaint(self, what: str) -> BcnetError:
-        """The error that says what is wrong with it."""
+        """The error for a fault of the function."""
         return self.error(f"'{self.name}' {what}; {self.contract}")
 
 
 def code_of(thing: object) -> str:
-    """What a class or function does, whatever its comments and layout; nothing where no source is at hand."""
+    """The code of a class or function, without comments and layout; empty if its source is not available."""
     try:
         return ast.dump(ast.parse(textwrap.dedent(inspect.getsource(thing))))  # type: ignore[arg-type]
     except (OSError, TypeError, SyntaxError):

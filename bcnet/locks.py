@@ -1,9 +1,9 @@
-"""Locks of files and folders between processes. In: a path. Out: a block that one process at a time enters.
+"""Locks of files and folders between processes. In: a path. Out: a block for one process at a time.
 
 The lock of `NAME` is the file `.NAME.lock` beside it, so that every process that reaches `NAME` uses the
 same lock: in containers, as other users, and on other hosts where the file system shares locks (NFS does,
 some network file systems do not). The operating system releases a lock when its process ends. The last
-holder removes the file; one that a killed process left blocks nobody, and is removed later.
+holder removes the file; a file that a killed process left behind does not block, and is removed later.
 """
 
 import errno
@@ -24,7 +24,7 @@ class Locked(Exception):
 
 
 def lock_file(path: Path) -> Path:
-    """The lock file of a file or folder; for a link, it lies beside the link's target."""
+    """The lock file of a file or folder; that of a link is beside the link's target."""
     real = Path(os.path.realpath(path))
     path = path if real == Path(os.path.abspath(path)) else real
     return path.with_name(f".{path.name}.lock")
@@ -36,9 +36,9 @@ def is_lock_file(name: str) -> bool:
 
 
 def remove_if_free(file: Path) -> bool:
-    """Remove a lock file, as a killed process leaves it, unless a process holds it; True where it is removed.
+    """Remove a lock file that a killed process left, unless a process holds it; return whether it did.
 
-    What is not an empty regular file is none, and is left alone.
+    Anything but an empty regular file is not a lock file, and left unchanged.
     """
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -59,11 +59,11 @@ def remove_if_free(file: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder, which need not exist, for the length of the block.
+    """Hold the lock of a file or folder, which need not exist, during the block.
 
-    With `shared`, other blocks that share it may enter, others may not. Where the file system has no locks,
-    a note on stderr says so. Raises Locked where another process holds it and `wait` is not set, OSError
-    where the lock's folder cannot be written.
+    A `shared` lock can be held by several blocks that share it. If the file system does not support locks, a
+    note on stderr reports it. Raises Locked if another process holds it and `wait` is not set, OSError if the
+    lock's folder cannot be written.
     """
     file = lock_file(path)
     made = _make_folders(file.parent)
@@ -82,7 +82,7 @@ def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[
 
 
 def _acquired(file: Path, operation: int) -> int:
-    """A handle that holds the lock of the file that is now at this path, not of a removed one."""
+    """A handle that holds the lock of the file at this path, not that of a removed one."""
     while True:
         handle = _opened(file)
         try:
@@ -144,7 +144,7 @@ def _release(file: Path, handle: int) -> None:
         pass
     finally:
         with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # now, and not when a forked process closes its copy
+            fcntl.flock(handle, fcntl.LOCK_UN)  # now, rather than when a forked process closes its copy
         os.close(handle)
 
 

@@ -1,4 +1,4 @@
-"""A part of a dataset: images in memory, or items of a user's own Dataset that are read when needed."""
+"""A part of a dataset: images in memory, or items of a custom Dataset, which are read when needed."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,12 +9,12 @@ from torch.utils.data import Dataset
 
 from bcnet.errors import FOREIGN, DataError, one_line
 
-IGNORED = 255  # the class of a mask's pixels that count nowhere, and what shifts uncover
+IGNORED = 255  # the class of a mask's ignored pixels, including those that shifts uncover
 Item = tuple[Any, Any]  # input, target
 
 
 def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """The tensor on a device. A GPU is not waited for: it copies when it comes to it."""
+    """The tensor on a device. The copy to a GPU is asynchronous."""
     if torch.device(device).type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -24,7 +24,7 @@ def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
-    `names` are their file names, where there are some; only `divided` keeps them.
+    `names` are their file names, if there are any; only `divided` keeps them.
     """
 
     images: Tensor
@@ -44,22 +44,22 @@ class Split:
 
     @property
     def classified(self) -> bool:
-        """Whether the targets are one class index an image."""
+        """Whether the targets are one class index per image."""
         return self.labels.ndim == 1 and self.labels.dtype == torch.int64
 
     @property
     def masked(self) -> bool:
-        """Whether the targets are one class index a pixel."""
+        """Whether the targets are one class index per pixel."""
         whole = not (self.labels.is_floating_point() or self.labels.is_complex())
         return whole and self.labels.shape[1:] == self.images.shape[2:]
 
     @property
     def movable(self) -> bool:
-        """Whether flip and shift know how to change the targets with the images."""
+        """Whether flip and shift can change the targets with the images."""
         return self.classified or self.masked
 
     def moved(self, flip: bool, shift: int, generator: torch.Generator) -> "Split":
-        """Images mirrored and shifted at random (see `moved`), masks in the same way; where they are."""
+        """Images, randomly mirrored and shifted (see `moved`), and masks in the same way; on their device."""
         before = generator.get_state()
         images = moved(self.images, flip, shift, generator)
         if not self.masked:
@@ -74,7 +74,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Items:
-    """The items at `index` of a user's own Dataset, read when they are needed; `name` is for messages."""
+    """The items at `index` of a custom Dataset, which are read when needed; `name` is for messages."""
 
     dataset: "Dataset[Any]"
     index: Tensor
@@ -84,7 +84,7 @@ class Items:
         return len(self.index)
 
     def take(self, index: Tensor) -> "Items":
-        """The items at `index` of these."""
+        """The subset of these items at `index`."""
         return replace(self, index=self.index[index])
 
     def items(self) -> list[Item]:
@@ -102,9 +102,9 @@ class Items:
 
 
 def moved(images: Tensor, flip: bool, shift: int, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """Mirror and shift each image of a batch (N, C, H, W) at random; edges are filled with `fill`.
+    """Mirror and shift each image of a batch (N, C, H, W) randomly; edges are filled with `fill`.
 
-    The `generator` is the CPU's, so that every device moves them in the same way.
+    The `generator` is on the CPU, so that the result does not depend on the device.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -123,19 +123,19 @@ def moved(images: Tensor, flip: bool, shift: int, generator: torch.Generator, fi
 
 
 def pair(value: Any, what: str) -> Item:
-    """`value` as (input, target). Raises DataError, naming `what` gave it."""
+    """`value` as (input, target). Raises DataError, which names its source `what`."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise DataError(f"{what} must give (input, target), not {type(value).__name__}")
     return value[0], value[1]
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices in two parts, the first of `count`, with the classes (N,) in proportion."""
+    """Random indices in two parts, the first of `count`, stratified by the classes (N,)."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     labels = labels[shuffled]
-    # The position of each image within its class, as a part of the class: taking the lowest of these takes
-    # the same share of every class.
+    # The relative position of each image within its class: taking the lowest ones takes the same fraction of
+    # every class.
     rank = torch.empty(len(labels), dtype=torch.float64)
     for label in sorted(set(labels.tolist())):
         where = (labels == label).nonzero().flatten()
@@ -145,7 +145,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def divided(part: Split | Items, count: int, seed: int) -> tuple[Split | Items, Split | Items]:
-    """Two parts at random, the first of `count`; class indices are in proportion in both."""
+    """Two random parts, the first of `count`, stratified by class indices."""
     if isinstance(part, Split) and part.classified:
         first, rest = stratified(part.labels, count, seed)
     else:
@@ -162,10 +162,9 @@ def _taken(part: Split | Items, index: Tensor) -> Split | Items:
 
 
 def shared_out(part: Split | Items, count: int) -> list[Split | Items]:
-    """So many parts at random, each image in one; sizes differ by one at most.
+    """Divide into `count` random parts of equal size, up to one image, stratified by class indices.
 
-    Class indices are in proportion. Every nth image would not do: a split holds its classes in turn, and such
-    a part would have some of them only.
+    Taking every nth image would not work: splits are sorted by classes in turn, so a part could miss classes.
     """
     parts = []
     for left in range(count, 1, -1):

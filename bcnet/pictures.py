@@ -1,7 +1,7 @@
-"""One image file as 8-bit RGB pixels, as a viewer shows it, and its scaling. Pillow alone can repeat both.
+"""Read one image file as 8-bit RGB, as viewers show it, and scale it. Pillow alone can reproduce both.
 
 In: a path. Out: an image, and descriptions of its conversions. 16-bit grey values are scaled by their depth,
-EXIF's orientation is applied, transparency lies on white.
+the EXIF orientation is applied, and transparent images are put on white.
 """
 
 from pathlib import Path
@@ -19,14 +19,14 @@ PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
 
 
 class Picture(NamedTuple):
-    """An RGB image, and what was converted, as "16-bit grey"."""
+    """An RGB image, and its conversions, e.g. "16-bit grey"."""
 
     image: Image.Image
     converted: tuple[str, ...]
 
 
 def read_picture(path: Path) -> Picture:
-    """Raises DataError with the reason where the file cannot be read."""
+    """The image of a file. Raises DataError with the reason if it cannot be read."""
     try:
         with Image.open(path) as file:
             file.load()
@@ -50,7 +50,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def shorter_side(path: Path) -> int:
-    """Width and height of an image in pixels, from its header. Raises DataError where it cannot be read."""
+    """The shorter side of an image in pixels, from its header. Raises DataError if it cannot be read."""
     try:
         with Image.open(path) as file:
             return min(file.size)
@@ -61,7 +61,8 @@ def shorter_side(path: Path) -> int:
 def squared(image: Image.Image, side: int) -> Image.Image:
     """The image with its shorter side scaled to `side` pixels (bilinear), cropped to the centre square.
 
-    Of a longer side beyond `LONGEST_SIDE` times the shorter, the centre alone is scaled: memory is bounded.
+    If the longer side exceeds `LONGEST_SIDE` times the shorter, only its centre is scaled, to bound the
+    memory.
     """
     short = min(image.size)
     width, height = (min(length, LONGEST_SIDE * short) for length in image.size)
@@ -76,14 +77,12 @@ def squared(image: Image.Image, side: int) -> Image.Image:
 
 
 def is_thin(size: tuple[int, int], side: int) -> bool:
-    """Whether `squared` leaves little of an image: less than an eighth of its length, or pixels that are
-    enlarged more than eight times.
-    """
+    """Whether `squared` keeps less than an eighth of an image's length, or enlarges it over eight times."""
     return max(size) > THIN * min(size) or side > THIN * min(size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF's orientation says; unchanged where that cannot be read, as in viewers."""
+    """The image in its EXIF orientation; unchanged if that cannot be read, as in viewers."""
     try:
         if image.getexif().get(ORIENTATION, 1) in (1, None):
             return image
@@ -93,7 +92,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image of another depth, scaled to 0..255. Raises DataError where its range is not known."""
+    """A grey image of another depth, scaled to 0..255. Raises DataError if its range is not known."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image).astype(np.float64)
@@ -107,5 +106,5 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(cause: Exception, path: Path) -> str:
-    """The reason without the path, which the message names already."""
+    """The reason without the path, which is already in the message."""
     return one_line(cause).replace(f": {str(path)!r}", "").replace(f" {str(path)!r}", "")

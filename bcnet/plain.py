@@ -1,24 +1,24 @@
-"""Foreign text made safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
+"""Make text from outside safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
-Also losses, so that they are written in one way everywhere.
-
-Text from a device, a file or a library may hold escape codes or line breaks, or be arbitrarily long.
+Text from a device, a file or a library may contain escape codes or line breaks, or be arbitrarily long. Also
+the common format of losses.
 """
 
 import re
 import unicodedata
 
-MOST = 500  # characters of a foreign text inside a message
-LONGEST = 4000  # characters of a whole message
-# Control and format characters (those that turn the direction of writing, too), surrogates, line separators.
+MOST = 500  # maximum number of characters of a text inside a message
+LONGEST = 4000  # maximum number of characters of a whole message
+# Control and format characters (including those that change the writing direction), surrogates, line
+# separators.
 UNFIT = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 COMMAND = re.compile(r"::(?=[A-Za-z-]+[ :])")
 
 
 def plain(text: str, most: int = MOST) -> str:
-    """`text` with unprintable characters as escapes, such as \\x1b, cut after `most` characters.
+    """`text` with unprintable characters escaped, e.g. \\x1b, truncated after `most` characters.
 
-    What a CI service would take for a command wherever it occurs (`##[`) is broken up.
+    Sequences that a CI service would parse as a command anywhere in a line (`##[`) are broken up.
     """
     cut = text if len(text) <= most else text[:most]
     if not cut.isprintable():
@@ -28,17 +28,17 @@ def plain(text: str, most: int = MOST) -> str:
 
 
 def cell(text: str, most: int = MOST) -> str:
-    """The same inside a table, where it may begin a line: `::error ...` would be a CI command there."""
+    """The same for a table, where it may start a line: there, `::error ...` would be a CI command."""
     return COMMAND.sub(": :", plain(text, most))
 
 
 def loss_text(loss: float) -> str:
-    """A loss with four significant digits: losses of one line are compared, whatever their size is."""
+    """A loss with four significant digits, so that losses of any size can be compared."""
     return f"{loss:#.4g}".rstrip(".")
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A foreign value inside a message: as Python writes it, bounded."""
+    """The repr of a value from outside, bounded, for use in a message."""
     if isinstance(value, dict | list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 10**most:

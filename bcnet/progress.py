@@ -1,4 +1,4 @@
-"""Progress bars and messages for people, always on stderr: stdout is for results."""
+"""Progress bars and messages, always on stderr, because stdout is for results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """Print one line for the person who waits."""
+    """Print a message of one line."""
     stderr.print(plain(message, LONGEST), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar of `total` steps; the value is a function that advances it by one and may show a note."""
+    """A bar of `total` steps; yields a function that advances it by one and can show a note."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -37,7 +37,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]
 
 @contextmanager
 def working(description: str) -> Iterator[None]:
-    """A spinner for a step of some seconds whose end cannot be foreseen."""
+    """A spinner for a step of some seconds with unknown duration."""
     if stderr.is_terminal:
         with stderr.status(description):
             yield
@@ -46,6 +46,6 @@ def working(description: str) -> Iterator[None]:
 
 
 def announce(what: str, seconds: float) -> None:
-    """Say how long a step will take, when that is over a minute."""
+    """Report how long a step will take, if it is more than a minute."""
     if seconds > 60:
         say(f"{what}: about {seconds / 60:.0f} min" if seconds >= 120 else f"{what}: about {seconds:.0f} s")

@@ -1,7 +1,7 @@
-"""Files and text from outside, read within bounds. In: a path, or text. Out: bytes, text, JSON, TOML values.
+"""Read untrusted files and text within limits. In: a path, or text. Out: bytes, text, JSON or TOML values.
 
-Nothing here blocks on a pipe, fills the memory, or ends in a RecursionError: what is out of bounds raises a
-ValueError of one line, which callers turn into their own error with the path and the remedy.
+Nothing here blocks on a pipe, fills the memory, or ends in a RecursionError: beyond the limits it raises a
+ValueError of one line, which callers turn into their own error with the path and a remedy.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
-TEXT_BYTES = MIB  # configurations and hardware profiles, which people write
+TEXT_BYTES = MIB  # configurations and hardware profiles, which are written by hand
 JSON_BYTES = 256 * MIB  # results of a stage
 DEPTH = 64  # levels of nested lists and tables; the deepest that bcnet writes has eight
 INTEGER = 1 << 63
@@ -56,18 +56,18 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
-    """The same as text, without a byte order mark. Raises OSError, ValueError where it is not UTF-8."""
+    """The content as text, without a byte order mark. Raises OSError, and ValueError if it is not UTF-8."""
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
 def parse_json(text: str) -> Any:
-    """A JSON value within the bounds. Raises ValueError."""
+    """A JSON value within the limits. Raises ValueError."""
     with _in_plain_words():
         return bounded(json.loads(text))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """A TOML file's values within the bounds. Raises ValueError."""
+    """The values of a TOML text within the limits. Raises ValueError."""
     with _in_plain_words():
         values = tomllib.loads(text)
         bounded(values)
@@ -76,13 +76,13 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 @contextmanager
 def _in_plain_words() -> Iterator[None]:
-    """Errors of Python's parsers about depth and length, as those of `bounded`."""
+    """Turn errors of Python's parsers about depth and length into those of `bounded`."""
     try:
         yield
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except ValueError as cause:
-        if "set_int_max_str_digits" in str(cause):  # Python's advice, for its own programs
+        if "set_int_max_str_digits" in str(cause):  # advice of Python that does not apply here
             raise ValueError(_TOO_LONG) from None
         raise
 
@@ -92,7 +92,7 @@ _TOO_DEEP = f"more than {DEPTH} levels of nested lists or tables"
 
 
 def bounded(value: Any) -> Any:
-    """`value` unchanged, if it is not too deep and its integers fit into 64 bits. Raises ValueError."""
+    """`value` unchanged. Raises ValueError if it is nested too deeply, or an integer exceeds 64 bits."""
     level = [value]
     for depth in range(DEPTH + 1):
         inner: list[Any] = []

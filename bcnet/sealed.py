@@ -1,9 +1,9 @@
-"""Files that a stopped command continues from, sealed so that changes are detected.
+"""Files from which an interrupted command continues, sealed so that changes are detected.
 
-`SealedLines`: JSON values that are appended to a file, one a line, each with a hash of all lines up to it;
-the file is compressed if its name ends in .gz.
-`seal_tensors`, `unseal_tensors`: tensors with JSON values in one safetensors file, under one hash.
-In: values. Out: the same values; or only those before a change, or ValueError.
+`SealedLines`: JSON values that are appended to a file, one per line, each with a hash of all lines up to it;
+the file is compressed if its name ends in .gz. `seal_tensors`, `unseal_tensors`: tensors and JSON values in
+one safetensors file, with one hash. In: values. Out: the same values; or only those before a change, or
+ValueError.
 """
 
 import gzip
@@ -27,16 +27,16 @@ ABOUT = "bcnet"  # the key of a safetensors file's metadata under which the JSON
 
 
 class SealedLines:
-    """A file that grows by one line per value; each line shows whether it and all before it are unchanged.
+    """A file with one line per value; the seal of a line shows whether it and all before it are unchanged.
 
-    `values` are those of the lines up to the first that was changed. `dropped` says why there are no more;
-    it is empty where nothing follows, or only a last line that was cut short when the process was killed.
+    `values` are those of the lines up to the first change. `dropped` is the reason why there are no more; it
+    is empty if nothing follows, or only a last line that was truncated when the process was killed.
     """
 
     def __init__(self, path: Path, belongs_to: Mapping[str, Any]) -> None:
-        """Reads the file if it exists. Values of another `belongs_to` are dropped with all others.
+        """Read the file if it exists. With another `belongs_to`, all values are dropped.
 
-        Raises ValueError where something other than a file is there.
+        Raises ValueError if the path is not a file.
         """
         self.path = path
         self.values: list[Any] = []
@@ -67,7 +67,7 @@ class SealedLines:
             self.values += values
 
     def _blocks(self, content: bytes) -> Iterator[tuple[bytes, int]]:
-        """Whole lines that were written together, and where they end in the file, without a cut last one."""
+        """Complete lines that were written together, and their end in the file, without a truncated one."""
         if self.path.suffix != ".gz":
             end = 0
             for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
@@ -94,13 +94,13 @@ class SealedLines:
             yield text, len(content) - len(rest)
 
     def _check_cut(self, text: bytes, start: int) -> None:
-        """The first line can be cut short, but it does not begin in another way: that is another file."""
+        """Check that a truncated first line is the beginning of the right one, not that of another file."""
         own = self._sealed("", self._head)[0]
         if start == 0 and text[: len(own)] != own[: len(text)]:
             self.dropped = "line 1 was changed"
 
     def append(self, value: Any) -> None:
-        """Add one value; it is on the disk when this returns. OSError leaves the file as it was."""
+        """Append one value; it is on disk when this returns. On an OSError the file is unchanged."""
         text, seal = b"", self._seal
         for part in (value,) if self.kept else (self._head, value):
             line, seal = self._sealed(seal, part)
@@ -126,13 +126,13 @@ class SealedLines:
 
     @staticmethod
     def _sealed(seal: str, value: Any) -> tuple[bytes, str]:
-        """The line of a value after one with this seal, and its own seal."""
+        """The line of a value that follows a line with this seal, and its own seal."""
         body = json.dumps(value).encode() + b"\n"
         seal = _next_seal(seal, body)
         return _line(seal, body), seal
 
     def remove(self) -> None:
-        """Delete the file: its purpose is fulfilled."""
+        """Delete the file, when it is no longer needed."""
         self.path.unlink(missing_ok=True)
 
 
@@ -148,14 +148,14 @@ def seal_tensors(tensors: "Mapping[str, Tensor]", about: Mapping[str, Any]) -> b
     """A safetensors file of contiguous tensors and of JSON values; the same bytes for the same values."""
     from safetensors.torch import save
 
-    # As one entry: several would be written in another order each time.
+    # As one entry, because several would be written in random order.
     text = json.dumps({"about": about, "seal": _seal_of(tensors, about)})
     content: bytes = save(dict(tensors), {ABOUT: text})
     return content
 
 
 def unseal_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
-    """The tensors and values of such a file. Raises ValueError where they were changed."""
+    """The tensors and values of such a file. Raises ValueError if they were changed."""
     about, seal = _about(path)
     tensors = _tensors(path)
     if seal != _seal_of(tensors, about):
@@ -164,7 +164,7 @@ def unseal_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]]":
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The values alone, unchecked. Raises ValueError."""
+    """Only the values, without checking the seal. Raises ValueError."""
     return _about(path)[0]
 
 

@@ -1,4 +1,4 @@
-"""Random numbers of users' functions: from a seed, and afterwards as if nothing had been drawn."""
+"""Seed the random generators for a block, and restore their states afterwards."""
 
 import random
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's generators (on the CPU), seeded for the length of a block.
+    """Seed the generators of Python, NumPy and PyTorch (on the CPU) during a block.
 
-    The same numbers give the same draws inside; what is drawn after the block does not depend on it.
+    The same numbers give the same random numbers inside; those after the block do not depend on it.
     """
     kept = random.getstate(), np.random.get_state()
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,6 +1,6 @@
-"""Signals that end a command as Ctrl-C does. In: SIGTERM, SIGHUP. Out: an exception in the main thread.
+"""End a command on signals as on Ctrl-C. In: SIGTERM, SIGHUP. Out: an exception in the main thread.
 
-Running work ends in the same way: locks are released, temporary files removed, finished work is kept.
+Running work ends in the same way: locks are released, temporary files removed, and finished work is kept.
 """
 
 import os
@@ -15,16 +15,16 @@ AGAIN_SECONDS = 5.0
 
 
 class Ended(KeyboardInterrupt):
-    """A signal has ended the command; handled wherever Ctrl-C is."""
+    """A signal has ended the command; handled like Ctrl-C."""
 
 
 @contextmanager
 def as_interrupts() -> Iterator[list[signal.Signals]]:
-    """For the length of the block, signals that end programs raise Ended in the main thread.
+    """During the block, signals that end programs raise Ended in the main thread.
 
-    The block's value collects the signals received. An exception can get lost where a library calls back into
-    Python, so the first signal is sent again while the block has not ended. A signal that is ignored already
-    stays ignored, such as SIGHUP under nohup.
+    Yields the list of received signals. An exception may get lost if a library calls back into Python, so the
+    first signal is sent again until the block has ended. A signal that is already ignored, e.g. SIGHUP under
+    nohup, stays ignored.
     """
     received: list[signal.Signals] = []
     own, ended = os.getpid(), threading.Event()

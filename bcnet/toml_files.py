@@ -1,4 +1,4 @@
-"""TOML files as people save them. In: a path. Out: its values, or an error of one line that names it."""
+"""Read TOML files. In: a path. Out: its values, or an error of one line that names the file."""
 
 import errno
 import os
@@ -10,9 +10,9 @@ from bcnet.reading import parse_toml, read_text
 
 
 def read_toml(path: Path, error: type[BcnetError]) -> dict[str, Any]:
-    """The values in a TOML file, with or without a byte order mark, whatever its line ends.
+    """The values of a TOML file, with or without a byte order mark, and with any line endings.
 
-    Raises `error`: no file, a link that leads nowhere, not readable, not TOML, out of bounds.
+    Raises `error` if it is missing, a broken link, not readable, not TOML, or too large.
     """
     try:
         text = read_text(path)
@@ -29,7 +29,7 @@ def read_toml(path: Path, error: type[BcnetError]) -> dict[str, Any]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything is at the path, a broken link included; True where that cannot be determined."""
+    """Whether the path exists, including broken links; True if that cannot be determined."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):

@@ -18,7 +18,7 @@ def test_where_a_recording_answers_this_machine_is_not_looked_at(tmp_path: Path)
     version = runtime_of(own).fingerprint()["runtime_version"]
     (step,) = examine(own.model_copy(update={"record_to": None, "recording": file}))
     assert (step.name, step.passed) == ("recording", True)
-    assert step.found.startswith(f"{file} answers in the device's place: ")
+    assert step.found.startswith(f"{file} replaces the device: ")
     assert version in step.found
 
 

@@ -26,7 +26,7 @@ def _several(hosts: object) -> object:
 
 
 class Peaks(BaseModel):
-    """What a device could do at best, from its data sheet: dense, and without other accelerators."""
+    """The peaks of a device, from its data sheet: dense operations, without other accelerators."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -41,12 +41,12 @@ class Peaks(BaseModel):
     source: str = Field(min_length=1, description="where these figures come from")
 
     def teraops(self, precision: str) -> float | None:
-        """10^12 operations a second at "fp32", "fp16" or "int8"; None where the device has none."""
+        """10^12 operations per second at "fp32", "fp16" or "int8"; None if the device does not support it."""
         return {"fp32": self.fp32_tflops, "fp16": self.fp16_tflops, "int8": self.int8_tops}[precision]
 
 
 class HwProfile(BaseModel):
-    """What a device is and how it is measured. Part of the key of every row measured on it."""
+    """A device, and how it is measured. Part of the key of every row that is measured on it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -93,10 +93,10 @@ class HwProfile(BaseModel):
 
     @property
     def setting(self) -> tuple[str, str, int, int, str]:
-        """What latencies depend on beside the layer: runtime, precision, batch, threads, power mode.
+        """What latencies depend on besides the layer: runtime, precision, batch, threads, power mode.
 
-        With another execution provider than the CPU's, the runtime reads "onnxruntime:NAME"; that of PyTorch
-        is "torch-cuda".
+        With another execution provider than the CPU's, the runtime is "onnxruntime:NAME"; that of PyTorch is
+        "torch-cuda".
         """
         runtime: str = "torch-cuda" if self.runtime == "torch" else self.runtime
         if self.provider != "cpu":
@@ -105,7 +105,7 @@ class HwProfile(BaseModel):
 
 
 def load_profiles() -> tuple[dict[str, HwProfile], dict[str, str]]:
-    """All profiles by name, a user's own before shipped ones, and what is wrong with those not readable."""
+    """All profiles by name, custom ones before shipped ones, and the errors of those that are not valid."""
     profiles, broken = {}, {}
     for name, path in sorted(_files().items()):
         try:
@@ -116,15 +116,15 @@ def load_profiles() -> tuple[dict[str, HwProfile], dict[str, str]]:
 
 
 def load_profile(name: str) -> HwProfile:
-    """The profile of that name or alias. Only its own file has to be right.
+    """The profile of that name or alias. Only its own file has to be valid.
 
-    Raises DeviceError: unknown, with what there is, or the file cannot be used.
+    Raises DeviceError, with the known names, if it is unknown, or if its file is not valid.
     """
     return _read(profile_file(name))
 
 
 def profile_file(name: str) -> Path:
-    """The file of the profile of that name or alias. Raises DeviceError with what there is."""
+    """The file of the profile of that name or alias. Raises DeviceError, with the known names."""
     files = _files()
     if name in files:
         return files[name]

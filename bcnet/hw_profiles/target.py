@@ -1,4 +1,4 @@
-"""What a run belongs to: a device and a setting. In: a configuration. Out: its profile, its target."""
+"""The target of a run: a device and a setting. In: a configuration. Out: its profile, its target."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

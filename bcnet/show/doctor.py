@@ -1,4 +1,4 @@
-"""The way to a device, step by step, as people read it."""
+"""Print the checks of a device."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ MARKS = {True: "ok", False: "NO", None: "?"}
 
 
 def show_steps(steps: "Sequence[Step]") -> None:
-    """Each step, what was found there, and what to do where something is missing."""
+    """Print each check, its finding, and the remedy if it failed."""
     for step in steps:
         put(f"{MARKS[step.passed]:<3} {step.name}")
         for text in (step.found, step.mend and f"-> {step.mend}"):

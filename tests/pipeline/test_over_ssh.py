@@ -69,8 +69,8 @@ def test_doctor_tells_what_there_is_and_what_is_missing(
     profile.write_text(text + 'machine = "aarch64"\npower_mode = "15W"\n', encoding="utf-8")
     assert main(["doctor", "--device", "far"]) == 3
     out = capsys.readouterr().out
-    assert "the profile says aarch64: take another --device" in out
-    assert "nvpmodel is not there" in out
+    assert "the profile says aarch64: choose another --device" in out
+    assert "nvpmodel is missing" in out
 
     profile.write_text(text.replace(PYTHON, "/no/python"), encoding="utf-8")
     assert main(["doctor", "--device", "far"]) == 3
