@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcnet.bench_commands import bench_app
+from bcnet.commands.bench import bench_app
+from bcnet.commands.options import ConfigFile, Device, Flags, Json, RunName, Seed, configured
+from bcnet.commands.runs import runs_app
 from bcnet.errors import (
     BcnetError,
     CheckFailed,
@@ -29,16 +31,14 @@ from bcnet.errors import (
     one_line,
     raised_by_user,
 )
-from bcnet.options import ConfigFile, Device, Flags, Json, RunName, Seed, configured
 from bcnet.plain import LONGEST, plain
-from bcnet.run_commands import runs_app
 from bcnet.show import show_check, show_comparison, show_steps, show_summary, show_table
 from bcnet.signals import as_interrupts
 
 if TYPE_CHECKING:
-    from bcnet.artifacts import Run
     from bcnet.config import Config
     from bcnet.run_choice import Does
+    from bcnet.runs import Run
 
 PAIR = "\0"  # between the two values of an option that takes two
 EDITS_SHOWN = 10
@@ -149,9 +149,9 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Write a commented bcnet.toml. It holds every setting with its default; nothing is overwritten."""
-    from bcnet.artifacts import write_file
     from bcnet.config import CONFIG_FILE, template
     from bcnet.errors import ConfigError
+    from bcnet.runs import write_file
     from bcnet.toml_files import is_there
 
     path = config or CONFIG_FILE
@@ -207,8 +207,8 @@ def inspect(
         },
     )
     if model is None:
+        from bcnet.pipeline.problem import load_project
         from bcnet.run_choice import require_configured
-        from bcnet.supernet.project import load_project
 
         require_configured("inspect", config, None, settings)
 
@@ -221,7 +221,7 @@ def inspect(
         import torch
 
         from bcnet.models import build_model
-        from bcnet.supernet.project import searched_space, target_profile
+        from bcnet.pipeline.problem import searched_space, target_profile
 
         # A configured file of weights is of the configured network.
         network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)
@@ -232,8 +232,8 @@ def inspect(
         network, space, _ = searched_space(settings, profile, network, example)
 
         def not_deliverable() -> str | None:
-            from bcnet.supernet import exportable
-            from bcnet.supernet.onnx_graph import OnnxSupernet
+            from bcnet.onnx_export import exportable
+            from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 
             def graph() -> OnnxSupernet:
                 return OnnxSupernet(network, space, example, opset=profile.opset)
@@ -402,8 +402,8 @@ def check_lut(
     """Check whether device, driver or runtime became slower. Measures a sample of the table again, in place,
     with a probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or
     inconclusive."""
-    from bcnet.artifacts import write_file
     from bcnet.latency_tables import check_report
+    from bcnet.runs import write_file
 
     allowed = _percentage("--max-slowdown", max_slowdown)
     if against is not None and (batch, threads, precision, host or None) != (None, None, None, None):
@@ -577,8 +577,8 @@ def export(
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
     from bcnet.pipeline import export, slice
     from bcnet.pipeline.engine import EngineWanted, engine_profile
+    from bcnet.pipeline.problem import target_profile
     from bcnet.progress import say
-    from bcnet.supernet.project import target_profile
 
     own = _target(device, batches[0] if batches else None, threads, precision, host)
     settings = configured(config, {"": {"seed": seed, **own}})
@@ -654,8 +654,8 @@ def run_all(
     )
     command = _Command("run", run, config, as_json, replace, measures=True)
     with _chosen(command, settings) as (target, settings):
-        from bcnet.artifacts import NOT_DONE
         from bcnet.pipeline import build_lut, compare, export, search, slice, train
+        from bcnet.runs import NOT_DONE
 
         stages = {
             "train": train,
@@ -737,7 +737,7 @@ def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, 
     """Check whether the device can be measured. Goes there step by step, over ssh with --host, and says what
     is missing. Exit code 3 when something is."""
     from bcnet.doctor import examine
-    from bcnet.supernet.project import target_profile
+    from bcnet.pipeline.problem import target_profile
 
     profile = target_profile(configured(config, {"": {"device": device, "host": host or None}}))
     found = examine(profile)
@@ -840,7 +840,7 @@ def _percentage(flag: str, text: str) -> float:
 def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:
     """The side, in pixels, of the images that a model is inspected with, and where it comes from."""
     from bcnet.config import is_example
-    from bcnet.data import load_data
+    from bcnet.data.dataset import load_data
     from bcnet.errors import DataError
 
     if is_example(config):
@@ -914,8 +914,8 @@ def _stage(command: _Command, stage: "Callable[[Run, Config], dict[str, Any]]", 
 def _reach(settings: "Config") -> None:
     """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
     from bcnet.hw_profiles.target import target_profile
+    from bcnet.measure.network_latency import runtime_of
     from bcnet.progress import working
-    from bcnet.supernet.measure import runtime_of
 
     profile = target_profile(settings)
     if profile.host and not profile.recording:
@@ -925,9 +925,9 @@ def _reach(settings: "Config") -> None:
 
 def _reuse(run: "Run", settings: "Config") -> None:
     """Let a run that has no supernet use that of the default run, if it is of the same network."""
-    from bcnet.artifacts import Run
     from bcnet.pipeline.kept import reuse_supernet
     from bcnet.run_choice import DEFAULT
+    from bcnet.runs import Run
 
     if run.folder.name != DEFAULT:
         reuse_supernet(run, settings, Run.named(DEFAULT, run.config))

@@ -5,10 +5,10 @@ from typing import Any
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
+from bcnet.measure.network_latency import runtime_of, why_not_here
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import check_host
-from bcnet.supernet.measure import runtime_of, why_not_here
 
 ROOM_MB = 500  # free space for a network's files, an engine and a timing cache
 STEADY = 0.10  # a reference microbenchmark that varies by more indicates a busy machine, or varying clocks

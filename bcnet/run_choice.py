@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from bcnet.artifacts import MANIFEST, Run, read_json
 from bcnet.config import Config, is_example
 from bcnet.errors import ArtifactError, ConfigError, DeviceError, TableError, UsageError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.hw_profiles.target import Target, target_of, target_profile
 from bcnet.progress import say
+from bcnet.runs import MANIFEST, Run, read_json
 
 RUNS = Path("runs")
 DEFAULT = "default"
@@ -173,8 +173,8 @@ def _has_begun(run: Run) -> bool:
 
 def _require_example(run: Run, settings: Config) -> None:
     """Raise ConfigError where a run's supernet, or its table where it has none, is not the example's."""
+    from bcnet.pipeline.problem import load_project
     from bcnet.pipeline.training_file import inputs_of  # torch with it
-    from bcnet.supernet.project import load_project
 
     train, table = run.stage("train"), run.stage("build-lut")
     if train.path(MANIFEST).exists():
@@ -271,7 +271,7 @@ def _other_name(bound: Target, wanted: Target) -> str:
 
 def _build(choice: Choice, profile: HwProfile) -> str:
     """The command that measures the table of a device that has none yet."""
-    from bcnet.supernet.measure import why_not_here  # its runtimes with it
+    from bcnet.measure.network_latency import why_not_here  # its runtimes with it
 
     flags = f"--device {profile.name}"
     if "host" in choice.config.model_fields_set:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bcnet.artifacts import MANIFEST, Run
 from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
 from bcnet.run_choice import RUNS, bound_to, checked_name
+from bcnet.runs import MANIFEST, Run
 
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 HEADINGS = ("run", "device", "budget", "winner, accuracy", "export", "date")

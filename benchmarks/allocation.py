@@ -28,22 +28,22 @@ import scipy
 import torch
 from train_step import _processor
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_latency import setting_of
 from bcnet.methods.latency_greedy import narrowed_by
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import total
 from bcnet.methods.program import SolverSettings, allocate_exactly
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.estimate_lut import estimate_lut, fitted_roofline
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.measure import setting_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import WidthGroup, WidthSpace
+from bcnet.runs import json_bytes, write_file
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import WidthGroup, WidthSpace
 
 GOAL = 10.0  # seconds for one network, to 0.1 %
 RANDOM = ((26, 50, 8), (37, 53, 8), (60, 120, 8), (26, 50, 16))  # groups, layers, choices

@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 from lut_error import load_network
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.errors import BudgetError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_latency import measure_network, runtime_of
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.search_evolved import SearchResult, search
-from bcnet.supernet.evolution import SearchSettings, fastest
-from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import measure_network, runtime_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import Widths
+from bcnet.runs import json_bytes, write_file
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import keep_freed_memory
+from bcnet.width_search.evolution import SearchSettings, fastest
 
 NETWORK = "mobilenet_v2-224"
 OVER = 0.02  # a winner may be so far above its budget

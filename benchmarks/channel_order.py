@@ -12,11 +12,11 @@ import statistics
 import torch
 
 from bcnet.config import Config, SpaceConfig, TrainConfig
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.progress import say
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.score import score_sides
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.scorer import score_sides
 
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 ORDERS = ("as-is", "l1", "bn-scale", "taylor")

@@ -30,18 +30,18 @@ import onnxruntime
 import torch
 from scipy.stats import beta
 
-from bcnet.artifacts import file_digest, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
+from bcnet.onnx_export import onnx_supernet
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
+from bcnet.runs import file_digest, write_file
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnxruntime import OnnxRuntime
-from bcnet.supernet import onnx_graph
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
 
 SLOWED = "Conv 3x3 depthwise"
 UNCHANGED = ("unchanged, quiet", "unchanged, second core busy")
@@ -70,7 +70,7 @@ while True:
 
 def graph_of(folder: Path, model: str, image_size: int, bins: int) -> OnnxSupernet:
     """The network's ONNX graph, exported once and kept in the folder."""
-    code = file_digest(Path(onnx_graph.__file__))  # a pickle does not outlive its class
+    code = file_digest(Path(onnx_supernet.__file__))  # a pickle does not outlive its class
     file = folder / f"{re.sub('[^a-z0-9]+', '-', model)}-{image_size}-{bins}-{code}.pickle"
     if file.exists():
         kept = pickle.loads(file.read_bytes())

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/int8_kernels.py
 
-Both are symmetric, with int8 weights and a scale a channel (`bcnet.supernet.quantize`). Networks of
+Both are symmetric, with int8 weights and a scale a channel (`bcnet.onnx_export.int8`). Networks of
 torchvision without trained weights, 224 x 224, batch 1, one thread; a network's files are timed in turn,
 twelve times. Prints a Markdown table: the fastest median in ms, operators of the graph that really runs.
 """
@@ -19,9 +19,9 @@ import torch
 import torchvision
 from onnx import ModelProto
 
+from bcnet.onnx_export.int8 import quantized
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.quantize import quantized
 
 SHAPE = (1, 3, 224, 224)
 ROUNDS = 12

@@ -11,10 +11,10 @@ from onnx.utils import Extractor
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
+from bcnet.measure.network_design import covering_design
+from bcnet.measure.network_latency import runtime_of
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import covering_design
-from bcnet.supernet.measure import runtime_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
 
 
 def layer_network(network: Extractor, slot: LayerSlot) -> ModelProto:

@@ -27,21 +27,21 @@ from layers_alone import time_layers_alone
 from scipy.stats import spearmanr
 from train_step import _processor
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.calibration import fit_calibration
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_design import calibration_subnets
+from bcnet.measure.network_latency import measure_network
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import calibration_subnets
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.runs import json_bytes, write_file
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import keep_freed_memory
 
 # name: (pixels, subnets)
 NETWORKS = {

@@ -28,8 +28,8 @@ from torch import nn
 from train_step import _processor
 
 from bcnet.errors import SpaceError
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.space import Frozen, WidthSpace
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Frozen, WidthSpace
 
 CLASSIFIERS = (
     *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),

@@ -22,14 +22,14 @@ from train_step import _processor
 
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import load_profile
+from bcnet.measure.layer_attribution import layers_ms, undisturbed_ms
+from bcnet.measure.network_design import covering_design
+from bcnet.measure.network_latency import measure_network
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import covering_design
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.layer_times import layers_ms, undisturbed_ms
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
+from bcnet.training.loop import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from sshd import Sshd

@@ -9,7 +9,7 @@ Memory: the bytes of all tensors that are alive during one training step, at the
 parameters, gradients, momentum, batch and activations. Every storage that an operator returns is counted from
 then until it is freed; what an operator allocates for its own duration is not seen. The supernet step is
 `supernet_step` at the widest widths and the optimiser; the plain step is the same network, batch and
-optimiser without a supernet. Gradients are either kept and zeroed between steps, as `bcnet.supernet.fit.fit`
+optimiser without a supernet. Gradients are either kept and zeroed between steps, as `bcnet.training.loop.fit`
 trains every network, or freed, as PyTorch's `zero_grad` does by default. This has no noise: it counts.
 
     python benchmarks/path_cost.py
@@ -35,11 +35,11 @@ from train_step import _processor, _quartiles
 
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe, _optimizer, keep_freed_memory
-from bcnet.supernet.paths import cut, forward_path
-from bcnet.supernet.step import SlicedPaths, supernet_step
-from bcnet.supernet.widen import supernet_state
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import cut, forward_path
+from bcnet.space.widen import supernet_state
+from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
+from bcnet.training.supernet_step import SlicedPaths, supernet_step
 
 MODELS = tuple(
     f"torchvision:{name}"

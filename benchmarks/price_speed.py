@@ -30,17 +30,17 @@ import torch
 from lut_error import load_network
 from train_step import _processor
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import Widths
+from bcnet.runs import json_bytes, write_file
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import keep_freed_memory
 
 GOAL = 1e6
 Arrays = list[tuple[tuple[int, ...], np.ndarray]]

@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import by_loss_of, scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.methods import method_named
-from bcnet.supernet.paths import cut
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Scorer, evaluate_network
-from bcnet.supernet.smooth import denoised_scores, places_of, with_losses
-from bcnet.supernet.space import Widths
-from bcnet.supernet.step import STEPS
+from bcnet.runs import Run, digest, json_bytes, write_file
+from bcnet.space.channel_rules import method_named
+from bcnet.space.subnet import cut
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.supernet_step import STEPS
+from bcnet.width_search.scorer import Scorer, evaluate_network
+from bcnet.width_search.surrogate import denoised_scores, places_of, with_losses
 
 RESULT = Path("rank_own.json")
 

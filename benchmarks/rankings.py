@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bcnet.artifacts import read_json
 from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
-from bcnet.supernet.smooth import BY_LOSS, BY_OTHER, denoised_scores, with_losses
+from bcnet.runs import read_json
+from bcnet.width_search.surrogate import BY_LOSS, BY_OTHER, denoised_scores, with_losses
 
 
 class Rows:

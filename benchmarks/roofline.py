@@ -17,10 +17,10 @@ from bcnet.hw_profiles import load_profile
 from bcnet.latency_tables.roofline import error_of, fit, measured_rows
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import keep_freed_memory
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
+from bcnet.training.loop import keep_freed_memory
 
 
 def measured_table(name: str, size: int, path: Path) -> LatencyTable:

@@ -34,15 +34,16 @@ import torch
 from scipy.stats import kendalltau
 from train_step import _processor
 
-from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.config import load_config
-from bcnet.data import KeptBatches
+from bcnet.data.dataset import KeptBatches
+from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.results import trained_supernets
 from bcnet.progress import progress_bar
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.paths import run_with
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import (
+from bcnet.runs import Run, digest, json_bytes, write_file
+from bcnet.space.subnet import run_with
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Recipe
+from bcnet.width_search.scorer import (
     Score,
     Scorer,
     _mean,
@@ -53,7 +54,6 @@ from bcnet.supernet.score import (
     score,
     score_of,
 )
-from bcnet.supernet.space import Widths
 
 GOAL = 3.0
 DRAWS = 2000

@@ -23,16 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcnet.artifacts import write_file
 from bcnet.bench.channel_bench_macro import BUDGETS, MAXIMA, BenchTable
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.pipeline.search_evolved import search
-from bcnet.supernet.costs import Cost, multiply_accumulates
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.evolution import SearchSettings
-from bcnet.supernet.prior import Limit, potential_losses, prior
-from bcnet.supernet.smooth import denoised_scores
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.runs import write_file
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Cost, multiply_accumulates
+from bcnet.width_search.evolution import SearchSettings
+from bcnet.width_search.initial_population import Limit, potential_losses, prior
+from bcnet.width_search.surrogate import denoised_scores
 
 BAR = 0.05  # points of regret, at each budget
 DEFAULT = {"population": 16, "generations": 4}  # bcnet's own: 80 candidates

@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from budget_held import pressing_score
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ModelConfig
 from bcnet.errors import BcnetError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_design import calibration_subnets
+from bcnet.measure.network_latency import measure_network, runtime_of
 from bcnet.models import build_model
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.search_evolved import search
+from bcnet.runs import json_bytes, write_file
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.design import calibration_subnets
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.evolution import SearchSettings, fastest
-from bcnet.supernet.measure import measure_network, runtime_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import Widths
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths
+from bcnet.width_search.evolution import SearchSettings, fastest
 
 NETWORKS = ("mobilenet_v2-224", "resnet18-224")
 BUDGETS = (0.25, 0.5, 0.75)  # of the way from the fastest network's latency to the full one's

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe, _optimizer, keep_freed_memory
-from bcnet.supernet.methods import METHODS
-from bcnet.supernet.paths import State, cut
-from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import SlicedPaths, supernet_step
-from bcnet.supernet.widen import supernet_state
+from bcnet.space.channel_rules import METHODS
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import State, cut
+from bcnet.space.widen import supernet_state
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
+from bcnet.training.supernet_step import SlicedPaths, supernet_step
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet18", "torchvision:vgg16_bn")
 GOAL = 1.20
@@ -136,7 +136,7 @@ def measure(name: str, options: argparse.Namespace) -> list[Round]:
 def _supernet(
     model: nn.Module, space: WidthSpace, state: State, recipe: Recipe
 ) -> Callable[[Widths, Batch], None]:
-    """A whole training step of the supernet, as `bcnet.supernet.fit.fit` takes it."""
+    """A whole training step of the supernet, as `bcnet.training.loop.fit` takes it."""
     names = set(space.parameters)
     parameters = {name: nn.Parameter(tensor) for name, tensor in state.items() if name in names}
     buffers = {name: tensor for name, tensor in state.items() if name not in names}

@@ -57,9 +57,9 @@ table_noise = 20.0
 
 def clear_projects() -> None:
     """Forget the project that the process has loaded: it is kept by its configuration, not by its folder."""
-    from bcnet.supernet import project
+    from bcnet.pipeline.problem import forget_project
 
-    project.forget_project()
+    forget_project()
 
 
 @pytest.fixture(autouse=True)

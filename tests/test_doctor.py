@@ -9,7 +9,7 @@ from bcnet import doctor
 from bcnet.doctor import examine
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
-from bcnet.supernet.measure import runtime_of
+from bcnet.measure.network_latency import runtime_of
 
 
 def test_where_a_recording_answers_this_machine_is_not_looked_at(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from conftest import PROFILE, Refused
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ArtifactError, TableError, UsageError
@@ -16,6 +15,7 @@ from bcnet.hw_profiles.target import Target
 from bcnet.locks import lock_file, locked
 from bcnet.run_choice import Does, bound_to, choose, require_table, run_holding
 from bcnet.run_list import removal, remove, runs
+from bcnet.runs import Run
 
 pytestmark = pytest.mark.usefixtures("folder")
 CPU = {"device": "cpu", "batch": 1, "threads": 1, "precision": "fp32"}

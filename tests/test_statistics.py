@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from bcnet.config import DataConfig, load_config
-from bcnet.data import load_data
+from bcnet.data.dataset import load_data
 from bcnet.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bcnet.artifacts import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.bench.arena_figure import figure
 from bcnet.bench.arena_report import as_text, report_of
 from bcnet.bench.arena_rows import ORIGINAL, Row
@@ -40,8 +39,11 @@ from bcnet.errors import (
     TrainingError,
 )
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.measure.network_latency import measure_network
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import bounds_of
@@ -50,14 +52,12 @@ from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
 from bcnet.progress import announce, say, working
 from bcnet.reading import read_bytes
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.paths import tensors_of, with_state
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.task import Task, logits_of
-from bcnet.supernet.temperature import are_classes
+from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
+from bcnet.space.subnet import tensors_of, with_state
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
+from bcnet.training.task import Task, logits_of
+from bcnet.width_search.temperature import are_classes
 
 FOLDER = "bench/arena"  # in the run's
 ONNX_BYTES = 1 << 31  # no file of that format is larger

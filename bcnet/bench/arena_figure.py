@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bcnet.artifacts import write_file
 from bcnet.bench.arena_rows import AUTO, ORIGINAL, outside
+from bcnet.runs import write_file
 
 MARKERS = "osD^v<>pPX*hd"
 COLOURS = ("gold", "navy", "teal", "salmon", "darkgreen")  # beyond matplotlib's own ten

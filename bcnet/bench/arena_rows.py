@@ -10,7 +10,7 @@ from bcnet.errors import UsageError
 from bcnet.methods.allocators import ALLOCATORS
 from bcnet.methods.group_fisher import NormalisedBy
 from bcnet.pipeline.route import ALLOCATIONS, GROUP_FISHER
-from bcnet.supernet.importance import CRITERIA, Criterion
+from bcnet.space.importance import CRITERIA, Criterion
 
 ORIGINAL = "original"
 AUTO = "auto"

@@ -16,31 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, write_file
 from bcnet.bench.arena_rows import Row
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside import COMPETITORS
 from bcnet.bench.outside_job import Failed, Job, NotInstalled
 from bcnet.errors import FOREIGN, ArtifactError, BcnetError, BudgetError, one_line
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.measure.network_latency import measure_network
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.measured import ALTERNATIONS, Target
 from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
+from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.importance import Criterion, Importances
-from bcnet.supernet.inherit import Inherited, Original, inherited
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.paths import State, arguments, cut, tensors_of, with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.space import Widths
+from bcnet.space.importance import Criterion, Importances
+from bcnet.space.subnet import State, arguments, cut, tensors_of, with_state
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Recipe
+from bcnet.width_search.inherit import Inherited, Original, inherited
 
 RECALIBRATED = "recalibrated"  # of a start: batch-norm statistics were made again
 QUICK, THOROUGH = 0.1, 0.5  # of the profile's duration, for one measurement

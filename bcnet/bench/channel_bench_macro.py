@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bcnet.artifacts import read_json
 from bcnet.errors import ArtifactError
 from bcnet.models.channel_bench_macro import MOBILENET_WIDTHS, RESNET_WIDTHS
-from bcnet.supernet.smooth import places_of
+from bcnet.runs import read_json
+from bcnet.width_search.surrogate import places_of
 
 MAXIMA = {"mobilenet": MOBILENET_WIDTHS, "resnet": RESNET_WIDTHS}
 QUARTERS = 4  # a setting's digits are its widths in quarters of the maxima

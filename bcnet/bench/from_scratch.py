@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 
-from bcnet.artifacts import Run, digest
 from bcnet.bench.channel_bench_macro import BenchTable
 from bcnet.bench.kept import Kept, finite
 from bcnet.config import Config
+from bcnet.pipeline.problem import fresh_model, load_project
 from bcnet.progress import announce, say
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.project import fresh_model, load_project
-from bcnet.supernet.score import evaluate_network
+from bcnet.runs import Run, digest
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.scorer import evaluate_network
 
 
 def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from bcnet.bench.outside_job import Job, package, quiet
-from bcnet.data import to_device
+from bcnet.data.dataset import to_device
 from bcnet.progress import say
-from bcnet.supernet.fit import batches
-from bcnet.supernet.score import evaluate_network
+from bcnet.training.loop import batches
+from bcnet.width_search.scorer import evaluate_network
 
 ROUNDS = 5  # of moving the share of multiply-accumulates
 IMAGES = 512  # validation images that its networks are scored on

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import BcnetError, BudgetError
-from bcnet.supernet.fit import Recipe
+from bcnet.training.loop import Recipe
 
 NEAR = 1.05  # times the target: from here on, networks are measured thoroughly
 
@@ -80,7 +80,7 @@ def output_layers(model: nn.Module, example: Any) -> list[nn.Module]:
     """The layer that makes the network's output: the last one that runs and has as many outputs."""
     import torch
 
-    from bcnet.supernet.paths import arguments
+    from bcnet.space.subnet import arguments
 
     ran: list[tuple[nn.Module, int]] = []
     hooks = [

@@ -11,7 +11,7 @@ from torch import nn
 
 from bcnet.bench.outside_job import Job, output_layers, package, quiet
 from bcnet.progress import progress_bar
-from bcnet.supernet.fit import batches
+from bcnet.training.loop import batches
 
 STEPS = 45  # of 2 % of the channels each
 LAST = 0.9  # share of the channels that the last step has removed, and the most that a layer loses

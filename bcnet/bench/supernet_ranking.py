@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcnet.artifacts import Run, digest, json_bytes, write_file
 from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
 from bcnet.bench.kept import Kept, finite
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import announce, progress_bar, say
-from bcnet.supernet.fit import training_device
-from bcnet.supernet.methods import method_named
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Judge, Scorer, score_of
-from bcnet.supernet.smooth import Ridge, denoised_scores, features_of, with_losses
-from bcnet.supernet.space import Widths
-from bcnet.supernet.step import STEPS
+from bcnet.runs import Run, digest, json_bytes, write_file
+from bcnet.space.channel_rules import method_named
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import training_device
+from bcnet.training.supernet_step import STEPS
+from bcnet.width_search.scorer import Judge, Scorer, score_of
+from bcnet.width_search.surrogate import Ridge, denoised_scores, features_of, with_losses
 
 
 @dataclass(frozen=True)

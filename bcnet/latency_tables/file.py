@@ -20,7 +20,6 @@ from typing import IO, Any
 
 from pydantic import ValidationError
 
-from bcnet.artifacts import digest
 from bcnet.errors import TableError
 from bcnet.latency_tables.layout import (
     FILE,
@@ -44,6 +43,7 @@ from bcnet.latency_tables.seals import (
 )
 from bcnet.plain import plain, shown
 from bcnet.reading import JSON_BYTES
+from bcnet.runs import digest
 
 __all__ = ["Content", "json_schema", "read", "text_of"]
 

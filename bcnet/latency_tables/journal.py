@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bcnet.artifacts import digest
 from bcnet.errors import TableError
 from bcnet.locks import Locked, locked
 from bcnet.progress import say
+from bcnet.runs import digest
 from bcnet.sealed import SealedLines
 
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from bcnet.artifacts import digest
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import STRICT, Calibration, LatencyStat, LayerSpec, Session, Setting, Text
 from bcnet.plain import plain
+from bcnet.runs import digest
 
 SCHEMA = 4
 PROBE_1 = {"matmul_ms": "matmul_256_ms"}  # parts of the reference microbenchmark: name in schema 1, name now

@@ -8,6 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
+from bcnet.space.grouped import narrowed_evenly
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 LARGEST = 2**31 - 1  # larger sizes and counts would overflow in calculations
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -83,7 +85,7 @@ class LayerSpec:
         `groups` is minus the channels per group if the layer is narrowed by whole groups, else their number.
         """
         groups = self.groups
-        if groups > EVEN_GROUPS or groups == self.in_channels > 1:
+        if not narrowed_evenly(groups, self.in_channels):
             groups = -(self.in_channels // groups)
         return replace(self, in_channels=0, out_channels=0, groups=groups)
 

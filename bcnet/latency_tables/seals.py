@@ -11,8 +11,8 @@ from zlib import crc32
 
 import numpy as np
 
-from bcnet.artifacts import bytes_digest
 from bcnet.latency_tables.rows import LayerSpec, Session, Setting
+from bcnet.runs import bytes_digest
 
 UNSEALED = len(b', "seal": "01234567"},\n')  # bytes at the end of a row's line that its checksum excludes
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bcnet.artifacts import digest, write_file
 from bcnet.errors import TableError
 from bcnet.latency_tables import file
 from bcnet.latency_tables.interpolate import Surface, interpolate
 from bcnet.latency_tables.rows import FAILED_MS, LayerSpec, Setting
 from bcnet.progress import say
+from bcnet.runs import digest, write_file
 
 
 class LatencyTable(file.Content):

@@ -15,9 +15,9 @@ from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import importance_tables
 from bcnet.methods.problem import Problem
 from bcnet.methods.uniform import widest_scaled
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import LatencyOf
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import LatencyOf
 
 LEAST = 1e-3  # of the most important group's mean: a group of no importance still has a share
 

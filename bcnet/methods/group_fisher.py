@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.methods.limits import Limits
-from bcnet.supernet.costs import Cost, multiply_accumulates
-from bcnet.supernet.fit import (
+from bcnet.space.importance import extracted, made_along, stretches
+from bcnet.space.subnet import State, tensors_of
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.training.gates import Fisher, Taylor, coupled_importance
+from bcnet.training.loop import (
     Objective,
     Recipe,
     check_trained,
@@ -27,11 +30,8 @@ from bcnet.supernet.fit import (
     steps_an_epoch,
     trainable_parameters,
 )
-from bcnet.supernet.gates import Fisher, Taylor, coupled_importance
-from bcnet.supernet.importance import extracted, made_along, stretches
-from bcnet.supernet.paths import State, tensors_of
-from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
-from bcnet.supernet.task import entries
+from bcnet.training.task import entries
+from bcnet.width_search.constraints import Cost, multiply_accumulates
 
 NormalisedBy = Literal["latency", "macs", "memory"]
 

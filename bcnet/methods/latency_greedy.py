@@ -13,9 +13,9 @@ from torch import Tensor
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import check_tables, importance_tables
 from bcnet.methods.problem import Problem
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import LatencyOf
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import LatencyOf
 
 SMALLEST = 1e-4  # a step that saves a smaller part of what is still to be saved is none
 

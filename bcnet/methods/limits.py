@@ -11,9 +11,9 @@ import numpy as np
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import LatencyOf, as_share, fastest
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import LatencyOf, as_share, fastest
 
 
 class Limits:

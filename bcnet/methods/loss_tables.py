@@ -15,7 +15,7 @@ from torch import Tensor
 from bcnet.errors import SpaceError
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
-from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 
 LossOf = Callable[[Widths], SupportsFloat]
 UNUSABLE = 10.0  # a loss that is not finite counts as so many times the worst that is

@@ -15,8 +15,8 @@ from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import LossOf
 from bcnet.methods.problem import Problem
 from bcnet.methods.uniform import allocate_uniformly, widest_scaled
-from bcnet.supernet.costs import multiply_accumulates
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import multiply_accumulates
 
 MOST = 6  # groups that grow in one step, as published
 FEWER = 0.5  # groups less in each round, as published

@@ -14,9 +14,9 @@ import numpy as np
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import LossOf
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.importance import Importances
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.importance import Importances
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
 
 AdjustedBy = Literal["latency", "macs"]
 

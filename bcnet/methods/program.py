@@ -24,8 +24,8 @@ from bcnet.methods.problem import Problem
 from bcnet.methods.rows import Columns, Sum
 from bcnet.methods.silent import silent
 from bcnet.progress import say
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
 
 ROUNDS = 6  # of correcting the program's latency by the table's
 MOST = 3  # groups of an array that gets columns of its own

@@ -9,11 +9,11 @@ from torch import nn
 
 from bcnet.config import PRETRAINED, ModelConfig
 from bcnet.errors import FOREIGN, ModelError, one_line
-from bcnet.imports import import_function
 from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digits
 from bcnet.models.weights import Run, load_weights
+from bcnet.user_code import import_function
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits": digits,

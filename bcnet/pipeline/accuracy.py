@@ -3,7 +3,7 @@
 import torch
 from scipy.stats import binomtest
 
-from bcnet.supernet.project import Project
+from bcnet.pipeline.problem import Project
 
 
 def accuracy_interval(project: Project, accuracy: float) -> tuple[float, float] | None:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
@@ -30,14 +29,15 @@ from bcnet.latency_tables.noise import QUIETER, noise_of_networks, noisy
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.layer_attribution import layers_ms, row_stat
+from bcnet.measure.network_design import calibration_subnets, needed_layers, networks_with, plan
+from bcnet.measure.network_latency import measure_network, runtime_of, setting_of, why_not_here
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.problem import load_project, model_key
 from bcnet.plain import plain
 from bcnet.progress import announce, progress_bar, say
-from bcnet.supernet.design import calibration_subnets, needed_layers, networks_with, plan
-from bcnet.supernet.layer_times import layers_ms, row_stat
-from bcnet.supernet.measure import measure_network, runtime_of, setting_of, why_not_here
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.project import load_project, model_key
-from bcnet.supernet.space import Widths
+from bcnet.runs import Run, json_bytes
+from bcnet.space.width_space import Widths
 
 NOISY = 0.025  # a row with a larger spread is measured again
 PASSES = 2

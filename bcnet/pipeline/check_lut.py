@@ -19,13 +19,13 @@ from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.probe import pool_readings
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.layer_attribution import layers_ms, undisturbed_ms
+from bcnet.measure.network_design import covering_design
+from bcnet.measure.network_latency import runtime_of, setting_of
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.problem import load_project
 from bcnet.progress import progress_bar
-from bcnet.supernet.design import covering_design
-from bcnet.supernet.layer_times import layers_ms, undisturbed_ms
-from bcnet.supernet.measure import runtime_of, setting_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.project import load_project
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
 
 MOST_NETWORKS = 6
 LEAST_ROUNDS = 3

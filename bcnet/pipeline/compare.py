@@ -16,28 +16,28 @@ from typing import Any
 
 from torch import nn
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.measure.network_latency import measure_network
+from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.original import original_network, state_of_original
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
+from bcnet.pipeline.results import sliced
 from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
+from bcnet.runs import Run, alone_in, digest, json_bytes, read_json
 from bcnet.sealed import SealedLines
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
-from bcnet.supernet.fresh import Fresh
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.paths import cut
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import sliced
-from bcnet.supernet.space import Widths
+from bcnet.space.subnet import cut
+from bcnet.space.width_space import Widths
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
 
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
 SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network

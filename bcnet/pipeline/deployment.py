@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.artifacts import json_bytes
-from bcnet.data import ImageData
-from bcnet.parts import Split
+from bcnet.data.dataset import ImageData
+from bcnet.data.splits import Split
+from bcnet.onnx_export.onnx_supernet import tensor_names
+from bcnet.runs import json_bytes
 from bcnet.runtimes.onnx_batch import BATCH
-from bcnet.supernet.onnx_graph import tensor_names
-from bcnet.supernet.paths import arguments
-from bcnet.supernet.task import Task
+from bcnet.space.subnet import arguments
+from bcnet.training.task import Task
 
 KEY = "bcnet.preprocessing"
 FORMAT = 1

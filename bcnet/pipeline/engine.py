@@ -14,10 +14,10 @@ from onnx import ModelProto
 from bcnet.agent.arrays import min_opt_max
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
+from bcnet.measure.network_latency import builder_of, replayed, why_not_here
 from bcnet.pipeline.verify import VerifyReport
 from bcnet.progress import working
 from bcnet.runtimes import Engine, Runtime
-from bcnet.supernet.measure import builder_of, replayed, why_not_here
 
 ENGINE, FACTS = "model.engine", "engine.json"
 FLAVOURS = ("tensorrt", "tensorrt-rtx")

@@ -7,7 +7,6 @@ table says so, and no network is called verified on it.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bcnet.artifacts import Run, json_bytes
 from bcnet.config import Config
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
@@ -28,11 +27,12 @@ from bcnet.latency_tables.roofline import (
     measured_rows,
 )
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_design import needed_layers
+from bcnet.measure.network_latency import setting_of
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.problem import TABLES, load_project, model_key
 from bcnet.progress import say
-from bcnet.supernet.design import needed_layers
-from bcnet.supernet.measure import setting_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.project import TABLES, load_project, model_key
+from bcnet.runs import Run, json_bytes
 
 PROCESSOR = TABLES / "cpu.json"
 

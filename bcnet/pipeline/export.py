@@ -15,8 +15,8 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes, read_json
 from bcnet.config import Config
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
     ENGINE,
@@ -30,7 +30,9 @@ from bcnet.pipeline.engine import (
 )
 from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.original import original_network, state_of_original
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import disagreement
+from bcnet.pipeline.results import Chosen, sliced, sliced_model
 from bcnet.pipeline.verify import (
     VerifyReport,
     against_original,
@@ -40,12 +42,10 @@ from bcnet.pipeline.verify import (
     verify,
 )
 from bcnet.progress import announce, say, working
+from bcnet.runs import Run, alone_in, digest, json_bytes, read_json
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
-from bcnet.supernet.fit import metric_digest
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import Chosen, sliced, sliced_model
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import metric_digest
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:

@@ -8,19 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bcnet.artifacts import Run, read_json
 from bcnet.config import Config, latency_share
 from bcnet.errors import BudgetError
 from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import Chosen, trained_supernets
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.search_inputs import bounds_of, budget_ms, margin_of, measuring, scoring, settings_of
 from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_from_json
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
-from bcnet.supernet.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import Chosen, trained_supernets
+from bcnet.runs import Run, read_json
+from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
 SAME = 1.001  # budgets are rounded when they are printed

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from bcnet.artifacts import Run, write_file
+from bcnet.pipeline.problem import Project
 from bcnet.progress import say
+from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.supernet.fit import Recipe, training_digest
-from bcnet.supernet.gates import BATCHES, measured_importances
-from bcnet.supernet.importance import CRITERIA, Importances
-from bcnet.supernet.project import Project
+from bcnet.space.importance import CRITERIA, Importances
+from bcnet.training.gates import BATCHES, measured_importances
+from bcnet.training.loop import Recipe, training_digest
 
 IMPORTANCES_FILE = "importances.safetensors"
 

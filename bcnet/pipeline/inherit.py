@@ -10,25 +10,25 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import ConfigError
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
+from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
 from bcnet.plain import loss_text
 from bcnet.progress import say, working
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.importance import CRITERIA, Importances
-from bcnet.supernet.inherit import Inherited, Original, inherited
-from bcnet.supernet.methods import Side
-from bcnet.supernet.paths import State
-from bcnet.supernet.project import Project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Score, best_first, evaluate, loss_of, recalibrated
-from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.task import Task
+from bcnet.runs import Run
+from bcnet.space.channel_rules import Side
+from bcnet.space.importance import CRITERIA, Importances
+from bcnet.space.subnet import State
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import Recipe
+from bcnet.training.task import Task
+from bcnet.width_search.inherit import Inherited, Original, inherited
+from bcnet.width_search.scorer import Score, best_first, evaluate, loss_of, recalibrated
 
 
 @dataclass(frozen=True)

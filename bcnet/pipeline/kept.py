@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from bcnet.artifacts import MANIFEST, Run, Stage, bytes_digest, read_json
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.hw_profiles.target import target_of
+from bcnet.pipeline.problem import load_project
 from bcnet.progress import say, working
-from bcnet.supernet.project import load_project
+from bcnet.runs import MANIFEST, Run, Stage, bytes_digest, read_json
 
 REPORT = "verify.json"
 MADE = {"train": "supernet", "search": "search", "slice": "network"}

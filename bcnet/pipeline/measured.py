@@ -13,8 +13,8 @@ from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.repeated import Repeated
 from bcnet.progress import say, working
-from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
+from bcnet.width_search.evolution import Candidate
 
 MeasureOf = Callable[[Widths], LatencyStat]
 ROUNDS = 4  # of proposing and measuring

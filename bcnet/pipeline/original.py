@@ -5,13 +5,13 @@ Where no supernet is trained, the first stage leaves it in `train/original.safet
 
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run
 from bcnet.errors import ArtifactError
 from bcnet.models.finite import not_finite
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.route import on_trained_network
+from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
-from bcnet.supernet.paths import cut, tensors_of, with_state
-from bcnet.supernet.project import Project
+from bcnet.space.subnet import cut, tensors_of, with_state
 
 ORIGINAL_FILE = "original.safetensors"
 

@@ -13,20 +13,20 @@ from typing import Any
 
 from torch import nn
 
-from bcnet.artifacts import MANIFEST, Run, write_file
 from bcnet.errors import ArtifactError
 from bcnet.methods.group_fisher import FisherSettings, NormalisedBy, SteadyRecipe, prune_by_group_fisher
 from bcnet.methods.limits import Limits
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say
+from bcnet.runs import MANIFEST, Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.supernet.fit import Recipe, seconds_to_fit, steps_an_epoch
-from bcnet.supernet.inherit import Original
-from bcnet.supernet.paths import State, tensors_of, with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.score import Score
-from bcnet.supernet.space import Widths
+from bcnet.space.subnet import State, tensors_of, with_state
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Recipe, seconds_to_fit, steps_an_epoch
+from bcnet.width_search.inherit import Original
+from bcnet.width_search.scorer import Score
 
 PRUNED_FILE = "group-fisher.safetensors"
 PRUNED = "pruned-*.safetensors"  # of a search that goes on

@@ -4,7 +4,7 @@ In: a project. Out: the methods that find widths without a supernet, and whether
 """
 
 from bcnet.methods.allocators import ALLOCATORS, MANY_SCORES
-from bcnet.supernet.project import Project
+from bcnet.pipeline.problem import Project
 
 INHERITED_RATE = 0.02  # where slice.learning_rate is not given
 GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config, SearchConfig
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.measured import Target
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.pruned import PRUNED, PRUNED_FILE
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.route import GROUP_FISHER, allocations
@@ -23,9 +23,9 @@ from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import candidate_json
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
-from bcnet.supernet.evolution import SearchSettings
-from bcnet.supernet.fit import fine_tuning_digest, metric_digest
-from bcnet.supernet.project import Project, load_project
+from bcnet.runs import Run, alone_in, digest, json_bytes
+from bcnet.training.loop import fine_tuning_digest, metric_digest
+from bcnet.width_search.evolution import SearchSettings
 
 
 def stage_inputs(run: Run, config: Config) -> dict[str, str]:

@@ -15,9 +15,9 @@ from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.limits import Limits
 from bcnet.pipeline.measured import ROUNDS, MeasureOf, Target, alternating
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import Candidate, Evolution, LatencyOf, Prior, ScoreOf, SearchSettings
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import Candidate, Evolution, LatencyOf, Prior, ScoreOf, SearchSettings
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
 

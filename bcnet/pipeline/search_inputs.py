@@ -8,25 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bcnet.artifacts import Run
 from bcnet.config import SearchConfig, latency_share
-from bcnet.data import to_device
+from bcnet.data.dataset import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.measure.network_latency import measure_network
 from bcnet.pipeline.measured import MeasureOf
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.repeated import NOISY
-from bcnet.supernet.costs import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
-from bcnet.supernet.evolution import Prior, SearchSettings, fastest
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.measure import measure_network
-from bcnet.supernet.prior import Limit, potential_losses
-from bcnet.supernet.prior import prior as prior_population
-from bcnet.supernet.project import Project
-from bcnet.supernet.saved import training_records
-from bcnet.supernet.score import Scorer
-from bcnet.supernet.smooth import BY_LOSS, BY_OTHER
-from bcnet.supernet.temperature import are_classes
+from bcnet.pipeline.results import training_records
+from bcnet.runs import Run
+from bcnet.training.loop import Recipe
+from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
+from bcnet.width_search.evolution import Prior, SearchSettings, fastest
+from bcnet.width_search.initial_population import Limit, potential_losses
+from bcnet.width_search.initial_population import prior as prior_population
+from bcnet.width_search.scorer import Scorer
+from bcnet.width_search.surrogate import BY_LOSS, BY_OTHER
+from bcnet.width_search.temperature import are_classes
 
 DEFAULT_SHARE = "60%"  # of the full network's latency, where no budget is given
 SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by

@@ -18,8 +18,8 @@ from bcnet.pipeline.measured import (
     too_slow,
 )
 from bcnet.progress import working
-from bcnet.supernet.evolution import Candidate, Evolution, SearchSettings
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
+from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 
 
 @dataclass(frozen=True)

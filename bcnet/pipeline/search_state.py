@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bcnet.artifacts import Stage
 from bcnet.errors import ArtifactError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import say
+from bcnet.runs import Stage
 from bcnet.sealed import SealedLines
-from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.score import Score
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.evolution import Candidate
+from bcnet.width_search.scorer import Score
 
 STATE = "state.jsonl"
 OLD_STATE = "state.json"  # of earlier versions

@@ -18,10 +18,10 @@ from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.plain import loss_text
 from bcnet.progress import say, working
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.score import Score, best_first, loss_of
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import Candidate
+from bcnet.width_search.scorer import Score, best_first, loss_of
 
 ORIGINAL = "original"
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bcnet.artifacts import Run, Stage
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.measured import MeasureOf, Target
 from bcnet.pipeline.original import trained_network, trained_state
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
+from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
@@ -41,13 +42,12 @@ from bcnet.pipeline.search_trained import (
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import Candidate, Evolution, SearchSettings
-from bcnet.supernet.paths import with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Score, best_first
-from bcnet.supernet.space import Widths
+from bcnet.runs import Run, Stage
+from bcnet.space.subnet import with_state
+from bcnet.space.width_space import Widths
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
+from bcnet.width_search.scorer import Score, best_first
 
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
 

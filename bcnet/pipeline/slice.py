@@ -17,26 +17,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bcnet.artifacts import Run, alone_in, digest, json_bytes
 from bcnet.config import Config
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import Chosen, searched
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
-from bcnet.supernet.methods import Side
-from bcnet.supernet.paths import arguments, cut, with_state
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import Chosen, searched
-from bcnet.supernet.score import evaluate_network
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.runs import Run, alone_in, digest, json_bytes
+from bcnet.space.channel_rules import Side
+from bcnet.space.subnet import arguments, cut, with_state
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
+from bcnet.width_search.scorer import evaluate_network
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from bcnet.pipeline.problem import Project
 from bcnet.progress import say
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import channel_order
-from bcnet.supernet.inherit import Original, inherited
-from bcnet.supernet.paths import State
-from bcnet.supernet.project import Project
-from bcnet.supernet.score import loss_of
-from bcnet.supernet.widen import supernet_state
+from bcnet.space.importance import channel_order
+from bcnet.space.subnet import State
+from bcnet.space.widen import supernet_state
+from bcnet.training.gates import measured_importances
+from bcnet.training.loop import Recipe
+from bcnet.width_search.inherit import Original, inherited
+from bcnet.width_search.scorer import loss_of
 
 
 def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:

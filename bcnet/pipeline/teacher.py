@@ -7,15 +7,15 @@ import copy
 
 from torch import nn
 
-from bcnet.artifacts import digest
 from bcnet.errors import FOREIGN, ConfigError, TrainingError, one_line
-from bcnet.imports import code_of, import_function
 from bcnet.pipeline.original import given_network
+from bcnet.pipeline.problem import Project
 from bcnet.progress import say
-from bcnet.supernet.fit import Objective, Recipe
-from bcnet.supernet.paths import tensors_of, with_state
-from bcnet.supernet.project import Project
+from bcnet.runs import digest
+from bcnet.space.subnet import tensors_of, with_state
 from bcnet.training.distill import Distillation
+from bcnet.training.loop import Objective, Recipe
+from bcnet.user_code import code_of, import_function
 
 AUTO, ORIGINAL, NONE = "auto", "original", "none"
 

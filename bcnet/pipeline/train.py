@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run, Stage, alone_in
 from bcnet.config import Config, TaskConfig
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.kept import warn_of_verified
+from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.results import supernet_file
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
@@ -40,7 +41,13 @@ from bcnet.pipeline.training_file import (
     save_checkpoint,
 )
 from bcnet.progress import announce, say, working
-from bcnet.supernet.fit import (
+from bcnet.runs import Run, Stage, alone_in
+from bcnet.space.channel_rules import WidthSampler
+from bcnet.space.subnet import State, cut
+from bcnet.space.widen import supernet_state
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.cuda_graph import fastest_paths
+from bcnet.training.loop import (
     Objective,
     Recipe,
     Snapshot,
@@ -51,15 +58,8 @@ from bcnet.supernet.fit import (
     steps_an_epoch,
     training_digest,
 )
-from bcnet.supernet.methods import WidthSampler
-from bcnet.supernet.paths import State, cut
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.recorded import fastest_paths
-from bcnet.supernet.saved import supernet_file
-from bcnet.supernet.score import evaluate, evaluate_network, recalibrated
-from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
-from bcnet.supernet.widen import supernet_state
+from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
+from bcnet.width_search.scorer import evaluate, evaluate_network, recalibrated
 
 POINT = 0.01  # of accuracy: more than this is a loss
 

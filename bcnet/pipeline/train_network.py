@@ -10,21 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from bcnet.artifacts import Run
 from bcnet.config import Config
 from bcnet.models.weights import listed
 from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.inherit import check_inheritance
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.original import ORIGINAL_FILE, is_given
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
+from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, seconds_to_fit, training_digest
-from bcnet.supernet.paths import cut, tensors_of, with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.score import evaluate_network
+from bcnet.space.subnet import cut, tensors_of, with_state
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Recipe, seconds_to_fit, training_digest
+from bcnet.width_search.scorer import evaluate_network
 
 CHECKPOINT = "checkpoint-original.safetensors"
 KNOWN = 0.1  # by which the accuracy on images of the training exceeds that on others

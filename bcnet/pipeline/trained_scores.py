@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bcnet.data import to_device
+from bcnet.data.dataset import to_device
+from bcnet.data.splits import Items, Split
 from bcnet.errors import ArtifactError
 from bcnet.methods.loss_tables import loss_tables
 from bcnet.methods.utilisation import ChannelDropout, utilisation
-from bcnet.parts import Items, Split
+from bcnet.pipeline.problem import Project
 from bcnet.plain import loss_text
 from bcnet.progress import say
 from bcnet.sealed import SealedLines
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import CRITERIA, Criterion, Importances, channel_order, reordered
-from bcnet.supernet.paths import State, with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.score import Score, Scorer, best_first, evaluate, loss_of, recalibrated
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.importance import CRITERIA, Criterion, Importances, channel_order, reordered
+from bcnet.space.subnet import State, with_state
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.gates import measured_importances
+from bcnet.training.loop import Recipe
+from bcnet.width_search.scorer import Score, Scorer, best_first, evaluate, loss_of, recalibrated
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
 TABLE_IMAGES = 384  # validation images for the losses of single widths, each compared on the same ones

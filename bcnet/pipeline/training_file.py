@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bcnet.artifacts import write_file
 from bcnet.errors import ArtifactError
+from bcnet.runs import write_file
 from bcnet.sealed import read_about, seal_tensors, unseal_tensors
-from bcnet.supernet.fit import Snapshot
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Snapshot
 
 Record = tuple[Widths, float]
 

@@ -10,22 +10,23 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bcnet.artifacts import Run, read_json
-from bcnet.data import ImageData, KeptBatches
+from bcnet.data.dataset import ImageData, KeptBatches
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, seconds_to_fit
-from bcnet.supernet.importance import Importances
-from bcnet.supernet.paths import with_state
-from bcnet.supernet.project import Project
-from bcnet.supernet.score import (
+from bcnet.runs import Run, read_json
+from bcnet.space.importance import Importances
+from bcnet.space.subnet import with_state
+from bcnet.space.width_space import Widths
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Recipe, seconds_to_fit
+from bcnet.width_search.scorer import (
     Score,
     best_first,
     evaluate_network,
@@ -33,7 +34,6 @@ from bcnet.supernet.score import (
     loss_of,
     with_new_statistics,
 )
-from bcnet.supernet.space import Widths
 
 
 def inherits(project: Project) -> bool:

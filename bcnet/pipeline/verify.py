@@ -16,19 +16,19 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from bcnet.artifacts import json_bytes, write_file
 from bcnet.config import ExportConfig
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.measure.network_latency import measure_network, runtime_of
 from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.progress import progress_bar, working
-from bcnet.supernet.measure import measure_network, runtime_of
-from bcnet.supernet.paths import arguments
-from bcnet.supernet.score import evaluate_network
-from bcnet.supernet.space import Widths, WidthSpace
-from bcnet.supernet.task import Task
+from bcnet.runs import json_bytes, write_file
+from bcnet.space.subnet import arguments
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.task import Task
+from bcnet.width_search.scorer import evaluate_network
 
 AT_LEAST = 2  # measurements of a network: a single one says nothing about the noise
 PATIENCE = 5  # measurements of a network that seems over the budget, or whose measurements disagree

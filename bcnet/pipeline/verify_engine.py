@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bcnet.artifacts import Run, json_bytes, read_json, write_file
 from bcnet.config import Config
 from bcnet.errors import ArtifactError, NotVerified
+from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
 from bcnet.pipeline.engine import FACTS, full_engine
+from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.results import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.verify import against_original, refuse_failed, verify
 from bcnet.progress import say
-from bcnet.supernet.measure import replayed, runtime_of, why_not_here
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.saved import refuse_noisy_search, sliced, sliced_model
+from bcnet.runs import Run, json_bytes, read_json, write_file
 
 MEND = "bcnet export --trt"
 

@@ -96,7 +96,7 @@ def runtime_on(
 
         return TensorRt(device, name, precision, compute_capability, power_mode, batch)
     if name == "torch":
-        from bcnet.runtimes.torch import TorchCuda
+        from bcnet.runtimes.torch_cuda import TorchCuda
 
         if not isinstance(device, LocalDevice):
             raise DeviceError(
@@ -121,13 +121,13 @@ def runtime_here(name: str, *, record_to: str | None = None, **settings: Unpack[
 @cache
 def runtime_recorded(recording: str, name: str, **settings: Unpack[Settings]) -> Runtime:
     """A runtime that replays a file of recorded answers. Raises DeviceError if the file cannot be read."""
-    from bcnet.runtimes.recorded import Recorded
+    from bcnet.runtimes.replay import Recorded
 
     return runtime_on(Recorded(Path(recording)), name, **settings)
 
 
 def _recording(device: Device, record_to: str | None) -> Device:
-    from bcnet.runtimes.recorded import Recording
+    from bcnet.runtimes.replay import Recording
 
     return Recording(device, Path(record_to)) if record_to else device
 

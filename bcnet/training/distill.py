@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.seeds import seeded
-from bcnet.supernet.fit import Objective, Recipe
-from bcnet.supernet.paths import arguments
-from bcnet.supernet.task import logits_of
+from bcnet.space.subnet import arguments
+from bcnet.training.loop import Objective, Recipe
+from bcnet.training.task import logits_of
 
 ADAPTER = "adapter:"  # the prefix of an adapter's parameters among those that are trained
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from bcnet.config import load_config
-from bcnet.data import load_data
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, training_digest
-from bcnet.supernet.project import fresh_model
-from bcnet.supernet.score import evaluate_network
+from bcnet.data.dataset import load_data
+from bcnet.pipeline.problem import fresh_model
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.loop import Recipe, training_digest
+from bcnet.width_search.scorer import evaluate_network
 
 
 def main() -> None:

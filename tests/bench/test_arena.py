@@ -18,12 +18,12 @@ from bcnet.bench.outside_job import NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import UsageError
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.pruned import OWN_WEIGHTS
 from bcnet.pipeline.route import ALLOCATIONS
 from bcnet.sealed import unseal_tensors
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.inherit import Original
-from bcnet.supernet.project import load_project
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.inherit import Original
 
 FOLDER = Path("runs/arena/bench/arena")
 OWN = ("auto", "group-fisher", "uniform, l1", "uniform (from scratch)")

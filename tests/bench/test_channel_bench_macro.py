@@ -11,8 +11,8 @@ import torch
 from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable, difference, ranking
 from bcnet.errors import ArtifactError
 from bcnet.models.channel_bench_macro import mobilenet, resnet
-from bcnet.supernet.costs import multiply_accumulates, parameters
-from bcnet.supernet.discover import discover_space
+from bcnet.space.discover import discover_space
+from bcnet.width_search.constraints import multiply_accumulates, parameters
 
 REAL = Path(__file__).parents[3] / "shared/data/channel_bench_macro/Results_MobileNet.json"
 needs_table = pytest.mark.skipif(not REAL.exists(), reason="the authors' table is not here")

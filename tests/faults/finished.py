@@ -14,15 +14,15 @@ from damage import damaged
 from steady_run import SEED, essence
 from torch import Tensor
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.errors import BcnetError
 from bcnet.pipeline import build_lut, compare, export, search, slice, train
 from bcnet.pipeline.original import trained_state
+from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
+from bcnet.pipeline.results import searched, sliced, sliced_model, trained_supernets, training_records
 from bcnet.pipeline.route import on_trained_network
-from bcnet.supernet.project import Project
-from bcnet.supernet.saved import searched, sliced, sliced_model, trained_supernets, training_records
+from bcnet.runs import Run
 
 AGAIN = "made again"
 STAGES = {

@@ -184,8 +184,8 @@ def serve() -> None:
     """Make the undisturbed run, then execute the requests, line by line."""
     import torch
 
+    from bcnet.onnx_export.onnx_supernet import to_onnx
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
-    from bcnet.supernet.onnx_graph import to_onnx
 
     steady_device()
     with contextlib.redirect_stdout(sys.stderr):

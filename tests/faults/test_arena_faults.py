@@ -13,12 +13,12 @@ from finished import AGAIN, go_to, outcome, values
 from steady_run import SEED, rounds
 from trained_run import ARENA, TrainedRun
 
-from bcnet.artifacts import Run
 from bcnet.bench import arena, arena_starts
 from bcnet.bench.arena import Arena, Plan
 from bcnet.bench.arena_rows import rows_of
 from bcnet.config import load_config
 from bcnet.errors import BcnetError
+from bcnet.runs import Run
 
 pytest_plugins = ("fault_fixtures",)
 FOLDER = Path("runs/arena/bench/arena")

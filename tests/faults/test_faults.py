@@ -16,11 +16,11 @@ from damage import damaged
 from finished import STAGES, continue_alike, go_to, outcome, results, values
 from steady_run import SEED, Commands, essence, new_folder, rounds
 
-from bcnet.artifacts import Run
 from bcnet.config import load_config
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.training_file import load_checkpoint, load_finished
+from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
-from bcnet.supernet.project import load_project
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137

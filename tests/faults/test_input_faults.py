@@ -27,7 +27,7 @@ from bcnet.hw_profiles.target import target_profile
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.checkpoint import read_checkpoints
 from bcnet.pipeline import build_lut
-from bcnet.runtimes.recorded import Recorded
+from bcnet.runtimes.replay import Recorded
 
 pytest_plugins = ("fault_fixtures",)
 INPUTS = Path("bcnet.toml"), Path("hw_profiles/cpu.toml"), Path("trained.pt")

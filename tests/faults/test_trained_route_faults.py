@@ -13,12 +13,12 @@ from finished import continue_alike, go_to, outcome, pruned_values, results, val
 from steady_run import SEED, Commands, essence, rounds
 from trained_run import TrainedRun
 
-from bcnet.artifacts import Run
 from bcnet.config import load_config
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.pruned import PrunedNetwork
+from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
-from bcnet.supernet.checkpoints import CheckpointFile
-from bcnet.supernet.project import load_project
+from bcnet.training.checkpoints import CheckpointFile
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137

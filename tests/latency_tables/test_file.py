@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import bcnet.latency_tables
-from bcnet.artifacts import digest
 from bcnet.errors import TableError
 from bcnet.latency_tables.file import json_schema
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
@@ -26,6 +25,7 @@ from bcnet.latency_tables.rows import (
     Setting,
 )
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.runs import digest
 
 SCHEMA = Path(bcnet.latency_tables.__file__).parent / "schema.json"
 FP32 = Setting("onnxruntime", "fp32", 1, 1, "default")

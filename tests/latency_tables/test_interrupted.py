@@ -20,12 +20,12 @@ from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_latency import setting_of
 from bcnet.models.digits import digits
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import at_once, build_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.measure import setting_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 Profiled = list[tuple[str, np.ndarray]]

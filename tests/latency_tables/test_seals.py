@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from test_file import CONV, FP32, GEMM, as_of_schema_3, table
 
-from bcnet.artifacts import digest
 from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.file import BATCH
 from bcnet.latency_tables.rows import Calibration, LatencyStat, Row, Session
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.runs import digest
 
 FP16 = '"precision": "fp16", "batch": 1, "threads": 1, "power_mode": "default"}, "rows": ['
 

@@ -15,14 +15,14 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.layer_attribution import attribute
+from bcnet.measure.network_design import covering_design
 from bcnet.models.digits import digits
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.design import covering_design
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.layer_times import attribute
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.space import Layer, Segment, WidthGroup, Widths, WidthSpace
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Layer, Segment, WidthGroup, Widths, WidthSpace
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
 CONV = LayerSpec("Conv", 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 16, 16)

@@ -12,8 +12,8 @@ from bcnet.errors import BudgetError
 from bcnet.methods.allocators import ALLOCATORS
 from bcnet.methods.problem import Problem
 from bcnet.pipeline.route import GROUP_FISHER
-from bcnet.supernet.importance import CRITERIA
-from bcnet.supernet.space import Widths
+from bcnet.space.importance import CRITERIA
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import ONES, model_of, product_bound, space_of
 
 CHOICES = [ONES, ONES]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcnet.data import ImageData, Split
+from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.group_fisher import (
@@ -19,13 +19,13 @@ from bcnet.methods.group_fisher import (
     prune_by_group_fisher,
 )
 from bcnet.methods.limits import Limits
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Objective, batches
-from bcnet.supernet.importance import extracted
-from bcnet.supernet.paths import tensors_of, with_state
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.discover import discover_space
+from bcnet.space.importance import extracted
+from bcnet.space.subnet import tensors_of, with_state
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import Objective, batches
 from tests.methods.tiny import product_bound
-from tests.supernet.test_gates import Functional, Tiny
+from tests.training.test_gates import Functional, Tiny
 
 RECIPE = SteadyRecipe(epochs=1, learning_rate=1e-9, batch_size=8)
 IMAGES = 24  # three steps an epoch

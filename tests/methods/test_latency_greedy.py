@@ -9,7 +9,7 @@ from bcnet.errors import BudgetError
 from bcnet.methods.latency_greedy import allocate_greedily, filled, narrowed_by
 from bcnet.methods.limits import Limits
 from bcnet.methods.loss_tables import importance_tables
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import ONES, falling, model_of, product_bound, space_of
 
 TWO = space_of([ONES, ONES])

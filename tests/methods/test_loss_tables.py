@@ -6,7 +6,7 @@ import torch
 
 from bcnet.errors import SpaceError
 from bcnet.methods.loss_tables import importance_tables, loss_tables, monotone
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import space_of
 
 SPACE = space_of([(1, 2, 3), (2, 4)])

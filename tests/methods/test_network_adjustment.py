@@ -14,8 +14,8 @@ from bcnet.methods.network_adjustment import (
     latency_utilisation,
     shifted,
 )
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.space import Widths
+from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import ONES, product_bound, space_of
 
 SPACE = space_of([ONES, ONES, ONES])

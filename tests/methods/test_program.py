@@ -16,7 +16,7 @@ from bcnet.methods.loss_tables import total
 from bcnet.methods.program import SolverSettings, allocate_exactly
 from bcnet.methods.rows import Sum
 from bcnet.methods.silent import silent
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import Layer, falling, model_of, product_bound, space_of
 
 CHOICES = [(2, 4, 6, 8), (1, 2, 3), (3, 6), (2, 4, 6, 8), (1, 5, 7)]

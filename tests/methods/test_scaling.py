@@ -6,7 +6,7 @@ import pytest
 from bcnet.errors import BudgetError
 from bcnet.methods.adapruner import allocate_by_scales
 from bcnet.methods.uniform import allocate_uniformly
-from bcnet.supernet.space import Widths
+from bcnet.space.width_space import Widths
 from tests.methods.tiny import ONES, product_bound, space_of
 
 SPACE = space_of([ONES, (2, 4, 6, 8)])

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.methods.utilisation import ChannelDropout, utilisation
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.paths import path_of, path_state, run_with, tensors_of
-from bcnet.supernet.space import Widths, WidthSpace
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import path_of, path_state, run_with, tensors_of
+from bcnet.space.width_space import Widths, WidthSpace
 
 WIDTHS = Widths((3, 4))  # of 4 and 4
 

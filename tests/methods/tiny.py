@@ -7,8 +7,8 @@ import numpy as np
 
 from bcnet.latency_tables.model import LatencyModel, LayerSlot, Terms
 from bcnet.latency_tables.rows import Calibration
-from bcnet.supernet.costs import Bound, Cost
-from bcnet.supernet.space import Segment, WidthGroup, WidthSpace
+from bcnet.space.width_space import Segment, WidthGroup, WidthSpace
+from bcnet.width_search.constraints import Bound, Cost
 from tests.latency_tables.test_table import CONV, SETTING, table_of
 
 Layer = tuple[tuple[int, ...], tuple[int, ...], Callable[[int, int], float]]  # groups in, out; ms of channels

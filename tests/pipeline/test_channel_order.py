@@ -3,12 +3,12 @@
 import torch
 
 from bcnet.config import Config, DataConfig, TrainConfig
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.supernet_start import first_state
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import reordered
-from bcnet.supernet.paths import forward_path, tensors_of
-from bcnet.supernet.project import load_project
+from bcnet.space.importance import reordered
+from bcnet.space.subnet import forward_path, tensors_of
+from bcnet.training.gates import measured_importances
+from bcnet.training.loop import Recipe
 
 
 def test_a_supernet_begins_as_the_given_network_with_the_most_important_channels_first() -> None:

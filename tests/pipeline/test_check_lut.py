@@ -19,13 +19,13 @@ from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.gate import EXIT_CODES
 from bcnet.latency_tables.rows import Failure
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure.network_latency import setting_of
 from bcnet.models.digits import digits
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.measure import setting_of
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 

@@ -10,11 +10,11 @@ import torch
 from conftest import clear_projects
 from safetensors.torch import save_file
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.digits import digits
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.compare import (
     FULL,
     ORIGINAL,
@@ -28,16 +28,16 @@ from bcnet.pipeline.compare import (
 )
 from bcnet.pipeline.export import original_accuracy
 from bcnet.pipeline.original import original_network
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.repeated import FEWEST, MOST
 from bcnet.pipeline.train import report_given
+from bcnet.runs import Run
 from bcnet.show import show_comparison
-from bcnet.supernet.checkpoints import CheckpointFile
-from bcnet.supernet.fit import Recipe, Snapshot
-from bcnet.supernet.onnx_graph import to_onnx
-from bcnet.supernet.paths import cut
-from bcnet.supernet.project import load_project
-from bcnet.supernet.score import evaluate_network
-from bcnet.supernet.space import Widths
+from bcnet.space.subnet import cut
+from bcnet.space.width_space import Widths
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import Recipe, Snapshot
+from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")
 

@@ -14,15 +14,15 @@ import pytest
 from conftest import PROFILE, Refused, clear_projects, contents
 
 from bcnet.agent.tensorrt_module import variant_of
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import sliced, sliced_model
 from bcnet.pipeline.verify import verify
+from bcnet.runs import Run
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_batch import with_free_batch
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import sliced, sliced_model
 
 pytest.importorskip("tensorrt_rtx")
 

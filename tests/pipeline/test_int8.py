@@ -13,13 +13,13 @@ from onnx import numpy_helper
 
 from bcnet.cli import main
 from bcnet.config import DataConfig, ExportConfig
-from bcnet.data import load_data
+from bcnet.data.dataset import load_data
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
+from bcnet.onnx_export.int8 import at_precision
 from bcnet.pipeline.export import export
 from bcnet.pipeline.verify import VerifyReport, verify
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.quantize import at_precision
+from bcnet.space.discover import discover_space
 
 # More images and passes than elsewhere: the network has to be right for its integers to be so.
 INT8_CONFIG = 'precision = "int8"\n' + CONFIG.replace("train_limit = 120", "train_limit = 400").replace(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import Refused, clear_projects, contents
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.pipeline.kept import reuse_supernet
+from bcnet.pipeline.problem import load_project
 from bcnet.run_choice import require_configured
+from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
-from bcnet.supernet.project import load_project
 
 EXPORT, PREVIOUS = Path("runs/default/export"), Path("runs/default/export.previous")
 
@@ -113,7 +113,7 @@ def test_a_host_that_is_not_reached_is_reported_before_anything_is_loaded(
         raise AssertionError("loaded before the host was reached")
 
     clear_projects()
-    monkeypatch.setattr("bcnet.supernet.project._load", load)
+    monkeypatch.setattr("bcnet.pipeline.problem._load", load)
     Path("bin").mkdir()
     Path("bin/ssh").write_text("#!/bin/sh\necho 'connect to host board port 22: refused' >&2\nexit 255\n")
     Path("bin/ssh").chmod(0o755)

@@ -11,7 +11,7 @@ from bcnet.config import ModelConfig, load_config
 from bcnet.models import build_model
 from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.original import state_of_original
-from bcnet.supernet.project import load_project
+from bcnet.pipeline.problem import load_project
 
 GUESSING = "this is no better than guessing among 10 classes (95 % interval "
 

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from bcnet.cli import main
 from bcnet.config import ExportConfig
-from bcnet.data import ImageData, Split
+from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.export import export
 from bcnet.pipeline.slice import program_bytes
 from bcnet.pipeline.verify import Differences, verify
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.onnx_graph import OnnxSupernet
-from bcnet.supernet.paths import cut
-from bcnet.supernet.task import Task, mean_iou
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import cut
+from bcnet.training.task import Task, mean_iou
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import CONFIG, PROFILE, clear_projects
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import ArtifactError
@@ -18,17 +17,18 @@ from bcnet.methods.limits import Limits
 from bcnet.pipeline import pruned
 from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PRUNED_FILE, PrunedNetworks, pruned_by_search
 from bcnet.pipeline.trained_scores import single_sided
 from bcnet.pipeline.tuning import passes_of
+from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
 from bcnet.show.stages import show_summary
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.importance import CRITERIA, importances
-from bcnet.supernet.paths import tensors_of
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.score import Score
-from bcnet.supernet.space import Widths
+from bcnet.space.importance import CRITERIA, importances
+from bcnet.space.subnet import tensors_of
+from bcnet.space.width_space import Widths
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.scorer import Score
 
 RUN = Path("runs/default")
 TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", '[search]\nmethod = "group-fisher"')

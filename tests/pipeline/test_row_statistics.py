@@ -7,8 +7,8 @@ from onnx import helper
 
 from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import LayerSpec
+from bcnet.measure.layer_attribution import attribute, row_stat, undisturbed_ms
 from bcnet.runtimes import runtime_here
-from bcnet.supernet.layer_times import attribute, row_stat, undisturbed_ms
 
 
 def slot(node: str) -> LayerSlot:

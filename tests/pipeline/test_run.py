@@ -20,8 +20,8 @@ from conftest import CONFIG, LargestFile, Refused, clear_projects, contents
 from safetensors.torch import load_file
 
 from bcnet import LatencyTable
-from bcnet.artifacts import digest
 from bcnet.cli import main
+from bcnet.runs import digest
 
 STAGES = ["train", "build-lut", "search", "slice", "export", "compare"]
 FILES = {

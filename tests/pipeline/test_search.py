@@ -11,10 +11,10 @@ import pytest
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
 from bcnet.pipeline.search_evolved import search
-from bcnet.supernet.costs import Bound
-from bcnet.supernet.evolution import Candidate, SearchSettings, fastest
-from bcnet.supernet.score import Score
-from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.evolution import Candidate, SearchSettings, fastest
+from bcnet.width_search.scorer import Score
 
 CHOICES = (8, 16, 24, 32)
 SPACE = WidthSpace(

@@ -8,9 +8,9 @@ from test_search import ALL, CHOICES, SPACE, accuracy, as_predicted, killed_afte
 
 from bcnet.errors import BudgetError
 from bcnet.pipeline.search_evolved import search
-from bcnet.supernet.costs import MEGABYTE, Bound, Cost
-from bcnet.supernet.evolution import SearchSettings
-from bcnet.supernet.space import Segment, Widths
+from bcnet.space.width_space import Segment, Widths
+from bcnet.width_search.constraints import MEGABYTE, Bound, Cost
+from bcnet.width_search.evolution import SearchSettings
 
 CHANNELS = Cost(4, [(1, ((Segment(group, 1),),)) for group in range(4)])
 PAIRS = Cost(4, [(1, ((Segment(a, 1),), (Segment(a + 1, 1),))) for a in range(3)])

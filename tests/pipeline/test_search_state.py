@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bcnet.artifacts import Stage
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.search_state import OLD_STATE, SearchState
-from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.score import Score
-from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+from bcnet.runs import Stage
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.width_search.evolution import Candidate
+from bcnet.width_search.scorer import Score
 
 SPACE = WidthSpace("bcnet", (WidthGroup("g", 32, (8, 16, 32), ("g",)),), {}, {}, (), (), (), ())
 INPUTS = {"supernet": "s1"}

@@ -11,19 +11,19 @@ from conftest import CONFIG, contents
 from safetensors.torch import load_file
 from torch import nn
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import load_config
-from bcnet.data import ImageData, Split
+from bcnet.data.dataset import ImageData, Split
 from bcnet.pipeline import train as stage
+from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe
-from bcnet.supernet.project import load_project
-from bcnet.supernet.saved import trained_supernets
-from bcnet.supernet.score import Scorer
+from bcnet.runs import Run
+from bcnet.space.discover import discover_space
+from bcnet.training.loop import Recipe
+from bcnet.width_search.scorer import Scorer
 
 TRAINED = Path("runs/default/train")
 TWO = CONFIG.replace("epochs = 1\nbatch_size", "epochs = 2\nsupernets = 2\nbatch_size")

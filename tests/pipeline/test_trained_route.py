@@ -12,7 +12,6 @@ import torch
 from conftest import CONFIG, PROFILE, clear_projects
 from torch import nn
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, SearchConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
@@ -21,20 +20,21 @@ from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.measured import Target, alternating
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
+from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
-from bcnet.supernet import gates
-from bcnet.supernet.evolution import Candidate
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.gates import measured_importances
-from bcnet.supernet.importance import CRITERIA
-from bcnet.supernet.paths import cut, tensors_of, with_state
-from bcnet.supernet.project import load_project
-from bcnet.supernet.score import Score, evaluate_network
-from bcnet.supernet.space import WidthGroup, Widths, WidthSpace
+from bcnet.runs import Run
+from bcnet.space.importance import CRITERIA
+from bcnet.space.subnet import cut, tensors_of, with_state
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.training import gates
+from bcnet.training.gates import measured_importances
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.evolution import Candidate
+from bcnet.width_search.scorer import Score, evaluate_network
 
 RUN = Path("runs/default")
 WEIGHTS = '[model]\nweights = "trained.pt"\n'

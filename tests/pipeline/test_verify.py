@@ -9,16 +9,16 @@ import torch
 from onnx import numpy_helper
 
 from bcnet.config import DataConfig, ExportConfig
-from bcnet.data import load_data
+from bcnet.data.dataset import load_data
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.digits import digits
 from bcnet.pipeline.export import export
 from bcnet.pipeline.verify import VerifyReport, against_original, check_file, verify
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.paths import cut
-from bcnet.supernet.space import Widths
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import cut
+from bcnet.space.width_space import Widths
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 DATA = load_data(DataConfig(image_size=16, train_limit=40, test_limit=40), 0)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import CONFIG, PROFILE, clear_projects
 
-from bcnet.artifacts import Run
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.pipeline.measured import Target
 from bcnet.pipeline.original import original_network, trained_network
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.project import load_project
-from bcnet.supernet.score import evaluate_network
+from bcnet.pipeline.problem import load_project
+from bcnet.runs import Run
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")
 TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[space]", "[space]\nexpand = 1.5").replace(

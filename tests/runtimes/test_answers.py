@@ -14,7 +14,7 @@ from bcnet.plain import plain, shown
 from bcnet.runtimes import device as device_module
 from bcnet.runtimes.answers import BadAnswer, checked
 from bcnet.runtimes.device import LocalDevice
-from bcnet.runtimes.recorded import KIND, Recorded, Recording
+from bcnet.runtimes.replay import KIND, Recorded, Recording
 from bcnet.sealed import SealedLines
 
 ORT: dict[str, Any] = {"runtime": "onnxruntime", "settings": {}, "model": b"m"}

@@ -12,9 +12,9 @@ from torch import nn
 
 from bcnet.agent import onnxruntime_jobs
 from bcnet.errors import DeviceError
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnxruntime import ATTEMPTS, OnnxRuntime, plausible
-from bcnet.supernet.onnx_graph import to_onnx
 
 MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
 FILE = to_onnx(MODEL, (1, 3, 64, 64)).SerializeToString()

@@ -23,11 +23,11 @@ from torch import nn
 from bcnet.agent.errors import JobError
 from bcnet.agent.serve import Agent
 from bcnet.errors import DeviceError, NetworkError
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.runtimes.hosts import Hosts, check_alike, check_probes
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import CONNECT_S, HostLost
-from bcnet.supernet.onnx_graph import to_onnx
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 

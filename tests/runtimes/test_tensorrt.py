@@ -21,17 +21,17 @@ from bcnet.agent.cuda import cuda
 from bcnet.agent.errors import JobError
 from bcnet.agent.tensorrt_module import api_of
 from bcnet.errors import DeviceError, NetworkError
+from bcnet.onnx_export.fp16 import to_fp16
+from bcnet.onnx_export.int8 import quantized
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
+from bcnet.onnx_export.opset import at_opset
 from bcnet.runtimes import runtime_on
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.tensorrt import TensorRt, is_engine
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.half import to_fp16
-from bcnet.supernet.onnx_graph import OnnxSupernet, to_onnx
-from bcnet.supernet.opset import at_opset
-from bcnet.supernet.quantize import quantized
+from bcnet.space.discover import discover_space
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is for Linux on x86-64")
 

@@ -21,11 +21,11 @@ from bcnet.agent.onnx_inputs import onnx_inputs
 from bcnet.agent.programs import reason_of
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.tensorrt import TensorRt
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.onnx_graph import OnnxSupernet
+from bcnet.space.discover import discover_space
 
 VERSIONS = {
     "v8201": "8.2.1",

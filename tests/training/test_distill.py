@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import DataConfig
-from bcnet.data import ImageData, load_data
+from bcnet.data.dataset import ImageData, load_data
 from bcnet.errors import TrainingError
-from bcnet.supernet.checkpoints import CheckpointFile, fit_resumably
-from bcnet.supernet.fit import Recipe, Snapshot, fit_network
-from bcnet.supernet.task import Task
+from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.distill import Distillation, relative_error, softened_divergence
+from bcnet.training.loop import Recipe, Snapshot, fit_network
+from bcnet.training.task import Task
 
 RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcnet.artifacts import Run
 from bcnet.config import Config, DataConfig, ModelConfig, SearchConfig, TrainConfig
-from bcnet.data import ImageData
+from bcnet.data.dataset import ImageData
 from bcnet.errors import ConfigError
+from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train import stage_inputs, train
-from bcnet.supernet.discover import discover_space
-from bcnet.supernet.fit import Recipe, fit_network
-from bcnet.supernet.paths import forward_path, path_of, path_state, run_with, tensors_of, with_state
-from bcnet.supernet.project import Project, load_project
-from bcnet.supernet.space import WidthSpace
-from bcnet.supernet.step import STEPS, SlicedPaths, supernet_step
+from bcnet.runs import Run
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import forward_path, path_of, path_state, run_with, tensors_of, with_state
+from bcnet.space.width_space import WidthSpace
 from bcnet.training.distill import Distillation, softened_divergence
+from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
 
 RECIPE = Recipe(epochs=2, learning_rate=0.01, batch_size=16, label_smoothing=0.1)
 

@@ -1,0 +1,1 @@
+"""The commands of `bcnet` beside those of the pipeline's stages: a group of commands is a file."""

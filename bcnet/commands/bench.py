@@ -1,0 +1,196 @@
+"""`bcnet bench`: benchmarks whose truth is known, and the comparison of all methods on one's own network."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bcnet.commands.options import ConfigFile, Device, Flags, Json, RunName, configured
+from bcnet.errors import UsageError
+
+bench_app = typer.Typer(
+    help="Compare methods, on benchmarks and on your own network.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+@bench_app.callback()
+def _benchmarks() -> None:
+    """Compare methods, on benchmarks and on your own network."""
+
+
+@bench_app.command("channel-bench-macro")
+def channel_bench_macro(
+    table: Annotated[
+        Path,
+        typer.Option(help="The authors' table, as Results_MobileNet.json.", show_default=False),
+    ],
+    data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
+    space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
+    method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
+    step: Annotated[
+        str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
+    ] = "plain",
+    draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
+    supernets: Annotated[
+        int,
+        typer.Option(min=1, max=16, help="Supernets that share the passes; the mean of their scores counts."),
+    ] = 1,
+    complementary: Annotated[
+        bool, typer.Option(help="Follow widths by their complements, as BCNet does.")
+    ] = False,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 images, "
+            "widths divided by 4), or tiny (seconds: nothing but the machinery)."
+        ),
+    ] = "full",
+    shared: Annotated[
+        bool,
+        typer.Option(
+            help="Let the two sides share the images out that settings are scored with, as in a search."
+        ),
+    ] = False,
+    passes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, max=65_536, help="Training images a step (default: preset's).")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
+    ] = None,
+    scratch: Annotated[
+        int,
+        typer.Option(
+            "--from-scratch",
+            help="Train so many other settings from scratch, at least 10, and compare what regressions on "
+            "their accuracies predict.",
+        ),
+    ] = 0,
+    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
+    cuda_graph: Annotated[
+        bool | None,
+        typer.Option(
+            help="On a GPU: train by a recorded CUDA graph, where that is right and faster.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
+    run: RunName = "channel-bench-macro",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a supernet ranks networks of known accuracy. Trains one on CIFAR-10, scores
+    settings of Channel-Bench-Macro, and compares with their accuracies when trained from scratch: Kendall's
+    tau, and what is lost by choosing by score. Stopped, the same command continues. Needs no device."""
+    from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
+    from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
+    from bcnet.config import load_config
+    from bcnet.run_choice import checked_name
+    from bcnet.runs import Run
+    from bcnet.training.supernet_step import STEPS
+
+    _one_of("--preset", preset, PRESETS)
+    _one_of("--space", space, MAXIMA)
+    _one_of("--step", step, STEPS)
+    target = Run.named(checked_name(run or "channel-bench-macro"), config)
+    known = BenchTable.load(table, space)
+    size = PRESETS[preset]
+    others = len(known) - (sample or size.sample)
+    if scratch and not 10 <= scratch <= others:
+        raise UsageError(
+            f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
+            f"not {scratch}"
+        )
+    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
+    given["train"]["cuda_graph"] = cuda_graph
+    with redirect_stdout(sys.stderr):
+        report = rank_settings(
+            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared
+        )
+    print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
+
+
+@bench_app.command("arena")
+def arena(
+    budgets: Annotated[
+        str, typer.Option(help='Parts of the original\'s measured latency, as "75%,50%,30%".')
+    ] = "50%",
+    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning, as 0,1,2.")] = "0",
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
+            "competitor; ', no distillation' may follow. Repeated; default: all."
+        ),
+    ] = None,
+    without_distillation: Annotated[
+        bool, typer.Option("--without-distillation", help="Every row a second time, without distillation.")
+    ] = False,
+    passes: Annotated[
+        int | None, typer.Option(min=0, help="Passes of fine-tuning (default: slice.epochs).")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Train nothing: time all networks again, as on a machine that is idle now."
+        ),
+    ] = False,
+    device: Device = None,
+    run: RunName = "arena",
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Compare all methods and other pruning libraries on your network. From its trained weights, each gets
+    the same budgets, fine-tuning and distillation; latencies are measured beside the original's, accuracies
+    on the test images. Stopped, the same command continues."""
+    from bcnet.bench.arena import Plan, run_arena
+    from bcnet.bench.arena_report import as_text
+    from bcnet.bench.arena_rows import rows_of
+    from bcnet.run_choice import checked_name
+    from bcnet.runs import Run
+
+    plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
+    # The route of a trained network, whatever else is configured for its search.
+    own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False}
+    flags: Flags = {"": {"device": device}, "slice": {"epochs": passes}, "search": own}
+    settings = configured(config, flags)
+    target = Run.named(checked_name(run or "arena"), config)
+    with target.in_use(), redirect_stdout(sys.stderr):
+        report = run_arena(target, settings, plan, measure)
+    print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """ "75%,50%" as shares, the largest first. Raises UsageError."""
+    from bcnet.config import latency_share
+
+    try:
+        found = tuple(sorted({latency_share(word) for word in text.split(",")}, reverse=True))
+    except ValueError as cause:
+        raise UsageError(f"--budgets: {cause}") from None
+    if found[0] >= 1:
+        raise UsageError(f"--budgets are below 100%, not '{text}'")
+    return found
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(re.fullmatch(r"\s*\d{1,9}\s*", word) for word in words):
+        raise UsageError(f"--seeds takes whole numbers, as 0,1,2, not '{text}'")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _one_of(flag: str, value: str, known: Mapping[str, Any]) -> None:
+    if value not in known:
+        raise UsageError(f"{flag} is one of {', '.join(known)}, not '{value}'")

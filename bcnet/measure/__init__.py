@@ -1,0 +1,1 @@
+"""What fills a latency table: which networks are measured, and the time of each of their layers."""

@@ -1,0 +1,449 @@
+"""Find the constants of an exported graph that depend on the widths, by comparing exports of narrow networks.
+
+In: the full network's graph, and a function that exports the network at other widths. Out: for each constant
+the axes that are slices of groups, or the entries that are sizes; FixedGraph if anything else differs.
+
+Nodes are matched by position and connections, since the exporter numbers names consecutively. Nodes that
+depend only on constants count as constants: the exporter folds them in small networks, but not in large ones.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from bcnet.errors import one_line
+from bcnet.latency_tables.model import Terms
+from bcnet.onnx_export.onnx_slicing import Sizes, Slices, resized, sliced
+from bcnet.space.subnet import path_of
+from bcnet.space.width_space import Dimension, Widths, WidthSpace
+
+EXPORTS = 5  # maximum number of exports of narrow networks
+DRAWS = 64  # number of random widths from which the best is chosen for each further export
+GROUPS = -1  # the index of a convolution's number of groups, beside those of its inputs
+COMBINATIONS = 512  # maximum number of combinations for the axes of one constant
+UNCLEAR = "it is unclear on which groups some of its constants depend"
+CLOSE = 1e-5  # tolerance relative to the largest value: kernels of other shapes round differently
+
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+# The number of a node, and of its input that is a constant; for outputs, the number after the last node.
+Use = tuple[int, int]
+Key = tuple[tuple[int, Terms], ...]
+
+
+class FixedGraph(Exception):
+    """The graph cannot be sliced: the message says what else depends on the widths."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A hypothesis about one use of a constant: axes that are sliced, or entries that are channel counts."""
+
+    slices: tuple[tuple[int, Dimension], ...] = ()
+    sizes: tuple[tuple[int, Terms], ...] = ()
+
+    def at(self, array: np.ndarray, space: WidthSpace, widths: Widths) -> np.ndarray:
+        """The constant at these widths."""
+        path = path_of(space, widths)
+        return resized(sliced(array, dict(self.slices), space, path), dict(self.sizes), path)
+
+    @property
+    def key(self) -> Key:
+        """Guesses with the same key give the same shape and sizes at all widths."""
+        return (
+            *((axis, _combined((s.group, s.size) for s in dimension)) for axis, dimension in self.slices),
+            *((-1 - index, _combined(terms)) for index, terms in self.sizes),
+        )
+
+
+@dataclass
+class Graph:
+    """An exported graph: its constants, and its nodes.
+
+    Nodes that depend only on constants count as constants, unless `whole` is set.
+    """
+
+    proto: ModelProto
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        self.arrays = self.arrays or {
+            entry.name: numpy_helper.to_array(entry) for entry in self.proto.graph.initializer
+        }
+
+    @cached_property
+    def fixed(self) -> dict[str, NodeProto]:
+        """The nodes that depend only on constants, by their outputs."""
+        found: dict[str, NodeProto] = {}
+        for node in () if self.whole else self.proto.graph.node:
+            if all(name in self.arrays or name in found for name in node.input if name):
+                found |= dict.fromkeys(node.output, node)
+        return found
+
+    @cached_property
+    def nodes(self) -> list[NodeProto]:
+        """The other nodes, in order of execution."""
+        return [node for node in self.proto.graph.node if node.output[0] not in self.fixed]
+
+    def values(self, arrays: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Constants by name: arrays, and values computed from them. Raises FixedGraph."""
+        names = set(names)
+        made = sorted(name for name in names if name in self.fixed)
+        found = {name: arrays[name] for name in names if name in arrays}
+        if not made:
+            return found
+        nodes = list({id(node): node for node in self.fixed.values()}.values())
+        used = {name for node in nodes for name in node.input if name}
+        graph = helper.make_graph(
+            nodes,
+            "constants",
+            [],
+            [helper.make_empty_tensor_value_info(name) for name in made],
+            [_initializer(arrays[name], name) for name in used & arrays.keys()],
+        )
+        model = helper.make_model(
+            graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        try:
+            session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            return found | dict(zip(made, session.run(made, {}), strict=True))
+        except Exception as cause:
+            raise FixedGraph(f"its constants cannot be computed ({one_line(cause)})") from None
+
+
+@dataclass
+class Matched:
+    """Two exports of a network with corresponding nodes: pairs of constants by use, pairs of other values."""
+
+    constants: dict[Use, tuple[str, str]]
+    names: dict[str, str]  # values of the second graph -> values of the first
+    groups: dict[int, tuple[int, int]]  # numbers of groups of convolutions, by the number of the node
+
+    @classmethod
+    def of(cls, full: Graph, narrow: Graph, grouped: Iterable[str]) -> "Matched":
+        """Match node by node. `grouped`: nodes whose `group` is known to vary. Raises FixedGraph."""
+        groups: dict[int, tuple[int, int]] = {}
+        names = {entry.name: entry.name for entry in full.proto.graph.input}
+        known = set(names)
+        constants: dict[Use, tuple[str, str]] = {}
+
+        def same(use: Use, first: str, second: str, where: str) -> None:
+            if first in known or second in names:
+                if names.get(second) != first:
+                    raise FixedGraph(f"narrow networks have other connections at {where}")
+            elif first or second:
+                constants[use] = first, second
+
+        for number, (first, second) in enumerate(itertools.zip_longest(full.nodes, narrow.nodes)):
+            if first is None or second is None or first.op_type != second.op_type:
+                kinds = [node.op_type if node is not None else "nothing" for node in (first, second)]
+                raise FixedGraph(f"narrow networks have {kinds[1]} instead of {kinds[0]}")
+            where = f"'{first.name}' ({first.op_type})"
+            if len(first.input) != len(second.input) or len(first.output) != len(second.output):
+                raise FixedGraph(f"narrow networks have other inputs at {where}")
+            convolves = first.op_type in CONVOLUTIONS
+            _compare_attributes(first, second, {"group"} if convolves else set(), where)
+            if convolves and first.name not in grouped:
+                groups[number] = _groups(first), _groups(second)
+            for place, pair in enumerate(zip(first.input, second.input, strict=True)):
+                same((number, place), *pair, where)
+            names |= dict(zip(second.output, first.output, strict=True))
+            known.update(first.output)
+        ends = zip(full.proto.graph.output, narrow.proto.graph.output, strict=True)
+        for place, (one, other) in enumerate(ends):
+            same((len(full.nodes), place), one.name, other.name, "an output")
+        return cls(constants, names, groups)
+
+
+def _initializer(array: np.ndarray, name: str) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(array, order="C"), name)
+
+
+def _groups(node: NodeProto) -> int:
+    return next((int(entry.i) for entry in node.attribute if entry.name == "group"), 1)
+
+
+def _compare_attributes(first: NodeProto, second: NodeProto, variable: set[str], where: str) -> None:
+    one, other = (
+        {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        for node in (first, second)
+    )
+    named = (one.keys() | other.keys()) - variable
+    differs = [name for name in named if one.get(name) != other.get(name)]
+    if differs:
+        raise FixedGraph(f"'{min(differs)}' of {where} depends on the widths")
+
+
+@dataclass
+class Constants:
+    """On which groups a graph's constants and its convolutions' numbers of groups depend.
+
+    At first those that are known, after `find` all of them.
+    """
+
+    space: WidthSpace
+    full: Graph
+    slices: dict[str, Slices]
+    grouped: Iterable[str]
+    sizes: dict[str, Sizes] = field(default_factory=dict)
+    counts: dict[str, Terms] = field(default_factory=dict)  # groups of convolutions, by node
+
+    def find(self, exported: Callable[[Widths], ModelProto]) -> None:
+        """Complete `slices` and `sizes`; a constant with different dependencies is copied for each of them.
+
+        Raises FixedGraph if slicing cannot reproduce the exporter's graphs.
+        """
+        exported = cache(exported)
+        # The exporter folds computations on small constants. If narrow networks have fewer nodes for that
+        # reason, networks almost as wide as the full one have the same nodes.
+        for whole, nearly in ((True, False), (False, False), (True, True)):
+            try:
+                self._find(exported, whole, nearly)
+                break
+            except FixedGraph:
+                continue
+        else:
+            self._fold(Graph(exported(self.space.smallest())))
+            self._find(exported, False, False)
+        wrong = self._wrong(Graph(exported(self.space.smallest())))
+        if wrong:
+            raise FixedGraph(f"'{min(wrong)}' does not only depend on constants that are sliced")
+
+    def _find(self, exported: Callable[[Widths], ModelProto], whole: bool, nearly: bool) -> None:
+        guesses: dict[Use, list[Guess]] = {}
+        full = Graph(self.full.proto, self.full.arrays, whole)
+        widths = self.space.smallest()
+        if nearly:
+            widths = Widths(group.choices[-2] for group in self.space.groups)
+        for _ in range(EXPORTS):
+            narrow = Graph(exported(widths), whole=whole)
+            self._narrow_down(guesses, full, narrow, widths)
+            unclear = [kinds for kinds in guesses.values() if len({guess.key for guess in kinds}) > 1]
+            if not unclear:
+                if not whole and self._wrong(narrow):
+                    raise FixedGraph("values that it computes from constants depend on the widths")
+                self._settle(guesses, full)
+                return
+            widths = self._distinguishing(unclear, nearly)
+        raise FixedGraph(UNCLEAR)
+
+    def _wrong(self, narrow: Graph) -> set[str]:
+        """Values computed only from constants that would differ from those of the narrowest network."""
+        constants = Matched.of(self.full, narrow, self.grouped).constants
+        pairs = [(a, b) for a, b in constants.values() if a in self.full.fixed]
+        path = path_of(self.space, self.space.smallest())
+        arrays = {
+            name: resized(
+                sliced(array, self.slices.get(name, {}), self.space, path), self.sizes.get(name, {}), path
+            )
+            for name, array in self.full.arrays.items()
+        }
+        there = narrow.values(narrow.arrays, (b for _, b in pairs))
+        try:
+            here = self.full.values(arrays, (a for a, _ in pairs))
+        except FixedGraph:
+            here = {}
+        return {a for a, b in pairs if a not in here or not _same(here[a], there[b])}
+
+    def _fold(self, narrow: Graph) -> None:
+        """Fold values that are computed from constants, but do not follow from slices of these."""
+        wrong = self._wrong(narrow)
+        made = self.full.values(self.full.arrays, wrong)
+        graph = self.full.proto.graph
+        kept = [node for node in graph.node if not wrong & set(node.output)]
+        del graph.node[:]
+        graph.node.extend(kept)
+        self.full.arrays.update(made)
+        graph.initializer.extend(_initializer(array, name) for name, array in made.items())
+        self.full = Graph(self.full.proto, self.full.arrays)
+
+    def _narrow_down(
+        self, guesses: dict[Use, list[Guess]], full: Graph, narrow: Graph, widths: Widths
+    ) -> None:
+        """Keep the guesses that reproduce this narrow graph's constants; the first time, create them."""
+        matched = Matched.of(full, narrow, self.grouped)
+        there = narrow.values(narrow.arrays, (name for _, name in matched.constants.values()))
+        for number, pair in matched.groups.items():
+            own, wanted = (np.array([count]) for count in pair)
+            use, where = (number, GROUPS), f"'group' of '{full.nodes[number].name}'"
+            self._keep_fitting(guesses, use, ("", own, wanted), widths, where)
+        for use, (first, second) in matched.constants.items():
+            if first in full.fixed or not first:
+                continue
+            where = f"the constant '{first}'"
+            if second not in there:
+                raise FixedGraph(f"{where} is missing in narrow networks")
+            number, place = use
+            shape = place == 1 and number < len(full.nodes) and full.nodes[number].op_type == "Reshape"
+            pair_of = (first, full.arrays[first], there[second])
+            self._keep_fitting(guesses, use, pair_of, widths, where, shape)
+
+    def _keep_fitting(
+        self,
+        guesses: dict[Use, list[Guess]],
+        use: Use,
+        constant: tuple[str, np.ndarray, np.ndarray],
+        widths: Widths,
+        where: str,
+        shape: bool = False,
+    ) -> None:
+        """Keep the guesses that fit a constant (name, full, narrow). Raises FixedGraph if none is left."""
+        _, array, wanted = constant
+        known = guesses.get(use)
+        if known is None:
+            known = list(self._guesses(*constant, widths, shape))
+        guesses[use] = [guess for guess in known if self._fits(guess, array, wanted, widths, shape)]
+        if not guesses[use]:
+            raise FixedGraph(f"{where} depends on the widths by more than its size")
+
+    def _fits(self, guess: Guess, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool) -> bool:
+        found = guess.at(array, self.space, widths)
+        if shape and found.shape == wanted.shape:
+            found = np.where(found == -1, wanted, found)  # inferred by the reader of the file
+        return _same(found, wanted)
+
+    def _guesses(
+        self, name: str, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
+    ) -> Iterable[Guess]:
+        """All guesses for this use of a constant; only the known dependency, or none, if that fits."""
+        for simple in (
+            Guess(tuple(self.slices.get(name, {}).items()), tuple(self.sizes.get(name, {}).items())),
+            Guess(),
+        ):
+            if self._fits(simple, array, wanted, widths, shape):
+                return [simple]
+        if array.ndim != wanted.ndim:
+            return []
+        if array.shape == wanted.shape and (array.dtype.kind in "iu" or array.size == 1):
+            return self._sizes_of(array, wanted, widths, shape)
+        axes = [
+            [(axis, d) for d in self._dimensions(full, size, widths)] if full != size else [None]
+            for axis, (full, size) in enumerate(zip(array.shape, wanted.shape, strict=True))
+        ]
+        products = itertools.islice(itertools.product(*axes), COMBINATIONS)
+        return [Guess(tuple(entry for entry in chosen if entry is not None)) for chosen in products]
+
+    def _sizes_of(
+        self, array: np.ndarray, wanted: np.ndarray, widths: Widths, shape: bool
+    ) -> Iterator[Guess]:
+        differs = np.flatnonzero(array != wanted).tolist()
+        if shape and len(differs) == 1 and -1 not in array:
+            # The reader of the file can infer one entry, so its dependency need not be known.
+            yield Guess(sizes=((differs[0], ((None, -1),)),))
+            return
+        entries = [
+            [(index, terms) for terms in self._terms(array.flat[index], wanted.flat[index], widths)]
+            for index in differs
+        ]
+        for chosen in itertools.islice(itertools.product(*entries), COMBINATIONS):
+            yield Guess(sizes=tuple(chosen))
+
+    def _dimensions(self, full: int, size: int, widths: Widths) -> Iterator[Dimension]:
+        """The space's dimensions with these sizes, possibly with each entry, or all of them, repeated."""
+        for dimension in self.space.distinct[1]:
+            whole, part = (_size(dimension, at) for at in (self.space.largest(), widths))
+            if full % whole == 0 and size == part * (full // whole):
+                times = full // whole
+                yield tuple(replace(segment, size=segment.size * times) for segment in dimension)
+                if times > 1:
+                    yield dimension * times
+
+    def _terms(self, full: float, size: float, widths: Widths) -> Iterator[Terms]:
+        """Multiples of one group's width plus a constant, or dimensions of the space, with these values."""
+        if full % 1 or size % 1:
+            return  # a scale
+        full, size = int(full), int(size)
+        largest = self.space.largest()
+        for group, (whole, part) in enumerate(zip(largest, widths, strict=True)):
+            if whole != part and (full - size) % (whole - part) == 0:
+                times = (full - size) // (whole - part)
+                yield ((group, times), (None, full - times * whole))
+        for dimension in self._dimensions(full, size, widths):
+            yield tuple((segment.group, segment.size) for segment in dimension)
+
+    def _distinguishing(self, unclear: list[list[Guess]], nearly: bool) -> Widths:
+        """Widths at which the guesses differ most, in the upper half of the choices if `nearly`."""
+        rng = np.random.default_rng(0)
+        keys = list(dict.fromkeys(guess.key for kinds in unclear for guess in kinds))
+
+        def distinct(widths: Widths) -> int:
+            at = {key: _value(key, widths) for key in keys}
+            return sum(len({at[guess.key] for guess in kinds}) for kinds in unclear)
+
+        choices = [g.choices[len(g.choices) // 2 :] if nearly else g.choices for g in self.space.groups]
+        drawn = [Widths(own[rng.integers(len(own))] for own in choices) for _ in range(DRAWS)]
+        best = max(drawn, key=distinct)
+        if distinct(best) == len(unclear):
+            raise FixedGraph(UNCLEAR)
+        return best
+
+    def _settle(self, guesses: dict[Use, list[Guess]], full: Graph) -> None:
+        """Record the dependency of each constant; uses with another dependency get a copy."""
+        graph = self.full.proto.graph
+        names: dict[str, dict[Guess, str]] = {}
+        for (number, place), kinds in guesses.items():
+            guess = kinds[0]
+            if number == len(full.nodes):
+                if guess != Guess():
+                    raise FixedGraph("an output is a constant that depends on the widths")
+                continue
+            node = full.nodes[number]
+            if place == GROUPS:
+                if guess.sizes:
+                    self.counts[node.name] = guess.sizes[0][1]
+                continue
+            name = node.input[place]
+            copies = names.setdefault(name, {})
+            if guess not in copies:
+                copies[guess] = f"{name}_{len(copies)}" if copies else name
+                own = copies[guess]
+                if own != name:
+                    self.full.arrays[own] = self.full.arrays[name]
+                    graph.initializer.append(_initializer(self.full.arrays[name], own))
+                self.slices.pop(own, None)
+                if guess.slices:
+                    self.slices[own] = dict(guess.slices)
+                if guess.sizes:
+                    self.sizes[own] = dict(guess.sizes)
+            node.input[place] = copies[guess]
+        self.full = Graph(self.full.proto, self.full.arrays)
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.kind != "f" or not one.size:
+        return bool(np.array_equal(one, other))
+    limit = CLOSE * float(np.abs(np.nan_to_num(other)).max())
+    return bool(np.allclose(one, other, rtol=0.0, atol=limit, equal_nan=True))
+
+
+def _size(dimension: Dimension, widths: Widths) -> int:
+    return sum(s.size if s.group is None else s.size * widths[s.group] for s in dimension)
+
+
+def _combined(terms: Iterable[tuple[int | None, int]]) -> Terms:
+    total: dict[int | None, int] = {}
+    for group, size in terms:
+        total[group] = total.get(group, 0) + size
+    return tuple(
+        sorted(
+            filter(lambda term: term[1] != 0, total.items()),
+            key=lambda term: -1 if term[0] is None else term[0],
+        )
+    )
+
+
+def _value(key: Key, widths: Widths) -> tuple[int, ...]:
+    return tuple(
+        sum(size if group is None else size * widths[group] for group, size in terms) for _, terms in key
+    )

@@ -1,0 +1,230 @@
+"""Rules for layers: convolutions, matrix products and normalisations.
+
+In: an operator's call, and the `Record` of the traced network. Out: the channels of inputs, weights and
+outputs that must be kept or removed together, and the layers that produce them.
+"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from bcnet.space.grouped import narrowed_evenly
+from bcnet.space.trace_entry_rules import combine
+from bcnet.space.trace_planes import along, axes_of, compact, fits_any, merged
+from bcnet.space.trace_record import Call, Record
+
+
+def convolution(record: Record, call: Call) -> None:
+    """Input channels are the weight's second axis (if transposed: first), output channels the other one."""
+    named, output = call.named, call.outputs[0]
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    groups, transposed = int(named["groups"]), bool(named.get("transposed", False))
+    at = 1 if x.ndim == weight.ndim else 0  # the axis of channels
+    sides, each = _sides(record, x, at, output)
+    entering = record.vector(x, at)
+    first, second = record.vector(weight, 0), record.vector(weight, 1)
+    makes = True
+    if groups == 1:
+        record.unite(entering, second if not transposed else first)
+        leaving = first if not transposed else second
+    elif not transposed and narrowed_evenly(groups, groups * weight.shape[1]):
+        # Narrowed evenly inside each group: entry j of every group is one channel.
+        blocks = entering.reshape(groups, -1)
+        record.unite(blocks, second.expand_as(blocks))
+        blocks = first.reshape(groups, -1)
+        record.unite(blocks, blocks[:1].expand_as(blocks))
+        leaving = first
+    else:
+        # Narrowed by whole groups: all entries of a group, in and out, are one channel.
+        makes = False
+        blocks = entering.reshape(groups, -1)
+        head = first.reshape(groups, -1)[:, :1]
+        record.unite(blocks, head.expand_as(blocks))
+        record.unite(first.reshape(groups, -1), head.expand(groups, first.numel() // groups))
+        if (second >= 0).any():
+            record.pin_atoms(second[second >= 0].numpy(), "the size of a convolution's groups stays")
+        if fits_any(first):  # a filter that the forward expands to the number of channels
+            head = merged(head, blocks[:, :1])
+        leaving = head.expand(groups, output.shape[at] // groups).flatten()
+        _groups_follow(record, weight, groups)
+    if bias is not None:
+        record.unite(leaving, record.vector(bias, 0))
+    record.label(output, [along(leaving, at, output.shape), *sides])
+    images = math.prod(x.shape[:at]) // record.images if at else 1
+    positions = images * math.prod((x if transposed else output).shape[1 + at :])
+    if id(weight) in record.expanded:
+        each = tuple(entering.tolist())
+        positions *= len(each)
+    record.layer(weight, positions // max(len(each), 1), 1 if transposed else 0, makes, each)
+
+
+def _sides(record: Record, x: Tensor, at: int, output: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    """Channels on the other axes of a convolution: planes of its output, and the atoms of the positions.
+
+    On the only axis of a signal, if it keeps its length, they are mixed with their neighbours; on the batch
+    axis they are images; on other axes they would change the size of the image, so they are pinned.
+    """
+    planes, each = [], ()
+    for plane in record.of(x):
+        varying = axes_of(plane)
+        if at in varying or fits_any(plane):
+            continue
+        if len(varying) == 1 and x.shape[varying[0]] == output.shape[varying[0]] and not each:
+            atoms = compact(plane).flatten()
+            images = record.images if varying[0] < at else 1
+            each = tuple(atoms[: len(atoms) // images].tolist())
+            planes.append(along(atoms, varying[0], output.shape))
+            if varying[0] > at:
+                record.mark(x, varying, ordered=True)
+        else:
+            record.pin_plane(plane, f"it becomes a spatial axis in {record.where}")
+    return planes, each
+
+
+def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
+    """Record that the module's number of groups follows its weight, whatever its attribute is called."""
+    each = weight.shape[0] // groups
+    if record.sized("groups", weight, each) or not record.inside:
+        return
+    equal = [
+        name for name, value in vars(record.inside[-1][1]).items() if value == groups and type(value) is int
+    ]
+    for name in equal:
+        record.sized(name, weight, each)
+
+
+def matmul(record: Record, call: Call) -> None:
+    """A product over the last axis of the first and the second to last of the second argument."""
+    name, named, output = call.name, call.named, call.outputs[0]
+    bias = named.get("bias") if name == "linear" else named.get("self") if "add" in name else None
+    left = named.get("input") if name == "linear" else named.get("mat1", named.get("batch1"))
+    right = named.get("weight") if name == "linear" else named.get("mat2", named.get("batch2"))
+    if left is None:
+        left = named["self"]
+    if right is None:
+        right = named["other"]
+    across = right.ndim - 2 if name != "linear" else 1
+    if name != "linear":
+        for tensor, own in ((left, left.ndim - 2), (right, right.ndim - 2)):
+            whole_products(record, tensor, own)
+    record.unite(record.vector(left, left.ndim - 1), record.vector(right, across))
+    planes = [
+        compact(p).expand(output.shape)
+        for p in record.of(left)
+        if left.ndim - 1 not in axes_of(p) and left.ndim == output.ndim
+    ]
+    for plane in record.of(right):
+        if across in axes_of(plane):
+            continue
+        kept = compact(plane)
+        if name == "linear":
+            kept = kept.transpose(0, 1)
+        planes.append(kept.expand(output.shape))
+    joined = record.joined(planes)
+    if bias is not None:
+        joined = record.joined([*joined, *(plane.expand(output.shape) for plane in record.of(bias))])
+    record.label(output, joined)
+    weight = right if id(right) in record.origin else left
+    rows = left.numel() // left.shape[-1] if weight is right else right.numel() // right.shape[across]
+    positions, each = rows // record.images, ()
+    if weight is right:
+        for plane in record.of(left):
+            varying = axes_of(plane)
+            if left.ndim - 1 in varying or len(varying) != 1 or fits_any(plane):
+                continue
+            atoms = compact(plane).flatten()
+            images = record.images if varying == (0,) else 1
+            if len(atoms) % images == 0:
+                each = tuple(atoms[: len(atoms) // images].tolist())
+    record.layer(weight, positions // max(len(each), 1), 0, True, each)
+
+
+def whole_products(record: Record, tensor: Tensor, batch: int) -> None:
+    """If the first `batch` axes carry channels, each of their matrices is kept or removed as a whole.
+
+    These are the heads of an attention: all channels of a head belong to it, in queries, keys and values.
+    """
+    planes = []
+    for plane in record.of(tensor):
+        heads = tuple(axis for axis in axes_of(plane) if axis < batch)
+        planes.append(record.gathered(plane, *heads) if heads else plane)
+    record.label(tensor, planes)
+
+
+def attention(record: Record, call: Call) -> None:
+    """Scaled dot product attention: for each head, a product of queries and keys, and one with the values."""
+    named, output = call.named, call.outputs[0]
+    query, key, value = inputs = named["query"], named["key"], named["value"]
+    batch = query.ndim - 2
+    heads = []
+    for tensor in inputs:
+        whole_products(record, tensor, batch)
+        shared = tensor.shape[:batch] != query.shape[:batch]
+        for plane in record.of(tensor):
+            if batch in axes_of(plane) or (shared and not fits_any(plane)):
+                record.pin_plane(plane, f"it is a sequence, or shared by several heads, in {record.where}")
+            elif batch + 1 not in axes_of(plane):
+                heads.append(compact(plane).expand(output.shape))
+    record.unite(record.vector(query, batch + 1), record.vector(key, batch + 1))
+    record.mark(query, (batch + 1,))  # the scale depends on the size of a head
+    inside = along(record.vector(value, batch + 1), batch + 1, output.shape)
+    record.label(output, record.joined([*heads, inside]))
+
+
+def fused(record: Record, call: Call) -> None:
+    """An operator of several layers, of attention or a recurrent network: weights are counted, but fixed."""
+    tokens = call.tensors[0]
+    positions = tokens.numel() // tokens.shape[-1] // record.images
+    for weight in call.tensors:
+        if weight.ndim == 2 and id(weight) in record.origin:
+            record.layer(weight, positions, 0, False)
+
+
+def batch_norm(record: Record, call: Call) -> None:
+    """Each channel is normalised on its own."""
+    _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))
+
+
+def _per_channel(record: Record, named: dict[str, Any], output: Tensor, keys: tuple[str, ...]) -> None:
+    x = named["input"]
+    record.mark(x, tuple(axis for axis in range(x.ndim) if axis != 1))
+    for key in keys:
+        if named.get(key) is not None:
+            record.unite(record.vector(x, 1), record.vector(named[key], 0))
+    record.label(output, list(record.of(x)))
+
+
+def layer_norm(record: Record, call: Call) -> None:
+    """Normalisation over the last axes, whose sizes the module keeps in an attribute."""
+    named = call.named
+    x, weight = named["input"], named["weight"]
+    dims = range(x.ndim - len(named["normalized_shape"]), x.ndim)
+    record.mark(x, tuple(dims))
+    if weight is None or id(weight) not in record.origin:
+        fixed = f"{record.where} normalises over a fixed number of channels"
+        for plane in record.of(x):
+            if set(dims) & set(axes_of(plane)):
+                record.pin_plane(plane, fixed)
+    else:
+        record.sized("normalized_shape", weight, 0)
+    combine(record, [t for t in (x, weight, named["bias"]) if t is not None], call.outputs)
+
+
+def group_norm(record: Record, call: Call) -> None:
+    """Narrowed by whole groups if the module's number of groups can follow its weight, else in each group.
+
+    A number of groups that is fixed in the code stays, and a narrow network normalises over fewer channels
+    per group.
+    """
+    named, output = call.named, call.outputs[0]
+    channels, groups = int(named["C"]), int(named["group"])
+    blocks = record.vector(named["input"], 1).reshape(groups, -1)
+    if groups == 1:
+        record.mark(named["input"], (1,))
+    elif record.sized("num_groups", named.get("weight"), channels // groups):
+        record.unite(blocks, blocks[:, :1].expand_as(blocks))
+    elif groups < channels:
+        record.unite(blocks, blocks[:1].expand_as(blocks))
+        record.mark(named["input"], (1,))
+    _per_channel(record, named, output, ("weight", "bias"))

@@ -1,0 +1,390 @@
+"""Train paths with a captured CUDA graph, for networks that are too small to keep a GPU busy.
+
+In: paths on slices, and a batch. Out: the same with a single graph launch, if that is correct and faster.
+Slices differ in size, so the processor has to launch every kernel, and the GPU waits for it. Here the
+channels outside a path are multiplied by zero instead: all paths are the same work, which is captured once.
+"""
+
+import pickle
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from bcnet.errors import FOREIGN, TrainingError, one_line
+from bcnet.progress import say
+from bcnet.space.subnet import Path, path_of, run_with
+from bcnet.training.supernet_step import Paths, SlicedPaths
+from bcnet.training.task import bound_to
+
+Work = Callable[[], None]
+Capture = Callable[[Work], Work]  # records work and returns its replay
+# Tolerances of gradients relative to their norm: between masks and slices in float64 (in TF32, those of a
+# deep network differ by 30 % because of rounding), and between the work and its replay.
+EXACT, REPLAYED = 1e-3, 0.02
+TIMED = 3  # number of timings of each path, of which the fastest counts
+
+
+class MaskedPath:
+    """Trains the chosen path on whole tensors that are masked with zeros outside of the path.
+
+    Gradients equal those of `SlicedPaths` except for rounding: a channel whose normalisation has zero weight
+    and bias is zero, and weights that would read it are zero, too. Batch-norm statistics of masked channels
+    are updated with values of zeros, but candidates are recalibrated before they are scored. Not for groups
+    across which a layer normalises.
+    """
+
+    def __init__(self, sliced: SlicedPaths) -> None:
+        self.sliced = sliced
+        space, parameters = sliced.space, sliced.parameters
+        axes, _ = space.distinct
+        first = next(iter(parameters.values()))
+        # Every entry of every distinct dimension, and last a fixed one, for which a path keeps everything.
+        ends = np.cumsum([0, *(len(groups) for groups, _ in space.entries)])
+        whole = int(ends[-1])
+        self._groups, self._channels = (
+            torch.from_numpy(np.append(np.concatenate(part), last)).to(first.device)
+            for part, last in zip(zip(*space.entries, strict=True), (-1, 0), strict=True)
+        )
+        # Rows are groups; the last is that of fixed entries, which are channel 0 of it.
+        self._bounds = torch.zeros(len(space.groups) + 1, 2, dtype=torch.int64, device=first.device)
+        self._masked = [name for name in parameters if name in axes]
+        self._whole = [name for name in parameters if name not in axes]
+        # For each value of each masked tensor the entries that it belongs to, one of each of its axes.
+        most = max(len(axes[name]) for name in self._masked)
+        places: list[list[Tensor]] = [[] for _ in range(most)]
+        for name in self._masked:
+            shape = parameters[name].shape
+            found = [torch.tensor(whole).expand(shape)] * most
+            for number, (axis, dimension) in enumerate(axes[name]):
+                start, end = ends[dimension], ends[dimension + 1]
+                view = [-1 if each == axis else 1 for each in range(len(shape))]
+                found[number] = torch.arange(start, end).view(view).expand(shape)
+            for all_places, own in zip(places, found, strict=True):
+                all_places.append(own.reshape(-1))
+        self._places = [torch.cat(own).to(first.device) for own in places]
+
+    def choose(self, path: Path) -> None:
+        """Make this the path that calls take."""
+        on_gpu = self._bounds.is_cuda
+        bounds = torch.tensor([*path, (0, 1)], pin_memory=on_gpu)
+        self._bounds.copy_(bounds, non_blocking=on_gpu)
+
+    def __call__(self, inputs: Any, targets: Any, count: int) -> Tensor:
+        """Add the gradients of the path, one of `count`, to the parameters'; its loss, a scalar."""
+        sliced, parameters = self.sliced, self.sliced.parameters
+        masks = self._masks()
+        values = torch._foreach_mul([parameters[name].detach() for name in self._masked], masks)
+        leaves = dict(zip(self._masked, values, strict=True))
+        leaves |= {name: parameters[name].detach() for name in self._whole}
+        for leaf in leaves.values():
+            leaf.requires_grad_()
+        state = {**leaves, **sliced.buffers}
+        called = bound_to(sliced.model.forward, partial(run_with, sliced.model, sliced.space, state))
+        loss, _ = sliced.recipe.training_loss(called, inputs, targets)
+        found = torch.autograd.grad(
+            loss / count, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+        split = len(self._masked)
+        torch._foreach_addcmul_(
+            [_gradient(parameters[name]) for name in self._masked],
+            # In the parameters' layout: what is of another is not added in one piece.
+            [gradient.contiguous() for gradient in found[:split]],
+            masks,
+        )
+        for name, gradient in zip(self._whole, found[split:], strict=True):
+            _gradient(parameters[name]).add_(gradient)
+        return loss.detach()
+
+    def _masks(self) -> list[Tensor]:
+        """For each masked parameter a tensor of its shape: one where the path takes the value, else zero."""
+        low, high = self._bounds.T
+        kept = (self._channels >= low[self._groups]) & (self._channels < high[self._groups])
+        numbers = kept.float()
+        flat = numbers[self._places[0]]
+        for places in self._places[1:]:
+            flat = flat * numbers[places]
+        tensors = [self.sliced.parameters[name] for name in self._masked]
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, which must exist: a captured graph has its address."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+class RecordedPaths:
+    """Trains paths like `MaskedPath`, captured for batches of one shape; others use the sliced paths.
+
+    The graph has only addresses: parameters and their gradients, which must exist, are never replaced.
+    Capturing executes the work, which changes gradients and statistics. Outputs are not returned.
+    """
+
+    def __init__(
+        self, sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None = None
+    ) -> None:
+        self.space, self._sliced, self._count = sliced.space, sliced, count
+        self.masked = masked = MaskedPath(sliced)
+        masked.choose(path_of(self.space, self.space.largest()))
+        self._batch = batch = tree_map_only(Tensor, torch.clone, (inputs, targets))
+        self._loss = loss = torch.zeros((), device=next(iter(sliced.parameters.values())).device)
+
+        def work() -> None:
+            loss.copy_(masked(batch[0], batch[1], count))
+
+        _refuse_draws(work, loss.is_cuda)
+        self._replay = (capture or captured)(work)
+
+    def __call__(
+        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """As `SlicedPaths` does, but for the outputs."""
+        batch = (inputs, targets)
+        if teacher is not None or count != self._count or _shapes(batch) != _shapes(self._batch):
+            return self._sliced(path, inputs, targets, count, teacher)
+        self.masked.choose(path)
+        for static, new in zip(tree_leaves(self._batch), tree_leaves(batch), strict=True):
+            static.copy_(new)
+        self._replay()
+        return self._loss.clone(), None
+
+
+def _refuse_draws(work: Work, on_gpu: bool) -> None:
+    """Do the work. Raises TrainingError where it draws random numbers that a recording would repeat.
+
+    A GPU's own, as of dropout, are drawn again in each replay.
+    """
+
+    def state() -> bytes:
+        own = torch.get_rng_state().numpy().tobytes() if on_gpu else b""
+        return pickle.dumps((random.getstate(), np.random.get_state(), own))
+
+    before = state()
+    work()
+    if state() != before:
+        raise TrainingError("the network draws random numbers on the processor")
+
+
+def captured(work: Work) -> Work:
+    """Capture work on the GPU as a CUDA graph; its results have the same addresses in every replay.
+
+    Raises RuntimeError if the work waits for the GPU, which cannot be captured.
+    """
+    current = torch.cuda.current_stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    try:
+        with torch.cuda.stream(side), _fastest_kernels():
+            work()  # libraries choose and allocate at their first calls
+            work()
+            # Before it is recorded: a recording that fails leaves PyTorch's memory in disorder.
+            with _waiting_refused():
+                work()
+    finally:
+        current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # The outer one restores the stream.
+    with torch.cuda.stream(current), _fastest_kernels(), torch.cuda.graph(graph):
+        work()
+    replay: Work = graph.replay
+    return replay
+
+
+@contextmanager
+def _fastest_kernels() -> Iterator[None]:
+    """cuDNN times its algorithms, for the length of a block: worth it where shapes stay what they are."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Within the block, work that waits for the GPU raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that not every kind is found
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def fastest_paths(
+    sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None = None
+) -> Paths:
+    """Captured paths, if they give the same gradients as sliced ones, and faster; otherwise the sliced ones.
+
+    Both are tried on this batch, on wide, medium and narrow paths, each one of `count`. Parameters and
+    buffers are unchanged. Reports the choice and the reason.
+    """
+    parameters = sliced.parameters.values()
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
+    try:
+        recorded, reason = _trial(sliced, inputs, targets, count, capture)
+    except FOREIGN as cause:  # the user's own forward may raise anything on tensors of another size
+        recorded, reason = None, f"recording failed ({one_line(cause)})"
+    finally:
+        for name, buffer in sliced.buffers.items():
+            buffer.copy_(before[name])
+        for parameter in parameters:
+            _gradient(parameter).zero_()
+    say(f"training {'by a' if recorded else 'on slices, not by a'} recorded CUDA graph: {reason}")
+    return recorded or sliced
+
+
+def _trial(
+    sliced: SlicedPaths, inputs: Any, targets: Any, count: int, capture: Capture | None
+) -> tuple[RecordedPaths | None, str]:
+    """The recorded paths if they are right and faster, and why they are or are not."""
+    batch = (inputs, targets, count)
+    reason = _unfit(sliced, inputs, targets)
+    if reason is not None:
+        return None, reason
+    recorded = RecordedPaths(sliced, *batch, capture)
+    reason = _different(recorded, sliced, *batch)
+    if reason is not None:
+        return None, reason
+    own_s, sliced_s = (_seconds(paths, _tried(sliced), *batch) for paths in (recorded, sliced))
+    times = f"a path takes {own_s * 1e3:.1f} ms recorded, {sliced_s * 1e3:.1f} on slices"
+    return recorded if own_s < sliced_s else None, times
+
+
+def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
+    """Why paths cannot be masked or recorded, where that is known beforehand."""
+    mixed = [group.name for group in sliced.space.groups if group.mixed]
+    if mixed:
+        return f"a layer normalises across the channels of {mixed[0]}, or computes with their number"
+    if not sliced.recipe.task.by_cross_entropy:
+        return "the loss is your own"
+    for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):
+        module = sliced.model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{name} is neither trained nor recalibrated for each candidate"
+    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves((inputs, targets))):
+        return "batches hold more than tensors"
+    return None
+
+
+def _different(
+    recorded: RecordedPaths, sliced: SlicedPaths, inputs: Any, targets: Any, count: int
+) -> str | None:
+    """Why the recorded paths do not give the gradients of the sliced ones; None where they do.
+
+    Masks against slices in float64, with nothing drawn at random; the replay against the same masks as they
+    are trained, with the same random numbers.
+    """
+    plain = _in_float64(sliced)
+    exact, as_trained = MaskedPath(plain), recorded.masked
+    wide = tree_map_only(Tensor, _double, inputs)
+    for path in _tried(sliced):
+        exact.choose(path)
+        as_trained.choose(path)
+        with _nothing_drawn(sliced.model):
+            apart = _difference(
+                plain.parameters,
+                lambda path=path: plain(path, wide, targets, count),  # type: ignore[misc]
+                lambda: exact(wide, targets, count),
+            )
+        if not apart <= EXACT:
+            return f"with masks gradients are off by {apart:.1%}"
+        with _fastest_kernels():  # as in the recording
+            apart = _difference(
+                sliced.parameters,
+                lambda: as_trained(inputs, targets, count),
+                lambda path=path: recorded(path, inputs, targets, count),  # type: ignore[misc]
+            )
+        if not apart <= REPLAYED:
+            return f"what was recorded gives gradients that are off by {apart:.1%}"
+    return None
+
+
+def _in_float64(sliced: SlicedPaths) -> SlicedPaths:
+    """The same paths on tensors of their own."""
+    parameters = {name: nn.Parameter(_double(own.detach())) for name, own in sliced.parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    # Statistics are changed in place: those that are double already are copied, too.
+    buffers = {name: _double(buffer).clone() for name, buffer in sliced.buffers.items()}
+    return SlicedPaths(sliced.model, sliced.space, parameters, buffers, replace(sliced.recipe, amp=False))
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _tried(sliced: SlicedPaths) -> list[Path]:
+    """Paths to try: all of the channels, half and the fewest, on each side."""
+    space = sliced.space
+    return [
+        path_of(space, widths, side)
+        for widths in (space.largest(), space.uniform(0.5), space.smallest())
+        for side in space.rule.sides
+    ]
+
+
+@contextmanager
+def _nothing_drawn(model: nn.Module) -> Iterator[None]:
+    """A network in training mode as far as its batch norms go, for the length of a block: no dropout."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def _difference(
+    parameters: Mapping[str, nn.Parameter], one: Callable[[], Any], other: Callable[[], Any]
+) -> float:
+    """How far the gradients of two ways are apart, as a part of the first's norm; may be no number."""
+    found = []
+    devices = [torch.cuda.current_device()] if next(iter(parameters.values())).is_cuda else []
+    with torch.random.fork_rng(devices):
+        for way in (one, other):
+            for parameter in parameters.values():
+                _gradient(parameter).zero_()
+            torch.manual_seed(0)
+            way()
+            found.append(torch.cat([_gradient(each).flatten() for each in parameters.values()]))
+    norm, apart = float(found[0].norm()), float((found[1] - found[0]).norm())
+    return apart / norm if norm else apart
+
+
+def _seconds(paths: Paths, tried: Sequence[Path], inputs: Any, targets: Any, count: int) -> float:
+    """Mean seconds of the `tried` paths, the fastest of a few times each."""
+    total = 0.0
+    for path in tried:
+        times = []
+        for _ in range(TIMED):
+            start = time.perf_counter()
+            loss, _ = paths(path, inputs, targets, count)
+            float(loss)  # waits for the GPU
+            times.append(time.perf_counter() - start)
+        total += min(times)
+    return total / len(tried)
+
+
+def _shapes(tree: Any) -> list[Any]:
+    """What a recording depends on of a batch: how it is built, and each tensor's shape and type."""
+    leaves, structure = tree_flatten(tree)
+    return [structure, *((leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, Tensor))]

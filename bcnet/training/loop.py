@@ -1,0 +1,450 @@
+"""The training loop of supernets and plain networks: batches, optimiser, schedule, snapshots.
+
+In: parameters, and a step that computes their gradients for one batch. Out: trained parameters and the curve.
+Randomness depends only on the seed and the epoch, so a loop that continues from a snapshot gives the same
+result as an uninterrupted one.
+"""
+
+import copy
+import ctypes
+import math
+import platform
+import random
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from bcnet.config import Config, SliceConfig, TrainConfig
+from bcnet.data.dataset import ImageData
+from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
+from bcnet.models.finite import not_finite
+from bcnet.plain import loss_text
+from bcnet.progress import progress_bar
+from bcnet.runs import digest
+from bcnet.space.subnet import arguments
+from bcnet.training.task import Task, logits_of
+from bcnet.user_code import code_of, import_function
+
+# (inputs, targets, number of the step) -> loss, a scalar that may not be computed yet on a GPU; adds the
+# batch's gradients to the parameters' `.grad`.
+Step = Callable[[Any, Any, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained; `bcnet.toml` documents each field."""
+
+    epochs: int
+    learning_rate: float
+    optimizer: str = "sgd"
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    amp: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    task: Task = field(default_factory=Task)
+
+    @classmethod
+    def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
+        """The recipe of a configuration, with this number of epochs and learning rate."""
+        device = training_device(config)
+        return cls(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=config.train.optimizer,
+            batch_size=config.train.batch_size,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+            warmup_epochs=config.train.warmup_epochs,
+            label_smoothing=config.train.label_smoothing,
+            amp=config.train.amp and _computes_in_bfloat16(device),
+            device=device,
+            seed=config.seed,
+            task=Task.of(config.task),
+        )
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The task's loss of a batch, a scalar: by default cross entropy with label smoothing."""
+        return self.task.loss_of(outputs, targets, self.label_smoothing)
+
+    def training_loss(
+        self, model: Callable[..., Any], inputs: Any, targets: Any, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """The training loss of a batch, and the outputs of `model`, which is called like the user's module.
+
+        With a `teacher`'s logits (N, C, ...), their probabilities replace the targets. A custom training step
+        gives no outputs: None.
+        """
+        args, kwargs = arguments(inputs)
+        with self.autocast():
+            if self.task.train_step is not None:
+                return self.task.step(model, inputs, targets), None
+            outputs = model(*args, **kwargs)
+        # Outside of autocast: losses need float32, and not all of PyTorch's support autocast.
+        outputs = tree_map_only(Tensor, _single, outputs)
+        if teacher is not None:
+            return nn.functional.cross_entropy(logits_of(outputs), teacher.softmax(1)), outputs
+        return self.loss(outputs, targets), outputs
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 if `amp` is set: unlike float16 it needs no loss scaling."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after `progress` epochs: linear warm-up, then cosine decay to zero."""
+        warmup = min(self.warmup_epochs, self.epochs / 2)
+        if progress < warmup:
+            return self.learning_rate * (progress + 1e-3) / warmup
+        done = (progress - warmup) / max(self.epochs - warmup, 1e-9)
+        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss that replaces the recipe's, e.g. distillation (`training/distill.py`).
+
+    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path, which is called
+    like it; its own `parameters` are trained with the network's and discarded afterwards; `key` is a digest
+    of everything that it depends on.
+    """
+
+    loss: Callable[[Any, Any, Any], Tensor]
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state between two epochs that a continued loop needs: parameters and optimiser."""
+
+    epoch: int
+    tensors: dict[str, Tensor]
+
+
+def training_digest(config: Config) -> str:
+    """A hash of all settings that the training of one network depends on, except for its device."""
+    train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
+    data, task = config.data, config.task
+    functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
+    named = ["rate"] if _named_rate(config, config.train) else []
+    return digest([train, data.flip, data.shift, config.seed, functions, *named])
+
+
+def fine_tuning_digest(config: Config) -> str:
+    """The same for fine-tuning, beside the settings of `slice` themselves."""
+    named = "named rate" if _named_rate(config, config.slice) else ""
+    return training_digest(config) + named
+
+
+def _named_rate(config: Config, own: TrainConfig | SliceConfig) -> bool:
+    """Whether the rate is given, as its default: for trained weights, another is used where none is given."""
+    default = type(own).model_fields["learning_rate"].default
+    named = "learning_rate" in own.model_fields_set and own.learning_rate == default
+    return named and (config.model.weights is not None or config.search.method not in ("auto", "evolution"))
+
+
+def metric_digest(config: Config) -> str:
+    """A hash of the metric, on which a supernet does not depend."""
+    return digest(_code(config.task.metric))
+
+
+def _code(name: str | None) -> tuple[str | None, str]:
+    """A function's name in bcnet.toml, and its code if it is custom."""
+    return name, code_of(import_function(name, ConfigError)) if name and ":" in name else ""
+
+
+def training_device(config: Config) -> str:
+    """cpu or cuda, according to `train_device`; auto uses CUDA if it is available."""
+    wanted = config.train.train_device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train_device is cuda, but PyTorch finds no CUDA device; use cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _computes_in_bfloat16(device: str) -> bool:
+    """Whether the device supports bfloat16 natively, without emulation."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, Any]]:
+    """One epoch of (inputs, targets) on the training device, augmented, in shuffled order."""
+    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+    order = torch.randperm(len(data.train), generator=generator)
+    for number, index in enumerate(torch.split(order, recipe.batch_size)):
+        if len(index) < min(recipe.batch_size, len(order)):
+            return  # a small last batch would disturb the batch statistics
+        seeds = recipe.seed, epoch, number
+        yield data.augmented(data.train.take(index), generator, seeds, recipe.device)
+
+
+def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
+    """The number of full batches in one pass over the training images."""
+    return max(1, len(data.train) // recipe.batch_size)
+
+
+def fit(
+    parameters: Mapping[str, nn.Parameter],
+    step: Step,
+    data: ImageData,
+    recipe: Recipe,
+    description: str,
+    *,
+    resume: Snapshot | None = None,
+    on_epoch: Callable[[Snapshot, float], None] | None = None,
+) -> list[float]:
+    """Train `parameters` in place; return the mean loss of each epoch that was run.
+
+    `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
+    """
+    keep_freed_memory()
+    optimizer = _optimizer(parameters, recipe)
+    for parameter in parameters.values():
+        # Parameters that are not used in every step need a gradient, too. Existing ones are not replaced: a
+        # captured step has their addresses.
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+    first = 0
+    if resume is not None:
+        first = resume.epoch
+        _restore(parameters, optimizer, resume.tensors)
+    per_epoch = steps_an_epoch(data, recipe)
+    curve = []
+    with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
+
+        def read(loss: Tensor, number: int, batch: Any) -> float:
+            value = _finite(loss, number, batch)
+            advance(f"loss {loss_text(value)}")
+            return value
+
+        for epoch in range(first, recipe.epochs):
+            seed = recipe.seed * 100_003 + epoch
+            torch.manual_seed(seed)  # dropout
+            random.seed(seed)  # for custom losses that use random numbers
+            np.random.seed(seed % 2**32)
+            losses: list[float] = []
+            loss, batch = (
+                None,
+                None,
+            )  # of the previous step: a GPU computes it while the next batch is read
+            for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
+                if loss is not None:
+                    losses.append(read(loss, epoch * per_epoch + len(losses), batch))
+                batch = inputs, targets
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.rate(epoch + number / per_epoch)
+                loss = explained(step, inputs, targets, epoch * per_epoch + number)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+            if loss is not None:
+                losses.append(read(loss, epoch * per_epoch + len(losses), batch))
+            check_trained(parameters, f"in epoch {epoch + 1}")
+            curve.append(sum(losses) / len(losses))
+            if on_epoch is not None:
+                on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])
+    return curve
+
+
+def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[str] | None = None) -> None:
+    """Raises TrainingError if a tensor is not finite (see `not_finite`)."""
+    broken = not_finite(tensors, trained)
+    if broken is not None:
+        raise TrainingError(
+            f"training diverged {when}: '{broken}' has values that are not finite; lower the "
+            "learning rate, or raise train.warmup_epochs"
+        )
+
+
+# PyTorch's messages about tensors of incompatible sizes.
+_SIZES = re.compile(r"\b(shapes?|sizes?|dimensions?) |more than 1 value per channel", re.IGNORECASE)
+
+
+def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
+    """The step's loss. Raises TrainingError if the step raises anything."""
+    try:
+        return step(inputs, targets, number)
+    except BcnetError:
+        raise
+    except FOREIGN as cause:
+        if "backward through the graph a second time" in text_of(cause):
+            raise TrainingError(
+                f"training step {number} failed: its loss was already used for a backward pass; a train_step "
+                "returns its loss and leaves the backward pass to bcnet"
+            ) from cause
+        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        remedy = ""
+        if "bfloat16" in str(cause).lower():
+            remedy = "; set train.amp = false: it does not support bfloat16"
+        elif isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(cause):
+            remedy = "; lower train.batch_size"
+        elif _SIZES.search(str(cause)):
+            remedy = "; try another train.batch_size"
+        raise TrainingError(
+            f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed "
+            f"({one_line(cause)}){remedy}"
+        ) from cause
+
+
+def _finished(loss: Tensor, number: int) -> float:
+    """The loss as a number, after waiting for the GPU. Raises TrainingError if the step failed."""
+    with explaining(TrainingError, f"training step {number} failed"):
+        return float(loss)
+
+
+def _finite(loss: Tensor, number: int, batch: Any) -> float:
+    """The loss as a number. Raises TrainingError, with the likely cause, if it is not finite."""
+    value = _finished(loss, number)
+    if not math.isfinite(value):
+        values = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in values):
+            raise TrainingError(
+                f"the loss of step {number} is {value}: the batch has values that are not finite; check "
+                "the data, and data.transforms and data.collate if they are set"
+            )
+        raise TrainingError(
+            f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
+            "or raise train.warmup_epochs"
+        )
+    return value
+
+
+def fit_network(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    description: str,
+    *,
+    objective: Objective | None = None,
+    resume: Snapshot | None = None,
+    on_epoch: Callable[[Snapshot, float], None] | None = None,
+) -> list[float]:
+    """Train a plain network in place with `fit`; afterwards it is in eval mode, on the CPU.
+
+    Snapshots also have its buffers, as "buffer:NAME". An `objective` replaces the recipe's loss.
+    """
+    # Batches are channels-last, but weights stay contiguous: channels-last weights make the backward pass of
+    # depthwise convolutions on a CPU more than twice as slow.
+    model.to(recipe.device).train()
+    step = plain_step(model, recipe, objective)
+
+    def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
+        assert on_epoch is not None
+        own = {f"buffer:{name}": buffer.cpu() for name, buffer in model.named_buffers()}
+        on_epoch(replace(snapshot, tensors={**snapshot.tensors, **own}), mean_loss)
+
+    if resume is not None:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(resume.tensors[f"buffer:{name}"])
+    trainable = trainable_parameters(model, objective)
+    after_epoch = with_buffers if on_epoch else None
+    curve = fit(trainable, step, data, recipe, description, resume=resume, on_epoch=after_epoch)
+    check_trained(model.state_dict(), "at its end", trainable)
+    model.cpu().eval()
+    return curve
+
+
+def trainable_parameters(model: nn.Module, objective: Objective | None = None) -> dict[str, nn.Parameter]:
+    """The trained parameters: those of the network and of the objective."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**own, **(objective.parameters if objective else {})}
+
+
+def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = None) -> Step:
+    """The training step of a plain network, which is in training mode on the recipe's device."""
+
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
+        if objective is not None:
+            loss = objective.loss(model, inputs, targets)
+        else:
+            loss, _ = recipe.training_loss(model, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return step
+
+
+def seconds_to_fit(
+    model: nn.Module, data: ImageData, recipe: Recipe, objective: Objective | None = None
+) -> float:
+    """An estimate of the duration of `fit_network` in seconds, from three steps on a copy."""
+    copied = copy.deepcopy(model).to(recipe.device)
+    copied.train()
+    step = plain_step(copied, recipe, objective)
+    return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
+
+
+def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
+    """The time of one step in seconds, the fastest of three. Raises TrainingError if one fails."""
+    seconds, start = [], time.perf_counter()
+    for number, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
+        _finished(explained(step, inputs, targets, number), number)
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()  # includes reading the next batch
+    return min(seconds)
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    return torch.optim.SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        fused=True,
+    )
+
+
+def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer:{key}:{name}"] = value.cpu()
+    return tensors
+
+
+def _restore(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer:"):
+            _, slot, name = key.split(":", 2)
+            parameter = parameters[name]
+            # AdamW keeps its step counter on the CPU unless it is fused; `to` is right in both cases.
+            optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory: otherwise a small network's step spends half its time in mmap."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_mmap_threshold, 1 << 30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -1,0 +1,163 @@
+"""One training step of a supernet: which paths it trains, each with a backward pass, and who teaches whom.
+
+In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.space.channel_rules import Side
+from bcnet.space.subnet import Path, path_of, path_state, ranges, run_with
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import Objective, Recipe
+from bcnet.training.task import bound_to, logits_of
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which paths a step trains beside those of the drawn widths, and whether the widest teaches the others.
+
+    The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
+    comes first and learns from the labels, all others learn from its outputs. With `turns`, drawn widths run
+    on one side only, left and right step by step: twice the steps for as many passes.
+    """
+
+    turns: bool = False
+    widest: bool = False
+    narrowest: bool = False
+    taught: bool = False
+
+    def paths(self, sides: int, draws: int) -> int:
+        """Forward and backward passes of a step that draws so many widths."""
+        return draws * (1 if self.turns else sides) + self.widest + self.narrowest
+
+
+STEPS = {
+    "plain": StepPlan(),
+    "turns": StepPlan(turns=True),
+    "sandwich": StepPlan(widest=True, narrowest=True),
+    "taught": StepPlan(widest=True, taught=True),
+    "us-nets": StepPlan(widest=True, narrowest=True, taught=True),
+}
+
+
+class Paths(Protocol):
+    """Something that trains single paths of a supernet's `space`: see `SlicedPaths`."""
+
+    space: WidthSpace
+
+    def __call__(
+        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]: ...
+
+
+class SlicedPaths:
+    """Trains a path on its slices of a supernet's tensors: as much work as the narrow network's.
+
+    A path's slices are the leaves: the gradient of a narrow slice costs what the slice costs, not what the
+    supernet costs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: WidthSpace,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        recipe: Recipe,
+        objective: Objective | None = None,
+    ) -> None:
+        """With an `objective` all paths learn by that, and give no outputs for others to learn from."""
+        self.model, self.space, self.recipe, self.objective = model, space, recipe, objective
+        self.parameters, self.buffers = parameters, buffers
+
+    def __call__(
+        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Add the gradients of one path of `count` to the parameters'; its loss, a scalar, and outputs.
+
+        With a `teacher`'s logits the path learns from those in place of the targets.
+        """
+        space, parameters = self.space, self.parameters
+        # All slices are local to this call: they are freed before the next path takes its own.
+        with torch.no_grad():
+            taken = path_state(parameters, space, path)
+        leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
+        del taken  # what `contiguous` copied is not held twice
+        for name, leaf in leaves.items():
+            # Adding each gradient as soon as it is there frees it before the next one is made.
+            leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
+            )
+        state = {**leaves, **path_state(self.buffers, space, path)}
+        called = bound_to(self.model.forward, partial(run_with, self.model, space, state))
+        if self.objective is not None:
+            loss, outputs = self.objective.loss(called, inputs, targets), None
+        else:
+            loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
+        (loss / count).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), outputs
+
+
+def supernet_step(
+    paths: Paths,
+    drawn: Sequence[Widths],
+    inputs: Any,
+    targets: Any,
+    *,
+    plan: StepPlan = STEPS["plain"],
+    number: int = 0,
+) -> list[Tensor]:
+    """Run every path of the step on the batch and add its gradients, at equal weight.
+
+    Returns the mean loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to
+    compute. Paths run one after the other, so only one path's activations are held (BCNetV2). The plan's own
+    paths change sides with the step's `number`.
+    """
+    space = paths.space
+    turn = space.rule.sides[number % len(space.rule.sides)]
+    sides = (turn,) if plan.turns else space.rule.sides
+    count = plan.paths(len(sides), len(drawn))
+
+    def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
+        return paths(path_of(space, widths, side), inputs, targets, count, teacher)
+
+    teacher = None
+    if plan.widest:
+        _, outputs = run(space.largest(), turn, None)
+        teacher = logits_of(outputs).detach() if plan.taught else None
+    losses = [[run(widths, side, teacher)[0] for side in sides] for widths in drawn]
+    if plan.narrowest:
+        run(space.smallest(), turn, teacher)
+    return [torch.stack(own).double().mean() for own in losses]
+
+
+def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:
+    """Add a slice's gradient into the gradient of the supernet's tensor, and free it."""
+    assert leaf.grad is not None
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    for part, gradient in _stretches(parameter.grad, leaf.grad, space, name, path):
+        part.add_(gradient)
+    leaf.grad = None
+
+
+def _stretches(
+    full: Tensor, part: Tensor, space: WidthSpace, name: str, path: Path
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of a supernet tensor and of its path's slice that correspond, one pair a stretch of channels."""
+    pairs = [(full, part)]
+    for axis, dimension in space.dimensions.get(name, {}).items():
+        split = []
+        for large, small in pairs:
+            start = 0
+            for low, high in ranges(space, dimension, path):
+                split.append((large.narrow(axis, low, high - low), small.narrow(axis, start, high - low)))
+                start += high - low
+        pairs = split
+    yield from pairs

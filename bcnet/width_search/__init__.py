@@ -1,0 +1,1 @@
+"""Which widths are best: scores of subnets, evolution, and bounds on what they cost."""

@@ -1,0 +1,171 @@
+"""What a small network inherits from the trained original: which channels, by which criterion.
+
+In: a trained network, its space, widths, importances. Out: the tensors of small networks, batch-norm
+statistics made again, the best on the validation images first. AdaPruner (arXiv 2109.06397, abstract) chooses
+the criterion for each network, too: which is best differs from one to the next.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches, to_device
+from bcnet.models.weights import listed
+from bcnet.progress import progress_bar, say
+from bcnet.space.importance import CRITERIA, Criterion, extracted, kept_channels
+from bcnet.space.subnet import State, run_with, tensors_of
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.gates import BATCHES, measured_importances
+from bcnet.training.loop import Recipe
+from bcnet.training.task import Batches, Task, logits_of
+from bcnet.width_search.scorer import Score, answers_of, best_first, first_images, score_of, with_statistics
+from bcnet.width_search.temperature import are_classes, calibrated_losses
+
+ERRORS = 2.0  # standard errors of a paired difference that a group's own criterion has to gain
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A small network's tensors, on the CPU, with its own batch-norm statistics; where they come from."""
+
+    source: str
+    state: State
+    score: Score
+
+
+class Original:
+    """A trained network whose channels small networks inherit, and the images that these are compared by.
+
+    `space` is the network's; extra channels of a supernet are left out. Batch-norm statistics come from the
+    first `images` training images, augmented, scores from the validation images; both are read once and kept
+    on the recipe's device, where everything is computed, in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, space: WidthSpace, data: ImageData, recipe: Recipe, images: int = 512
+    ) -> None:
+        self.model, self.space, self.data, self.recipe = model, space.without_extra(), data, recipe
+        self._tensors: State = to_device(tensors_of(model), recipe.device)
+        room = KEPT_BYTES // 2
+        self._train = KeptBatches(data, first_images(data, images), room, recipe.device, augmented=True)
+        self._val = KeptBatches(data, data.val, room, recipe.device)
+
+    @property
+    def task(self) -> Task:
+        """By what networks are compared."""
+        return self.recipe.task
+
+    def importances(
+        self, by: Collection[Criterion] = CRITERIA, batches: int = BATCHES
+    ) -> dict[Criterion, tuple[Tensor, ...]]:
+        """By each criterion, for each group (channels,): see `measured_importances`."""
+        return measured_importances(self.model, self.space, self.data, self.recipe, by, batches)
+
+    def extracted(self, channels: Sequence[Tensor]) -> State:
+        """The small network that has only these channels, indices (width,) a group (see `extracted`)."""
+        return extracted(self._tensors, self.space, channels)
+
+    def with_statistics(self, state: Mapping[str, Tensor]) -> State:
+        """A small network's tensors, on the recipe's device, with statistics of the training images."""
+        placed = to_device(dict(state), self.recipe.device)
+        return with_statistics(self.model, self.space, placed, self._train)
+
+    def scored(self, source: str, state: Mapping[str, Tensor]) -> Inherited:
+        """Any small network of this space, as of a supernet's path: its statistics made again, its score."""
+        fresh = self.with_statistics(state)
+        return Inherited(source, to_device(fresh, "cpu"), score_of(self._answers(fresh), self.task))
+
+    @torch.no_grad()
+    def losses(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The validation losses of a small network as it is: of each image, of each batch for other tasks.
+
+        Of a classification by cross entropy at the best temperature (see `calibrated_loss`).
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        whole: list[Tensor] = []
+        for outputs, targets in self._answers(state):
+            if self.task.by_cross_entropy and are_classes(targets):
+                kept.append((logits_of(outputs), targets))
+            else:
+                whole.append(self.task.loss_of(outputs, targets).detach().double())
+        return calibrated_losses(kept) if kept else torch.stack(whole)
+
+    def _answers(self, state: Mapping[str, Tensor]) -> Batches:
+        self.model.eval()
+        device = torch.device(self.recipe.device)
+        return answers_of(lambda x: run_with(self.model, self.space, state, x), self._val, device)
+
+
+def inherited(
+    original: Original,
+    widths: Widths,
+    importance: Mapping[Criterion, Sequence[Tensor]],
+    *,
+    by_group: bool = False,
+) -> list[Inherited]:
+    """The small networks that keep the most important channels by each criterion, the best first.
+
+    The lowest validation loss decides, since accuracies of networks that were cut and not trained yet are
+    coarse; the metric does where a task has no loss (`task.train_step`). With `by_group`, there is one more
+    network where that is better: from the best, one group at a time takes the criterion by which the loss
+    falls most, if by more than two standard errors of the paired difference. All groups are gone through
+    once, which takes as many scores as there are groups and criteria.
+    """
+    choices = {by: kept_channels(original.space, widths, own) for by, own in importance.items()}
+    found: list[Inherited] = []
+    with progress_bar("scoring what the small network inherits", len(choices)) as advance:
+        for by, channels in choices.items():
+            found.append(original.scored(by, original.extracted(channels)))
+            advance(by)
+    found.sort(key=_rank)
+    if by_group and original.task.train_step is not None:
+        say("a criterion for each group needs a loss to compare networks by, and task.train_step gives none")
+    elif by_group and len(found) > 1:
+        best = next(by for by in choices if by == found[0].source)
+        found = sorted([*_by_group(original, choices, best), *found], key=_rank)
+    return found
+
+
+def _rank(own: Inherited) -> tuple[float, float]:
+    return best_first(own.score)
+
+
+def _by_group(
+    original: Original, choices: Mapping[Criterion, tuple[Tensor, ...]], best: Criterion
+) -> list[Inherited]:
+    """The network in which groups have criteria of their own; none where no group gains by that."""
+
+    def losses_of(channels: Sequence[Tensor]) -> Tensor:
+        return original.losses(original.with_statistics(original.extracted(channels)))
+
+    channels, switched = list(choices[best]), dict[str, Criterion]()
+    losses = losses_of(channels)
+    with progress_bar("choosing a criterion for each group", len(channels)) as advance:
+        for number, group in enumerate(original.space.groups):
+            least, before = 0.0, channels[number]
+            tried = [before]
+            for by, choice in choices.items():
+                if any(torch.equal(choice[number], known) for known in tried):
+                    continue
+                tried.append(choice[number])
+                own = losses_of([*channels[:number], choice[number], *channels[number + 1 :]])
+                difference = float((own - losses).mean())
+                if difference < least and difference < -ERRORS * _standard_error(own - losses):
+                    least, found = difference, (by, choice[number], own)
+            if least < 0:
+                switched[group.name], channels[number], losses = found
+            advance(group.name)
+    if not switched:
+        return []
+    others = " and ".join(sorted(set(switched.values())))
+    source = f"{best}, but {others} in {listed(list(switched))}"
+    return [original.scored(source, original.extracted(channels))]
+
+
+def _standard_error(differences: Tensor) -> float:
+    """Of their mean; without end where there is one only."""
+    count = len(differences)
+    return float(differences.std()) / math.sqrt(count) if count > 1 else math.inf

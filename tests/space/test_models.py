@@ -1,0 +1,221 @@
+"""The networks that people have: every one is read, and its narrow paths are what is cut out."""
+
+import functools
+import io
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.shufflenetv2 import ShuffleNetV2
+
+from bcnet.models import NETWORKS
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import cut, forward_path
+from bcnet.space.trace import OUTPUT
+from bcnet.space.width_space import WidthSpace
+from tests.space.witnesses import assert_agree, distance, drawn, leaves, masked, scattered
+
+CLASSIFIERS = (
+    *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
+    *("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0"),
+    *("regnet_x_400mf", "regnet_y_400mf", "vgg11", "vgg16_bn", "densenet121", "squeezenet1_0", "googlenet"),
+    *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
+)
+TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
+# Networks of the same blocks as others, and fewer of them.
+SMALL = {
+    "small densenet": lambda: DenseNet(block_config=(2, 3, 2, 2)),
+    "small shufflenet": lambda: ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 512]),
+    "small convnext": lambda: ConvNeXt(
+        [CNBlockConfig(48, 96, 1), CNBlockConfig(96, 192, 2), CNBlockConfig(192, None, 1)]
+    ),
+}
+# Each run tries another network of the same kind.
+TWINS = (
+    *("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3", "resnet34"),
+    *("mnasnet1_0", "efficientnet_v2_s", "densenet121", "convnext_tiny"),
+)
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+
+
+def timm_model(name: str) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name)
+    return model
+
+
+def network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    shape = (2, 3, 64, 64)
+    if name in NETWORKS:
+        model, shape = NETWORKS[name](), (2, 1 if name == "digits" else 3, 32, 32)
+    elif name in TIMM:
+        model = timm_model(name)
+    elif name in SMALL:
+        model = SMALL[name]()
+    elif name in SEGMENTATION:
+        model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    elif name in ("googlenet", "inception_v3"):
+        model, shape = torchvision.models.get_model(name, init_weights=True), (2, 3, 80, 80)
+    else:
+        model = torchvision.models.get_model(name)
+    return scattered(model), torch.randn(shape)
+
+
+@functools.cache
+def space_of(name: str) -> WidthSpace:
+    """The space of `network(name)`, found once for all tests."""
+    return discover_space(*network(name))
+
+
+def marked(*names: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in TWINS else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(*NETWORKS, *CLASSIFIERS, *SMALL, *TIMM, *SEGMENTATION))
+def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
+    model, x = network(name)
+    space = space_of(name)
+    # Inception's auxiliary classifier does not run on images this small.
+    assert_agree(model, space, x, drawn(space), training=name != "inception_v3")
+    small = cut(model, space, drawn(space))
+    other = cut(model, space, drawn(space), "right")
+    buffer = io.BytesIO()
+    torch.save(small.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    with torch.no_grad():
+        expected = small(x)
+        assert distance(other(x), expected) == 0
+    proto = to_onnx(small, tuple(x.shape))
+    onnx.checker.check_model(proto, full_check=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *marked("regnet_y_400mf", "densenet121", "small densenet", "resnest14d", "small shufflenet"),
+        pytest.param("shufflenet_v2_x1_0", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
+    torch.manual_seed(0)
+    # As it is made: the exporter makes equal tensors one, though they follow different groups.
+    if name in TIMM:
+        model = timm_model(name).eval()
+    else:
+        model = (SMALL[name]() if name in SMALL else torchvision.models.get_model(name)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    space = discover_space(model, x)
+    graph = OnnxSupernet(model, space, tuple(x.shape))
+    assert graph.sliceable
+    content = graph.variant(drawn(space))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    with torch.no_grad():
+        assert distance(found, cut(graph.model, space, drawn(space))(x)) < 1e-4
+
+
+@pytest.mark.parametrize("name", marked(*CLASSIFIERS, *SMALL, *TIMM, *SEGMENTATION))
+def test_most_multiply_accumulates_are_searchable_and_the_rest_has_a_reason(name: str) -> None:
+    model, _ = network(name)
+    space = space_of(name)
+    assert space.searchable_macs() > 0.9
+    assert all(entry.reason for entry in space.frozen)
+    held = {layer for group in space.groups for layer in group.layers}
+    named = held | {entry.name for entry in space.frozen}
+    for layer, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+            assert layer in named
+
+
+class Captured(nn.Module):
+    """A detector's network that gives what one of its modules gives."""
+
+    def __init__(self, detector: nn.Module, part: str) -> None:
+        super().__init__()
+        self.detector = detector
+        self.part = part
+
+    def forward(self, images: list[torch.Tensor]) -> Any:
+        found: list[Any] = []
+        handle = self.detector.get_submodule(self.part).register_forward_hook(
+            lambda module, inputs, output: found.append(output)
+        )
+        self.detector(images)
+        handle.remove()
+        return found[0]
+
+
+def test_padding_as_an_operator_of_its_own_freezes_nothing_before_it() -> None:
+    """EfficientNet-Lite0 as TensorFlow has it pads each strided layer at the bottom and the right only."""
+    space = discover_space(timm_model("tf_efficientnet_lite0"), torch.rand(1, 3, 64, 64))
+    assert len(space.groups) == 24
+    assert [entry.reason for entry in space.frozen] == [OUTPUT]
+    assert space.macs(space.smallest()) < 0.06 * space.macs(space.largest())
+
+
+def detector_named(name: str, **settings: Any) -> nn.Module:
+    if name == "fasterrcnn_resnet18_fpn":
+        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+        return FasterRCNN(backbone, num_classes=5, rpn_post_nms_top_n_test=50, **settings)
+    model: nn.Module = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=5, **settings
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("ssdlite320_mobilenet_v3_large", "head"),
+        ("fasterrcnn_resnet18_fpn", "backbone"),
+        pytest.param("fasterrcnn_resnet50_fpn", "backbone", marks=pytest.mark.slow),
+    ],
+)
+def test_detectors_are_read_and_their_narrow_features_agree(name: str, part: str) -> None:
+    torch.manual_seed(0)
+    sides = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
+    detector = scattered(detector_named(name, **sides))
+    images = [torch.rand(3, 96, 96)]
+    space = discover_space(detector, (images,))
+    assert space.searchable_macs() > 0.9
+    for side in ("left", "right"):
+        with torch.no_grad():
+            small = cut(detector, space, drawn(space), side)
+            path = forward_path(detector, space, drawn(space), (images,), side)
+            alone = small(images)
+            assert all(torch.equal(a, b) for a, b in zip(leaves(path), leaves(alone), strict=True))
+            assert space.params(drawn(space)) == sum(p.numel() for p in small.parameters())
+            features = Captured(small, part)(images)
+            assert distance(features, _masked_features(detector, space, side, part, images)) < 1e-5
+    backbone = small.backbone.eval()
+    x = torch.rand(1, 3, 96, 96)
+    session = onnxruntime.InferenceSession(
+        to_onnx(backbone, tuple(x.shape)).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected = leaves(backbone(x))
+    assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
+
+
+def _masked_features(
+    detector: nn.Module, space: WidthSpace, side: Any, part: str, images: list[torch.Tensor]
+) -> Any:
+    tensors = masked(detector, space, drawn(space), side)
+    named = {f"detector.{name}": tensor for name, tensor in tensors.items()}
+    return torch.func.functional_call(Captured(detector, part), named, (images,))

@@ -1,0 +1,407 @@
+"""Supernet steps, training loops that continue, scores, and the discovery of spaces."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcnet.data.dataset import ImageData, Split
+from bcnet.data.splits import moved
+from bcnet.errors import SpaceError, TrainingError
+from bcnet.models.finite import not_finite
+from bcnet.pipeline.train import Checkpoint, train
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import cut, forward_path, path_of, path_state, run_with
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.loop import Recipe, fit, fit_network
+from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
+from bcnet.width_search.scorer import Score, evaluate_network, recalibrated, score, score_sides
+
+
+class Concatenating(nn.Module):
+    """Two branches, concatenated, then flattened: segments and repeats on one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(1, 8, 3, padding=1)
+        self.b = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.mix = nn.Conv2d(24, 8, 1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.head = nn.Linear(8 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(torch.cat([self.a(x), self.b(x)], 1))
+        z: Tensor = self.head(self.pool(y).flatten(1))
+        return z
+
+
+def images(count: int = 48) -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 80, (count, 1, 8, 8), generator=generator)
+    pixels[torch.arange(count), 0, labels * 2] = 255  # a bright row tells the class
+    split = Split(pixels.to(torch.uint8), labels)
+    part = split.take(torch.arange(24))
+    return ImageData(split, part, part, ("a", "b", "c"), (0.3,), (0.2,))
+
+
+def setup(method: str = "bcnet") -> tuple[nn.Module, WidthSpace]:
+    torch.manual_seed(0)
+    model = Concatenating()
+    space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=4, channel_multiple=2, method=method)
+    return model, space
+
+
+def test_concatenated_branches_and_a_flattened_head_are_searched_exactly() -> None:
+    model, space = setup()
+    assert [group.name for group in space.groups] == ["a", "b.0", "mix"]
+    x = torch.randn(2, 1, 8, 8)
+    widths = Widths((4, 12, 6))
+    small = cut(model.eval(), space, widths, "right")
+    assert isinstance(small, Concatenating)
+    assert small.mix.weight.shape == (6, 16, 1, 1)
+    assert small.head.weight.shape == (3, 24)
+    assert torch.equal(small(x), forward_path(model, space, widths, x, "right"))
+
+
+@pytest.mark.parametrize("widths", [(4, 12, 6), (8, 16, 8), (2, 4, 2)])
+def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int]) -> None:
+    model, space = setup()
+    model.train()
+    x, labels = torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    recipe = Recipe(epochs=1, learning_rate=0.1)
+    own = dict(model.named_parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    parameters = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
+    paths = SlicedPaths(model, space, parameters, buffers, recipe)
+    (loss,) = supernet_step(paths, [Widths(widths)], x, labels)
+    reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
+    total = torch.zeros(())
+    for side in space.rule.sides:
+        path = path_of(space, Widths(widths), side)
+        state = {**path_state(reference, space, path), **path_state(buffers, space, path)}
+        total = total + recipe.loss(run_with(model, space, state, x), labels) / 2
+    total.backward()  # type: ignore[no-untyped-call]
+    assert loss == pytest.approx(float(total.detach()), rel=1e-5)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, reference[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_channels_outside_both_paths_get_no_gradient() -> None:
+    model, space = setup()
+    parameters = {name: nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+    recipe = Recipe(epochs=1, learning_rate=0.1)
+    labels = torch.tensor([0, 1])
+    paths = SlicedPaths(model.train(), space, parameters, buffers, recipe)
+    supernet_step(paths, [Widths((2, 4, 2))], torch.randn(2, 1, 8, 8), labels)
+    gradient = parameters["a.weight"].grad
+    assert gradient is not None
+    touched = gradient.flatten(1).abs().sum(1) > 0
+    assert touched.tolist() == [True, True, False, False, False, False, True, True]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
+def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method: str) -> None:
+    model, space = setup(method)
+    data = replace(images(), flip=True, shift=1)
+    recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16)
+    kept: list[Checkpoint] = []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        tensors = {name: tensor.clone() for name, tensor in checkpoint.snapshot.tensors.items()}
+        kept.append(
+            Checkpoint(
+                type(checkpoint.snapshot)(checkpoint.snapshot.epoch, tensors),
+                checkpoint.records,
+                checkpoint.curve,
+            )
+        )
+
+    whole = train(model, space, data, recipe, on_epoch=keep)
+    continued = train(model, space, data, recipe, resume=kept[0])
+    assert continued.records == whole.records
+    assert continued.curve == whole.curve
+    assert any(name.endswith("running_mean") for name in whole.state)
+    for name, tensor in whole.state.items():
+        assert torch.equal(continued.state[name], tensor)
+
+
+def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept() -> None:
+    model, space = setup()
+    recipe = Recipe(epochs=1, learning_rate=1e300, batch_size=len(images().train), warmup_epochs=0)
+    kept: list[Checkpoint] = []
+    with pytest.raises(TrainingError, match=r"training diverged in epoch 1: '.+' holds values that"):
+        train(model, space, images(), recipe, on_epoch=kept.append)
+    assert kept == []
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
+    model, space = setup()
+    recipes = [Recipe(epochs=1, learning_rate=0.05, batch_size=16, seed=seed) for seed in (1, 1, 2)]
+    first, second, other = (train(model, space, images(), recipe).records for recipe in recipes)
+    assert first == second
+    assert first != other
+
+
+def test_sides_that_take_turns_draw_from_one_deck() -> None:
+    model, space = setup()
+    size = max(len(group.choices) for group in space.groups)
+    recipe = Recipe(epochs=size, learning_rate=0.01, batch_size=48)  # a step an epoch
+    records = train(model, space, images(), recipe, plan=STEPS["turns"]).records
+    for number, group in enumerate(space.groups):
+        drawn = [widths[number] for widths, _ in records[: len(group.choices)]]
+        assert sorted(drawn) == list(group.choices)
+
+
+def test_training_learns_what_a_bright_row_tells() -> None:
+    model, space = setup()
+    data = images()
+    result = train(model, space, data, Recipe(epochs=30, learning_rate=0.05, batch_size=16))
+    assert score(model, space, result.state, space.largest(), data, 48).accuracy > 0.9
+
+
+def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -> None:
+    model, space = setup()
+    data = images()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    widths = Widths((4, 8, 4))
+    sides = score_sides(model, space, state, widths, data, 32)
+    mean = score(model, space, state, widths, data, 32)
+    assert set(sides) == {"left", "right"}
+    assert mean.accuracy == pytest.approx((sides["left"].accuracy + sides["right"].accuracy) / 2)
+    assert mean.loss == pytest.approx((sides["left"].loss + sides["right"].loss) / 2)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
+    model, space = setup()
+    data = images()
+    state = dict(model.state_dict())
+    fresh = recalibrated(model, space, state, space.largest(), "left", data, 48)
+    assert isinstance(model, Concatenating)
+    with torch.no_grad():
+        outputs = model.b[0](data.normalise(data.train.images))
+    torch.testing.assert_close(fresh["b.1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fresh["b.1.running_var"], outputs.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+
+
+def test_scores_order_by_accuracy_and_then_by_lower_loss() -> None:
+    assert Score(0.9, -0.5) < Score(0.9, -0.4) < Score(0.91, -9.0)
+    assert Score(0.9, -0.5).loss == 0.5
+
+
+def test_accuracy_of_a_constant_answer_is_the_share_of_its_class() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([0.0, 1.0, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bias.expand(len(x), 3)
+
+    result = evaluate_network(Constant(), images(), images().val)
+    assert result.accuracy == pytest.approx(1 / 3)
+    logits = torch.tensor([0.0, 1.0, 0.0]).log_softmax(0)
+    assert result.loss == pytest.approx(-float(logits.mean()), rel=1e-5)
+
+
+def test_augmented_images_are_shifted_and_mirrored_copies() -> None:
+    batch = torch.zeros(256, 1, 5, 5, dtype=torch.uint8)
+    batch[:, :, 2, 1] = 9
+    out = moved(batch, True, 1, torch.Generator().manual_seed(0))
+    assert out.dtype == torch.uint8
+    assert out.shape == batch.shape
+    assert (out == 9).flatten(1).sum(1).tolist() == [1] * 256
+    places = {tuple(place) for place in (out[:, 0] == 9).nonzero()[:, 1:].tolist()}
+    assert places == {(row, column) for row in (1, 2, 3) for column in range(5)}
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    recipe = Recipe(epochs=10, learning_rate=0.2, warmup_epochs=2)
+    assert recipe.rate(1.0) == pytest.approx(0.1, rel=0.01)
+    assert recipe.rate(2.0) == pytest.approx(0.2)
+    assert recipe.rate(6.0) == pytest.approx(0.1)
+    assert recipe.rate(10.0) == pytest.approx(0.0)
+
+
+def test_a_fitted_network_is_in_eval_mode_and_has_learned() -> None:
+    torch.manual_seed(0)
+    model = Concatenating()
+    fit_network(model, images(), Recipe(epochs=30, learning_rate=0.05, batch_size=16), "training")
+    assert not model.training
+    assert evaluate_network(model, images(), images().val).accuracy > 0.9
+
+
+def test_a_training_that_diverges_says_so() -> None:
+    model, space = setup()
+    with pytest.raises(
+        TrainingError, match=r"training diverged: the loss of step \d+ is (nan|inf); lower the"
+    ):
+        train(model, space, images(), Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0))
+
+
+def test_a_batch_that_is_not_finite_is_named_as_the_reason_in_place_of_the_learning_rate() -> None:
+    def broken(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return x / 0.0, label  # 0 / 0 where a pixel is zero
+
+    data = replace(images(), transforms=broken)
+    with pytest.raises(TrainingError, match="the batch has values that are not finite; check the data"):
+        fit_network(Concatenating(), data, Recipe(epochs=1, learning_rate=0.05, batch_size=16), "training")
+
+
+def test_an_epoch_that_ends_in_a_loss_of_nan_is_not_kept() -> None:
+    weight, ended = nn.Parameter(torch.zeros(1)), []
+
+    def step(inputs: Tensor, targets: Tensor, number: int) -> Tensor:
+        return torch.tensor(float("nan") if number == 5 else 1.0)
+
+    with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
+        fit(
+            {"weight": weight},
+            step,
+            images(),
+            Recipe(epochs=3, learning_rate=0.1, batch_size=16),
+            "training",
+            on_epoch=lambda snapshot, loss: ended.append((snapshot.epoch, loss)),
+        )
+    assert ended == [(1, 1.0)]
+
+
+def test_a_step_that_fails_on_the_device_is_explained() -> None:
+    class Asserts(Tensor):
+        def __float__(self) -> float:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def step(inputs: Tensor, targets: Tensor, number: int) -> Tensor:
+        return torch.zeros(()).as_subclass(Asserts)
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
+    with pytest.raises(TrainingError, match=r"step 0 failed \(RuntimeError: CUDA error: device-side assert"):
+        fit({"weight": nn.Parameter(torch.zeros(1))}, step, images(), recipe, "training")
+
+
+def test_a_step_that_fails_is_explained() -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.norm(x.flatten(1))
+            return y
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=1)
+    with pytest.raises(
+        TrainingError, match=r"step 0 on a batch of shape \(1, 1, 8, 8\) failed .*train.batch_size"
+    ):
+        fit_network(Breaks(), images(), recipe, "training")
+
+
+def test_a_failure_that_the_batch_has_no_part_in_names_no_batch_size() -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("no 16")
+
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
+    with pytest.raises(TrainingError, match=r"failed \(ValueError: no 16\)$"):
+        fit_network(Breaks(), images(), recipe, "training")
+
+
+def test_parameters_that_need_no_gradient_stay_as_they_are() -> None:
+    model, space = setup()
+    assert isinstance(model, Concatenating)
+    model.mix.requires_grad_(False)
+    before = model.mix.weight.clone()
+    result = train(model, space, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16))
+    assert torch.equal(result.state["mix.weight"], before)
+    assert not torch.equal(result.state["a.weight"], model.a.weight)
+    fit_network(model, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16), "training")
+    assert torch.equal(model.mix.weight, before)
+
+
+def test_a_space_survives_json(tmp_path: Path) -> None:
+    _, space = setup("bcnetv2")
+    assert WidthSpace.from_json(space.to_json()) == space
+    with pytest.raises(SpaceError, match="not a width space"):
+        WidthSpace.from_json(space.to_json()[:50])
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((4, 12), "2 widths given, the space has 3 groups"),
+        ((4, 0, 6), "width 0 of group 'b.0'"),
+        ((4, 17, 6), "1..16"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], message: str) -> None:
+    model, space = setup()
+    with pytest.raises(SpaceError, match=message):
+        cut(model, space, Widths(widths))
+
+
+def around(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3),
+        layer,
+        nn.Conv2d(16, 16, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def test_what_cannot_be_searched_is_frozen_with_the_module_named() -> None:
+    space = discover_space(
+        around(nn.LayerNorm([16, 6, 6], elementwise_affine=False)), torch.zeros(1, 1, 8, 8)
+    )
+    frozen = {entry.name: entry.reason for entry in space.frozen}
+    assert "fixed number of channels" in frozen["0"]
+    assert "'1'" in frozen["0"]
+    assert frozen["5"] == "it is the network's output"
+    assert "2" in {group.name for group in space.groups}
+
+
+def test_a_group_normalisation_without_weights_is_narrowed_inside_its_groups() -> None:
+    model, images = around(nn.GroupNorm(4, 16, affine=False)), torch.randn(2, 1, 8, 8)
+    space = discover_space(model, images)
+    first = next(group for group in space.groups if group.name == "0")
+    assert (first.channels, first.repeat, first.mixed) == (4, 4, True)
+    small = cut(model, space, [2 if group is first else 16 for group in space.groups])
+    kept = torch.tensor([0, 1, 4, 5, 8, 9, 12, 13])
+    with torch.no_grad():
+        narrow = nn.functional.conv2d(images, model[0].weight[kept], model[0].bias[kept])
+        narrow = nn.functional.group_norm(narrow, 4)
+        narrow = nn.functional.conv2d(narrow, model[2].weight[:, kept], model[2].bias)
+        assert torch.allclose(small(images), model[3:](narrow), atol=1e-6)
+
+
+def test_a_network_that_does_not_run_on_the_example_is_refused() -> None:
+    with pytest.raises(SpaceError, match=r"does not run on an input of shape \(1, 3, 8, 8\)"):
+        discover_space(Concatenating(), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_with_nothing_to_search_is_refused() -> None:
+    with pytest.raises(SpaceError, match="nothing in Sequential can be searched"):
+        discover_space(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.zeros(1, 1, 2, 2))
+
+
+def test_random_widths_are_choices_and_repeat_with_the_seed() -> None:
+    _, space = setup()
+    drawn = [space.random(np.random.default_rng(5)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    assert all(width in group.choices for group, width in zip(space.groups, drawn[0], strict=True))
+    assert str(Widths((16, 32))) == "16-32"
+
+
+def test_a_mask_may_be_infinite_and_weights_may_not() -> None:
+    tensors = {"mask": torch.tensor([0.0, -torch.inf]), "count": torch.tensor(3), "weight": torch.ones(2)}
+    assert not_finite(tensors, {"weight"}) is None
+    assert not_finite(tensors) == "mask"
+    assert not_finite({**tensors, "mask": torch.tensor([torch.nan])}, {"weight"}) == "mask"
