@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from bcnet.pipeline.train import train as train
     from bcnet.pipeline.verify import verify as verify
     from bcnet.space.discover import discover_space as discover_space
+    from bcnet.space.extract import cut as cut
+    from bcnet.space.extract import forward_path as forward_path
+    from bcnet.space.extract import tensors_of as tensors_of
+    from bcnet.space.extract import with_state as with_state
     from bcnet.space.importance import channel_order as channel_order
     from bcnet.space.importance import extracted as extracted
     from bcnet.space.importance import importances as importances
     from bcnet.space.importance import kept_channels as kept_channels
     from bcnet.space.importance import reordered as reordered
-    from bcnet.space.subnet import cut as cut
-    from bcnet.space.subnet import forward_path as forward_path
-    from bcnet.space.subnet import tensors_of as tensors_of
-    from bcnet.space.subnet import with_state as with_state
     from bcnet.space.width_space import Widths as Widths
     from bcnet.space.width_space import WidthSpace as WidthSpace
     from bcnet.training.gates import measured_importances as measured_importances
@@ -84,12 +84,12 @@ _HOME = {
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
     "channel_order": "bcnet.space.importance",
-    "cut": "bcnet.space.subnet",
+    "cut": "bcnet.space.extract",
     "discover_space": "bcnet.space.discover",
     "export": "bcnet.pipeline.export",
     "extracted": "bcnet.space.importance",
     "fit_network": "bcnet.training.loop",
-    "forward_path": "bcnet.space.subnet",
+    "forward_path": "bcnet.space.extract",
     "importance_tables": "bcnet.methods.loss_tables",
     "importances": "bcnet.space.importance",
     "inherited": "bcnet.width_search.inherit",
@@ -104,10 +104,10 @@ _HOME = {
     "score": "bcnet.width_search.scorer",
     "search": "bcnet.pipeline.search_evolved",
     "slice": "bcnet.pipeline.slice",
-    "tensors_of": "bcnet.space.subnet",
+    "tensors_of": "bcnet.space.extract",
     "train": "bcnet.pipeline.train",
     "verify": "bcnet.pipeline.verify",
-    "with_state": "bcnet.space.subnet",
+    "with_state": "bcnet.space.extract",
 }
 __all__ = sorted(_HOME)
 

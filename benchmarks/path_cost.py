@@ -36,7 +36,7 @@ from train_step import _processor, _quartiles
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import cut, forward_path
+from bcnet.space.extract import cut, forward_path
 from bcnet.space.widen import supernet_state
 from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
 from bcnet.training.supernet_step import SlicedPaths, supernet_step

@@ -40,7 +40,8 @@ from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.results import trained_supernets
 from bcnet.progress import progress_bar
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.subnet import run_with
+from bcnet.space.extract import run_with
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
 from bcnet.width_search.scorer import (
@@ -137,7 +138,7 @@ class OnePass:
         norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         found = []
         for judge in self.scorer.judges:
-            fresh = _recalibrated(model, space, judge.state, widths, judge.side, [])
+            fresh = _recalibrated(model, space, judge.state, Subnet.at(space, widths, judge.side), [])
             for norm in norms:
                 norm.train()
             found.append(_score(_rounded(self.scorer, fresh, self.amp), judge.val))
@@ -171,7 +172,8 @@ class Rejecting:
         runs, firsts = {}, []
         for side, (judge, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
-                fresh = _recalibrated(scorer.model, scorer.space, judge.state, widths, side, judge.train)
+                subnet = Subnet.at(scorer.space, widths, side)
+                fresh = _recalibrated(scorer.model, scorer.space, judge.state, subnet, judge.train)
             runs[side] = _rounded(scorer, fresh, self.amp)
             firsts.append(_score(runs[side], first))
         quarter = _mean(firsts)

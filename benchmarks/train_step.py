@@ -28,7 +28,8 @@ from bcnet.config import ModelConfig
 from bcnet.models import build_model
 from bcnet.space.channel_rules import METHODS
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import State, cut
+from bcnet.space.extract import cut
+from bcnet.space.subnet import State
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory

@@ -53,7 +53,7 @@ from bcnet.pipeline.verify import check_file, file_outputs
 from bcnet.progress import announce, say, working
 from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
-from bcnet.space.subnet import tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
 from bcnet.training.task import Task, logits_of

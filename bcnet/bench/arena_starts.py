@@ -36,8 +36,9 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
 from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
+from bcnet.space.extract import arguments, cut, tensors_of, with_state
 from bcnet.space.importance import Criterion, Importances
-from bcnet.space.subnet import State, arguments, cut, tensors_of, with_state
+from bcnet.space.subnet import State
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
 from bcnet.width_search.inherit import Inherited, Original, inherited

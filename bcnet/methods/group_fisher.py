@@ -17,8 +17,9 @@ from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.methods.limits import Limits
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import extracted, made_along, stretches
-from bcnet.space.subnet import State, tensors_of
+from bcnet.space.subnet import State
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training.gates import Fisher, Taylor, coupled_importance
 from bcnet.training.loop import (

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from bcnet.errors import one_line
 from bcnet.latency_tables.model import Terms
 from bcnet.onnx_export.onnx_slicing import Sizes, Slices, resized, sliced
-from bcnet.space.subnet import path_of
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Dimension, Widths, WidthSpace
 
 EXPORTS = 5  # maximum number of exports of narrow networks
@@ -48,8 +48,8 @@ class Guess:
 
     def at(self, array: np.ndarray, space: WidthSpace, widths: Widths) -> np.ndarray:
         """The constant at these widths."""
-        path = path_of(space, widths)
-        return resized(sliced(array, dict(self.slices), space, path), dict(self.sizes), path)
+        subnet = Subnet.at(space, widths)
+        return resized(sliced(array, dict(self.slices), space, subnet), dict(self.sizes), subnet)
 
     @property
     def key(self) -> Key:
@@ -240,10 +240,10 @@ class Constants:
         """Values computed only from constants that would differ from those of the narrowest network."""
         constants = Matched.of(self.full, narrow, self.grouped).constants
         pairs = [(a, b) for a, b in constants.values() if a in self.full.fixed]
-        path = path_of(self.space, self.space.smallest())
+        subnet = Subnet.at(self.space, self.space.smallest())
         arrays = {
             name: resized(
-                sliced(array, self.slices.get(name, {}), self.space, path), self.sizes.get(name, {}), path
+                sliced(array, self.slices.get(name, {}), self.space, subnet), self.sizes.get(name, {}), subnet
             )
             for name, array in self.full.arrays.items()
         }

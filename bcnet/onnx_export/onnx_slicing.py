@@ -1,4 +1,4 @@
-"""An ONNX graph whose initialisers can be sliced by groups of channels. In: widths. Out: an ONNX file.
+"""An ONNX graph whose initialisers can be sliced by groups of channels. In: a subnet. Out: an ONNX file.
 
 Quantised files are sliced like float ones: a weight's scales and zero points are sliced with its channels.
 """
@@ -9,34 +9,34 @@ import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from bcnet.latency_tables.model import Terms
-from bcnet.space.subnet import Path, ranges
+from bcnet.space.subnet import Subnet, ranges
 from bcnet.space.width_space import Dimension, WidthSpace
 
 Slices = dict[int, Dimension]  # by axis
 Sizes = dict[int, Terms]  # by the flat index of an entry
 
 
-def sliced(array: np.ndarray, slices: Slices, space: WidthSpace, path: Path) -> np.ndarray:
-    """The part of an array that the path uses."""
+def sliced(array: np.ndarray, slices: Slices, space: WidthSpace, subnet: Subnet) -> np.ndarray:
+    """The part of an array that the subnet uses."""
     for axis, dimension in slices.items():
         lead = (slice(None),) * axis
-        parts = [array[(*lead, slice(low, high))] for low, high in ranges(space, dimension, path)]
+        parts = [array[(*lead, slice(low, high))] for low, high in ranges(space, dimension, subnet)]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
     return array
 
 
-def resized(array: np.ndarray, sizes: Sizes, path: Path) -> np.ndarray:
-    """An integer array with the path's channel counts in its `sizes` entries: a copy if there are any."""
+def resized(array: np.ndarray, sizes: Sizes, subnet: Subnet) -> np.ndarray:
+    """An integer array with the subnet's channel counts in its `sizes` entries: a copy if there are any."""
     if not sizes:
         return array
     array = array.copy()
     for index, terms in sizes.items():
-        array.flat[index] = _total(terms, path)
+        array.flat[index] = _total(terms, subnet)
     return array
 
 
-def _total(terms: Terms, path: Path) -> int:
-    return sum(size if group is None else size * (path[group][1] - path[group][0]) for group, size in terms)
+def _total(terms: Terms, subnet: Subnet) -> int:
+    return sum(size if group is None else size * len(subnet.channels[group]) for group, size in terms)
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class SlicedGraph:
         del skeleton.graph.initializer[:]
         return cls(skeleton, arrays, dimensions, grouped, sizes, counts)
 
-    def at(self, space: WidthSpace, path: Path) -> bytes:
-        """The ONNX file of the network with the channels of `path`."""
+    def at(self, space: WidthSpace, subnet: Subnet) -> bytes:
+        """The ONNX file of the network with the channels of `subnet`."""
         proto = ModelProto()
         proto.CopyFrom(self.skeleton)
         taken = {}
         for name, array in self.arrays.items():
-            array = sliced(array, self.dimensions.get(name, {}), space, path)
-            array = resized(array, self.sizes.get(name, {}), path)
+            array = sliced(array, self.dimensions.get(name, {}), space, subnet)
+            array = resized(array, self.sizes.get(name, {}), subnet)
             taken[name] = array
             proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         for node in proto.graph.node:
@@ -86,7 +86,7 @@ class SlicedGraph:
                 weight, size = self.grouped[node.name]
                 _set_attribute(node, "group", taken[weight].shape[0] // size)
             if node.name in self.counts:
-                _set_attribute(node, "group", _total(self.counts[node.name], path))
+                _set_attribute(node, "group", _total(self.counts[node.name], subnet))
         return bytes(proto.SerializeToString())
 
     def converted(self, proto: ModelProto) -> "SlicedGraph":

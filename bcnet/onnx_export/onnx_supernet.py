@@ -31,7 +31,8 @@ from bcnet.onnx_export.opset import NEWEST, at_opset
 from bcnet.onnx_export.quick_export import quick_export
 from bcnet.onnx_export.source_lines import source_line
 from bcnet.progress import say
-from bcnet.space.subnet import arguments, cut, path_of, tensors_of
+from bcnet.space.extract import arguments, cut, tensors_of
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 
 OPSET = NEWEST
@@ -143,7 +144,7 @@ class OnnxSupernet:
         self.dimensions = self._attach()
         self.sizes: dict[str, Sizes] = {}
         self.counts: dict[str, Terms] = {}
-        self._exports: dict[Widths, bytes] = {}
+        self._exports: dict[Subnet, bytes] = {}
         self.not_sliced = self._find_constants() if self._may_follow() else None
         self._float = self._sliced_graph()
         if self.not_sliced:
@@ -161,18 +162,19 @@ class OnnxSupernet:
             self.space, self.proto.graph, self.arrays, self.dimensions, self.shapes, grouped
         ).slots()
 
-    def variant(self, widths: Widths) -> bytes:
-        """The ONNX file of the network with these widths (the left path of the network's own weights)."""
+    def variant(self, widths: Widths | Subnet) -> bytes:
+        """The ONNX file of a subnet of the network's own weights; of widths, that of their left path."""
+        subnet = widths if isinstance(widths, Subnet) else Subnet.at(self.space, widths)
         if not self.sliceable:
-            return self._exported_file(self.space.check(widths))
-        return self._file.at(self.space, path_of(self.space, widths))
+            return self._exported_file(subnet)
+        return self._file.at(self.space, subnet)
 
     def narrowest(self) -> bytes:
         """The ONNX file of the narrowest network, in float32 at any precision."""
-        widths = self.space.smallest()
+        subnet = Subnet.at(self.space, self.space.smallest())
         if not self.sliceable:
-            return bytes(self._exported(widths).SerializeToString())
-        return self._float.at(self.space, path_of(self.space, widths))
+            return bytes(self._exported(subnet).SerializeToString())
+        return self._float.at(self.space, subnet)
 
     @property
     def sliceable(self) -> bool:
@@ -198,7 +200,7 @@ class OnnxSupernet:
         """The graph from which variants are sliced; created on first use (seconds)."""
         if self.precision == "fp32":
             return self._float
-        full = self._float.at(self.space, path_of(self.space, self.space.largest()))
+        full = self._float.at(self.space, Subnet.at(self.space, self.space.largest()))
         return self._float.converted(self._at_precision(onnx.load_from_string(full)))
 
     def _at_precision(self, proto: ModelProto) -> ModelProto:
@@ -218,18 +220,18 @@ class OnnxSupernet:
             feeds.append(feed)
         return quantized(proto, feeds, self.unsigned)
 
-    def _exported_file(self, widths: Widths) -> bytes:
+    def _exported_file(self, subnet: Subnet) -> bytes:
         """The exported file of a graph that cannot be sliced; cached, as a table uses each several times."""
-        content = self._exports.get(widths)
+        content = self._exports.get(subnet)
         if content is None:
-            content = bytes(self._at_precision(self._exported(widths)).SerializeToString())
-            self._exports[widths] = content
+            content = bytes(self._at_precision(self._exported(subnet)).SerializeToString())
+            self._exports[subnet] = content
             while len(self._exports) > 1 and sum(map(len, self._exports.values())) > KEPT_BYTES:
                 del self._exports[next(iter(self._exports))]
         return content
 
-    def _exported(self, widths: Widths) -> ModelProto:
-        return at_opset(to_onnx(cut(self.model, self.space, widths), self.example), self.opset)
+    def _exported(self, subnet: Subnet) -> ModelProto:
+        return at_opset(to_onnx(cut(self.model, self.space, subnet), self.example), self.opset)
 
     def _may_follow(self) -> bool:
         """Whether more than the network's own tensors may depend on the widths, which needs further exports.
@@ -272,7 +274,7 @@ class OnnxSupernet:
         constants = Constants(self.space, Graph(self.proto, self.arrays), self.dimensions, self.grouped)
 
         def exported(widths: Widths) -> ModelProto:
-            proto = self._exported(widths)
+            proto = self._exported(Subnet.at(self.space, widths))
             arrays = _independent_of_channels(proto)
             del proto.graph.initializer[:]
             proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
@@ -286,7 +288,7 @@ class OnnxSupernet:
         self.counts = constants.counts
         try:
             narrowest = onnx.load_from_string(
-                self._sliced_graph().at(self.space, path_of(self.space, self.space.smallest()))
+                self._sliced_graph().at(self.space, Subnet.at(self.space, self.space.smallest()))
             )
             shape_inference.infer_shapes(narrowest, strict_mode=True, data_prop=True)
         except shape_inference.InferenceError as cause:

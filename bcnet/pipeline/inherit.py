@@ -23,7 +23,7 @@ from bcnet.progress import say, working
 from bcnet.runs import Run
 from bcnet.space.channel_rules import Side
 from bcnet.space.importance import CRITERIA, Importances
-from bcnet.space.subnet import State
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe
 from bcnet.training.task import Task
@@ -153,7 +153,7 @@ def _of_supernets(
 ) -> Iterator[Source]:
     for number, tensors in enumerate(supernets):
         for side in space.rule.sides:
-            state = recalibrated(model, space, tensors, widths, side, data, images)
+            state = recalibrated(model, space, tensors, Subnet.at(space, widths, side), data, images)
             score = evaluate(model, space, state, data, data.val, task)
             short = f"supernet {number + 1}, {side}"
             yield Source(f"the {side} side of supernet {number + 1}", short, state, score, number, side)

@@ -11,7 +11,7 @@ from bcnet.pipeline.problem import Project
 from bcnet.pipeline.route import on_trained_network
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
-from bcnet.space.subnet import cut, tensors_of, with_state
+from bcnet.space.extract import cut, tensors_of, with_state
 
 ORIGINAL_FILE = "original.safetensors"
 

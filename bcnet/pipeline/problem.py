@@ -36,7 +36,7 @@ from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.progress import say, working
 from bcnet.runs import digest
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import arguments
+from bcnet.space.extract import arguments
 from bcnet.space.unsupported import check_initialised
 from bcnet.space.widen import widened
 from bcnet.space.width_space import WidthSpace

@@ -22,7 +22,8 @@ from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say
 from bcnet.runs import MANIFEST, Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.space.subnet import State, tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.subnet import State
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, seconds_to_fit, steps_an_epoch
 from bcnet.width_search.inherit import Original

@@ -13,7 +13,7 @@ from bcnet.models.finite import not_finite
 from bcnet.pipeline.problem import Project
 from bcnet.reading import opened
 from bcnet.runs import MANIFEST, Run, Stage, read_json
-from bcnet.space.subnet import with_state
+from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
 
 

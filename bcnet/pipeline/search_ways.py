@@ -43,7 +43,7 @@ from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce
 from bcnet.runs import Run, Stage
-from bcnet.space.subnet import with_state
+from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings

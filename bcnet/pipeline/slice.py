@@ -32,7 +32,7 @@ from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
-from bcnet.space.subnet import arguments, cut, with_state
+from bcnet.space.extract import arguments, cut, with_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit

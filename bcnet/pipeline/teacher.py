@@ -12,7 +12,7 @@ from bcnet.pipeline.original import given_network
 from bcnet.pipeline.problem import Project
 from bcnet.progress import say
 from bcnet.runs import digest
-from bcnet.space.subnet import tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.distill import Distillation
 from bcnet.training.loop import Objective, Recipe
 from bcnet.user_code import code_of, import_function

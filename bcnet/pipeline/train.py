@@ -43,7 +43,8 @@ from bcnet.pipeline.training_file import (
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, Stage, alone_in
 from bcnet.space.channel_rules import WidthSampler
-from bcnet.space.subnet import State, cut
+from bcnet.space.extract import cut
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.cuda_graph import fastest_paths
@@ -279,7 +280,7 @@ def _warn_of_loss(project: Project, state: Mapping[str, Tensor], recipe: Recipe)
         return  # what a point is of another metric, only its author knows
     images = project.config.search.recalibration_images
     with working("comparing the supernet's widest path with the given network"):
-        fresh = recalibrated(project.model, space, state, space.largest(), "left", data, images)
+        fresh = recalibrated(project.model, space, state, Subnet.at(space, space.largest()), data, images)
         widest = evaluate(project.model, space, fresh, data, data.val, task).accuracy
         given = evaluate_network(project.given_model(project.config.seed), data, data.val, task).accuracy
     if given - widest > POINT:

@@ -23,8 +23,9 @@ from bcnet.pipeline.problem import Project
 from bcnet.plain import loss_text
 from bcnet.progress import say
 from bcnet.sealed import SealedLines
+from bcnet.space.extract import with_state
 from bcnet.space.importance import CRITERIA, Criterion, Importances, channel_order, reordered
-from bcnet.space.subnet import State, with_state
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe
@@ -140,7 +141,7 @@ class TrainedScores:
             def score() -> Score:
                 if not state:
                     placed = to_device(self._ordered(), self.recipe.device)
-                    state.update(recalibrated(model, space, placed, widths, "left", data, images))
+                    state.update(recalibrated(model, space, placed, Subnet.at(space, widths), data, images))
                 with nullcontext() if group is None else dropout.dropping(group, rate, number):
                     return evaluate(model, space, state, data, self._some(self._few), project.task)
 

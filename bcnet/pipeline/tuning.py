@@ -21,8 +21,8 @@ from bcnet.pipeline.teacher import objective_for
 from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, read_json
+from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
-from bcnet.space.subnet import with_state
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Recipe, seconds_to_fit

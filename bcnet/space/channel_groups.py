@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import FOREIGN, SpaceError, one_line
+from bcnet.space.extract import arguments, tensors_of
 from bcnet.space.module_sizes import Kept
 from bcnet.space.neighbours import only_neighbours
-from bcnet.space.subnet import arguments, tensors_of
 from bcnet.space.trace import LayerUse, Trace, Tracer
 from bcnet.space.trace_rules import RANDOM
 from bcnet.space.width_space import Dimension, Frozen, Layer, Segment, Sized, length, witnesses

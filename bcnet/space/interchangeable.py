@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from bcnet.space.channel_groups import Seen
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
 from bcnet.space.random_runs import Run, Watcher, doubled, drawn_state, varied, watched
-from bcnet.space.subnet import State, path_of, path_state, ranges, tensors_of
+from bcnet.space.subnet import State, Subnet, ranges, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 
 # Tolerances relative to an output's largest value.
@@ -152,13 +153,13 @@ class _Trial:
     def keeps_under_mask(self, widths: Widths, groups: Sequence[int]) -> bool:
         """Whether the network with these widths of these groups equals the whole network with masks."""
         widths = self._narrowed(widths, groups)
-        path = path_of(self.space, widths, "right")
+        subnet = Subnet.at(self.space, widths, "right")
 
         def narrow(state: State) -> State:
             return self._path(widths, state)
 
         def wide(produced: bool) -> Callable[[State], State]:
-            return lambda state: self._masked(state, path, groups, produced)
+            return lambda state: self._masked(state, subnet, groups, produced)
 
         # First mask the weights that read the channels (channels that no weight reads, e.g. queries, are
         # masked themselves). If the result differs, mask all channels themselves, too: others than weights
@@ -230,10 +231,8 @@ class _Trial:
         orders = [order if i in groups else torch.arange(len(order)) for i, order in enumerate(self.orders)]
         return reordered(state, self.space, orders)
 
-    def _masked(
-        self, state: State, path: tuple[tuple[int, int], ...], groups: Sequence[int], produced: bool
-    ) -> State:
-        """The whole network's tensors, with zeros in weights that read channels outside the path.
+    def _masked(self, state: State, subnet: Subnet, groups: Sequence[int], produced: bool) -> State:
+        """The whole network's tensors, with zeros in weights that read channels outside the subnet.
 
         With `produced`, weights that produce these channels are zero, too; else only those of groups that no
         weight reads.
@@ -255,7 +254,7 @@ class _Trial:
                 if not own or not ((name, axis) in reads or produced or own - read):
                     continue
                 keep = torch.zeros(state[name].shape[axis], dtype=torch.bool)
-                for low, high in ranges(self.space, dimension, path):
+                for low, high in ranges(self.space, dimension, subnet):
                     keep[low:high] = True
                 if masked[name] is state[name]:
                     masked[name] = state[name].clone()
@@ -263,7 +262,7 @@ class _Trial:
         return masked
 
     def _path(self, widths: Widths, state: State) -> State:
-        taken = path_state(state, self.space, path_of(self.space, widths, "right"))
+        taken = subnet_state(state, self.space, Subnet.at(self.space, widths, "right"))
         return {name: tensor.contiguous() for name, tensor in taken.items()}
 
     def _equal(self, one: Callable[[State], State], other: Callable[[State], State], known: Run) -> bool:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from bcnet.errors import FOREIGN, one_line
 from bcnet.seeds import seeded
 from bcnet.space.channel_groups import Seen, twice
-from bcnet.space.subnet import arguments, cut, forward_path
+from bcnet.space.extract import arguments, cut, forward_path
 from bcnet.space.trace import running_modules
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace

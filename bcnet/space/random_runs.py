@@ -19,7 +19,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bcnet.errors import one_line
 from bcnet.seeds import seeded
-from bcnet.space.subnet import State, run_with, tensors_of
+from bcnet.space.extract import run_with, tensors_of
+from bcnet.space.subnet import State
 from bcnet.space.trace import running_modules
 from bcnet.space.trace_rules import CONVOLUTION, MATMUL, RANDOM
 from bcnet.space.width_space import WidthSpace

@@ -1,44 +1,87 @@
-"""A path through the supernet: a range of channels for each group.
+"""A subnet: which channels of each group a narrow network takes from the supernet.
 
-In: a network, its space, widths and a side. Out: the path's parameters (`path_state`), the user's module run
-with them (`forward_path`), or an ordinary small network (`cut`). All three use the same arithmetic, so the
-outputs of a cut network are bit-identical to those of the path.
+In: widths and a side, or the channels themselves. Out: a `Subnet`, and its part of any tensor. `extract.py`
+runs a network with these tensors, and makes an ordinary network of them.
 """
 
-import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcnet.errors import SpaceError
 from bcnet.space.channel_rules import Side
-from bcnet.space.width_space import Dimension, Widths, WidthSpace, length
+from bcnet.space.width_space import Dimension, WidthGroup, Widths, WidthSpace
 
-Path = tuple[tuple[int, int], ...]
 State = dict[str, Tensor]
-KEPT = 2  # number of networks whose `_Places` are cached
+ChannelSet = range | tuple[int, ...]  # neighbours, whose part of a tensor is a view; or sorted indices
 
 
-def path_of(space: WidthSpace, widths: Widths, side: Side = "left") -> Path:
-    """The channels [low, high) of each group's width on that side of the supernet."""
-    widths = space.check(widths)
-    if side == "left":
-        return tuple((0, width) for width in widths)
-    if side != "right":
-        raise SpaceError(f"a path's side is left or right, not '{side}'")
-    return tuple(
-        (group.supernet_channels - width, group.supernet_channels)
-        for group, width in zip(space.groups, widths, strict=True)
-    )
+@dataclass(frozen=True)
+class Subnet:
+    """The channels that a narrow network takes, one set a group, in the order of the space's groups.
+
+    The left and the right path of some widths are two subnets; the channels that a pruning criterion keeps
+    are another. Channels are counted in the supernet's tensors, or in the network's own, which lack extra
+    channels: whichever the subnet is taken from.
+    """
+
+    channels: tuple[ChannelSet, ...]
+
+    @classmethod
+    def at(cls, space: WidthSpace, widths: Widths, side: Side = "left") -> "Subnet":
+        """The channels that each group's width takes on that side of the supernet."""
+        widths = space.check(widths)
+        if side == "left":
+            return cls(tuple(map(range, widths)))
+        if side != "right":
+            raise SpaceError(f"a path's side is left or right, not '{side}'")
+        totals = (group.supernet_channels for group in space.groups)
+        return cls(tuple(range(total - width, total) for total, width in zip(totals, widths, strict=True)))
+
+    @classmethod
+    def keeping(cls, space: WidthSpace, channels: Sequence[Iterable[int]]) -> "Subnet":
+        """The subnet with these channels, in ascending order, of each group of the supernet.
+
+        Raises SpaceError where they are not distinct channels of their group, in whole units.
+        """
+        if len(channels) != len(space.groups):
+            raise SpaceError(f"channels of {len(channels)} groups given, the space has {len(space.groups)}")
+        return cls(tuple(_channel_set(*pair) for pair in zip(space.groups, channels, strict=True)))
+
+    @property
+    def widths(self) -> Widths:
+        """How many channels each group has."""
+        return Widths(map(len, self.channels))
 
 
-def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[int, int]]:
-    """The ranges [low, high) of a supernet tensor's dimension that the path uses, in order.
+def _channel_set(group: WidthGroup, channels: Iterable[int]) -> ChannelSet:
+    own = tuple(sorted(map(int, channels)))
+    units = {channel // group.unit for channel in own}
+    if not own or len(set(own)) != len(own) or len(units) * group.unit != len(own):
+        whole = f", in whole units of {group.unit}" if group.unit > 1 else ""
+        raise SpaceError(f"the channels to keep of group '{group.name}' must be distinct indices{whole}")
+    last = group.supernet_channels - 1
+    if own[0] < 0 or own[-1] > last:
+        raise SpaceError(f"the channels to keep of group '{group.name}' are not all within 0..{last}")
+    return range(own[0], own[-1] + 1) if own[-1] - own[0] + 1 == len(own) else own
+
+
+def neighbours(channels: ChannelSet) -> Iterator[tuple[int, int]]:
+    """The channels as ranges [low, high), in ascending order."""
+    if isinstance(channels, range):
+        yield channels.start, channels.stop
+        return
+    for _, run in groupby(enumerate(channels), key=lambda pair: pair[1] - pair[0]):
+        own = [channel for _, channel in run]
+        yield own[0], own[-1] + 1
+
+
+def ranges(space: WidthSpace, dimension: Dimension, subnet: Subnet) -> list[tuple[int, int]]:
+    """The ranges [low, high) of a supernet tensor's dimension that the subnet uses, in order.
 
     Adjacent ranges are merged, so that a tensor that is used as a whole is a view, not a copy.
     """
@@ -46,92 +89,31 @@ def ranges(space: WidthSpace, dimension: Dimension, path: Path) -> list[tuple[in
     start = 0
     for segment in dimension:
         if segment.group is None:
-            low, high, size = start, start + segment.size, segment.size
+            own, total = [(0, 1)], 1
         else:
-            low, high = (start + channel * segment.size for channel in path[segment.group])
-            size = space.groups[segment.group].supernet_channels * segment.size
-        if taken and taken[-1][1] == low:
-            low, _ = taken.pop()
-        taken.append((low, high))
-        start += size
+            own = list(neighbours(subnet.channels[segment.group]))
+            total = space.groups[segment.group].supernet_channels
+        for first, last in own:
+            low, high = (start + channel * segment.size for channel in (first, last))
+            if taken and taken[-1][1] == low:
+                low, _ = taken.pop()
+            taken.append((low, high))
+        start += total * segment.size
     return taken
 
 
-def tensors_of(model: nn.Module) -> State:
-    """A network's parameters and buffers by name; a tensor that several modules share has one name."""
-    return {name: holder[key] for holder, key, name in _places_of(model).tensors}
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where a network stores its tensors: (dictionary, key, name); shared tensors have their first name.
-
-    Each call of a path needs this, and walking the modules took a tenth of a small network's forward, so it
-    is cached until modules or tensors are added or removed.
-    """
-
-    tensors: tuple[tuple[dict[str, Any], str, str], ...]
-    shared: tuple[tuple[dict[str, Any], str, dict[str, Any], str], ...]
-    modules: dict[str, nn.Module]
-    children: tuple[tuple[dict[str, Any], str, nn.Module], ...]
-    sizes: tuple[tuple[dict[str, Any], int], ...]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "_Places":
-        tensors, shared, children, sizes = [], [], [], []
-        modules = dict(model.named_modules())
-        first: dict[int, tuple[dict[str, Any], str, str]] = {}
-        for path, module in modules.items():
-            prefix = f"{path}." if path else ""
-            for holder in (module._parameters, module._buffers):
-                for key, tensor in holder.items():
-                    if tensor is None:
-                        continue
-                    origin = first.setdefault(id(tensor), (holder, key, prefix + key))
-                    tensors.append((holder, key, origin[2]))
-                    if origin[2] != prefix + key:
-                        shared.append((holder, key, *origin[:2]))
-            held = module._modules
-            children += [(held, key, child) for key, child in held.items() if child is not None]
-            sizes += [(each, len(each)) for each in (module._parameters, module._buffers, held)]
-        return cls(tuple(tensors), tuple(shared), modules, tuple(children), tuple(sizes))
-
-    def current(self) -> bool:
-        """Whether the network still has these modules, and shares these tensors."""
-        return (
-            all(held.get(key) is child for held, key, child in self.children)
-            and all(len(held) == size for held, size in self.sizes)
-            and all(holder[key] is other[name] for holder, key, other, name in self.shared)
-        )
-
-
-_known: dict[int, tuple[nn.Module, _Places]] = {}  # cache for the last few networks
-
-
-def _places_of(model: nn.Module) -> _Places:
-    own, places = _known.get(id(model), (None, None))
-    if own is not model or places is None or not places.current():
-        places = _Places.of(model)
-        _known.pop(id(model), None)
-        while len(_known) >= KEPT:
-            _known.pop(next(iter(_known)))
-        _known[id(model)] = model, places
-    return places
-
-
-def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> State:
-    """The path's part of every tensor of a supernet's state: views, or copies after a concatenation."""
+def subnet_state(state: Mapping[str, Tensor], space: WidthSpace, subnet: Subnet) -> State:
+    """The subnet's part of every tensor of a supernet's state: views, or copies where channels lie apart."""
     axes, distinct = space.distinct
-    # Fixed entries, of group -1, are channel 0 of a group that is used as a whole.
-    low, high = np.array([*path, (0, 1)]).T
-    parts: list[tuple[int, int] | Tensor] = []  # a start and a length, or the indices of several stretches
-    for dimension, (groups, channels) in zip(distinct, space.entries, strict=True):
-        if len(dimension) == 1:
-            (first, last) = ranges(space, dimension, path)[0]
-            parts.append((first, last - first))
+    member = membership(space, subnet)
+    parts: list[tuple[int, int] | Tensor] = []  # a start and a length, or indices
+    for dimension, entries in zip(distinct, space.entries, strict=True):
+        if len(dimension) == 1 and len(own := ranges(space, dimension, subnet)) == 1:
+            low, high = own[0]
+            parts.append((low, high - low))
         else:
-            taken = np.flatnonzero((channels >= low[groups]) & (channels < high[groups]))
-            parts.append((0, len(taken)) if len(taken) == len(groups) else torch.from_numpy(taken))
+            taken = np.flatnonzero(member[entries])
+            parts.append((0, len(taken)) if len(taken) == len(entries) else torch.from_numpy(taken))
     result = dict(state)
     for name, along in axes.items():
         tensor = state.get(name)
@@ -149,166 +131,14 @@ def path_state(state: Mapping[str, Tensor], space: WidthSpace, path: Path) -> St
     return result
 
 
-def _sizes(
-    space: WidthSpace, state: Mapping[str, Tensor], modules: Mapping[str, nn.Module]
-) -> Iterator[tuple[nn.Module, str, Any]]:
-    """(module, attribute, value) of every size that a module keeps in an attribute, for these tensors."""
-    widths: list[int] = []
-    for sized in space.sized:
-        module = modules[sized.module]
-        value: Any
-        if sized.follows:
-            widths = widths or space.widths_of({name: state[name].shape for name in space.dimensions})
-            value = length(sized.follows, widths) // sized.each
+def membership(space: WidthSpace, subnet: Subnet) -> np.ndarray:
+    """Whether the subnet takes each channel of the supernet, group after group, and last a fixed entry's."""
+    starts = space.starts
+    member = np.zeros(starts[-1] + 1, bool)
+    member[-1] = True
+    for start, channels in zip(starts, subnet.channels, strict=False):
+        if isinstance(channels, range):
+            member[start + channels.start : start + channels.stop] = True
         else:
-            shape = state[sized.tensor].shape
-            value = shape[sized.axis] // sized.each if sized.each else tuple(shape)
-        if sized.item is not None:
-            several = getattr(module, sized.attribute)
-            value = type(several)([*several[: sized.item], value, *several[sized.item + 1 :]])
-        yield module, sized.attribute, value
-
-
-@contextmanager
-def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Set the sizes in modules to those of the path's tensors during a call."""
-    modules = _places_of(model).modules
-    before = []
-    try:
-        for module, attribute, value in _sizes(space, state, modules):
-            before.append((module, attribute, getattr(module, attribute)))
-            setattr(module, attribute, value)
-        yield
-    finally:
-        for module, attribute, value in reversed(before):
-            setattr(module, attribute, value)
-
-
-def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], inputs: Any) -> Any:
-    """The network's own forward on `inputs`, with a path's tensors instead of its own.
-
-    `inputs` is one argument (an image batch, (N, C, H, W)), a tuple of arguments or a dict of keyword ones.
-    """
-    args, kwargs = arguments(inputs)
-    with _sizes_of(model, space, state), _tensors_in_place(model, state):
-        return model(*args, **kwargs)
-
-
-@contextmanager
-def _tensors_in_place(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Replace the network's own tensors by these during a call.
-
-    Like torch.func.functional_call, which walks the modules four times.
-    """
-    own: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        for holder, key, name in _places_of(model).tensors:
-            new = state.get(name)
-            if new is not None:
-                own.append((holder, key, holder[key]))
-                holder[key] = new
-        yield
-    finally:
-        for holder, key, tensor in own:
-            holder[key] = tensor
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A network's inputs as positional and keyword arguments: a tuple is several, a dict is by name."""
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (inputs,), {}
-
-
-def forward_path(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths,
-    x: Any,
-    side: Side = "left",
-    state: Mapping[str, Tensor] | None = None,
-) -> Any:
-    """The output of one path for a batch `x` (N, C, H, W), or for several inputs (see `run_with`).
-
-    `state` is the supernet's (see `supernet_state`); without one the network's own tensors are used, which
-    have no extra channels. Raises SpaceError for invalid widths.
-    """
-    full, space = _supernet_of(model, space, state)
-    taken = path_state(full, space, path_of(space, widths, side))
-    # A strided slice sums in another order than the contiguous weight of the cut network.
-    return run_with(model, space, {name: tensor.contiguous() for name, tensor in taken.items()}, x)
-
-
-def cut(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths,
-    side: Side = "left",
-    state: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
-    """The path as an ordinary, independent network, with clones of the path's tensors."""
-    full, space = _supernet_of(model, space, state)
-    return with_state(model, space, path_state(full, space, path_of(space, widths, side)))
-
-
-def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the network with clones of these tensors, and with matching attributes of its modules."""
-    small = _copy_without_tensors(model)
-    for names, holders in (
-        (dict(model.named_parameters()), "_parameters"),
-        (dict(model.named_buffers()), "_buffers"),
-    ):
-        own = {id(tensor): name for name, tensor in names.items()}
-        new: dict[int, Tensor] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            for attribute, tensor in getattr(module, holders).items():
-                # A tensor that several modules share stays one.
-                if tensor is None or own[id(tensor)] not in state:
-                    continue
-                if id(tensor) not in new:
-                    new[id(tensor)] = (
-                        state[own[id(tensor)]].detach().clone(memory_format=torch.contiguous_format)
-                    )
-                    if holders == "_parameters":
-                        new[id(tensor)] = nn.Parameter(new[id(tensor)], requires_grad=tensor.requires_grad)
-                getattr(small.get_submodule(path), holders)[attribute] = new[id(tensor)]
-    for module, attribute, value in _sizes(space, state, dict(small.named_modules())):
-        setattr(module, attribute, value)
-    for module in small.modules():
-        _describe(module)
-    return small
-
-
-def _describe(module: nn.Module) -> None:
-    """Set the sizes in a module's attributes, for its repr and for other code."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        return
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        module.num_features = len(weight)
-    elif isinstance(module, nn.GroupNorm):
-        module.num_channels = len(weight)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(weight)
-
-
-def _copy_without_tensors(model: nn.Module) -> nn.Module:
-    """A deep copy of the modules that shares all tensors, which are replaced afterwards."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def _supernet_of(
-    model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor] | None
-) -> tuple[Mapping[str, Tensor], WidthSpace]:
-    if state is not None:
-        return state, space
-    return tensors_of(model), space.without_extra()
+            member[start + np.array(channels)] = True
+    return member

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import reordered
-from bcnet.space.subnet import State, tensors_of, with_state
+from bcnet.space.subnet import State
 from bcnet.space.width_space import WidthSpace
 
 NOISE = 0.01  # relative noise of copied values, which lets the copies diverge in training

@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import SupportsIndex
 
 import numpy as np
@@ -148,18 +149,27 @@ class WidthSpace:
         return axes, tuple(numbers)
 
     @cached_property
-    def entries(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-        """For each distinct dimension, the group and channel of every entry (group -1, channel 0: fixed)."""
-        found = []
-        for dimension in self.distinct[1]:
-            groups, channels = [], []
-            for segment in dimension:
-                group = -1 if segment.group is None else segment.group
-                count = 1 if segment.group is None else self.groups[group].supernet_channels
-                groups.append(np.full(count * segment.size, group))
-                channels.append(np.arange(count).repeat(segment.size))
-            found.append((np.concatenate(groups), np.concatenate(channels)))
-        return tuple(found)
+    def starts(self) -> tuple[int, ...]:
+        """Where the supernet's channels of each group begin, counted over all groups; last their number."""
+        return tuple(accumulate((group.supernet_channels for group in self.groups), initial=0))
+
+    @cached_property
+    def entries(self) -> tuple[np.ndarray, ...]:
+        """For each distinct dimension the channel of every entry, counted over all groups (`starts`).
+
+        Fixed entries belong to one more channel, the last.
+        """
+        return tuple(
+            np.concatenate(
+                [
+                    np.full(segment.size, self.starts[-1])
+                    if segment.group is None
+                    else np.arange(*self.starts[segment.group : segment.group + 2]).repeat(segment.size)
+                    for segment in dimension
+                ]
+            )
+            for dimension in self.distinct[1]
+        )
 
     def widths_of(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
         """The groups' widths in a network with tensors of these shapes; 0 if no tensor determines it."""

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.progress import say
-from bcnet.space.subnet import Path, path_of, run_with
+from bcnet.space.extract import run_with
+from bcnet.space.subnet import Subnet, membership
 from bcnet.training.supernet_step import Paths, SlicedPaths
 from bcnet.training.task import bound_to
 
@@ -35,7 +36,7 @@ TIMED = 3  # number of timings of each path, of which the fastest counts
 
 
 class MaskedPath:
-    """Trains the chosen path on whole tensors that are masked with zeros outside of the path.
+    """Trains the chosen subnet on whole tensors that are masked with zeros outside of the subnet.
 
     Gradients equal those of `SlicedPaths` except for rounding: a channel whose normalisation has zero weight
     and bias is zero, and weights that would read it are zero, too. Batch-norm statistics of masked channels
@@ -48,15 +49,13 @@ class MaskedPath:
         space, parameters = sliced.space, sliced.parameters
         axes, _ = space.distinct
         first = next(iter(parameters.values()))
-        # Every entry of every distinct dimension, and last a fixed one, for which a path keeps everything.
-        ends = np.cumsum([0, *(len(groups) for groups, _ in space.entries)])
+        # Every entry of every distinct dimension, and last a fixed one, which every subnet takes.
+        ends = np.cumsum([0, *map(len, space.entries)])
         whole = int(ends[-1])
-        self._groups, self._channels = (
-            torch.from_numpy(np.append(np.concatenate(part), last)).to(first.device)
-            for part, last in zip(zip(*space.entries, strict=True), (-1, 0), strict=True)
-        )
-        # Rows are groups; the last is that of fixed entries, which are channel 0 of it.
-        self._bounds = torch.zeros(len(space.groups) + 1, 2, dtype=torch.int64, device=first.device)
+        self._channels = torch.from_numpy(np.append(np.concatenate(space.entries), space.starts[-1]))
+        self._channels = self._channels.to(first.device)
+        # One for each channel of the supernet that the subnet takes, else zero.
+        self._member = torch.zeros(space.starts[-1] + 1, device=first.device)
         self._masked = [name for name in parameters if name in axes]
         self._whole = [name for name in parameters if name not in axes]
         # For each value of each masked tensor the entries that it belongs to, one of each of its axes.
@@ -73,11 +72,11 @@ class MaskedPath:
                 all_places.append(own.reshape(-1))
         self._places = [torch.cat(own).to(first.device) for own in places]
 
-    def choose(self, path: Path) -> None:
-        """Make this the path that calls take."""
-        on_gpu = self._bounds.is_cuda
-        bounds = torch.tensor([*path, (0, 1)], pin_memory=on_gpu)
-        self._bounds.copy_(bounds, non_blocking=on_gpu)
+    def choose(self, subnet: Subnet) -> None:
+        """Make this the subnet that calls take."""
+        on_gpu = self._member.is_cuda
+        member = torch.from_numpy(membership(self.sliced.space, subnet)).float()
+        self._member.copy_(member.pin_memory() if on_gpu else member, non_blocking=on_gpu)
 
     def __call__(self, inputs: Any, targets: Any, count: int) -> Tensor:
         """Add the gradients of the path, one of `count`, to the parameters'; its loss, a scalar."""
@@ -106,15 +105,13 @@ class MaskedPath:
         return loss.detach()
 
     def _masks(self) -> list[Tensor]:
-        """For each masked parameter a tensor of its shape: one where the path takes the value, else zero."""
-        low, high = self._bounds.T
-        kept = (self._channels >= low[self._groups]) & (self._channels < high[self._groups])
-        numbers = kept.float()
+        """For each masked parameter a tensor of its shape: one where the subnet takes it, else zero."""
+        numbers = self._member[self._channels]
         flat = numbers[self._places[0]]
         for places in self._places[1:]:
             flat = flat * numbers[places]
         tensors = [self.sliced.parameters[name] for name in self._masked]
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
@@ -136,7 +133,7 @@ class RecordedPaths:
     ) -> None:
         self.space, self._sliced, self._count = sliced.space, sliced, count
         self.masked = masked = MaskedPath(sliced)
-        masked.choose(path_of(self.space, self.space.largest()))
+        masked.choose(Subnet.at(self.space, self.space.largest()))
         self._batch = batch = tree_map_only(Tensor, torch.clone, (inputs, targets))
         self._loss = loss = torch.zeros((), device=next(iter(sliced.parameters.values())).device)
 
@@ -147,7 +144,7 @@ class RecordedPaths:
         self._replay = (capture or captured)(work)
 
     def __call__(
-        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+        self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """As `SlicedPaths` does, but for the outputs."""
         batch = (inputs, targets)
@@ -330,11 +327,11 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _tried(sliced: SlicedPaths) -> list[Path]:
+def _tried(sliced: SlicedPaths) -> list[Subnet]:
     """Paths to try: all of the channels, half and the fewest, on each side."""
     space = sliced.space
     return [
-        path_of(space, widths, side)
+        Subnet.at(space, widths, side)
         for widths in (space.largest(), space.uniform(0.5), space.smallest())
         for side in space.rule.sides
     ]
@@ -370,7 +367,7 @@ def _difference(
     return apart / norm if norm else apart
 
 
-def _seconds(paths: Paths, tried: Sequence[Path], inputs: Any, targets: Any, count: int) -> float:
+def _seconds(paths: Paths, tried: Sequence[Subnet], inputs: Any, targets: Any, count: int) -> float:
     """Mean seconds of the `tried` paths, the fastest of a few times each."""
     total = 0.0
     for path in tried:

@@ -19,6 +19,7 @@ from bcnet.data.dataset import ImageData
 from bcnet.errors import TrainingError
 from bcnet.models.weights import listed
 from bcnet.progress import progress_bar, say
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import (
     BY_WEIGHTS,
     Criterion,
@@ -29,7 +30,6 @@ from bcnet.space.importance import (
     stretches,
     without_batch_norm,
 )
-from bcnet.space.subnet import tensors_of
 from bcnet.space.width_space import Dimension, WidthGroup, WidthSpace
 from bcnet.training.loop import Recipe, batches, explained
 from bcnet.training.task import entries

@@ -28,7 +28,7 @@ from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
 from bcnet.runs import digest
-from bcnet.space.subnet import arguments
+from bcnet.space.extract import arguments
 from bcnet.training.task import Task, logits_of
 from bcnet.user_code import code_of, import_function
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.space.channel_rules import Side
-from bcnet.space.subnet import Path, path_of, path_state, ranges, run_with
+from bcnet.space.extract import run_with
+from bcnet.space.subnet import Subnet, ranges, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Objective, Recipe
 from bcnet.training.task import bound_to, logits_of
@@ -52,7 +53,7 @@ class Paths(Protocol):
     space: WidthSpace
 
     def __call__(
-        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+        self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]: ...
 
 
@@ -77,7 +78,7 @@ class SlicedPaths:
         self.parameters, self.buffers = parameters, buffers
 
     def __call__(
-        self, path: Path, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
+        self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Add the gradients of one path of `count` to the parameters'; its loss, a scalar, and outputs.
 
@@ -86,7 +87,7 @@ class SlicedPaths:
         space, parameters = self.space, self.parameters
         # All slices are local to this call: they are freed before the next path takes its own.
         with torch.no_grad():
-            taken = path_state(parameters, space, path)
+            taken = subnet_state(parameters, space, path)
         leaves = {name: tensor.detach().contiguous().requires_grad_() for name, tensor in taken.items()}
         del taken  # what `contiguous` copied is not held twice
         for name, leaf in leaves.items():
@@ -94,7 +95,7 @@ class SlicedPaths:
             leaf.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
             )
-        state = {**leaves, **path_state(self.buffers, space, path)}
+        state = {**leaves, **subnet_state(self.buffers, space, path)}
         called = bound_to(self.model.forward, partial(run_with, self.model, space, state))
         if self.objective is not None:
             loss, outputs = self.objective.loss(called, inputs, targets), None
@@ -125,7 +126,7 @@ def supernet_step(
     count = plan.paths(len(sides), len(drawn))
 
     def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
-        return paths(path_of(space, widths, side), inputs, targets, count, teacher)
+        return paths(Subnet.at(space, widths, side), inputs, targets, count, teacher)
 
     teacher = None
     if plan.widest:
@@ -137,7 +138,7 @@ def supernet_step(
     return [torch.stack(own).double().mean() for own in losses]
 
 
-def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf: Tensor) -> None:
+def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Subnet, leaf: Tensor) -> None:
     """Add a slice's gradient into the gradient of the supernet's tensor, and free it."""
     assert leaf.grad is not None
     if parameter.grad is None:
@@ -148,7 +149,7 @@ def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Path, leaf
 
 
 def _stretches(
-    full: Tensor, part: Tensor, space: WidthSpace, name: str, path: Path
+    full: Tensor, part: Tensor, space: WidthSpace, name: str, path: Subnet
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of a supernet tensor and of its path's slice that correspond, one pair a stretch of channels."""
     pairs = [(full, part)]

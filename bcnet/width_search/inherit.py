@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches, to_device
 from bcnet.models.weights import listed
 from bcnet.progress import progress_bar, say
+from bcnet.space.extract import run_with, tensors_of
 from bcnet.space.importance import CRITERIA, Criterion, extracted, kept_channels
-from bcnet.space.subnet import State, run_with, tensors_of
+from bcnet.space.subnet import State
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import BATCHES, measured_importances
 from bcnet.training.loop import Recipe

@@ -20,7 +20,8 @@ from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches, to_device
 from bcnet.data.splits import Item, Items, Split, shared_out
 from bcnet.errors import ModelError, explaining
 from bcnet.space.channel_rules import Side
-from bcnet.space.subnet import State, arguments, path_of, path_state, run_with
+from bcnet.space.extract import arguments, run_with
+from bcnet.space.subnet import State, Subnet, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Batches, Task, entries, logits_of
 from bcnet.width_search.temperature import are_classes, calibrated_loss
@@ -117,20 +118,19 @@ def recalibrated(
     model: nn.Module,
     space: WidthSpace,
     state: Mapping[str, Tensor],
-    widths: Widths,
-    side: Side,
+    subnet: Subnet,
     data: ImageData,
     images: int,
 ) -> State:
-    """A path's tensors, contiguous, with batch-norm statistics from the first `images` training images.
+    """A subnet's tensors, contiguous, with batch-norm statistics from the first `images` training images.
 
-    Statistics of the supernet mix those of all its paths and fit none of them (US-Nets, ICCV 2019,
+    Statistics of the supernet mix those of all its subnets and fit none of them (US-Nets, ICCV 2019,
     section 3.4). Batches are augmented as in training, the same each time: weights are fitted to such
     images, and statistics of plain ones can cost a trained network several points. The mean over batches is
     taken.
     """
     batches = KeptBatches(data, first_images(data, images), 0, str(_device(state)), augmented=True)
-    return _recalibrated(model, space, state, widths, side, batches)
+    return _recalibrated(model, space, state, subnet, batches)
 
 
 def first_images(data: ImageData, images: int) -> Split | Items:
@@ -142,11 +142,10 @@ def _recalibrated(
     model: nn.Module,
     space: WidthSpace,
     state: Mapping[str, Tensor],
-    widths: Widths,
-    side: Side,
+    subnet: Subnet,
     batches: Iterable[Item],
 ) -> State:
-    return with_statistics(model, space, path_state(state, space, path_of(space, widths, side)), batches)
+    return with_statistics(model, space, subnet_state(state, space, subnet), batches)
 
 
 def with_statistics(
@@ -229,7 +228,7 @@ def score_sides(
         side: evaluate(
             model,
             space,
-            recalibrated(model, space, state, widths, side, data, images),
+            recalibrated(model, space, state, Subnet.at(space, widths, side), data, images),
             data,
             data.val,
             task,
@@ -321,7 +320,8 @@ class Scorer:
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
-            fresh = _recalibrated(self.model, self.space, judge.state, widths, judge.side, judge.train)
+            subnet = Subnet.at(self.space, widths, judge.side)
+            fresh = _recalibrated(self.model, self.space, judge.state, subnet, judge.train)
 
         def run(inputs: Any) -> Any:
             with autocast:

@@ -20,8 +20,8 @@ from bcnet.methods.group_fisher import (
 )
 from bcnet.methods.limits import Limits
 from bcnet.space.discover import discover_space
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import extracted
-from bcnet.space.subnet import tensors_of, with_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Objective, batches
 from tests.methods.tiny import product_bound

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from bcnet.methods.utilisation import ChannelDropout, utilisation
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import path_of, path_state, run_with, tensors_of
+from bcnet.space.extract import run_with, tensors_of
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 
 WIDTHS = Widths((3, 4))  # of 4 and 4
@@ -55,7 +56,7 @@ def test_the_same_channels_are_dropped_in_all_layers_that_read_a_group(
     model: nn.Module, space: WidthSpace
 ) -> None:
     """Kept ones are scaled; each image has its own."""
-    state = path_state(tensors_of(model), space, path_of(space, WIDTHS))
+    state = subnet_state(tensors_of(model), space, Subnet.at(space, WIDTHS))
     x = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     kept = torch.rand(5, 3, generator=torch.Generator().manual_seed(7)) >= 0.4
     assert 0 < int(kept.sum()) < kept.numel()

@@ -16,7 +16,7 @@ from bcnet.errors import ModelError
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import say_exports
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import cut
+from bcnet.space.extract import cut
 
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -5,8 +5,8 @@ import torch
 from bcnet.config import Config, DataConfig, TrainConfig
 from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.supernet_start import first_state
+from bcnet.space.extract import forward_path, tensors_of
 from bcnet.space.importance import reordered
-from bcnet.space.subnet import forward_path, tensors_of
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe
 

@@ -33,7 +33,7 @@ from bcnet.pipeline.repeated import FEWEST, MOST
 from bcnet.pipeline.train import report_given
 from bcnet.runs import Run
 from bcnet.show import show_comparison
-from bcnet.space.subnet import cut
+from bcnet.space.extract import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import Recipe, Snapshot

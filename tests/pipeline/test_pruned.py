@@ -24,8 +24,8 @@ from bcnet.pipeline.tuning import passes_of
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
 from bcnet.show.stages import show_summary
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import CRITERIA, importances
-from bcnet.space.subnet import tensors_of
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.width_search.scorer import Score

@@ -27,8 +27,8 @@ from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
 from bcnet.runs import Run
+from bcnet.space.extract import cut, tensors_of, with_state
 from bcnet.space.importance import CRITERIA
-from bcnet.space.subnet import cut, tensors_of, with_state
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gates
 from bcnet.training.gates import measured_importances

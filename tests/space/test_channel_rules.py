@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bcnet.space.channel_rules import METHODS, WidthSampler
-from bcnet.space.subnet import path_of
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 
 
@@ -19,8 +19,8 @@ def counts(space: WidthSpace, steps: int, complementary: bool) -> np.ndarray:
     sampler = WidthSampler(space.rule, (group.choices,), seed=3, complementary=complementary)
     for step in range(steps):
         for side in space.rule.sides:
-            ((low, high),) = path_of(space, Widths(sampler.at(step)), side)
-            served[low:high] += 1
+            (own,) = Subnet.at(space, Widths(sampler.at(step)), side).channels
+            served[list(own)] += 1
     return served
 
 

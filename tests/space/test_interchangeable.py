@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from bcnet.errors import SpaceError
 from bcnet.space.discover import discover_space
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import channel_order, importances, reordered
-from bcnet.space.subnet import tensors_of, with_state
 from bcnet.space.width_space import WidthSpace
 from tests.space.witnesses import assert_agree, distance
 

@@ -19,7 +19,8 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from bcnet.models import NETWORKS
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import cut, forward_path
+from bcnet.space.extract import cut, forward_path
+from bcnet.space.subnet import Subnet
 from bcnet.space.trace import OUTPUT
 from bcnet.space.width_space import WidthSpace
 from tests.space.witnesses import assert_agree, distance, drawn, leaves, masked, scattered
@@ -216,6 +217,6 @@ def test_detectors_are_read_and_their_narrow_features_agree(name: str, part: str
 def _masked_features(
     detector: nn.Module, space: WidthSpace, side: Any, part: str, images: list[torch.Tensor]
 ) -> Any:
-    tensors = masked(detector, space, drawn(space), side)
+    tensors = masked(detector, space, Subnet.at(space, drawn(space), side))
     named = {f"detector.{name}": tensor for name, tensor in tensors.items()}
     return torch.func.functional_call(Captured(detector, part), named, (images,))

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcnet.space.discover import discover_space
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Widths
-from tests.space.witnesses import assert_agree, assert_same_gradients, scattered
+from tests.space.witnesses import anywhere, assert_agree, assert_same_gradients, scattered
 
 KINDS = (
     *("plain", "residual", "branches", "concatenated", "grouped", "two groups", "depthwise", "gated"),
@@ -111,4 +112,5 @@ def test_any_widths_of_any_network_give_one_result_three_times(data: st.DataObje
     )
     assert_agree(model, space, x, widths)
     if not any(group.mixed for group in space.groups):
-        assert_same_gradients(model.train(), space, (x, torch.tensor([0, 2])), widths)
+        for subnet in (Subnet.at(space, widths), anywhere(space, widths)):
+            assert_same_gradients(model.train(), space, (x, torch.tensor([0, 2])), subnet)

@@ -1,5 +1,6 @@
-"""Three witnesses of one narrow network: the path through the supernet, its cut, the masked full network."""
+"""Three witnesses of one narrow network: the subnet, its extracted network, the masked full network."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from bcnet.pipeline.train import _trainable
-from bcnet.space.channel_rules import Side
-from bcnet.space.subnet import arguments, cut, forward_path, path_of, ranges, tensors_of
+from bcnet.space.extract import arguments, cut, forward_path, tensors_of
+from bcnet.space.subnet import Subnet, ranges
 from bcnet.space.widen import supernet_state
-from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training.cuda_graph import MaskedPath
 from bcnet.training.loop import Recipe
 from bcnet.training.supernet_step import SlicedPaths
@@ -37,10 +38,22 @@ def scattered(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def masked(model: nn.Module, space: WidthSpace, widths: Widths, side: Side) -> dict[str, Tensor]:
-    """The full network's tensors, the outgoing weights of all channels outside the path set to zero."""
+def anywhere(space: WidthSpace, widths: Widths, seed: int = 0) -> Subnet:
+    """A subnet of channels drawn at random; groups whose channels keep their places take the first ones."""
+    rng = np.random.default_rng(seed)
+
+    def channels(group: WidthGroup, width: int) -> Iterable[int]:
+        if group.ordered:
+            return range(width)
+        units = rng.permutation(group.supernet_channels // group.unit)[: width // group.unit]
+        return (group.unit * units[:, None] + np.arange(group.unit)).flatten()
+
+    return Subnet.keeping(space, [channels(*pair) for pair in zip(space.groups, widths, strict=True)])
+
+
+def masked(model: nn.Module, space: WidthSpace, subnet: Subnet) -> dict[str, Tensor]:
+    """The full network's tensors, the outgoing weights of all channels outside the subnet set to zero."""
     state = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-    path = path_of(space, widths, side)
     for layer in space.layers:
         if not layer.weight.endswith(".weight"):
             continue  # computed from others: its channels stay
@@ -49,7 +62,7 @@ def masked(model: nn.Module, space: WidthSpace, widths: Widths, side: Side) -> d
         if axis not in space.dimensions.get(layer.weight, {}):
             continue
         keep = torch.zeros(state[layer.weight].shape[axis], dtype=torch.bool)
-        for low, high in ranges(space, space.dimensions[layer.weight][axis], path):
+        for low, high in ranges(space, space.dimensions[layer.weight][axis], subnet):
             keep[low:high] = True
         state[layer.weight].transpose(0, axis)[~keep] = 0
     return state
@@ -75,28 +88,30 @@ def assert_agree(
     training: bool = True,
     unweighted: int = 0,
 ) -> None:
-    """Path, cut and masked network are one, on both sides.
+    """Subnet, extracted and masked network are one: on both sides, and of channels drawn at random.
 
-    Bit for bit in eval mode (path and cut), within 1e-5 in training mode and for the masked network, where no
-    layer normalises across channels. Parameters and multiply-accumulates are those of the space's arithmetic;
-    `unweighted` are those of an image's products without weights, as in attention: the space leaves them out.
+    Bit for bit in eval mode (subnet and extracted network), within 1e-5 in training mode and for the masked
+    network, where no layer normalises across channels. Parameters and multiply-accumulates are those of the
+    space's arithmetic; `unweighted` are those of an image's products without weights, as in attention: the
+    space leaves them out.
     """
     args, kwargs = arguments(inputs)
     own = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
-    for side in ("left", "right"):
+    full = space.without_extra()
+    for subnet in (Subnet.at(full, widths), Subnet.at(full, widths, "right"), anywhere(full, widths)):
         with torch.no_grad():
-            path = forward_path(model, space, widths, inputs, side)
-            small = cut(model, space, widths, side)
+            path = forward_path(model, space, subnet, inputs)
+            small = cut(model, space, subnet)
             alone = small(*args, **kwargs)
             assert len(leaves(path)) == len(leaves(alone)) > 0
             assert all(torch.equal(a, b) for a, b in zip(leaves(path), leaves(alone), strict=True))
             if not any(group.mixed for group in space.groups):
-                tensors = masked(model, space, widths, side)
+                tensors = masked(model, full, subnet)
                 reference = torch.func.functional_call(model, tensors, args, kwargs)
                 assert distance(path, reference) < 1e-5
             if training:
                 state = {name: tensor.clone() for name, tensor in own.items()}
-                path = forward_path(model.train(), space.without_extra(), widths, inputs, side, state)
+                path = forward_path(model.train(), full, subnet, inputs, state=state)
                 model.eval()
                 assert distance(path, small.train()(*args, **kwargs)) < 1e-5
                 small.eval()
@@ -120,18 +135,17 @@ def sliced_paths(model: nn.Module, space: WidthSpace, recipe: Recipe) -> SlicedP
 
 
 def assert_same_gradients(
-    model: nn.Module, space: WidthSpace, batch: tuple[Tensor, Tensor], widths: Widths, side: Side = "left"
+    model: nn.Module, space: WidthSpace, batch: tuple[Tensor, Tensor], subnet: Subnet
 ) -> None:
-    """A path on slices and the path on whole tensors with masks have one loss and one gradient."""
+    """A subnet on slices and the subnet on whole tensors with masks have one loss and one gradient."""
     found = []
-    path = path_of(space, widths, side)
     for way in ("sliced", "masked"):
         sliced = sliced_paths(model, space, Recipe(epochs=1, learning_rate=0.1))
         if way == "sliced":
-            loss, _ = sliced(path, *batch, 2)
+            loss, _ = sliced(subnet, *batch, 2)
         else:
             masked = MaskedPath(sliced)
-            masked.choose(path)
+            masked.choose(subnet)
             loss = masked(*batch, 2)
         found.append({"loss": loss, **{name: p.grad for name, p in sliced.parameters.items()}})
     for name, value in found[0].items():

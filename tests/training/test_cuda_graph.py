@@ -11,7 +11,7 @@ from bcnet.data.dataset import ImageData
 from bcnet.data.splits import Split
 from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import path_of
+from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import cuda_graph
 from bcnet.training.cuda_graph import RecordedPaths, captured, fastest_paths
@@ -68,7 +68,7 @@ def at_once(work: Callable[[], None]) -> Callable[[], None]:
 def test_masks_give_the_gradients_that_slices_give(method: str, widths: tuple[int, ...]) -> None:
     model, space = setup(method)
     for side in space.rule.sides:
-        assert_same_gradients(model, space, batch(), Widths(widths), side)
+        assert_same_gradients(model, space, batch(), Subnet.at(space, Widths(widths), side))
 
 
 def test_a_recorded_step_adds_the_gradients_of_each_of_its_paths_on_each_new_batch() -> None:
@@ -94,7 +94,7 @@ def test_batches_of_another_shape_and_taught_paths_go_to_the_slices() -> None:
         return lambda: (replays.append(1), work())[1]
 
     paths = RecordedPaths(sliced_paths(model, space, RECIPE), *batch(), 1, counted)
-    path = path_of(space, Widths((3, 5)))
+    path = Subnet.at(space, Widths((3, 5)))
     assert paths(path, *batch(count=5))[1].shape == (5, 3)
     assert paths(path, *batch(), teacher=torch.zeros(8, 3))[1].shape == (8, 3)
     assert paths(path, *batch(), count=2)[1].shape == (8, 3)

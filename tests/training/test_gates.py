@@ -12,8 +12,8 @@ from torchvision.ops import StochasticDepth
 from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.space.discover import discover_space
+from bcnet.space.extract import run_with, tensors_of, with_state
 from bcnet.space.importance import Criterion, extracted, importances, kept_channels, reordered
-from bcnet.space.subnet import run_with, tensors_of, with_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe, batches

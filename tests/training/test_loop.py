@@ -14,7 +14,8 @@ from bcnet.errors import SpaceError, TrainingError
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import cut, forward_path, path_of, path_state, run_with
+from bcnet.space.extract import cut, forward_path, run_with
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit, fit_network
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
@@ -81,8 +82,8 @@ def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int
     reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
     total = torch.zeros(())
     for side in space.rule.sides:
-        path = path_of(space, Widths(widths), side)
-        state = {**path_state(reference, space, path), **path_state(buffers, space, path)}
+        path = Subnet.at(space, Widths(widths), side)
+        state = {**subnet_state(reference, space, path), **subnet_state(buffers, space, path)}
         total = total + recipe.loss(run_with(model, space, state, x), labels) / 2
     total.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(float(total.detach()), rel=1e-5)
@@ -183,7 +184,7 @@ def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
     model, space = setup()
     data = images()
     state = dict(model.state_dict())
-    fresh = recalibrated(model, space, state, space.largest(), "left", data, 48)
+    fresh = recalibrated(model, space, state, Subnet.at(space, space.largest()), data, 48)
     assert isinstance(model, Concatenating)
     with torch.no_grad():
         outputs = model.b[0](data.normalise(data.train.images))

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from bcnet.space.channel_rules import Side
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import path_of, path_state, run_with
+from bcnet.space.extract import run_with
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe
@@ -38,7 +39,7 @@ def expected(
     own = {name: nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
     inputs, labels = batch
     outputs = [
-        run_with(model, space, path_state(own, space, path_of(space, widths, side)), inputs)
+        run_with(model, space, subnet_state(own, space, Subnet.at(space, widths, side)), inputs)
         for widths, side in paths
     ]
     losses = [nn.functional.cross_entropy(out, labels) for out in outputs]

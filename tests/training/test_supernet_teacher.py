@@ -18,7 +18,8 @@ from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train import stage_inputs, train
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import forward_path, path_of, path_state, run_with, tensors_of, with_state
+from bcnet.space.extract import forward_path, run_with, tensors_of, with_state
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import WidthSpace
 from bcnet.training.distill import Distillation, softened_divergence
 from bcnet.training.loop import Recipe, fit_network
@@ -75,7 +76,7 @@ def test_every_path_learns_from_the_same_outputs_of_the_teacher_computed_once_a_
     assert teacher.calls == 2  # that of this test, and one for four paths
     expected, gradients = [], []
     for widths in (*drawn, space.largest(), space.smallest()):
-        leaves = path_state(parameters, space, path_of(space, widths))
+        leaves = subnet_state(parameters, space, Subnet.at(space, widths))
         logits = run_with(model, space, leaves, batch[0])
         labels = nn.functional.cross_entropy(logits, batch[1], label_smoothing=0.1)
         loss = 0.75 * softened_divergence(logits, wanted, 2.0) + 0.25 * labels

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, load_data
 from bcnet.space.discover import discover_space
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import Criterion
-from bcnet.space.subnet import path_of, path_state, tensors_of, with_state
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.task import Task
@@ -85,8 +86,10 @@ def test_the_full_network_inherits_its_own_loss(
 def test_the_side_of_a_supernet_is_scored_like_what_is_inherited(
     original: Original, space: WidthSpace, model: nn.Module, data: ImageData
 ) -> None:
-    right = original.scored("right", path_state(tensors_of(model), space, path_of(space, WIDTHS, "right")))
-    fresh = recalibrated(model, space, tensors_of(model), WIDTHS, "right", data, 256)
+    right = original.scored(
+        "right", subnet_state(tensors_of(model), space, Subnet.at(space, WIDTHS, "right"))
+    )
+    fresh = recalibrated(model, space, tensors_of(model), Subnet.at(space, WIDTHS, "right"), data, 256)
     assert right.score.loss == pytest.approx(evaluate(model, space, fresh, data, data.val).loss, rel=1e-4)
 
 

@@ -12,7 +12,8 @@ from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, Split, load_data
 from bcnet.data.splits import shared_out
 from bcnet.space.discover import discover_space
-from bcnet.space.subnet import State, tensors_of
+from bcnet.space.extract import tensors_of
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.task import Task
@@ -48,7 +49,9 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
     sides = []
     halves = zip(shared_out(data.train.take(torch.arange(count)), 2), shared_out(data.val, 2), strict=True)
     for side, (train, val) in zip(space.rule.sides, halves, strict=True):
-        fresh = recalibrated(model, space, state, WIDTHS, side, replace(data, train=train), SHARED)
+        fresh = recalibrated(
+            model, space, state, Subnet.at(space, WIDTHS, side), replace(data, train=train), SHARED
+        )
         sides.append(evaluate(model, space, fresh, data, val))
     fast = Scorer(model, space, [state], data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
@@ -171,7 +174,7 @@ def test_statistics_of_augmented_images_give_a_trained_network_its_own_loss_back
         return evaluate(fitted, space, state, shifted, shifted.val).loss
 
     def again(data: ImageData) -> State:
-        return recalibrated(fitted, space, state, space.largest(), "left", data, count)
+        return recalibrated(fitted, space, state, Subnet.at(space, space.largest()), data, count)
 
     own = loss(state)
     assert loss(again(shifted)) == pytest.approx(own, rel=0.03)
@@ -190,7 +193,7 @@ def test_what_transforms_draw_for_statistics_is_the_same_for_every_candidate() -
 
     model, space = network()
     state, data = dict(model.state_dict()), replace(images(100), transforms=jittered)
-    first, second = (recalibrated(model, space, state, WIDTHS, "left", data, 64) for _ in range(2))
+    first, second = (recalibrated(model, space, state, Subnet.at(space, WIDTHS), data, 64) for _ in range(2))
     assert len(drawn) == 128
     assert drawn[:64] == drawn[64:]
     assert len(set(drawn[:64])) == 64
