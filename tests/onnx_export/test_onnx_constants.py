@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
@@ -16,7 +17,9 @@ from bcnet.errors import ModelError
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import say_exports
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut
+from bcnet.space.extract import cut, tensors_of
+from bcnet.space.subnet import Subnet, subnet_state
+from tests.space.witnesses import anywhere
 
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -93,11 +96,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def assert_variants_are_the_cut_networks(graph: OnnxSupernet, seeds: int = 3) -> None:
     for seed in range(seeds):
         widths = graph.space.random(np.random.default_rng(seed))
-        session = onnxruntime.InferenceSession(graph.variant(widths), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"input": IMAGE.numpy()})
-        with torch.no_grad():
-            expected = cut(graph.model, graph.space, widths)(IMAGE).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+        for subnet in (Subnet.at(graph.space, widths), anywhere(graph.space, widths, seed)):
+            session = onnxruntime.InferenceSession(graph.variant(subnet), providers=["CPUExecutionProvider"])
+            (found,) = session.run(None, {"input": IMAGE.numpy()})
+            with torch.no_grad():
+                expected = cut(graph.model, graph.space, subnet)(IMAGE).numpy()
+            np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_constants_that_are_derived_from_weights_are_sliced(quiet: list[str]) -> None:
@@ -107,6 +111,18 @@ def test_constants_that_are_derived_from_weights_are_sliced(quiet: list[str]) ->
     assert graph.sliceable
     assert quiet == []
     assert_variants_are_the_cut_networks(graph)
+
+
+def test_the_file_of_channels_that_lie_apart_holds_exactly_their_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    graph = OnnxSupernet(model, discover_space(model, IMAGE, channel_multiple=1), IMAGE)
+    subnet = Subnet.keeping(graph.space, [[0, 2, 3, 7]])
+    wanted = subnet_state(tensors_of(model), graph.space, subnet)
+    file = onnx.load_from_string(graph.variant(subnet))
+    arrays = {entry.name: numpy_helper.to_array(entry) for entry in file.graph.initializer}
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        name: tensor.tolist() for name, tensor in wanted.items()
+    }
 
 
 def test_a_network_that_must_be_exported_for_each_width_says_so_and_why(
