@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from bcnet.errors import ConfigError, UsageError
 from bcnet.plain import shown
+from bcnet.progress import say
 from bcnet.toml_files import is_there, read_toml
 
 CONFIG_FILE = Path("bcnet.toml")
@@ -81,6 +82,9 @@ def _budget_ms(value: object) -> object:
             'given as latency (--latency), as "60%"'
         )
     return value
+
+
+RENAMED_STEPS = {"turns": "alternating", "taught": "distilled"}  # old names, which still work
 
 
 class Section(BaseModel):
@@ -214,6 +218,14 @@ class SpaceConfig(Section):
     )
 
 
+def _renamed_step(value: object) -> object:
+    """A step by its name in bcnet.toml: earlier versions had other names for two of them."""
+    if not isinstance(value, str) or value not in RENAMED_STEPS:
+        return value
+    say(f'train.step = "{value}" is now called "{RENAMED_STEPS[value]}"; please rename it')
+    return RENAMED_STEPS[value]
+
+
 class TrainConfig(Section):
     """The supernet, and the settings that fine-tuning shares with it."""
 
@@ -229,12 +241,13 @@ class TrainConfig(Section):
     method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
         "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
     )
-    step: Literal["plain", "turns", "sandwich", "taught", "us-nets"] = Field(
+    step: Literal["plain", "alternating", "sandwich", "distilled", "us-nets"] = Field(
         "plain",
-        description="paths of a step: plain (drawn widths), turns (on one side, left and right by turns), "
-        "sandwich (and the widest and narrowest), taught (and the widest, whose outputs teach the others), "
-        "us-nets (both)",
+        description="paths of a step: plain (drawn widths on both sides), alternating (on one side, left and "
+        "right step by step), sandwich (and the widest and narrowest), distilled (and the widest, from whose "
+        "outputs the others learn), us-nets (both)",
     )
+    _step = field_validator("step", mode="before")(_renamed_step)
     draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
     complementary: bool = Field(
         False,
@@ -541,10 +554,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         task = self.task
-        if self.train.step in ("taught", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
+        if self.train.step in ("distilled", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
             raise ValueError(
-                f"train: step = {self.train.step} teaches by the widest network's class probabilities, which "
-                "needs task.loss = cross-entropy; use turns, plain or sandwich"
+                f"train: step = {self.train.step} learns from the widest network's class probabilities, "
+                "which needs task.loss = cross-entropy; use alternating, plain or sandwich"
             )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.

@@ -9,7 +9,7 @@ way is `score`: recalibrate, then evaluate, side by side, reading and normalisin
 `Scorer` does otherwise is added one idea at a time. Seconds are the processor's, so that others on the
 machine disturb them less. Two ideas that were tried and not kept are there, too: `OnePass`, `Rejecting`.
 
-Which way ranks best is judged by a reference that costs too much for a search: statistics from many
+Which way ranks best is measured by a reference that costs too much for a search: statistics from many
 training images, both sides on the test images, which none of the ways sees. Kendall's tau of each way with
 it, and its difference from the straightforward way's, also by loss alone, have 95 % intervals: a bootstrap
 over the networks, the same draws for all ways. The reference is kept in the folder.
@@ -49,8 +49,8 @@ from bcnet.width_search.scorer import (
     Scorer,
     _mean,
     _recalibrated,
-    answers_of,
     evaluate,
+    predictions_of,
     recalibrated,
     score,
     score_of,
@@ -137,11 +137,11 @@ class OnePass:
         model, space = self.scorer.model, self.scorer.space
         norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         found = []
-        for judge in self.scorer.judges:
-            fresh = _recalibrated(model, space, judge.state, Subnet.at(space, widths, judge.side), [])
+        for side in self.scorer.sides:
+            fresh = _recalibrated(model, space, side.state, Subnet.at(space, widths, side.name), [])
             for norm in norms:
                 norm.train()
-            found.append(_score(_rounded(self.scorer, fresh, self.amp), judge.val))
+            found.append(_score(_rounded(self.scorer, fresh, self.amp), side.val))
             for norm in norms:
                 norm.eval()
         return _mean(found)
@@ -159,23 +159,23 @@ class Rejecting:
         self.rejected: set[Widths] = set()
         self.seen: dict[Widths, Score] = {}
         self.parts = {}
-        for judge in scorer.judges:
-            part, count = judge.val._part, len(judge.val._part)
+        for side in scorer.sides:
+            part, count = side.val._part, len(side.val._part)
             first, rest = torch.arange(count).tensor_split([count // 4])
             data = scorer.data
-            self.parts[judge.side] = judge, [KeptBatches(data, part.take(index)) for index in (first, rest)]
-        self.count = sum(len(judge.val._part) for judge in scorer.judges)
+            self.parts[side.name] = side, [KeptBatches(data, part.take(index)) for index in (first, rest)]
+        self.count = sum(len(side.val._part) for side in scorer.sides)
 
     def __call__(self, widths: Widths) -> Score:
         """The score of a quarter, or of all."""
         scorer = self.scorer
         runs, firsts = {}, []
-        for side, (judge, (first, _)) in self.parts.items():
+        for name, (side, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
-                subnet = Subnet.at(scorer.space, widths, side)
-                fresh = _recalibrated(scorer.model, scorer.space, judge.state, subnet, judge.train)
-            runs[side] = _rounded(scorer, fresh, self.amp)
-            firsts.append(_score(runs[side], first))
+                subnet = Subnet.at(scorer.space, widths, name)
+                fresh = _recalibrated(scorer.model, scorer.space, side.state, subnet, side.train)
+            runs[name] = _rounded(scorer, fresh, self.amp)
+            firsts.append(_score(runs[name], first))
         quarter = _mean(firsts)
         error = math.sqrt(quarter.accuracy * (1 - quarter.accuracy) / (self.count / 4) * 0.75)
         best = sorted(self.seen.values(), reverse=True)
@@ -193,7 +193,7 @@ class Rejecting:
 
 
 def _score(run: Callable[[Any], Any], images: KeptBatches) -> Score:
-    return score_of(answers_of(run, images, torch.device("cpu")))
+    return score_of(predictions_of(run, images, torch.device("cpu")))
 
 
 def _rounded(scorer: Scorer, fresh: Mapping[str, torch.Tensor], amp: bool) -> Callable[[Any], Any]:

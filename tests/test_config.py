@@ -258,3 +258,13 @@ def test_a_flag_for_the_slices_budget_replaces_the_files_of_either_kind() -> Non
     own = load_config(None, {"slice": {"latency_ms": 2.0}}).slice
     assert (own.latency_ms, own.latency, own.epochs, own.of_front) == (2.0, None, 3, True)
     assert not Config().slice.of_front
+
+
+@pytest.mark.parametrize(("old", "new"), [("turns", "alternating"), ("taught", "distilled")])
+def test_a_step_by_its_former_name_works_and_says_the_new_one(
+    old: str, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bcnet.toml"
+    path.write_text(f'[train]\nstep = "{old}"\n', encoding="utf-8")
+    assert load_config(path).train.step == new
+    assert f'train.step = "{old}" is now called "{new}"; please rename it' in capsys.readouterr().err

@@ -31,7 +31,7 @@ from bcnet.space.channel_rules import method_named
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import training_device
 from bcnet.training.supernet_step import STEPS
-from bcnet.width_search.scorer import Judge, Scorer, score_of
+from bcnet.width_search.scorer import Scorer, SupernetSide, score_of
 from bcnet.width_search.surrogate import Ridge, denoised_scores, features_of, with_losses
 
 
@@ -251,8 +251,7 @@ def _scores(
     """
     maxima, sides = scorer.space.largest(), len(scorer.space.rule.sides)
     names = [
-        f"{judge.side} {n // sides + 1}" if n >= sides else judge.side
-        for n, judge in enumerate(scorer.judges)
+        f"{side.name} {n // sides + 1}" if n >= sides else side.name for n, side in enumerate(scorer.sides)
     ]
 
     def valid(value: Any) -> bool:
@@ -267,7 +266,7 @@ def _scores(
         for number, i in enumerate(waiting, 1):
             widths = Widths(table.widths(i, maxima))
             scores = {
-                name: _judged(scorer, judge, widths) for name, judge in zip(names, scorer.judges, strict=True)
+                name: _scores_of(scorer, side, widths) for name, side in zip(names, scorer.sides, strict=True)
             }
             kept.add(table.key(i), scores)
             if number == 1:
@@ -283,9 +282,9 @@ def _is_score(value: Any) -> bool:
     return False
 
 
-def _judged(scorer: Scorer, judge: Judge, widths: Widths) -> list[float]:
-    answers = list(scorer.answers(judge, widths))
-    plain, own = (score_of(answers, scorer.task, calibrate=calibrate) for calibrate in (False, True))
+def _scores_of(scorer: Scorer, side: SupernetSide, widths: Widths) -> list[float]:
+    predictions = list(scorer.predictions(side, widths))
+    plain, own = (score_of(predictions, scorer.task, calibrate=calibrate) for calibrate in (False, True))
     return [plain.accuracy, round(plain.loss, 5), round(own.loss, 5)]
 
 

@@ -36,7 +36,7 @@ def channel_bench_macro(
     space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
     method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
     step: Annotated[
-        str, typer.Option(help="Paths of a step: plain, turns, sandwich, taught or us-nets.")
+        str, typer.Option(help="Paths of a step: plain, alternating, sandwich, distilled or us-nets.")
     ] = "plain",
     draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
     supernets: Annotated[

@@ -98,10 +98,10 @@ def train(
     model.to(recipe.device).train()
     sliced = SlicedPaths(model, space, parameters, buffers, recipe, objective)
     paths: Paths = sliced
-    plan = plan if objective is None else replace(plan, taught=False)
-    if cuda_graph and recipe.device == "cuda" and (plan.taught or objective):
+    plan = plan if objective is None else replace(plan, distilled=False)
+    if cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
         teacher = "the original network" if objective else "the widest path"
-        say(f"training on slices, not by a recorded CUDA graph: {teacher}'s outputs teach the others")
+        say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
     elif cuda_graph and recipe.device == "cuda":
         count = plan.paths(len(space.rule.sides), draws)
         paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
@@ -350,7 +350,7 @@ def _seconds_an_epoch(config: Config, recipe: Recipe, objective: Objective | Non
     project = load_project(config)
     parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
     drawn = [project.space.uniform(0.55)] * config.train.draws
-    plan = replace(STEPS[config.train.step], **({"taught": False} if objective else {}))
+    plan = replace(STEPS[config.train.step], **({"distilled": False} if objective else {}))
     model = project.model.to(recipe.device)
     model.train()
     paths = SlicedPaths(model, project.space, parameters, buffers, recipe, objective)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bcnet.config import Config, SliceConfig, TrainConfig
+from bcnet.config import RENAMED_STEPS, Config, SliceConfig, TrainConfig
 from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explaining, one_line, text_of
 from bcnet.models.finite import not_finite
@@ -134,6 +134,8 @@ class Snapshot:
 def training_digest(config: Config) -> str:
     """A hash of all settings that the training of one network depends on, except for its device."""
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
+    # Steps count by their first names, so that supernets of earlier versions stay valid.
+    train["step"] = {new: old for old, new in RENAMED_STEPS.items()}.get(train["step"], train["step"])
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     named = ["rate"] if _named_rate(config, config.train) else []

@@ -1,4 +1,4 @@
-"""One training step of a supernet: which paths it trains, each with a backward pass, and who teaches whom.
+"""One training step of a supernet: which subnets it trains, one backward pass each, and what from.
 
 In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
 """
@@ -21,29 +21,30 @@ from bcnet.training.task import bound_to, logits_of
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Which paths a step trains beside those of the drawn widths, and whether the widest teaches the others.
+    """Which paths a step trains beside those of the drawn widths, and whether it distils in place.
 
     The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
-    comes first and learns from the labels, all others learn from its outputs. With `turns`, drawn widths run
-    on one side only, left and right step by step: twice the steps for as many passes.
+    comes first and learns from the labels, all others learn from its outputs (`distilled`). With
+    `alternating`, drawn widths run on one side only, left and right step by step: twice the steps for as many
+    passes.
     """
 
-    turns: bool = False
+    alternating: bool = False
     widest: bool = False
     narrowest: bool = False
-    taught: bool = False
+    distilled: bool = False
 
     def paths(self, sides: int, draws: int) -> int:
         """Forward and backward passes of a step that draws so many widths."""
-        return draws * (1 if self.turns else sides) + self.widest + self.narrowest
+        return draws * (1 if self.alternating else sides) + self.widest + self.narrowest
 
 
 STEPS = {
     "plain": StepPlan(),
-    "turns": StepPlan(turns=True),
+    "alternating": StepPlan(alternating=True),
     "sandwich": StepPlan(widest=True, narrowest=True),
-    "taught": StepPlan(widest=True, taught=True),
-    "us-nets": StepPlan(widest=True, narrowest=True, taught=True),
+    "distilled": StepPlan(widest=True, distilled=True),
+    "us-nets": StepPlan(widest=True, narrowest=True, distilled=True),
 }
 
 
@@ -122,7 +123,7 @@ def supernet_step(
     """
     space = paths.space
     turn = space.rule.sides[number % len(space.rule.sides)]
-    sides = (turn,) if plan.turns else space.rule.sides
+    sides = (turn,) if plan.alternating else space.rule.sides
     count = plan.paths(len(sides), len(drawn))
 
     def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
@@ -131,7 +132,7 @@ def supernet_step(
     teacher = None
     if plan.widest:
         _, outputs = run(space.largest(), turn, None)
-        teacher = logits_of(outputs).detach() if plan.taught else None
+        teacher = logits_of(outputs).detach() if plan.distilled else None
     losses = [[run(widths, side, teacher)[0] for side in sides] for widths in drawn]
     if plan.narrowest:
         run(space.smallest(), turn, teacher)

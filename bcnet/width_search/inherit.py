@@ -22,7 +22,14 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import BATCHES, measured_importances
 from bcnet.training.loop import Recipe
 from bcnet.training.task import Batches, Task, logits_of
-from bcnet.width_search.scorer import Score, answers_of, best_first, first_images, score_of, with_statistics
+from bcnet.width_search.scorer import (
+    Score,
+    best_first,
+    first_images,
+    predictions_of,
+    score_of,
+    with_statistics,
+)
 from bcnet.width_search.temperature import are_classes, calibrated_losses
 
 ERRORS = 2.0  # standard errors of a paired difference that a group's own criterion has to gain
@@ -97,7 +104,7 @@ class Original:
     def _answers(self, state: Mapping[str, Tensor]) -> Batches:
         self.model.eval()
         device = torch.device(self.recipe.device)
-        return answers_of(lambda x: run_with(self.model, self.space, state, x), self._val, device)
+        return predictions_of(lambda x: run_with(self.model, self.space, state, x), self._val, device)
 
 
 def inherited(

@@ -26,7 +26,7 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Batches, Task, entries, logits_of
 from bcnet.width_search.temperature import are_classes, calibrated_loss
 
-SHARED = 64  # images a judge, at least, where they share them out
+SHARED = 64  # the least number of images of a side, where the images are split across sides
 
 
 @dataclass(frozen=True, order=True)
@@ -72,7 +72,7 @@ def evaluate(
     model.eval()
     batches = data.batches(split, data.evaluated)
     return score_of(
-        answers_of(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
+        predictions_of(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
     )
 
 
@@ -87,10 +87,10 @@ def evaluate_network(
         return model(*args, **kwargs)
 
     device = _device(dict(model.named_parameters()))
-    return score_of(answers_of(run, data.batches(split, data.evaluated), device), task, calibrate=False)
+    return score_of(predictions_of(run, data.batches(split, data.evaluated), device), task, calibrate=False)
 
 
-def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = True) -> Score:
+def score_of(predictions: Batches, task: Task | None = None, *, calibrate: bool = True) -> Score:
     """The task's metric and mean loss of (outputs, targets) of a whole split.
 
     With `calibrate`, the loss of a classification by cross entropy is that at the best temperature
@@ -101,7 +101,7 @@ def score_of(answers: Batches, task: Task | None = None, *, calibrate: bool = Tr
     calibrate = calibrate and task.by_cross_entropy
 
     def seen() -> Iterator[tuple[Any, Any]]:
-        for outputs, targets in answers:
+        for outputs, targets in predictions:
             if calibrate and are_classes(targets):
                 logits = logits_of(outputs)
                 # A metric of the user's own may change what it is given.
@@ -258,11 +258,11 @@ def _mean(sides: Sequence[Score]) -> Score:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """One side of one supernet, and the images it sees: for batch-norm statistics, and to judge by."""
+class SupernetSide:
+    """One side of one supernet, with the images of its batch-norm statistics and its validation images."""
 
     state: Mapping[str, Tensor]
-    side: Side
+    name: Side
     train: KeptBatches
     val: KeptBatches
 
@@ -272,10 +272,10 @@ class Scorer:
 
     Supernets of one space are given by their tensors, all on one device: there candidates are scored, and
     images, read once, are kept (see `KeptBatches`). `amp` computes in bfloat16, for processors that do so
-    faster. With `shared` the two sides of a supernet share the images out: each judges half of the
+    faster. With `shared` the images are split across the two sides of a supernet: each takes half of the
     validation images, with statistics from half of the `images` training images, so that every image is seen
     once a candidate and supernet (twice, where a half would hold fewer than `SHARED`). All candidates are
-    judged by the same images on the same sides. Half the answers make a score noisier (docs/results.md).
+    scored on the same images and sides. Half the predictions make a score noisier (docs/results.md).
     """
 
     def __init__(
@@ -301,27 +301,27 @@ class Scorer:
 
         train, val = shares(first_images(data, images), True), shares(data.val, False)
         # The left side of one supernet sees what the right one of the next does.
-        self.judges = tuple(
-            Judge(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
+        self.sides = tuple(
+            SupernetSide(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
             for n, state in enumerate(supernets)
             for k, side in enumerate(space.rule.sides)
         )
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
-        return _mean([self.judged(judge, widths) for judge in self.judges])
+        return _mean([self.score_of_side(side, widths) for side in self.sides])
 
-    def judged(self, judge: Judge, widths: Widths) -> Score:
-        """What one of the `judges` says of it."""
-        return score_of(self.answers(judge, widths), self.task)
+    def score_of_side(self, side: SupernetSide, widths: Widths) -> Score:
+        """The score by one of the `sides`."""
+        return score_of(self.predictions(side, widths), self.task)
 
-    def answers(self, judge: Judge, widths: Widths) -> Batches:
-        """Outputs and targets of the judge's images, on the CPU."""
+    def predictions(self, side: SupernetSide, widths: Widths) -> Batches:
+        """Outputs and targets of that side's validation images, on the CPU."""
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
-            subnet = Subnet.at(self.space, widths, judge.side)
-            fresh = _recalibrated(self.model, self.space, judge.state, subnet, judge.train)
+            subnet = Subnet.at(self.space, widths, side.name)
+            fresh = _recalibrated(self.model, self.space, side.state, subnet, side.train)
 
         def run(inputs: Any) -> Any:
             with autocast:
@@ -329,7 +329,7 @@ class Scorer:
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
-        return answers_of(run, judge.val, self._device)
+        return predictions_of(run, side.val, self._device)
 
 
 def _device(state: Mapping[str, Tensor]) -> torch.device:
@@ -337,7 +337,7 @@ def _device(state: Mapping[str, Tensor]) -> torch.device:
 
 
 @torch.no_grad()
-def answers_of(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
+def predictions_of(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
     """(outputs, targets) of a network that runs on `device`, on the CPU. Raises ModelError where it fails."""
     for inputs, targets in batches:
         with _explained():

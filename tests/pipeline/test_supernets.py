@@ -212,5 +212,5 @@ def test_a_search_scores_by_every_supernet_of_its_run(folder: Path) -> None:
     supernets = trained_supernets(Run.named("default"), project)
     scorer = scoring(project, supernets)
     assert isinstance(scorer, Scorer)
-    assert [judge.side for judge in scorer.judges] == ["left", "right", "left", "right"]
-    assert len({judge.state["0.0.weight"].sum().item() for judge in scorer.judges}) == 2
+    assert [side.name for side in scorer.sides] == ["left", "right", "left", "right"]
+    assert len({side.state["0.0.weight"].sum().item() for side in scorer.sides}) == 2

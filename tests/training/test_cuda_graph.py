@@ -86,7 +86,7 @@ def test_a_recorded_step_adds_the_gradients_of_each_of_its_paths_on_each_new_bat
         torch.testing.assert_close(other.parameters[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_batches_of_another_shape_and_taught_paths_go_to_the_slices() -> None:
+def test_batches_of_another_shape_and_distilled_paths_go_to_the_slices() -> None:
     model, space = setup()
     replays: list[int] = []
 

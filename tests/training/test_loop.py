@@ -153,7 +153,7 @@ def test_sides_that_take_turns_draw_from_one_deck() -> None:
     model, space = setup()
     size = max(len(group.choices) for group in space.groups)
     recipe = Recipe(epochs=size, learning_rate=0.01, batch_size=48)  # a step an epoch
-    records = train(model, space, images(), recipe, plan=STEPS["turns"]).records
+    records = train(model, space, images(), recipe, plan=STEPS["alternating"]).records
     for number, group in enumerate(space.groups):
         drawn = [widths[number] for widths, _ in records[: len(group.choices)]]
         assert sorted(drawn) == list(group.choices)

@@ -33,9 +33,9 @@ def expected(
     parameters: dict[str, nn.Parameter],
     paths: Paths,
     batch: tuple[Tensor, Tensor],
-    taught: bool,
+    distilled: bool,
 ) -> dict[str, Tensor]:
-    """Gradients of the mean loss over all paths; the first one teaches the others where they are taught."""
+    """Gradients of the mean loss over all paths; the first one's outputs may be the others' targets."""
     own = {name: nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
     inputs, labels = batch
     outputs = [
@@ -43,7 +43,7 @@ def expected(
         for widths, side in paths
     ]
     losses = [nn.functional.cross_entropy(out, labels) for out in outputs]
-    if taught:
+    if distilled:
         soft = outputs[0].detach().softmax(1)
         losses[1:] = [-(soft * out.log_softmax(1)).sum(1).mean() for out in outputs[1:]]
     (sum(losses, torch.zeros(())) / len(losses)).backward()  # type: ignore[no-untyped-call]
@@ -64,11 +64,11 @@ def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: 
     sliced = SlicedPaths(model, space, parameters, {}, Recipe(epochs=1, learning_rate=0.1))
     losses = supernet_step(sliced, DRAWN, *batch, plan=plan, number=number)
     turn = space.rule.sides[number % len(space.rule.sides)]
-    sides = (turn,) if plan.turns else space.rule.sides
+    sides = (turn,) if plan.alternating else space.rule.sides
     paths = of(sides)
     paths = [(space.largest(), turn), *paths] if plan.widest else paths
     paths = [*paths, (space.smallest(), turn)] if plan.narrowest else paths
-    for key, gradient in expected(model, space, parameters, paths, batch, plan.taught).items():
+    for key, gradient in expected(model, space, parameters, paths, batch, plan.distilled).items():
         torch.testing.assert_close(parameters[key].grad, gradient, rtol=1e-4, atol=1e-6)
     assert len(losses) == len(DRAWN)
     assert all(loss > 0 for loss in losses)
@@ -82,7 +82,7 @@ def test_extra_channels_of_bcnetv2_are_reached_by_the_widest_path_every_other_st
     for number in (0, 1):
         for parameter in parameters.values():
             parameter.grad = None
-        supernet_step(paths, [], *batch, plan=STEPS["taught"], number=number)
+        supernet_step(paths, [], *batch, plan=STEPS["distilled"], number=number)
         gradient = parameters["0.weight"].grad
         assert gradient is not None
         reached.append((gradient.flatten(1).abs().sum(1) > 0).nonzero().flatten().tolist())

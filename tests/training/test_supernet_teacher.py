@@ -158,7 +158,7 @@ def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
 
 
 @pytest.mark.parametrize(
-    ("trained", "settings", "taught", "ordered"),
+    ("trained", "settings", "distilled", "ordered"),
     [
         (True, {}, True, True),
         (True, {"teacher": "none", "channel_order": "as-is"}, False, False),
@@ -170,15 +170,15 @@ def test_who_teaches_and_what_orders_follow_from_the_weights_and_the_settings(
     project_of: Callable[..., Project],
     trained: bool,
     settings: dict[str, Any],
-    taught: bool,
+    distilled: bool,
     ordered: bool,
 ) -> None:
     project = project_of(trained, **settings)
-    assert teaches_supernet(project) is taught
+    assert teaches_supernet(project) is distilled
     assert order_is_measured(project) is ordered
-    assert (supernet_objective(project, RECIPE) is not None) is taught
+    assert (supernet_objective(project, RECIPE) is not None) is distilled
     recorded = stage_inputs(Run.named("none"), project.config)
-    assert (recorded.get("teacher") == "4.0 0.9") is taught
+    assert (recorded.get("teacher") == "4.0 0.9") is distilled
     assert ("channel order" in recorded) is ordered
 
 

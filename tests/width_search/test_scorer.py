@@ -1,4 +1,4 @@
-"""Fast scores of a search's candidates: every image judged once, the same each time, nothing left changed."""
+"""Fast scores of a search's candidates: every image seen once, the same each time, nothing left changed."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -75,9 +75,9 @@ def test_sides_share_the_images_out_and_swap_halves_from_one_supernet_to_the_nex
     model, space = network()
     data = images(2 * SHARED + 1)
     scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 2 * SHARED, shared=True)
-    assert [judge.side for judge in scorer.judges] == ["left", "right", "left", "right"]
+    assert [side.name for side in scorer.sides] == ["left", "right", "left", "right"]
     for part, whole in (("train", data.train.take(torch.arange(2 * SHARED))), ("val", data.val)):
-        seen = [torch.cat([targets for _, targets in getattr(judge, part)]) for judge in scorer.judges]
+        seen = [torch.cat([targets for _, targets in getattr(side, part)]) for side in scorer.sides]
         first, second = (own.labels for own in shared_out(whole, 2))
         wanted = [first, second, second, first]
         assert all(torch.equal(own, targets) for own, targets in zip(seen, wanted, strict=True))
@@ -89,8 +89,8 @@ def test_judges_that_share_images_out_all_see_every_class_in_proportion() -> Non
     labels = torch.arange(4).repeat(60)  # a class is every fourth image
     data = replace(data, val=Split(data.val.images, labels), train=Split(data.train.images, labels))
     scorer = Scorer(model, space, [dict(model.state_dict())], data, 240, shared=True)
-    for judge in scorer.judges:
-        for part in (judge.val, judge.train):
+    for side in scorer.sides:
+        for part in (side.val, side.train):
             assert part._part.labels.bincount().tolist() == [30, 30, 30, 30]
 
 
