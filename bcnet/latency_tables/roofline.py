@@ -13,15 +13,22 @@ from scipy.optimize import least_squares
 from scipy.stats import spearmanr
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import (
+    BYTES,
+    WEIGHTED,
+    Calibration,
+    LatencyStat,
+    LayerSpec,
+    Row,
+    Session,
+    Setting,
+)
 from bcnet.latency_tables.table import LatencyTable
 
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 POOLS = frozenset(("MaxPool", "AveragePool"))
 GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"))
-WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
-FEWEST = 20  # minimum number of rows for a fit
-LONG_MS = 0.05  # from here on, a profile in whole microseconds is accurate enough for a layer's rate
+FEWEST = 20  # rows that a fit needs
+LONG_MS = 0.05  # from here on, the whole microseconds of a runtime's profile tell a layer's rate
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.roofline import (
-    BYTES,
     DEFAULT,
     DEFAULT_SOURCE,
     FEWEST,
@@ -26,6 +25,7 @@ from bcnet.latency_tables.roofline import (
     fit,
     measured_rows,
 )
+from bcnet.latency_tables.rows import BYTES
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_design import needed_layers
 from bcnet.measure.network_latency import setting_of
