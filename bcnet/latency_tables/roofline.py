@@ -27,8 +27,8 @@ from bcnet.latency_tables.table import LatencyTable
 
 POOLS = frozenset(("MaxPool", "AveragePool"))
 GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"))
-FEWEST = 20  # rows that a fit needs
-LONG_MS = 0.05  # from here on, the whole microseconds of a runtime's profile tell a layer's rate
+FEWEST = 20  # minimum number of rows for a fit
+LONG_MS = 0.05  # from here on, a profile in whole microseconds is accurate enough for a layer's rate
 
 
 @dataclass(frozen=True)

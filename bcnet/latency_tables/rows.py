@@ -27,15 +27,8 @@ Sizes = Annotated[
     Field(max_length=16),
     AfterValidator(_shared),
 ]
-<<<<<<< HEAD
-# Convolutions with up to this number of groups are narrowed evenly inside each group, others by whole groups.
-EVEN_GROUPS = 4
-WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per weight
-=======
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))  # operators that have weights
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of one weight
->>>>>>> e7c2e7b (Keep the bytes of a weight and the operators with weights in one place)
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per weight
 
 
 @dataclass(frozen=True, order=True, slots=True)
