@@ -402,5 +402,5 @@ def test_files_that_were_not_used_for_long_make_room(tmp_path: Path) -> None:
     agent._tidy(10)
     assert [path.name for path in files_of(tmp_path, "files")] == ["b", "c"]
     assert agent._tidy(0) == 10
-    with pytest.raises(JobError, match=r"file a is not here any more"):
+    with pytest.raises(JobError, match=r"file a no longer exists"):
         agent.answer({"do": "job", "id": 1, "key": "key", "job": {"model": {"$file": "a", "size": 5}}})

@@ -95,7 +95,7 @@ def cut_short(path: Path) -> None:
             MADE_FROM,
             "it is cut short, edited, or from an earlier version",
         ),
-        (lambda path: None, {"supernet": "2"}, "is of other settings"),
+        (lambda path: None, {"supernet": "2"}, "has other settings"),
     ],
 )
 def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_continued(

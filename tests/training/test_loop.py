@@ -136,7 +136,7 @@ def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept() -> 
     model, space = setup()
     recipe = Recipe(epochs=1, learning_rate=1e300, batch_size=len(images().train), warmup_epochs=0)
     kept: list[Checkpoint] = []
-    with pytest.raises(TrainingError, match=r"training diverged in epoch 1: '.+' holds values that"):
+    with pytest.raises(TrainingError, match=r"training diverged in epoch 1: '.+' has values that"):
         train(model, space, images(), recipe, on_epoch=kept.append)
     assert kept == []
 
