@@ -172,7 +172,7 @@ def test_a_table_of_another_runtime_is_used_with_a_warning(
     assert main(["search", "--json"]) == 0
     err = capfd.readouterr().err
     assert "with runtime_version 0.9, here it is" in err
-    assert "`bcnet check-lut --device cpu` tells" in err
+    assert "`bcnet check-lut --device cpu` checks whether they are still valid" in err
 
 
 def test_a_noisy_table_is_refused_unless_it_is_accepted_and_costs_little_of_the_budget(
