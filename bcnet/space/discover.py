@@ -2,7 +2,7 @@
 
 In: a network and an example of its inputs. Out: a space whose groups were tested: narrowed networks run and
 keep the output's shape. Other channels are frozen and listed with the reason. `trace.py` follows the
-channels, `chains.py` finds those that are narrowed together; this module makes groups with choices of them.
+channels, `channel_groups.py` finds those that are narrowed together; this module makes groups of them.
 """
 
 import difflib

@@ -1,10 +1,10 @@
 """Check that the channels of a group are interchangeable: any can be removed, and their order is irrelevant.
 
-In: a traced network (`chains.py`) and its space. Out: the groups for which this does not hold, and where. A
-path and the network that is cut from it share their arithmetic, so comparing them proves nothing. Instead the
-network is compared with itself after permuting its channels, and a narrow path with the whole network with
-all other channels masked by zeros. Random tensors are used, because freshly initialised weights may be zero,
-which hides the effect of a layer.
+In: a traced network (`channel_groups.py`) and its space. Out: groups for which this does not hold, and where.
+A path and the network that is cut from it share their arithmetic, so comparing them proves nothing. Instead
+the network is compared with itself after permuting its channels, and a narrow path with the whole network
+with all other channels masked by zeros. Random tensors are used, because freshly initialised weights may be
+zero, which hides the effect of a layer.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Test narrow networks before anything is trained.
 
-In: a traced network (`chains.py`) and a space of its groups. Out: what fails if they are narrowed.
+In: a traced network (`channel_groups.py`) and a space of its groups. Out: what fails if they are narrowed.
 """
 
 from typing import Any
