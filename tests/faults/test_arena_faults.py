@@ -23,6 +23,8 @@ from bcnet.runs import Run
 pytest_plugins = ("fault_fixtures",)
 FOLDER = Path("runs/arena/bench/arena")
 
+pytestmark = pytest.mark.slow  # a whole arena is run first
+
 
 def again(*_: Any, **__: Any) -> None:
     raise BcnetError(AGAIN)
