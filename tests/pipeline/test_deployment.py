@@ -100,7 +100,7 @@ def test_a_program_without_bcnet_gets_the_promised_accuracy_from_the_files_thems
     right = sum(answers[file] == Path(file).parent.name for file in files)
     verified = json.loads((EXPORT / "verify.json").read_text())
     assert right / len(files) == pytest.approx(verified["accuracy"], abs=1e-9)
-    assert 0.4 < verified["accuracy"] < 1  # harder than chance, not so easy that every rule is right
+    assert 0.35 < verified["accuracy"] < 1  # harder than chance, not so easy that every rule is right
     assert len(set(answers.values())) > 1
 
 
