@@ -963,8 +963,8 @@ def _show(summary: Mapping[str, Any], as_json: bool) -> None:
 def _refuse_unverified(export: Mapping[str, Any]) -> None:
     """End with exit code 4 after an export that is complete, but whose latency was not checked."""
     if export.get("not_verified"):
-        reason, mend = export["not_verified"], export["verify_with"]
-        raise NotVerified(f"{export['file']} is not verified: {reason}; to verify it, {mend}")
+        reason, remedy = export["not_verified"], export["verify_with"]
+        raise NotVerified(f"{export['file']} is not verified: {reason}; to verify it, {remedy}")
 
 
 INTERRUPTED = 130

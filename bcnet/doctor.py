@@ -86,8 +86,10 @@ def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
 def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
     wrong = profile.machine not in (None, facts["machine"])
     over = "" if profile.host else ", or reach it over ssh: --host user@name"
-    mend = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
-    return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", mend)
+    remedy = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
+    return Step(
+        "machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", remedy
+    )
 
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
@@ -110,8 +112,8 @@ def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
 def _disk(facts: dict[str, Any]) -> Step:
     free_mb = facts["free_bytes"] / 1e6
     enough = free_mb >= ROOM_MB
-    mend = "" if enough else f"free {ROOM_MB} MB, or set host_folder in the profile to another disk"
-    return Step("disk", enough, f"{free_mb:,.0f} MB free", mend)
+    remedy = "" if enough else f"free {ROOM_MB} MB, or set host_folder in the profile to another disk"
+    return Step("disk", enough, f"{free_mb:,.0f} MB free", remedy)
 
 
 def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
@@ -121,8 +123,10 @@ def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
         known = None if wanted != "default" else True
         return Step("power mode", known, "nvpmodel is missing" if known is None else "none on this machine")
     same = there == wanted
-    mend = "" if same else f"the table is for {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
-    return Step("power mode", same, there, mend)
+    remedy = (
+        "" if same else f"the table is for {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
+    )
+    return Step("power mode", same, there, remedy)
 
 
 def _clocks(facts: dict[str, Any]) -> Step:
@@ -130,10 +134,10 @@ def _clocks(facts: dict[str, Any]) -> Step:
     if not governors:
         return Step("clocks", None, "the system does not report them")
     fixed = governors == ["performance"]
-    mend = (
+    remedy = (
         "" if fixed else "`sudo jetson_clocks` on a Jetson, else `sudo cpupower frequency-set -g performance`"
     )
-    return Step("clocks", fixed or None, f"governor {', '.join(governors)}", mend)
+    return Step("clocks", fixed or None, f"governor {', '.join(governors)}", remedy)
 
 
 def _steadiness(device: Device) -> Step:
@@ -143,5 +147,5 @@ def _steadiness(device: Device) -> Step:
     values = sorted(reading[part] for reading in readings)
     spread = values[-2] / values[1] - 1
     steady = spread <= STEADY
-    mend = "" if steady else "stop other work there; fix the clocks"
-    return Step("steady", steady or None, f"{part} varies by {spread:.0%} in {READINGS} readings", mend)
+    remedy = "" if steady else "stop other work there; fix the clocks"
+    return Step("steady", steady or None, f"{part} varies by {spread:.0%} in {READINGS} readings", remedy)

@@ -41,19 +41,19 @@ from bcnet.pipeline.results import trained_supernets
 from bcnet.progress import progress_bar
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.extract import run_with
-from bcnet.space.subnet import Subnet
+from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
 from bcnet.width_search.scorer import (
     Score,
     Scorer,
     _mean,
-    _recalibrated,
     evaluate,
     predictions_of,
     recalibrated,
     score,
     score_of,
+    with_statistics,
 )
 
 GOAL = 3.0
@@ -138,7 +138,8 @@ class OnePass:
         norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         found = []
         for side in self.scorer.sides:
-            fresh = _recalibrated(model, space, side.state, Subnet.at(space, widths, side.name), [])
+            taken = subnet_state(side.state, space, Subnet.at(space, widths, side.name))
+            fresh = with_statistics(model, space, taken, [])
             for norm in norms:
                 norm.train()
             found.append(_score(_rounded(self.scorer, fresh, self.amp), side.val))
@@ -173,7 +174,8 @@ class Rejecting:
         for name, (side, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
                 subnet = Subnet.at(scorer.space, widths, name)
-                fresh = _recalibrated(scorer.model, scorer.space, side.state, subnet, side.train)
+                taken = subnet_state(side.state, scorer.space, subnet)
+                fresh = with_statistics(scorer.model, scorer.space, taken, side.train)
             runs[name] = _rounded(scorer, fresh, self.amp)
             firsts.append(_score(runs[name], first))
         quarter = _mean(firsts)

@@ -73,14 +73,14 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         over_budget=False,
         pareto=False,
     )
-    pressed = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
+    tightened = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
     score_of: ScoreOf
     if on_trained_network(project):
         score_of = TrainedScores(project, trained_state(run, project))
         score_of.criterion = result["criterion"] or score_of.criterion
     else:
         score_of = scoring(project, trained_supernets(run, project))
-    evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=pressed), bounds)
+    evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=tightened), bounds)
     evolution.fastest = fastest(project.space, latency, bounds)
     evolution.know(read("history.json"))
     not_measured = project.not_measured(latency)

@@ -64,10 +64,10 @@ def search(
     if budget is None and settings.fitness == "soft":
         raise BudgetError("a soft fitness needs a latency budget: latencies are taken relative to it")
     narrowest, lowest = fastest_within(space, latency_of, bounds, budget)
-    full, pressed = space.largest(), settings
+    full, tightened = space.largest(), settings
     if budget is not None and measure_of is not None:
-        pressed = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
-    evolution = Evolution(space, latency_of, score_of, pressed, bounds)
+        tightened = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
+    evolution = Evolution(space, latency_of, score_of, tightened, bounds)
     evolution.fastest = narrowest
     if settings.fills_budget and evolution.fits(
         full, float(np.nextafter(FAILED_MS, 0)) if budget is None else budget

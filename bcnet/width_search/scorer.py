@@ -130,22 +130,12 @@ def recalibrated(
     taken.
     """
     batches = KeptBatches(data, first_images(data, images), 0, str(_device(state)), augmented=True)
-    return _recalibrated(model, space, state, subnet, batches)
+    return with_statistics(model, space, subnet_state(state, space, subnet), batches)
 
 
 def first_images(data: ImageData, images: int) -> Split | Items:
     """The training images that statistics come from."""
     return data.train.take(torch.arange(min(images, len(data.train))))
-
-
-def _recalibrated(
-    model: nn.Module,
-    space: WidthSpace,
-    state: Mapping[str, Tensor],
-    subnet: Subnet,
-    batches: Iterable[Item],
-) -> State:
-    return with_statistics(model, space, subnet_state(state, space, subnet), batches)
 
 
 def with_statistics(
@@ -321,7 +311,8 @@ class Scorer:
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
             subnet = Subnet.at(self.space, widths, side.name)
-            fresh = _recalibrated(self.model, self.space, side.state, subnet, side.train)
+            taken = subnet_state(side.state, self.space, subnet)
+            fresh = with_statistics(self.model, self.space, taken, side.train)
 
         def run(inputs: Any) -> Any:
             with autocast:
