@@ -294,7 +294,8 @@ def load_project(config: Config, *, pixels: bool = True) -> Project:
     """
     if not pixels:
         return _load(config, pixels=False)
-    if not _loaded or _loaded[0].config != config:
+    current = _loaded and _loaded[0].config == config and _loaded[0].profile == target_profile(config)
+    if not current:
         _loaded[:] = [_load(config)]
     return _loaded[0]
 
