@@ -55,6 +55,13 @@ table_noise = 20.0
 """
 
 
+def measure_briefly(patch: pytest.MonkeyPatch) -> None:
+    """Measure each network of a search a few times, not until its times agree: other tests run meanwhile."""
+    from bcnet.pipeline import measured
+
+    patch.setattr(measured, "MOST", measured.ALTERNATIONS)
+
+
 def clear_projects() -> None:
     """Forget the project that the process has loaded: it is kept by its configuration, not by its folder."""
     from bcnet.pipeline.problem import forget_project
@@ -86,7 +93,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
     clear_projects()
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(path), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with contextlib.chdir(path), quiet[0], quiet[1], pytest.MonkeyPatch.context() as patch:
+        measure_briefly(patch)
         code = main(["run", "--json"])
     assert code == 0, err.getvalue()
     return path, json.loads(out.getvalue())
@@ -98,6 +107,7 @@ def project(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: 
     copy = tmp_path / "project"
     shutil.copytree(finished[0], copy)
     monkeypatch.chdir(copy)
+    measure_briefly(monkeypatch)
     return copy
 
 

@@ -477,7 +477,7 @@ def first_checkpoint(training: "subprocess.Popen[str]") -> Path:
     return checkpoint
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_ends_training_as_ctrl_c_does_with_128_and_its_number(
     training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str], sent: signal.Signals
 ) -> None:

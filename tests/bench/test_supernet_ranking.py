@@ -55,6 +55,7 @@ def test_supernets_share_the_passes_and_each_scores_every_setting(
     assert {"accuracy, left", "accuracy, right 2"} <= set(told["figures"])
 
 
+@pytest.mark.slow
 def test_scores_of_images_that_are_shared_out_are_not_mixed_with_others(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +70,7 @@ def test_scores_of_images_that_are_shared_out_are_not_mixed_with_others(
     assert [json.loads(line[17:]) for line in after[1:]] == [json.loads(line[17:]) for line in before[1:]]
 
 
+@pytest.mark.slow
 def test_settings_trained_from_scratch_predict_the_others_and_are_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_network_that_does_not_run_at_any_width_is_an_error(graph: OnnxSuperne
     assert table == LatencyTable("cpu")
 
 
+@pytest.mark.slow
 def test_measured_rows_take_the_place_of_an_estimates(graph: OnnxSupernet) -> None:
     table = LatencyTable("cpu")
     rows = build_lut(graph, QUICK, table).rows

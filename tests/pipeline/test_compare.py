@@ -70,6 +70,7 @@ def test_where_they_are_the_table_ends_with_the_settings_that_hand_them_over(
     )
 
 
+@pytest.mark.slow
 def test_with_those_settings_the_winner_is_the_network_that_was_compared(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +186,7 @@ def test_without_a_way_to_initialise_a_network_rows_from_scratch_are_left_out_wi
     assert found.notes[0].endswith("their modules have no reset_parameters()")
 
 
+@pytest.mark.slow
 def test_a_comparison_and_a_fine_tuning_that_were_killed_continue_and_leave_nothing_behind(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

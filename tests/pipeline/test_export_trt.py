@@ -242,6 +242,7 @@ def test_the_advice_names_the_flavour_where_it_is_not_the_profiles_own(done: Don
         assert f"{advised} --run desk`" in last_line(done(4, "export", "--trt", *flavour)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("desk")
 def test_an_rtx_engine_for_a_device_of_tensorrt_is_built_only_when_it_is_asked_for(done: Done) -> None:
     Path("hw_profiles/board.toml").write_text(BOARD.replace("8.7", "7.5"), encoding="utf-8")

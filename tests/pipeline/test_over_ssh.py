@@ -14,6 +14,7 @@ from bcnet.runtimes.ssh import SshDevice
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 
 
+@pytest.mark.slow
 def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("build-lut", "search", "slice", "export"):
         assert main([command, "--device", "far", "--json"]) == 0, capsys.readouterr().err
@@ -35,6 +36,7 @@ def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.Cap
     assert len([path for path in (there / "answers").iterdir() if '"ms"' in path.read_text()]) <= done
 
 
+@pytest.mark.slow
 def test_a_build_over_ssh_survives_agents_that_are_killed(
     there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

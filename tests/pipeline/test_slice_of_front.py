@@ -63,6 +63,7 @@ def test_a_point_of_the_front_is_sliced_exported_and_verified_against_its_own_bu
     assert metadata["widths"] == "-".join(map(str, sliced["widths"]))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_budget_of_its_own_for_the_slice_compares_that_point(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_run_with_a_budget_of_its_own_for_the_slice_compares_that_point(
     assert read("slice/result.json")["widths"] == read("search/result.json")["best"]["widths"]
 
 
+@pytest.mark.slow
 def test_a_search_for_one_budget_has_no_front_and_only_its_winner_serves_another(
     project: Path, capfd: pytest.CaptureFixture[str], refused: Refused
 ) -> None:

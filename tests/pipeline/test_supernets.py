@@ -110,6 +110,7 @@ def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
     assert contents(TRAINED) == before
 
 
+@pytest.mark.slow
 def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_loses_none(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_table_over_ssh_a_search_and_an_export_without_naming_the_device_again
     assert "device 'jetson' runs onnxruntime, so there is no engine to build" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_reached_any_more_is_an_error_and_nothing_is_lost(
     there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -232,6 +232,7 @@ def test_importances_that_were_edited_or_are_of_other_settings_are_not_read(
     assert "importances are measured again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_point_of_the_front_of_a_trained_network_is_sliced(
     project_of: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_point_of_the_front_of_a_trained_network_is_sliced(
         assert result("slice")["inherited"].startswith("the original's channels by ")
 
 
+@pytest.mark.slow
 def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
     project_of: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -93,7 +93,13 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "bcnet" / "tensorrt-rtx"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(own, marks=() if own in ("mobilenet", "segmentation") else pytest.mark.slow)
+        for own in FAMILIES
+    ],
+)
 def test_engines_of_five_families_are_built_at_fp32_and_fp16_for_one_batch_and_several(family: str) -> None:
     floats = network(family)
     sizes = {}

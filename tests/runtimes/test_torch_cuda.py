@@ -33,6 +33,7 @@ from bcnet.space.discover import discover_space
 RUNTIME = TorchCuda(device="cpu")
 GPU = torch.cuda.is_available()
 FAMILIES = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "resnet18", "shufflenet_v2_x1_0")
+QUICK = "mobilenet_v3_small", "shufflenet_v2_x1_0"  # the others are of the same operators
 RNG = np.random.default_rng(0)
 
 
@@ -288,7 +289,9 @@ def trained_like(name: str) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=() if own in QUICK else pytest.mark.slow) for own in FAMILIES]
+)
 def test_a_whole_network_gives_what_onnx_runtime_gives(name: str) -> None:
     proto = to_onnx(trained_like(name), (2, 3, 64, 64))
     images = np.random.default_rng(0).standard_normal((3, 3, 64, 64), dtype=np.float32)

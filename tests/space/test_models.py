@@ -42,6 +42,7 @@ SMALL = {
 }
 # Each run tries another network of the same kind.
 TWINS = (
+    *("resnet50", "vgg11", "deeplabv3_mobilenet_v3_large"),
     *("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3", "resnet34"),
     *("mnasnet1_0", "efficientnet_v2_s", "densenet121", "convnext_tiny"),
 )
