@@ -269,7 +269,6 @@ def test_network_adjustment_as_published_finds_a_network_within_the_budget(
         found = result("search")
     assert found["method"] == "network-adjustment"
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
-    assert found["candidates"] >= 2
 
 
 def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
