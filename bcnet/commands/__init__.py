@@ -1,1 +1,1 @@
-"""The commands of `bcnet` beside those of the pipeline's stages: a group of commands is a file."""
+"""The commands of `bcnet`, one file a group: parse, call, print. Help imports neither torch nor a runtime."""

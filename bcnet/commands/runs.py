@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
+from bcnet.commands.options import Json
 from bcnet.errors import UsageError
 from bcnet.show import show_table
 from bcnet.show.tables import put
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 
 runs_app = typer.Typer(
     help="List the runs in runs/, or remove one.",

@@ -1,0 +1,62 @@
+"""`bcnet devices` and `bcnet doctor`: which devices there are, and whether one can be measured."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from bcnet.commands.in_run import show
+from bcnet.commands.options import ConfigFile, Device, Host, Json, configured
+from bcnet.show import show_steps, show_table
+
+
+def devices(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one with all its fields.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the hardware profiles. Those shipped, and your own in hw_profiles/; with a name, all of one."""
+    from bcnet.hw_profiles import load_profile, load_profiles, profile_file
+
+    if name is not None:
+        profile = load_profile(name)
+        found = {"file": str(profile_file(name)), **profile.model_dump(mode="json")}
+        show({key: value for key, value in found.items() if as_json or value is not None}, as_json)
+        return
+    profiles, broken = load_profiles()
+    if as_json:
+        errors = {name: {"error": reason} for name, reason in broken.items()}
+        print(
+            json.dumps(
+                {**{name: profile.model_dump(mode="json") for name, profile in profiles.items()}, **errors}
+            )
+        )
+        return
+    rows = [
+        [
+            " ".join([name, *(f"({alias})" for alias in p.aliases)]),
+            p.setting[0],
+            p.precision,
+            p.description,
+        ]
+        for name, p in profiles.items()
+    ]
+    rows += [[name, *[""] * 2, f"cannot be used: {reason}"] for name, reason in broken.items()]
+    show_table(["device", "runtime", "precision", "description"], rows)
+
+
+def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, as_json: Json = False) -> int:
+    """Check whether the device can be measured. Goes there step by step, over ssh with --host, and says what
+    is missing. Exit code 3 when something is."""
+    from bcnet.doctor import examine
+    from bcnet.pipeline.problem import target_profile
+
+    profile = target_profile(configured(config, {"": {"device": device, "host": host or None}}))
+    found = examine(profile)
+    if as_json:
+        print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))
+    else:
+        show_steps(found)
+    return 0 if all(step.passed is not False for step in found) else 3

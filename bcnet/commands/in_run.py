@@ -1,0 +1,127 @@
+"""What all commands that work in a run share: choose the run, call the stage, print its result."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcnet.commands.options import Flags, configured
+from bcnet.errors import CheckFailed, NotVerified
+from bcnet.show import show_summary
+
+if TYPE_CHECKING:
+    from bcnet.config import Config
+    from bcnet.run_choice import Does
+    from bcnet.runs import Run
+
+DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user typed: the command's name and the options that every stage has.
+
+    A command that `measures` needs the device from the beginning.
+    """
+
+    name: str
+    run: str | None
+    config: Path | None
+    as_json: bool
+    replace: bool = False
+    measures: bool = False
+
+
+@contextmanager
+def chosen_run(command: Command, settings: "Config") -> Iterator[tuple["Run", "Config"]]:
+    """The run that a command works in, protected from removal meanwhile, and the run's configuration."""
+    from bcnet.run_choice import choose, require_configured, require_table
+
+    does = DOES.get(command.name, "continue")
+    choice = choose(settings, command.run, command.config, does, replace=command.replace)
+    if command.name in ("search", "slice", "export"):
+        require_table(choice, searched=command.name != "search")
+    require_configured(command.name, command.config, choice.run, choice.config)
+    if command.measures:
+        _reach(choice.config)
+    if command.name != "build-lut":
+        _say_all(choice.notes)
+    with choice.run.in_use():
+        yield choice.run, choice.config
+    if command.name == "build-lut":  # the run may still be refused
+        _say_all(choice.notes)
+
+
+def _say_all(notes: Sequence[str]) -> None:
+    from bcnet.progress import say
+
+    for note in notes:
+        say(note)
+
+
+def run_stage(command: Command, stage: "Callable[[Run, Config], dict[str, Any]]", flags: Flags) -> None:
+    """Run one stage and print its summary."""
+    settings = configured(command.config, flags)
+    # What a user's own code prints is not a result.
+    with chosen_run(command, settings) as (run, settings), redirect_stdout(sys.stderr):
+        summary = stage(run, settings)
+    show(summary, command.as_json)
+
+
+def _reach(settings: "Config") -> None:
+    """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
+    from bcnet.hw_profiles.target import target_profile
+    from bcnet.measure.network_latency import runtime_of
+    from bcnet.progress import working
+
+    profile = target_profile(settings)
+    if profile.host and not profile.recording:
+        with working(f"reaching {', '.join(profile.host)}"):
+            runtime_of(profile).fingerprint()
+
+
+def reuse_supernet_of_default(run: "Run", settings: "Config") -> None:
+    """Let a run that has no supernet use that of the default run, if it is of the same network."""
+    from bcnet.pipeline.kept import reuse_supernet
+    from bcnet.run_choice import DEFAULT
+    from bcnet.runs import Run
+
+    if run.folder.name != DEFAULT:
+        reuse_supernet(run, settings, Run.named(DEFAULT, run.config))
+
+
+def sliced(target: "Run", settings: "Config") -> dict[str, Any]:
+    """Slice the winner, or the point of the search's front that [slice] asks for."""
+    from bcnet.pipeline import slice
+    from bcnet.pipeline.front import point_inside
+
+    return slice.run(target, settings, point_inside(target, settings))
+
+
+@contextmanager
+def checking(as_json: bool) -> Iterator[None]:
+    """For what may fail a check: with --json, what was measured is printed then, too."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except CheckFailed as failed:
+        if as_json and failed.report is not None:
+            print(json.dumps(failed.report))
+        raise
+
+
+def show(summary: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        show_summary(summary)
+
+
+def refuse_unverified(export: Mapping[str, Any]) -> None:
+    """End with exit code 4 after an export that is complete, but whose latency was not checked."""
+    if export.get("not_verified"):
+        reason, remedy = export["not_verified"], export["verify_with"]
+        raise NotVerified(f"{export['file']} is not verified: {reason}; to verify it, {remedy}")

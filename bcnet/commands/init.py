@@ -1,0 +1,28 @@
+"""`bcnet init`: write a bcnet.toml with every setting at its default."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcnet.commands.options import Json
+
+
+def init(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="File to write (default: bcnet.toml).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a commented bcnet.toml. It holds every setting with its default; nothing is overwritten."""
+    from bcnet.config import CONFIG_FILE, template
+    from bcnet.errors import ConfigError
+    from bcnet.runs import write_file
+    from bcnet.toml_files import is_there
+
+    path = config or CONFIG_FILE
+    if is_there(path):
+        raise ConfigError(f"{path} is already here; delete it first to write a new one")
+    write_file(path, template().encode())
+    print(json.dumps({"file": str(path)}) if as_json else f"wrote {path}")

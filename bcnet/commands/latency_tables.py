@@ -1,0 +1,192 @@
+"""`bcnet build-lut`, `check-lut` and `lut`: measure a latency table, check it, accept edits of its file."""
+
+import json
+import os
+import re
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcnet.commands.in_run import Command, reuse_supernet_of_default, run_stage
+from bcnet.commands.options import (
+    Batch,
+    ConfigFile,
+    Device,
+    Flags,
+    Host,
+    Json,
+    Precision,
+    Replace,
+    RunName,
+    Seed,
+    Threads,
+    configured,
+    target_flags,
+)
+from bcnet.errors import UsageError
+from bcnet.plain import plain
+from bcnet.show import show_check
+
+if TYPE_CHECKING:
+    from bcnet.config import Config
+    from bcnet.runs import Run
+
+EDITS_SHOWN = 10
+
+lut_app = typer.Typer(
+    help="Work on the files of latency tables.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+
+def build_lut(
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    host: Host = None,
+    seed: Seed = None,
+    run: RunName = None,
+    config: ConfigFile = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Calculate the table from the device's roofline, without the device."
+        ),
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure all layers of this model again, at this setting.")
+    ] = False,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: measure the latency table. Only what latency_tables/DEVICE.json lacks for this model is
+    measured, and how far its predictions are off; a killed build continues."""
+    if estimate and again:
+        raise UsageError("--estimate measures nothing, so there is nothing to measure --again")
+    command = Command("build-lut", run, config, as_json, replace, measures=not estimate)
+    flags: Flags = {"": {"seed": seed, **target_flags(device, batch, threads, precision, host)}}
+
+    def built(run: "Run", settings: "Config") -> dict[str, Any]:
+        from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
+
+        summary = estimate_lut.run(run, settings) if estimate else build_lut.run(run, settings, again=again)
+        reuse_supernet_of_default(run, settings)
+        return summary
+
+    run_stage(command, built, flags)
+
+
+def check_lut(
+    table: Annotated[
+        Path | None, typer.Option(help="Table to check (default: latency_tables/DEVICE.json).")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with this older table; nothing is measured.")
+    ] = None,
+    max_slowdown: Annotated[str, typer.Option(help='Slowdown that is allowed, as "5%" (4% to 100%).')] = "5%",
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows to sample; others of the same networks count, too.")
+    ] = 40,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 30.0,
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
+    ] = None,
+    device: Device = None,
+    batch: Batch = None,
+    threads: Threads = None,
+    precision: Precision = None,
+    host: Host = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> int:
+    """Check whether device, driver or runtime became slower. Measures a sample of the table again, in place,
+    with a probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or
+    inconclusive."""
+    from bcnet.latency_tables import check_report
+    from bcnet.runs import write_file
+
+    allowed = _percentage("--max-slowdown", max_slowdown)
+    if against is not None and (batch, threads, precision, host or None) != (None, None, None, None):
+        raise UsageError("--against compares all settings that both tables have; leave out the setting")
+    settings = configured(
+        config, {"": {"seed": seed, **target_flags(device, batch, threads, precision, host)}}
+    )
+    with redirect_stdout(sys.stderr):
+        if against is not None:
+            from bcnet.hw_profiles import load_profile
+            from bcnet.latency_tables.against import compare_tables
+            from bcnet.latency_tables.table import LatencyTable
+
+            path = table or Path("latency_tables", f"{load_profile(settings.device).name}.json")
+            report = compare_tables(
+                LatencyTable.load(path),
+                LatencyTable.load(against),
+                max_slowdown=allowed,
+                names=(str(path), str(against)),
+            )
+        else:
+            from bcnet.pipeline import check_lut as stage
+            from bcnet.run_choice import require_configured
+
+            require_configured("check-lut", config, None, settings)
+            report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
+    if junit is not None:
+        write_file(junit, check_report.junit(report))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(check_report.annotations(report)), file=sys.stderr)
+    if as_json:
+        print(json.dumps(report.to_json()))
+    else:
+        show_check(report)
+    return report.exit_code
+
+
+@lut_app.callback()
+def _tables() -> None:
+    """Edit latency tables as files."""
+
+
+@lut_app.command("accept-edit")
+def accept_edit(
+    table: Annotated[
+        Path | None, typer.Option(help="Table that was edited (default: latency_tables/DEVICE.json).")
+    ] = None,
+    device: Device = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Accept rows of a table that were edited by hand. All other commands refuse them. The table's
+    sessions record how many rows were edited, and when that was accepted."""
+    from bcnet.hw_profiles import load_profile
+    from bcnet.latency_tables.edits import accept_edits
+
+    if table is None:
+        name = load_profile(configured(config, {"": {"device": device}}).device).name
+        table = Path("latency_tables", f"{name}.json")
+    summary = accept_edits(table)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    if not summary["edits"]:
+        print(f"{table}: no edits found")
+    for edit in summary["edits"][:EDITS_SHOWN]:
+        print(plain(f"accepted: {edit}"))
+    if len(summary["edits"]) > EDITS_SHOWN:
+        print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
+    if summary["next"]:
+        print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))
+
+
+def _percentage(flag: str, text: str) -> float:
+    """ "5%" as 0.05. Raises UsageError: two sessions on one machine differ by 2 %, so 4 is the least."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None or not 4 <= float(match[1]) <= 100:
+        raise UsageError(f"{flag} takes a percentage from 4 to 100, as \"5%\", not '{text}'")
+    return float(match[1]) / 100
