@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bcnet.config import CONFIG_FILE, EXAMPLES, Config, Section, latency_share, load_config, template
+from bcnet.config import CONFIG_FILE, Config, Section, latency_share, load_config, settings, template
 from bcnet.errors import ConfigError, UsageError
 
 
@@ -92,7 +92,8 @@ def test_the_template_has_a_title_for_every_section() -> None:
 def test_every_example_in_the_templates_comments_is_valid() -> None:
     lines = template().splitlines()
     examples = [number for number, line in enumerate(lines) if re.match(r"# \w+ = ", line)]
-    assert {lines[number].split()[1] for number in examples} == EXAMPLES.keys()
+    with_example = [key.rpartition(".")[2] for key, field in settings().items() if field.examples]
+    assert [lines[number].split()[1] for number in examples] == with_example
     for number in examples:
         text = "\n".join([*lines[:number], lines[number].removeprefix("# "), *lines[number + 1 :]])
         assert load_config(write(text)) != Config()
@@ -141,10 +142,10 @@ def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
         ("latency_ms = -1.0", "latency_ms must be a number above zero, not -1.0"),
         ("latency_ms = nan", "latency_ms must be a number above zero, not nan"),
         ("latency_ms = inf", "latency_ms must be a number above zero, not inf"),
-        ('latency_ms = "5"', "search.latency_ms: milliseconds are a number, as 5.0, not '5'"),
-        ('latency_ms = "60%"', "a share of the full network's latency is given as latency (--latency), as"),
+        ('latency_ms = "5"', "search.latency_ms: milliseconds are a number, e.g. 5.0, not '5'"),
+        ('latency_ms = "60%"', "a share of the full network's latency is given as latency (--latency), e.g."),
         ('latency = "60"', "a latency share is written as 60%, above zero, not '60'"),
-        ('latency = "5 ms"', "not '5 ms'; for milliseconds, give latency_ms (--latency-ms), as 5.0"),
+        ('latency = "5 ms"', "not '5 ms'; for milliseconds, give latency_ms (--latency-ms), e.g. 5.0"),
         (
             "latency = 60",
             'search.latency: a latency share is written as "60%", with quotes, not 60; for mill',

@@ -46,7 +46,7 @@ def test_imagenets_statistics_have_a_name(key: str) -> None:
         ("mean = [0.5]\nstd = [0]", "data: each value of std must be above 0"),
         (
             'mean = "coco"',
-            r"data: mean is 'imagenet', or one number per channel, as \[0\.5, 0\.5, 0\.5\], not 'coco'",
+            r"data: mean is 'imagenet', or one number per channel, e\.g\. \[0\.5, 0\.5, 0\.5\], not 'coco'",
         ),
     ],
 )

@@ -1,0 +1,79 @@
+"""`Config`: all sections of bcnet.toml and what is set above them."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bcnet.config.data import DataConfig
+from bcnet.config.deliver import ExportConfig, SliceConfig
+from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
+from bcnet.config.search import SearchConfig
+from bcnet.config.section import Section
+from bcnet.config.train import TrainConfig
+
+
+class Config(Section):
+    """Everything that a run is made from."""
+
+    seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
+    device: str = Field(
+        "cpu",
+        description="target device, one of `bcnet devices`; if not given, that of the run's last table, "
+        "else cpu",
+        examples=["jetson"],
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="images per inference on the device; the device profile's if not given",
+        examples=[1],
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="threads of the device's runtime; the device profile's if not given",
+        examples=[1],
+    )
+    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+        None,
+        description="precision on the device: fp32, fp16 or int8; the device profile's if not given",
+        examples=["fp32"],
+    )
+    table_noise: float | None = Field(
+        None,
+        ge=0,
+        description="largest allowed relative difference between two measurements of one network: a noisier "
+        "latency table is measured again once, then refused; the device profile's, 0.05, if not given",
+        examples=[0.05],
+    )
+    host: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="where the device is reached over ssh; several devices of one kind share the work; the "
+        "device profile's if not given",
+        examples=[["user@jetson"]],
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    space: SpaceConfig = Field(default_factory=SpaceConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    slice: SliceConfig = Field(default_factory=SliceConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        task = self.task
+        if self.train.step in ("distilled", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
+            raise ValueError(
+                f"train: step = {self.train.step} learns from the widest network's class probabilities, "
+                "which needs task.loss = cross-entropy; use alternating, plain or sandwich"
+            )
+        wanted = self.search.min_accuracy
+        # A metric of the user's own has a scale of its own.
+        if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:
+            raise ValueError(f"search: min_accuracy must be above 0 and at most 1, not {wanted}")
+        return self

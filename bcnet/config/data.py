@@ -1,0 +1,100 @@
+"""[data]: the images, how they are split and normalised."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from bcnet.config.section import Section
+from bcnet.plain import shown
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+class DataConfig(Section):
+    """The images."""
+
+    name: str = Field("digits", description="digits, cifar10, imagefolder:PATH or package.module:function")
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        description="side in pixels; the dataset's own if not given",
+        examples=[32],
+    )
+    train_limit: int | None = Field(
+        None, ge=2, description="maximum number of training images, over all classes", examples=[5000]
+    )
+    test_limit: int | None = Field(
+        None, ge=1, description="maximum number of test images, over all classes", examples=[1000]
+    )
+    val_fraction: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="share of the training images held out to score candidates; unused where a folder has "
+        "both test/ and val/",
+    )
+    mean: tuple[float, ...] | None = Field(
+        None,
+        strict=False,
+        description="mean of each channel, of pixels scaled to 0..1, e.g. [0.5, 0.5, 0.5], or 'imagenet': "
+        "what the network was trained with; if not given, that of pretrained weights or of the training "
+        "images",
+        examples=["imagenet"],
+    )
+    std: tuple[float, ...] | None = Field(
+        None,
+        strict=False,
+        description="standard deviation of each channel; needed together with mean",
+        examples=["imagenet"],
+    )
+    skip_broken: bool = Field(
+        False, description="leave out image files that cannot be read, and report how many"
+    )
+    flip: bool = Field(False, description="mirror training images at random, masks with them")
+    shift: int = Field(
+        2,
+        ge=0,
+        le=512,
+        description="maximum number of pixels by which training images, and masks with them, are shifted",
+    )
+    transforms: str | None = Field(
+        None,
+        description="package.module:function(input, target) -> (input, target), for each training item",
+        examples=["package.module:function"],
+    )
+    collate: str | None = Field(
+        None,
+        description="package.module:function(list of (input, target)) -> (inputs, targets): "
+        "how a batch is made",
+        examples=["package.module:function"],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_statistics(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "imagenet" in (values.get("mean"), values.get("std")):
+            named = {key: values.get(key, "imagenet") for key in IMAGENET}
+            values = {**values, **{k: IMAGENET[k] if v == "imagenet" else v for k, v in named.items()}}
+        for key in IMAGENET:
+            value = values.get(key) if isinstance(values, dict) else None
+            if isinstance(value, str):
+                raise ValueError(
+                    f"{key} is 'imagenet', or one number per channel, e.g. [0.5, 0.5, 0.5], "
+                    f"not {shown(value)}"
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        if self.mean is None or self.std is None:
+            return self
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: one per channel")
+        if not all(value > 0 for value in self.std):
+            raise ValueError("each value of std must be above 0")
+        if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 1 for value in self.std):
+            raise ValueError("mean and std are for pixels scaled to 0..1: divide those for 0..255 by 255")
+        return self

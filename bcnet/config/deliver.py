@@ -1,0 +1,94 @@
+"""[slice] and [export]: the fine-tuning of the winner, and the tolerances of its verification."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bcnet.config.section import Section, checked_ms, checked_share
+
+
+class SliceConfig(Section):
+    """Fine-tuning of the winner."""
+
+    epochs: int = Field(8, ge=0, le=100_000, description="passes over the training images")
+    learning_rate: float = Field(
+        0.05,
+        gt=0,
+        description="highest learning rate; for what is inherited from trained weights 0.02 if not given",
+    )
+    from_scratch: bool = Field(
+        False,
+        description="train the winner from scratch, at train.learning_rate, instead of fine-tuning it; needs "
+        "more epochs",
+    )
+    inherit: Literal["auto", "supernet", "l1", "l2", "bn-scale", "taylor", "fpgm", "fisher"] = Field(
+        "auto",
+        description="where the winner's weights come from: supernet, or the trained network's most important "
+        "channels by l1, l2, bn-scale, taylor, fpgm or fisher; auto: what scores best after batch-norm "
+        "recalibration",
+    )
+    teacher: str = Field(
+        "auto",
+        description="teacher of the winner while it is fine-tuned: original, none, or "
+        "package.module:function() -> network; auto: original where trained weights are given",
+    )
+    teacher_temperature: float = Field(4.0, gt=0, description="temperature of the teacher's probabilities")
+    teacher_weight: float = Field(
+        0.9, ge=0, le=1, description="share of the teacher in the loss; the labels have the rest"
+    )
+    teacher_features: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="names of modules whose outputs the winner learns, too",
+        examples=[["layer3"]],
+    )
+    teacher_feature_weight: float = Field(
+        1.0, ge=0, description="weight of the features' relative squared error in the loss"
+    )
+    latency_ms: float | None = Field(
+        None,
+        gt=0,
+        description="after `bcnet search --pareto`: slice the most accurate point of the front within this "
+        "many milliseconds, which is measured first, instead of the winner",
+        examples=[5.0],
+    )
+    latency: str | None = Field(
+        None,
+        description="the same as a percentage of the original network's latency",
+        examples=["60%"],
+    )
+
+    _share = field_validator("latency", mode="before")(checked_share)
+    _ms = field_validator("latency_ms", mode="before")(checked_ms)
+
+    @property
+    def of_front(self) -> bool:
+        """Whether a point of the search's front is sliced, and not the search's winner."""
+        return self.latency_ms is not None or self.latency is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> "SliceConfig":
+        if self.latency_ms is not None and self.latency is not None:
+            raise ValueError("give only one of latency_ms and latency")
+        return self
+
+
+class ExportConfig(Section):
+    """The tolerances of the exported file's verification."""
+
+    output_tolerance: float = Field(
+        1e-3, gt=0, description="largest allowed output error of fp32, relative to the largest output"
+    )
+    fp16_output_tolerance: float = Field(
+        0.01, gt=0, description="the same at fp16, and in TensorRT, whose fp32 is TF32 on newer GPUs"
+    )
+    accuracy_tolerance: float = Field(
+        0.005, ge=0, description="largest allowed drop of accuracy compared with PyTorch"
+    )
+    fp16_accuracy_tolerance: float = Field(0.005, ge=0, description="the same at fp16")
+    int8_accuracy_tolerance: float = Field(
+        0.02, ge=0, description="the same at int8, where outputs differ and accuracy alone decides"
+    )
+    latency_tolerance: float = Field(
+        0.05, ge=0, description="how far the measured latency may exceed the budget (machines are noisy)"
+    )

@@ -1,0 +1,178 @@
+"""[search]: the budget, and how the best widths are found."""
+
+import math
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bcnet.config.section import Section, checked_ms, checked_share
+
+
+class SearchConfig(Section):
+    """The budget, and how the best widths are found."""
+
+    method: Literal[
+        "auto",
+        "evolution",
+        "latency-greedy",
+        "latency-milp",
+        "adapruner",
+        "uniform",
+        "network-adjustment",
+        "group-fisher",
+    ] = Field(
+        "auto",
+        description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
+        "latency-greedy, latency-milp, adapruner, uniform; auto: all of these where weights are given, the "
+        "best of their networks wins, else evolution; network-adjustment: moves channels between groups in "
+        "rounds; group-fisher: removes channels while it trains",
+    )
+
+    # Values that are not finite are left to the check below, whose message is clearer.
+    latency_ms: float | None = Field(
+        None, allow_inf_nan=True, description="latency budget in milliseconds", examples=[5.0]
+    )
+    latency: str | None = Field(
+        None,
+        description="latency budget as a percentage of the original network's latency: of the one measured "
+        "beside the small networks or, where nothing is measured, of the predicted one; 60% if no budget is "
+        "given",
+        examples=["60%"],
+    )
+    min_accuracy: float | None = Field(
+        None,
+        allow_inf_nan=True,
+        description="instead of a budget: the fastest network with at least this accuracy (0 to 1), or value "
+        "of task.metric, on the validation images before it is fine-tuned",
+        examples=[0.9],
+    )
+    max_params: int | None = Field(
+        None,
+        ge=1,
+        description="maximum number of parameters, without buffers; beside a latency budget or alone",
+        examples=[1_500_000],
+    )
+    max_macs: int | None = Field(
+        None,
+        ge=1,
+        description="maximum number of multiply-accumulates per image, in convolutions and linear layers",
+        examples=[100_000_000],
+    )
+    max_size_mb: float | None = Field(
+        None,
+        gt=0,
+        description="maximum size of the weights in the exported file, in megabytes (1,000,000 bytes), at "
+        "the device's precision",
+        examples=[6.0],
+    )
+    pareto: bool = Field(
+        False,
+        description="search the whole front of accuracy against latency (NSGA-II); a budget then only "
+        "chooses the winner, and `bcnet slice --latency-ms` takes any point of the front",
+    )
+    fitness: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard: most accurate inside the budget; soft: accuracy * (latency / budget) ** "
+        "latency_exponent, for networks beyond the budget, too",
+    )
+    latency_exponent: float = Field(
+        -0.07, le=0, description="soft only: exponent of latency / budget; MnasNet's is -0.07"
+    )
+    inside_exponent: float | None = Field(
+        None,
+        le=0,
+        description="soft only: the exponent inside the budget, latency_exponent if not given; 0: accuracy "
+        "alone",
+        examples=[0.0],
+    )
+    over_budget: bool = Field(
+        False, description="soft only: the winner may be over the budget, which is then not verified"
+    )
+    population: int = Field(16, ge=2, le=100_000, description="candidates per generation")
+    generations: int = Field(4, ge=0, le=100_000, description="generations after the first")
+    mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is drawn again")
+    exchange: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of mutations that move channels from the group where they are worth least per "
+        "millisecond to the one where they are worth most, at equal latency",
+    )
+    measured: int = Field(
+        5, ge=1, le=100_000, description="best candidates measured as whole networks before one wins"
+    )
+    trials: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="on a trained network: number of the best measured candidates that, with the uniform "
+        "one, are fine-tuned briefly before one wins; 0: their losses without fine-tuning decide",
+    )
+    trial_epochs: int = Field(
+        1, ge=1, le=100_000, description="passes over the training images for each of these"
+    )
+    prune_epochs: int = Field(
+        2,
+        ge=1,
+        le=100_000,
+        description="group-fisher: passes over which removals are spread, at a tenth of slice.learning_rate",
+    )
+    adjust_by: Literal["latency", "macs"] = Field(
+        "latency",
+        description="network-adjustment: groups are compared by the loss of one choice per millisecond, or "
+        "(macs, as published) by the loss of channels dropped at random per multiply-accumulate",
+    )
+    prune_by: Literal["latency", "macs", "memory"] = Field(
+        "latency",
+        description="group-fisher: removals are ranked by information per saved latency, "
+        "multiply-accumulates (macs) or memory of activations",
+    )
+    margin: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the budget that measured networks leave free for the machine's noise; "
+        "if not given, the noise seen in the table's calibration, at most 5 %",
+        examples=[0.02],
+    )
+    recalibration_images: int = Field(
+        128,
+        ge=2,
+        le=10_000_000,
+        description="training images for batch-norm recalibration, augmented as in training",
+    )
+
+    _share = field_validator("latency", mode="before")(checked_share)
+    _ms = field_validator("latency_ms", mode="before")(checked_ms)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there are bounds beside a latency, or in place of one."""
+        return any(value is not None for value in (self.max_params, self.max_macs, self.max_size_mb))
+
+    @property
+    def beyond_a_budget(self) -> bool:
+        """Whether only an evolution finds what is wanted: not one network within a latency."""
+        without_budget = self.bounded and self.latency_ms is None and self.latency is None
+        return self.pareto or self.min_accuracy is not None or self.fitness == "soft" or without_budget
+
+    @model_validator(mode="after")
+    def _check(self) -> "SearchConfig":
+        if sum(value is not None for value in (self.latency_ms, self.latency, self.min_accuracy)) > 1:
+            raise ValueError("give only one of latency_ms, latency and min_accuracy")
+        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
+            raise ValueError(f"latency_ms must be a number above zero, not {self.latency_ms}")
+        if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
+            raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
+        if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):
+            raise ValueError(
+                "fitness 'soft' weighs latency against a budget: not with min_accuracy or pareto"
+            )
+        if self.method not in ("auto", "evolution") and self.beyond_a_budget:
+            raise ValueError(
+                f"method '{self.method}' finds one network within a latency: for a front, a minimum "
+                "accuracy, a soft fitness or bounds alone, use auto or evolution"
+            )
+        if self.over_budget and self.fitness == "hard":
+            raise ValueError("over_budget is for fitness 'soft': set that, or raise the budget")
+        return self

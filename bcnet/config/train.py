@@ -1,0 +1,76 @@
+"""[train]: how the supernet is trained."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from bcnet.config.section import Section
+
+RENAMED_STEPS = {"turns": "alternating", "taught": "distilled"}  # old names, which still work
+
+
+def _renamed_step(value: object) -> object:
+    """A step under its name in bcnet.toml; for two of them, also the name of earlier versions."""
+    if not isinstance(value, str) or value not in RENAMED_STEPS:
+        return value
+    from bcnet.progress import say  # rich with it, which `--help` does without
+
+    say(f'train.step = "{value}" is now called "{RENAMED_STEPS[value]}"; please rename it')
+    return RENAMED_STEPS[value]
+
+
+class TrainConfig(Section):
+    """The supernet, and the settings that fine-tuning shares with it."""
+
+    epochs: int = Field(5, ge=1, le=100_000, description="passes over the training images")
+    supernets: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="number of supernets, each trained for all epochs from a seed of its own; widths are "
+        "scored by their mean",
+    )
+    learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
+    method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
+        "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
+    )
+    step: Literal["plain", "alternating", "sandwich", "distilled", "us-nets"] = Field(
+        "plain",
+        description="paths of a step: plain (drawn widths on both sides), alternating (on one side, left and "
+        "right in alternate steps), sandwich (plain, the widest and the narrowest), distilled (plain and the "
+        "widest, from which the others learn by in-place distillation), us-nets (sandwich and distilled)",
+    )
+    _step = field_validator("step", mode="before")(_renamed_step)
+    draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
+    complementary: bool = Field(
+        False,
+        description="follow widths c by their complements, l - c (bcnet) or l + b - c (bcnetv2), as in the "
+        "papers",
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
+    batch_size: int = Field(64, ge=1, le=65_536, description="images per step")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases and normalisation")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
+    channel_order: Literal["as-is", "l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"] = Field(
+        "as-is",
+        description="for trained weights: order of the channels, so that narrow paths begin with the most "
+        "important ones by l1, l2, bn-scale, fpgm, taylor or fisher; if not given, by the criterion that is "
+        "best at half widths",
+    )
+    teacher: Literal["auto", "original", "none"] = Field(
+        "auto",
+        description="teacher of all paths: original (the given network, frozen; temperature and weight as "
+        "in slice), none (labels, or the widest path as set by `step`); auto: original where its weights "
+        "are trained",
+    )
+    amp: bool = Field(True, description="train in bfloat16 where the training device supports it")
+    train_device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where to train: auto, cpu or cuda; this is not the target device"
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="on a GPU: train the supernet with a CUDA graph, where that gives the same results and "
+        "is faster, as it is for small networks",
+    )
