@@ -22,11 +22,11 @@ from bcnet.seeds import seeded
 from bcnet.space.extract import run_with, tensors_of
 from bcnet.space.subnet import State
 from bcnet.space.trace import running_modules
-from bcnet.space.trace_rules import CONVOLUTION, MATMUL, RANDOM
+from bcnet.space.trace_layer_rules import LAYERS
+from bcnet.space.trace_rules import RANDOM
 from bcnet.space.width_space import WidthSpace
 
 POOL = 1_000_003  # size of the pool of random numbers for weights: a prime, so that rows differ
-LAYERS = CONVOLUTION | MATMUL
 # Operators that depend on the memory layout of tensors, and change no values.
 LAYOUT = frozenset(("clone", "contiguous", "view", "unsafe_view", "reshape_alias", "alias", "detach"))
 

@@ -2,8 +2,8 @@
 
 In: a network, which is run operator by operator on real inputs. Out: a `Trace`: for every axis of every
 parameter and buffer, which of its entries must be kept or removed together (`Trace.classes`), which must
-stay, with the reason (`Trace.pinned`), and the layers that produce and use channels. `record.py` has the data
-structures, `trace_rules.py` the rules for operators.
+stay, with the reason (`Trace.pinned`), and the layers that produce and use channels. `trace_record.py` has
+the data structures, `trace_rules.py` the registry of the rules for operators.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bcnet.space import trace_view_rules  # noqa: F401, its rules register themselves
+from bcnet.space.trace_entry_rules import pointwise
+from bcnet.space.trace_layer_rules import LAYERS
 from bcnet.space.trace_record import Call, LayerUse, Record, Trace
-from bcnet.space.trace_rules import CONVOLUTION, MATMUL, RANDOM, WITHOUT_CHANNELS, follow
+from bcnet.space.trace_rules import ALWAYS, RANDOM, RULES, unknown
 
 __all__ = ["LayerUse", "Trace", "Tracer", "running_modules"]
 
@@ -72,10 +75,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record.because = next((record.lost[id(t)] for t in tensors if id(t) in record.lost), None)
         if record.because is not None:
             record.lose(outputs, record.because)
-        if name in CONVOLUTION or name in MATMUL:
+        if name in LAYERS:
             self.read.update(id(t) for t in tensors if id(t) in record.planes)
-        if name in WITHOUT_CHANNELS or any(id(tensor) in record.planes for tensor in tensors):
-            follow(record, Call(name, func, args, kwargs, tensors, outputs))
+        if name in ALWAYS or any(id(tensor) in record.planes for tensor in tensors):
+            default = pointwise if torch.Tag.pointwise in func.tags else unknown
+            RULES.get(name, default)(record, Call(name, func, args, kwargs, tensors, outputs))
             record.inherit(tensors, outputs)
         return result
 

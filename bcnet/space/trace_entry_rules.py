@@ -1,207 +1,50 @@
-"""Rules for operators that move, join and combine entries: views, concatenations, pools.
+"""Rules for operators that create, combine and reduce entries: pointwise ones, reductions, pools.
 
 In: an operator's call, and the `Record` of the traced network. Out: the labels of the call's results, and the
 channels that must be kept or removed together.
 """
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from bcnet.space.trace_planes import STAYS, axes_of, compact, first_along, fits_any, merged, tidy
+from bcnet.space.trace_planes import axes_of, compact, fits_any, tidy
 from bcnet.space.trace_record import Call, Record
+from bcnet.space.trace_rules import rule
 
 
-def move(record: Record, call: Call) -> None:
-    """Planes are rearranged like the entries."""
-    moved: list[list[Tensor]] = [[] for _ in call.outputs]
-    for plane in record.of(call.args[0]):
-        try:
-            result = call.func(plane, *call.args[1:], **call.kwargs)
-        except RuntimeError:  # the plane's strides do not allow the view
-            result = plane.reshape(call.outputs[0].shape)
-        for planes, leaf in zip(moved, tree_leaves(result), strict=True):
-            planes.append(tidy(leaf))
-    for output, planes in zip(call.outputs, moved, strict=True):
-        record.label(output, planes)
-    if call.name in ("view", "_unsafe_view", "reshape"):
-        output = call.outputs[0]
-        vectors = [torch.full((size,), STAYS) for size in output.shape]
-        for plane in record.of(output):
-            for axis in axes_of(plane):
-                others = tuple(other for other in axes_of(plane) if other != axis)
-                vectors[axis] = compact(first_along(plane, others)).flatten()
-                record.kept([output.shape[axis]], [vectors[axis]])
-        record.kept(output.shape, vectors)
-
-
-def unknown(record: Record, call: Call) -> None:
-    """An operator without a rule: the channels of its arguments are frozen, with its name as the reason."""
-    reason = record.unknown(call.name)
-    for tensor in call.tensors:
-        record.pin(tensor, reason)
-    record.lose(call.outputs, reason)
-
-
-def pick(record: Record, call: Call) -> None:
-    """Entries are selected by an index that the network stores: channels along indexed axes are frozen."""
-    source = call.args[0]
-    indices = call.named["indices"] if call.name == "index" else None
-    axes = [call.named["dim"] % source.ndim] if indices is None else range(len(indices))
-    indexed = {axis for axis, by in zip(axes, indices or [True], strict=True) if by is not None}
-    numbers = [by for by in call.tensors if by is not source]
-    reason, planes = record.unknown(call.name), []
-    if any(id(by) not in record.origin or by.dtype in (torch.bool, torch.uint8) for by in numbers):
-        unknown(record, call)
-        return
-    for plane in record.of(source):
-        if indexed & set(axes_of(plane)):
-            record.pin_plane(plane, reason)
-        else:
-            planes.append(tidy(call.func(plane, *call.args[1:], **call.kwargs)))
-    record.label(call.outputs[0], planes)
-
-
-def split(record: Record, call: Call) -> None:
-    """Equal parts of an axis stay equal, because `chunk` also splits a narrow tensor evenly."""
-    move(record, call)
-    _tie_parts(record, call.outputs)
-    source, dim = call.args[0], int(call.named.get("dim", 0)) % call.args[0].ndim
-    parts = [record.vector(part, dim) for part in call.outputs]
-    record.kept([len(part) for part in parts], parts)
-    record.kept([source.shape[dim]], [torch.cat(parts)])
-
-
-def take_slice(record: Record, call: Call) -> None:
-    """Equal slices that together make up an axis are treated like the parts of a `chunk`."""
-    move(record, call)
-    source, dim, part = call.args[0], int(call.named.get("dim", 0)), call.outputs[0]
-    slices = record.slices.setdefault((id(source), dim), [])
-    slices.append(part)
-    if part.shape[dim] != source.shape[dim]:
-        whole, own = record.vector(source, dim), record.vector(part, dim)
-        start = int(call.named.get("start") or 0) % source.shape[dim]
-        if call.named.get("step", 1) == 1:
-            for low, high in ((0, start), (0, start + len(own)), (start, start + len(own))):
-                record.kept([high - low], [whole[low:high]])
-    if len(slices) * part.shape[dim] == source.shape[dim] and len(slices) > 1:
-        _tie_parts(record, slices)
-
-
-def _tie_parts(record: Record, parts: list[Tensor]) -> None:
-    if len({part.shape for part in parts}) == 1:
-        for planes in zip(*(record.of(part) for part in parts), strict=True):
-            for plane in planes[1:]:
-                record.unite(planes[0], plane)
-
-
-def concatenate(record: Record, call: Call) -> None:
-    """Parts are joined along one axis, and united along the others."""
-    tensors, output, stacked = call.named["tensors"], call.outputs[0], call.name == "stack"
-    dim = call.named.get("dim", 0) % output.ndim
-    parts = [[p.unsqueeze(dim) if stacked else p for p in record.of(tensor)] for tensor in tensors]
-    shapes = [t.unsqueeze(dim).shape if stacked else t.shape for t in tensors]
-    result: list[Tensor] = []
-    for varying in dict.fromkeys(axes_of(plane) for planes in parts for plane in planes):
-        pieces = []
-        for planes, shape in zip(parts, shapes, strict=True):
-            own = next((p for p in planes if axes_of(p) == varying), None)
-            if own is None:
-                own = torch.full((1,) * len(shape), STAYS).expand(shape)
-            for axis in range(len(shape)):
-                if axis not in varying and axis != dim:
-                    own = own.narrow(axis, 0, 1)
-            pieces.append(own)
-        if dim in varying:
-            result.append(tidy(torch.cat(pieces, dim).expand(output.shape)))
-        else:
-            whole, *others = (piece.narrow(dim, 0, 1) for piece in pieces)
-            for piece in others:
-                record.unite(whole, piece)
-                whole = merged(whole, piece)
-            result.append(whole.expand(output.shape))
-    # An input of one entry along the axis does not vary, but the result does.
-    record.label(output, record.joined(result))
-
-
-def pad_constant(record: Record, call: Call) -> None:
-    """Entries that are padded to an axis of channels are frozen; other axes become longer or shorter."""
-    source, output, pad = call.args[0], call.outputs[0], call.named["pad"]
-    sides = {source.ndim - 1 - i // 2 for i, width in enumerate(pad) if width}
-    planes = []
-    for plane in record.of(source):
-        varying = set(axes_of(plane))
-        if varying & sides and varying - sides:
-            plane = record.gathered(plane, *(varying - sides))
-        own = compact(plane)
-        if varying <= sides:
-            widths = [width if source.ndim - 1 - i // 2 in varying else 0 for i, width in enumerate(pad)]
-            own = torch.ops.aten.constant_pad_nd(own, widths, STAYS)
-        planes.append(own.expand(output.shape))
-    record.label(output, planes)
-
-
-def spatial(record: Record, call: Call) -> None:
-    """The last axes, the spatial ones, change; the axes before them are unchanged."""
-    source = call.tensors[0]
-    sides = int(next((digit for digit in call.name if digit in "123"), source.ndim - 2))
-    kept = []
-    for plane in record.of(source):
-        before = [axis for axis in axes_of(plane) if axis < source.ndim - sides]
-        if before:
-            kept.append(compact(record.gathered(plane, *before)))
-        elif not fits_any(plane):
-            record.pin_plane(plane, f"it becomes a spatial axis in {record.where}")
-    for output in call.outputs:
-        record.label(output, [p.expand(output.shape) for p in kept])
-
-
-def gate(record: Record, call: Call) -> None:
-    """The second half of an axis gates the first."""
-    halves = [p.chunk(2, call.named.get("dim", -1)) for p in record.of(call.args[0])]
-    for first, second in halves:
-        record.unite(first, second)
-    record.label(call.outputs[0], [tidy(first) for first, _ in halves])
-
-
-def relayout(record: Record, call: Call) -> None:
-    """Another memory layout: nothing to do."""
-
-
-def make(record: Record, call: Call) -> None:
+@rule(
+    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros", "ones", "full"),
+    *("empty", "empty_strided"),
+    always=True,
+)
+def create(record: Record, call: Call) -> None:
     """A tensor created from sizes that the forward computes may follow any channels, which a trial tests."""
-    positional = call.name in ("arange", "linspace")
     for output in call.outputs:
-        record.label(output, record.fits(output, tuple(range(output.ndim)), positional=positional))
+        record.label(output, record.fits(output, tuple(range(output.ndim))))
 
 
-def alias(record: Record, call: Call) -> None:
-    """The same tensor, returned to the forward that made it."""
-    move(record, call)
-    record.alias(call.args[0], call.outputs[0])
+@rule("arange", "linspace", always=True)
+def enumerate_positions(record: Record, call: Call) -> None:
+    """The same, with entries that differ by their positions."""
+    for output in call.outputs:
+        record.label(output, record.fits(output, tuple(range(output.ndim)), positional=True))
 
 
-def expand(record: Record, call: Call) -> None:
-    """One entry is repeated along the new axes, which may follow any channels."""
-    move(record, call)
-    source, output = call.args[0], call.outputs[0]
-    lead = output.ndim - source.ndim
-    new = (axis for axis in range(output.ndim) if axis < lead or source.shape[axis - lead] == 1)
-    record.label(output, [*record.of(output), *record.fits(output, tuple(new))])
-    name = record.origin.get(id(source))
-    if name is not None and output.numel() > source.numel():
-        record.expanded[id(output)] = name
-
-
-def along_axis(record: Record, call: Call) -> None:
-    """An operator that keeps the shape, and mixes the entries along one axis."""
-    record.mark(call.tensors[0], (int(call.named["dim"]),), ordered=call.name == "cumsum")
-    pointwise(record, call)
-
-
+# Operators that keep the shape, beside those that PyTorch tags as pointwise.
+@rule(
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "zero", "fill"),
+    *("bernoulli", "uniform", "normal", "native_dropout", "dropout", "feature_dropout"),
+    *("clone", "_to_copy", "contiguous", "where", "masked_fill"),
+    *("hardswish", "hardtanh", "_prelu_kernel", "prelu", "rrelu_with_noise"),
+)
 def pointwise(record: Record, call: Call) -> None:
     """Operands are united entry by entry."""
-    combine(record, call.tensors, call.outputs, writes=call.name == "copy")
+    combine(record, call.tensors, call.outputs)
+
+
+@rule("copy")
+def copy(record: Record, call: Call) -> None:
+    """Pointwise, too; what is overwritten does not count."""
+    combine(record, call.tensors, call.outputs, writes=True)
 
 
 def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, writes: bool = False) -> None:
@@ -233,6 +76,24 @@ def combine(record: Record, tensors: list[Tensor], outputs: list[Tensor], *, wri
         record.label(output, joined)
 
 
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
+def along_axis(record: Record, call: Call) -> None:
+    """An operator that keeps the shape, and mixes the entries along one axis."""
+    record.mark(call.tensors[0], (int(call.named["dim"]),))
+    pointwise(record, call)
+
+
+@rule("cumsum")
+def accumulate(record: Record, call: Call) -> None:
+    """The same, depending on the order of the entries."""
+    record.mark(call.tensors[0], (int(call.named["dim"]),), ordered=True)
+    pointwise(record, call)
+
+
+@rule(
+    *("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod"),
+    *("linalg_vector_norm", "norm", "logsumexp", "any", "all", "argmax", "argmin"),
+)
 def reduce(record: Record, call: Call) -> None:
     """Entries along the reduced axes become one; those of the remaining axes are united across them."""
     x, dims = call.tensors[0], call.named.get("dim")
@@ -252,3 +113,37 @@ def reduce(record: Record, call: Call) -> None:
                 plane = plane.narrow(dim, 0, 1) if output.ndim == x.ndim else plane.select(dim, 0)
             planes.append(plane)
         record.label(output, planes)
+
+
+@rule(
+    *("max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "adaptive_max_pool1d"),
+    *("upsample_nearest1d", "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_nearest3d"),
+    *("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+    *("upsample_linear1d", "upsample_trilinear3d", "reflection_pad1d", "reflection_pad2d"),
+    *("reflection_pad3d", "replication_pad3d", "replication_pad1d", "replication_pad2d"),
+    *("grid_sampler_2d", "roi_align", "roi_pool"),
+)
+def spatial(record: Record, call: Call) -> None:
+    """The last axes, the spatial ones, change; the axes before them are unchanged."""
+    source = call.tensors[0]
+    sides = int(next((digit for digit in call.name if digit in "123"), source.ndim - 2))
+    kept = []
+    for plane in record.of(source):
+        before = [axis for axis in axes_of(plane) if axis < source.ndim - sides]
+        if before:
+            kept.append(compact(record.gathered(plane, *before)))
+        elif not fits_any(plane):
+            record.pin_plane(plane, f"it becomes a spatial axis in {record.where}")
+    for output in call.outputs:
+        record.label(output, [p.expand(output.shape) for p in kept])
+
+
+@rule("glu")
+def gate(record: Record, call: Call) -> None:
+    """The second half of an axis gates the first."""
+    halves = [p.chunk(2, call.named.get("dim", -1)) for p in record.of(call.args[0])]
+    for first, second in halves:
+        record.unite(first, second)
+    record.label(call.outputs[0], [tidy(first) for first, _ in halves])

@@ -13,8 +13,15 @@ from bcnet.space.grouped import narrowed_evenly
 from bcnet.space.trace_entry_rules import combine
 from bcnet.space.trace_planes import along, axes_of, compact, fits_any, merged
 from bcnet.space.trace_record import Call, Record
+from bcnet.space.trace_rules import rule, unknown
+
+CONVOLUTIONS = ("convolution", "_convolution", "conv1d", "conv2d", "conv3d")
+PRODUCTS = ("mm", "bmm", "matmul")
+PRODUCTS_WITH_BIAS = ("addmm", "baddbmm")
+LAYERS = frozenset((*CONVOLUTIONS, *PRODUCTS, *PRODUCTS_WITH_BIAS, "linear"))
 
 
+@rule(*CONVOLUTIONS)
 def convolution(record: Record, call: Call) -> None:
     """Input channels are the weight's second axis (if transposed: first), output channels the other one."""
     named, output = call.named, call.outputs[0]
@@ -94,33 +101,49 @@ def _groups_follow(record: Record, weight: Tensor, groups: int) -> None:
         record.sized(name, weight, each)
 
 
-def matmul(record: Record, call: Call) -> None:
+@rule("linear")
+def linear(record: Record, call: Call) -> None:
+    """A product over the last axis of the input and of the weight."""
+    x, weight, *bias = call.args
+    _multiply(record, call.outputs[0], x, weight, 1, *bias)
+
+
+@rule(*PRODUCTS)
+def product(record: Record, call: Call) -> None:
     """A product over the last axis of the first and the second to last of the second argument."""
-    name, named, output = call.name, call.named, call.outputs[0]
-    bias = named.get("bias") if name == "linear" else named.get("self") if "add" in name else None
-    left = named.get("input") if name == "linear" else named.get("mat1", named.get("batch1"))
-    right = named.get("weight") if name == "linear" else named.get("mat2", named.get("batch2"))
-    if left is None:
-        left = named["self"]
-    if right is None:
-        right = named["other"]
-    across = right.ndim - 2 if name != "linear" else 1
-    if name != "linear":
-        for tensor, own in ((left, left.ndim - 2), (right, right.ndim - 2)):
-            whole_products(record, tensor, own)
+    left, right = call.args[:2]
+    _multiply_matrices(record, call.outputs[0], left, right)
+
+
+@rule(*PRODUCTS_WITH_BIAS)
+def product_with_bias(record: Record, call: Call) -> None:
+    """The same, added to the first argument."""
+    bias, left, right = call.args[:3]
+    _multiply_matrices(record, call.outputs[0], left, right, bias)
+
+
+def _multiply_matrices(
+    record: Record, output: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None
+) -> None:
+    for tensor in (left, right):
+        whole_products(record, tensor, tensor.ndim - 2)
+    _multiply(record, output, left, right, right.ndim - 2, bias)
+
+
+def _multiply(
+    record: Record, output: Tensor, left: Tensor, right: Tensor, across: int, bias: Tensor | None = None
+) -> None:
+    """The sum over the last axis of `left` and the axis `across` of `right`, the last or the one before."""
     record.unite(record.vector(left, left.ndim - 1), record.vector(right, across))
     planes = [
-        compact(p).expand(output.shape)
-        for p in record.of(left)
-        if left.ndim - 1 not in axes_of(p) and left.ndim == output.ndim
+        compact(plane).expand(output.shape)
+        for plane in record.of(left)
+        if left.ndim - 1 not in axes_of(plane) and left.ndim == output.ndim
     ]
     for plane in record.of(right):
-        if across in axes_of(plane):
-            continue
-        kept = compact(plane)
-        if name == "linear":
-            kept = kept.transpose(0, 1)
-        planes.append(kept.expand(output.shape))
+        if across not in axes_of(plane):
+            kept = compact(plane) if across == right.ndim - 2 else compact(plane).mT
+            planes.append(kept.expand(output.shape))
     joined = record.joined(planes)
     if bias is not None:
         joined = record.joined([*joined, *(plane.expand(output.shape) for plane in record.of(bias))])
@@ -152,6 +175,11 @@ def whole_products(record: Record, tensor: Tensor, batch: int) -> None:
     record.label(tensor, planes)
 
 
+@rule(
+    *("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
+    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math"),
+)
 def attention(record: Record, call: Call) -> None:
     """Scaled dot product attention: for each head, a product of queries and keys, and one with the values."""
     named, output = call.named, call.outputs[0]
@@ -172,8 +200,13 @@ def attention(record: Record, call: Call) -> None:
     record.label(output, record.joined([*heads, inside]))
 
 
+@rule(
+    *("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+    *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"),
+)
 def fused(record: Record, call: Call) -> None:
-    """An operator of several layers, of attention or a recurrent network: weights are counted, but fixed."""
+    """Several layers, of attention or a recurrent network, on every token: counted, but frozen."""
+    unknown(record, call)
     tokens = call.tensors[0]
     positions = tokens.numel() // tokens.shape[-1] // record.images
     for weight in call.tensors:
@@ -181,6 +214,10 @@ def fused(record: Record, call: Call) -> None:
             record.layer(weight, positions, 0, False)
 
 
+@rule(
+    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    *("_batch_norm_with_update", "_batch_norm_no_update", "cudnn_batch_norm", "batch_norm"),
+)
 def batch_norm(record: Record, call: Call) -> None:
     """Each channel is normalised on its own."""
     _per_channel(record, call.named, call.outputs[0], ("weight", "bias", "running_mean", "running_var"))
@@ -195,6 +232,7 @@ def _per_channel(record: Record, named: dict[str, Any], output: Tensor, keys: tu
     record.label(output, list(record.of(x)))
 
 
+@rule("native_layer_norm")
 def layer_norm(record: Record, call: Call) -> None:
     """Normalisation over the last axes, whose sizes the module keeps in an attribute."""
     named = call.named
@@ -211,6 +249,7 @@ def layer_norm(record: Record, call: Call) -> None:
     combine(record, [t for t in (x, weight, named["bias"]) if t is not None], call.outputs)
 
 
+@rule("native_group_norm")
 def group_norm(record: Record, call: Call) -> None:
     """Narrowed by whole groups if the module's number of groups can follow its weight, else in each group.
 
