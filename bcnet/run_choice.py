@@ -17,8 +17,9 @@ from bcnet.config import Config, is_example
 from bcnet.errors import ArtifactError, ConfigError, DeviceError, TableError, UsageError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.hw_profiles.target import Target, target_of, target_profile
+from bcnet.pipeline.results import SearchSummary, TableSummary, target_named
 from bcnet.progress import say
-from bcnet.runs import MANIFEST, Run, read_json
+from bcnet.runs import MANIFEST, Run
 
 RUNS = Path("runs")
 DEFAULT = "default"
@@ -72,15 +73,11 @@ def bound_to(run: Run) -> Bound | None:
 
     Raises ArtifactError where that file cannot be read.
     """
-    for name, file in (("build-lut", "report.json"), ("search", "result.json")):
+    for name, file in (("build-lut", TableSummary.FILE), ("search", SearchSummary.FILE)):
         stage = run.stage(name)
         path = stage.path(file)
-        if not path.exists():
-            continue
-        found = read_json(path, stage.command)
-        if isinstance(found, dict):
-            # Search results of earlier versions name their device alone.
-            named = found.get("target", {"device": found.get("device")})
+        named = target_named(path, stage.command)
+        if named is not None:
             try:
                 config = Config.model_validate(named)
             except ValidationError:

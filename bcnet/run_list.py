@@ -1,17 +1,17 @@
 """The runs in the working folder. In: runs/. Out: what each holds, as text and as JSON; removal of one."""
 
 import datetime
-import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
+from bcnet.pipeline.results import ExportSummary, SearchSummary, SliceSummary, TableSummary
 from bcnet.run_choice import RUNS, bound_to, checked_name
 from bcnet.runs import MANIFEST, Run
 
@@ -108,57 +108,46 @@ def _state(folder: Path) -> RunState:
     state = RunState(folder.name, str(folder), done, date=date)
     try:
         if "build-lut" in done:
-            run.stage("build-lut").json("report.json")
-        found = run.stage("search").json("result.json") if "search" in done else {}
+            run.stage("build-lut").json(TableSummary.FILE)
+        searched = SearchSummary.checked(run.stage("search")) if "search" in done else None
+        sliced = SliceSummary.checked(run.stage("slice")) if "slice" in done else None
+        exported = ExportSummary.checked(run.stage("export")) if "export" in done else None
         bound = bound_to(run)
         outdated = tuple(name for name in done if _outdated(run, name, done))
-        sliced = run.stage("slice").json("result.json") if "slice" in done else {}
-        exported = run.stage("export").json("verify.json") if "export" in done else {}
-        verified = exported.get("verified")
-        if not isinstance(verified, bool | None):
-            raise TypeError(f"verified is {verified!r}")
-        if "slice" in outdated:
-            sliced = {}
-        if "export" in outdated:
-            exported = {}
-        best = found.get("best") or {}
-        # What was sliced counts: it may be another point of the front than the search's winner.
-        widths = sliced.get("widths", best.get("widths"))
-        if sliced and widths != best.get("widths"):
-            best = {}
-        on, accuracy = next(
-            (own for own in _accuracies(exported, sliced, best) if own[1] is not None), (None, None)
-        )
-        measured = (exported.get("measured") or best.get("measured") or {}).get("median_ms")
-        predicted = sliced.get("predicted_ms", best.get("predicted_ms"))
-        return RunState(
-            folder.name,
-            str(folder),
-            done,
-            target=bound.target if bound else None,
-            budget_ms=_number(sliced.get("budget_ms", found.get("budget_ms"))),
-            min_accuracy=_number(found.get("min_accuracy")),
-            widths=tuple(int(width) for width in widths) if widths else None,
-            latency_ms=_number(predicted if measured is None else measured),
-            accuracy=_number(accuracy),
-            accuracy_on=on,
-            metric=str(found.get("metric", "accuracy")),
-            macs=sliced.get("macs", found.get("macs")),
-            verified=verified,
-            outdated=outdated,
-            date=date,
-        )
+        verified = exported.verified if exported else None
+        state = replace(state, target=bound.target if bound else None, verified=verified, outdated=outdated)
+        if searched:
+            best = searched.best
+            state = replace(
+                state,
+                budget_ms=searched.budget_ms,
+                min_accuracy=searched.min_accuracy,
+                widths=best.widths,
+                latency_ms=best.measured.median_ms if best.measured else best.predicted_ms,
+                accuracy=best.accuracy,
+                accuracy_on="validation",
+                metric=searched.metric,
+                macs=searched.macs,
+            )
+        if sliced and "slice" not in outdated:
+            # What was sliced counts: it may be another point of the front than the search's winner.
+            known = state.latency_ms if sliced.widths == state.widths else None
+            state = replace(
+                state,
+                budget_ms=sliced.budget_ms,
+                widths=sliced.widths,
+                latency_ms=sliced.predicted_ms if known is None else known,
+                accuracy=sliced.test_accuracy_after,
+                accuracy_on="test",
+                macs=sliced.macs,
+            )
+        if exported and "export" not in outdated:
+            measured = exported.measured.median_ms if exported.measured else state.latency_ms
+            accuracy = state.accuracy if exported.accuracy is None else exported.accuracy
+            state = replace(state, latency_ms=measured, accuracy=accuracy, accuracy_on="test")
+        return state
     except BcnetError as reason:
-        problem = str(reason)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as cause:
-        problem = f"its results are not those of a stage ({cause})"
-    return RunState(state.name, state.folder, done, date=date, problem=problem)
-
-
-def _accuracies(*results: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Of an export, a slice and a search's winner: on which images, and the value; the best known first."""
-    keys = ("test", "accuracy"), ("test", "test_accuracy_after"), ("validation", "accuracy")
-    return [(on, result.get(key)) for (on, key), result in zip(keys, results, strict=True)]
+        return RunState(folder.name, str(folder), done, date=date, problem=str(reason))
 
 
 def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:
@@ -169,14 +158,6 @@ def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:
         inputs.get(key) != run.stage(stage).digest() or _outdated(run, stage, done)
         for key, stage in made_from.items()
     )
-
-
-def _number(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
 
 
 @dataclass(frozen=True)

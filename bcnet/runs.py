@@ -18,13 +18,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bcnet.errors import ArtifactError
 from bcnet.locks import Locked, is_lock_file, lock_file, locked, remove_if_free
 from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
 
 P = ParamSpec("P")
+R = TypeVar("R")
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # the end of a temporary file's name
 SCHEMA = 2
@@ -362,15 +363,15 @@ class Run:
         return Stage(self.folder / name, name, shlex.join(words))
 
 
-_Runs = Callable[Concatenate[Run, P], dict[str, Any]]
+_Runs = Callable[Concatenate[Run, P], R]
 
 
-def alone_in(stage: str) -> Callable[[_Runs[P]], _Runs[P]]:
+def alone_in(stage: str) -> Callable[[_Runs[P, R]], _Runs[P, R]]:
     """Decorate a function that needs exclusive access to this stage's folder of a run."""
 
-    def kept_alone(function: _Runs[P]) -> _Runs[P]:
+    def kept_alone(function: _Runs[P, R]) -> _Runs[P, R]:
         @wraps(function)
-        def alone(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        def alone(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
             with run.stage(stage).at_work():
                 return function(run, *args, **kwargs)
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import by_loss_of, scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs

@@ -36,8 +36,8 @@ from train_step import _processor
 
 from bcnet.config import load_config
 from bcnet.data.dataset import KeptBatches
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import Project, load_project
-from bcnet.pipeline.results import trained_supernets
 from bcnet.progress import progress_bar
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.extract import run_with

@@ -2,17 +2,20 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PROFILE, Refused
+from result_examples import BEST, EXPORT, LATENCY, SEARCH, SLICE
 
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ArtifactError, TableError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import lock_file, locked
+from bcnet.pipeline.results import StageResult
 from bcnet.run_choice import Does, bound_to, choose, require_table, run_holding
 from bcnet.run_list import removal, remove, runs
 from bcnet.runs import Run
@@ -246,17 +249,21 @@ def test_results_that_cannot_be_read_do_not_hide_the_other_runs() -> None:
     assert "report.json is cut short or edited" in broken.problem
 
 
-def finish(stage: str, inputs: dict[str, str], name: str = "default", **result: Any) -> None:
-    """A finished stage with this result."""
-    file = "verify.json" if stage == "export" else "result.json"
-    Run.named(name).stage(stage).finish(inputs, {file: json.dumps(result).encode()})
+EXAMPLES: dict[str, StageResult] = {"search": SEARCH, "slice": SLICE, "export": EXPORT}
+
+
+def finish(stage: str, inputs: dict[str, str], **changed: Any) -> None:
+    """A finished stage with an example of its result, with these values changed."""
+    example = EXAMPLES[stage]
+    content = json.dumps({**example.to_json(), **changed}).encode()
+    Run.named("default").stage(stage).finish(inputs, {example.FILE: content})
 
 
 def finish_run(budget_ms: float, *stages: str) -> None:
     """These stages of a run, each made from those before it."""
     own = {name: Run.named("default").stage(name) for name in ("search", "slice")}
     if "search" in stages:
-        best = {"widths": [8], "predicted_ms": budget_ms, "accuracy": 0.5}
+        best = {**BEST.to_json(), "widths": [8], "predicted_ms": budget_ms, "accuracy": 0.5, "measured": None}
         finish("search", {}, target=CPU, budget_ms=budget_ms, best=best)
     if "slice" in stages:
         finish(
@@ -264,11 +271,13 @@ def finish_run(budget_ms: float, *stages: str) -> None:
             {"search": own["search"].digest()},
             widths=[8],
             budget_ms=budget_ms,
+            predicted_ms=budget_ms,
             test_accuracy_after=0.875,
         )
     if "export" in stages:
         made = {name: stage.digest() for name, stage in own.items()}
-        finish("export", made, measured={"median_ms": budget_ms / 2}, accuracy=0.9, verified=True)
+        measured = {**asdict(LATENCY), "median_ms": budget_ms / 2}
+        finish("export", made, measured=measured, accuracy=0.9)
 
 
 def test_an_export_of_an_earlier_search_is_listed_as_outdated(capfd: pytest.CaptureFixture[str]) -> None:
@@ -293,7 +302,7 @@ def test_an_export_of_an_earlier_search_is_listed_as_outdated(capfd: pytest.Capt
     ("file", "old", "new"),
     [
         ("search/result.json", '"widths": [8]', '"widths": [1e400]'),
-        ("slice/result.json", "4.0", "5.0"),
+        ("slice/result.json", "0.875", "0.975"),
         ("export/verify.json", "0.9", "0.99"),
         ("export/verify.json", "true", '"x"'),
     ],
@@ -316,20 +325,22 @@ def test_an_edited_result_is_never_listed_as_what_was_found(
 
 
 @pytest.mark.parametrize(
-    ("stage", "result"),
+    ("stage", "changed", "where"),
     [
-        ("search", {"target": CPU, "best": {"widths": [float("inf")]}}),
-        ("search", {"target": CPU, "budget_ms": float("nan")}),
-        ("export", {"verified": "x"}),
-        ("export", {"measured": {"median_ms": "fast"}}),
+        ("search", {"target": CPU, "best": {**BEST.to_json(), "widths": [float("inf")]}}, "best.widths.0"),
+        ("search", {"target": CPU, "budget_ms": float("nan")}, "budget_ms"),
+        ("export", {"verified": "x"}, "verified"),
+        ("export", {"measured": {**asdict(LATENCY), "median_ms": "fast"}}, "measured.median_ms"),
     ],
 )
-def test_values_that_no_stage_writes_are_a_row_and_not_a_traceback(
-    stage: str, result: dict[str, Any], capfd: pytest.CaptureFixture[str]
+def test_values_that_no_stage_writes_are_a_row_that_names_the_command(
+    stage: str, changed: dict[str, Any], where: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    finish(stage, {}, **result)
+    finish(stage, {}, **changed)
     assert main(["runs"]) == 0
-    assert "cannot be read: its results" in " ".join(capfd.readouterr().out.split())
+    file = f"runs/default/{stage}/{EXAMPLES[stage].FILE}"
+    shown = " ".join(capfd.readouterr().out.split())
+    assert f"cannot be read: {file}: {where} is not what {stage} wrote; run `bcnet {stage}` again" in shown
     assert main(["runs", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["runs"][0]["verified"] is None
 

@@ -1,62 +1,11 @@
 """Results as people read them: at most ten lines and 80 columns, the main figures, the next command."""
 
-from typing import Any
-
 import pytest
+from result_examples import EXPORT, SEARCH, compared, comparison
 
 from bcnet.plain import loss_text
-from bcnet.show import show_comparison, show_summary, show_table
+from bcnet.show import show_summary, show_table
 from bcnet.show.tables import columns, short_count
-
-LATENCY = {"median_ms": 0.393, "p90_ms": 0.41, "spread": 0.01, "samples": 100}
-SEARCH = {
-    "stage": "search",
-    "folder": "runs/night/search",
-    "metric": "accuracy",
-    "budget_ms": 0.41,
-    "min_accuracy": None,
-    "best": {"widths": [80] * 40, "predicted_ms": 0.405, "accuracy": 0.9861, "measured": LATENCY},
-    "params": 1_429_466,
-    "macs": 44_260_480,
-    "candidates": 80,
-    "pareto": 11,
-    "note": "",
-}
-EXPORT: dict[str, Any] = {
-    "stage": "export",
-    "folder": "runs/default/export",
-    "file": "runs/default/export/model.onnx",
-    "device": "cpu",
-    "backend": "onnxruntime 1.23.0",
-    "precision": "fp32",
-    "metric": "accuracy",
-    "accuracy": 0.9875,
-    "accuracy_torch": 0.9875,
-    "predicted_ms": 0.405,
-    "measured": LATENCY,
-    "budget_ms": 0.41,
-    "noise": 0.021,
-    "original": {"accuracy": 0.9972, "accuracy_lost": 0.0097, "median_ms": 0.672, "speedup": 1.71},
-    "verified": True,
-    "output_error": 4.04e-7,
-    "size_bytes": 5_719_418,
-    "verify_with": None,
-}
-
-
-def entry(name: str, ms: float, passes: int | None = 18) -> dict[str, Any]:
-    return {
-        "name": name,
-        "accuracy": 0.9972,
-        "accuracy_low": 0.984,
-        "accuracy_high": 1.0,
-        "latency": {**LATENCY, "median_ms": ms},
-        "rounds_ms": [ms] * 9,
-        "noise": 0.034,
-        "params": 1_914_490,
-        "macs": 75_553_920,
-        "passes": passes,
-    }
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -85,9 +34,11 @@ def test_an_export_says_what_was_lost_and_gained_against_the_original(
     assert lines[0] == "verified   cpu, onnxruntime 1.23.0, fp32"
     assert "original   99.72% as it was given: 0.97 points lost" in lines
     assert "speed      1.71 times that of the full network (0.672 ms)" in lines
-    show_summary({**EXPORT, "original": {**EXPORT["original"], "state": "head trained"}})
+    trained = EXPORT.original.model_copy(update={"state": "head trained"})
+    show_summary(EXPORT.model_copy(update={"original": trained}))
     assert "original   99.72% after its head was trained: 0.97 points lost" in shown(capsys)
-    show_summary({**EXPORT, "verified": False, "measured": None, "verify_with": "measure it"})
+    unverified = {"verified": False, "measured": None, "verify_with": "measure it"}
+    show_summary(EXPORT.model_copy(update=unverified))
     lines = shown(capsys)
     assert lines[0].startswith("unverified cpu")
     assert lines[-1] == "next       measure it"
@@ -97,24 +48,15 @@ def test_the_comparison_marks_what_is_not_separable_in_eighty_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scratch = "found (from scratch)"
-    show_comparison(
-        {
-            "metric": "accuracy",
-            "networks": [
-                entry("original", 0.672, None),
-                entry("uniform (from scratch)", 0.377),
-                {**entry("found (inherited)", 0.3912), "accuracy": 0.987},
-                entry(scratch, 12.5),
-            ],
-            "not_separable": [["uniform (from scratch)", "found (inherited)"]],
-            "notes": ["the machine is noisy"],
-            "passes": 18,
-            "test_images": 359,
-            "device": "cpu",
-            "budget_ms": 0.41,
-            "predicted_ms": 0.405,
-            "file": "runs/default/export/model.onnx",
-        }
+    show_summary(
+        comparison(
+            compared("original", 0.672, None),
+            compared("uniform (from scratch)", 0.377),
+            compared("found (inherited)", 0.3912, accuracy=0.987),
+            compared(scratch, 12.5),
+            not_separable=(("uniform (from scratch)", "found (inherited)"),),
+            notes=("the machine is noisy",),
+        )
     )
     lines = shown(capsys)
     assert max(map(len, lines)) <= 80
@@ -159,7 +101,7 @@ def test_columns_are_as_wide_as_their_longest_cell() -> None:
 def test_what_a_device_says_of_itself_cannot_write_to_the_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_summary({**EXPORT, "backend": "onnx\x1b[2Jruntime\n::error::"})
+    show_summary(EXPORT.model_copy(update={"backend": "onnx\x1b[2Jruntime\n::error::"}))
     show_table(["layer"], [["conv\x1b]0;title\x07"]])
     out = capsys.readouterr().out
     assert "\x1b" not in out

@@ -20,8 +20,8 @@ from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTa
 from bcnet.bench.kept import Kept, finite
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs

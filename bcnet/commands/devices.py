@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bcnet.commands.in_run import show
 from bcnet.commands.options import ConfigFile, Device, Host, Json, configured
-from bcnet.show import show_steps, show_table
+from bcnet.show import show_fields, show_steps, show_table
 
 
 def devices(
@@ -23,7 +22,10 @@ def devices(
     if name is not None:
         profile = load_profile(name)
         found = {"file": str(profile_file(name)), **profile.model_dump(mode="json")}
-        show({key: value for key, value in found.items() if as_json or value is not None}, as_json)
+        if as_json:
+            print(json.dumps(found))
+        else:
+            show_fields({key: value for key, value in found.items() if value is not None})
         return
     profiles, broken = load_profiles()
     if as_json:

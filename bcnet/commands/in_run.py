@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcnet.commands.options import Flags, configured
 from bcnet.errors import CheckFailed, NotVerified
@@ -14,6 +14,7 @@ from bcnet.show import show_summary
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.pipeline.results import ExportSummary, StageResult
     from bcnet.run_choice import Does
     from bcnet.runs import Run
 
@@ -62,7 +63,7 @@ def _say_all(notes: Sequence[str]) -> None:
         say(note)
 
 
-def run_stage(command: Command, stage: "Callable[[Run, Config], dict[str, Any]]", flags: Flags) -> None:
+def run_stage(command: Command, stage: "Callable[[Run, Config], StageResult]", flags: Flags) -> None:
     """Run one stage and print its summary."""
     settings = configured(command.config, flags)
     # What a user's own code prints is not a result.
@@ -93,7 +94,7 @@ def reuse_supernet_of_default(run: "Run", settings: "Config") -> None:
         reuse_supernet(run, settings, Run.named(DEFAULT, run.config))
 
 
-def sliced(target: "Run", settings: "Config") -> dict[str, Any]:
+def sliced(target: "Run", settings: "Config") -> "StageResult":
     """Slice the winner, or the point of the search's front that [slice] asks for."""
     from bcnet.pipeline import slice
     from bcnet.pipeline.front import point_inside
@@ -113,15 +114,16 @@ def checking(as_json: bool) -> Iterator[None]:
         raise
 
 
-def show(summary: Mapping[str, Any], as_json: bool) -> None:
+def show(summary: "StageResult", as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary.to_json()))
     else:
         show_summary(summary)
 
 
-def refuse_unverified(export: Mapping[str, Any]) -> None:
+def refuse_unverified(export: "ExportSummary") -> None:
     """End with exit code 4 after an export that is complete, but whose latency was not checked."""
-    if export.get("not_verified"):
-        reason, remedy = export["not_verified"], export["verify_with"]
-        raise NotVerified(f"{export['file']} is not verified: {reason}; to verify it, {remedy}")
+    if export.not_verified:
+        raise NotVerified(
+            f"{export.file} is not verified: {export.not_verified}; to verify it, {export.verify_with}"
+        )

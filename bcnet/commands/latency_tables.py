@@ -6,7 +6,7 @@ import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,6 +32,7 @@ from bcnet.show import show_check
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
 EDITS_SHOWN = 10
@@ -72,7 +73,7 @@ def build_lut(
     command = Command("build-lut", run, config, as_json, replace, measures=not estimate)
     flags: Flags = {"": {"seed": seed, **target_flags(device, batch, threads, precision, host)}}
 
-    def built(run: "Run", settings: "Config") -> dict[str, Any]:
+    def built(run: "Run", settings: "Config") -> "StageResult":
         from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
 
         summary = estimate_lut.run(run, settings) if estimate else build_lut.run(run, settings, again=again)

@@ -1,6 +1,5 @@
 """`bcnet run`: all stages and a comparison, without those whose results still match."""
 
-import json
 import sys
 import time
 from contextlib import redirect_stdout
@@ -33,7 +32,6 @@ from bcnet.commands.options import (
     configured,
     target_flags,
 )
-from bcnet.show import show_comparison
 
 
 def run_all(
@@ -67,6 +65,7 @@ def run_all(
     command = Command("run", run, config, as_json, replace, measures=True)
     with chosen_run(command, settings) as (target, settings):
         from bcnet.pipeline import build_lut, compare, export, search, slice, train
+        from bcnet.pipeline.results import CompareSummary, ExportSummary
         from bcnet.runs import NOT_DONE
 
         stages = {
@@ -93,12 +92,8 @@ def run_all(
                     sliced(target, settings) if stage is slice else stage.run(target, settings)
                     say(f"{label}: done in {time.perf_counter() - start:.0f} s")
             if name == "export":
-                exported = json.loads(target.stage("export").path("verify.json").read_text(encoding="utf-8"))
-                if exported.get("not_verified"):  # nor is there anything to compare with
+                exported = ExportSummary.read(target.stage("export"))
+                if exported.not_verified:  # nor is there anything to compare with
                     show(exported, as_json)
                     refuse_unverified(exported)
-    summary = json.loads(target.stage("compare").path("result.json").read_text(encoding="utf-8"))
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        show_comparison(summary)
+    show(CompareSummary.read(target.stage("compare")), as_json)

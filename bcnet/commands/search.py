@@ -1,6 +1,6 @@
 """`bcnet search`: find the best widths in the budget."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ from bcnet.commands.options import (
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
 
@@ -72,7 +73,7 @@ def search(
         },
     }
 
-    def searched(run: "Run", settings: "Config") -> dict[str, Any]:
+    def searched(run: "Run", settings: "Config") -> "StageResult":
         reuse_supernet_of_default(run, settings)
         return stage.run(run, settings)
 

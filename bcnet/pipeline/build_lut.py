@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from bcnet.measure.network_design import calibration_subnets, needed_layers, net
 from bcnet.measure.network_latency import measure_network, runtime_of, setting_of, why_not_here
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.problem import load_project, model_key
+from bcnet.pipeline.results import TableSummary
 from bcnet.plain import plain
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runs import Run, json_bytes
@@ -371,8 +371,8 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     return load_project(config).table_inputs()
 
 
-def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
-    """Add what is missing to `latency_tables/<device>.json`; write the error report. Returns a summary."""
+def run(run: Run, config: Config, again: bool = False) -> TableSummary:
+    """Add what is missing to `latency_tables/<device>.json`; write the error report."""
     project = load_project(config)
     stage, path = run.stage("build-lut"), project.table_path
     with project.own_table() as table:
@@ -394,19 +394,18 @@ def run(run: Run, config: Config, again: bool = False) -> dict[str, Any]:
     reason = noisy(calibration.noise or 0.0, project.profile.table_noise)
     if reason:
         say(f"{reason}: it will be refused; {QUIETER}, then measure it again with --again")
-    summary = {
-        "stage": "build-lut",
-        "folder": str(stage.folder),
-        "table": str(path),
-        "device": project.profile.name,
-        "target": target_of(config).to_json(config.host),
-        "rows_measured": report.measured,
-        "rows_used": report.rows,
-        "rows_failed": len(report.failed),
-        "networks": report.networks,
-        "seconds": report.seconds,
-        "recorded": project.profile.recording,
-        "calibration": asdict(calibration),
-    }
-    stage.finish(stage_inputs(run, config), {"report.json": json_bytes(summary)})
+    summary = TableSummary(
+        folder=str(stage.folder),
+        table=str(path),
+        device=project.profile.name,
+        target=target_of(config).to_json(config.host),
+        rows_measured=report.measured,
+        rows_used=report.rows,
+        rows_failed=len(report.failed),
+        networks=report.networks,
+        seconds=report.seconds,
+        recorded=project.profile.recording,
+        calibration=calibration,
+    )
+    stage.finish(stage_inputs(run, config), {summary.FILE: json_bytes(summary.to_json())})
     return summary

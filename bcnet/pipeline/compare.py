@@ -10,29 +10,28 @@ supernet's step counts), with the same settings, from fresh weights. All are exp
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
-from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network
 from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import accuracy_interval
+from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
-from bcnet.pipeline.results import sliced
+from bcnet.pipeline.results import ComparedNetwork, CompareSummary, ExportSummary
 from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
-from bcnet.runs import Run, alone_in, digest, json_bytes, read_json
+from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.sealed import SealedLines
 from bcnet.space.extract import cut
 from bcnet.space.width_space import Widths
@@ -50,33 +49,10 @@ UNIFORM_FILE = "uniform.jsonl"  # its widths depend on measurements: a continued
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
-
-    Accuracy is the task's metric, where it has another; only a share of images has an interval. `latency` is
-    the fastest of the rounds, `rounds_ms` the median of each; `noise` is the relative difference between the
-    slowest and the fastest. `passes` is None for the network as it was given.
-    """
-
-    name: str
-    widths: Widths
-    accuracy: float
-    accuracy_low: float | None
-    accuracy_high: float | None
-    latency: LatencyStat
-    rounds_ms: tuple[float, ...]
-    noise: float
-    params: int
-    macs: int
-    size_bytes: int
-    passes: int | None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """The networks, which of them cannot be separated by latency, and what the reader should know."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[ComparedNetwork, ...]
     not_separable: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
 
@@ -185,7 +161,7 @@ def compare(
         accuracy = file_metric(content, project.model, project.data, project.profile, project.task)
         low, high = accuracy_interval(project, accuracy) or (None, None)
         entries.append(
-            Entry(
+            ComparedNetwork(
                 name=name,
                 widths=wanted[name],
                 accuracy=round(accuracy, 6),
@@ -235,9 +211,9 @@ def _not_fresh(fresh: Fresh) -> str:
     return f"in the rows that were trained from scratch, {fresh.note}" if fresh.note else ""
 
 
-def _noisy(entries: Sequence[Entry]) -> str | None:
+def _noisy(entries: Sequence[ComparedNetwork]) -> str | None:
     """A line where rounds of the same network disagree, whether it occurs in one row or in several."""
-    same: dict[Widths, list[Entry]] = {}
+    same: dict[tuple[int, ...], list[ComparedNetwork]] = {}
     for entry in entries:
         same.setdefault(entry.widths, []).append(entry)
     return disagreement(
@@ -248,7 +224,7 @@ def _noisy(entries: Sequence[Entry]) -> str | None:
     )
 
 
-def better_from_scratch(entries: Sequence[Entry]) -> bool:
+def better_from_scratch(entries: Sequence[ComparedNetwork]) -> bool:
     """Whether the searched widths are clearly more accurate when all passes are theirs: intervals apart."""
     own = {entry.name: entry for entry in entries}
     if SCRATCH not in own or SEARCHED not in own:
@@ -304,8 +280,8 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 
 @alone_in("compare")
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Compare and save. Returns a summary with one entry a network."""
+def run(run: Run, config: Config) -> CompareSummary:
+    """Compare and save."""
     project = load_project(config)
     stage, inputs = run.stage("compare"), stage_inputs(run, config)
     passes = passes_of(run) if inherits(project) else project.winner_passes
@@ -321,29 +297,27 @@ def run(run: Run, config: Config) -> dict[str, Any]:
 
     given = Given(original_network(run, project), tune if tuned else None)
     found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
-    verified = read_json(export.path("verify.json"), export.command)
+    verified = ExportSummary.read(export)
     notes = [*found.notes]
-    if verified["measured"]:
+    if verified.measured:
         name = SCRATCH if config.slice.from_scratch else SEARCHED
         here = {entry.name: entry.latency.median_ms for entry in found.entries}[name]
-        both = [verified["measured"]["median_ms"], here]
+        both = [verified.measured.median_ms, here]
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
-    summary = {
-        "stage": "compare",
-        "device": project.profile.name,
-        "budget_ms": verified["budget_ms"],
-        "predicted_ms": verified["predicted_ms"],
-        "metric": config.task.metric,
-        "test_images": len(project.data.test),
-        "passes": recipe.epochs,
-        "original": None if given.original is None else state_of_original(project),
-        "networks": [{**asdict(entry), "widths": list(entry.widths)} for entry in found.entries],
-        "not_separable": [list(pair) for pair in found.not_separable],
-        "notes": [note for note in notes if note],
-        "file": verified["file"],
-        "better": (
-            {"from_scratch": True, "epochs": recipe.epochs} if better_from_scratch(found.entries) else None
-        ),
-    }
-    stage.finish(inputs, {"result.json": json_bytes(summary)}, kept.files)
+    better = {"from_scratch": True, "epochs": recipe.epochs}
+    summary = CompareSummary(
+        device=project.profile.name,
+        budget_ms=verified.budget_ms,
+        predicted_ms=verified.predicted_ms,
+        metric=config.task.metric,
+        test_images=len(project.data.test),
+        passes=recipe.epochs,
+        original=None if given.original is None else state_of_original(project),
+        networks=found.entries,
+        not_separable=found.not_separable,
+        notes=tuple(note for note in notes if note),
+        file=verified.file,
+        better=better if better_from_scratch(found.entries) else None,
+    )
+    stage.finish(inputs, {summary.FILE: json_bytes(summary.to_json())}, kept.files)
     return summary

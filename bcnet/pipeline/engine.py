@@ -6,7 +6,7 @@ compute capability, and not executed there.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from onnx import ModelProto
@@ -15,7 +15,7 @@ from bcnet.agent.arrays import min_opt_max
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure.network_latency import builder_of, replayed, why_not_here
-from bcnet.pipeline.verify import VerifyReport
+from bcnet.pipeline.results import VerifyReport
 from bcnet.progress import working
 from bcnet.runtimes import Engine, Runtime
 
@@ -83,14 +83,14 @@ def build_and_verify(
     reason = why_not_here(target) or replayed(target)
     if reason and target.runtime == "tensorrt":
         reason = f"no engine was built, which TensorRT does only on the device itself: {reason}"
-        return Built(replace(of_file, not_verified=reason), of_file)
+        return Built(of_file.model_copy(update={"not_verified": reason}), of_file)
     builder = builder_of(target)
     with working("building the engine"):
         engine = builder.build(content, batches)
     if reason:
         reason = f"the engine was built ahead of time and not executed: {reason}"
-        size = len(engine.content)
-        return Built(replace(of_file, not_verified=reason, size_bytes=size), of_file, engine)
+        ahead = {"not_verified": reason, "size_bytes": len(engine.content)}
+        return Built(of_file.model_copy(update=ahead), of_file, engine)
     full = full_engine(builder, full, batches)
     return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
 

@@ -5,7 +5,6 @@ table says so, and no network is called verified on it.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from bcnet.config import Config
 from bcnet.errors import DeviceError
@@ -31,6 +30,7 @@ from bcnet.measure.network_design import needed_layers
 from bcnet.measure.network_latency import setting_of
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.problem import TABLES, load_project, model_key
+from bcnet.pipeline.results import EstimateSummary
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes
 
@@ -107,8 +107,8 @@ def fitted_roofline() -> Fitted:
     return Fitted(DEFAULT, DEFAULT_SOURCE, None)
 
 
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Write `latency_tables/<device>.json` from the device's roofline. Returns a summary."""
+def run(run: Run, config: Config) -> EstimateSummary:
+    """Write `latency_tables/<device>.json` from the device's roofline."""
     project = load_project(config)
     stage, path, profile = run.stage("build-lut"), project.table_path, project.profile
     fitted = fitted_roofline()
@@ -127,21 +127,18 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             f"{error.spearman:.3f}, the sum of all rows by {error.sum_error:+.1%}; on another device by more"
         )
     latency = project.latency_model()
-    summary = {
-        "stage": "build-lut",
-        "estimate": True,
-        "folder": str(stage.folder),
-        "table": str(path),
-        "device": profile.name,
-        "target": target_of(config).to_json(config.host),
-        "rows_measured": 0,
-        "rows_used": rows,
-        "full_ms": round(latency(project.space.original()), 5),
-        "narrowest_ms": round(latency(project.space.smallest()), 5),
-        "peaks": profile.roofline.source if profile.roofline else None,
-        "shares": asdict(roofline_on(profile, fitted.roofline)[1]),
-        "fitted_on": fitted.source,
-        "off_there": asdict(error) if error else None,
-    }
-    stage.finish(project.table_inputs(), {"report.json": json_bytes(summary)})
+    summary = EstimateSummary(
+        folder=str(stage.folder),
+        table=str(path),
+        device=profile.name,
+        target=target_of(config).to_json(config.host),
+        rows_used=rows,
+        full_ms=round(latency(project.space.original()), 5),
+        narrowest_ms=round(latency(project.space.smallest()), 5),
+        peaks=profile.roofline.source if profile.roofline else None,
+        shares=asdict(roofline_on(profile, fitted.roofline)[1]),
+        fitted_on=fitted.source,
+        off_there=asdict(error) if error else None,
+    )
+    stage.finish(project.table_inputs(), {summary.FILE: json_bytes(summary.to_json())})
     return summary

@@ -28,13 +28,13 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
+from bcnet.pipeline.finished import Chosen, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import disagreement
-from bcnet.pipeline.results import Chosen, sliced, sliced_model
+from bcnet.pipeline.results import AgainstOriginal, ExportSummary, ScoredNetwork, SearchSummary, VerifyReport
 from bcnet.pipeline.verify import (
-    VerifyReport,
     against_original,
     file_metric,
     on_this_processor,
@@ -42,7 +42,7 @@ from bcnet.pipeline.verify import (
     verify,
 )
 from bcnet.progress import announce, say, working
-from bcnet.runs import Run, alone_in, digest, json_bytes, read_json
+from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import metric_digest
@@ -72,24 +72,23 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 
 @alone_in("export")
-def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[str, Any]:
+def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportSummary:
     """Export, verify, save; with `wanted`, build its engine, too. Raises CheckFailed (exit 3).
 
-    In the summary, "not_verified" says why the latency could not be checked, and "verify_with" what to do
+    In the summary, `not_verified` says why the latency could not be checked, and `verify_with` what to do
     about it; both are None where it was.
     """
     project = load_project(config)
     stage, inputs = run.stage("export"), stage_inputs(run, config)
     target = engine_profile(project.profile, wanted.flavour) if wanted else project.profile
     batches = wanted.batches if wanted else ()
-    search = run.stage("search")
-    found = read_json(search.path("result.json"), search.command)
+    found = SearchSummary.read(run.stage("search"))
     chosen = sliced(run, project)
     widths = chosen.widths
     model = sliced_model(run, project)
     data = project.data
     with working("exporting to ONNX"):
-        metadata = _metadata(project, widths, bool(found["estimate"]), bool(batches))
+        metadata = _metadata(project, widths, found.estimate, bool(batches))
         metadata[KEY] = preprocessing(model, data, None if batches else target.batch)
         proto = project.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
@@ -109,7 +108,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
         predicted_ms=predicted_ms,
         budget_ms=chosen.budget_ms,
         budget_share=chosen.budget_share,
-        full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
+        full_predicted_ms=found.full_predicted_ms if target == project.profile else None,
         task=project.task,
     )
     not_measured = project.not_measured(project.latency_model()) or project.replayed
@@ -124,31 +123,30 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
     else:
         built, report = None, check(profile=target, full=full, not_measured=not_measured)
     file = str(stage.path(ENGINE if ENGINE in files else "model.onnx"))
-    summary = {
-        "stage": "export",
-        "folder": str(stage.folder),
-        "file": file,
-        "device": target.name,
-        "metric": config.task.metric,
-        "estimate": bool(found["estimate"]),
-        "recorded": project.profile.recording,
-        **report.to_json(),
-        "original": against_original(report, original_accuracy(run, project), state_of_original(project)),
-        "verify_with": None,
-    }
-    summary["notes"] = [*report.notes, *_since_the_search(found["best"], chosen, report)]
+    verify_with = None
     if report.not_verified:
         run_flag = stage.command.removeprefix("bcnet export")
-        summary["verify_with"] = (
+        verify_with = (
             how_to_verify(file, proto, project.profile, target, batches, run_flag)
             if wanted
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )
-    if built:
-        summary |= _beside(built, project.profile.runtime)
-    refuse_failed(report, summary, stage.path("failed.json"))
+    notes = (*report.notes, *_since_the_search(found.best, chosen, report))
+    summary = ExportSummary(
+        folder=str(stage.folder),
+        file=file,
+        device=target.name,
+        metric=config.task.metric,
+        estimate=found.estimate,
+        recorded=project.profile.recording,
+        **dict(report.model_copy(update={"notes": notes})),
+        original=against_original(report, original_accuracy(run, project), state_of_original(project)),
+        verify_with=verify_with,
+        **(_beside(built, project.profile.runtime) if built else {}),
+    )
+    refuse_failed(summary, stage.path("failed.json"))
     files |= beside_onnx(data, project.task)
-    finish_export(run, inputs, {**files, "verify.json": json_bytes(summary)})
+    finish_export(run, inputs, {**files, summary.FILE: json_bytes(summary.to_json())})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():
         say(f"removed {stage.path(ENGINE)}: it was of an earlier export")
@@ -161,23 +159,23 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> dict[st
             f"measured {report.measured.median_ms:.4g} ms is over the budget of {report.budget_ms:.4g} ms, "
             f"within the {config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
         )
-    for note in summary["notes"]:
+    for note in summary.notes:
         say(note)
-    if beside := _against_original(summary["original"], config.task.metric):
+    if beside := _against_original(summary.original, config.task.metric):
         say(f"against the original network: {beside}")
     say(f"verified: {file}")
     return summary
 
 
-def _against_original(original: Mapping[str, Any], metric: str) -> str:
+def _against_original(original: AgainstOriginal, metric: str) -> str:
     """What is lost and gained compared with the original network; empty where neither is known."""
     words = []
-    if original["accuracy_lost"] is not None:
-        lost = original["accuracy_lost"]
+    if original.accuracy_lost is not None:
+        lost = original.accuracy_lost
         much = f"{100 * abs(lost):.2f} points" if metric == "accuracy" else f"{abs(lost):.4f} of {metric}"
         words.append(f"{much} {'lost' if lost >= 0 else 'gained'}")
-    if original["speedup"] is not None:
-        words.append(f"{original['speedup']:.2f} times as fast")
+    if original.speedup is not None:
+        words.append(f"{original.speedup:.2f} times as fast")
     return ", ".join(words)
 
 
@@ -192,12 +190,11 @@ def original_accuracy(run: Run, project: Project) -> float | None:
     return round(file_metric(content, project.model, project.data, profile, project.task), 6)
 
 
-def _since_the_search(best: Mapping[str, Any], chosen: Chosen, report: VerifyReport) -> list[str]:
+def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport) -> list[str]:
     """A note where the winner was much faster or slower during the search than it is now."""
-    then = best.get("measured")
-    if then is None or Widths(best["widths"]) != chosen.widths or report.measured is None:
+    if best.measured is None or best.widths != chosen.widths or report.measured is None:
         return []
-    both = [float(then["median_ms"]), report.measured.median_ms]
+    both = [best.measured.median_ms, report.measured.median_ms]
     note = disagreement({"the winner, in the search and now,": both})
     return [note] if note else []
 
@@ -225,5 +222,7 @@ def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool)
 def _beside(built: Built, predicted_for: str) -> dict[str, Any]:
     """What verify.json tells of an engine beside the report: the ONNX file on this processor, too."""
     keys = ("backend", "precision", "output_error", "top1_agreement", "accuracy", "size_bytes")
-    own = built.of_file.to_json()
-    return {"predicted_for": predicted_for, "onnx_file": {key: own[key] for key in keys}}
+    return {
+        "predicted_for": predicted_for,
+        "onnx_file": {key: getattr(built.of_file, key) for key in keys},
+    }

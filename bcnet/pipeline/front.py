@@ -4,22 +4,23 @@ Nothing is searched again: `bcnet slice --latency-ms 5` takes what `bcnet search
 for one budget has no front: only what is inside both budgets is taken, where that is its winner or as good.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from bcnet.config import Config, latency_share
 from bcnet.errors import BudgetError
+from bcnet.pipeline.finished import Chosen, trained_supernets
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import Chosen, trained_supernets
+from bcnet.pipeline.results import SearchSummary, scored_networks
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.search_inputs import bounds_of, budget_ms, margin_of, measuring, scoring, settings_of
 from bcnet.pipeline.search_measured import measured_best
-from bcnet.pipeline.search_state import candidate_from_json
+from bcnet.pipeline.search_state import candidate_of
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
-from bcnet.runs import Run, read_json
+from bcnet.runs import Run
+from bcnet.space.importance import CRITERIA
 from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
@@ -45,11 +46,11 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     bounds = bounds_of(project)
 
     def read(file: str) -> list[Candidate]:
-        found = [candidate_from_json(v, project.space) for v in read_json(stage.path(file), stage.command)]
+        found = [candidate_of(own, project.space) for own in scored_networks(stage, file)]
         return [replace(c, predicted_ms=float(latency(c.widths))) for c in found]
 
     front = [c for c in read("pareto.json") if all(bound.holds(c.widths) for bound in bounds)]
-    result = read_json(stage.path("result.json"), stage.command)
+    result = SearchSummary.read(stage)
     flag = f"--latency {own.latency}" if own.latency else f"--latency-ms {own.latency_ms:g}"
     _require_front(result, budget, f"`{stage.command} --pareto`", f"`{stage.command} {flag}`")
     inside = tuple(c for c in front if c.predicted_ms <= budget)
@@ -77,7 +78,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     score_of: ScoreOf
     if on_trained_network(project):
         score_of = TrainedScores(project, trained_state(run, project))
-        score_of.criterion = result["criterion"] or score_of.criterion
+        score_of.criterion = next((own for own in CRITERIA if own == result.criterion), score_of.criterion)
     else:
         score_of = scoring(project, trained_supernets(run, project))
     evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=tightened), bounds)
@@ -97,17 +98,16 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     return Chosen(best.widths, best.predicted_ms, budget, share)
 
 
-def _require_front(result: Mapping[str, Any], budget: float, whole: str, alone: str) -> None:
+def _require_front(result: SearchSummary, budget: float, whole: str, alone: str) -> None:
     """Raise BudgetError where a search for one budget is asked for a network of another, which it has not
     looked for. What it has found inside a lower one is as good as its winner where that is inside, too.
 
     `whole` and `alone` are the commands that search the front, and this budget.
     """
-    searched = result.get("searched_to_ms")
+    searched = result.searched_to_ms
     if searched is None:
         return
-    winner = result["best"]["predicted_ms"]
-    if not min(winner, searched) <= budget <= searched * SAME:
+    if not min(result.best.predicted_ms, searched) <= budget <= searched * SAME:
         raise BudgetError(
             f"this search looked for one budget of {searched:.4g} ms and has no front to take a network of "
             f"{budget:.4g} ms from: search the front with {whole}, or this budget with {alone}"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bcnet.data.dataset import ImageData
 from bcnet.errors import ConfigError
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
-from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
 from bcnet.plain import loss_text
 from bcnet.progress import say, working

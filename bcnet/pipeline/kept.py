@@ -6,29 +6,27 @@ In: a run. Out: a line for the user, and files that are kept.
 import os
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.results import ExportSummary
 from bcnet.progress import say, working
-from bcnet.runs import MANIFEST, Run, Stage, bytes_digest, read_json
+from bcnet.runs import MANIFEST, Run, Stage, bytes_digest
 
-REPORT = "verify.json"
 MADE = {"train": "supernet", "search": "search", "slice": "network"}
 
 
-def verified_export(run: Run) -> dict[str, Any] | None:
-    """The verify.json of a finished export that passed on its device; None where there is none."""
+def is_verified(run: Run) -> bool:
+    """Whether the run has a finished export that passed on its device."""
     stage = run.stage("export")
     if not stage.path(MANIFEST).exists():
-        return None
+        return False
     try:
-        found = read_json(stage.path(REPORT), stage.command)
+        return ExportSummary.read(stage).verified
     except (OSError, ArtifactError):
-        return None
-    return found if isinstance(found, dict) and found.get("verified") is True else None
+        return False
 
 
 def announce_replacement(run: Run, config: Config, stage: str) -> None:
@@ -39,7 +37,7 @@ def announce_replacement(run: Run, config: Config, stage: str) -> None:
 
 def warn_of_verified(run: Run, stage: str) -> None:
     """Warn before a stage replaces something that a verified export is based on."""
-    if verified_export(run) is None:
+    if not is_verified(run):
         return
     export = run.stage("export")
     if stage == "export":
@@ -54,7 +52,7 @@ def warn_of_verified(run: Run, stage: str) -> None:
 def finish_export(run: Run, inputs: Mapping[str, str], files: Mapping[str, bytes]) -> None:
     """Finish the export; the earlier one, if it is verified and differs from this one, is kept as a whole."""
     stage = run.stage("export")
-    if verified_export(run) is None or _same_delivery(stage, inputs, files):
+    if not is_verified(run) or _same_delivery(stage, inputs, files):
         stage.finish(inputs, files)
         return
     stage.finish_beside(inputs, files)
@@ -71,7 +69,7 @@ def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, 
     return found["inputs"] == inputs and all(
         found["outputs"].get(name) == outputs.get(name)
         for name in {*outputs, *found["outputs"]}
-        if name != REPORT
+        if name != ExportSummary.FILE
     )
 
 

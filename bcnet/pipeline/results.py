@@ -1,123 +1,381 @@
-"""Read the results of finished stages. Each reader checks them first; errors name the command to repeat."""
+"""What each stage found: one model a stage. In: values, or a file of the run. Out: the other.
 
+The JSON on disk and on stdout is the model's dump. All readers read it through the model, so what files of
+earlier versions lack is known here alone: those keys have defaults, and any other file is refused.
+"""
+
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from torch import Tensor, nn
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    RootModel,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
-from bcnet.errors import ArtifactError, SpaceError
-from bcnet.latency_tables.noise import refuse_noisy
-from bcnet.models.finite import not_finite
-from bcnet.pipeline.problem import Project
-from bcnet.reading import opened
-from bcnet.runs import MANIFEST, Run, Stage, read_json
-from bcnet.space.extract import with_state
-from bcnet.space.width_space import Widths
+from bcnet.errors import ArtifactError
+from bcnet.latency_tables.rows import Calibration, LatencyStat
+from bcnet.runs import Stage, read_json
 
-
-def supernet_file(number: int) -> str:
-    """The name of the file that holds a run's supernet `number`, from 0."""
-    return f"supernet-{number + 1}.safetensors" if number else "supernet.safetensors"
-
-
-def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ...]:
-    """The tensors of a run's trained supernets, one or more.
-
-    Raises ArtifactError if they are missing, or were trained with another model, data or space.
-    """
-    stage = run.stage("train")
-    stage.require(project.inputs())
-    inputs = read_json(stage.path(MANIFEST), stage.command)["inputs"]  # checked just now
-    if "network" in inputs:
-        raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
-    files = map(supernet_file, range(int(inputs.get("supernets", 1))))
-    own = project.model
-    return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
+M = TypeVar("M", bound=BaseModel)
 
 
-def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a safetensors file for `model`; `command` creates the file again.
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    Raises ArtifactError if it cannot be read, or has values that are not finite.
-    """
-    from safetensors.torch import load_file
 
+Figure = Annotated[float | None, BeforeValidator(_known)]  # None for what is not finite: JSON has no word
+Target = Mapping[str, Any]  # device, batch, threads, precision and host, as settings of a configuration
+
+
+class Values(BaseModel):
+    """A part of a result. Its `ABSENT` keys are left out where they are None; all others are `null` then."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+    ABSENT: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {key: value for key, value in found.items() if value is not None or key not in self.ABSENT}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class StageResult(Values):
+    """What a stage found. A file without a version is of version 1, and so are all files up to now."""
+
+    VERSION: ClassVar[int] = 1
+    FILE: ClassVar[str] = "result.json"
+
+    stage: str
+
+    @classmethod
+    def read(cls, stage: Stage) -> Self:
+        """The result in a stage's folder, not compared with its manifest.
+
+        Raises ArtifactError with the command that makes it again.
+        """
+        path = stage.path(cls.FILE)
+        return cls.parsed(read_json(path, stage.command), path, stage.command)
+
+    @classmethod
+    def checked(cls, stage: Stage) -> Self:
+        """The same, where it is what the manifest describes."""
+        return cls.parsed(stage.json(cls.FILE), stage.path(cls.FILE), stage.command)
+
+    @classmethod
+    def parsed(cls, value: Any, path: Path, command: str) -> Self:
+        """The result in `path`, from its JSON value. Raises ArtifactError with the command."""
+        if isinstance(value, dict) and value.get("version", 1) != cls.VERSION:
+            raise ArtifactError(f"{path} is from another version of bcnet; run `{command}` again")
+        return parsed(cls, value, path, command, str(cls.model_fields["stage"].default))
+
+
+def parsed(model: type[M], value: Any, path: Path, command: str, stage: str) -> M:
+    """A model from the JSON value in `path`, which `stage` wrote. Raises ArtifactError with the command."""
     try:
-        opened(path).close()  # a file, and not a pipe
-        tensors = dict(load_file(path))
-    except Exception as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}); run `{command}` again") from None
-    broken = not_finite(tensors, {name for name, _ in model.named_parameters()})
-    if broken is not None:
-        raise ArtifactError(f"{path}: '{broken}' holds values that are not finite; run `{command}` again")
-    return tensors
+        return model.model_validate_json(json.dumps(value))  # a latency's own rules are strict about objects
+    except ValidationError as cause:
+        where = ".".join(str(part) for part in cause.errors()[0]["loc"])
+        what = f"{path}: {where}" if where else path
+        raise ArtifactError(f"{what} is not what {stage} wrote; run `{command}` again") from None
 
 
-def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
-    """Widths and loss of every step of a finished training."""
-    stage = run.stage("train")
-    records = read_json(stage.path("records.json"), stage.command)
-    return tuple((Widths(widths), float(loss)) for widths, loss in records)
+class SupernetSummary(StageResult):
+    """Trained supernets; `method` is the rule of their paths, `final_loss` the mean of the last epoch."""
+
+    stage: Literal["train"] = "train"
+    folder: str
+    method: str
+    groups: int
+    epochs: int
+    supernets: int
+    final_loss: float
+    seconds: float
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Widths for the next stage, with their budget; None without one.
+class NetworkSummary(StageResult):
+    """The network itself, as it was "given" or "trained", where no supernet is."""
 
-    With a `budget_share`, the budget is that fraction of the original's latency, measured together with the
-    network's.
-    """
+    stage: Literal["train"] = "train"
+    folder: str
+    network: Literal["given", "trained"]
+    metric: str
+    groups: int
+    epochs: int
+    test_accuracy: float
+    seconds: float
 
-    widths: Widths
+
+class TableSummary(StageResult):
+    """A measured latency table: rows measured now, rows of this network, networks that showed them."""
+
+    FILE: ClassVar[str] = "report.json"
+
+    stage: Literal["build-lut"] = "build-lut"
+    folder: str
+    table: str
+    device: str
+    target: Target
+    rows_measured: int
+    rows_used: int
+    rows_failed: int = 0
+    networks: int
+    seconds: float
+    recorded: str | None = None
+    calibration: Calibration
+
+
+class EstimateSummary(StageResult):
+    """A latency table that was calculated from the device's roofline."""
+
+    FILE: ClassVar[str] = "report.json"
+
+    stage: Literal["build-lut"] = "build-lut"
+    estimate: Literal[True] = True
+    folder: str
+    table: str
+    device: str
+    target: Target
+    rows_measured: int = 0
+    rows_used: int
+    full_ms: float
+    narrowest_ms: float
+    peaks: str | None
+    shares: Mapping[str, float]
+    fitted_on: str
+    off_there: Mapping[str, Any] | None
+
+
+class ScoredNetwork(Values):
+    """A network that a search scored, and measured where `measured` is given."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"expected_accuracy"})
+
+    widths: tuple[int, ...]
+    predicted_ms: Annotated[float, Field(ge=0)]
+    accuracy: float
+    loss: Annotated[float, AllowInfNan(True)]
+    expected_accuracy: float | None = None  # denoised, of a network on the front
+    generation: int
+    measured: LatencyStat | None
+
+
+class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
+    pass
+
+
+class SearchSummary(StageResult):
+    """The winner of a search and what it was chosen from; docs/json.md explains each key."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset(
+        {"fitness", "target_ms", "max_params", "max_macs", "max_size_mb", "size_mb"}
+    )
+
+    stage: Literal["search"] = "search"
+    folder: str
+    device: str
+    metric: str = "accuracy"
+    target: Target | None = None  # earlier versions named the device alone
+    budget_ms: float | None
+    budget_share: float | None = None
+    min_accuracy: float | None
+    fitness: str | None = None
+    target_ms: float | None = None
+    max_params: float | None = None
+    max_macs: float | None = None
+    max_size_mb: float | None = None
+    best: ScoredNetwork
+    params: int
+    macs: int
+    size_mb: float | None = None
+    limit_ms: float | None
+    margin: float
+    noise: float | None = None
+    pareto: int
+    front: tuple[ScoredNetwork, ...] = ()
+    searched_to_ms: float | None = None
+    measured: tuple[ScoredNetwork, ...] = ()
+    candidates: int
+    full_predicted_ms: float
+    estimate: bool = False
+    recorded: str | None = None
+    table_error: float | None
+    groups: tuple[str, ...] = ()
+    seed: int
+    note: str
+    method: str | None = None
+    methods: tuple[str, ...] = ()
+    criterion: str | None = None
+    pruning_passes: int = 0
+    pruning_passes_of_all_rounds: int = 0
+
+
+class SliceSummary(StageResult):
+    """The small network: its widths, where its weights came from, how it was trained, its accuracies."""
+
+    stage: Literal["slice"] = "slice"
+    folder: str
+    metric: str = "accuracy"
+    widths: tuple[int, ...]
     predicted_ms: float
     budget_ms: float | None
     budget_share: float | None = None
+    inherited: str | None = None
+    supernet: int | None
+    side: str | None
+    epochs: int
+    pruning_passes: int = 0
+    from_scratch: bool
+    distilled: bool = False
+    test_accuracy_before: float
+    test_accuracy_after: float
+    params: int
+    macs: int
 
 
-def searched(run: Run, project: Project) -> Chosen:
-    """The winner of a finished search."""
-    stage = run.stage("search")
-    found = read_json(stage.path("result.json"), stage.command)
-    best = found.get("best") if isinstance(found, dict) else None
-    if best:
-        refuse_noisy_search(found, stage, project)
-        best = {**best, "budget_ms": found["budget_ms"], "budget_share": found.get("budget_share")}
-    return _chosen(best, run, "search", project)
+class AgainstOriginal(Values):
+    """What the exported network loses and gains compared with the original one."""
+
+    accuracy: float | None = None
+    state: str | None = None  # "given", "head trained" or "trained"
+    accuracy_lost: float | None = None
+    median_ms: float | None = None
+    speedup: float | None = None
 
 
-def refuse_noisy_search(found: Mapping[str, Any], stage: Stage, project: Project) -> None:
-    """Raises TableError if a search used a table that is noisier than accepted."""
-    again = f"run `bcnet build-lut --device {project.profile.name} --again` and `{stage.command}`"
-    refuse_noisy(found.get("noise") or 0.0, project.profile.table_noise, again)
+class VerifyReport(Values):
+    """One backend's findings.
+
+    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is
+    reported, and accuracy decides); `failures` describe what did not pass. `measured` is the fastest of
+    several measurements that alternate with those of `full`; `noise` is the relative difference between the
+    slowest of one network and its fastest, `notes` what to know about it. `executed` is whether the file, or
+    the engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and
+    `full` are None, and all else was checked with ONNX Runtime on this processor. `passed` is whether every
+    check that could be made passed, `verified` whether the latency on the device is among them.
+    """
+
+    backend: str
+    precision: str
+    executed: bool
+    shapes_match: bool
+    output_error: Figure
+    top1_agreement: Figure
+    accuracy_torch: Figure
+    accuracy: Figure
+    predicted_ms: float
+    measured: LatencyStat | None
+    full: LatencyStat | None
+    budget_ms: float | None
+    size_bytes: int
+    failures: tuple[str, ...]
+    not_verified: str | None = None
+    noise: float | None = None
+    notes: tuple[str, ...] = ()
+    passed: bool
+    verified: bool
 
 
-def sliced(run: Run, project: Project) -> Chosen:
-    """The widths of a finished slice stage: the search's winner, or another point of its front."""
-    stage = run.stage("slice")
-    return _chosen(read_json(stage.path("result.json"), stage.command), run, "slice", project)
+class _Exported(StageResult):
+    FILE: ClassVar[str] = "verify.json"
+
+    stage: Literal["export"] = "export"
+    folder: str
+    file: str
+    device: str
+    metric: str = "accuracy"
+    estimate: bool = False
+    recorded: str | None = None
 
 
-def _chosen(found: Any, run: Run, name: str, project: Project) -> Chosen:
-    try:
-        budget = None if found["budget_ms"] is None else float(found["budget_ms"])
-        share = found.get("budget_share")
-        return Chosen(
-            project.space.check(Widths(found["widths"])),
-            float(found["predicted_ms"]),
-            budget,
-            None if share is None else float(share),
-        )
-    except (KeyError, TypeError, ValueError, SpaceError) as cause:
-        stage = run.stage(name)
-        raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
+class ExportSummary(VerifyReport, _Exported):
+    """The exported file, its verification, and how it compares with the original network.
+
+    `verify_with` is what to do where it is not verified here. Where an engine was built, `predicted_for` is
+    the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this processor.
+    """
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"predicted_for", "onnx_file"})
+
+    original: AgainstOriginal = AgainstOriginal()
+    verify_with: str | None
+    predicted_for: str | None = None
+    onnx_file: Mapping[str, Any] | None = None
 
 
-def sliced_model(run: Run, project: Project) -> nn.Module:
-    """The small network of a finished slice stage, in eval mode."""
-    stage = run.stage("slice")
-    tensors = load_tensors(stage.path("model.safetensors"), stage.command, project.model)
-    model = with_state(project.model, project.space, tensors)
-    model.eval()
-    return model
+class ComparedNetwork(Values):
+    """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
+
+    Accuracy is the task's metric, where it has another; only a share of images has an interval. `latency` is
+    the fastest of the rounds, `rounds_ms` the median of each; `noise` is the relative difference between the
+    slowest and the fastest. `passes` is None for the network as it was given.
+    """
+
+    name: str
+    widths: tuple[int, ...]
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    latency: LatencyStat
+    rounds_ms: tuple[float, ...]
+    noise: float
+    params: int
+    macs: int
+    size_bytes: int
+    passes: int | None
+
+
+class CompareSummary(StageResult):
+    """The networks side by side; `better` are settings under [slice] that deliver a better network."""
+
+    stage: Literal["compare"] = "compare"
+    device: str
+    budget_ms: float | None
+    predicted_ms: float
+    metric: str
+    test_images: int
+    passes: int
+    original: str | None = None
+    networks: tuple[ComparedNetwork, ...]
+    not_separable: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    file: str
+    better: Mapping[str, bool | int] | None = None
+
+
+def scored_networks(stage: Stage, file: str) -> list[ScoredNetwork]:
+    """All networks of history.json or pareto.json. Raises ArtifactError."""
+    path = stage.path(file)
+    return parsed(_ScoredNetworks, read_json(path, stage.command), path, stage.command, stage.name).root
+
+
+def training_steps(stage: Stage) -> list[tuple[tuple[int, ...], float]]:
+    """Widths and loss of every step of a training, from records.json. Raises ArtifactError."""
+    path = stage.path("records.json")
+    try:  # no model: there may be millions
+        return [(tuple(widths), float(loss)) for widths, loss in read_json(path, stage.command)]
+    except (TypeError, ValueError):
+        raise ArtifactError(f"{path} is not what train wrote; run `{stage.command}` again") from None
+
+
+def target_named(path: Path, command: str) -> Target | None:
+    """The target that the result of a table or a search names; None where there is no result.
+
+    All else in the file may be of another version: the command that makes it again must know its target.
+    Search results of earlier versions name their device alone.
+    """
+    found = read_json(path, command) if path.exists() else None
+    return found.get("target", {"device": found.get("device")}) if isinstance(found, dict) else None

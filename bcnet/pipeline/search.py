@@ -17,10 +17,11 @@ from bcnet.pipeline.measured import Target
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.pruned import PRUNED, PRUNED_FILE
 from bcnet.pipeline.repeated import NOISY
+from bcnet.pipeline.results import SearchSummary
 from bcnet.pipeline.route import GROUP_FISHER, allocations
 from bcnet.pipeline.search_evolved import effective_limit_ms, fastest_within
 from bcnet.pipeline.search_inputs import settings_of
-from bcnet.pipeline.search_state import candidate_json
+from bcnet.pipeline.search_state import scored_network
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
@@ -72,8 +73,8 @@ def _trial_settings(project: Project) -> list[Any]:
 
 
 @alone_in("search")
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Search and save; continue a killed search of the same settings. Returns a summary."""
+def run(run: Run, config: Config) -> SearchSummary:
+    """Search and save; continue a killed search of the same settings."""
     project = load_project(config)
     weights = weights_for(run, project)
     asked = Asked(run, project, stage_inputs(run, config), weights)
@@ -94,54 +95,50 @@ def run(run: Run, config: Config) -> dict[str, Any]:
         result = replace(result, note="; ".join(note for note in notes if note))
     if result.note:
         say(result.note)
-    summary = {
-        "stage": "search",
-        "folder": str(asked.stage.folder),
-        "device": project.profile.name,
-        "metric": config.task.metric,
-        "target": target_of(config).to_json(config.host),
-        "budget_ms": result.budget_ms,
-        "budget_share": share if result.budget_ms is not None else None,
-        "min_accuracy": result.min_accuracy,
-        **(
-            {"fitness": settings.fitness, "target_ms": settings.budget_ms}
-            if result.budget_ms is None and settings.budget_ms is not None
-            else {}
-        ),
+    widths, calibration = result.best.widths, latency.calibration
+    sizes = {b.key.replace("max_", ""): b.cost(widths) / b.unit for b in bounds if b.unit > 1}
+    soft = result.budget_ms is None and settings.budget_ms is not None  # a target that need not be kept
+    front = tuple(scored_network(candidate) for candidate in result.pareto)
+    summary = SearchSummary(
+        folder=str(asked.stage.folder),
+        device=project.profile.name,
+        metric=config.task.metric,
+        target=target_of(config).to_json(config.host),
+        budget_ms=result.budget_ms,
+        budget_share=share if result.budget_ms is not None else None,
+        min_accuracy=result.min_accuracy,
+        fitness=settings.fitness if soft else None,
+        target_ms=settings.budget_ms if soft else None,
         **{bound.key: round(bound.limit / bound.unit, 6) for bound in bounds},
-        "best": candidate_json(result.best),
-        "params": project.space.params(result.best.widths),
-        "macs": project.space.macs(result.best.widths),
-        **{
-            bound.key.replace("max_", ""): bound.cost(result.best.widths) / bound.unit
-            for bound in bounds
-            if bound.unit > 1
-        },
-        "limit_ms": limit,
-        "margin": settings.margin,
-        "noise": latency.calibration.noise if latency.calibration else None,
-        "pareto": len(result.pareto),
-        "front": [candidate_json(c) for c in result.pareto],
-        "searched_to_ms": settings.scored_ms,
-        "measured": [candidate_json(c) for c in result.top],
-        "candidates": len(result.history),
-        "full_predicted_ms": round(latency(project.space.original()), 5),
-        "estimate": latency.estimate,
-        "recorded": project.profile.recording,
-        "table_error": latency.calibration.mean_error if latency.calibration else None,
-        "groups": [group.name for group in project.space.groups],
-        "seed": result.seed,
-        "note": result.note,
-        "method": found.method,
-        "methods": list(asked.methods),
-        "criterion": found.criterion,
-        "pruning_passes": found.passes,
-        "pruning_passes_of_all_rounds": found.passes_of_all,
-    }
+        best=scored_network(result.best),
+        params=project.space.params(widths),
+        macs=project.space.macs(widths),
+        **sizes,
+        limit_ms=limit,
+        margin=settings.margin,
+        noise=calibration.noise if calibration else None,
+        pareto=len(front),
+        front=front,
+        searched_to_ms=settings.scored_ms,
+        measured=tuple(scored_network(candidate) for candidate in result.top),
+        candidates=len(result.history),
+        full_predicted_ms=round(latency(project.space.original()), 5),
+        estimate=latency.estimate,
+        recorded=project.profile.recording,
+        table_error=calibration.mean_error if calibration else None,
+        groups=tuple(group.name for group in project.space.groups),
+        seed=result.seed,
+        note=result.note,
+        method=found.method,
+        methods=asked.methods,
+        criterion=found.criterion,
+        pruning_passes=found.passes,
+        pruning_passes_of_all_rounds=found.passes_of_all,
+    )
     files = {
-        "result.json": summary,
-        "history.json": [candidate_json(c) for c in result.history],
-        "pareto.json": [candidate_json(c) for c in result.pareto],
+        summary.FILE: summary.to_json(),
+        "history.json": [scored_network(candidate).to_json() for candidate in result.history],
+        "pareto.json": [own.to_json() for own in front],
     }
     contents = {name: json_bytes(value) for name, value in files.items()}
     contents |= found.files

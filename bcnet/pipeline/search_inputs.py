@@ -14,10 +14,10 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.measure.network_latency import measure_network
+from bcnet.pipeline.finished import training_records
 from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.repeated import NOISY
-from bcnet.pipeline.results import training_records
 from bcnet.runs import Run
 from bcnet.training.loop import Recipe
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes

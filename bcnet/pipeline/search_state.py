@@ -1,15 +1,12 @@
-"""What a search has scored so far, so that a stopped one can continue; and candidates as JSON values.
+"""What a search has scored so far, so that a stopped one can continue; and candidates as they are stored.
 
 In: candidates, generation by generation. Out: the same, up to the first line that was changed.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from bcnet.errors import ArtifactError
-from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.results import ScoredNetwork, parsed
 from bcnet.progress import say
 from bcnet.runs import Stage
 from bcnet.sealed import SealedLines
@@ -38,7 +35,9 @@ class SearchState:
                 f"{path} cannot be read ({cause}); delete it to search from the start"
             ) from None
         self.candidates = tuple(
-            candidate_from_json(value, space) for generation in self._lines.values for value in generation
+            candidate_of(parsed(ScoredNetwork, value, path, stage.command, "search"), space)
+            for generation in self._lines.values
+            for value in generation
         )
         if self._lines.dropped:
             say(f"{path}: {self._lines.dropped}; what was scored from there on is scored again")
@@ -50,40 +49,31 @@ class SearchState:
     def keep(self, candidates: Sequence[Candidate]) -> None:
         """Add the new candidates; `candidates` are all candidates of the search so far."""
         new = candidates[len(self.candidates) :]
-        self._lines.append([candidate_json(candidate) for candidate in new])
+        self._lines.append([scored_network(candidate).to_json() for candidate in new])
         self.candidates = tuple(candidates)
 
 
-def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as JSON, as stored in `search/`."""
-    return {
-        "widths": list(candidate.widths),
-        "predicted_ms": candidate.predicted_ms,
-        "accuracy": candidate.score.accuracy,
-        "loss": candidate.score.loss,
-        **({} if candidate.expected is None else {"expected_accuracy": candidate.expected}),
-        "generation": candidate.generation,
-        "measured": asdict(candidate.measured) if candidate.measured else None,
-    }
+def scored_network(candidate: Candidate) -> ScoredNetwork:
+    """A candidate as it is stored in `search/`."""
+    return ScoredNetwork(
+        widths=candidate.widths,
+        predicted_ms=candidate.predicted_ms,
+        accuracy=candidate.score.accuracy,
+        loss=candidate.score.loss,
+        expected_accuracy=candidate.expected,
+        generation=candidate.generation,
+        measured=candidate.measured,
+    )
 
 
-def candidate_from_json(value: dict[str, Any], space: WidthSpace) -> Candidate:
-    """A candidate from its JSON in `search/`. Raises ArtifactError where that is not valid."""
-    try:
-        widths = Widths(int(width) for width in value["widths"])
-        if not all(width in group.choices for width, group in zip(widths, space.groups, strict=True)):
-            raise ValueError(f"{widths} is not in the space")
-        predicted_ms = float(value["predicted_ms"])
-        if not (math.isfinite(predicted_ms) and predicted_ms >= 0):
-            raise ValueError(f"a latency of {predicted_ms} ms")
-        return Candidate(
-            widths,
-            predicted_ms,
-            Score(float(value["accuracy"]), -float(value["loss"])),
-            int(value["generation"]),
-            LatencyStat(**value["measured"]) if value["measured"] else None,
-        )
-    except (KeyError, TypeError, ValueError) as cause:
+def candidate_of(found: ScoredNetwork, space: WidthSpace) -> Candidate:
+    """A candidate that was stored in `search/`. Raises ArtifactError where it is not in the space."""
+    widths = Widths(found.widths)
+    if len(widths) != len(space.groups) or any(
+        width not in group.choices for width, group in zip(widths, space.groups, strict=True)
+    ):
         raise ArtifactError(
-            f"a candidate of search/ cannot be read ({cause}); run `bcnet search` again"
-        ) from None
+            f"a candidate of search/ cannot be read ({widths} is not in the space); run `bcnet search` again"
+        )
+    score = Score(found.accuracy, -found.loss)
+    return Candidate(widths, found.predicted_ms, score, found.generation, found.measured)

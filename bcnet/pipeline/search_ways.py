@@ -14,12 +14,12 @@ from torch import Tensor
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.measured import MeasureOf, Target
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
-from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (

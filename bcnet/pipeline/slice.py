@@ -21,11 +21,12 @@ from bcnet.config import Config
 from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
+from bcnet.pipeline.finished import Chosen, searched
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import Chosen, searched
+from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.tuning import settled
@@ -113,8 +114,8 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 
 @alone_in("slice")
-def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any]:
-    """Cut, fine-tune, save. Returns a summary.
+def run(run: Run, config: Config, chosen: Chosen | None = None) -> SliceSummary:
+    """Cut, fine-tune, save.
 
     `chosen` is sliced in place of the search's winner, and is what later stages hold the network to.
     """
@@ -157,34 +158,31 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> dict[str, Any
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
     described = preprocessing(result.model, project.data, None)
     groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
-    came_from = {
-        "inherited": result.source,
-        "supernet": None if result.supernet is None else result.supernet + 1,
-        "side": result.side,
-    }
-    summary = {
-        "stage": "slice",
-        "folder": str(stage.folder),
-        "metric": config.task.metric,
-        "widths": list(widths),
-        "predicted_ms": chosen.predicted_ms,
-        "budget_ms": chosen.budget_ms,
-        "budget_share": chosen.budget_share,
-        **came_from,
-        "epochs": epochs,
-        "pruning_passes": 0 if config.slice.from_scratch else result.pruning_passes,
-        "from_scratch": config.slice.from_scratch,
-        "distilled": objective is not None,
-        "test_accuracy_before": round(result.accuracy_before, 6),
-        "test_accuracy_after": round(result.accuracy_after, 6),
-        "params": project.space.params(widths),
-        "macs": project.space.macs(widths),
-    }
+    summary = SliceSummary(
+        folder=str(stage.folder),
+        metric=config.task.metric,
+        widths=widths,
+        predicted_ms=chosen.predicted_ms,
+        budget_ms=chosen.budget_ms,
+        budget_share=chosen.budget_share,
+        inherited=result.source,
+        supernet=None if result.supernet is None else result.supernet + 1,
+        side=result.side,
+        epochs=epochs,
+        pruning_passes=0 if config.slice.from_scratch else result.pruning_passes,
+        from_scratch=config.slice.from_scratch,
+        distilled=objective is not None,
+        test_accuracy_before=round(result.accuracy_before, 6),
+        test_accuracy_after=round(result.accuracy_after, 6),
+        params=project.space.params(widths),
+        macs=project.space.macs(widths),
+    )
+    came_from = summary.model_dump(include={"inherited", "supernet", "side"})
     files = {
         "model.safetensors": save(tensors, {KEY: described}),
         "model.pt2": program_bytes(result.model, project.data.example(2), {KEY: described}),
         "widths.json": json_bytes({"widths": groups, **came_from}),
-        "result.json": json_bytes(summary),
+        summary.FILE: json_bytes(summary.to_json()),
     }
     stage.finish(inputs, files, [checkpoint.path])
     return summary

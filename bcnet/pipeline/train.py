@@ -23,9 +23,10 @@ from bcnet.config import Config, TaskConfig
 from bcnet.data.dataset import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
+from bcnet.pipeline.finished import supernet_file
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.problem import Project, load_project
-from bcnet.pipeline.results import supernet_file
+from bcnet.pipeline.results import NetworkSummary, SupernetSummary
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
@@ -173,8 +174,8 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 
 @alone_in("train")
-def run(run: Run, config: Config) -> dict[str, Any]:
-    """Train and save the supernets that are not there yet. Returns a summary.
+def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
+    """Train and save the supernets that are not there yet.
 
     What was trained with the same settings is kept: of a killed training all that it had come to, and every
     supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
@@ -243,16 +244,15 @@ def run(run: Run, config: Config) -> dict[str, Any]:
             "curve.csv": _curves([result.curve for result in used]).encode(),
         }
         stage.finish(inputs, files, _obsolete(stage, count, of_each))
-    return {
-        "stage": "train",
-        "folder": str(stage.folder),
-        "method": project.space.method,
-        "groups": len(project.space.groups),
-        "epochs": recipe.epochs,
-        "supernets": count,
-        "final_loss": round(sum(result.curve[-1] for result in used) / count, 5),
-        "seconds": round(seconds, 1),
-    }
+    return SupernetSummary(
+        folder=str(stage.folder),
+        method=project.space.method,
+        groups=len(project.space.groups),
+        epochs=recipe.epochs,
+        supernets=count,
+        final_loss=round(sum(result.curve[-1] for result in used) / count, 5),
+        seconds=round(seconds, 1),
+    )
 
 
 def report_given(project: Project, device: str) -> None:

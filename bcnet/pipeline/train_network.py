@@ -6,7 +6,6 @@ trained first.
 """
 
 import time
-from typing import Any
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from bcnet.pipeline.inherit import check_inheritance
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.original import ORIGINAL_FILE, is_given
 from bcnet.pipeline.problem import Project
+from bcnet.pipeline.results import NetworkSummary
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run
@@ -37,8 +37,8 @@ def network_inputs(project: Project) -> dict[str, str]:
     return {**project.inputs(), "network": given}
 
 
-def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
-    """Train the network itself, if it has to be, and save it. Returns a summary."""
+def train_network(run: Run, config: Config, project: Project) -> NetworkSummary:
+    """Train the network itself, if it has to be, and save it."""
     stage, inputs = run.stage("train"), network_inputs(project)
     given = is_given(project)
     model = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
@@ -68,16 +68,15 @@ def train_network(run: Run, config: Config, project: Project) -> dict[str, Any]:
         "space.json": project.space.to_json().encode(),
     }
     stage.finish(inputs, files, [checkpoint.path])
-    return {
-        "stage": "train",
-        "folder": str(stage.folder),
-        "network": "given" if given else "trained",
-        "metric": config.task.metric,
-        "groups": len(project.space.groups),
-        "epochs": 0 if given else recipe.epochs,
-        "test_accuracy": round(reached, 6),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    return NetworkSummary(
+        folder=str(stage.folder),
+        network="given" if given else "trained",
+        metric=config.task.metric,
+        groups=len(project.space.groups),
+        epochs=0 if given else recipe.epochs,
+        test_accuracy=round(reached, 6),
+        seconds=round(time.perf_counter() - start, 1),
+    )
 
 
 def _check_later_stages(project: Project, model: nn.Module) -> None:

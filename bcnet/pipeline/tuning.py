@@ -16,11 +16,12 @@ from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
+from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
-from bcnet.runs import Run, read_json
+from bcnet.runs import Run
 from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
 from bcnet.space.width_space import Widths
@@ -43,9 +44,8 @@ def inherits(project: Project) -> bool:
 
 def passes_of(run: Run) -> int:
     """Passes over the training images that the finished slice's network took since it left the original."""
-    stage = run.stage("slice")
-    found = read_json(stage.path("result.json"), stage.command)
-    return int(found["epochs"]) + int(found.get("pruning_passes", 0))
+    found = SliceSummary.read(run.stage("slice"))
+    return found.epochs + found.pruning_passes
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network, runtime_of
 from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
+from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
 from bcnet.progress import progress_bar, working
 from bcnet.runs import json_bytes, write_file
 from bcnet.space.extract import arguments
@@ -34,61 +34,13 @@ AT_LEAST = 2  # measurements of a network: a single one says nothing about the n
 PATIENCE = 5  # measurements of a network that seems over the budget, or whose measurements disagree
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """One backend's findings.
-
-    `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is told,
-    and accuracy decides); `failures` describe what did not pass. `measured` is the fastest of several
-    measurements that alternate with those of `full`; `noise` is the relative difference between the slowest
-    of one network and its fastest, `notes` what to know about it. `executed` is whether the file, or the
-    engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and `full`
-    are None, and all else was checked with ONNX Runtime on this processor.
-    """
-
-    backend: str
-    precision: str
-    executed: bool
-    shapes_match: bool
-    output_error: float
-    top1_agreement: float
-    accuracy_torch: float
-    accuracy: float
-    predicted_ms: float
-    measured: LatencyStat | None
-    full: LatencyStat | None
-    budget_ms: float | None
-    size_bytes: int
-    failures: tuple[str, ...]
-    not_verified: str | None = None
-    noise: float | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether every check that could be made passed."""
-        return not self.failures
-
-    @property
-    def verified(self) -> bool:
-        """Whether every check passed, its latency on the device among them."""
-        return self.passed and self.executed
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values: None for what is not finite, which JSON cannot say."""
-        found = {**asdict(self), "passed": self.passed, "verified": self.verified}
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in found.items()
-        }
-
-
-def refuse_failed(report: VerifyReport, summary: dict[str, Any], file: Path) -> None:
+def refuse_failed(summary: ExportSummary, file: Path) -> None:
     """Where a check failed, write the summary to `file` and raise CheckFailed with the reasons."""
-    if report.passed:
+    if summary.passed:
         return
-    write_file(file, json_bytes(summary))
-    raise CheckFailed(f"verification failed: {'; '.join(report.failures)} (details in {file})", summary)
+    found = summary.to_json()
+    write_file(file, json_bytes(found))
+    raise CheckFailed(f"verification failed: {'; '.join(summary.failures)} (details in {file})", found)
 
 
 def check_file(proto: ModelProto) -> None:
@@ -199,6 +151,8 @@ def verify(
         not_verified=not_measured,
         noise=noise,
         notes=notes,
+        passed=not failures,
+        verified=not failures and not not_measured,
     )
 
 
@@ -248,24 +202,24 @@ def _timed(
     return own, Repeated(tuple(second)) if second else None
 
 
-def against_original(report: VerifyReport, accuracy: float | None, state: str | None) -> dict[str, Any]:
+def against_original(report: VerifyReport, accuracy: float | None, state: str | None) -> AgainstOriginal:
     """The exported network compared with the original: the original's accuracy, and the latencies.
 
     `state` is what the original's weights are (`state_of_original`); None where it is not known. Without
     trained weights the original's accuracy means nothing: then no loss of accuracy is given.
     """
-    both = report.measured and report.full and report.measured.median_ms > 0
-    return {
-        "accuracy": accuracy,
-        "state": None if accuracy is None else state,
-        "accuracy_lost": None if accuracy is None else round(accuracy - report.accuracy, 6),
-        "median_ms": report.full.median_ms if report.full else None,
-        "speedup": (
-            round(report.full.median_ms / report.measured.median_ms, 3)
-            if both and report.full and report.measured
+    measured, full, now = report.measured, report.full, report.accuracy
+    return AgainstOriginal(
+        accuracy=accuracy,
+        state=None if accuracy is None else state,
+        accuracy_lost=None if accuracy is None or now is None else round(accuracy - now, 6),
+        median_ms=full.median_ms if full else None,
+        speedup=(
+            round(full.median_ms / measured.median_ms, 3)
+            if measured and full and measured.median_ms > 0
             else None
         ),
-    }
+    )
 
 
 class Differences:

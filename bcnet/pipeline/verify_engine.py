@@ -5,22 +5,23 @@ The same checks that `bcnet export --trt` makes where the device is at hand: out
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import onnx
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from bcnet.config import Config
 from bcnet.errors import ArtifactError, NotVerified
 from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
 from bcnet.pipeline.engine import FACTS, full_engine
+from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.problem import Project, load_project
-from bcnet.pipeline.results import refuse_noisy_search, sliced, sliced_model
+from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary, parsed
 from bcnet.pipeline.verify import against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes, read_json, write_file
 
-MEND = "bcnet export --trt"
+REMEDY = "bcnet export --trt"
 
 
 class EngineFacts(BaseModel):
@@ -42,21 +43,16 @@ class EngineFacts(BaseModel):
 def facts_beside(engine: Path) -> EngineFacts:
     """The engine.json beside an engine. Raises ArtifactError where it is missing, or another engine's."""
     path = engine.parent / FACTS
-    try:
-        facts = EngineFacts.model_validate(read_json(path, MEND))
-    except ValidationError as cause:
-        where = ".".join(str(part) for part in cause.errors()[0]["loc"])
-        what = f"{path}: {where}" if where else path
-        raise ArtifactError(f"{what} is not what export wrote; run `{MEND}` again") from None
+    facts = parsed(EngineFacts, read_json(path, REMEDY), path, REMEDY, "export")
     for file, sha256 in ((engine, facts.sha256), (engine.parent / "model.onnx", facts.onnx_sha256)):
         if not file.is_file():
-            raise ArtifactError(f"{file} is missing; run `{MEND}`")
+            raise ArtifactError(f"{file} is missing; run `{REMEDY}`")
         if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-            raise ArtifactError(f"{file} is not the one that {path} tells of; run `{MEND}` again")
+            raise ArtifactError(f"{file} is not the one that {path} tells of; run `{REMEDY}` again")
     return facts
 
 
-def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
+def run(run: Run, config: Config, engine: Path) -> ExportSummary:
     """Execute an engine on its device and write what was found into the verify.json beside it.
 
     `config` names the device, batch and precision of the engine's facts. Raises NotVerified (exit 4) where
@@ -70,10 +66,8 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
     manifest = stage.manifest() if inside else None
     _check_network(run, project, engine, facts)
     path = engine.with_name("verify.json")
-    before = read_json(path, MEND) if path.exists() else {}
-    if not isinstance(before, dict):
-        raise ArtifactError(f"{path} is not what export wrote; run `{MEND}` again")
-    found = read_json(search.path("result.json"), search.command)
+    before = ExportSummary.parsed(read_json(path, REMEDY), path, REMEDY) if path.exists() else None
+    found = SearchSummary.read(search)
     refuse_noisy_search(found, search, project)
     reason = why_not_here(target) or replayed(target)
     if reason:
@@ -95,26 +89,28 @@ def run(run: Run, config: Config, engine: Path) -> dict[str, Any]:
         predicted_ms=chosen.predicted_ms,
         budget_ms=chosen.budget_ms,
         full=full,
-        full_predicted_ms=float(found["full_predicted_ms"]) if target == project.profile else None,
+        full_predicted_ms=found.full_predicted_ms if target == project.profile else None,
         task=project.task,
         engine=engine.read_bytes(),
     )
-    original = before.get("original")
-    known = original if isinstance(original, dict) else {}
-    summary = {
-        **before,
+    original = before.original if before else AgainstOriginal()
+    executed = {
         "file": str(engine),
         "device": target.name,
-        **report.to_json(),
-        "original": against_original(report, known.get("accuracy"), known.get("state")),
+        **dict(report),
+        "original": against_original(report, original.accuracy, original.state),
         "verify_with": None,
     }
-    refuse_failed(report, summary, engine.with_name("failed.json"))
+    if before:
+        summary = before.model_copy(update=executed)
+    else:
+        summary = ExportSummary(folder=str(engine.parent), metric=config.task.metric, **executed)
+    refuse_failed(summary, engine.with_name("failed.json"))
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
-        stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary)})
+        stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary.to_json())})
     else:
-        write_file(path, json_bytes(summary))
+        write_file(path, json_bytes(summary.to_json()))
     engine.with_name("failed.json").unlink(missing_ok=True)
     for note in report.notes:
         say(note)

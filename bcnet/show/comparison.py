@@ -1,59 +1,61 @@
-"""The table at the end of a run. In: the comparison's JSON. Out: lines of at most 80 columns."""
+"""The table at the end of a run. In: the comparison. Out: lines of at most 80 columns."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bcnet.show.tables import columns, milliseconds, original_as, put, short_count, value_of
+
+if TYPE_CHECKING:
+    from bcnet.pipeline.results import ComparedNetwork, CompareSummary
 
 LONGEST = 18  # letters of a metric's name that fit above its column
 
 
-def show_comparison(summary: Mapping[str, Any]) -> None:
+def show_comparison(summary: "CompareSummary") -> None:
     """Print the networks in one table, and the notes on them."""
-    metric, entries = summary["metric"], summary["networks"]
-    close = {name for pair in summary["not_separable"] for name in pair}
-    original = next((entry for entry in entries if entry["name"] == "original"), None)
+    metric, entries = summary.metric, summary.networks
+    close = {name for pair in summary.not_separable for name in pair}
+    original = next((entry for entry in entries if entry.name == "original"), None)
     rows = []
     for entry in entries:
-        latency_ms = entry["latency"]["median_ms"]
-        latency = ("~" if entry["name"] in close else "") + milliseconds(latency_ms)
-        row = [entry["name"], _with_interval(metric, entry), latency]
+        latency_ms = entry.latency.median_ms
+        latency = ("~" if entry.name in close else "") + milliseconds(latency_ms)
+        row = [entry.name, _with_interval(metric, entry), latency]
         if original is not None:
-            row += [_lost(metric, original, entry), f"{original['latency']['median_ms'] / latency_ms:.2f}x"]
-        row += [f"{entry['noise']:.0%}", short_count(entry["params"])]
-        rows.append(row if original is not None else [*row, short_count(entry["macs"])])
+            row += [_lost(metric, original, entry), f"{original.latency.median_ms / latency_ms:.2f}x"]
+        row += [f"{entry.noise:.0%}", short_count(entry.params)]
+        rows.append(row if original is not None else [*row, short_count(entry.macs)])
     heading = metric if len(metric) <= LONGEST else "metric"
-    heading = "accuracy (95 %)" if entries[0]["accuracy_low"] is not None else heading
+    heading = "accuracy (95 %)" if entries[0].accuracy_low is not None else heading
     more = ["lost", "speed", "noise", "params"] if original is not None else ["noise", "params", "MACs"]
     put(*columns(["network", heading, "ms", *more], rows), "")
-    budget = f"budget {milliseconds(summary['budget_ms'])} ms, " if summary["budget_ms"] is not None else ""
-    put(f"on {summary['device']}: {budget}predicted {milliseconds(summary['predicted_ms'])} ms")
-    put(f"{metric} on {summary['test_images']} test images, through ONNX Runtime")
-    given = f" (original: {original_as(summary.get('original'))})" if entries[0]["passes"] is None else ""
-    passes = f"{summary['passes']} pass{'' if summary['passes'] == 1 else 'es'}"
+    budget = f"budget {milliseconds(summary.budget_ms)} ms, " if summary.budget_ms is not None else ""
+    put(f"on {summary.device}: {budget}predicted {milliseconds(summary.predicted_ms)} ms")
+    put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")
+    given = f" (original: {original_as(summary.original)})" if entries[0].passes is None else ""
+    passes = f"{summary.passes} pass{'' if summary.passes == 1 else 'es'}"
     put(f"trained for {passes} over the training images each{given}")
-    rounds = len(entries[0]["rounds_ms"])
-    for first, second in summary["not_separable"]:
+    rounds = len(entries[0].rounds_ms)
+    for first, second in summary.not_separable:
         put(f"~ latency not separable in {rounds} rounds: {first} / {second}")
-    for note in summary["notes"]:
+    for note in summary.notes:
         put(f"note: {note}")
-    put(f"verified network: {summary['file']}")
-    if summary.get("better"):
-        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary["better"].items())
+    put(f"verified network: {summary.file}")
+    if summary.better:
+        lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary.better.items())
         put(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
 
 
-def _lost(metric: str, original: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+def _lost(metric: str, original: "ComparedNetwork", entry: "ComparedNetwork") -> str:
     """What of the original network's metric is lost: points of an accuracy."""
     if entry is original:
         return ""
-    lost = original["accuracy"] - entry["accuracy"]
+    lost = original.accuracy - entry.accuracy
     return f"{100 * lost:.2f}" if metric == "accuracy" else f"{lost:.3g}"
 
 
-def _with_interval(metric: str, entry: Mapping[str, Any]) -> str:
-    if entry["accuracy_low"] is None:
-        return value_of(metric, entry["accuracy"])
-    low, high = 100 * entry["accuracy_low"], 100 * entry["accuracy_high"]
-    return f"{100 * entry['accuracy']:.2f} ({low:.1f}-{high:.1f})"
+def _with_interval(metric: str, entry: "ComparedNetwork") -> str:
+    if entry.accuracy_low is None or entry.accuracy_high is None:
+        return value_of(metric, entry.accuracy)
+    low, high = 100 * entry.accuracy_low, 100 * entry.accuracy_high
+    return f"{100 * entry.accuracy:.2f} ({low:.1f}-{high:.1f})"

@@ -17,10 +17,10 @@ from torch import Tensor
 from bcnet.cli import main
 from bcnet.errors import BcnetError
 from bcnet.pipeline import build_lut, compare, export, search, slice, train
+from bcnet.pipeline.finished import searched, sliced, sliced_model, trained_supernets, training_records
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
-from bcnet.pipeline.results import searched, sliced, sliced_model, trained_supernets, training_records
 from bcnet.pipeline.route import on_trained_network
 from bcnet.runs import Run
 

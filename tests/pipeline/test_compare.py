@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import clear_projects
+from result_examples import compared
 from safetensors.torch import save_file
 
 from bcnet.cli import main
 from bcnet.config import load_config
-from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.digits import digits
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.compare import (
@@ -21,7 +21,6 @@ from bcnet.pipeline.compare import (
     SCRATCH,
     SEARCHED,
     UNIFORM,
-    Entry,
     Given,
     better_from_scratch,
     compare,
@@ -30,20 +29,16 @@ from bcnet.pipeline.export import original_accuracy
 from bcnet.pipeline.original import original_network
 from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.repeated import FEWEST, MOST
+from bcnet.pipeline.results import CompareSummary
 from bcnet.pipeline.train import report_given
 from bcnet.runs import Run
-from bcnet.show import show_comparison
+from bcnet.show import show_summary
 from bcnet.space.extract import cut
-from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import Recipe, Snapshot
 from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")
-
-
-def entry(name: str, low: float | None, high: float | None) -> Entry:
-    return Entry(name, Widths((8,)), 0.5, low, high, LatencyStat(1.0, 1.1, 0.0, 10), (1.0,), 0.0, 1, 1, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -52,18 +47,19 @@ def entry(name: str, low: float | None, high: float | None) -> Entry:
 def test_widths_are_better_from_scratch_where_intervals_do_not_touch(
     low: float | None, high: float | None, better: bool
 ) -> None:
-    searched = entry("found (inherited)", 0.5, 0.6)
-    assert better_from_scratch((searched, entry(SCRATCH, low, high))) is better
+    searched = compared("found (inherited)", 1.0, accuracy_low=0.5, accuracy_high=0.6)
+    scratch = compared(SCRATCH, 1.0, accuracy_low=low, accuracy_high=high)
+    assert better_from_scratch((searched, scratch)) is better
     assert not better_from_scratch((searched,))
 
 
 def test_where_they_are_the_table_ends_with_the_settings_that_hand_them_over(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = json.loads((RUN / "compare/result.json").read_text(encoding="utf-8"))
-    show_comparison({**summary, "better": None})
+    summary = CompareSummary.read(Run.named("default").stage("compare"))
+    show_summary(summary.model_copy(update={"better": None}))
     assert "from scratch: " not in capsys.readouterr().out
-    show_comparison({**summary, "better": {"from_scratch": True, "epochs": 3}})
+    show_summary(summary.model_copy(update={"better": {"from_scratch": True, "epochs": 3}}))
     assert capsys.readouterr().out.endswith(
         "its widths are better when trained from scratch: set from_scratch = true, epochs = 3 under [slice], "
         "and run again\n"

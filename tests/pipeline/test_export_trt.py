@@ -17,8 +17,8 @@ from bcnet.agent.tensorrt_module import variant_of
 from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
+from bcnet.pipeline.finished import sliced, sliced_model
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import sliced, sliced_model
 from bcnet.pipeline.verify import verify
 from bcnet.runs import Run
 from bcnet.runtimes import runtime_here

@@ -18,7 +18,8 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
 from bcnet.onnx_export.int8 import at_precision
 from bcnet.pipeline.export import export
-from bcnet.pipeline.verify import VerifyReport, verify
+from bcnet.pipeline.results import VerifyReport
+from bcnet.pipeline.verify import verify
 from bcnet.space.discover import discover_space
 
 # More images and passes than elsewhere: the network has to be right for its integers to be so.

@@ -15,8 +15,8 @@ from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.data.dataset import ImageData, Split
 from bcnet.pipeline import train as stage
+from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.results import trained_supernets
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train

@@ -1,0 +1,113 @@
+"""What later stages take from finished ones: tensors, widths. Errors name the command to repeat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bcnet.errors import ArtifactError, SpaceError
+from bcnet.latency_tables.noise import refuse_noisy
+from bcnet.models.finite import not_finite
+from bcnet.pipeline.problem import Project
+from bcnet.pipeline.results import SearchSummary, SliceSummary, training_steps
+from bcnet.reading import opened
+from bcnet.runs import Run, Stage
+from bcnet.space.extract import with_state
+from bcnet.space.width_space import Widths
+
+
+def supernet_file(number: int) -> str:
+    """The name of the file that holds a run's supernet `number`, from 0."""
+    return f"supernet-{number + 1}.safetensors" if number else "supernet.safetensors"
+
+
+def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ...]:
+    """The tensors of a run's trained supernets, one or more.
+
+    Raises ArtifactError if they are missing, or were trained with another model, data or space.
+    """
+    stage = run.stage("train")
+    stage.require(project.inputs())
+    inputs = stage.inputs()
+    if "network" in inputs:
+        raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
+    files = map(supernet_file, range(int(inputs.get("supernets", 1))))
+    own = project.model
+    return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
+
+
+def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a safetensors file for `model`; `command` creates the file again.
+
+    Raises ArtifactError if it cannot be read, or has values that are not finite.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        opened(path).close()  # a file, and not a pipe
+        tensors = dict(load_file(path))
+    except Exception as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); run `{command}` again") from None
+    broken = not_finite(tensors, {name for name, _ in model.named_parameters()})
+    if broken is not None:
+        raise ArtifactError(f"{path}: '{broken}' holds values that are not finite; run `{command}` again")
+    return tensors
+
+
+def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
+    """Widths and loss of every step of a finished training."""
+    return tuple((Widths(widths), loss) for widths, loss in training_steps(run.stage("train")))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Widths for the next stage, with their budget; None without one.
+
+    With a `budget_share`, the budget is that fraction of the original's latency, measured together with the
+    network's.
+    """
+
+    widths: Widths
+    predicted_ms: float
+    budget_ms: float | None
+    budget_share: float | None = None
+
+
+def searched(run: Run, project: Project) -> Chosen:
+    """The winner of a finished search."""
+    stage = run.stage("search")
+    found = SearchSummary.read(stage)
+    refuse_noisy_search(found, stage, project)
+    widths = _in_space(found.best.widths, stage, project)
+    return Chosen(widths, found.best.predicted_ms, found.budget_ms, found.budget_share)
+
+
+def refuse_noisy_search(found: SearchSummary, stage: Stage, project: Project) -> None:
+    """Raises TableError if a search used a table that is noisier than accepted."""
+    again = f"run `bcnet build-lut --device {project.profile.name} --again` and `{stage.command}`"
+    refuse_noisy(found.noise or 0.0, project.profile.table_noise, again)
+
+
+def sliced(run: Run, project: Project) -> Chosen:
+    """The widths of a finished slice stage: the search's winner, or another point of its front."""
+    stage = run.stage("slice")
+    found = SliceSummary.read(stage)
+    widths = _in_space(found.widths, stage, project)
+    return Chosen(widths, found.predicted_ms, found.budget_ms, found.budget_share)
+
+
+def _in_space(widths: Sequence[int], stage: Stage, project: Project) -> Widths:
+    try:
+        return project.space.check(Widths(widths))
+    except SpaceError as cause:
+        raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
+
+
+def sliced_model(run: Run, project: Project) -> nn.Module:
+    """The small network of a finished slice stage, in eval mode."""
+    stage = run.stage("slice")
+    tensors = load_tensors(stage.path("model.safetensors"), stage.command, project.model)
+    model = with_state(project.model, project.space, tensors)
+    model.eval()
+    return model
