@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from bcnet.allocation.limits import Limits as Limits
+    from bcnet.allocation.loss_tables import LossTables as LossTables
+    from bcnet.allocation.loss_tables import importance_tables as importance_tables
+    from bcnet.allocation.loss_tables import loss_tables as loss_tables
+    from bcnet.allocation.problem import AllocationProblem as AllocationProblem
+    from bcnet.allocation.problem import PruningProblem as PruningProblem
+    from bcnet.allocation.problem import TrainedNetwork as TrainedNetwork
     from bcnet.data.dataset import load_data as load_data
     from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
@@ -17,13 +24,9 @@ if TYPE_CHECKING:
     from bcnet.methods.group_fisher import SteadyRecipe as SteadyRecipe
     from bcnet.methods.group_fisher import prune_by_group_fisher as prune_by_group_fisher
     from bcnet.methods.latency_greedy import allocate_greedily as allocate_greedily
-    from bcnet.methods.limits import Limits as Limits
-    from bcnet.methods.loss_tables import LossTables as LossTables
-    from bcnet.methods.loss_tables import importance_tables as importance_tables
-    from bcnet.methods.loss_tables import loss_tables as loss_tables
-    from bcnet.methods.program import Allocation as Allocation
-    from bcnet.methods.program import SolverSettings as SolverSettings
-    from bcnet.methods.program import allocate_exactly as allocate_exactly
+    from bcnet.methods.latency_milp import Allocation as Allocation
+    from bcnet.methods.latency_milp import SolverSettings as SolverSettings
+    from bcnet.methods.latency_milp import allocate_exactly as allocate_exactly
     from bcnet.methods.uniform import allocate_uniformly as allocate_uniformly
     from bcnet.onnx_export.onnx_supernet import OnnxSupernet as OnnxSupernet
     from bcnet.pipeline.build_lut import build_lut as build_lut
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from bcnet.pipeline.slice import slice as slice
     from bcnet.pipeline.train import train as train
     from bcnet.pipeline.verify import verify as verify
+    from bcnet.registry import method as method
     from bcnet.space.discover import discover_space as discover_space
     from bcnet.space.extract import cut as cut
     from bcnet.space.extract import forward_path as forward_path
@@ -58,28 +62,31 @@ if TYPE_CHECKING:
     from bcnet.width_search.scorer import score as score
 
 _HOME = {
-    "Allocation": "bcnet.methods.program",
+    "Allocation": "bcnet.methods.latency_milp",
+    "AllocationProblem": "bcnet.allocation.problem",
     "FisherSettings": "bcnet.methods.group_fisher",
     "Inherited": "bcnet.width_search.inherit",
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
-    "Limits": "bcnet.methods.limits",
-    "LossTables": "bcnet.methods.loss_tables",
+    "Limits": "bcnet.allocation.limits",
+    "LossTables": "bcnet.allocation.loss_tables",
     "OnnxSupernet": "bcnet.onnx_export.onnx_supernet",
     "Original": "bcnet.width_search.inherit",
     "Pruned": "bcnet.methods.group_fisher",
+    "PruningProblem": "bcnet.allocation.problem",
     "Recipe": "bcnet.training.loop",
     "Score": "bcnet.width_search.scorer",
     "Scorer": "bcnet.width_search.scorer",
     "SearchResult": "bcnet.pipeline.search_evolved",
     "SearchSettings": "bcnet.width_search.evolution",
-    "SolverSettings": "bcnet.methods.program",
+    "SolverSettings": "bcnet.methods.latency_milp",
     "SteadyRecipe": "bcnet.methods.group_fisher",
     "Task": "bcnet.training.task",
+    "TrainedNetwork": "bcnet.allocation.problem",
     "WidthSpace": "bcnet.space.width_space",
     "Widths": "bcnet.space.width_space",
     "allocate_by_scales": "bcnet.methods.adapruner",
-    "allocate_exactly": "bcnet.methods.program",
+    "allocate_exactly": "bcnet.methods.latency_milp",
     "allocate_greedily": "bcnet.methods.latency_greedy",
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
@@ -90,15 +97,16 @@ _HOME = {
     "extracted": "bcnet.space.importance",
     "fit_network": "bcnet.training.loop",
     "forward_path": "bcnet.space.extract",
-    "importance_tables": "bcnet.methods.loss_tables",
+    "importance_tables": "bcnet.allocation.loss_tables",
     "importances": "bcnet.space.importance",
     "inherited": "bcnet.width_search.inherit",
     "kept_channels": "bcnet.space.importance",
     "load_data": "bcnet.data.dataset",
     "load_profile": "bcnet.hw_profiles",
-    "loss_tables": "bcnet.methods.loss_tables",
+    "loss_tables": "bcnet.allocation.loss_tables",
     "measure_network": "bcnet.measure.network_latency",
     "measured_importances": "bcnet.training.gates",
+    "method": "bcnet.registry",
     "prune_by_group_fisher": "bcnet.methods.group_fisher",
     "reordered": "bcnet.space.importance",
     "score": "bcnet.width_search.scorer",

@@ -28,6 +28,8 @@ import scipy
 import torch
 from train_step import _processor
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import total
 from bcnet.config import ModelConfig
 from bcnet.hw_profiles import load_profile
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
@@ -35,9 +37,7 @@ from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, 
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_latency import setting_of
 from bcnet.methods.latency_greedy import narrowed_by
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import total
-from bcnet.methods.program import SolverSettings, allocate_exactly
+from bcnet.methods.latency_milp import SolverSettings, allocate_exactly
 from bcnet.models import build_model
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.estimate_lut import estimate_lut, fitted_roofline

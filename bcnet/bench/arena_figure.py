@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bcnet.bench.arena_rows import AUTO, ORIGINAL, outside
+from bcnet.bench.arena_rows import ORIGINAL, outside
+from bcnet.registry import AUTO
 from bcnet.runs import write_file
 
 MARKERS = "osD^v<>pPX*hd"

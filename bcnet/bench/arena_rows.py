@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 
 from bcnet.bench.outside import COMPETITORS
 from bcnet.errors import UsageError
-from bcnet.methods.allocators import ALLOCATORS
 from bcnet.methods.group_fisher import NormalisedBy
-from bcnet.pipeline.route import ALLOCATIONS, GROUP_FISHER
+from bcnet.registry import AUTO, METHODS, Method, auto_methods, own_methods
 from bcnet.space.importance import CRITERIA, Criterion
 
 ORIGINAL = "original"
-AUTO = "auto"
 PLAIN = ", no distillation"
 
 
@@ -22,8 +20,8 @@ class Row:
     """One way to make a network smaller.
 
     `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
-    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised; of
-    group-fisher its own. `prune_by` is what it divides information by.
+    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised; of a
+    method that trains its own. `prune_by` is what group-fisher divides information by.
     """
 
     name: str
@@ -36,7 +34,7 @@ class Row:
     @property
     def pruned(self) -> bool:
         """Whether the method trains while it removes channels."""
-        return self.method == GROUP_FISHER
+        return not self.outside and any(own.trains for own in self.methods)
 
     @property
     def allocation(self) -> str:
@@ -51,19 +49,18 @@ class Row:
         return self.method in COMPETITORS
 
     @property
-    def methods(self) -> tuple[str, ...]:
+    def methods(self) -> tuple[Method, ...]:
         """The methods that propose widths."""
-        return ALLOCATIONS if self.method == AUTO else (self.method,)
+        return auto_methods() if self.method == AUTO else (METHODS[self.method],)
 
 
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
         Row(AUTO, AUTO),
-        *(Row(method, method) for method in ALLOCATORS),
-        Row(GROUP_FISHER, GROUP_FISHER),
-        Row(f"{GROUP_FISHER}, macs", GROUP_FISHER, prune_by="macs"),
-        Row(f"{GROUP_FISHER}, memory", GROUP_FISHER, prune_by="memory"),
+        *(Row(method.name, method.name) for method in own_methods()),
+        Row("group-fisher, macs", "group-fisher", prune_by="macs"),
+        Row("group-fisher, memory", "group-fisher", prune_by="memory"),
         Row("uniform, l1", "uniform", ("l1",)),
         Row("uniform (from scratch)", "uniform", scratch=True),
         *(Row(name, name) for name in COMPETITORS),
@@ -78,7 +75,10 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
     """
     rows: dict[str, Row] = {}
     for name in names or ROWS:
-        own = ROWS.get(name.removesuffix(PLAIN))
+        plainly = name.removesuffix(PLAIN)
+        own = ROWS.get(plainly)
+        if own is None and plainly in METHODS.names():
+            own = Row(plainly, plainly)  # of another package
         if own is None:
             raise UsageError(f"unknown row '{name}'; there is: {'; '.join(ROWS)}; each may end in '{PLAIN}'")
         wanted = [own] if not name.endswith(PLAIN) else []
@@ -90,4 +90,4 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
 
 def outside(name: str) -> bool:
     """Whether a row of this name is another library's."""
-    return ROWS[name.removesuffix(PLAIN)].outside
+    return name.removesuffix(PLAIN) in COMPETITORS

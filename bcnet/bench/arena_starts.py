@@ -28,7 +28,7 @@ from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.measured import ALTERNATIONS, Target
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Project
-from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetworks
+from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.trained_scores import TrainedScores
@@ -100,7 +100,8 @@ class Starts:
             source = "; ".join(filter(None, ("from scratch", fresh.note)))
             return Start(tensors_of(network), {**about, "source": source})
         if row.pruned:
-            return Start(self._pruned(row, share).found[widths].state, {**about, "source": OWN_WEIGHTS})
+            pruned = self._pruned(row, share).found[widths]
+            return Start(pruned.state, {**about, "source": pruned.source})
         own = self._inherited(widths, share, row.criteria)
         return Start(own.state, {**about, "source": own.source})
 
@@ -147,9 +148,9 @@ class Starts:
             )
         folder = self.folder / "starts" / slug(percent(share), row.allocation)
         inputs = {"inputs": self.inputs, "distilled": str(row.distilled)}
-        return PrunedNetworks(
-            self.project, self.original, folder, inputs, row.prune_by, distilled=row.distilled
-        )
+        search = config.search.model_copy(update={"prune_by": row.prune_by})
+        project = replace(self.project, config=config.model_copy(update={"search": search}))
+        return PrunedNetworks(row.methods[0], project, self.original, folder, inputs, distilled=row.distilled)
 
     def _scores_at(self, share: float) -> TrainedScores:
         """Scores on the trained network, its channels in the order that is best at this budget."""

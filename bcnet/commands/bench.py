@@ -162,7 +162,7 @@ def arena(
 
     plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
     # The route of a trained network, whatever else is configured for its search.
-    own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False}
+    own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False, "settings": {}}
     flags: Flags = {"": {"device": device}, "slice": {"epochs": passes}, "search": own}
     settings = configured(config, flags)
     target = Run.named(checked_name(run or "arena"), config)

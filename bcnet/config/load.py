@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bcnet.config.config import Config
 from bcnet.config.keys import section_of
-from bcnet.config.section import Section
 from bcnet.errors import ConfigError, UsageError
 from bcnet.plain import shown
 from bcnet.toml_files import is_there, read_toml
@@ -53,7 +52,7 @@ def load_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as cause:
-        raise ConfigError(f"{path}: {_explain(cause)}") from None
+        raise ConfigError(f"{path}: {explained(cause)}") from None
     if not flags and not assigned:
         return config
     values = _merged(_without_alternatives(values, assigned or {}), assigned or {})
@@ -64,7 +63,7 @@ def load_config(
     try:
         return Config.model_validate(values)
     except ValidationError as cause:
-        raise UsageError(_explain(cause)) from None
+        raise UsageError(explained(cause)) from None
 
 
 def _merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +84,12 @@ def _without_alternatives(values: Mapping[str, Any], given: Mapping[str, Any]) -
     return kept
 
 
-def _explain(cause: ValidationError) -> str:
+def explained(cause: ValidationError, model: type[BaseModel] = Config) -> str:
     """One line for the first of pydantic's errors, with the nearest known key for an unknown one."""
     error = cause.errors()[0]
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _keys_of(error["loc"][:-1])
+        known = _keys_of(model, error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"unknown key '{where}'; {hint}"
@@ -102,8 +101,7 @@ def _explain(cause: ValidationError) -> str:
     return f"{where}: {message}, not {shown(error['input'])}"
 
 
-def _keys_of(location: tuple[int | str, ...]) -> list[str]:
-    section: type[Section] = Config
+def _keys_of(section: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         section = section_of(section.model_fields[str(part)]) or section
     return list(section.model_fields)

@@ -1,31 +1,26 @@
 """[search]: the budget, and how the best widths are found."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from bcnet.config.section import Section, checked_ms, checked_share
+from bcnet.registry import AUTO, METHODS
 
 
 class SearchConfig(Section):
     """The budget, and how the best widths are found."""
 
-    method: Literal[
-        "auto",
-        "evolution",
-        "latency-greedy",
-        "latency-milp",
-        "adapruner",
-        "uniform",
-        "network-adjustment",
-        "group-fisher",
-    ] = Field(
-        "auto",
+    method: str = Field(
+        AUTO,
         description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
-        "latency-greedy, latency-milp, adapruner, uniform; auto: all of these where weights are given, the "
-        "best of their networks wins, else evolution; network-adjustment: moves channels between groups in "
-        "rounds; group-fisher: removes channels while it trains",
+        f"{', '.join(METHODS.own())}, or a method of another package; auto: where weights are given, the "
+        "best network of several of these, else evolution; docs/trained-networks.md describes them",
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings of `method` that have no key here, as a method of another package may have",
     )
 
     # Values that are not finite are left to the check below, whose message is clearer.
@@ -145,6 +140,14 @@ class SearchConfig(Section):
     _share = field_validator("latency", mode="before")(checked_share)
     _ms = field_validator("latency_ms", mode="before")(checked_ms)
 
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        refusal = METHODS.refusal(method)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return method
+
     @property
     def bounded(self) -> bool:
         """Whether there are bounds beside a latency, or in place of one."""
@@ -168,7 +171,7 @@ class SearchConfig(Section):
             raise ValueError(
                 "fitness 'soft' weighs latency against a budget: not with min_accuracy or pareto"
             )
-        if self.method not in ("auto", "evolution") and self.beyond_a_budget:
+        if self.method not in METHODS.reserved and self.beyond_a_budget:
             raise ValueError(
                 f"method '{self.method}' finds one network within a latency: for a front, a minimum "
                 "accuracy, a soft fitness or bounds alone, use auto or evolution"

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import importance_tables
-from bcnet.methods.problem import Problem
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import importance_tables
+from bcnet.allocation.problem import AllocationProblem
 from bcnet.methods.uniform import widest_scaled
+from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import LatencyOf
@@ -38,7 +39,13 @@ def allocate_by_scales(
     return _scaled(Limits(space, latency_of, limit_ms, bounds), importance)
 
 
-def propose(problem: Problem) -> list[Widths]:
+@method(
+    "adapruner",
+    "groups in proportion to their mean batch-norm scale",
+    paper="AdaPruner (arXiv 2109.06397)",
+    auto=4,
+)
+def propose(problem: AllocationProblem) -> list[Widths]:
     """The same by batch-norm scales."""
     return [_scaled(problem.limits, problem.importances["bn-scale"])]
 

@@ -6,21 +6,23 @@ sections 3.1 to 3.3, algorithm 2), with the latency that a removal saves at the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.problem import PruningProblem, TrainedNetwork
+from bcnet.config import Section
 from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import cheapest_step, steps
-from bcnet.methods.limits import Limits
+from bcnet.registry import method
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import extracted, made_along, stretches
-from bcnet.space.subnet import State
-from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.space.width_space import WidthGroup, WidthSpace
 from bcnet.training.gates import Fisher, Taylor, coupled_importance
 from bcnet.training.loop import (
     Objective,
@@ -35,6 +37,7 @@ from bcnet.training.task import entries
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 
 NormalisedBy = Literal["latency", "macs", "memory"]
+ROUNDS = 16  # of removals at least, where the training has as many steps
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,43 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A small network: for each group the kept channels (width,), its tensors, and how it came about.
+class Pruned(TrainedNetwork):
+    """A small network with, for each group, the kept channels (width,), and what was removed when."""
 
-    `passes` are those over the training images.
-    """
-
-    widths: Widths
     kept: tuple[Tensor, ...]
-    state: State
-    passes: int
     removals: tuple[Removal, ...]
+
+
+class PruningSettings(Section):
+    """What information is divided by; see `search.prune_by`."""
+
+    prune_by: NormalisedBy = "latency"
+
+
+@method(
+    "group-fisher",
+    "removes channels while it trains (`search.prune_epochs`), those of the least Fisher information per "
+    "millisecond saved first; `search.prune_by` takes multiply-accumulates or activations in place of "
+    "latency, as published",
+    paper="Group Fisher (ICML 2021)",
+    trains=True,
+    settings=PruningSettings,
+)
+def prune(problem: PruningProblem) -> Pruned:
+    """The network that is left, with removals spread evenly over the training."""
+    settings: PruningSettings = problem.settings
+    own = {one.name: getattr(problem.recipe, one.name) for one in fields(problem.recipe)}
+    recipe = SteadyRecipe(**own)
+    steps = recipe.epochs * steps_an_epoch(problem.data, recipe)
+    interval = max(1, min(FisherSettings().interval, steps // ROUNDS))
+    return prune_by_group_fisher(
+        problem.model,
+        problem.limits,
+        problem.data,
+        recipe,
+        FisherSettings(interval, settings.prune_by),
+        problem.objective,
+    )
 
 
 def prune_by_group_fisher(
@@ -124,7 +153,8 @@ def prune_by_group_fisher(
         check_trained(model.state_dict(), "at its end", trainable)
     state = extracted(tensors_of(model.cpu().eval()), limits.space.without_extra(), pruning.kept)
     tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
-    return Pruned(limits.widths(pruning.index), tuple(pruning.kept), tensors, passes, tuple(pruning.removals))
+    widths, kept, removals = limits.widths(pruning.index), tuple(pruning.kept), tuple(pruning.removals)
+    return Pruned(widths, tensors, passes, kept, removals)
 
 
 class _Pruning:

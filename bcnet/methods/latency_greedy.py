@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import check_tables, importance_tables
-from bcnet.methods.problem import Problem
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import check_tables, importance_tables
+from bcnet.allocation.problem import AllocationProblem
+from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import LatencyOf
@@ -39,7 +40,13 @@ def allocate_greedily(
     )
 
 
-def propose(problem: Problem) -> list[Widths]:
+@method(
+    "latency-greedy",
+    "removes, step by step, what has the least Taylor importance per millisecond saved",
+    paper="HALP (NeurIPS 2022)",
+    auto=2,
+)
+def propose(problem: AllocationProblem) -> list[Widths]:
     """The same by Taylor's importance."""
     losses = importance_tables(problem.space, problem.importances["taylor"])
     return [narrowed_by(problem.space, losses, problem.limits)]

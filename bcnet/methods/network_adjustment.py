@@ -8,13 +8,16 @@ group's ratio is the loss of one choice more or less per millisecond.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import LossOf
-from bcnet.methods.problem import Problem
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import LossOf
+from bcnet.allocation.problem import AllocationProblem
+from bcnet.config import Section
 from bcnet.methods.uniform import allocate_uniformly, widest_scaled
+from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import multiply_accumulates
 
@@ -105,11 +108,26 @@ def exchanged(limits: Limits, widths: Widths, near: Neighbours, most: int = 1) -
     return limits.widths(result)
 
 
-def propose(problem: Problem) -> list[Widths]:
+class AdjustmentSettings(Section):
+    """What groups are compared by; see `search.adjust_by`."""
+
+    adjust_by: Literal["latency", "macs"] = "latency"
+
+
+@method(
+    "network-adjustment",
+    "from the uniform network, in up to ten rounds: channels move from groups whose next choice loses least "
+    'per millisecond to those that gain most; with `search.adjust_by = "macs"`, as published, by the loss of '
+    "channels dropped at random",
+    paper="Network Adjustment (CVPR 2020)",
+    settings=AdjustmentSettings,
+)
+def propose(problem: AllocationProblem) -> list[Widths]:
     """The networks that rounds of adjustment come to, from the uniform one, the best first."""
     limits = problem.limits
     start = allocate_uniformly(limits.space, (), limits.latency_of, limits.limit_ms, limits.bounds)
-    if problem.adjust_by == "latency":
+    settings: AdjustmentSettings = problem.settings
+    if settings.adjust_by == "latency":
         return [adjust_widths(limits, start, problem.loss_of, ROUNDS)]
     found = {start: float(problem.loss_of(start))}
     widths = start

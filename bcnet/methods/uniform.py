@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from bcnet.methods.limits import Limits
-from bcnet.methods.problem import Problem
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.problem import AllocationProblem
+from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import LatencyOf
@@ -30,7 +31,8 @@ def allocate_uniformly(
     return _uniform(Limits(space, latency_of, limit_ms, bounds))
 
 
-def propose(problem: Problem) -> list[Widths]:
+@method("uniform", "all groups at one share of their channels", auto=1)
+def propose(problem: AllocationProblem) -> list[Widths]:
     """The uniform network (see `allocate_uniformly`)."""
     return [_uniform(problem.limits)]
 

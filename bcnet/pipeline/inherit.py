@@ -16,8 +16,8 @@ from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project
-from bcnet.pipeline.pruned import OWN_WEIGHTS, PrunedNetwork, pruned_by_search
-from bcnet.pipeline.route import GROUP_FISHER, on_trained_network
+from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
+from bcnet.pipeline.route import on_trained_network
 from bcnet.plain import loss_text
 from bcnet.progress import say, working
 from bcnet.runs import Run
@@ -132,7 +132,7 @@ def ranked_sources(
         sources += [_of_original(own) for own in found]
         own = trained.pruned.get(widths)
         if own is not None:
-            sources.append(Source(OWN_WEIGHTS, GROUP_FISHER, own.state, own.score, passes=own.passes))
+            sources.append(Source(own.source, own.method, own.state, own.score, passes=own.passes))
     return sorted(sources, key=lambda source: best_first(source.score))
 
 

@@ -33,6 +33,7 @@ from bcnet.models.weights import fresh_heads
 from bcnet.onnx_export.exportable import not_deliverable
 from bcnet.onnx_export.int8 import at_precision, unsigned_activations
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.configured_methods import check_method
 from bcnet.progress import say, working
 from bcnet.runs import digest
 from bcnet.space.discover import discover_space
@@ -307,6 +308,7 @@ def forget_project() -> None:
 
 def _load(config: Config, *, pixels: bool = True) -> Project:
     keep_freed_memory()
+    check_method(config)
     profile = target_profile(config)
     data = load_data(config.data, config.seed, pixels=pixels)
     expected = statistics(config.model) if config.data.mean is None else None

@@ -1,8 +1,8 @@
-"""Small networks that were made while training went on: group Fisher's, with weights of their own.
+"""Small networks of a method that trains while it removes channels, with weights of their own.
 
 In: a project's trained network, limits. Out: for each limit a network, its tensors and score. Each is kept in
-a sealed file as soon as it is finished, `pruned-N.safetensors`; the winner's becomes
-`group-fisher.safetensors`, which later stages read.
+a sealed file as soon as it is finished, `pruned-N.safetensors`; the winner's becomes `METHOD.safetensors`,
+which later stages read.
 """
 
 from collections.abc import Mapping
@@ -13,39 +13,44 @@ from typing import Any
 
 from torch import nn
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.problem import PruningProblem, TrainedNetwork
 from bcnet.errors import ArtifactError
-from bcnet.methods.group_fisher import FisherSettings, NormalisedBy, SteadyRecipe, prune_by_group_fisher
-from bcnet.methods.limits import Limits
+from bcnet.pipeline.configured_methods import called, settings_for, settings_recorded
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say
+from bcnet.registry import Method
 from bcnet.runs import MANIFEST, Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.subnet import State
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe, seconds_to_fit, steps_an_epoch
+from bcnet.training.loop import Recipe, seconds_to_fit
 from bcnet.width_search.inherit import Original
 from bcnet.width_search.scorer import Score
 
-PRUNED_FILE = "group-fisher.safetensors"
 PRUNED = "pruned-*.safetensors"  # of a search that goes on
-OWN_WEIGHTS = "group-fisher's own weights"
 RATE = 0.1  # of fine-tuning's: published are 0.04 to 0.1 of the rate that a network was trained with
-ROUNDS = 16  # of removals at least, where the training has as many steps
 NEAR = 0.02  # a limit that is higher by so little needs no other network
 
 
 @dataclass(frozen=True)
 class PrunedNetwork:
-    """A small network with its own batch-norm statistics, and the passes that went into it."""
+    """A method's small network with its own batch-norm statistics, and the passes that went into it."""
 
+    method: str
     widths: Widths
     state: State
     score: Score
     passes: int
     limit_ms: float
+
+    @property
+    def source(self) -> str:
+        """What its weights are called."""
+        return own_weights(self.method)
 
     def sealed(self, inputs: Mapping[str, str]) -> bytes:
         """It as a file."""
@@ -60,11 +65,12 @@ class PrunedNetwork:
         return seal_tensors({name: t.contiguous() for name, t in self.state.items()}, about)
 
     @classmethod
-    def unsealed(cls, path: Path, project: Project) -> "tuple[PrunedNetwork, Mapping[str, str]]":
-        """It and its inputs from a file. Raises ValueError."""
+    def unsealed(cls, path: Path, project: Project, method: str) -> "tuple[PrunedNetwork, Mapping[str, str]]":
+        """A method's network and its inputs from a file. Raises ValueError."""
         state, about = unseal_tensors(path)
         try:
             found = cls(
+                method,
                 project.space.check(Widths(about["widths"])),
                 state,
                 Score(float(about["accuracy"]), -float(about["loss"])),
@@ -76,34 +82,36 @@ class PrunedNetwork:
             raise ValueError(f"it is from another version: {cause}") from None
 
 
+def own_weights(method: str) -> str:
+    """What the weights are called that a method gives its networks."""
+    return f"{method}'s own weights"
+
+
 class PrunedNetworks:
-    """The networks that were pruned from one trained network, each for a limit.
+    """The networks that a method pruned from one trained network, each for a limit.
 
     `inputs` are all that they depend on; files of a stopped search are used again where these agree.
     """
 
     def __init__(
         self,
+        method: Method,
         project: Project,
         original: nn.Module,
         folder: Path,
         inputs: Mapping[str, str],
-        by: NormalisedBy | None = None,
         *,
         distilled: bool = True,
     ) -> None:
-        """`by` is what information is divided by, the configured where it is not given.
-
-        With `distilled`, the networks learn from the configured teacher.
-        """
+        """With `distilled`, the networks learn from the configured teacher."""
         self._distilled = distilled
-        self.project, self.original, self.folder = project, original, folder
-        self.by: NormalisedBy = by or project.config.search.prune_by
-        self.inputs = {**inputs, "pruning": f"{project.config.search.prune_epochs} {self.by}"}
+        self.method, self.project, self.original, self.folder = method, project, original, folder
+        recorded = settings_recorded(method, project.config.search)
+        self.inputs = {**inputs, "pruning": " ".join(map(str, recorded))}
         self.found: dict[Widths, PrunedNetwork] = {}
         for path in self.files:
             try:
-                known, own = PrunedNetwork.unsealed(path, project)
+                known, own = PrunedNetwork.unsealed(path, project, method.name)
             except ValueError as cause:
                 say(f"{path}: {cause}; that network is pruned again")
                 continue
@@ -141,16 +149,16 @@ class PrunedNetworks:
     def _made(self, limits: Limits) -> PrunedNetwork:
         project, config = self.project, self.project.config
         model = with_state(project.model, limits.space, tensors_of(self.original))
-        recipe = SteadyRecipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(project))
-        steps = recipe.epochs * steps_an_epoch(project.data, recipe)
-        own = FisherSettings()
-        settings = FisherSettings(max(1, min(own.interval, steps // ROUNDS)), self.by)
+        recipe = Recipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(project))
         objective = objective_for(project, self.original, model, recipe) if self._distilled else None
         what = f"removing channels while training, down to {limits.limit_ms:.4g} ms"
         announce(what, seconds_to_fit(model, project.data, recipe, objective))
-        pruned = prune_by_group_fisher(model, limits, project.data, recipe, settings, objective)
-        scored = self._original.scored(OWN_WEIGHTS, pruned.state)
-        return PrunedNetwork(pruned.widths, scored.state, scored.score, pruned.passes, limits.limit_ms)
+        settings = settings_for(self.method, config.search)
+        problem = PruningProblem(model, limits, project.data, recipe, objective, settings)
+        pruned: TrainedNetwork = called(self.method, problem, _network)
+        name = self.method.name
+        scored = self._original.scored(own_weights(name), pruned.state)
+        return PrunedNetwork(name, pruned.widths, scored.state, scored.score, pruned.passes, limits.limit_ms)
 
     @cached_property
     def _original(self) -> Original:
@@ -160,17 +168,24 @@ class PrunedNetworks:
         return Original(self.original, self.project.space, self.project.data, recipe, images)
 
 
+def _network(found: Any) -> TrainedNetwork:
+    if not isinstance(found, TrainedNetwork):
+        raise TypeError(f"it returned a {type(found).__name__}, not a TrainedNetwork")
+    return found
+
+
 def pruned_by_search(run: Run, project: Project) -> dict[Widths, PrunedNetwork]:
     """The network that a finished search pruned, by its widths; none where it was found in another way."""
     stage = run.stage("search")
     if not stage.path(MANIFEST).exists():
         return {}
     outputs: dict[str, Any] = stage.manifest()["outputs"]
-    if PRUNED_FILE not in outputs:
+    name = next((name for name in outputs if name.endswith(".safetensors")), None)
+    if name is None:
         return {}
-    path = stage.path(PRUNED_FILE)
+    path = stage.path(name)
     try:
-        found, _ = PrunedNetwork.unsealed(path, project)
+        found, _ = PrunedNetwork.unsealed(path, project, path.stem)
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
     return {found.widths: found}

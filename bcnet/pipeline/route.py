@@ -3,12 +3,10 @@
 In: a project. Out: the methods that find widths without a supernet, and whether one is trained at all.
 """
 
-from bcnet.methods.allocators import ALLOCATORS, MANY_SCORES
 from bcnet.pipeline.problem import Project
+from bcnet.registry import AUTO, EVOLUTION, METHODS, Method, auto_methods
 
 INHERITED_RATE = 0.02  # where slice.learning_rate is not given
-GROUP_FISHER = "group-fisher"  # removes channels while it trains: not part of `auto`, it takes passes
-ALLOCATIONS = tuple(name for name in ALLOCATORS if name not in MANY_SCORES)  # of `auto`
 
 
 def on_trained_network(project: Project) -> bool:
@@ -18,7 +16,7 @@ def on_trained_network(project: Project) -> bool:
     cannot be distinguished from one that loads trained ones.
     """
     method = project.config.search.method
-    return project.config.model.weights is not None if method == "auto" else method != "evolution"
+    return project.config.model.weights is not None if method == AUTO else method != EVOLUTION
 
 
 def fine_tuning_rate(project: Project) -> float:
@@ -29,7 +27,7 @@ def fine_tuning_rate(project: Project) -> float:
     return config.learning_rate
 
 
-def allocations(project: Project) -> tuple[str, ...]:
+def allocations(project: Project) -> tuple[Method, ...]:
     """The methods whose networks are candidates; none: an evolution finds them.
 
     Where weights are given, `auto` takes all methods, unless more is wanted than a latency budget.
@@ -37,6 +35,6 @@ def allocations(project: Project) -> tuple[str, ...]:
     search = project.config.search
     if not on_trained_network(project):
         return ()
-    if search.method == "auto":
-        return () if search.beyond_a_budget else ALLOCATIONS
-    return (search.method,)
+    if search.method == AUTO:
+        return () if search.beyond_a_budget else auto_methods()
+    return (METHODS[search.method],)

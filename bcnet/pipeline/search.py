@@ -2,23 +2,22 @@
 best widths.
 
 `search/`: result.json, history.json (every scored candidate), pareto.json; while searching state.jsonl or
-scores.jsonl, from which a stopped search continues; of group-fisher the network that it trained (see
-`pruned.py`).
+scores.jsonl, from which a stopped search continues; of a method that trains its network (see `pruned.py`).
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from bcnet.config import Config, SearchConfig
+from bcnet.config import Config
 from bcnet.hw_profiles.target import target_of
+from bcnet.pipeline.configured_methods import settings_recorded
+from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.measured import Target
 from bcnet.pipeline.problem import Project, load_project
-from bcnet.pipeline.pruned import PRUNED, PRUNED_FILE
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
-from bcnet.pipeline.route import GROUP_FISHER, allocations
+from bcnet.pipeline.route import allocations
 from bcnet.pipeline.search_evolved import effective_limit_ms, fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
@@ -37,14 +36,14 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
     methods = allocations(project)
     return {
         "supernet": trained,
-        **({"methods": ", ".join(methods)} if methods else {}),
+        **({"methods": ", ".join(own.name for own in methods)} if methods else {}),
         "latency table": digest(asdict(calibration) if calibration else None),
         "device": project.device_key,
         "search settings": digest(
             [
                 _recorded(settings_of(project)),
                 *(_trial_settings(project) if methods else ()),
-                *_method_settings(config.search, methods),
+                *(value for own in methods for value in settings_recorded(own, config.search)),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
             ]
@@ -57,12 +56,6 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
     """The evolution's settings; one that does nothing is left out: results without it are not outdated."""
     found = asdict(settings)
     return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
-
-
-def _method_settings(search: SearchConfig, methods: Sequence[str]) -> list[Any]:
-    """The settings of single methods, where they are among these."""
-    found: list[Any] = [search.prune_epochs, search.prune_by] if GROUP_FISHER in methods else []
-    return [*found, search.adjust_by] if "network-adjustment" in methods else found
 
 
 def _trial_settings(project: Project) -> list[Any]:
@@ -130,7 +123,7 @@ def run(run: Run, config: Config) -> SearchSummary:
         seed=result.seed,
         note=result.note,
         method=found.method,
-        methods=asked.methods,
+        methods=tuple(own.name for own in asked.methods),
         criterion=found.criterion,
         pruning_passes=found.passes,
         pruning_passes_of_all_rounds=found.passes_of_all,
@@ -142,8 +135,9 @@ def run(run: Run, config: Config) -> SearchSummary:
     }
     contents = {name: json_bytes(value) for name, value in files.items()}
     contents |= found.files
-    earlier = [*asked.stage.folder.glob(PRUNED), asked.stage.path(PRUNED_FILE)]
-    obsolete = [*found.obsolete, *(path for path in earlier if path.name not in contents)]
+    networks = asked.stage.folder.glob("*.safetensors")  # of this search, or of the one before
+    earlier = [path for path in networks if path.name not in (IMPORTANCES_FILE, *contents)]
+    obsolete = [*found.obsolete, *earlier]
     asked.stage.finish(asked.inputs, contents, obsolete)
     return summary
 

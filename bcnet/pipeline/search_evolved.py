@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bcnet.allocation.limits import Limits
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS
-from bcnet.methods.limits import Limits
 from bcnet.pipeline.measured import ROUNDS, MeasureOf, Target, alternating
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.space.width_space import Widths, WidthSpace

@@ -4,36 +4,38 @@ Each method proposes networks that should just fit the budget; all are scored as
 measured beside the original, and what the table predicted wrongly moves the next round's limit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.problem import AllocationProblem
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.methods.allocators import ALLOCATORS, UNIFORM
-from bcnet.methods.problem import Problem
+from bcnet.pipeline.configured_methods import called, settings_for
 from bcnet.pipeline.measured import Measured, MeasureOf, Target, Timed, measured_until_used, too_slow
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.route import GROUP_FISHER
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.plain import loss_text
 from bcnet.progress import say, working
+from bcnet.registry import Method
 from bcnet.space.width_space import Widths
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_of
 
 ORIGINAL = "original"
+UNIFORM = "uniform"  # the method that any other has to beat
 
 
 @dataclass
 class Proposals:
     """Candidates of all rounds: who proposed them, their scores, and what was measured.
 
-    `pruned` are the networks of `group-fisher`, which has to be among the methods for them.
+    `pruned` are the networks of a method that trains, which has to be among the methods for them.
     """
 
-    methods: tuple[str, ...]
+    methods: tuple[Method, ...]
     scores: TrainedScores
     latency: LatencyModel
     bounds: Sequence[Bound]
@@ -44,7 +46,7 @@ class Proposals:
     def propose(self, limit_ms: float, number: int) -> list[Candidate]:
         """Networks of at most `limit_ms` by the table, scored. Raises BudgetError if there are none."""
         infeasible: BudgetError | None = None
-        proposed: dict[Widths, str] = {}
+        proposed: dict[Widths, Method] = {}
         for method in self.methods:
             try:
                 for widths in self._widths(method, limit_ms):
@@ -55,16 +57,20 @@ class Proposals:
             raise infeasible or BudgetError(f"no network of {limit_ms:.4g} ms was found")
         with working(f"scoring {len(proposed)} networks of up to {limit_ms:.4g} ms"):
             for widths, method in proposed.items():
-                self.origin.setdefault(widths, method)
+                self.origin.setdefault(widths, method.name)
                 if widths not in self.found:
                     predicted = float(self.latency(widths))
                     score = self._score(method, widths)
                     self.found[widths] = Candidate(widths, predicted, score, number)
         return [self.found[widths] for widths in proposed]
 
-    def _widths(self, method: str, limit_ms: float) -> list[Widths]:
+    def _widths(self, method: Method, limit_ms: float) -> list[Widths]:
+        if method.trains:
+            assert self.pruned is not None
+            limits = Limits(self.scores.space, self.latency, limit_ms, self.bounds)
+            return [self.pruned.within(limits).widths]
         scores = self.scores
-        problem = Problem(
+        problem = AllocationProblem(
             scores.space,
             self.latency,
             limit_ms,
@@ -73,16 +79,22 @@ class Proposals:
             lambda: scores.tables,
             scores.loss_of,
             scores.dropped,
-            scores.project.config.search.adjust_by,
+            settings_for(method, scores.project.config.search),
         )
-        if method == GROUP_FISHER:
-            assert self.pruned is not None
-            return [self.pruned.within(problem.limits).widths]
-        return ALLOCATORS[method](problem)
+        return list(called(method, problem, lambda found: [self._choices(own) for own in found]))
 
-    def _score(self, method: str, widths: Widths) -> Score:
+    def _choices(self, widths: Iterable[int]) -> Widths:
+        """Widths that a method proposes. Raises ValueError where one is not among its group's choices."""
+        space = self.scores.space
+        proposed = space.check(widths)
+        for group, width in zip(space.groups, proposed, strict=True):
+            if width not in group.choices:
+                raise ValueError(f"width {width} is not among the choices of group '{group.name}'")
+        return proposed
+
+    def _score(self, method: Method, widths: Widths) -> Score:
         """That of the original's channels, or of the method's own weights."""
-        if method == GROUP_FISHER and self.pruned is not None:
+        if method.trains and self.pruned is not None:
             return self.pruned.found[widths].score
         return self.scores(widths)
 

@@ -19,8 +19,8 @@ from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.measured import MeasureOf, Target
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.problem import Project
-from bcnet.pipeline.pruned import PRUNED_FILE, PrunedNetworks
-from bcnet.pipeline.route import GROUP_FISHER, allocations, on_trained_network
+from bcnet.pipeline.pruned import PrunedNetworks
+from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
     bounds_of,
@@ -42,6 +42,7 @@ from bcnet.pipeline.search_trained import (
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce
+from bcnet.registry import Method
 from bcnet.runs import Run, Stage
 from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
@@ -101,9 +102,14 @@ class Asked:
         return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin, wider)
 
     @property
-    def methods(self) -> tuple[str, ...]:
+    def methods(self) -> tuple[Method, ...]:
         """Those that propose networks; none: an evolution finds them."""
         return allocations(self.project)
+
+    @property
+    def trains(self) -> Method | None:
+        """The one among them that trains, which is then the only one."""
+        return next((own for own in self.methods if own.trains), None)
 
     @property
     def stage(self) -> Stage:
@@ -145,7 +151,7 @@ def find(asked: Asked) -> Found:
     importances = importances_of(asked.run, asked.project, network)
     path = asked.stage.path(SCORES)
     scores = TrainedScores(asked.project, asked.weights[0], path, asked.inputs, importances)
-    if asked.methods != (GROUP_FISHER,):  # which scores its own weights
+    if asked.trains is None:  # which scores its own weights
         scores.choose_criterion(_typical(asked, scores))
     if asked.methods:
         return _proposed(asked, scores)
@@ -198,8 +204,9 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     """
     settings, project, search = asked.settings, asked.project, asked.project.config.search
     assert settings.budget_ms is not None
-    network = trained_network(asked.run, project) if GROUP_FISHER in asked.methods else None
-    pruned = None if network is None else PrunedNetworks(project, network, asked.stage.folder, asked.inputs)
+    pruned = None
+    if asked.trains and (network := trained_network(asked.run, project)) is not None:
+        pruned = PrunedNetworks(asked.trains, project, network, asked.stage.folder, asked.inputs)
     proposals = Proposals(asked.methods, scores, asked.latency, asked.bounds, pruned)
     if asked.measure_of is None:
         found = proposals.propose(settings.budget_ms, 0)
@@ -226,5 +233,5 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     if pruned is None:
         return Found(result, files, method, scores.criterion)
     own_weights = pruned.found[best.widths]
-    kept = {PRUNED_FILE: own_weights.sealed(pruned.inputs)}
+    kept = {f"{method}.safetensors": own_weights.sealed(pruned.inputs)}
     return Found(result, files, method, None, kept, own_weights.passes, pruned.passes)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bcnet.allocation.loss_tables import loss_tables
+from bcnet.allocation.utilisation import ChannelDropout, utilisation
 from bcnet.data.dataset import to_device
 from bcnet.data.splits import Items, Split
 from bcnet.errors import ArtifactError
-from bcnet.methods.loss_tables import loss_tables
-from bcnet.methods.utilisation import ChannelDropout, utilisation
 from bcnet.pipeline.problem import Project
 from bcnet.plain import loss_text
 from bcnet.progress import say

@@ -27,6 +27,7 @@ from bcnet.errors import FOREIGN, BcnetError, ConfigError, TrainingError, explai
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
+from bcnet.registry import METHODS
 from bcnet.runs import digest
 from bcnet.space.extract import arguments
 from bcnet.training.task import Task, logits_of
@@ -152,7 +153,7 @@ def _named_rate(config: Config, own: TrainConfig | SliceConfig) -> bool:
     """Whether the rate is given, as its default: for trained weights, another is used where none is given."""
     default = type(own).model_fields["learning_rate"].default
     named = "learning_rate" in own.model_fields_set and own.learning_rate == default
-    return named and (config.model.weights is not None or config.search.method not in ("auto", "evolution"))
+    return named and (config.model.weights is not None or config.search.method not in METHODS.reserved)
 
 
 def metric_digest(config: Config) -> str:

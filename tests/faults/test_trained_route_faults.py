@@ -70,7 +70,7 @@ def reader(path: Path, run: TrainedRun) -> Callable[[], list[Any]]:
         return lambda: SealedLines(path, belongs_to).values
     if "pruned" in path.name:
         project = load_project(load_config(run.folder / "bcnet.toml"))
-        return lambda: pruned_values(PrunedNetwork.unsealed(path, project)[0])
+        return lambda: pruned_values(PrunedNetwork.unsealed(path, project, "group-fisher")[0])
     made_from = read_about(path)["made_from"]
 
     def training() -> list[Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bcnet.allocation.limits import Limits
 from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import FAILED_MS
@@ -18,7 +19,6 @@ from bcnet.methods.group_fisher import (
     SteadyRecipe,
     prune_by_group_fisher,
 )
-from bcnet.methods.limits import Limits
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import extracted

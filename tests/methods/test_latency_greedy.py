@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import importance_tables
 from bcnet.errors import BudgetError
 from bcnet.methods.latency_greedy import allocate_greedily, filled, narrowed_by
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import importance_tables
 from bcnet.space.width_space import Widths
 from tests.methods.tiny import ONES, falling, model_of, product_bound, space_of
 

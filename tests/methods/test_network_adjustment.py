@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bcnet.methods.limits import Limits
+from bcnet.allocation.limits import Limits
 from bcnet.methods.network_adjustment import (
     Neighbours,
     adjust_widths,

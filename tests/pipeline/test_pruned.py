@@ -10,17 +10,18 @@ import pytest
 import torch
 from conftest import CONFIG, PROFILE, clear_projects
 
+from bcnet.allocation.limits import Limits
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import ArtifactError
-from bcnet.methods.limits import Limits
-from bcnet.pipeline import pruned
+from bcnet.methods import group_fisher
 from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project, load_project
-from bcnet.pipeline.pruned import OWN_WEIGHTS, PRUNED_FILE, PrunedNetworks, pruned_by_search
+from bcnet.pipeline.pruned import PrunedNetworks, pruned_by_search
 from bcnet.pipeline.trained_scores import single_sided
 from bcnet.pipeline.tuning import passes_of
+from bcnet.registry import METHODS
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
 from bcnet.show.stages import show_summary
@@ -31,6 +32,7 @@ from bcnet.training.loop import Recipe, fit_network
 from bcnet.width_search.scorer import Score
 
 RUN = Path("runs/default")
+OWN_WEIGHTS = "group-fisher's own weights"
 TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", '[search]\nmethod = "group-fisher"')
 
 
@@ -109,7 +111,7 @@ def test_the_small_network_begins_with_the_weights_that_were_trained_while_chann
 
 
 def test_the_searchs_file_holds_the_winners_network_and_an_edited_one_is_refused(project: Project) -> None:
-    run, path = Run.named("default"), RUN / "search" / PRUNED_FILE
+    run, path = Run.named("default"), RUN / "search" / "group-fisher.safetensors"
     ((widths, own),) = pruned_by_search(run, project).items()
     assert list(widths) == result("search")["best"]["widths"]
     assert project.space.widths_of({name: t.shape for name, t in own.state.items()}) == list(widths)
@@ -135,13 +137,16 @@ def test_what_a_killed_search_had_pruned_is_not_pruned_again(
     def limits(share: float) -> Limits:
         return Limits(single_sided(project.space), latency, share * full)
 
-    first = PrunedNetworks(project, network, tmp_path, {"table": "a"}).within(limits(0.7))
+    def networks(table: str) -> PrunedNetworks:
+        method = METHODS["group-fisher"]
+        return PrunedNetworks(method, project, network, tmp_path, {"table": table})
+
+    first = networks("a").within(limits(0.7))
     assert float(latency(first.widths)) <= 0.7 * full
-    other = PrunedNetworks(project, network, tmp_path, {"table": "b"})
-    assert not other.found
+    assert not networks("b").found
     with monkeypatch.context() as patch:
-        patch.setattr(pruned, "prune_by_group_fisher", lambda *_: pytest.fail("pruned again"))
-        again = PrunedNetworks(project, network, tmp_path, {"table": "a"})
+        patch.setattr(group_fisher, "prune_by_group_fisher", lambda *_: pytest.fail("pruned again"))
+        again = networks("a")
         for share in (0.7, 0.71):
             known = again.within(limits(share))
             assert known.score == first.score
@@ -152,5 +157,5 @@ def test_what_a_killed_search_had_pruned_is_not_pruned_again(
     (file,) = tmp_path.glob("pruned-*")
     assert unseal_tensors(file)[1]["limit_ms"] == pytest.approx(0.7 * full)
     file.write_bytes(file.read_bytes()[:-1])
-    assert not PrunedNetworks(project, network, tmp_path, {"table": "a"}).found
+    assert not networks("a").found
     assert "that network is pruned again" in capsys.readouterr().err

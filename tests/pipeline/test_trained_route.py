@@ -21,11 +21,12 @@ from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.measured import Target, alternating
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.route import ALLOCATIONS, allocations, on_trained_network
+from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
+from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
 from bcnet.space.extract import cut, tensors_of, with_state
 from bcnet.space.importance import CRITERIA
@@ -37,6 +38,7 @@ from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, evaluate_network
 
 RUN = Path("runs/default")
+AUTO = tuple(own.name for own in auto_methods())
 WEIGHTS = '[model]\nweights = "trained.pt"\n'
 DATA = DataConfig(image_size=16, train_limit=120, test_limit=60)
 
@@ -87,8 +89,8 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     project_of: Callable[..., Any],
 ) -> None:
     found, verified = result("search"), result("export", "verify.json")
-    assert found["method"] in ALLOCATIONS
-    assert found["methods"] == list(ALLOCATIONS)
+    assert found["method"] in AUTO
+    assert found["methods"] == list(AUTO)
     assert verified["verified"]
     assert found["budget_share"] == 0.75
     assert verified["budget_ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
@@ -128,7 +130,7 @@ def test_a_finished_run_is_done_already(
 @pytest.mark.parametrize(
     ("search", "trained", "methods"),
     [
-        ({}, True, ALLOCATIONS),
+        ({}, True, AUTO),
         ({"method": "evolution"}, False, ()),
         ({"method": "latency-greedy"}, True, ("latency-greedy",)),
         ({"pareto": True}, True, ()),
@@ -140,7 +142,7 @@ def test_the_route_follows_from_the_weights_the_method_and_what_is_wanted(
 ) -> None:
     project = project_of(search=search)
     assert on_trained_network(project) is trained
-    assert allocations(project) == methods
+    assert tuple(own.name for own in allocations(project)) == methods
 
 
 def test_a_bound_without_a_latency_is_for_an_evolution() -> None:
@@ -340,7 +342,7 @@ class Proposing(Proposals):
 def proposals() -> Proposals:
     space = WidthSpace("unilateral", (WidthGroup("g", 10, tuple(range(1, 11)), ()),), {}, {}, (), (), (), ())
     scores = type("Scores", (), {"space": space, "importances": {}})()
-    return Proposing(("uniform",), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
+    return Proposing((METHODS["uniform"],), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
 
 
 def stat(ms: float) -> LatencyStat:

@@ -14,16 +14,17 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from bcnet.allocation.additive import additive
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import check_tables, total
+from bcnet.allocation.problem import AllocationProblem
+from bcnet.allocation.rows import Columns, Sum
+from bcnet.allocation.silent import silent
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.methods.additive import additive
 from bcnet.methods.latency_greedy import narrowed_by
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import check_tables, total
-from bcnet.methods.problem import Problem
-from bcnet.methods.rows import Columns, Sum
-from bcnet.methods.silent import silent
 from bcnet.progress import say
+from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 
@@ -82,7 +83,14 @@ def allocate_exactly(
     return _Allocator(limits, losses, latency, settings or SolverSettings()).pool()
 
 
-def propose(problem: Problem) -> list[Widths]:
+@method(
+    "latency-milp",
+    "exact minimum of the summed losses, each measured with only one group narrowed, within the latency "
+    "table; the eight best are scored",
+    paper="MDP (CVPR 2025), Puzzle (ICML 2025)",
+    auto=3,
+)
+def propose(problem: AllocationProblem) -> list[Widths]:
     """The best few by the measured losses of single widths."""
     given = problem.tables(), problem.latency, problem.limit_ms, problem.bounds
     return [own.widths for own in allocate_exactly(problem.space, *given, SolverSettings(pool=POOL))]

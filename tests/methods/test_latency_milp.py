@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.loss_tables import total
+from bcnet.allocation.rows import Sum
+from bcnet.allocation.silent import silent
 from bcnet.errors import BudgetError, SpaceError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import narrowed_by
-from bcnet.methods.limits import Limits
-from bcnet.methods.loss_tables import total
-from bcnet.methods.program import SolverSettings, allocate_exactly
-from bcnet.methods.rows import Sum
-from bcnet.methods.silent import silent
+from bcnet.methods.latency_milp import SolverSettings, allocate_exactly
 from bcnet.space.width_space import Widths
 from tests.methods.tiny import Layer, falling, model_of, product_bound, space_of
 

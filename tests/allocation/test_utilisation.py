@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcnet.methods.utilisation import ChannelDropout, utilisation
+from bcnet.allocation.utilisation import ChannelDropout, utilisation
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import run_with, tensors_of
 from bcnet.space.subnet import Subnet, subnet_state

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from bcnet.allocation.loss_tables import importance_tables, loss_tables, monotone
 from bcnet.errors import SpaceError
-from bcnet.methods.loss_tables import importance_tables, loss_tables, monotone
 from bcnet.space.width_space import Widths
 from tests.methods.tiny import space_of
 

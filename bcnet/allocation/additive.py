@@ -5,9 +5,9 @@ In: a table's latencies of whole networks, and the sum of its arrays. Out: one a
 
 import numpy as np
 
+from bcnet.allocation.limits import Limits
+from bcnet.allocation.rows import Sum
 from bcnet.latency_tables.rows import FAILED_MS
-from bcnet.methods.limits import Limits
-from bcnet.methods.rows import Sum
 
 SAMPLES = 4096
 NEAR = 0.2  # of the limit: networks count less from here on

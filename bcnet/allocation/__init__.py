@@ -1,0 +1,1 @@
+"""What methods that allocate widths share: limits, tables of losses, linear programs."""
