@@ -10,13 +10,16 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from bcnet.errors import ConfigError, explaining
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from pydantic import BaseModel
+
+    from bcnet.space.channel_rules import ChannelRule
 
 AUTO = "auto"  # as search.method: the methods with a place in it, where weights are given, else an evolution
 EVOLUTION = "evolution"  # as search.method: scores in a supernet
@@ -72,6 +75,13 @@ class Registry(Generic[T]):
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"unknown method '{name}'; {hint}known: {', '.join(known)}"
 
+    def checked(self, name: str) -> str:
+        """A value of the setting. Raises ValueError with what is wrong."""
+        refusal = self.refusal(name)
+        if refusal is not None:
+            raise ValueError(refusal)
+        return name
+
     def __getitem__(self, name: str) -> T:
         """The method of this name. Raises ConfigError where there is none, or it cannot be loaded."""
         if name not in self._registered:
@@ -95,11 +105,13 @@ class Registry(Generic[T]):
         if name not in self._registered:
             raise ConfigError(f"{chosen}: {places} registers no method of this name")
 
-    def _entries(self) -> tuple[EntryPoint, ...]:
+    def _entries(self) -> "tuple[EntryPoint, ...]":
+        from importlib.metadata import entry_points  # not needed for bcnet's own, nor for `--help`
+
         return tuple(entry_points(group=self.package))
 
 
-def _package(entry: EntryPoint) -> str:
+def _package(entry: "EntryPoint") -> str:
     return f"the package '{entry.dist.name}'" if entry.dist else "an installed package"
 
 
@@ -117,6 +129,7 @@ class Method:
 
 
 METHODS: Registry[Method] = Registry("bcnet.methods", "search.method", (AUTO, EVOLUTION))
+SUPERNETS: "Registry[ChannelRule]" = Registry("bcnet.methods.supernets", "train.method")
 
 
 F = TypeVar("F", bound=Callable[[Any], Any])

@@ -25,8 +25,8 @@ from bcnet.pipeline.search_inputs import by_loss_of, scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
+from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.channel_rules import method_named
 from bcnet.space.extract import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, fit_network
@@ -135,7 +135,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
-            paths = STEPS[config.train.step].paths(len(method_named(method).sides), config.train.draws)
+            paths = STEPS[config.train.step].paths(len(SUPERNETS[method].sides), config.train.draws)
             epochs = max(1, round(options.passes / (paths * config.train.supernets)))
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}

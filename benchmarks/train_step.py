@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
-from bcnet.space.channel_rules import METHODS
+from bcnet.registry import SUPERNETS
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import cut
 from bcnet.space.subnet import State
@@ -194,7 +194,12 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("models", nargs="*", default=list(MODELS), metavar="MODEL", help=f"default: {' '.join(MODELS)}")
-    add("--method", default="bcnet", choices=list(METHODS), help="which paths a width takes (default: bcnet)")
+    add(
+        "--method",
+        default="bcnet",
+        choices=SUPERNETS.names(),
+        help="which paths a width takes (default: bcnet)",
+    )
     add("--batch", type=int, default=32, help="images a step (default: 32)")
     add("--size", type=int, default=64, help="side of an image in pixels (default: 64)")
     add("--classes", type=int, default=1000, help="outputs of the network (default: 1000)")

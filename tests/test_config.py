@@ -127,7 +127,10 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(text: str, messag
         ("train = 3", "train: input should be a"),
         ("device = 3", "device: input should be a valid string, not 3"),
         ("[data]\nval_fraction = 1.0", "data.val_fraction: input should be less than 1, not 1.0"),
-        ('[train]\nmethod = "bcnet3"', "train.method: input should be 'unilateral', 'bcnet' or 'bcnetv2'"),
+        (
+            '[train]\nmethod = "bcnet3"',
+            "train.method: unknown method 'bcnet3'; did you mean 'bcnet'? known: bcnet",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:

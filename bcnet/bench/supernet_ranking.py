@@ -26,8 +26,8 @@ from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import announce, progress_bar, say
+from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.channel_rules import method_named
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import training_device
 from bcnet.training.supernet_step import STEPS
@@ -73,7 +73,7 @@ def flags(
     `step` is one of STEPS; `passes` are those of all `supernets` together. Raises SpaceError for an unknown
     method.
     """
-    paths = STEPS[step].paths(len(method_named(method).sides), draws)
+    paths = STEPS[step].paths(len(SUPERNETS[method].sides), draws)
     return {
         "": {"seed": seed},
         "model": {

@@ -12,6 +12,7 @@ import typer
 
 from bcnet.commands.options import ConfigFile, Device, Flags, Json, RunName, configured
 from bcnet.errors import UsageError
+from bcnet.registry import SUPERNETS
 
 bench_app = typer.Typer(
     help="Compare methods, on benchmarks and on your own network.",
@@ -34,7 +35,9 @@ def channel_bench_macro(
     ],
     data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
     space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
-    method: Annotated[str, typer.Option(help="unilateral, bcnet or bcnetv2.")] = "bcnet",
+    method: Annotated[
+        str, typer.Option(help=f"Which channels a width takes: {', '.join(SUPERNETS.own())}.")
+    ] = "bcnet",
     step: Annotated[
         str, typer.Option(help="Paths of a step: plain, alternating, sandwich, distilled or us-nets.")
     ] = "plain",

@@ -1,9 +1,9 @@
 """[search]: the budget, and how the best widths are found."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bcnet.config.section import Section, checked_ms, checked_share
 from bcnet.registry import AUTO, METHODS
@@ -12,7 +12,7 @@ from bcnet.registry import AUTO, METHODS
 class SearchConfig(Section):
     """The budget, and how the best widths are found."""
 
-    method: str = Field(
+    method: Annotated[str, AfterValidator(METHODS.checked)] = Field(
         AUTO,
         description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
         f"{', '.join(METHODS.own())}, or a method of another package; auto: where weights are given, the "
@@ -139,14 +139,6 @@ class SearchConfig(Section):
 
     _share = field_validator("latency", mode="before")(checked_share)
     _ms = field_validator("latency_ms", mode="before")(checked_ms)
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        refusal = METHODS.refusal(method)
-        if refusal is not None:
-            raise ValueError(refusal)
-        return method
 
     @property
     def bounded(self) -> bool:

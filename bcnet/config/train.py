@@ -1,10 +1,11 @@
 """[train]: how the supernet is trained."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from bcnet.config.section import Section
+from bcnet.registry import SUPERNETS
 
 RENAMED_STEPS = {"turns": "alternating", "taught": "distilled"}  # old names, which still work
 
@@ -31,8 +32,10 @@ class TrainConfig(Section):
         "scored by their mean",
     )
     learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
-    method: Literal["unilateral", "bcnet", "bcnetv2"] = Field(
-        "bcnet", description="which channels a width takes: unilateral, bcnet, bcnetv2"
+    method: Annotated[str, AfterValidator(SUPERNETS.checked)] = Field(
+        "bcnet",
+        description=f"which channels a width takes: {', '.join(SUPERNETS.own())}, or a method of another "
+        "package",
     )
     step: Literal["plain", "alternating", "sandwich", "distilled", "us-nets"] = Field(
         "plain",

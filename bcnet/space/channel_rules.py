@@ -1,30 +1,28 @@
 """Which channels a width takes, which widths a group offers, and how widths are drawn in training.
 
-One class a method. `l` is a group's channels, `b` its narrowest choice, `c` a width.
-- Unilateral (AutoSlim, arXiv 1903.11728): channels [0, c).
-- BCNet (arXiv 2105.10533, section 3.1): left [0, c) and right [l - c, l); complement l - c (section 3.2).
-- BCNetV2 (arXiv 2203.13714, section 4): l + b channels; left [0, c), right [l + b - c, l + b);
-  complement l + b - c, which is again in [b, l].
-Choices are closed under the complement (the widest of BCNet has none), so that with evenly drawn widths every
-channel is trained equally often.
+Each method is a file of `bcnet/methods/supernets/`, or of another package. `l` is a group's channels, `b` its
+narrowest choice, `c` a width. Choices are closed under the complement (the widest of BCNet has none), so that
+with evenly drawn widths every channel is trained equally often.
 """
 
 import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
-from bcnet.errors import SpaceError
+from bcnet.registry import SUPERNETS
 
 Side = Literal["left", "right"]
 
 
-class Method(ABC):
-    """The rule that assigns channels to widths."""
+class ChannelRule(ABC):
+    """The rule that assigns channels to widths: a method of `train.method`."""
 
     name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
     sides: ClassVar[tuple[Side, ...]]
 
     @abstractmethod
@@ -45,81 +43,21 @@ class Method(ABC):
         """The width that together with `width` covers every channel once; None where there is none."""
 
 
-@final
-class Unilateral(Method):
-    """AutoSlim's rule: a width is always the leftmost channels."""
-
-    name = "unilateral"
-    sides = ("left",)
-
-    def choices(
-        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
-    ) -> tuple[int, ...]:
-        return _symmetric_choices(channels, bins, minimum, _step(channels, multiple, unit))
-
-    def extra(self, choices: tuple[int, ...]) -> int:
-        return 0
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return None
+Rule = TypeVar("Rule", bound=type[ChannelRule])
 
 
-@final
-class BCNet(Method):
-    """Both ends: every channel serves the same number of (width, side) pairs."""
-
-    name = "bcnet"
-    sides = ("left", "right")
-
-    def choices(
-        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
-    ) -> tuple[int, ...]:
-        return _symmetric_choices(channels, bins, minimum, _step(channels, multiple, unit))
-
-    def extra(self, choices: tuple[int, ...]) -> int:
-        return 0
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return choices[-1] - width if width < choices[-1] else None
+def channel_rule(rule: Rule) -> Rule:
+    """Register a rule under its name."""
+    SUPERNETS.add(rule())
+    return rule
 
 
-@final
-class BCNetV2(Method):
-    """Both ends of a group that is wider by its narrowest choice."""
-
-    name = "bcnetv2"
-    sides = ("left", "right")
-
-    def choices(
-        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
-    ) -> tuple[int, ...]:
-        step = _step(channels, multiple, unit)
-        narrowest = min(channels, max(step, math.ceil(minimum / step) * step))
-        return _spread(narrowest, channels, bins, step)
-
-    def extra(self, choices: tuple[int, ...]) -> int:
-        return choices[0]
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return choices[0] + choices[-1] - width
-
-
-METHODS: dict[str, Method] = {method.name: method for method in (Unilateral(), BCNet(), BCNetV2())}
-
-
-def method_named(name: str) -> Method:
-    """The method of that name. Raises SpaceError with what there is."""
-    if name not in METHODS:
-        raise SpaceError(f"unknown method '{name}'; there is: {', '.join(METHODS)}")
-    return METHODS[name]
-
-
-def _step(channels: int, multiple: int, unit: int) -> int:
+def largest_step(channels: int, multiple: int, unit: int) -> int:
     """The largest step, in units, that divides `channels` and `multiple`: complements are aligned, too."""
     return unit * math.gcd(channels // unit, math.lcm(unit, multiple) // unit)
 
 
-def _symmetric_choices(channels: int, bins: int, minimum: int, step: int) -> tuple[int, ...]:
+def symmetric_choices(channels: int, bins: int, minimum: int, step: int) -> tuple[int, ...]:
     """Widths closed under c -> l - c, and the widest: l/bins, 2 l/bins, ... l, rounded in pairs."""
     lower = {max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)}
     if bins % 2 == 0:
@@ -128,7 +66,7 @@ def _symmetric_choices(channels: int, bins: int, minimum: int, step: int) -> tup
     return tuple(sorted(kept | {channels - width for width in kept} | {channels}))
 
 
-def _spread(low: int, high: int, bins: int, step: int) -> tuple[int, ...]:
+def evenly_spaced_choices(low: int, high: int, bins: int, step: int) -> tuple[int, ...]:
     """At most `bins` multiples of `step` from `low` to `high`, closed under c -> low + high - c."""
     count = max(1, min(bins - 1, (high - low) // step))
     lower = {low + round((high - low) * index / count / step) * step for index in range(count // 2 + 1)}
@@ -144,13 +82,13 @@ class WidthSampler:
     """
 
     def __init__(
-        self, method: Method, choices: tuple[tuple[int, ...], ...], seed: int, complementary: bool
+        self, rule: ChannelRule, choices: tuple[tuple[int, ...], ...], seed: int, complementary: bool
     ) -> None:
-        self.method = method
+        self.rule = rule
         self.choices = choices
         self.seed = seed
         self.paired = complementary and any(
-            method.complement(own, width) is not None for own in choices for width in own
+            rule.complement(own, width) is not None for own in choices for width in own
         )
 
     def at(self, step: int) -> tuple[int, ...]:
@@ -162,7 +100,7 @@ class WidthSampler:
             return drawn
         widths = []
         for group, width in enumerate(drawn):
-            complement = self.method.complement(self.choices[group], width)
+            complement = self.rule.complement(self.choices[group], width)
             if complement is None:
                 # The widest comes once in each permutation, so its number counts how often it came.
                 complement = self._draw(group, 1, step // 2 // len(self.choices[group]))

@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from bcnet.errors import SpaceError
+from bcnet.registry import SUPERNETS
 from bcnet.space.channel_groups import Chain, Seen
-from bcnet.space.channel_rules import method_named
 from bcnet.space.interchangeable import unlike
 from bcnet.space.module_sizes import Kept, fewest, kept_sizes, touching
 from bcnet.space.narrow_trial import trouble
@@ -42,9 +42,9 @@ def discover_space(
     group's channels are, and at least `min_width` (a fraction) of them. `method` (unilateral, bcnet, bcnetv2)
     determines the choices and extra channels of a group. `freeze` names layers or groups, e.g. `layer1.*`,
     that keep their width; `tie` names pairs of groups that always have the same width. Raises SpaceError if
-    the network cannot be traced, or nothing in it can be searched.
+    the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown method.
     """
-    rule = method_named(method)
+    rule = SUPERNETS[method]
     probe = probe_of(model)
     seen = Seen.of(probe, example_input)
     chains = _tied(seen, tie)

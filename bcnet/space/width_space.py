@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from bcnet.errors import SpaceError
-from bcnet.space.channel_rules import Method, method_named
+from bcnet.registry import SUPERNETS
+from bcnet.space.channel_rules import ChannelRule
 
 
 class Widths(tuple[int, ...]):
@@ -131,9 +132,9 @@ class WidthSpace:
     frozen: tuple[Frozen, ...]
 
     @cached_property
-    def rule(self) -> Method:
+    def rule(self) -> ChannelRule:
         """The method that determines which channels a width uses."""
-        return method_named(self.method)
+        return SUPERNETS[self.method]
 
     @cached_property
     def distinct(self) -> tuple[dict[str, tuple[tuple[int, int], ...]], tuple[Dimension, ...]]:

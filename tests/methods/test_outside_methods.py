@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CONFIG, Refused, clear_projects
+from torch import nn
 
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ConfigError
 from bcnet.pipeline.configured_methods import check_method
-from bcnet.registry import METHODS, auto_methods, own_methods
+from bcnet.registry import METHODS, SUPERNETS, auto_methods, own_methods
+from bcnet.space.discover import discover_space
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
@@ -26,13 +29,15 @@ Install = Callable[..., Path]
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """`install(package, entries, files)`: a package as if it were installed, with these entry points."""
 
-    def made(package: str, entries: Mapping[str, str], files: Mapping[str, str]) -> Path:
+    def made(
+        package: str, entries: Mapping[str, str], files: Mapping[str, str], group: str = "bcnet.methods"
+    ) -> Path:
         site = tmp_path / f"site-{package}"
         about = site / f"{package}-1.0.dist-info"
         about.mkdir(parents=True)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n", "utf-8")
         lines = [f"{name} = {value}" for name, value in entries.items()]
-        (about / "entry_points.txt").write_text("\n".join(["[bcnet.methods]", *lines, ""]), "utf-8")
+        (about / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]), "utf-8")
         for name, text in files.items():
             (site / name).write_text(text, "utf-8")
         monkeypatch.syspath_prepend(site)
@@ -168,6 +173,44 @@ def test_names_are_listed_without_importing_what_they_name() -> None:
     )
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
     assert done.stdout == f"{len(METHODS.names())} []\n"
+
+
+def test_every_method_is_in_the_readme_and_every_rule_for_supernets_in_the_documentation() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in (*METHODS.reserved, *METHODS.own()) if f"`{name}`" not in readme] == []
+    page = (DOCS / "method.md").read_text(encoding="utf-8")
+    papers = {name: re.findall(r"arXiv [\d.]+", SUPERNETS[name].paper) for name in SUPERNETS.own()}
+    assert papers.keys() == {"bcnet", "bcnetv2", "unilateral"}
+    assert all(paper in page for own in papers.values() for paper in own)
+
+
+RULE = """
+from bcnet.space.channel_rules import ChannelRule, channel_rule
+
+@channel_rule
+class Halves(ChannelRule):
+    name, summary, paper, sides = "halves", "half of the channels, or all", "", ("left",)
+
+    def choices(self, channels, bins, multiple, minimum, unit=1):
+        return (channels // 2, channels)
+
+    def extra(self, choices):
+        return 0
+
+    def complement(self, choices, width):
+        return None
+"""
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_rule_of_another_package_defines_the_widths_of_a_supernet(install: Install) -> None:
+    install("rules", {"halves": "halves_rule"}, {"halves_rule.py": RULE}, "bcnet.methods.supernets")
+    Path("bcnet.toml").write_text('[train]\nmethod = "halves"\n', encoding="utf-8")
+    assert load_config(None).train.method == "halves"
+    model = nn.Sequential(nn.Conv2d(1, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    space = discover_space(model, torch.zeros(1, 1, 4, 4), method="halves")
+    assert [group.choices for group in space.groups] == [(3, 6)]
+    assert space.rule.sides == ("left",)
 
 
 def test_the_documentations_table_is_what_is_registered() -> None:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from bcnet.space.channel_rules import METHODS, WidthSampler
+from bcnet.registry import SUPERNETS
+from bcnet.space.channel_rules import WidthSampler
 from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 
 
 def space_of(method: str, channels: int, choices: tuple[int, ...]) -> WidthSpace:
-    group = WidthGroup("g", channels, choices, ("g",), METHODS[method].extra(choices))
+    group = WidthGroup("g", channels, choices, ("g",), SUPERNETS[method].extra(choices))
     return WidthSpace(method, (group,), {}, {}, (), (), (), ())
 
 
@@ -52,7 +53,7 @@ def test_bcnetv2_over_all_widths_serves_every_channel_l_minus_b_plus_1_times(
 def test_rounded_choices_train_all_channels_equally_with_complements(
     method: str, channels: int, bins: int, multiple: int
 ) -> None:
-    choices = METHODS[method].choices(channels, bins, multiple, minimum=max(1, channels // 8))
+    choices = SUPERNETS[method].choices(channels, bins, multiple, minimum=max(1, channels // 8))
     size = len(choices)
     # Twice the square of the choices: every permutation is gone through, also those for widths without
     # a complement.
@@ -66,7 +67,7 @@ def test_rounded_choices_train_all_channels_equally_with_complements(
 def test_choices_ascend_to_the_full_width_and_are_closed_under_the_complement(
     method: str, channels: int, bins: int
 ) -> None:
-    rule = METHODS[method]
+    rule = SUPERNETS[method]
     choices = rule.choices(channels, bins, 8, minimum=channels // 8)
     assert choices == tuple(sorted(set(choices)))
     assert choices[-1] == channels

@@ -1,0 +1,1 @@
+"""Which channels of a supernet a width takes: a published method is a file."""
