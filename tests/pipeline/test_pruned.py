@@ -19,6 +19,7 @@ from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.pruned import PrunedNetworks, pruned_by_search
+from bcnet.pipeline.results import SearchSummary
 from bcnet.pipeline.trained_scores import single_sided
 from bcnet.pipeline.tuning import passes_of
 from bcnet.registry import METHODS
@@ -77,7 +78,7 @@ def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
     assert found["pruning_passes"] == 2
     assert found["criterion"] is None
-    show_summary(found)
+    show_summary(SearchSummary.read(Run.named("default").stage("search")))
     assert "group-fisher, channels removed over 2 epochs\n" in capsys.readouterr().out
     assert found["pruning_passes_of_all_rounds"] in (2, 4, 6, 8)
     assert sliced["widths"] == found["best"]["widths"]
