@@ -19,14 +19,15 @@ from bcnet.commands.bench import bench_app
 from bcnet.commands.devices import devices, doctor
 from bcnet.commands.export import export, verify
 from bcnet.commands.init import init
-from bcnet.commands.inspect import PAIR, inspect
+from bcnet.commands.inspect import InspectCommand, inspect
 from bcnet.commands.latency_tables import build_lut, check_lut, lut_app
+from bcnet.commands.options import help_without_command
 from bcnet.commands.run_all import run_all
 from bcnet.commands.runs import runs_app
 from bcnet.commands.search import search
 from bcnet.commands.slice import slice_
 from bcnet.commands.train import train
-from bcnet.errors import BcnetError, one_line, raised_by_user
+from bcnet.errors import BcnetError, UsageError, one_line, raised_by_user
 from bcnet.plain import LONGEST, plain
 from bcnet.signals import as_interrupts
 
@@ -52,14 +53,12 @@ app = typer.Typer(
     help="Make a CNN fit a latency budget on a device: train a supernet, or take trained weights, measure "
     "the device, search the channel widths, slice and export the winner. `bcnet init` writes a "
     "configuration, `bcnet run` does all the rest.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=InspectCommand if _command is inspect else None)(_command)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 
@@ -72,31 +71,15 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    pass
-
-
-# Typer brings its own copy of click since 0.26, and used the real one before.
-_ClickException: type[Exception] = next(
-    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
-)
-
-
-def _paired(arguments: list[str]) -> list[str]:
-    """`--tie A B` as one value: typer has no repeated options of two values."""
-    paired: list[str] = []
-    for argument in arguments:
-        if len(paired) > 1 and paired[-2] == "--tie" and PAIR not in paired[-1]:
-            paired[-1] += PAIR + argument
-        else:
-            paired.append(argument)
-    return paired
+    help_without_command(context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,20 +99,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str], received: Sequence[int]) -> int:
     command = typer.main.get_command(app)
     try:
-        result = command.main(args=_paired(given), prog_name="bcnet", standalone_mode=False)
+        result = command.main(args=given, prog_name="bcnet", standalone_mode=False)
         if result == INTERRUPTED or received:  # typer has caught Ctrl-C, or a signal that is handled like it
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
         print(f"bcnet: {plain(str(error), LONGEST)}", file=sys.stderr)
         return error.exit_code
-    except _ClickException as error:
-        message = error.format_message()  # type: ignore[attr-defined]
-        is_help = type(error).__name__ == "NoArgsIsHelpError"
+    except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # of the command that was typed, as `bcnet runs remove`
         hint = f"(see {context.command_path if context else 'bcnet'} --help)"
-        print(message if is_help else f"bcnet: {plain(message, LONGEST)} {hint}", file=sys.stderr)
-        return 2
+        print(f"bcnet: {plain(error.format_message(), LONGEST)} {hint}", file=sys.stderr)
+        return UsageError.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

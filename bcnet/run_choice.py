@@ -19,9 +19,8 @@ from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.hw_profiles.target import Target, target_of, target_profile
 from bcnet.pipeline.results import SearchSummary, TableSummary, target_named
 from bcnet.progress import say
-from bcnet.runs import MANIFEST, Run
+from bcnet.runs import MANIFEST, RUNS, Run
 
-RUNS = Path("runs")
 DEFAULT = "default"
 TABLES = Path("latency_tables")
 CHECKPOINTS = "checkpoint*.safetensors"  # of a training that is not finished

@@ -12,8 +12,8 @@ from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
 from bcnet.pipeline.results import ExportSummary, SearchSummary, SliceSummary, TableSummary
-from bcnet.run_choice import RUNS, bound_to, checked_name
-from bcnet.runs import MANIFEST, Run
+from bcnet.run_choice import bound_to, checked_name
+from bcnet.runs import MANIFEST, RUNS, Run
 
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 HEADINGS = ("run", "device", "budget", "winner, accuracy", "export", "date")

@@ -26,6 +26,7 @@ from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
+RUNS = Path("runs")  # in the working folder
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"  # the end of a temporary file's name
 SCHEMA = 2
@@ -334,7 +335,7 @@ class Run:
     @classmethod
     def named(cls, name: str, config: Path | None = None) -> "Run":
         """The run of that name in the working folder."""
-        return cls(Path("runs") / name, config)
+        return cls(RUNS / name, config)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

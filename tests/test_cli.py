@@ -341,7 +341,9 @@ def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None:
-    assert "--tie takes two groups" in refused(2, "inspect", "--model", "digits", "--tie", "0.0")
+    assert "Option '--tie' requires 2 arguments. (see bcnet --help)" in refused(
+        2, "inspect", "--model", "digits", "--tie", "0.0"
+    )
     line = refused(1, "inspect", "--model", "digits", "--tie", "0.0", "7")
     assert "there is no group '7' to tie; similar names: " in line
     line = refused(1, "inspect", "--model", "digits", "--freeze", "conv*")
@@ -364,7 +366,7 @@ CONFIGURATIONS = [
     ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
     ('[train]\nepochs = "three"', "bcnet.toml: train.epochs: input should be a valid integer, not 'three'"),
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),
-    ('[train]\nmethod = "slim"', "input should be 'unilateral', 'bcnet' or 'bcnetv2', not 'slim'"),
+    ('[train]\nmethod = "slim"', "train.method: unknown method 'slim'; known: bcnet, bcnetv2, unilateral"),
     ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
     ('[data]\nname = "digit"', "unknown dataset 'digit'; there is: digits, cifar10, imagefolder:PATH"),
     ('[data]\nname = "imagefolder:gone"', "imagefolder:gone: there is no folder gone"),

@@ -10,21 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from bcnet.commands.options import ConfigFile, Device, Flags, Json, RunName, configured
+from bcnet.commands.options import ConfigFile, Given, Json, RunName, help_without_command, with_settings
 from bcnet.errors import UsageError
 from bcnet.registry import SUPERNETS
 
 bench_app = typer.Typer(
     help="Compare methods, on benchmarks and on your own network.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
-
-
-@bench_app.callback()
-def _benchmarks() -> None:
-    """Compare methods, on benchmarks and on your own network."""
+bench_app.callback(invoke_without_command=True)(help_without_command)
 
 
 @bench_app.command("channel-bench-macro")
@@ -125,7 +120,9 @@ def channel_bench_macro(
 
 
 @bench_app.command("arena")
+@with_settings("device")
 def arena(
+    given: Given,
     budgets: Annotated[
         str, typer.Option(help='Parts of the original\'s measured latency, as "75%,50%,30%".')
     ] = "50%",
@@ -149,9 +146,7 @@ def arena(
             "--measure", help="Train nothing: time all networks again, as on a machine that is idle now."
         ),
     ] = False,
-    device: Device = None,
     run: RunName = "arena",
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Compare all methods and other pruning libraries on your network. From its trained weights, each gets
@@ -166,9 +161,8 @@ def arena(
     plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
     # The route of a trained network, whatever else is configured for its search.
     own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False, "settings": {}}
-    flags: Flags = {"": {"device": device}, "slice": {"epochs": passes}, "search": own}
-    settings = configured(config, flags)
-    target = Run.named(checked_name(run or "arena"), config)
+    settings = given.with_flags("slice", epochs=passes).with_flags("search", **own).config()
+    target = Run.named(checked_name(run or "arena"), given.file)
     with target.in_use(), redirect_stdout(sys.stderr):
         report = run_arena(target, settings, plan, measure)
     print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")

@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
-from bcnet.commands.options import ConfigFile, Device, Host, Json, configured
+from bcnet.commands.completion import device_names
+from bcnet.commands.options import Given, Json, with_settings
 from bcnet.show import show_fields, show_steps, show_table
 
 
 def devices(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show this one with all its fields.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Show this one with all its fields.", autocompletion=device_names
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,13 +53,14 @@ def devices(
     show_table(["device", "runtime", "precision", "description"], rows)
 
 
-def doctor(device: Device = None, host: Host = None, config: ConfigFile = None, as_json: Json = False) -> int:
+@with_settings("device", "host")
+def doctor(given: Given, as_json: Json = False) -> int:
     """Check whether the device can be measured. Goes there step by step, over ssh with --host, and says what
     is missing. Exit code 3 when something is."""
     from bcnet.doctor import examine
     from bcnet.pipeline.problem import target_profile
 
-    profile = target_profile(configured(config, {"": {"device": device, "host": host or None}}))
+    profile = target_profile(given.config())
     found = examine(profile)
     if as_json:
         print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))

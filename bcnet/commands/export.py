@@ -7,56 +7,42 @@ from typing import Annotated
 import typer
 
 from bcnet.commands.in_run import Command, checking, chosen_run, refuse_unverified, show, sliced
-from bcnet.commands.options import (
-    ConfigFile,
-    Host,
-    Json,
-    Precision,
-    RunName,
-    Seed,
-    TableDevice,
-    Threads,
-    configured,
-    target_flags,
-)
+from bcnet.commands.options import Given, Json, RunName, with_settings
 from bcnet.errors import UsageError
 
 
+@with_settings("device", "threads", "precision", "host", "seed")
 def export(
+    given: Given,
     trt: Annotated[
         bool,
         typer.Option(
             "--trt",
-            help="Also build the engine of TensorRT, on the device or, for RTX, ahead of time.",
+            help="Also build the TensorRT engine, on the device or, for TensorRT for RTX, ahead of time.",
         ),
     ] = False,
     flavour: Annotated[
         str | None,
         typer.Option(
-            help="With --trt: tensorrt, or rtx for TensorRT for RTX (default: the device profile's)."
+            help="With --trt: TensorRT variant, tensorrt or rtx (TensorRT for RTX); default: the device "
+            "profile's."
         ),
     ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="INTEGER[,...]",
-            help="Images per inference (default: the device profile's); with --trt also sizes from least to "
-            "largest, as 1,8,32: of one engine, timed at the first.",
+            help="Images per inference (default: the device profile's); with --trt also several sizes in "
+            "ascending order (e.g. 1,8,32) for one engine, which is timed at the first.",
         ),
     ] = None,
-    device: TableDevice = None,
-    threads: Threads = None,
-    precision: Precision = None,
-    host: Host = None,
-    seed: Seed = None,
     run: RunName = None,
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Stage 5: write the ONNX file and verify it. Shapes, outputs, accuracy on the test images, latency; with
-    --trt through the engine, too. A winner that is not sliced yet is, first. Device and setting are those of
-    the table that was built last, where none is named. The exit code is 3 when a check fails, 4 when the
-    latency cannot be verified here."""
+    --trt through the engine, too. The winner is sliced first if necessary. Device and setting default to
+    those of the table that was built last. The exit code is 3 when a check fails, 4 when the latency cannot
+    be verified here."""
     batches = _batches(batch)
     if flavour is not None and not trt:
         raise UsageError("--flavour is that of an engine: add --trt")
@@ -69,9 +55,8 @@ def export(
     from bcnet.pipeline.problem import target_profile
     from bcnet.progress import say
 
-    own = target_flags(device, batches[0] if batches else None, threads, precision, host)
-    settings = configured(config, {"": {"seed": seed, **own}})
-    with chosen_run(Command("export", run, config, as_json), settings) as (target, settings):
+    given = given.with_flags("", batch=batches[0] if batches else None)
+    with chosen_run(Command("export", given, run, as_json)) as (target, settings):
         wanted = None
         if trt:
             runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
@@ -87,25 +72,24 @@ def export(
     refuse_unverified(summary)
 
 
+@with_settings("host")
 def verify(
+    given: Given,
     engine: Annotated[
         Path, typer.Option(help="The engine, as runs/NAME/export/model.engine; engine.json is beside it.")
     ],
-    host: Host = None,
     run: RunName = None,
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Verify an engine on its device. Checks outputs, accuracy on the test images, latency. Updates the
-    verify.json beside it; the exit code is 3 when a check fails, 4 when the device is not at hand."""
+    verify.json beside it; the exit code is 3 when a check fails, 4 when the device is not available."""
     from bcnet.pipeline import verify_engine as stage
     from bcnet.run_choice import run_holding
 
     facts = stage.facts_beside(engine)
-    own = target_flags(facts.device, facts.batches[0], None, facts.precision, host)
-    settings = configured(config, {"": own})
-    command = Command("verify", run or run_holding(engine), config, as_json)
-    with chosen_run(command, settings) as (target, settings), checking(as_json):
+    given = given.with_flags("", device=facts.device, batch=facts.batches[0], precision=facts.precision)
+    command = Command("verify", given, run or run_holding(engine), as_json)
+    with chosen_run(command) as (target, settings), checking(as_json):
         summary = stage.run(target, settings, engine)
     show(summary, as_json)
 
@@ -118,6 +102,6 @@ def _batches(text: str | None) -> tuple[int, ...]:
     sizes = tuple(int(word) for word in words if re.fullmatch(r"\s*\d{1,5}\s*", word))
     if len(sizes) < len(words) or sizes[0] < 1 or list(sizes) != sorted(set(sizes)) or sizes[-1] > 65_536:
         raise UsageError(
-            f"--batch takes sizes from 1 to 65536, from least to largest, as 1,8,32, not '{text}'"
+            f"--batch takes sizes from 1 to 65536, from least to largest, e.g. 1,8,32, not '{text}'"
         )
     return sizes

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcnet.commands.options import Flags, configured
+from bcnet.commands.options import Given
 from bcnet.errors import CheckFailed, NotVerified
 from bcnet.show import show_summary
 
@@ -23,29 +22,30 @@ DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read
 
 @dataclass(frozen=True)
 class Command:
-    """What the user typed: the command's name and the options that every stage has.
+    """What the user typed: the command's name, its settings, and the options that every stage has.
 
     A command that `measures` needs the device from the beginning.
     """
 
     name: str
+    given: Given
     run: str | None
-    config: Path | None
     as_json: bool
     replace: bool = False
     measures: bool = False
 
 
 @contextmanager
-def chosen_run(command: Command, settings: "Config") -> Iterator[tuple["Run", "Config"]]:
+def chosen_run(command: Command) -> Iterator[tuple["Run", "Config"]]:
     """The run that a command works in, protected from removal meanwhile, and the run's configuration."""
     from bcnet.run_choice import choose, require_configured, require_table
 
+    file, settings = command.given.file, command.given.config()
     does = DOES.get(command.name, "continue")
-    choice = choose(settings, command.run, command.config, does, replace=command.replace)
+    choice = choose(settings, command.run, file, does, replace=command.replace)
     if command.name in ("search", "slice", "export"):
         require_table(choice, searched=command.name != "search")
-    require_configured(command.name, command.config, choice.run, choice.config)
+    require_configured(command.name, file, choice.run, choice.config)
     if command.measures:
         _reach(choice.config)
     if command.name != "build-lut":
@@ -63,11 +63,10 @@ def _say_all(notes: Sequence[str]) -> None:
         say(note)
 
 
-def run_stage(command: Command, stage: "Callable[[Run, Config], StageResult]", flags: Flags) -> None:
+def run_stage(command: Command, stage: "Callable[[Run, Config], StageResult]") -> None:
     """Run one stage and print its summary."""
-    settings = configured(command.config, flags)
     # What a user's own code prints is not a result.
-    with chosen_run(command, settings) as (run, settings), redirect_stdout(sys.stderr):
+    with chosen_run(command) as (run, settings), redirect_stdout(sys.stderr):
         summary = stage(run, settings)
     show(summary, command.as_json)
 

@@ -4,24 +4,52 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
-from bcnet.commands.options import ConfigFile, Device, Json, configured
-from bcnet.errors import UsageError
-from bcnet.show import show_table
+from bcnet.commands.options import Given, Json, with_settings
+from bcnet.show import show_space
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.space.width_space import WidthSpace
 
-PAIR = "\0"  # between the two values of an option that takes two
+
+class Pair(NamedTuple):
+    """Two groups that get one width."""
+
+    first: str
+    second: str
 
 
+class InspectCommand(TyperCommand):
+    """`--tie A B`, repeatable: click's options can be both, but an annotation only says one of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        (tie,) = (option for option in self.params if option.name == "tie")
+        tie.nargs = len(Pair._fields)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A network's space, the shape of its input and where that comes from, and the test of its export."""
+
+    space: "WidthSpace"
+    shape: tuple[int, ...]
+    origin: str
+    not_deliverable: Callable[[], str | None]
+
+
+@with_settings("space.freeze", "space.expand", "device")
 def inspect(
+    given: Given,
     model: Annotated[
-        str | None, typer.Option(help="Inspect this model, as torchvision:resnet18, without any data.")
+        str | None, typer.Option(help="Inspect this model (e.g. torchvision:resnet18) without any data.")
     ] = None,
     image_size: Annotated[
         int | None,
@@ -31,77 +59,79 @@ def inspect(
             help="Image side for --model, in pixels. Default: that of the data in bcnet.toml, or 224.",
         ),
     ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Keep the width of groups or layers that match, as 'layer1.*'; may be repeated.",
-        ),
-    ] = None,
     tie: Annotated[
-        list[str] | None,
+        list[Pair] | None,
         typer.Option(
-            metavar="A B", help="Give two groups one width, as: --tie left.conv right.conv; may be repeated."
+            metavar="A B",
+            help="Give two groups one width (e.g. --tie left.conv right.conv); may be repeated.",
         ),
     ] = None,
-    expand: Annotated[float | None, typer.Option(help="Multiply all widths by this before, as 1.5.")] = None,
-    device: Device = None,
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
     and why, parameters and multiply-accumulates, and whether it can be exported. Without --model: the
     configured model and data."""
-    pairs = [pair.split(PAIR) for pair in tie or ()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UsageError("--tie takes two groups, as: --tie left.conv right.conv")
-    settings = configured(
-        config,
-        {
-            "": {"device": device},
-            "model": {"name": model, "args": {} if model else None},
-            "space": {"freeze": freeze or None, "tie": pairs or None, "expand": expand},
-        },
-    )
-    if model is None:
-        from bcnet.pipeline.problem import load_project
-        from bcnet.run_choice import require_configured
+    if tie:
+        given = given.with_flags("space", tie=tie)
+    if model is not None:  # the file's arguments are those of the file's model
+        args = given.assigned.get("model", {}).get("args", {})
+        given = given.with_flags("model", name=model, args=args)
+    settings = given.config()
+    found = _configured(given, settings) if model is None else _named(given, settings, image_size)
+    if as_json:
+        print(json.dumps({**_summary(settings.model.name, found), "not_deliverable": _tried_export(found)}))
+        return
+    show_space(found.space, found.shape, found.origin)
+    reason = _tried_export(found)
+    print(f"export    {reason or 'the narrowest network is exported to ONNX and runs in ONNX Runtime'}")
 
-        require_configured("inspect", config, None, settings)
 
-        with redirect_stdout(sys.stderr):
-            project = load_project(settings, pixels=False)
-        space, shape = project.space, tuple(project.data.input_shape)
-        origin = f"the size of the data '{settings.data.name}'"
-        not_deliverable = project.not_deliverable
-    else:
-        import torch
+def _configured(given: Given, settings: "Config") -> Inspected:
+    """The configured model with the configured data."""
+    from bcnet.pipeline.problem import load_project
+    from bcnet.run_choice import require_configured
 
-        from bcnet.models import build_model
-        from bcnet.pipeline.problem import searched_space, target_profile
+    require_configured("inspect", given.file, None, settings)
+    with redirect_stdout(sys.stderr):
+        project = load_project(settings, pixels=False)
+    origin = f"the size of the data '{settings.data.name}'"
+    return Inspected(project.space, tuple(project.data.input_shape), origin, project.not_deliverable)
 
-        # A configured file of weights is of the configured network.
-        network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)
-        side, origin = (image_size, "--image-size") if image_size else _side_of_data(config, settings)
-        shape = (3, side, side)
-        example = torch.zeros(1, *shape)
-        profile = target_profile(settings)
-        network, space, _ = searched_space(settings, profile, network, example)
 
-        def not_deliverable() -> str | None:
-            from bcnet.onnx_export import exportable
-            from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+def _named(given: Given, settings: "Config", image_size: int | None) -> Inspected:
+    """The model of --model, without data."""
+    import torch
 
-            def graph() -> OnnxSupernet:
-                return OnnxSupernet(network, space, example, opset=profile.opset)
+    from bcnet.models import build_model
+    from bcnet.pipeline.problem import searched_space, target_profile
 
-            return exportable.not_deliverable(graph, network, example)
+    # A configured file of weights is of the configured network.
+    network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)
+    side, origin = (image_size, "--image-size") if image_size else _side_of_data(given.file, settings)
+    shape = (3, side, side)
+    example = torch.zeros(1, *shape)
+    profile = target_profile(settings)
+    network, space, _ = searched_space(settings, profile, network, example)
 
+    def not_deliverable() -> str | None:
+        from bcnet.onnx_export import exportable
+        from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+
+        def graph() -> OnnxSupernet:
+            return OnnxSupernet(network, space, example, opset=profile.opset)
+
+        return exportable.not_deliverable(graph, network, example)
+
+    return Inspected(space, shape, origin, not_deliverable)
+
+
+def _summary(model: str, found: Inspected) -> dict[str, Any]:
+    space = found.space
     full, small = space.original(), space.smallest()
-    summary = {
-        "model": settings.model.name,
-        "input": list(shape),
-        "input_from": origin,
+    return {
+        "model": model,
+        "input": list(found.shape),
+        "input_from": found.origin,
         "groups": [
             {
                 "name": g.name,
@@ -124,45 +154,14 @@ def inspect(
         "searchable_macs": round(space.searchable_macs(), 4),
         "narrowest_macs": round(space.macs(small) / space.macs(full), 4),
     }
-    if as_json:
-        print(json.dumps({**summary, "not_deliverable": _tried_export(not_deliverable)}))
-        return
-    rows = [
-        [
-            g.name,
-            (str(g.channels) if width == g.channels else f"{width}, widened to {g.channels}")
-            + (f" (x {g.repeat})" if g.repeat > 1 else ""),
-            " ".join(map(str, g.choices)) + (f" (in units of {g.unit})" if g.unit > 1 else ""),
-            ", ".join(g.layers),
-        ]
-        for g, width in zip(space.groups, full, strict=True)
-    ]
-    show_table(["group", "channels", "choices", "made by"], rows)
-    show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
-    print(f"input     {' x '.join(map(str, shape))} ({origin})")
-    print(f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates")
-    print(f"narrowest {space.params(small):>13,} parameters {space.macs(small):>16,} multiply-accumulates")
-    print(
-        f"searchable {space.searchable_params():>11.1%} of parameters "
-        f"{space.searchable_macs():>14.1%} of multiply-accumulates"
-    )
-    print(
-        f"narrowest {space.params(small) / space.params(full):>12.1%} of parameters "
-        f"{space.macs(small) / space.macs(full):>14.1%} of multiply-accumulates"
-    )
-    ordered = [g.name for g in space.groups if g.ordered]
-    if ordered:
-        print(f"channels keep their order (a layer works along them by their places): {', '.join(ordered)}")
-    reason = _tried_export(not_deliverable)
-    print(f"export    {reason or 'the narrowest network is exported to ONNX and runs in ONNX Runtime'}")
 
 
-def _tried_export(not_deliverable: Callable[[], str | None]) -> str | None:
+def _tried_export(found: Inspected) -> str | None:
     """Why the network cannot be exported or run; None where both work."""
     from bcnet.progress import working
 
     with redirect_stdout(sys.stderr), working("checking the export of the narrowest network"):
-        return not_deliverable()
+        return found.not_deliverable()
 
 
 def _side_of_data(config: Path | None, settings: "Config") -> tuple[int, str]:

@@ -12,19 +12,13 @@ import typer
 
 from bcnet.commands.in_run import Command, reuse_supernet_of_default, run_stage
 from bcnet.commands.options import (
-    Batch,
-    ConfigFile,
-    Device,
-    Flags,
-    Host,
+    TARGET,
+    Given,
     Json,
-    Precision,
     Replace,
     RunName,
-    Seed,
-    Threads,
-    configured,
-    target_flags,
+    help_without_command,
+    with_settings,
 )
 from bcnet.errors import UsageError
 from bcnet.plain import plain
@@ -39,21 +33,15 @@ EDITS_SHOWN = 10
 
 lut_app = typer.Typer(
     help="Work on the files of latency tables.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
 )
 
 
+@with_settings(*TARGET, "seed")
 def build_lut(
-    device: Device = None,
-    batch: Batch = None,
-    threads: Threads = None,
-    precision: Precision = None,
-    host: Host = None,
-    seed: Seed = None,
+    given: Given,
     run: RunName = None,
-    config: ConfigFile = None,
     estimate: Annotated[
         bool,
         typer.Option(
@@ -70,8 +58,7 @@ def build_lut(
     measured, and how far its predictions are off; a killed build continues."""
     if estimate and again:
         raise UsageError("--estimate measures nothing, so there is nothing to measure --again")
-    command = Command("build-lut", run, config, as_json, replace, measures=not estimate)
-    flags: Flags = {"": {"seed": seed, **target_flags(device, batch, threads, precision, host)}}
+    command = Command("build-lut", given, run, as_json, replace, measures=not estimate)
 
     def built(run: "Run", settings: "Config") -> "StageResult":
         from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
@@ -80,17 +67,21 @@ def build_lut(
         reuse_supernet_of_default(run, settings)
         return summary
 
-    run_stage(command, built, flags)
+    run_stage(command, built)
 
 
+@with_settings(*TARGET, "seed")
 def check_lut(
+    given: Given,
     table: Annotated[
         Path | None, typer.Option(help="Table to check (default: latency_tables/DEVICE.json).")
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Compare with this older table; nothing is measured.")
     ] = None,
-    max_slowdown: Annotated[str, typer.Option(help='Slowdown that is allowed, as "5%" (4% to 100%).')] = "5%",
+    max_slowdown: Annotated[
+        str, typer.Option(help='Slowdown that is allowed, e.g. "5%" (4% to 100%).')
+    ] = "5%",
     rows: Annotated[
         int, typer.Option(min=1, help="Rows to sample; others of the same networks count, too.")
     ] = 40,
@@ -98,13 +89,6 @@ def check_lut(
     junit: Annotated[
         Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
     ] = None,
-    device: Device = None,
-    batch: Batch = None,
-    threads: Threads = None,
-    precision: Precision = None,
-    host: Host = None,
-    seed: Seed = None,
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> int:
     """Check whether device, driver or runtime became slower. Measures a sample of the table again, in place,
@@ -114,11 +98,9 @@ def check_lut(
     from bcnet.runs import write_file
 
     allowed = _percentage("--max-slowdown", max_slowdown)
-    if against is not None and (batch, threads, precision, host or None) != (None, None, None, None):
+    if against is not None and any(given.names(key) for key in TARGET if key != "device"):
         raise UsageError("--against compares all settings that both tables have; leave out the setting")
-    settings = configured(
-        config, {"": {"seed": seed, **target_flags(device, batch, threads, precision, host)}}
-    )
+    settings = given.config()
     with redirect_stdout(sys.stderr):
         if against is not None:
             from bcnet.hw_profiles import load_profile
@@ -136,7 +118,7 @@ def check_lut(
             from bcnet.pipeline import check_lut as stage
             from bcnet.run_choice import require_configured
 
-            require_configured("check-lut", config, None, settings)
+            require_configured("check-lut", given.file, None, settings)
             report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
     if junit is not None:
         write_file(junit, check_report.junit(report))
@@ -149,18 +131,16 @@ def check_lut(
     return report.exit_code
 
 
-@lut_app.callback()
-def _tables() -> None:
-    """Edit latency tables as files."""
+lut_app.callback(invoke_without_command=True)(help_without_command)
 
 
 @lut_app.command("accept-edit")
+@with_settings("device")
 def accept_edit(
+    given: Given,
     table: Annotated[
         Path | None, typer.Option(help="Table that was edited (default: latency_tables/DEVICE.json).")
     ] = None,
-    device: Device = None,
-    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Accept rows of a table that were edited by hand. All other commands refuse them. The table's
@@ -169,7 +149,7 @@ def accept_edit(
     from bcnet.latency_tables.edits import accept_edits
 
     if table is None:
-        name = load_profile(configured(config, {"": {"device": device}}).device).name
+        name = load_profile(given.config().device).name
         table = Path("latency_tables", f"{name}.json")
     summary = accept_edits(table)
     if as_json:

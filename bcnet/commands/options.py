@@ -1,132 +1,176 @@
-"""Options that several commands have, and the configuration that they make.
+"""Options made from the settings of bcnet.toml, and those that most commands have.
 
-In: what was typed. Out: a `Config`. Help imports neither torch nor a runtime.
+In: what was typed. Out: `Given`, which makes a `Config` of it. Help imports neither torch nor a runtime.
 """
 
-from collections.abc import Mapping
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
+from bcnet.commands.completion import device_names, one_of, run_names, setting_names
+from bcnet.config import Config, assigned, load_config, settings, toml
 from bcnet.errors import DeviceError, UsageError
 
-if TYPE_CHECKING:
-    from bcnet.config import Config
+Returned = TypeVar("Returned")
 
-Flags = Mapping[str, Mapping[str, Any]]
+BUDGET = ("search.latency_ms", "search.latency", "search.min_accuracy")
+TARGET = ("device", "batch", "threads", "precision", "host")
+METAVARS = {"host": "USER@NAME", "space.freeze": "PATTERN"}
+
 RunName = Annotated[
     str | None,
     typer.Option(
         "--run",
         help="Name of the run, whose files are in runs/NAME/ (default: `default`, or the device's name if "
         "`default` belongs to another device).",
+        autocompletion=run_names,
     ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
 ]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting of bcnet.toml (e.g. train.batch_size=32); may be repeated. Takes precedence over "
+        "the file; other options take precedence over it.",
+        autocompletion=setting_names,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of splits, training and search (default 0).")]
-Device = Annotated[str | None, typer.Option(help="Target device, one of `bcnet devices` (default cpu).")]
-
 Replace = Annotated[
     bool, typer.Option("--replace", help="Reassign a run of another device or setting to this one.")
 ]
-TableDevice = Annotated[
-    str | None,
-    typer.Option("--device", help="Target device (default: that of the run's last table, else cpu)."),
-]
-Batch = Annotated[int | None, typer.Option(help="Images per inference (default: the device profile's).")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the runtime (default: the profile's).")]
-Precision = Annotated[
-    str | None,
-    typer.Option(help="fp32, fp16 or int8 (default: the device profile's)."),
-]
-Host = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="USER@NAME",
-        help="Reach the device over ssh; given several times, devices of one kind share the work.",
-    ),
-]
-LatencyMs = Annotated[float | None, typer.Option(help="Latency budget in milliseconds.")]
-Latency = Annotated[
-    str | None,
-    typer.Option(
-        help="Latency budget as a percentage of the original network's latency, as '60%' (the default): of "
-        "what is measured beside the small networks, or where nothing is measured, of the prediction."
-    ),
-]
-MinAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        help="Instead of a budget: the fastest network that has at least this accuracy, 0 to 1, on the "
-        "validation images before it is fine-tuned."
-    ),
-]
-MaxParams = Annotated[
-    int | None,
-    typer.Option(
-        help="At most this many parameters, without buffers, as 1500000; beside a latency budget or alone."
-    ),
-]
-MaxMacs = Annotated[
-    int | None,
-    typer.Option(
-        help="At most this many multiply-accumulates per image, of convolutions and linear layers, as "
-        "100000000."
-    ),
-]
-MaxSizeMb = Annotated[
-    float | None,
-    typer.Option(
-        help="At most this many megabytes (1,000,000 bytes) of weights in the exported file, at the device's "
-        "precision."
-    ),
-]
-Pareto = Annotated[
-    bool,
-    typer.Option(
-        "--pareto",
-        help="Search the whole front of accuracy against latency; a budget then only chooses the winner. "
-        "`bcnet slice --latency-ms` takes any point of the front.",
-    ),
-]
-TrainDevice = Annotated[
-    str | None, typer.Option(help="Where to train: auto, cpu or cuda. Not the target --device.")
-]
 
 
-def configured(config: Path | None, flags: Flags) -> "Config":
-    """The configuration. A device that is unknown is wrong usage where it came as a flag."""
-    from bcnet.config import load_config
-    from bcnet.hw_profiles import profile_file
+@dataclass(frozen=True)
+class Given:
+    """What was typed about settings: the file, the options (by section and key), the values of --set."""
 
-    settings = load_config(config, flags)
-    if flags[""].get("device") is not None:
-        try:
-            profile_file(settings.device)
-        except DeviceError as reason:
-            raise UsageError(str(reason)) from None
-    return settings
+    file: Path | None
+    flags: Mapping[str, Mapping[str, Any]]
+    assigned: Mapping[str, Any]
+
+    def with_flags(self, section: str, **values: Any) -> "Given":
+        """The same with further values of a section ("" for the top level); None for those not given."""
+        return replace(self, flags={**self.flags, section: {**self.flags.get(section, {}), **values}})
+
+    def names(self, key: str) -> bool:
+        """Whether this setting of the top level was typed."""
+        return self.flags.get("", {}).get(key) is not None or key in self.assigned
+
+    def config(self) -> Config:
+        """The configuration. Raises ConfigError for the file, UsageError for what was typed."""
+        from bcnet.hw_profiles import profile_file
+
+        config = load_config(self.file, self.flags, self.assigned)
+        if self.names("device"):
+            try:
+                profile_file(config.device)
+            except DeviceError as reason:
+                raise UsageError(str(reason)) from None
+        return config
 
 
-def target_flags(
-    device: str | None,
-    batch: int | None,
-    threads: int | None,
-    precision: str | None,
-    host: list[str] | None,
-) -> dict[str, Any]:
-    return {
-        "device": device,
-        "batch": batch,
-        "threads": threads,
-        "precision": precision,
-        "host": host or None,
-    }
+def with_settings(*keys: str) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
+    """Give a command the options of these settings, --config and --set, all in its parameter `given`."""
+
+    def decorated(command: Callable[..., Returned]) -> Callable[..., Returned]:
+        signature = inspect.signature(command)
+        options = {_name(key): _option(key) for key in keys}
+        common = {"config": ConfigFile, "assignments": Assignments}
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for name, parameter in signature.parameters.items()
+            if name != "given"
+        ]
+
+        @functools.wraps(command)
+        def with_given(**typed: Any) -> Returned:
+            flags: dict[str, dict[str, Any]] = {}
+            for key in keys:
+                flags.setdefault(key.rpartition(".")[0], {})[_name(key)] = _typed(typed.pop(_name(key)))
+            given = Given(typed.pop("config"), flags, assigned(typed.pop("assignments") or ()))
+            return command(given=given, **typed)
+
+        parameters = [*_parameters(options), *own, *_parameters(common)]
+        with_given.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        with_given.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_given
+
+    return decorated
 
 
-def budget_flags(latency_ms: float | None, latency: str | None, min_accuracy: float | None) -> dict[str, Any]:
-    return {"latency_ms": latency_ms, "latency": latency, "min_accuracy": min_accuracy}
+def help_without_command(context: typer.Context) -> None:
+    """The callback of a group of commands: typed alone, it is wrong usage, answered with its help."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(UsageError.exit_code)
+
+
+def _typed(value: Any) -> Any:
+    """An option's value; None for a switch that is off and a list without entries: they were not typed."""
+    return None if value is False or value in ([], ()) else value
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _parameters(options: Mapping[str, Any]) -> list[inspect.Parameter]:
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=False if get_args(option)[0] is bool else None,
+            annotation=option,
+        )
+        for name, option in options.items()
+    ]
+
+
+def _option(key: str) -> Any:
+    """The option of a setting: its type, help, default and example are those of its field."""
+    field = settings()[key]
+    kind, choices = _kind(field)
+    option = typer.Option(
+        f"--{_name(key).replace('_', '-')}",
+        metavar=METAVARS.get(key),
+        help=_help(field),
+        autocompletion=device_names if key == "device" else one_of(choices) if choices else None,
+    )
+    return Annotated[kind if kind is bool else kind | None, option]
+
+
+def _kind(field: FieldInfo) -> tuple[Any, tuple[str, ...]]:
+    """A field's type on the command line, and the values that it takes where these are few."""
+    kinds = [field.annotation]
+    if get_origin(field.annotation) in (Union, UnionType):
+        kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    (kind,) = kinds
+    if get_origin(kind) is Literal:
+        return str, get_args(kind)
+    return (list[str] if get_origin(kind) is tuple else kind), ()
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").rstrip(".")
+    default = field.get_default(call_default_factory=True)
+    if field.examples:
+        example = field.examples[0]
+        if isinstance(example, list):
+            text, example = f"{text}; may be repeated", example[0]
+        text += f" (e.g. {example})"
+    elif not isinstance(default, bool):
+        text += f" (default: {toml(default).strip(chr(34))})"
+    return f"{text[0].upper()}{text[1:]}."

@@ -13,57 +13,17 @@ from bcnet.commands.in_run import (
     show,
     sliced,
 )
-from bcnet.commands.options import (
-    Batch,
-    ConfigFile,
-    Device,
-    Host,
-    Json,
-    Latency,
-    LatencyMs,
-    MinAccuracy,
-    Precision,
-    Replace,
-    RunName,
-    Seed,
-    Threads,
-    TrainDevice,
-    budget_flags,
-    configured,
-    target_flags,
-)
+from bcnet.commands.options import BUDGET, TARGET, Given, Json, Replace, RunName, with_settings
 
 
-def run_all(
-    latency_ms: LatencyMs = None,
-    latency: Latency = None,
-    min_accuracy: MinAccuracy = None,
-    device: Device = None,
-    batch: Batch = None,
-    threads: Threads = None,
-    precision: Precision = None,
-    host: Host = None,
-    train_device: TrainDevice = None,
-    seed: Seed = None,
-    run: RunName = None,
-    config: ConfigFile = None,
-    replace: Replace = False,
-    as_json: Json = False,
-) -> None:
+@with_settings(*BUDGET, *TARGET, "train.train_device", "seed")
+def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json: Json = False) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
     from bcnet.progress import say
 
-    settings = configured(
-        config,
-        {
-            "": {"seed": seed, **target_flags(device, batch, threads, precision, host)},
-            "train": {"train_device": train_device},
-            "search": budget_flags(latency_ms, latency, min_accuracy),
-        },
-    )
-    command = Command("run", run, config, as_json, replace, measures=True)
-    with chosen_run(command, settings) as (target, settings):
+    command = Command("run", given, run, as_json, replace, measures=True)
+    with chosen_run(command) as (target, settings):
         from bcnet.pipeline import build_lut, compare, export, search, slice, train
         from bcnet.pipeline.results import CompareSummary, ExportSummary
         from bcnet.runs import NOT_DONE

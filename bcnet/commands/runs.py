@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from bcnet.commands.completion import run_names
 from bcnet.commands.options import Json
 from bcnet.errors import UsageError
 from bcnet.show import show_table
@@ -38,7 +39,12 @@ def list_runs(context: typer.Context, as_json: Json = False) -> None:
 
 @runs_app.command("remove")
 def remove_run(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The run to remove: the folder runs/NAME/.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The run to remove: the folder runs/NAME/.", autocompletion=run_names
+        ),
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -128,22 +128,29 @@ def profile_file(name: str) -> Path:
     files = _files()
     if name in files:
         return files[name]
-    profiles, _ = load_profiles()
-    aliases = {
-        alias: files[profile.name]
-        # A user's own file comes last here, and so first for an alias, too.
-        for profile in sorted(profiles.values(), key=lambda profile: files[profile.name].parent == OWN)
-        for alias in profile.aliases
-    }
+    aliases = _aliases()
     if name in aliases:
-        return aliases[name]
-    names = sorted({*files, *aliases})
+        return files[aliases[name]]
+    names = known_names()
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise DeviceError(
         f"unknown device '{name}'{hint}; there is: {', '.join(names)}. "
         f"A device of your own is one file, {OWN}/{name}.toml"
     )
+
+
+def known_names() -> list[str]:
+    """Names and aliases of all profiles, in alphabetical order."""
+    return sorted({*_files(), *_aliases()})
+
+
+def _aliases() -> dict[str, str]:
+    """The profile's name of each alias; of several profiles with one alias, a custom one's."""
+    files = _files()
+    profiles, _ = load_profiles()
+    custom_last = sorted(profiles.values(), key=lambda profile: files[profile.name].parent == OWN)
+    return {alias: profile.name for profile in custom_last for alias in profile.aliases}
 
 
 def _files() -> dict[str, Path]:

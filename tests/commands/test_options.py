@@ -1,0 +1,177 @@
+"""Options that are made from the settings of bcnet.toml, and --set for all others."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer
+from conftest import Refused
+
+from bcnet.cli import main
+from bcnet.commands.options import BUDGET, TARGET, Given, with_settings
+from bcnet.config import Config, settings, toml
+from bcnet.errors import UsageError
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+ALL = ("train.epochs", *BUDGET, "search.pareto", *TARGET)
+
+
+@with_settings(*ALL)
+def configured(given: Given) -> Config:
+    return given.config()
+
+
+def config(*typed: str) -> Config:
+    """The configuration that these arguments make."""
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(configured)
+    found = typer.main.get_command(app).main(args=list(typed), standalone_mode=False)
+    assert isinstance(found, Config)
+    return found
+
+
+def options(*keys: str) -> dict[str, Any]:
+    """The options of these settings, as typer has them."""
+
+    @with_settings(*keys)
+    def command(given: Given) -> None: ...
+
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(command)
+    return {option.name: option for option in typer.main.get_command(app).params}
+
+
+def test_an_option_has_the_description_the_default_or_the_example_of_its_field() -> None:
+    found = options("train.epochs", "search.latency_ms", "search.pareto", "host")
+    assert found["epochs"].help == "Passes over the training images (default: 5)."
+    assert found["latency_ms"].help == "Latency budget in milliseconds (e.g. 5.0)."
+    assert found["host"].help.endswith("; may be repeated (e.g. user@jetson).")
+    description = settings()["search.pareto"].description
+    assert found["pareto"].help == f"{description[0].upper()}{description[1:]}."
+
+
+def test_every_setting_can_be_an_option_whose_help_is_one_sentence() -> None:
+    simple = [key for key, field in settings().items() if key not in ("model.args", "space.tie")]
+    assert len(simple) > 70
+    for key in simple:
+        (option, *_) = options(key).values()
+        assert option.opts == [f"--{key.rpartition('.')[2].replace('_', '-')}"]
+        assert option.help.endswith(".")
+        assert len(option.help) > 10
+
+
+def test_options_override_the_file_and_without_any_it_stays_as_it_is() -> None:
+    Path("bcnet.toml").write_text(
+        "batch = 4\n[train]\nepochs = 3\n[search]\npareto = true\n", encoding="utf-8"
+    )
+    assert config().model_fields_set == {"batch", "train", "search"}
+    assert config() == Config.model_validate({"batch": 4, "train": {"epochs": 3}, "search": {"pareto": True}})
+    typed = config("--epochs", "7", "--host", "me@one", "--host", "me@two", "--batch", "8", "--pareto")
+    assert (typed.train.epochs, typed.batch, typed.host) == (7, 8, ("me@one", "me@two"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("train.epochs=3", "train.epochs", 3),
+        ("seed = 7", "seed", 7),
+        ("train.amp=false", "train.amp", False),
+        ("train.learning_rate=1e-3", "train.learning_rate", 1e-3),
+        ("search.latency=60%", "search.latency", "60%"),
+        ('search.latency="60%"', "search.latency", "60%"),
+        ("train.method=bcnetv2", "train.method", "bcnetv2"),
+        ('space.freeze=["stem", "layer1.*"]', "space.freeze", ("stem", "layer1.*")),
+        ("model.args={depth = 3}", "model.args", {"depth": 3}),
+        ("model.args.depth=3", "model.args", {"depth": 3}),
+        ("model.weights=a=b.pt", "model.weights", "a=b.pt"),
+        ("host=[]\nseed = 3", "host", None),
+    ],
+)
+def test_set_takes_any_key_with_its_value_as_in_toml(assignment: str, key: str, value: Any) -> None:
+    if value is None:  # two lines are a text, not two settings
+        with pytest.raises(UsageError, match="host: input should be a list, not "):
+            config("--set", assignment)
+        return
+    found: Any = config("--set", assignment)
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_every_default_can_be_set_as_the_template_writes_it() -> None:
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in settings().items()}
+    typed = [f"{key}={toml(value)}" for key, value in defaults.items() if value is not None]
+    assert len(typed) > 60
+    assert config(*(word for text in typed for word in ("--set", text))) == Config()
+
+
+def test_set_overrides_the_file_entry_by_entry_and_an_option_overrides_set() -> None:
+    Path("bcnet.toml").write_text(
+        '[model]\nargs = {depth = 2, wide = true}\n[train]\nepochs = 3\n[search]\nlatency = "60%"\n',
+        encoding="utf-8",
+    )
+    found = config("--set", "model.args.depth=5", "--set", "train.epochs=4", "--set", "train.epochs=5")
+    assert found.model.args == {"depth": 5, "wide": True}
+    assert (found.train.epochs, found.search.latency) == (5, "60%")
+    found = config("--set", "train.epochs=4", "--set", "search.min_accuracy=0.9", "--epochs", "6")
+    assert (found.train.epochs, found.search.latency, found.search.min_accuracy) == (6, None, 0.9)
+    found = config("--set", "search.min_accuracy=0.9", "--latency-ms", "5")
+    assert (found.search.latency_ms, found.search.latency, found.search.min_accuracy) == (5.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.epochs", "--set takes section.key=value, e.g. train.epochs=3, not 'train.epochs'"),
+        ("=3", "--set takes section.key=value, e.g. train.epochs=3, not '=3'"),
+        ("train=3", "--set train: this is a section; set one of its keys, e.g. train.epochs"),
+        ("train.epoks=3", "--set: unknown key 'train.epoks'; did you mean 'train.epochs'?"),
+        ("trian.batch_size=3", "--set: unknown key 'trian.batch_size'; did you mean 'train.batch_size'?"),
+        ("epochs=3", "--set: unknown key 'epochs'; did you mean 'train.epochs' or 'slice.epochs'?"),
+        ("space.xyz=3", "--set: unknown key 'space.xyz'; known here: bins, channel_multiple, min_width"),
+        ("q.xyz=3", "--set: unknown key 'q.xyz'; known here: seed, device, batch, threads, precision, "),
+        ("train.epochs=three", "train.epochs: input should be a valid integer, not 'three'"),
+        ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, not 0"),
+        ("train.step=slim", "train.step: input should be 'plain', 'alternating', 'sandwich', 'distilled'"),
+        ("train.method=bcnetv3", "train.method: unknown method 'bcnetv3'; did you mean 'bcnetv2'?"),
+        ("train.amp=yes", "train.amp: input should be true or false, not 'yes'"),
+        ("space.freeze=stem", "space.freeze: input should be a list, not 'stem'"),
+        ("model.args=3", "model.args: input should be a table, not 3"),
+        ("search.latency_ms=fast", "search.latency_ms: milliseconds are a number, e.g. 5.0, not 'fast'"),
+        ("device=jets", "unknown device 'jets'"),
+    ],
+)
+def test_a_wrong_assignment_is_wrong_usage_that_is_explained_in_one_line(
+    refused: Refused, assignment: str, message: str
+) -> None:
+    assert message in refused(2, "train", "--set", assignment)
+
+
+@pytest.mark.parametrize("command", ["train", "build-lut", "check-lut", "search", "slice", "export", "run"])
+def test_every_stage_takes_settings(refused: Refused, command: str) -> None:
+    assert "unknown key 'sead'; did you mean 'seed'?" in refused(2, command, "--set", "sead=1")
+
+
+def test_inspect_takes_settings_and_the_arguments_of_its_own_model(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("bcnet.toml").write_text("[model]\nargs = {depth = 3}\n", encoding="utf-8")
+    arguments = ["inspect", "--model", "digits", "--image-size", "16", "--set", "space.bins=3", "--json"]
+    assert main(arguments) == 0
+    groups = json.loads(capfd.readouterr().out)["groups"]
+    assert {len(group["choices"]) for group in groups} == {3}
+    assert main([*arguments, "--set", "model.args.depth=3"]) == 1
+    assert "unexpected keyword argument 'depth'" in capfd.readouterr().err
+
+
+def test_the_type_of_an_option_is_that_of_its_field() -> None:
+    annotations = with_settings(*ALL)(lambda given: given).__annotations__
+    kinds = {
+        name: get_args(get_args(option)[0]) or get_args(option)[0] for name, option in annotations.items()
+    }
+    assert kinds["epochs"][0] is int
+    assert kinds["latency_ms"][0] is float
+    assert kinds["latency"][0] is str
+    assert kinds["precision"][0] is str
+    assert kinds["host"][0] == list[str]
+    assert kinds["pareto"] is bool
