@@ -18,12 +18,12 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Step:
-    """One requirement of measuring. `passed` is None if unknown, or for mere advice; `mend` is the fix."""
+    """One requirement of measuring. `passed` is None if unknown, or for mere advice."""
 
     name: str
     passed: bool | None
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(profile: HwProfile) -> list[Step]:
@@ -49,7 +49,7 @@ def _recording(profile: HwProfile) -> Step:
 
 
 def _named(host: str, step: Step) -> Step:
-    return Step(f"{host}: {step.name}", step.passed, step.found, step.mend)
+    return Step(f"{host}: {step.name}", step.passed, step.found, step.fix)
 
 
 def _host(profile: HwProfile, host: str) -> list[Step]:
@@ -86,10 +86,8 @@ def _machine(profile: HwProfile, device: Device, folder: str) -> list[Step]:
 def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
     wrong = profile.machine not in (None, facts["machine"])
     over = "" if profile.host else ", or reach it over ssh: --host user@name"
-    remedy = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
-    return Step(
-        "machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", remedy
-    )
+    fix = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
+    return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", fix)
 
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
@@ -112,8 +110,8 @@ def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
 def _disk(facts: dict[str, Any]) -> Step:
     free_mb = facts["free_bytes"] / 1e6
     enough = free_mb >= ROOM_MB
-    remedy = "" if enough else f"free {ROOM_MB} MB, or set host_folder in the profile to another disk"
-    return Step("disk", enough, f"{free_mb:,.0f} MB free", remedy)
+    fix = "" if enough else f"free {ROOM_MB} MB, or set host_folder in the profile to another disk"
+    return Step("disk", enough, f"{free_mb:,.0f} MB free", fix)
 
 
 def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
@@ -123,10 +121,8 @@ def _power_mode(profile: HwProfile, facts: dict[str, Any]) -> Step:
         known = None if wanted != "default" else True
         return Step("power mode", known, "nvpmodel is missing" if known is None else "none on this machine")
     same = there == wanted
-    remedy = (
-        "" if same else f"the table is for {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
-    )
-    return Step("power mode", same, there, remedy)
+    fix = "" if same else f"the table is for {wanted}: `sudo nvpmodel -m ...`, or power_mode in the profile"
+    return Step("power mode", same, there, fix)
 
 
 def _clocks(facts: dict[str, Any]) -> Step:
@@ -134,10 +130,10 @@ def _clocks(facts: dict[str, Any]) -> Step:
     if not governors:
         return Step("clocks", None, "the system does not report them")
     fixed = governors == ["performance"]
-    remedy = (
+    fix = (
         "" if fixed else "`sudo jetson_clocks` on a Jetson, else `sudo cpupower frequency-set -g performance`"
     )
-    return Step("clocks", fixed or None, f"governor {', '.join(governors)}", remedy)
+    return Step("clocks", fixed or None, f"governor {', '.join(governors)}", fix)
 
 
 def _steadiness(device: Device) -> Step:
@@ -147,5 +143,5 @@ def _steadiness(device: Device) -> Step:
     values = sorted(reading[part] for reading in readings)
     spread = values[-2] / values[1] - 1
     steady = spread <= STEADY
-    remedy = "" if steady else "stop other work there; fix the clocks"
-    return Step("steady", steady or None, f"{part} varies by {spread:.0%} in {READINGS} readings", remedy)
+    fix = "" if steady else "stop other work there; fix the clocks"
+    return Step("steady", steady or None, f"{part} varies by {spread:.0%} in {READINGS} readings", fix)

@@ -434,7 +434,7 @@ def test_a_stage_before_the_one_it_needs_names_the_command(
     assert message in refused(1, command, *(["--run", run] if run else []))
 
 
-def test_a_command_that_mends_names_the_configuration_that_was_given(refused: Refused) -> None:
+def test_a_command_that_would_help_names_the_configuration_that_was_given(refused: Refused) -> None:
     configure()
     Path("bcnet.toml").rename("my net.toml")
     line = refused(1, "search", "--run", "night", "--config", "my net.toml")

@@ -1,18 +1,21 @@
-"""The way to a device: what stands in its place, and that each host is looked at for itself."""
+"""The examination of a device: a recording replaces it, and each host is examined separately."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import PROFILE
 
 from bcnet import doctor
+from bcnet.cli import main
 from bcnet.doctor import examine
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure.network_latency import runtime_of
 
 
-def test_where_a_recording_answers_this_machine_is_not_looked_at(tmp_path: Path) -> None:
+def test_a_recording_replaces_the_examination_of_this_machine(tmp_path: Path) -> None:
     file = str(tmp_path / "answers.jsonl")
     own = HwProfile(name="own", description="", runtime="onnxruntime", record_to=file)
     version = runtime_of(own).fingerprint()["runtime_version"]
@@ -22,11 +25,23 @@ def test_where_a_recording_answers_this_machine_is_not_looked_at(tmp_path: Path)
     assert version in step.found
 
 
-def test_a_recording_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_recording_is_reported(tmp_path: Path) -> None:
     profile = HwProfile(name="own", description="", runtime="onnxruntime", recording=str(tmp_path / "none"))
     (step,) = examine(profile)
     assert (step.name, step.passed) == ("recording", False)
     assert "cannot be read" in step.found
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_fix_of_a_failed_step_is_printed_and_is_in_the_json(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("hw_profiles").mkdir()
+    Path("hw_profiles/old.toml").write_text(f"{PROFILE}machine = 'pdp11'\n", encoding="utf-8")
+    fix = "the profile says pdp11: choose another --device, or reach it over ssh: --host user@name"
+    assert main(["doctor", "--device", "old"]) == 3
+    assert f"-> {fix}" in capfd.readouterr().out
+    assert main(["doctor", "--device", "old", "--json"]) == 3
+    step = json.loads(capfd.readouterr().out)["steps"][0]
+    assert (step["name"], step["passed"], step["fix"], step["mend"]) == ("machine", False, fix, fix)
 
 
 def test_a_host_that_is_lost_on_the_way_ends_its_own_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,7 +261,9 @@ def test_a_missing_file_is_named(stage: Stage) -> None:
         b'{"schema": 1, "inputs": ' + b"[" * 100_000,
     ],
 )
-def test_a_damaged_manifest_is_refused_with_the_command_that_mends(stage: Stage, content: bytes) -> None:
+def test_a_damaged_manifest_is_refused_with_the_command_that_makes_it_again(
+    stage: Stage, content: bytes
+) -> None:
     stage.path(MANIFEST).write_bytes(content)
     assert stage.outdated({}) is not None
     with pytest.raises(ArtifactError, match=r"manifest\.json (is|was) .+; run `bcnet train` "):

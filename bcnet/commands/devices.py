@@ -63,7 +63,9 @@ def doctor(given: Given, as_json: Json = False) -> int:
     profile = target_profile(given.config())
     found = examine(profile)
     if as_json:
-        print(json.dumps({"device": profile.name, "steps": [asdict(step) for step in found]}))
+        # `mend` is the former name of `fix`.
+        steps = [{**asdict(step), "mend": step.fix} for step in found]
+        print(json.dumps({"device": profile.name, "steps": steps}))
     else:
         show_steps(found)
     return 0 if all(step.passed is not False for step in found) else 3

@@ -12,9 +12,9 @@ MARKS = {True: "ok", False: "NO", None: "?"}
 
 
 def show_steps(steps: "Sequence[Step]") -> None:
-    """Print each check, its finding, and the remedy if it failed."""
+    """Print each check, its finding, and the fix if it failed."""
     for step in steps:
         put(f"{MARKS[step.passed]:<3} {step.name}")
-        for text in (step.found, step.mend and f"-> {step.mend}"):
+        for text in (step.found, step.fix and f"-> {step.fix}"):
             if text:
                 put(f"    {text}")
