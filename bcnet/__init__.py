@@ -38,15 +38,16 @@ if TYPE_CHECKING:
     from bcnet.pipeline.verify import verify as verify
     from bcnet.registry import method as method
     from bcnet.space.discover import discover_space as discover_space
-    from bcnet.space.extract import cut as cut
-    from bcnet.space.extract import forward_path as forward_path
     from bcnet.space.extract import tensors_of as tensors_of
     from bcnet.space.extract import with_state as with_state
     from bcnet.space.importance import channel_order as channel_order
-    from bcnet.space.importance import extracted as extracted
     from bcnet.space.importance import importances as importances
     from bcnet.space.importance import kept_channels as kept_channels
     from bcnet.space.importance import reordered as reordered
+    from bcnet.space.subnet import Subnet as Subnet
+    from bcnet.space.supernet import Supernet as Supernet
+    from bcnet.space.supernet import cut as cut
+    from bcnet.space.supernet import forward_path as forward_path
     from bcnet.space.width_space import Widths as Widths
     from bcnet.space.width_space import WidthSpace as WidthSpace
     from bcnet.training.gates import measured_importances as measured_importances
@@ -81,6 +82,8 @@ _HOME = {
     "SearchSettings": "bcnet.width_search.evolution",
     "SolverSettings": "bcnet.methods.latency_milp",
     "SteadyRecipe": "bcnet.methods.group_fisher",
+    "Subnet": "bcnet.space.subnet",
+    "Supernet": "bcnet.space.supernet",
     "Task": "bcnet.training.task",
     "TrainedNetwork": "bcnet.allocation.problem",
     "WidthSpace": "bcnet.space.width_space",
@@ -91,12 +94,11 @@ _HOME = {
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
     "channel_order": "bcnet.space.importance",
-    "cut": "bcnet.space.extract",
+    "cut": "bcnet.space.supernet",
     "discover_space": "bcnet.space.discover",
     "export": "bcnet.pipeline.export",
-    "extracted": "bcnet.space.importance",
     "fit_network": "bcnet.training.loop",
-    "forward_path": "bcnet.space.extract",
+    "forward_path": "bcnet.space.supernet",
     "importance_tables": "bcnet.allocation.loss_tables",
     "importances": "bcnet.space.importance",
     "inherited": "bcnet.width_search.inherit",

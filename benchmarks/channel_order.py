@@ -15,8 +15,9 @@ from bcnet.config import Config, SpaceConfig, TrainConfig
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.progress import say
+from bcnet.space.supernet import Supernet
 from bcnet.training.loop import Recipe, fit_network
-from bcnet.width_search.scorer import score_sides
+from bcnet.width_search.scorer import Validation
 
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 ORDERS = ("as-is", "l1", "bn-scale", "taylor")
@@ -25,11 +26,10 @@ ORDERS = ("as-is", "l1", "bn-scale", "taylor")
 def scores(project: Project, recipe: Recipe) -> dict[str, list[float]]:
     """Accuracy of each side at each width."""
     state = first_state(project, project.model, recipe)
+    supernet, by = Supernet(project.model, project.space, state), Validation(project.data, 512)
     found: dict[str, list[float]] = {side: [] for side in project.space.rule.sides}
     for ratio in WIDTHS:
-        widths = project.space.uniform(ratio, 8)
-        sides = score_sides(project.model, project.space, state, widths, project.data, 512)
-        for side, score in sides.items():
+        for side, score in by.sides(supernet, project.space.uniform(ratio, 8)).items():
             found[side].append(score.accuracy)
     return found
 

@@ -1,7 +1,7 @@
 """What a path through the supernet costs, against the same network alone: a forward's time, a step's memory.
 
 Time: each round draws random widths, cuts their network out, and takes, in this order and after an untimed
-forward of either kind: the cut network, `forward_path`, the cut network; in eval mode, without gradients. The
+forward of either kind: the cut network, `Supernet.run`, the cut network; in eval mode, without gradients. The
 ratio of a round is the path over the mean of both cuts; its noise is the same for two equal things, the
 second cut over the first.
 
@@ -36,10 +36,11 @@ from train_step import _processor, _quartiles
 from bcnet.config import ModelConfig
 from bcnet.models import build_model
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, forward_path
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
-from bcnet.training.supernet_step import SlicedPaths, supernet_step
+from bcnet.training.supernet_step import SlicedPaths, supernet_step, trainable
 
 MODELS = tuple(
     f"torchvision:{name}"
@@ -97,7 +98,7 @@ def main() -> None:
     )
     print(f"{machine}\n")
     if options.only != "memory":
-        print(f"forward_path over the cut network: {options.rounds} rounds, each with new widths")
+        print(f"the supernet's path over the cut network: {options.rounds} rounds, each with new widths")
         print(f"{'model':<28}{'batch':>8}{'cut s':>9}{'ratio':>8}{'  quartiles':<16}{'noise'}", flush=True)
     results: list[dict[str, Any]] = []
     for name in options.models if options.only != "memory" else ():
@@ -139,17 +140,18 @@ def forward_times(
     """Seconds of (cut network, path, cut network) for each round's widths."""
     model = _model(name, options).eval()
     space = discover_space(model, torch.zeros(1, 3, size, size))
-    state = supernet_state(model, space)
+    supernet = Supernet(model, space, supernet_state(model, space))
     images = torch.randn(batch, 3, size, size)
     rng = np.random.default_rng(options.seed)
     rounds = []
     with torch.no_grad():
         for _ in range(options.rounds):
             widths = space.random(rng)
-            small = cut(model, space, widths, "left", state)
+            subnet = Subnet.at(space, widths)
+            small = supernet.extract(subnet)
             calls: list[Callable[[], Any]] = [
                 lambda small=small: small(images),
-                lambda widths=widths: forward_path(model, space, widths, images, "left", state),
+                lambda subnet=subnet: supernet.run(subnet, images),
             ]
             for call in calls:
                 call()
@@ -173,11 +175,9 @@ def peak_bytes(
             float(loss.detach())
     else:
         space = discover_space(model, torch.zeros(1, 3, size, size), method=method)
-        state = supernet_state(model, space)
-        trained = set(space.parameters)
-        parameters = {key: nn.Parameter(tensor) for key, tensor in state.items() if key in trained}
-        buffers = {key: tensor for key, tensor in state.items() if key not in trained}
-        paths = SlicedPaths(model.train(), space, parameters, buffers, recipe)
+        supernet = Supernet(model.train(), space, supernet_state(model, space))
+        paths = SlicedPaths(trainable(supernet, "cpu"), recipe)
+        parameters, buffers = paths.parameters, paths.buffers
 
         def gradients() -> None:
             supernet_step(paths, [space.largest()], images, labels)

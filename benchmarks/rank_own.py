@@ -27,7 +27,7 @@ from bcnet.pipeline.train import stage_inputs
 from bcnet.progress import say
 from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.supernet_step import STEPS

@@ -40,20 +40,20 @@ from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.progress import progress_bar
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.extract import run_with
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.recalibration import tracking_norms
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
 from bcnet.width_search.scorer import (
     Score,
     Scorer,
+    Validation,
     _mean,
     evaluate,
     predictions_of,
-    recalibrated,
     score,
     score_of,
-    with_statistics,
 )
 
 GOAL = 3.0
@@ -134,15 +134,13 @@ class OnePass:
 
     def __call__(self, widths: Widths) -> Score:
         """The mean of both sides, each on its half."""
-        model, space = self.scorer.model, self.scorer.space
-        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        norms = tracking_norms(self.scorer.model).values()
         found = []
         for side in self.scorer.sides:
-            taken = subnet_state(side.state, space, Subnet.at(space, widths, side.name))
-            fresh = with_statistics(model, space, taken, [])
+            fresh = side.supernet.recalibrate(Subnet.at(self.scorer.space, widths, side.name), [])
             for norm in norms:
                 norm.train()
-            found.append(_score(_rounded(self.scorer, fresh, self.amp), side.val))
+            found.append(_score(_rounded(fresh, self.amp), side.val))
             for norm in norms:
                 norm.eval()
         return _mean(found)
@@ -174,9 +172,8 @@ class Rejecting:
         for name, (side, (first, _)) in self.parts.items():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.amp):
                 subnet = Subnet.at(scorer.space, widths, name)
-                taken = subnet_state(side.state, scorer.space, subnet)
-                fresh = with_statistics(scorer.model, scorer.space, taken, side.train)
-            runs[name] = _rounded(scorer, fresh, self.amp)
+                fresh = side.supernet.recalibrate(subnet, side.train)
+            runs[name] = _rounded(fresh, self.amp)
             firsts.append(_score(runs[name], first))
         quarter = _mean(firsts)
         error = math.sqrt(quarter.accuracy * (1 - quarter.accuracy) / (self.count / 4) * 0.75)
@@ -198,10 +195,10 @@ def _score(run: Callable[[Any], Any], images: KeptBatches) -> Score:
     return score_of(predictions_of(run, images, torch.device("cpu")))
 
 
-def _rounded(scorer: Scorer, fresh: Mapping[str, torch.Tensor], amp: bool) -> Callable[[Any], Any]:
+def _rounded(network: NarrowNetwork, amp: bool) -> Callable[[Any], Any]:
     def run(inputs: Any) -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
-            return run_with(scorer.model, scorer.space, fresh, inputs).float()
+            return network.run(inputs).float()
 
     return run
 
@@ -238,13 +235,14 @@ def reference(
     known = known if known.get("key") == key else {"key": key}
     options.folder.mkdir(parents=True, exist_ok=True)
     waiting = [widths for widths in networks if str(widths) not in known]
+    supernet, by = Supernet(project.model, project.space, state), Validation(data, images)
     with progress_bar("reference", len(waiting)) as advance:
         for widths in waiting:
             sides = []
             for side in project.space.rule.sides:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
-                    fresh = recalibrated(project.model, project.space, state, widths, side, data, images)
-                    sides.append(evaluate(project.model, project.space, fresh, data, test, project.task))
+                    fresh = by.recalibrated(supernet, Subnet.at(project.space, widths, side))
+                    sides.append(evaluate(fresh, data, test, project.task))
             means = np.mean([[side.accuracy, side.negative_loss] for side in sides], axis=0)
             known[str(widths)] = means.tolist()
             write_file(path, json_bytes(known))

@@ -28,12 +28,12 @@ from bcnet.config import ModelConfig
 from bcnet.models import build_model
 from bcnet.registry import SUPERNETS
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut
-from bcnet.space.subnet import State
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
-from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
-from bcnet.training.supernet_step import SlicedPaths, supernet_step
+from bcnet.training.supernet_step import SlicedPaths, supernet_step, trainable
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet18", "torchvision:vgg16_bn")
 GOAL = 1.20
@@ -111,15 +111,15 @@ def measure(name: str, options: argparse.Namespace) -> list[Round]:
     shape = (3, options.size, options.size)
     space = discover_space(model, torch.zeros(1, *shape), method=options.method)
     recipe = Recipe(epochs=1, learning_rate=0.01, batch_size=options.batch)
-    state = supernet_state(model, space)
-    step = _supernet(model.train(), space, state, recipe)
+    supernet = Supernet(model.train(), space, supernet_state(model, space))
+    step = _supernet(supernet, recipe)
     images = torch.randn(options.batch, *shape).contiguous(memory_format=torch.channels_last)
     batch = images, torch.randint(options.classes, (options.batch,))
     rng = np.random.default_rng(options.seed)
     rounds = []
     for _ in range(options.warmups + options.rounds):
         widths = space.random(rng)
-        networks = [cut(model, space, widths, side, state) for side in space.rule.sides]
+        networks = [supernet.extract(Subnet.at(space, widths, side)) for side in space.rule.sides]
         plain = _plain(networks, recipe)
         plain(batch)
         step(widths, batch)
@@ -134,15 +134,10 @@ def measure(name: str, options: argparse.Namespace) -> list[Round]:
     return rounds
 
 
-def _supernet(
-    model: nn.Module, space: WidthSpace, state: State, recipe: Recipe
-) -> Callable[[Widths, Batch], None]:
+def _supernet(supernet: Supernet, recipe: Recipe) -> Callable[[Widths, Batch], None]:
     """A whole training step of the supernet, as `bcnet.training.loop.fit` takes it."""
-    names = set(space.parameters)
-    parameters = {name: nn.Parameter(tensor) for name, tensor in state.items() if name in names}
-    buffers = {name: tensor for name, tensor in state.items() if name not in names}
-    optimizer = _optimizer(parameters, recipe)
-    paths = SlicedPaths(model, space, parameters, buffers, recipe)
+    paths = SlicedPaths(trainable(supernet, "cpu"), recipe)
+    optimizer = _optimizer(paths.parameters, recipe)
 
     def run(widths: Widths, batch: Batch) -> None:
         supernet_step(paths, [widths], *batch)

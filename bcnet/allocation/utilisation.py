@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bcnet.space.inputs import entries
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import Read, readers
-from bcnet.training.task import entries
 
 PASSES = 5  # over the images, each with channels of its own: as published
 

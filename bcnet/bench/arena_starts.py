@@ -36,9 +36,11 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
 from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.space.extract import arguments, cut, tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import Criterion, Importances
+from bcnet.space.inputs import arguments
 from bcnet.space.subnet import State
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
 from bcnet.width_search.inherit import Inherited, Original, inherited
@@ -204,7 +206,7 @@ class Starts:
             pruned = COMPETITORS[method](job).eval()
             state = _on_cpu(tensors_of(pruned))
             self._check(state, pruned)
-            state = _on_cpu(self._inherit.with_statistics(state))  # as of all that inherit
+            state = _on_cpu(self._inherit.recalibrated(state).state)  # as of all that inherit
         except BcnetError:
             raise
         except ImportError as cause:

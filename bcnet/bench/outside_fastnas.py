@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from bcnet.bench.outside_job import Job, package, quiet
-from bcnet.data.dataset import to_device
 from bcnet.progress import say
+from bcnet.space.inputs import to_device
 from bcnet.training.loop import batches
 from bcnet.width_search.scorer import evaluate_network
 

@@ -80,7 +80,7 @@ def output_layers(model: nn.Module, example: Any) -> list[nn.Module]:
     """The layer that makes the network's output: the last one that runs and has as many outputs."""
     import torch
 
-    from bcnet.space.extract import arguments
+    from bcnet.space.inputs import arguments
 
     ran: list[tuple[nn.Module, int]] = []
     hooks = [

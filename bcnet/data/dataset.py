@@ -25,6 +25,7 @@ from bcnet.data.splits import IGNORED, Item, Items, divided, pair
 from bcnet.data.splits import Split as Split
 from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.seeds import seeded
+from bcnet.space.inputs import to_device
 from bcnet.user_code import UserFunction, code_of, import_function
 
 NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
@@ -229,11 +230,6 @@ def _versions(tree: Any) -> list[int]:
 def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Values per channel for pixels of 0 to 255, (1, C, 1, 1), copied to a GPU only once."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1) * 255
-
-
-def to_device(tree: Any, device: str | torch.device) -> Any:
-    """A tensor, tuple, list or dict with all tensors on the device; other values are unchanged."""
-    return tree_map_only(Tensor, lambda tensor: tensor.to(device), tree)
 
 
 def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:

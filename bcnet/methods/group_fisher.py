@@ -20,8 +20,10 @@ from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.registry import method
-from bcnet.space.extract import tensors_of
-from bcnet.space.importance import extracted, made_along, stretches
+from bcnet.space.importance import made_along, stretches
+from bcnet.space.inputs import entries
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthGroup, WidthSpace
 from bcnet.training.gates import Fisher, Taylor, coupled_importance
 from bcnet.training.loop import (
@@ -33,7 +35,6 @@ from bcnet.training.loop import (
     steps_an_epoch,
     trainable_parameters,
 )
-from bcnet.training.task import entries
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 
 NormalisedBy = Literal["latency", "macs", "memory"]
@@ -151,7 +152,8 @@ def prune_by_group_fisher(
         fit(trainable, step, data, recipe, "removing channels")
         pruning.hold()
         check_trained(model.state_dict(), "at its end", trainable)
-    state = extracted(tensors_of(model.cpu().eval()), limits.space.without_extra(), pruning.kept)
+    original = Supernet.of(model.cpu().eval(), limits.space)
+    state = original.narrow(Subnet.keeping(original.space, pruning.kept)).state
     tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
     widths, kept, removals = limits.widths(pruning.index), tuple(pruning.kept), tuple(pruning.removals)
     return Pruned(widths, tensors, passes, kept, removals)

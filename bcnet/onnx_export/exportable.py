@@ -16,7 +16,7 @@ from bcnet.errors import FOREIGN, BcnetError, one_line
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, example_inputs, to_onnx
 from bcnet.onnx_export.source_lines import source_line
 from bcnet.runtimes import runtime_here
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.space.random_runs import Watcher
 from bcnet.space.trace import running_modules
 

@@ -31,8 +31,10 @@ from bcnet.onnx_export.opset import NEWEST, at_opset
 from bcnet.onnx_export.quick_export import quick_export
 from bcnet.onnx_export.source_lines import source_line
 from bcnet.progress import say
-from bcnet.space.extract import arguments, cut, tensors_of
+from bcnet.space.extract import tensors_of
+from bcnet.space.inputs import arguments
 from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths, WidthSpace
 
 OPSET = NEWEST

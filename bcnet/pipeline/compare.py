@@ -33,7 +33,7 @@ from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.sealed import SealedLines
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit

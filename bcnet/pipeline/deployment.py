@@ -17,7 +17,7 @@ from bcnet.data.splits import Split
 from bcnet.onnx_export.onnx_supernet import tensor_names
 from bcnet.runs import json_bytes
 from bcnet.runtimes.onnx_batch import BATCH
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.training.task import Task
 
 KEY = "bcnet.preprocessing"

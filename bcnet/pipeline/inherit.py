@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from bcnet.data.dataset import ImageData
 from bcnet.errors import ConfigError
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import kept_importances
@@ -24,11 +23,11 @@ from bcnet.runs import Run
 from bcnet.space.channel_rules import Side
 from bcnet.space.importance import CRITERIA, Importances
 from bcnet.space.subnet import State, Subnet
-from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.space.supernet import Supernet
+from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
-from bcnet.training.task import Task
 from bcnet.width_search.inherit import Inherited, Original, inherited
-from bcnet.width_search.scorer import Score, best_first, evaluate, loss_of, recalibrated
+from bcnet.width_search.scorer import Score, Validation, best_first, loss_of
 
 
 @dataclass(frozen=True)
@@ -112,21 +111,11 @@ def trained_for(
 
 
 def ranked_sources(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths,
-    supernets: Sequence[Mapping[str, Tensor]],
-    trained: Trained | None,
-    data: ImageData,
-    images: int,
-    task: Task,
+    supernets: Sequence[Supernet], widths: Widths, trained: Trained | None, by: Validation
 ) -> list[Source]:
-    """What the small network can begin with, the lowest loss on the validation images first.
-
-    Statistics of batch norm come from `images` training images.
-    """
+    """What the small network can begin with, the lowest loss on the validation images first."""
     with working("scoring the weights that the small network can begin with"):
-        sources = list(_of_supernets(model, space, widths, supernets, data, images, task))
+        sources = list(_of_supernets(supernets, widths, by))
     if trained is not None:
         found = inherited(trained.original, widths, trained.importances)
         sources += [_of_original(own) for own in found]
@@ -142,21 +131,12 @@ def say_best(sources: Sequence[Source]) -> None:
     say(f"the small network begins with {sources[0].name}; losses on the validation images: {losses}")
 
 
-def _of_supernets(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths,
-    supernets: Sequence[Mapping[str, Tensor]],
-    data: ImageData,
-    images: int,
-    task: Task,
-) -> Iterator[Source]:
-    for number, tensors in enumerate(supernets):
-        for side in space.rule.sides:
-            state = recalibrated(model, space, tensors, Subnet.at(space, widths, side), data, images)
-            score = evaluate(model, space, state, data, data.val, task)
-            short = f"supernet {number + 1}, {side}"
-            yield Source(f"the {side} side of supernet {number + 1}", short, state, score, number, side)
+def _of_supernets(supernets: Sequence[Supernet], widths: Widths, by: Validation) -> Iterator[Source]:
+    for number, supernet in enumerate(supernets):
+        for side in supernet.space.rule.sides:
+            network = by.recalibrated(supernet, Subnet.at(supernet.space, widths, side))
+            name, short = f"the {side} side of supernet {number + 1}", f"supernet {number + 1}, {side}"
+            yield Source(name, short, dict(network.state), by.score(network), number, side)
 
 
 def _of_original(own: Inherited) -> Source:

@@ -11,7 +11,8 @@ from bcnet.pipeline.problem import Project
 from bcnet.pipeline.route import on_trained_network
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
-from bcnet.space.extract import cut, tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.supernet import cut
 
 ORIGINAL_FILE = "original.safetensors"
 

@@ -37,7 +37,7 @@ from bcnet.pipeline.configured_methods import check_method
 from bcnet.progress import say, working
 from bcnet.runs import digest
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.space.unsupported import check_initialised
 from bcnet.space.widen import widened
 from bcnet.space.width_space import WidthSpace

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bcnet.config import SearchConfig, latency_share
-from bcnet.data.dataset import to_device
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.rows import FAILED_MS
@@ -19,6 +18,7 @@ from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
+from bcnet.space.inputs import to_device
 from bcnet.training.loop import Recipe
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.width_search.evolution import Prior, SearchSettings, fastest

@@ -33,11 +33,13 @@ from bcnet.pipeline.tuning import settled
 from bcnet.progress import announce, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
-from bcnet.space.extract import arguments, cut, with_state
+from bcnet.space.extract import with_state
+from bcnet.space.inputs import arguments
+from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
-from bcnet.width_search.scorer import evaluate_network
+from bcnet.width_search.scorer import Validation, evaluate_network
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -80,7 +82,8 @@ def slice(
     task's alone. With a `checkpoint`, a training that was killed continues.
     """
     widths = space.check(widths)
-    sources = ranked_sources(model, space, widths, supernets, trained, data, images, recipe.task)
+    trained_supernets = [Supernet(model, space, state) for state in supernets]
+    sources = ranked_sources(trained_supernets, widths, trained, Validation(data, images, recipe.task))
     best = sources[0]
     if trained is not None:
         say_best(sources)

@@ -44,8 +44,8 @@ from bcnet.pipeline.training_file import (
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, Stage, alone_in
 from bcnet.space.channel_rules import WidthSampler
-from bcnet.space.extract import cut
 from bcnet.space.subnet import State, Subnet
+from bcnet.space.supernet import Supernet, cut
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.cuda_graph import fastest_paths
@@ -60,8 +60,8 @@ from bcnet.training.loop import (
     steps_an_epoch,
     training_digest,
 )
-from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step
-from bcnet.width_search.scorer import evaluate, evaluate_network, recalibrated
+from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
+from bcnet.width_search.scorer import Validation, evaluate_network
 
 POINT = 0.01  # of accuracy: more than this is a loss
 
@@ -90,14 +90,13 @@ def train(
     recorded graph where that is right and faster.
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
-    parameters, buffers = _trainable(model, state, recipe)
-    if resume is not None:
-        kept = resume.snapshot.tensors
-        buffers = {n: kept.get(f"buffer:{n}", own).to(recipe.device) for n, own in buffers.items()}
+    kept = resume.snapshot.tensors if resume else {}
+    begun = {name: kept.get(f"buffer:{name}", tensor) for name, tensor in state.items()}
+    supernet = trainable(Supernet(model, space, begun), recipe.device)
     choices = tuple(group.choices for group in space.groups)
     sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
     model.to(recipe.device).train()
-    sliced = SlicedPaths(model, space, parameters, buffers, recipe, objective)
+    sliced = SlicedPaths(supernet, recipe, objective)
     paths: Paths = sliced
     plan = plan if objective is None else replace(plan, distilled=False)
     if cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
@@ -123,12 +122,12 @@ def train(
         unread.clear()
         curve.append(round(mean_loss, 5))
         if on_epoch is not None:
-            own = {f"buffer:{name}": tensor.cpu() for name, tensor in buffers.items()}
+            own = {f"buffer:{name}": tensor.cpu() for name, tensor in sliced.buffers.items()}
             kept = replace(snapshot, tensors={**snapshot.tensors, **own})
             on_epoch(Checkpoint(kept, tuple(records), tuple(curve)))
 
     fit(
-        parameters,
+        sliced.parameters,
         step,
         data,
         recipe,
@@ -137,21 +136,10 @@ def train(
         on_epoch=after_epoch,
     )
     model.cpu().eval()
-    trained = {**{name: p.detach() for name, p in parameters.items()}, **buffers}
-    check_trained(trained, "at its end", parameters)
-    return TrainResult(
-        {name: trained[name].cpu().contiguous() for name in state}, tuple(records), tuple(curve)
-    )
-
-
-def _trainable(
-    model: nn.Module, state: Mapping[str, Tensor], recipe: Recipe
-) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """A supernet's tensors on the training device: those that are trained, and all others."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    placed = {name: tensor.to(recipe.device) for name, tensor in state.items()}
-    parameters = {name: nn.Parameter(tensor) for name, tensor in placed.items() if name in names}
-    return parameters, {name: tensor for name, tensor in placed.items() if name not in names}
+    trained = {name: tensor.detach() for name, tensor in supernet.state.items()}
+    check_trained(trained, "at its end", sliced.parameters)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
+    return TrainResult(tensors, tuple(records), tuple(curve))
 
 
 def seed_of(number: int, seed: int) -> int:
@@ -280,8 +268,9 @@ def _warn_of_loss(project: Project, state: Mapping[str, Tensor], recipe: Recipe)
         return  # what a point is of another metric, only its author knows
     images = project.config.search.recalibration_images
     with working("comparing the supernet's widest path with the given network"):
-        fresh = recalibrated(project.model, space, state, Subnet.at(space, space.largest()), data, images)
-        widest = evaluate(project.model, space, fresh, data, data.val, task).accuracy
+        by = Validation(data, images, task)
+        supernet = Supernet(project.model, space, state)
+        widest = by.score(by.recalibrated(supernet, Subnet.at(space, space.largest()))).accuracy
         given = evaluate_network(project.given_model(project.config.seed), data, data.val, task).accuracy
     if given - widest > POINT:
         say(
@@ -348,12 +337,13 @@ def _curves(curves: Sequence[Sequence[float]]) -> str:
 def _seconds_an_epoch(config: Config, recipe: Recipe, objective: Objective | None) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
     project = load_project(config)
-    parameters, buffers = _trainable(project.model, supernet_state(project.model, project.space), recipe)
+    state = supernet_state(project.model, project.space)
+    supernet = trainable(Supernet(project.model, project.space, state), recipe.device)
     drawn = [project.space.uniform(0.55)] * config.train.draws
     plan = replace(STEPS[config.train.step], **({"distilled": False} if objective else {}))
     model = project.model.to(recipe.device)
     model.train()
-    paths = SlicedPaths(model, project.space, parameters, buffers, recipe, objective)
+    paths = SlicedPaths(supernet, recipe, objective)
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
         return torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan)).mean()

@@ -21,7 +21,8 @@ from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
-from bcnet.space.extract import cut, tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.supernet import cut
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Recipe, seconds_to_fit, training_digest
 from bcnet.width_search.scorer import evaluate_network

@@ -7,7 +7,7 @@ widths: the most important channels, with batch-norm statistics of their own, on
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bcnet.allocation.loss_tables import loss_tables
 from bcnet.allocation.utilisation import ChannelDropout, utilisation
-from bcnet.data.dataset import to_device
 from bcnet.data.splits import Items, Split
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.problem import Project
@@ -25,11 +24,13 @@ from bcnet.progress import say
 from bcnet.sealed import SealedLines
 from bcnet.space.extract import with_state
 from bcnet.space.importance import CRITERIA, Criterion, Importances, channel_order, reordered
+from bcnet.space.inputs import to_device
 from bcnet.space.subnet import State, Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe
-from bcnet.width_search.scorer import Score, Scorer, best_first, evaluate, loss_of, recalibrated
+from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
 TABLE_IMAGES = 384  # validation images for the losses of single widths, each compared on the same ones
@@ -133,21 +134,23 @@ class TrainedScores:
     def dropped(self, widths: Widths, rates: np.ndarray) -> np.ndarray:
         """The rise of that loss (groups,) with channels of each group alone dropped at its rate (groups,)."""
         project, model, space = self.project, self.project.model, self.space
-        dropout, data = ChannelDropout(model, space, widths), project.data
-        images = project.config.search.recalibration_images
-        state: State = {}
+        dropout, images = ChannelDropout(model, space, widths), project.config.search.recalibration_images
+        by = Validation(replace(project.data, val=self._some(self._few)), images, project.task)
+
+        @cache
+        def network() -> NarrowNetwork:
+            placed = to_device(self._ordered(), self.recipe.device)
+            return by.recalibrated(Supernet(model, space, placed), Subnet.at(space, widths))
 
         def loss(group: int | None, rate: float, number: int) -> float:
             def score() -> Score:
-                if not state:
-                    placed = to_device(self._ordered(), self.recipe.device)
-                    state.update(recalibrated(model, space, placed, Subnet.at(space, widths), data, images))
+                recalibrated = network()
                 with nullcontext() if group is None else dropout.dropping(group, rate, number):
-                    return evaluate(model, space, state, data, self._some(self._few), project.task)
+                    return by.score(recalibrated)
 
             dropped = "nothing" if group is None else f"{space.groups[group].name} at {rate:.4g}"
-            by = f"{self.criterion}, {dropped} dropped, {self._few} images"
-            return loss_of(self.kept(by, number, widths, score))
+            name = f"{self.criterion}, {dropped} dropped, {self._few} images"
+            return loss_of(self.kept(name, number, widths, score))
 
         return utilisation(rates, loss)
 

@@ -24,16 +24,17 @@ from bcnet.progress import announce, say, working
 from bcnet.runs import Run
 from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
+from bcnet.space.recalibration import recalibrated
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.loop import Recipe, seconds_to_fit
 from bcnet.width_search.scorer import (
     Score,
+    Validation,
     best_first,
     evaluate_network,
     first_images,
     loss_of,
-    with_new_statistics,
 )
 
 
@@ -81,7 +82,7 @@ class Tuning:
         recipe = Recipe.of(config, epochs, fine_tuning_rate(project))
         images = config.search.recalibration_images
         data, task = project.data, project.task
-        sources = ranked_sources(project.model, project.space, widths, (), self.trained, data, images, task)
+        sources = ranked_sources((), widths, self.trained, Validation(data, images, task))
         small = with_state(project.model, project.space, sources[0].state)
         if not epochs:
             return small.eval()
@@ -106,7 +107,7 @@ def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, 
     found = [trained.eval(), begun.eval()]
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules()):
         batches = KeptBatches(data, first_images(data, images), 0, augmented=True)
-        found.append(with_new_statistics(trained, batches))
+        found.append(recalibrated(trained, batches))
     with working("comparing the network with what it was before"):
         scores = [evaluate_network(own, data, data.val, recipe.task) for own in found]
     best = min(range(len(found)), key=lambda place: best_first(scores[place]))

@@ -25,7 +25,7 @@ from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
 from bcnet.progress import progress_bar, working
 from bcnet.runs import json_bytes, write_file
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Task
 from bcnet.width_search.scorer import evaluate_network

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bcnet.errors import FOREIGN, SpaceError, one_line
-from bcnet.space.extract import arguments, tensors_of
+from bcnet.space.extract import tensors_of
+from bcnet.space.inputs import arguments
 from bcnet.space.module_sizes import Kept
 from bcnet.space.neighbours import only_neighbours
 from bcnet.space.trace import LayerUse, Trace, Tracer

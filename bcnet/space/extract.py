@@ -1,7 +1,7 @@
-"""A network's own forward with a subnet's tensors, and the subnet as an ordinary network.
+"""A network's own forward with other tensors in place of its own, and an ordinary network of them.
 
-In: a network, its space, a subnet. Out: outputs (`forward_path`), or a small network (`cut`). Both take the
-same tensors, so the small network gives the subnet's outputs to the last bit.
+In: a network, its space, narrower tensors. Out: outputs (`run_with`), or a small network (`with_state`),
+which gives the same outputs to the last bit. `supernet.py` takes the tensors of a subnet.
 """
 
 import copy
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.space.channel_rules import Side
-from bcnet.space.subnet import State, Subnet, subnet_state
-from bcnet.space.width_space import Widths, WidthSpace, length
+from bcnet.space.inputs import arguments
+from bcnet.space.subnet import State
+from bcnet.space.width_space import WidthSpace, length
 
 KEPT = 2  # number of networks whose `_Places` are cached
 
@@ -118,10 +118,7 @@ def _sizes_of(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) 
 
 
 def run_with(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], inputs: Any) -> Any:
-    """The network's own forward on `inputs`, with a subnet's tensors instead of its own.
-
-    `inputs` is one argument (an image batch, (N, C, H, W)), a tuple of arguments or a dict of keyword ones.
-    """
+    """The network's own forward on `inputs` (see `inputs.py`), with a subnet's tensors instead of its own."""
     args, kwargs = arguments(inputs)
     with _sizes_of(model, space, state), _tensors_in_place(model, state):
         return model(*args, **kwargs)
@@ -144,46 +141,6 @@ def _tensors_in_place(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator
     finally:
         for holder, key, tensor in own:
             holder[key] = tensor
-
-
-def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A network's inputs as positional and keyword arguments: a tuple is several, a dict is by name."""
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    if isinstance(inputs, dict):
-        return (), inputs
-    return (inputs,), {}
-
-
-def forward_path(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths | Subnet,
-    x: Any,
-    side: Side = "left",
-    state: Mapping[str, Tensor] | None = None,
-) -> Any:
-    """The output of a subnet for a batch `x` (N, C, H, W), or for several inputs (see `run_with`).
-
-    The subnet is the path of these widths on that side, or is given itself. `state` is the supernet's (see
-    `supernet_state`); without one the network's own tensors are used, which have no extra channels. Raises
-    SpaceError for invalid widths.
-    """
-    taken, space = _taken(model, space, widths, side, state)
-    # A strided slice sums in another order than the contiguous weight of the cut network.
-    return run_with(model, space, {name: tensor.contiguous() for name, tensor in taken.items()}, x)
-
-
-def cut(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths | Subnet,
-    side: Side = "left",
-    state: Mapping[str, Tensor] | None = None,
-) -> nn.Module:
-    """A subnet (see `forward_path`) as an ordinary network: a copy of the model with cloned tensors."""
-    taken, space = _taken(model, space, widths, side, state)
-    return with_state(model, space, taken)
 
 
 def with_state(model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor]) -> nn.Module:
@@ -237,17 +194,3 @@ def _copy_without_tensors(model: nn.Module) -> nn.Module:
     """A deep copy of the modules that shares all tensors, which are replaced afterwards."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-
-
-def _taken(
-    model: nn.Module,
-    space: WidthSpace,
-    widths: Widths | Subnet,
-    side: Side,
-    state: Mapping[str, Tensor] | None,
-) -> tuple[State, WidthSpace]:
-    """The tensors of a subnet, and the space of the tensors that they were taken from."""
-    if state is None:
-        state, space = tensors_of(model), space.without_extra()
-    subnet = widths if isinstance(widths, Subnet) else Subnet.at(space, widths, side)
-    return subnet_state(state, space, subnet), space

@@ -1,7 +1,7 @@
 """How important channels are by their weights, in which order they go, and which of them are kept.
 
 In: a network's tensors and its space. Out: importance, a value a channel (larger is more important); the
-network with its channels in another order, which leaves its output as it is, or with some of them only.
+network with its channels in another order, which leaves its output as it is; the subnet of the best.
 Criteria that need training images are in `gates.py`.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.errors import SpaceError
-from bcnet.space.subnet import State
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Dimension, Widths, WidthSpace
 
 Criterion = Literal["l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"]
@@ -165,8 +165,8 @@ def channel_order(space: WidthSpace, importance: Sequence[Tensor]) -> tuple[Tens
     return tuple(orders)
 
 
-def kept_channels(space: WidthSpace, widths: Widths, importance: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """For each group the sorted indices of the most important channels, as many as the widths say.
+def kept_channels(space: WidthSpace, widths: Widths, importance: Sequence[Tensor]) -> Subnet:
+    """The subnet of the network's most important channels of each group, as many as the widths say.
 
     Units are kept or dropped as a whole, by the sum of their channels' importance; of equal ones the first.
     Groups whose channels a layer uses by their positions keep their first ones.
@@ -175,19 +175,19 @@ def kept_channels(space: WidthSpace, widths: Widths, importance: Sequence[Tensor
     for group, width, values in zip(space.groups, space.check(widths), importance, strict=True):
         units = values.detach().cpu().reshape(-1, group.unit).sum(1)
         order = torch.arange(len(units)) if group.ordered else units.argsort(descending=True, stable=True)
-        taken = order[: width // group.unit].sort().values
+        taken = order[: width // group.unit]
         kept.append((taken[:, None] * group.unit + torch.arange(group.unit)).flatten())
-    return tuple(kept)
+    return Subnet.keeping(space.without_extra(), kept)
 
 
-def extracted(tensors: Mapping[str, Tensor], space: WidthSpace, kept: Sequence[Tensor]) -> State:
-    """The tensors of the network that has only the `kept` channels of each group, in that order.
+def reordered(tensors: Mapping[str, Tensor], space: WidthSpace, order: Sequence[Tensor]) -> State:
+    """The tensors with every group's channels in that order (channels,), wherever they occur.
 
-    `tensors` are the network's own, without a supernet's extra channels; `kept` holds indices (width,) a
-    group. Run the result with `run_with`, or make it a network by `with_state`. Raises SpaceError where
-    indices do not fit the space.
+    `tensors` are the network's own, without a supernet's extra channels. Raises SpaceError where the order
+    does not have every channel once, or separates channels of one unit.
     """
-    kept = _checked(space, kept)
+    orders = [own.detach().cpu().long() for own in order]
+    _check_orders(space, orders)
     state = dict(tensors)
     for name, axes in space.dimensions.items():
         if name not in state:
@@ -198,34 +198,16 @@ def extracted(tensors: Mapping[str, Tensor], space: WidthSpace, kept: Sequence[T
                 if group is None:
                     index.append(torch.arange(start, stop))
                 else:
-                    entries = kept[group][:, None] * segment.size + torch.arange(segment.size)
+                    entries = orders[group][:, None] * segment.size + torch.arange(segment.size)
                     index.append(start + entries.flatten())
             state[name] = state[name].index_select(axis, torch.cat(index).to(state[name].device))
     return state
 
 
-def _checked(space: WidthSpace, kept: Sequence[Tensor]) -> list[Tensor]:
-    """The indices on the CPU, if each group has some, of its own channels, each once, in whole units."""
-    if len(kept) != len(space.groups):
-        raise SpaceError(f"channels of {len(kept)} groups given, the space has {len(space.groups)}")
-    checked = []
-    for group, given in zip(space.groups, kept, strict=True):
-        index = given.detach().cpu().long()
-        units = index.reshape(-1, group.unit) if index.ndim == 1 and len(index) % group.unit == 0 else None
-        whole = units is not None and torch.equal(
-            units, units[:, :1] // group.unit * group.unit + torch.arange(group.unit)
-        )
-        if not len(index) or not whole or len(set(index.tolist())) != len(index):
-            unit = f", in whole units of {group.unit}" if group.unit > 1 else ""
-            raise SpaceError(f"the channels to keep of group '{group.name}' must be distinct indices{unit}")
-        if index.min() < 0 or index.max() >= group.channels:
-            raise SpaceError(
-                f"the channels to keep of group '{group.name}' are not all within 0..{group.channels - 1}"
-            )
-        checked.append(index)
-    return checked
-
-
-def reordered(tensors: Mapping[str, Tensor], space: WidthSpace, order: Sequence[Tensor]) -> State:
-    """The tensors with every group's channels in that order (channels,), wherever they occur."""
-    return extracted(tensors, space, order)
+def _check_orders(space: WidthSpace, orders: Sequence[Tensor]) -> None:
+    widths = Subnet.keeping(space.without_extra(), orders).widths
+    for group, own, width in zip(space.groups, orders, widths, strict=True):
+        units = own.reshape(-1, group.unit)
+        if width != group.channels or not torch.equal(units, units[:, :1] + torch.arange(group.unit)):
+            whole = f", in whole units of {group.unit}" if group.unit > 1 else ""
+            raise SpaceError(f"the order of group '{group.name}' must have all of its channels{whole}")

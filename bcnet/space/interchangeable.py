@@ -23,6 +23,7 @@ from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
 from bcnet.space.random_runs import Run, Watcher, doubled, drawn_state, varied, watched
 from bcnet.space.subnet import State, Subnet, ranges, subnet_state
+from bcnet.space.supernet import NarrowNetwork
 from bcnet.space.width_space import Widths, WidthSpace
 
 # Tolerances relative to an output's largest value.
@@ -118,7 +119,8 @@ class _Trial:
         best: tuple[State, Any, Run] | None = None
         tensors = drawn_state(seen.probe), tensors_of(seen.probe)
         for state, inputs in product(tensors, (tree_map(varied, seen.inputs), seen.inputs)):
-            run = watched(seen.probe, space, state, inputs, Watcher(dynamic=seen.trace.dynamic))
+            network = NarrowNetwork(seen.probe, space, state)
+            run = watched(network, inputs, Watcher(dynamic=seen.trace.dynamic))
             if run.failure is not None:  # the user's own forward may reject the random inputs
                 continue
             best = best or (state, inputs, run)
@@ -290,7 +292,7 @@ class _Trial:
         self, state: State, inputs: Any, sizes: list[Tensor] | None = None, *, values: bool = False
     ) -> Run:
         watcher = Watcher(values=values, dynamic=self.seen.trace.dynamic)
-        return watched(self.seen.probe, self.space, state, inputs, watcher, sizes)
+        return watched(NarrowNetwork(self.seen.probe, self.space, state), inputs, watcher, sizes)
 
 
 def _apart(one: Run, other: Run) -> float:

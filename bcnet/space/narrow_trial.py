@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 from bcnet.errors import FOREIGN, one_line
 from bcnet.seeds import seeded
 from bcnet.space.channel_groups import Seen, twice
-from bcnet.space.extract import arguments, cut, forward_path
+from bcnet.space.inputs import arguments
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet, forward_path
 from bcnet.space.trace import running_modules
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
@@ -39,10 +41,11 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                 low,
                 *(Widths((low, high)[(i + odd) % 2][i] for i in range(len(low))) for odd in (0, 1)),
             ]
-            state = supernet_state(probe, space)
+            supernet = Supernet(probe, space, supernet_state(probe, space))
             args, kwargs = arguments(inputs)
             for widths in drawn:
-                small = cut(probe, space, widths, "right", state)
+                subnet = Subnet.at(space, widths, "right")
+                small = supernet.extract(subnet)
                 with seeded(0):
                     output = small(*args, **kwargs)
                 if (reason := _other_shape(seen, output)) is not None:
@@ -50,7 +53,7 @@ def trouble(seen: Seen, space: WidthSpace, *, quick: bool = False) -> str | None
                 if seen.trace.dynamic:
                     continue
                 with seeded(0):
-                    path = forward_path(probe, space, widths, inputs, "right", state)
+                    path = supernet.run(subnet, inputs)
                 if not all(
                     _same(one, other)
                     for one, other in zip(tree_leaves(output), tree_leaves(path), strict=True)

@@ -19,12 +19,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bcnet.errors import one_line
 from bcnet.seeds import seeded
-from bcnet.space.extract import run_with, tensors_of
+from bcnet.space.extract import tensors_of
 from bcnet.space.subnet import State
+from bcnet.space.supernet import NarrowNetwork
 from bcnet.space.trace import running_modules
 from bcnet.space.trace_layer_rules import LAYERS
 from bcnet.space.trace_rules import RANDOM
-from bcnet.space.width_space import WidthSpace
 
 POOL = 1_000_003  # size of the pool of random numbers for weights: a prime, so that rows differ
 # Operators that depend on the memory layout of tensors, and change no values.
@@ -192,16 +192,9 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def watched(
-    probe: nn.Module,
-    space: WidthSpace,
-    state: State,
-    inputs: Any,
-    watcher: Watcher,
-    sizes: list[Tensor] | None = None,
-) -> Run:
-    """One recorded run of the network with these tensors; for `sizes` see `of_unit_size`."""
-    outputs, failure = None, None
+def watched(network: NarrowNetwork, inputs: Any, watcher: Watcher, sizes: list[Tensor] | None = None) -> Run:
+    """One recorded run of a network; for `sizes` see `of_unit_size`."""
+    outputs, failure, probe = None, None, network.model
     with (
         torch.no_grad(),
         seeded(0),
@@ -210,7 +203,7 @@ def watched(
     ):
         try:
             with watcher:
-                outputs = run_with(probe, space, state, inputs)
+                outputs = network.run(inputs)
         except Exception as cause:  # the user's own forward may raise anything
             where = f" in '{watcher.inside[-1][0]}'" if watcher.inside and watcher.inside[-1][0] else ""
             failure = f"{where}: {one_line(cause)}"

@@ -43,8 +43,8 @@ class Subnet:
         return cls(tuple(range(total - width, total) for total, width in zip(totals, widths, strict=True)))
 
     @classmethod
-    def keeping(cls, space: WidthSpace, channels: Sequence[Iterable[int]]) -> "Subnet":
-        """The subnet with these channels, in ascending order, of each group of the supernet.
+    def keeping(cls, space: WidthSpace, channels: Sequence[Iterable[int] | Tensor]) -> "Subnet":
+        """The subnet with these channels, in any order, of each group of the supernet.
 
         Raises SpaceError where they are not distinct channels of their group, in whole units.
         """
@@ -58,8 +58,9 @@ class Subnet:
         return Widths(map(len, self.channels))
 
 
-def _channel_set(group: WidthGroup, channels: Iterable[int]) -> ChannelSet:
-    own = tuple(sorted(map(int, channels)))
+def _channel_set(group: WidthGroup, channels: Iterable[int] | Tensor) -> ChannelSet:
+    given = channels.tolist() if isinstance(channels, Tensor) else channels
+    own = tuple(sorted(map(int, given)))
     units = {channel // group.unit for channel in own}
     if not own or len(set(own)) != len(own) or len(units) * group.unit != len(own):
         whole = f", in whole units of {group.unit}" if group.unit > 1 else ""

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.progress import say
-from bcnet.space.extract import run_with
 from bcnet.space.subnet import Subnet, membership
+from bcnet.space.supernet import NarrowNetwork
 from bcnet.training.supernet_step import Paths, SlicedPaths
 from bcnet.training.task import bound_to
 
@@ -88,7 +87,7 @@ class MaskedPath:
         for leaf in leaves.values():
             leaf.requires_grad_()
         state = {**leaves, **sliced.buffers}
-        called = bound_to(sliced.model.forward, partial(run_with, sliced.model, sliced.space, state))
+        called = bound_to(sliced.model.forward, NarrowNetwork(sliced.model, sliced.space, state).run)
         loss, _ = sliced.recipe.training_loss(called, inputs, targets)
         found = torch.autograd.grad(
             loss / count, list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -320,7 +319,8 @@ def _in_float64(sliced: SlicedPaths) -> SlicedPaths:
         parameter.grad = torch.zeros_like(parameter)
     # Statistics are changed in place: those that are double already are copied, too.
     buffers = {name: _double(buffer).clone() for name, buffer in sliced.buffers.items()}
-    return SlicedPaths(sliced.model, sliced.space, parameters, buffers, replace(sliced.recipe, amp=False))
+    supernet = replace(sliced.supernet, state={**parameters, **buffers})
+    return SlicedPaths(supernet, replace(sliced.recipe, amp=False))
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.seeds import seeded
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.training.loop import Objective, Recipe
 from bcnet.training.task import logits_of
 

@@ -30,9 +30,9 @@ from bcnet.space.importance import (
     stretches,
     without_batch_norm,
 )
+from bcnet.space.inputs import entries
 from bcnet.space.width_space import Dimension, WidthGroup, WidthSpace
 from bcnet.training.loop import Recipe, batches, explained
-from bcnet.training.task import entries
 
 BATCHES = 24
 

@@ -29,7 +29,7 @@ from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
 from bcnet.registry import METHODS
 from bcnet.runs import digest
-from bcnet.space.extract import arguments
+from bcnet.space.inputs import arguments
 from bcnet.training.task import Task, logits_of
 from bcnet.user_code import code_of, import_function
 

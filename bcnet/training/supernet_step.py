@@ -3,17 +3,16 @@
 In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bcnet.space.channel_rules import Side
-from bcnet.space.extract import run_with
 from bcnet.space.subnet import Subnet, ranges, subnet_state
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Objective, Recipe
 from bcnet.training.task import bound_to, logits_of
@@ -65,18 +64,16 @@ class SlicedPaths:
     supernet costs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        space: WidthSpace,
-        parameters: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        recipe: Recipe,
-        objective: Objective | None = None,
-    ) -> None:
-        """With an `objective` all paths learn by that, and give no outputs for others to learn from."""
-        self.model, self.space, self.recipe, self.objective = model, space, recipe, objective
-        self.parameters, self.buffers = parameters, buffers
+    def __init__(self, supernet: Supernet, recipe: Recipe, objective: Objective | None = None) -> None:
+        """The supernet's nn.Parameters are trained (see `trainable`).
+
+        With an `objective` all paths learn by that, and give no outputs for others to learn from.
+        """
+        self.supernet, self.recipe, self.objective = supernet, recipe, objective
+        self.model, self.space = supernet.model, supernet.space
+        tensors = supernet.state.items()
+        self.parameters = {name: own for name, own in tensors if isinstance(own, nn.Parameter)}
+        self.buffers = {name: own for name, own in tensors if name not in self.parameters}
 
     def __call__(
         self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
@@ -97,13 +94,21 @@ class SlicedPaths:
                 lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
             )
         state = {**leaves, **subnet_state(self.buffers, space, path)}
-        called = bound_to(self.model.forward, partial(run_with, self.model, space, state))
+        called = bound_to(self.model.forward, NarrowNetwork(self.model, space, state).run)
         if self.objective is not None:
             loss, outputs = self.objective.loss(called, inputs, targets), None
         else:
             loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
         (loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), outputs
+
+
+def trainable(supernet: Supernet, device: str) -> Supernet:
+    """The supernet with tensors on the training device, those that are trained as nn.Parameters."""
+    trained = {name for name, parameter in supernet.model.named_parameters() if parameter.requires_grad}
+    placed = {name: tensor.to(device) for name, tensor in supernet.state.items()}
+    state = {name: nn.Parameter(own) if name in trained else own for name, own in placed.items()}
+    return replace(supernet, state=state)
 
 
 def supernet_step(

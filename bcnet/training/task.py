@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bcnet.config import TaskConfig
 from bcnet.data.splits import IGNORED
 from bcnet.errors import ConfigError, TrainingError, one_line
+from bcnet.space.inputs import entries
 from bcnet.user_code import UserFunction, import_function
 
 Batches = Iterable[tuple[Any, Any]]  # (outputs, targets)
@@ -198,16 +199,6 @@ def _answers(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         counts = targets != IGNORED
         return answers[counts], targets[counts]
     return answers.flatten(), targets.flatten()
-
-
-def entries(tree: Any) -> int:
-    """The number of entries of a batch: the length of a list or of the first tensor."""
-    if isinstance(tree, Tensor):
-        return len(tree) if tree.ndim else 1
-    if isinstance(tree, list):
-        return len(tree)
-    values = tuple(tree.values()) if isinstance(tree, Mapping) else tree if isinstance(tree, tuple) else ()
-    return entries(values[0]) if values else 1
 
 
 def bound_to(forward: Callable[..., Any], run: Callable[[Any], Any]) -> Callable[..., Any]:

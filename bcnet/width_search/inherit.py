@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches, to_device
+from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches
 from bcnet.models.weights import listed
 from bcnet.progress import progress_bar, say
-from bcnet.space.extract import run_with, tensors_of
-from bcnet.space.importance import CRITERIA, Criterion, extracted, kept_channels
-from bcnet.space.subnet import State
+from bcnet.space.extract import tensors_of
+from bcnet.space.importance import CRITERIA, Criterion, kept_channels
+from bcnet.space.inputs import to_device
+from bcnet.space.subnet import ChannelSet, State, Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import BATCHES, measured_importances
 from bcnet.training.loop import Recipe
@@ -28,7 +30,6 @@ from bcnet.width_search.scorer import (
     first_images,
     predictions_of,
     score_of,
-    with_statistics,
 )
 from bcnet.width_search.temperature import are_classes, calibrated_losses
 
@@ -56,7 +57,7 @@ class Original:
         self, model: nn.Module, space: WidthSpace, data: ImageData, recipe: Recipe, images: int = 512
     ) -> None:
         self.model, self.space, self.data, self.recipe = model, space.without_extra(), data, recipe
-        self._tensors: State = to_device(tensors_of(model), recipe.device)
+        self._whole = Supernet(model, self.space, to_device(tensors_of(model), recipe.device))
         room = KEPT_BYTES // 2
         self._train = KeptBatches(data, first_images(data, images), room, recipe.device, augmented=True)
         self._val = KeptBatches(data, data.val, room, recipe.device)
@@ -72,39 +73,39 @@ class Original:
         """By each criterion, for each group (channels,): see `measured_importances`."""
         return measured_importances(self.model, self.space, self.data, self.recipe, by, batches)
 
-    def extracted(self, channels: Sequence[Tensor]) -> State:
-        """The small network that has only these channels, indices (width,) a group (see `extracted`)."""
-        return extracted(self._tensors, self.space, channels)
+    def narrow(self, subnet: Subnet) -> NarrowNetwork:
+        """The small network that has only these channels."""
+        return self._whole.narrow(subnet)
 
-    def with_statistics(self, state: Mapping[str, Tensor]) -> State:
-        """A small network's tensors, on the recipe's device, with statistics of the training images."""
+    def recalibrated(self, state: Mapping[str, Tensor]) -> NarrowNetwork:
+        """A small network of these tensors, on the recipe's device, with statistics of training images."""
         placed = to_device(dict(state), self.recipe.device)
-        return with_statistics(self.model, self.space, placed, self._train)
+        return NarrowNetwork(self.model, self.space, placed).recalibrated(self._train)
 
     def scored(self, source: str, state: Mapping[str, Tensor]) -> Inherited:
-        """Any small network of this space, as of a supernet's path: its statistics made again, its score."""
-        fresh = self.with_statistics(state)
-        return Inherited(source, to_device(fresh, "cpu"), score_of(self._answers(fresh), self.task))
+        """Any small network of this space, as of a supernet's path: recalibrated, and its score."""
+        fresh = self.recalibrated(state)
+        scored = score_of(self._predictions(fresh), self.task)
+        return Inherited(source, to_device(dict(fresh.state), "cpu"), scored)
 
     @torch.no_grad()
-    def losses(self, state: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, network: NarrowNetwork) -> Tensor:
         """The validation losses of a small network as it is: of each image, of each batch for other tasks.
 
         Of a classification by cross entropy at the best temperature (see `calibrated_loss`).
         """
         kept: list[tuple[Tensor, Tensor]] = []
         whole: list[Tensor] = []
-        for outputs, targets in self._answers(state):
+        for outputs, targets in self._predictions(network):
             if self.task.by_cross_entropy and are_classes(targets):
                 kept.append((logits_of(outputs), targets))
             else:
                 whole.append(self.task.loss_of(outputs, targets).detach().double())
         return calibrated_losses(kept) if kept else torch.stack(whole)
 
-    def _answers(self, state: Mapping[str, Tensor]) -> Batches:
+    def _predictions(self, network: NarrowNetwork) -> Batches:
         self.model.eval()
-        device = torch.device(self.recipe.device)
-        return predictions_of(lambda x: run_with(self.model, self.space, state, x), self._val, device)
+        return predictions_of(network.run, self._val, torch.device(self.recipe.device))
 
 
 def inherited(
@@ -125,8 +126,8 @@ def inherited(
     choices = {by: kept_channels(original.space, widths, own) for by, own in importance.items()}
     found: list[Inherited] = []
     with progress_bar("scoring what the small network inherits", len(choices)) as advance:
-        for by, channels in choices.items():
-            found.append(original.scored(by, original.extracted(channels)))
+        for by, subnet in choices.items():
+            found.append(original.scored(by, original.narrow(subnet).state))
             advance(by)
     found.sort(key=_rank)
     if by_group and original.task.train_step is not None:
@@ -141,28 +142,27 @@ def _rank(own: Inherited) -> tuple[float, float]:
     return best_first(own.score)
 
 
-def _by_group(
-    original: Original, choices: Mapping[Criterion, tuple[Tensor, ...]], best: Criterion
-) -> list[Inherited]:
+def _by_group(original: Original, choices: Mapping[Criterion, Subnet], best: Criterion) -> list[Inherited]:
     """The network in which groups have criteria of their own; none where no group gains by that."""
 
-    def losses_of(channels: Sequence[Tensor]) -> Tensor:
-        return original.losses(original.with_statistics(original.extracted(channels)))
+    def losses_of(channels: Sequence[ChannelSet]) -> Tensor:
+        return original.losses(original.recalibrated(original.narrow(Subnet(tuple(channels))).state))
 
-    channels, switched = list(choices[best]), dict[str, Criterion]()
+    channels, switched = list(choices[best].channels), dict[str, Criterion]()
     losses = losses_of(channels)
     with progress_bar("choosing a criterion for each group", len(channels)) as advance:
         for number, group in enumerate(original.space.groups):
             least, before = 0.0, channels[number]
             tried = [before]
             for by, choice in choices.items():
-                if any(torch.equal(choice[number], known) for known in tried):
+                other = choice.channels[number]
+                if other in tried:
                     continue
-                tried.append(choice[number])
-                own = losses_of([*channels[:number], choice[number], *channels[number + 1 :]])
+                tried.append(other)
+                own = losses_of([*channels[:number], other, *channels[number + 1 :]])
                 difference = float((own - losses).mean())
                 if difference < least and difference < -ERRORS * _standard_error(own - losses):
-                    least, found = difference, (by, choice[number], own)
+                    least, found = difference, (by, other, own)
             if least < 0:
                 switched[group.name], channels[number], losses = found
             advance(group.name)
@@ -170,7 +170,7 @@ def _by_group(
         return []
     others = " and ".join(sorted(set(switched.values())))
     source = f"{best}, but {others} in {listed(list(switched))}"
-    return [original.scored(source, original.extracted(channels))]
+    return [original.scored(source, original.narrow(Subnet(tuple(channels))).state)]
 
 
 def _standard_error(differences: Tensor) -> float:

@@ -1,14 +1,11 @@
-"""How good widths are in a trained supernet: batch-norm statistics made again, then held-out images.
+"""How good widths are in a trained supernet: recalibrated batch norms, then validation images.
 
-In: a supernet's state and widths. Out: accuracy (or another metric) and calibrated loss, the mean of both
-sides. `score` takes all images for each side; `Scorer` is several times faster, for the candidates of a
-search.
+In: supernets and widths. Out: accuracy (or another metric) and calibrated loss, the mean of both sides.
+`Validation` takes all images for each side; `Scorer` is several times faster, for the candidates of a search.
 """
 
-import copy
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches, to_device
+from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches
 from bcnet.data.splits import Item, Items, Split, shared_out
-from bcnet.errors import ModelError, explaining
 from bcnet.space.channel_rules import Side
-from bcnet.space.extract import arguments, run_with
-from bcnet.space.subnet import State, Subnet, subnet_state
+from bcnet.space.inputs import arguments, to_device
+from bcnet.space.recalibration import evaluating
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.task import Batches, Task, entries, logits_of
+from bcnet.training.task import Batches, Task, logits_of
 from bcnet.width_search.temperature import are_classes, calibrated_loss
 
 SHARED = 64  # the least number of images of a side, where the images are split across sides
@@ -61,19 +59,12 @@ def best_first(score: Score) -> tuple[float, float]:
 
 
 def evaluate(
-    model: nn.Module,
-    space: WidthSpace,
-    state: Mapping[str, Tensor],
-    data: ImageData,
-    split: Split | Items,
-    task: Task | None = None,
+    network: NarrowNetwork, data: ImageData, split: Split | Items, task: Task | None = None
 ) -> Score:
-    """The task's metric and mean loss, calibrated, of one path's tensors on a split, in eval mode."""
-    model.eval()
+    """The task's metric and mean loss, calibrated, of a narrow network on a split, in eval mode."""
+    network.model.eval()
     batches = data.batches(split, data.evaluated)
-    return score_of(
-        predictions_of(lambda inputs: run_with(model, space, state, inputs), batches, _device(state)), task
-    )
+    return score_of(predictions_of(network.run, batches, network.device), task)
 
 
 def evaluate_network(
@@ -86,7 +77,7 @@ def evaluate_network(
         args, kwargs = arguments(inputs)
         return model(*args, **kwargs)
 
-    device = _device(dict(model.named_parameters()))
+    device = next(iter(model.parameters())).device
     return score_of(predictions_of(run, data.batches(split, data.evaluated), device), task, calibrate=False)
 
 
@@ -114,117 +105,40 @@ def score_of(predictions: Batches, task: Task | None = None, *, calibrate: bool 
         return Score(value, -(calibrated_loss(kept) if kept else loss))
 
 
-def recalibrated(
-    model: nn.Module,
-    space: WidthSpace,
-    state: Mapping[str, Tensor],
-    subnet: Subnet,
-    data: ImageData,
-    images: int,
-) -> State:
-    """A subnet's tensors, contiguous, with batch-norm statistics from the first `images` training images.
-
-    Statistics of the supernet mix those of all its subnets and fit none of them (US-Nets, ICCV 2019,
-    section 3.4). Batches are augmented as in training, the same each time: weights are fitted to such
-    images, and statistics of plain ones can cost a trained network several points. The mean over batches is
-    taken.
-    """
-    batches = KeptBatches(data, first_images(data, images), 0, str(_device(state)), augmented=True)
-    return with_statistics(model, space, subnet_state(state, space, subnet), batches)
-
-
 def first_images(data: ImageData, images: int) -> Split | Items:
     """The training images that statistics come from."""
     return data.train.take(torch.arange(min(images, len(data.train))))
 
 
-def with_statistics(
-    model: nn.Module, space: WidthSpace, state: Mapping[str, Tensor], batches: Iterable[Item]
-) -> State:
-    """A narrow network's tensors, contiguous, with batch-norm statistics from (inputs, targets).
+@dataclass(frozen=True)
+class Validation:
+    """How networks are compared: statistics from training images, scores on the validation images.
 
-    `model` is the network that it is narrower than; the mean over the batches is taken.
+    Batch-norm statistics come from the first `images` training images. Batches are augmented as in training,
+    the same each time: weights are fitted to such images, and statistics of plain ones can cost a trained
+    network several points.
     """
-    fresh = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    }
-    for name in norms:
-        fresh[f"{name}.running_mean"] = torch.zeros_like(fresh[f"{name}.running_mean"])
-        fresh[f"{name}.running_var"] = torch.ones_like(fresh[f"{name}.running_var"])
-        # On the CPU: a plain mean reads it in every forward pass, for which a GPU would be waited for.
-        fresh[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.int64)
-    if not norms:
-        return fresh
-    model.eval()
-    device = _device(state)
-    with _plain_means(norms.values()):
-        for inputs, _ in batches:
-            if entries(inputs) > 1:
-                with _explained():
-                    run_with(model, space, fresh, to_device(inputs, device))
-    return fresh
 
+    data: ImageData
+    images: int
+    task: Task | None = None
 
-@contextmanager
-def _plain_means(norms: Collection[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Let these layers take the plain mean of their statistics over all batches that run in the block."""
-    momenta = [module.momentum for module in norms]
-    try:
-        for module in norms:
-            module.train()
-            module.momentum = None
-        with torch.no_grad():
-            yield
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
-            module.eval()
+    def recalibrated(self, supernet: Supernet, subnet: Subnet) -> NarrowNetwork:
+        """A subnet with batch-norm statistics of its own."""
+        part = first_images(self.data, self.images)
+        batches = KeptBatches(self.data, part, 0, str(supernet.device), augmented=True)
+        return supernet.recalibrate(subnet, batches)
 
+    def score(self, network: NarrowNetwork) -> Score:
+        """The score of a network as it is."""
+        return evaluate(network, self.data, self.data.val, self.task)
 
-def with_new_statistics(network: nn.Module, batches: Iterable[Item]) -> nn.Module:
-    """A copy of a plain network, in eval mode, with batch-norm statistics that are the mean over batches."""
-    fresh = copy.deepcopy(network).eval()
-    norms = [
-        module
-        for module in fresh.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    for module in norms:
-        module.reset_running_stats()
-    device = _device(fresh.state_dict())
-    with _plain_means(norms):
-        for inputs, _ in batches:
-            if entries(inputs) > 1:
-                args, kwargs = arguments(to_device(inputs, device))
-                with _explained():
-                    fresh(*args, **kwargs)
-    return fresh
-
-
-def score_sides(
-    model: nn.Module,
-    space: WidthSpace,
-    state: Mapping[str, Tensor],
-    widths: Widths,
-    data: ImageData,
-    images: int,
-    task: Task | None = None,
-) -> dict[Side, Score]:
-    """The score of each side's path on the validation images."""
-    return {
-        side: evaluate(
-            model,
-            space,
-            recalibrated(model, space, state, Subnet.at(space, widths, side), data, images),
-            data,
-            data.val,
-            task,
-        )
-        for side in space.rule.sides
-    }
+    def sides(self, supernet: Supernet, widths: Widths) -> dict[Side, Score]:
+        """The score of each side's subnet, recalibrated."""
+        return {
+            side: self.score(self.recalibrated(supernet, Subnet.at(supernet.space, widths, side)))
+            for side in supernet.space.rule.sides
+        }
 
 
 def score(
@@ -237,7 +151,8 @@ def score(
     task: Task | None = None,
 ) -> Score:
     """The mean of both sides: what the search maximises (BCNet, section 3.1)."""
-    return _mean(list(score_sides(model, space, state, widths, data, images, task).values()))
+    sides = Validation(data, images, task).sides(Supernet(model, space, state), widths)
+    return _mean(list(sides.values()))
 
 
 def _mean(sides: Sequence[Score]) -> Score:
@@ -251,7 +166,7 @@ def _mean(sides: Sequence[Score]) -> Score:
 class SupernetSide:
     """One side of one supernet, with the images of its batch-norm statistics and its validation images."""
 
-    state: Mapping[str, Tensor]
+    supernet: Supernet
     name: Side
     train: KeptBatches
     val: KeptBatches
@@ -280,8 +195,9 @@ class Scorer:
         amp: bool = False,
         shared: bool = False,
     ) -> None:
-        self.model, self.space, self.data, self.task = model, space, data, task
-        self.amp, self._device = amp, _device(supernets[0])
+        self.model, self.space, self.data, self.task, self.amp = model, space, data, task, amp
+        owned = [Supernet(model, space, state) for state in supernets]
+        self._device = owned[0].device
 
         def shares(part: Split | Items, augmented: bool) -> list[KeptBatches]:
             count = max(1, min(len(space.rule.sides), len(part) // SHARED)) if shared else 1
@@ -292,8 +208,8 @@ class Scorer:
         train, val = shares(first_images(data, images), True), shares(data.val, False)
         # The left side of one supernet sees what the right one of the next does.
         self.sides = tuple(
-            SupernetSide(state, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
-            for n, state in enumerate(supernets)
+            SupernetSide(supernet, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
+            for n, supernet in enumerate(owned)
             for k, side in enumerate(space.rule.sides)
         )
 
@@ -310,31 +226,21 @@ class Scorer:
         # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
         autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
         with autocast:
-            subnet = Subnet.at(self.space, widths, side.name)
-            taken = subnet_state(side.state, self.space, subnet)
-            fresh = with_statistics(self.model, self.space, taken, side.train)
+            fresh = side.supernet.recalibrate(Subnet.at(self.space, widths, side.name), side.train)
 
         def run(inputs: Any) -> Any:
             with autocast:
-                outputs = run_with(self.model, self.space, fresh, inputs)
+                outputs = fresh.run(inputs)
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
         return predictions_of(run, side.val, self._device)
 
 
-def _device(state: Mapping[str, Tensor]) -> torch.device:
-    return next(iter(state.values())).device
-
-
 @torch.no_grad()
 def predictions_of(run: Callable[[Any], Any], batches: Iterable[Item], device: torch.device) -> Batches:
     """(outputs, targets) of a network that runs on `device`, on the CPU. Raises ModelError where it fails."""
     for inputs, targets in batches:
-        with _explained():
+        with evaluating():
             outputs = to_device(run(to_device(inputs, device)), "cpu")
         yield outputs, targets
-
-
-def _explained() -> AbstractContextManager[None]:
-    return explaining(ModelError, "the network fails on a batch of the data in eval mode")

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from bcnet.allocation.utilisation import ChannelDropout, utilisation
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import run_with, tensors_of
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.extract import tensors_of
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 
 WIDTHS = Widths((3, 4))  # of 4 and 4
@@ -56,7 +57,8 @@ def test_the_same_channels_are_dropped_in_all_layers_that_read_a_group(
     model: nn.Module, space: WidthSpace
 ) -> None:
     """Kept ones are scaled; each image has its own."""
-    state = subnet_state(tensors_of(model), space, Subnet.at(space, WIDTHS))
+    network = Supernet.of(model, space).narrow(Subnet.at(space, WIDTHS))
+    state = network.state
     x = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     kept = torch.rand(5, 3, generator=torch.Generator().manual_seed(7)) >= 0.4
     assert 0 < int(kept.sum()) < kept.numel()
@@ -68,14 +70,14 @@ def test_the_same_channels_are_dropped_in_all_layers_that_read_a_group(
         features = (stem + outer).mean((2, 3)) * factors[:, :, 0, 0]
         expected = nn.functional.linear(features, state["head.weight"], state["head.bias"])
         dropout = ChannelDropout(model, space, WIDTHS)
-        plain = run_with(model, space, state, x)
+        plain = network.run(x)
         with dropout.dropping(0, 0.4, seed=7):
-            torch.testing.assert_close(run_with(model, space, state, x), expected)
-            assert not torch.equal(run_with(model, space, state, x), expected)  # the next batch: others
-        assert torch.equal(run_with(model, space, state, x), plain)
+            torch.testing.assert_close(network.run(x), expected)
+            assert not torch.equal(network.run(x), expected)  # the next batch: others
+        assert torch.equal(network.run(x), plain)
 
 
 def test_at_a_rate_of_nothing_nothing_changes(model: nn.Module, space: WidthSpace) -> None:
-    state, x = tensors_of(model), torch.rand(3, 1, 2, 2)
+    x = torch.rand(3, 1, 2, 2)
     with torch.no_grad(), ChannelDropout(model, space, space.largest()).dropping(1, 0.0, seed=0):
-        assert torch.equal(run_with(model, space, state, x), model(x))
+        assert torch.equal(NarrowNetwork(model, space, tensors_of(model)).run(x), model(x))

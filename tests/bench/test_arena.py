@@ -166,7 +166,7 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
     project = load_project(load_config(None))
     recipe = Recipe.of(project.config, 1, 1.0)
     images = project.config.search.recalibration_images
-    again = Original(project.model, project.space, project.data, recipe, images).with_statistics(state)
+    again = Original(project.model, project.space, project.data, recipe, images).recalibrated(state).state
     assert all(torch.allclose(state[name], again[name], rtol=1e-5, atol=1e-6) for name in state)
 
 

@@ -20,8 +20,9 @@ from bcnet.methods.group_fisher import (
     prune_by_group_fisher,
 )
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import tensors_of, with_state
-from bcnet.space.importance import extracted
+from bcnet.space.extract import with_state
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Objective, batches
 from tests.methods.tiny import product_bound
@@ -133,7 +134,7 @@ def test_the_cut_network_gives_the_masked_networks_outputs_within_the_budget(
     assert sum(p.numel() for p in small.parameters()) == space.params(pruned.widths)
     # The same channels of the network before differ: what is left was trained.
     torch.manual_seed(0)
-    before = extracted(tensors_of(Tiny()), space, pruned.kept)
+    before = Supernet.of(Tiny(), space).narrow(Subnet.keeping(space, pruned.kept)).state
     assert not torch.equal(before["stem.weight"], pruned.state["stem.weight"])
 
 

@@ -17,8 +17,9 @@ from bcnet.errors import ModelError
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import say_exports
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, tensors_of
+from bcnet.space.extract import tensors_of
 from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.supernet import cut
 from tests.space.witnesses import anywhere
 
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -5,8 +5,9 @@ import torch
 from bcnet.config import Config, DataConfig, TrainConfig
 from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.supernet_start import first_state
-from bcnet.space.extract import forward_path, tensors_of
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
+from bcnet.space.supernet import forward_path
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe
 

@@ -33,7 +33,7 @@ from bcnet.pipeline.results import CompareSummary
 from bcnet.pipeline.train import report_given
 from bcnet.runs import Run
 from bcnet.show import show_summary
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import Recipe, Snapshot
 from bcnet.width_search.scorer import evaluate_network

@@ -22,7 +22,7 @@ from bcnet.pipeline.slice import program_bytes
 from bcnet.pipeline.verify import Differences, verify
 from bcnet.runtimes import runtime_here
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.training.task import Task, mean_iou
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)

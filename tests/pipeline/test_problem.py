@@ -12,7 +12,7 @@ from PIL import Image
 from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
 from bcnet.errors import ModelError, SpaceError
 from bcnet.pipeline.problem import forget_project, load_project
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.training.loop import fine_tuning_digest, metric_digest, training_digest
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -30,7 +30,7 @@ from bcnet.space.extract import tensors_of
 from bcnet.space.importance import CRITERIA, importances
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, fit_network
-from bcnet.width_search.scorer import Score
+from bcnet.width_search.scorer import Score, Validation
 
 RUN = Path("runs/default")
 OWN_WEIGHTS = "group-fisher's own weights"
@@ -101,8 +101,7 @@ def test_the_small_network_begins_with_the_weights_that_were_trained_while_chann
     trained = trained_for(project, network, dict.fromkeys(CRITERIA, by_weights), {widths: own})
 
     def source(widths: Widths) -> Source:
-        given = project.model, project.space, widths, (), trained, project.data, 64, project.task
-        return ranked_sources(*given)[0]
+        return ranked_sources((), widths, trained, Validation(project.data, 64, project.task))[0]
 
     assert (source(widths).name, source(widths).passes) == (OWN_WEIGHTS, 2)
     assert all(torch.equal(tensor, own.state[name]) for name, tensor in source(widths).state.items())

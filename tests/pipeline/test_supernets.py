@@ -214,4 +214,4 @@ def test_a_search_scores_by_every_supernet_of_its_run(folder: Path) -> None:
     scorer = scoring(project, supernets)
     assert isinstance(scorer, Scorer)
     assert [side.name for side in scorer.sides] == ["left", "right", "left", "right"]
-    assert len({side.state["0.0.weight"].sum().item() for side in scorer.sides}) == 2
+    assert len({side.supernet.state["0.0.weight"].sum().item() for side in scorer.sides}) == 2

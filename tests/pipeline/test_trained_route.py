@@ -28,8 +28,9 @@ from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
 from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
-from bcnet.space.extract import cut, tensors_of, with_state
+from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gates
 from bcnet.training.gates import measured_importances

@@ -17,7 +17,7 @@ from bcnet.pipeline.export import export
 from bcnet.pipeline.results import AgainstOriginal, VerifyReport
 from bcnet.pipeline.verify import against_original, check_file, verify
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)

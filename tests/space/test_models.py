@@ -19,8 +19,8 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from bcnet.models import NETWORKS
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, forward_path
 from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import cut, forward_path
 from bcnet.space.trace import OUTPUT
 from bcnet.space.width_space import WidthSpace
 from tests.space.witnesses import assert_agree, distance, drawn, leaves, masked, scattered

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 from bcnet.space.width_space import WidthSpace
 from tests.space.test_hard_layers import IMAGES, Between, space_of
 from tests.space.witnesses import assert_agree, drawn, scattered

@@ -11,8 +11,9 @@ from bcnet.errors import SpaceError
 from bcnet.models import NETWORKS
 from bcnet.space.channel_rules import Side
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, forward_path, tensors_of
+from bcnet.space.extract import tensors_of
 from bcnet.space.subnet import Subnet, neighbours, subnet_state
+from bcnet.space.supernet import cut, forward_path
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import WidthSpace
 from tests.space.witnesses import anywhere, drawn, scattered

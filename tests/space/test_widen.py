@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, forward_path, tensors_of
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import channel_order, importances, reordered
+from bcnet.space.supernet import cut, forward_path
 from bcnet.space.widen import grown, supernet_state, widened
 from bcnet.space.width_space import Widths, WidthSpace
 from tests.space.witnesses import assert_agree, distance, drawn, scattered

@@ -19,7 +19,7 @@ from bcnet.cli import main
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut
+from bcnet.space.supernet import cut
 
 GUIDE = (Path(__file__).parent.parent.parent / "docs/yolo.md").read_text(encoding="utf-8")
 SMALL = """

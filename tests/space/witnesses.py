@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bcnet.pipeline.train import _trainable
-from bcnet.space.extract import arguments, cut, forward_path, tensors_of
+from bcnet.space.extract import tensors_of
+from bcnet.space.inputs import arguments
 from bcnet.space.subnet import Subnet, ranges
+from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training.cuda_graph import MaskedPath
 from bcnet.training.loop import Recipe
-from bcnet.training.supernet_step import SlicedPaths
+from bcnet.training.supernet_step import SlicedPaths, trainable
 
 
 def scattered(model: nn.Module) -> nn.Module:
@@ -128,10 +129,11 @@ def drawn(space: WidthSpace, seed: int = 0) -> Widths:
 
 def sliced_paths(model: nn.Module, space: WidthSpace, recipe: Recipe) -> SlicedPaths:
     """A supernet's paths on its training device; its parameters have gradients of zero."""
-    parameters, buffers = _trainable(model, supernet_state(model, space), recipe)
-    for parameter in parameters.values():
+    supernet = Supernet(model.to(recipe.device), space, supernet_state(model, space))
+    paths = SlicedPaths(trainable(supernet, recipe.device), recipe)
+    for parameter in paths.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
-    return SlicedPaths(model.to(recipe.device), space, parameters, buffers, recipe)
+    return paths
 
 
 def assert_same_gradients(

@@ -12,8 +12,10 @@ from torchvision.ops import StochasticDepth
 from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import run_with, tensors_of, with_state
-from bcnet.space.importance import Criterion, extracted, importances, kept_channels, reordered
+from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.importance import Criterion, importances, kept_channels, reordered
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import Recipe, batches
@@ -242,7 +244,7 @@ def test_importance_by_gates_is_not_computed_from_weights_alone(tiny: Tiny, spac
 
 
 def test_any_channels_can_be_kept(tiny: Tiny, space: WidthSpace) -> None:
-    kept = torch.tensor([1, 2, 5]), torch.tensor([0, 3])
+    kept = [1, 2, 5], [0, 3]
     x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
     def only(name: str, x: Tensor) -> Tensor:
@@ -253,10 +255,10 @@ def test_any_channels_can_be_kept(tiny: Tiny, space: WidthSpace) -> None:
 
     whole = copy.deepcopy(tiny)
     whole.gate = only
-    state = extracted(tensors_of(tiny), space, kept)
+    supernet, subnet = Supernet.of(tiny, space), Subnet.keeping(space, kept)
     with torch.no_grad():
-        torch.testing.assert_close(run_with(tiny, space, state, x), whole(x))
-        small = with_state(tiny, space, state)
+        torch.testing.assert_close(supernet.run(subnet, x), whole(x))
+        small = supernet.extract(subnet)
         torch.testing.assert_close(small(x), whole(x))
     assert sum(parameter.numel() for parameter in small.parameters()) == space.params(Widths((3, 2)))
 
@@ -264,24 +266,27 @@ def test_any_channels_can_be_kept(tiny: Tiny, space: WidthSpace) -> None:
 def test_the_most_important_channels_are_kept_in_their_order_in_whole_units(space: WidthSpace) -> None:
     importance = (torch.tensor([1.0, 9, 3, 5, 2, 3]), torch.tensor([1.0, 4, 2, 3]))
     kept = kept_channels(space, Widths((3, 2)), importance)
-    assert [own.tolist() for own in kept] == [[1, 2, 3], [1, 3]]
+    assert kept == Subnet((range(1, 4), (1, 3)))
     stem, widen = space.groups
     paired = replace(space, groups=(replace(stem, unit=2), replace(widen, ordered=True)))
     kept = kept_channels(paired, Widths((4, 2)), importance)
-    assert [own.tolist() for own in kept] == [[0, 1, 2, 3], [0, 1]]
+    assert kept == Subnet((range(4), range(2)))
 
 
 @pytest.mark.parametrize(
-    ("kept", "message"),
+    ("order", "message"),
     [
-        ([[0, 1]], "channels of 1 groups given, the space has 2"),
-        ([[0, 6], [0]], r"of group 'stem' are not all within 0\.\.5"),
-        ([[0, 0], [0]], "of group 'stem' must be distinct indices"),
-        ([[0, 1], []], "of group 'widen' must be distinct indices"),
+        ([[0, 1, 2, 3, 4, 5]], "channels of 1 groups given, the space has 2"),
+        ([[0, 1, 2, 3, 6, 7], [0, 1, 2, 3]], r"of group 'stem' are not all within 0\.\.5"),
+        ([[0, 0, 1, 2, 3, 4], [0, 1, 2, 3]], "of group 'stem' must be distinct indices"),
+        ([[2, 3, 0, 1, 5, 4], [0, 1, 2, 3]], "of group 'stem' must have all of its channels, in whole units"),
+        ([[2, 3, 0, 1, 4, 5], [0, 1]], "the order of group 'widen' must have all of its channels"),
     ],
 )
-def test_channels_that_do_not_fit_are_refused(
-    tiny: Tiny, space: WidthSpace, kept: list[list[int]], message: str
+def test_an_order_that_does_not_fit_is_refused(
+    tiny: Tiny, space: WidthSpace, order: list[list[int]], message: str
 ) -> None:
+    stem, widen = space.groups
+    paired = replace(space, groups=(replace(stem, unit=2), widen))
     with pytest.raises(SpaceError, match=message):
-        extracted(tensors_of(tiny), space, [torch.tensor(own) for own in kept])
+        reordered(tensors_of(tiny), paired, [torch.tensor(own) for own in order])

@@ -14,12 +14,12 @@ from bcnet.errors import SpaceError, TrainingError
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import Checkpoint, train
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import cut, forward_path, run_with
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit, fit_network
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
-from bcnet.width_search.scorer import Score, evaluate_network, recalibrated, score, score_sides
+from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
 
 
 class Concatenating(nn.Module):
@@ -77,14 +77,13 @@ def test_gradients_equal_those_through_plain_slicing(widths: tuple[int, int, int
     own = dict(model.named_parameters())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     parameters = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
-    paths = SlicedPaths(model, space, parameters, buffers, recipe)
+    paths = SlicedPaths(Supernet(model, space, {**parameters, **buffers}), recipe)
     (loss,) = supernet_step(paths, [Widths(widths)], x, labels)
     reference = {name: nn.Parameter(p.detach().clone()) for name, p in own.items()}
     total = torch.zeros(())
+    supernet = Supernet(model, space, {**reference, **buffers})
     for side in space.rule.sides:
-        path = Subnet.at(space, Widths(widths), side)
-        state = {**subnet_state(reference, space, path), **subnet_state(buffers, space, path)}
-        total = total + recipe.loss(run_with(model, space, state, x), labels) / 2
+        total = total + recipe.loss(supernet.run(Subnet.at(space, Widths(widths), side), x), labels) / 2
     total.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(float(total.detach()), rel=1e-5)
     for name, parameter in parameters.items():
@@ -97,7 +96,7 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
     buffers = dict(model.named_buffers())
     recipe = Recipe(epochs=1, learning_rate=0.1)
     labels = torch.tensor([0, 1])
-    paths = SlicedPaths(model.train(), space, parameters, buffers, recipe)
+    paths = SlicedPaths(Supernet(model.train(), space, {**parameters, **buffers}), recipe)
     supernet_step(paths, [Widths((2, 4, 2))], torch.randn(2, 1, 8, 8), labels)
     gradient = parameters["a.weight"].grad
     assert gradient is not None
@@ -172,7 +171,7 @@ def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in state.items()}
     widths = Widths((4, 8, 4))
-    sides = score_sides(model, space, state, widths, data, 32)
+    sides = Validation(data, 32).sides(Supernet(model, space, state), widths)
     mean = score(model, space, state, widths, data, 32)
     assert set(sides) == {"left", "right"}
     assert mean.accuracy == pytest.approx((sides["left"].accuracy + sides["right"].accuracy) / 2)
@@ -183,8 +182,8 @@ def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -
 def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
     model, space = setup()
     data = images()
-    state = dict(model.state_dict())
-    fresh = recalibrated(model, space, state, Subnet.at(space, space.largest()), data, 48)
+    whole = Subnet.at(space, space.largest())
+    fresh = Validation(data, 48).recalibrated(Supernet.of(model, space), whole).state
     assert isinstance(model, Concatenating)
     with torch.no_grad():
         outputs = model.b[0](data.normalise(data.train.images))

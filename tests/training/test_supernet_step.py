@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from bcnet.space.channel_rules import Side
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import run_with
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe
@@ -39,8 +39,7 @@ def expected(
     own = {name: nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
     inputs, labels = batch
     outputs = [
-        run_with(model, space, subnet_state(own, space, Subnet.at(space, widths, side)), inputs)
-        for widths, side in paths
+        Supernet(model, space, own).run(Subnet.at(space, widths, side), inputs) for widths, side in paths
     ]
     losses = [nn.functional.cross_entropy(out, labels) for out in outputs]
     if distilled:
@@ -61,7 +60,7 @@ def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: 
     model, space, parameters = setup(method)
     batch = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2])
     plan = STEPS[name]
-    sliced = SlicedPaths(model, space, parameters, {}, Recipe(epochs=1, learning_rate=0.1))
+    sliced = SlicedPaths(Supernet(model, space, parameters), Recipe(epochs=1, learning_rate=0.1))
     losses = supernet_step(sliced, DRAWN, *batch, plan=plan, number=number)
     turn = space.rule.sides[number % len(space.rule.sides)]
     sides = (turn,) if plan.alternating else space.rule.sides
@@ -77,7 +76,7 @@ def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: 
 def test_extra_channels_of_bcnetv2_are_reached_by_the_widest_path_every_other_step() -> None:
     model, space, parameters = setup("bcnetv2")
     batch = torch.randn(6, 1, 5, 5), torch.tensor([0, 1, 2, 0, 1, 2])
-    paths = SlicedPaths(model, space, parameters, {}, Recipe(epochs=1, learning_rate=0.1))
+    paths = SlicedPaths(Supernet(model, space, parameters), Recipe(epochs=1, learning_rate=0.1))
     reached = []
     for number in (0, 1):
         for parameter in parameters.values():

@@ -18,8 +18,9 @@ from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train import stage_inputs, train
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import forward_path, run_with, tensors_of, with_state
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet, forward_path
 from bcnet.space.width_space import WidthSpace
 from bcnet.training.distill import Distillation, softened_divergence
 from bcnet.training.loop import Recipe, fit_network
@@ -68,7 +69,7 @@ def test_every_path_learns_from_the_same_outputs_of_the_teacher_computed_once_a_
         teacher.head.weight.mul_(3)
     objective = Distillation(teacher, 2.0, 0.75).objective(model, RECIPE, batch[0])
     parameters = dict(model.named_parameters())
-    paths = SlicedPaths(model, space, parameters, {}, RECIPE, objective)
+    paths = SlicedPaths(Supernet(model, space, parameters), RECIPE, objective)
     teacher.calls = 0
     wanted = Counted.forward(teacher, batch[0]).detach()
     drawn = [space.smallest(), space.largest()]
@@ -76,8 +77,7 @@ def test_every_path_learns_from_the_same_outputs_of_the_teacher_computed_once_a_
     assert teacher.calls == 2  # that of this test, and one for four paths
     expected, gradients = [], []
     for widths in (*drawn, space.largest(), space.smallest()):
-        leaves = subnet_state(parameters, space, Subnet.at(space, widths))
-        logits = run_with(model, space, leaves, batch[0])
+        logits = Supernet(model, space, parameters).run(Subnet.at(space, widths), batch[0])
         labels = nn.functional.cross_entropy(logits, batch[1], label_smoothing=0.1)
         loss = 0.75 * softened_divergence(logits, wanted, 2.0) + 0.25 * labels
         expected.append(float(loss.detach()))
@@ -92,7 +92,7 @@ def test_a_widest_path_equal_to_the_teacher_has_nothing_to_learn_from_it(
 ) -> None:
     objective = Distillation(Counted(), 4.0, 1.0).objective(model, RECIPE, batch[0])
     parameters = dict(model.named_parameters())
-    paths = SlicedPaths(model, space, parameters, {}, RECIPE, objective)
+    paths = SlicedPaths(Supernet(model, space, parameters), RECIPE, objective)
     (loss,) = supernet_step(paths, [space.largest()], *batch)
     assert float(loss) == pytest.approx(0, abs=1e-6)
     assert all(float(p.grad.abs().max()) < 1e-6 for p in parameters.values() if p.grad is not None)

@@ -15,6 +15,7 @@ from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import ConfigError, TrainingError
 from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.supernet_step import SlicedPaths, supernet_step
@@ -232,7 +233,7 @@ def test_a_training_step_of_the_users_own_fills_the_same_gradients_as_its_loss()
         task = DETECTION if stepwise else Task()
         recipe = Recipe(epochs=1, learning_rate=0.1, task=task)
         labels = targets if stepwise else torch.stack([t["label"] for t in targets])
-        paths = SlicedPaths(model, space, parameters, {}, recipe)
+        paths = SlicedPaths(Supernet(model, space, parameters), recipe)
         supernet_step(paths, [Widths((4, 4))], inputs, labels)
         gradients.append([p.grad for p in parameters.values()])
     for own, plain in zip(*gradients, strict=True):

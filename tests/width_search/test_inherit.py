@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, load_data
 from bcnet.space.discover import discover_space
-from bcnet.space.extract import tensors_of, with_state
+from bcnet.space.extract import tensors_of
 from bcnet.space.importance import Criterion
-from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.task import Task
 from bcnet.width_search.inherit import Original, inherited
-from bcnet.width_search.scorer import Score, best_first, evaluate, evaluate_network, recalibrated
+from bcnet.width_search.scorer import Score, Validation, best_first, evaluate, evaluate_network
 from bcnet.width_search.temperature import calibrated_loss, calibrated_losses
 
 RECIPE = Recipe(epochs=6, learning_rate=0.1, batch_size=32)
@@ -68,10 +69,9 @@ def test_the_lowest_validation_loss_comes_first_and_each_network_is_what_it_says
     by_l1 = next(own for own in found if own.source == "l1")
     strongest = importance["l1"][0].argsort(descending=True)[:4].sort().values
     assert torch.equal(by_l1.state["0.weight"], tensors_of(model)["0.weight"][strongest])
-    assert evaluate(model, space, by_l1.state, data, data.val).loss == pytest.approx(
-        by_l1.score.loss, rel=1e-5
-    )
-    small = with_state(model, space, by_l1.state)
+    network = NarrowNetwork(model, space, by_l1.state)
+    assert evaluate(network, data, data.val).loss == pytest.approx(by_l1.score.loss, rel=1e-5)
+    small = network.extract()
     assert evaluate_network(small, data, data.val).accuracy == pytest.approx(by_l1.score.accuracy)
 
 
@@ -79,18 +79,18 @@ def test_the_full_network_inherits_its_own_loss(
     original: Original, importance: Importance, space: WidthSpace, model: nn.Module, data: ImageData
 ) -> None:
     (whole, *_) = inherited(original, space.largest(), {"l1": importance["l1"]})
-    own = evaluate(model, space, tensors_of(model), data, data.val).loss
+    own = evaluate(NarrowNetwork(model, space, tensors_of(model)), data, data.val).loss
     assert whole.score.loss == pytest.approx(own, rel=0.03)
 
 
 def test_the_side_of_a_supernet_is_scored_like_what_is_inherited(
     original: Original, space: WidthSpace, model: nn.Module, data: ImageData
 ) -> None:
-    right = original.scored(
-        "right", subnet_state(tensors_of(model), space, Subnet.at(space, WIDTHS, "right"))
-    )
-    fresh = recalibrated(model, space, tensors_of(model), Subnet.at(space, WIDTHS, "right"), data, 256)
-    assert right.score.loss == pytest.approx(evaluate(model, space, fresh, data, data.val).loss, rel=1e-4)
+    supernet, side = Supernet.of(model, space), Subnet.at(space, WIDTHS, "right")
+    right = original.scored("right", supernet.narrow(side).state)
+    by = Validation(data, 256)
+    fresh = by.recalibrated(supernet, side)
+    assert right.score.loss == pytest.approx(by.score(fresh).loss, rel=1e-4)
 
 
 def test_each_group_takes_the_criterion_that_it_gains_by(original: Original, importance: Importance) -> None:
@@ -139,7 +139,9 @@ def test_networks_of_a_task_with_a_loss_of_its_own_are_compared_batch_by_batch(
     model: nn.Module, space: WidthSpace, data: ImageData
 ) -> None:
     recipe = replace(RECIPE, task=Task(loss=lambda outputs, targets: outputs.square().mean()))
-    losses = Original(model, space, data, recipe, images=256).losses(tensors_of(model))
+    losses = Original(model, space, data, recipe, images=256).losses(
+        NarrowNetwork(model, space, tensors_of(model))
+    )
     with torch.no_grad():
         outputs = model(data.normalise(data.val.images))
     assert losses.tolist() == pytest.approx([float(outputs.square().mean())], rel=1e-4)

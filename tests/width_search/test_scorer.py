@@ -13,11 +13,12 @@ from bcnet.data.dataset import ImageData, Split, load_data
 from bcnet.data.splits import shared_out
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of
-from bcnet.space.subnet import State, Subnet
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Recipe, fit_network
 from bcnet.training.task import Task
-from bcnet.width_search.scorer import SHARED, Scorer, evaluate, recalibrated, score
+from bcnet.width_search.scorer import SHARED, Scorer, Validation, evaluate, score
 
 WIDTHS = Widths((4, 6))
 
@@ -49,10 +50,8 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
     sides = []
     halves = zip(shared_out(data.train.take(torch.arange(count)), 2), shared_out(data.val, 2), strict=True)
     for side, (train, val) in zip(space.rule.sides, halves, strict=True):
-        fresh = recalibrated(
-            model, space, state, Subnet.at(space, WIDTHS, side), replace(data, train=train), SHARED
-        )
-        sides.append(evaluate(model, space, fresh, data, val))
+        by = Validation(replace(data, train=train, val=val), SHARED)
+        sides.append(by.score(by.recalibrated(Supernet(model, space, state), Subnet.at(space, WIDTHS, side))))
     fast = Scorer(model, space, [state], data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
     assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
@@ -170,13 +169,14 @@ def test_statistics_of_augmented_images_give_a_trained_network_its_own_loss_back
     space = discover_space(fitted, torch.zeros(1, 1, 16, 16), bins=2, method="unilateral")
     state, count = tensors_of(fitted), len(shifted.train)
 
-    def loss(state: State) -> float:
-        return evaluate(fitted, space, state, shifted, shifted.val).loss
+    def loss(network: NarrowNetwork) -> float:
+        return evaluate(network, shifted, shifted.val).loss
 
-    def again(data: ImageData) -> State:
-        return recalibrated(fitted, space, state, Subnet.at(space, space.largest()), data, count)
+    def again(data: ImageData) -> NarrowNetwork:
+        whole = Subnet.at(space, space.largest())
+        return Validation(data, count).recalibrated(Supernet.of(fitted, space), whole)
 
-    own = loss(state)
+    own = loss(NarrowNetwork(fitted, space, state))
     assert loss(again(shifted)) == pytest.approx(own, rel=0.03)
     assert loss(again(replace(shifted, shift=0))) != pytest.approx(own, rel=0.15)
     assert Scorer(fitted, space, [state], shifted, count)(space.largest()).loss == pytest.approx(
@@ -193,7 +193,8 @@ def test_what_transforms_draw_for_statistics_is_the_same_for_every_candidate() -
 
     model, space = network()
     state, data = dict(model.state_dict()), replace(images(100), transforms=jittered)
-    first, second = (recalibrated(model, space, state, Subnet.at(space, WIDTHS), data, 64) for _ in range(2))
+    supernet, subnet = Supernet(model, space, state), Subnet.at(space, WIDTHS)
+    first, second = (Validation(data, 64).recalibrated(supernet, subnet).state for _ in range(2))
     assert len(drawn) == 128
     assert drawn[:64] == drawn[64:]
     assert len(set(drawn[:64])) == 64
