@@ -18,7 +18,7 @@ import numpy as np
 
 from bcnet.bench.channel_bench_macro import BenchTable, difference, ranking
 from bcnet.runs import read_json
-from bcnet.width_search.surrogate import BY_LOSS, BY_OTHER, denoised_scores, with_losses
+from bcnet.width_search.surrogate import FITTED, denoised_scores, with_losses
 
 
 class Rows:
@@ -31,7 +31,7 @@ class Rows:
 
     def expected(self, values: np.ndarray) -> np.ndarray:
         """What is expected by both, of accuracies, losses and, in newer reports, calibrated ones."""
-        by_loss = BY_LOSS if len(values) == 3 else BY_OTHER
+        by_loss = FITTED.by_loss if len(values) == 3 else FITTED.by_other
         return denoised_scores(self.places, with_losses(values[0], values[-1], by_loss))
 
     def row(self, name: str, values: np.ndarray, against: np.ndarray | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.rows import Sum
-from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.latency_tables.failed import runs
 
 SAMPLES = 4096
 NEAR = 0.2  # of the limit: networks count less from here on
@@ -32,10 +32,10 @@ def additive(limits: Limits, known: Sum, around: np.ndarray | None = None) -> Su
         indices = np.where(rng.random(drawn.shape) < REDRAWN, drawn, around)
     latencies = limits.latencies(indices)
     rest = latencies - known.at(indices)
-    runs = latencies < FAILED_MS
-    if (np.abs(rest[runs]) <= NOTHING * np.abs(latencies[runs])).all():
+    running = runs(latencies)
+    if (np.abs(rest[running]) <= NOTHING * np.abs(latencies[running])).all():
         return None
-    indices, latencies, rest = indices[runs], latencies[runs], rest[runs]
+    indices, latencies, rest = indices[running], latencies[running], rest[running]
     distance = np.abs(latencies - limits.limit_ms)
     reach = max(NEAR * limits.limit_ms, float(distance.min()))
     weight = np.exp(-0.5 * (distance / reach) ** 2)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bcnet.errors import BudgetError
+from bcnet.latency_tables.failed import runs
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import LatencyOf, as_share, fastest
@@ -78,7 +78,7 @@ class Limits:
                 )
         found = self.narrowest()
         lowest = self.latency_of(found)
-        if lowest >= FAILED_MS:
+        if not runs(lowest):
             raise BudgetError(
                 f"the runtime runs no network of this space{self._within}; "
                 "the table's rows show which layers fail"

@@ -6,9 +6,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bcnet.errors import DeviceError
+from bcnet.latency_tables.failed import runs
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.noise import noise_of_networks
-from bcnet.latency_tables.rows import FAILED_MS, Calibration
+from bcnet.latency_tables.rows import Calibration
 
 FEWEST = 4  # minimum number of subnets that have to run, if the network has that many
 
@@ -26,8 +27,8 @@ def calibrated(
     indices = model.indices([widths for widths, _ in timed])
     sums = model.layers_ms(indices) if timed else np.zeros(0)
     evicted = model.evicted_mb(indices) if timed else np.zeros(0)
-    timed = [entry for entry, ms in zip(timed, sums, strict=True) if ms < FAILED_MS]
-    sums, evicted = sums[sums < FAILED_MS], evicted[sums < FAILED_MS]
+    timed = [entry for entry, ms in zip(timed, sums, strict=True) if runs(ms)]
+    sums, evicted = sums[runs(sums)], evicted[runs(sums)]
     if len(timed) < min(FEWEST, len(subnets)):
         raise DeviceError(
             f"{model.setting.runtime} runs only {len(timed)} of {len(subnets)} subnets of this network; "

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.rows import FAILED_MS, Calibration, LayerSpec, Setting
+from bcnet.latency_tables.failed import runs
+from bcnet.latency_tables.rows import Calibration, LayerSpec, Setting
 from bcnet.latency_tables.sums import Sums, Values
 from bcnet.latency_tables.table import LatencyTable
 
@@ -93,8 +94,8 @@ class LatencyModel:
     """Widths -> milliseconds: calibrated sums of layers, with the calibration's measured error.
 
     Layers of which only some channel counts were measured (see `LayerSlot.sampled`) are interpolated from
-    these; for all others a missing row is an error. Networks with a layer that the runtime could not run cost
-    `FAILED_MS` or more.
+    these; for all others a missing row is an error. Networks with a layer that the runtime could not run
+    have no latency: see `failed.py`.
     """
 
     def __init__(
@@ -248,10 +249,9 @@ class LatencyModel:
         """
         fit = self.calibration
         offset, scale = (fit.offset_ms, fit.scale) if fit else (0.0, 1.0)
-        slowest = max((array[array < FAILED_MS].max(initial=0.0) for _, array in self._arrays), default=0.0)
+        slowest = max((array[runs(array)].max(initial=0.0) for _, array in self._arrays), default=0.0)
         return offset, [
-            (groups, np.where(array < FAILED_MS, array, 1000 * slowest) * scale)
-            for groups, array in self._arrays
+            (groups, np.where(runs(array), array, 1000 * slowest) * scale) for groups, array in self._arrays
         ]
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
+from bcnet.latency_tables.failed import runs
 from bcnet.space.grouped import narrowed_evenly
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -107,8 +108,6 @@ class Setting:
         )
 
 
-# The cost of a layer that the runtime cannot run: more than any network; the costs of several add up.
-FAILED_MS = 1e9
 Milliseconds = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 
 
@@ -228,6 +227,6 @@ class Calibration:
     cache_mb: Annotated[float, Field(ge=0)] = 0.0
 
     def whole_ms(self, layers_ms: np.ndarray, evicted_mb: np.ndarray | float = 0.0) -> np.ndarray:
-        """Latencies in ms of networks with these sums of layers; see `FAILED_MS`."""
+        """Latencies in ms of networks with these sums of layers; see `failed.py`."""
         whole = self.offset_ms + self.scale * layers_ms + self.memory_ms_per_mb * evicted_mb
-        return np.where(layers_ms < FAILED_MS, whole, layers_ms)
+        return np.where(runs(layers_ms), whole, layers_ms)

@@ -11,8 +11,9 @@ import numpy as np
 
 from bcnet.errors import TableError
 from bcnet.latency_tables import file
+from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.interpolate import Surface, interpolate
-from bcnet.latency_tables.rows import FAILED_MS, LayerSpec, Setting
+from bcnet.latency_tables.rows import LayerSpec, Setting
 from bcnet.progress import say
 from bcnet.runs import digest, write_file
 

@@ -17,7 +17,7 @@ from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import PruningProblem, TrainedNetwork
 from bcnet.config import Section
 from bcnet.data.dataset import ImageData
-from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.latency_tables.failed import runs
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.registry import method
 from bcnet.space.importance import made_along, stretches
@@ -174,7 +174,7 @@ class _Pruning:
         self.index = limits.index(self.space.largest())
         whole = limits.costs(self.index[None])
         self.over = limits.excess(whole)[:, 0]
-        if whole[0, 0] >= FAILED_MS:  # it does not run: soon one does
+        if not runs(whole[0, 0]):  # soon one does
             self.over[0] = limits.limit_ms
         self.units = [torch.arange(group.channels // group.unit) for group in self.space.groups]
         self.removals: list[Removal] = []

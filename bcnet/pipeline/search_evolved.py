@@ -12,7 +12,7 @@ import numpy as np
 
 from bcnet.allocation.limits import Limits
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.pipeline.measured import ROUNDS, MeasureOf, Target, alternating
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.space.width_space import Widths, WidthSpace
@@ -69,9 +69,7 @@ def search(
         tightened = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
     evolution = Evolution(space, latency_of, score_of, tightened, bounds)
     evolution.fastest = narrowest
-    if settings.fills_budget and evolution.fits(
-        full, float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
-    ):
+    if settings.fills_budget and evolution.fits(full, SLOWEST_MS if budget is None else budget):
         stats = alternating(measure_of, [full, space.original()]) if measure_of else None
         measured = stats[full] if stats else None
         asked = budget

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bcnet.config import SearchConfig, latency_share
 from bcnet.errors import BudgetError
+from bcnet.latency_tables.failed import FAILED_MS, runs
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.measure.network_latency import measure_network
 from bcnet.pipeline.finished import training_records
 from bcnet.pipeline.measured import MeasureOf
@@ -25,7 +25,7 @@ from bcnet.width_search.evolution import Prior, SearchSettings, fastest
 from bcnet.width_search.initial_population import Limit, potential_losses
 from bcnet.width_search.initial_population import prior as prior_population
 from bcnet.width_search.scorer import Scorer
-from bcnet.width_search.surrogate import BY_LOSS, BY_OTHER
+from bcnet.width_search.surrogate import FITTED
 from bcnet.width_search.temperature import are_classes
 
 DEFAULT_SHARE = "60%"  # of the full network's latency, where no budget is given
@@ -75,7 +75,7 @@ def by_loss_of(project: Project) -> float:
     task, data = project.task, project.data
     _, targets = next(data.batches(data.val.take(torch.arange(1)), 1))
     calibrated = task.by_cross_entropy and are_classes(targets)
-    return BY_LOSS if calibrated and task.metric is None else BY_OTHER
+    return FITTED.by_loss if calibrated and task.metric is None else FITTED.by_other
 
 
 def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:
@@ -83,7 +83,7 @@ def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, sha
     if own_ms is not None:
         return own_ms
     full = latency(project.space.original())
-    if full >= FAILED_MS:
+    if not runs(full):
         raise BudgetError(
             "the full network holds a layer that the runtime cannot run, so there is no share of its "
             "latency; give --latency-ms"
@@ -124,7 +124,7 @@ def priors_of(
     if settings.pareto:
         highest = max(lowest, min(latency(project.space.largest()), FAILED_MS))
         budgets = [*np.geomspace(lowest, highest, BUDGETS + 1)[1:].tolist()]
-    if (budgets == [None] and not bounds) or lowest >= FAILED_MS:
+    if (budgets == [None] and not bounds) or not runs(lowest):
         return ()
     others = [Limit(*bound.cost.pairwise(choices), bound.limit) for bound in bounds]
     losses = potential_losses(training_records(run), choices)

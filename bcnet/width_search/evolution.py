@@ -12,14 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.latency_tables.failed import FAILED_MS, SLOWEST_MS, runs
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.exchange import exchanged_at_random
 from bcnet.width_search.nsga2 import crowding, fronts
 from bcnet.width_search.scorer import Score
-from bcnet.width_search.surrogate import BY_LOSS, Surrogate, places_of, with_losses
+from bcnet.width_search.surrogate import FITTED, Surrogate, places_of, with_losses
 
 LatencyOf = Callable[[Widths], float]
 ScoreOf = Callable[[Widths], Score | float]
@@ -61,7 +62,7 @@ class SearchSettings:
     over_budget: bool = False
     pareto: bool = False
     smooth: bool = True
-    by_loss: float = BY_LOSS
+    by_loss: float = FITTED.by_loss
     exchange: float = 0.0
 
     def limit_ms(self, budget_ms: float) -> float:
@@ -326,7 +327,7 @@ class Evolution:
         many steps as there are choices in all. The budget must be at least the latency of the fastest
         network.
         """
-        limit = float(np.nextafter(FAILED_MS, 0)) if budget is None else budget
+        limit = SLOWEST_MS if budget is None else budget
         fill = fill and (budget is not None or bool(self.bounds))
         if self.fastest is None or (not fill and self.fits(widths, limit)):
             return widths
@@ -362,7 +363,7 @@ def _by(acquisition: Acquisition | None, widths: Iterable[Widths]) -> list[Width
 def as_share(latency_of: LatencyOf, space: WidthSpace, ms: float) -> str:
     """ " (12.3% of the original network's)" for a latency, rounded up; empty if the original does not run."""
     original = latency_of(space.original())
-    if not original < FAILED_MS:
+    if not runs(original):
         return ""
     return f" ({math.ceil(1000 * ms / original) / 10:.4g}% of the original network's)"
 

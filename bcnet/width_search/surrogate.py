@@ -18,12 +18,26 @@ LENGTHS = (0.5, 1.0)  # length scale, relative to the range of a group
 PAIRS = (0.2, 0.5)  # weight of pairs of groups in the kernel
 NOISES = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0)  # variance of the noise relative to that of the process
 PENALTIES = np.logspace(-3, 3, 13)
-# The variance of the residual relative to that of the trend: 0.010 for networks trained from scratch (all
-# 16,384 settings of Channel-Bench-Macro, denoised). Supernets on it have 0.016 to 1.9.
-RESIDUAL = 0.02
-BY_LOSS = 0.75  # weight of the loss in a score: calibrated losses are more informative (docs/results.md)
-BY_OTHER = 0.5  # the same for uncalibrated losses, or another metric than accuracy: they may disagree
-LEAST = 0.1  # minimum factor of the residual: some widths really are too narrow for a task
+
+
+@dataclass(frozen=True)
+class SurrogateConfig:
+    """What was fitted on Channel-Bench-Macro: CIFAR-10, its MobileNet space of 16,384 settings.
+
+    `residual` is the variance of the residual relative to that of the trend: 0.010 for the benchmark's
+    networks trained from scratch, denoised; supernets on it have 0.016 to 1.9. `least_factor` is the minimum
+    factor of the residual: some widths really are too narrow for a task. `by_loss` is the weight of a
+    calibrated loss in a score, with which supernets rank best there (docs/results.md); `by_other` that of an
+    uncalibrated one, or beside another metric than accuracy, with which it may disagree.
+    """
+
+    residual: float = 0.02
+    least_factor: float = 0.1
+    by_loss: float = 0.75
+    by_other: float = 0.5
+
+
+FITTED = SurrogateConfig()
 
 
 def places_of(widths: ArrayLike, choices: Sequence[Sequence[int]]) -> np.ndarray:
@@ -44,8 +58,8 @@ class Surrogate:
     The best of many noisy scores is too high (the winner's curse), and in a supernet some widths score better
     or worse than they would alone, because they share weights. Therefore a score is modelled as a linear
     trend with one slope per group, a residual (smooth functions of single widths and of pairs), and noise.
-    Networks trained from scratch have a small residual; a larger one is shrunk by the ratio of the two, but
-    to no less than a tenth. Scores without noise and with a small residual are left unchanged.
+    Networks trained from scratch have a small residual; a larger one is shrunk by the ratio of the two, as
+    far as the configuration allows. Scores without noise and with a small residual are left unchanged.
     """
 
     trend: "Ridge"
@@ -56,7 +70,9 @@ class Surrogate:
     deviation: float
 
     @classmethod
-    def of(cls, places: np.ndarray, scores: np.ndarray) -> "Surrogate | None":
+    def of(
+        cls, places: np.ndarray, scores: np.ndarray, config: SurrogateConfig = FITTED
+    ) -> "Surrogate | None":
         """Fitted to scores (N,) at positions (N, groups) from `places_of`.
 
         None if the scores are too few, all equal, or not finite.
@@ -71,7 +87,8 @@ class Surrogate:
         linear = trend.at(features)
         residual = _GaussianProcess.of(places, values - linear, values)
         rest = residual.at(places) if residual else np.zeros(1)
-        shrinkage = max(LEAST, min(1.0, RESIDUAL * float(linear.var()) / max(float(rest.var()), 1e-12)))
+        ratio = config.residual * float(linear.var()) / max(float(rest.var()), 1e-12)
+        shrinkage = max(config.least_factor, min(1.0, ratio))
         return cls(trend, residual, shrinkage, float(rest.mean()), mean, deviation)
 
     def at(self, places: np.ndarray, shrunk: bool = True) -> np.ndarray:
@@ -82,7 +99,7 @@ class Surrogate:
         return np.asarray((linear + factor * rest) * self.deviation + self.mean)
 
 
-def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = BY_LOSS) -> np.ndarray:
+def with_losses(accuracies: np.ndarray, losses: np.ndarray, by_loss: float = FITTED.by_loss) -> np.ndarray:
     """Accuracies (N,), averaged with those of the same rank as their losses (N,), with weight `by_loss`.
 
     A loss is more informative than an accuracy, especially on few images. Losses that are all equal, or not

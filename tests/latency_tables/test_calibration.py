@@ -7,9 +7,10 @@ import pytest
 
 from bcnet.errors import DeviceError, TableError
 from bcnet.latency_tables.calibration import calibrated, fit_calibration
+from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.noise import noise_of_networks, refuse_noisy
-from bcnet.latency_tables.rows import FAILED_MS, Calibration, LatencyStat, LayerSpec, Row, Session, Setting
+from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")

@@ -12,10 +12,10 @@ import pytest
 
 import bcnet.latency_tables
 from bcnet.errors import TableError
+from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.file import json_schema
 from bcnet.latency_tables.model import LatencyModel, LayerSlot
 from bcnet.latency_tables.rows import (
-    FAILED_MS,
     Calibration,
     Failure,
     LatencyStat,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bcnet.allocation.limits import Limits
 from bcnet.data.dataset import ImageData, Split
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import FAILED_MS
+from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.methods.group_fisher import (
     FisherSettings,
     NormalisedBy,

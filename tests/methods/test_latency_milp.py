@@ -12,8 +12,8 @@ from bcnet.allocation.loss_tables import total
 from bcnet.allocation.rows import Sum
 from bcnet.allocation.silent import silent
 from bcnet.errors import BudgetError, SpaceError
+from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.rows import FAILED_MS
 from bcnet.methods.latency_greedy import narrowed_by
 from bcnet.methods.latency_milp import SolverSettings, allocate_exactly
 from bcnet.space.width_space import Widths

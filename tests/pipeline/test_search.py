@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.rows import FAILED_MS, LatencyStat
+from bcnet.latency_tables.failed import FAILED_MS
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.search_evolved import search
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
