@@ -57,8 +57,11 @@ def largest_step(channels: int, multiple: int, unit: int) -> int:
     return unit * math.gcd(channels // unit, math.lcm(unit, multiple) // unit)
 
 
-def symmetric_choices(channels: int, bins: int, minimum: int, step: int) -> tuple[int, ...]:
-    """Widths closed under c -> l - c, and the widest: l/bins, 2 l/bins, ... l, rounded in pairs."""
+def symmetric_choices(
+    channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
+) -> tuple[int, ...]:
+    """`ChannelRule.choices` closed under c -> l - c: l/bins, 2 l/bins, ... l, rounded in pairs."""
+    step = largest_step(channels, multiple, unit)
     lower = {max(step, round(channels * index / bins / step) * step) for index in range(1, (bins + 1) // 2)}
     if bins % 2 == 0:
         lower.add(channels // 2 // step * step)

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from bcnet.space.channel_rules import ChannelRule, channel_rule, largest_step, symmetric_choices
+from bcnet.space.channel_rules import ChannelRule, channel_rule, symmetric_choices
 
 
 @final
@@ -14,11 +14,7 @@ class BCNet(ChannelRule):
     summary = "the first channels, and the last: two paths, so that all channels are trained equally often"
     paper = "BCNet (CVPR 2021, arXiv 2105.10533)"
     sides = ("left", "right")
-
-    def choices(
-        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
-    ) -> tuple[int, ...]:
-        return symmetric_choices(channels, bins, minimum, largest_step(channels, multiple, unit))
+    choices = staticmethod(symmetric_choices)
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from bcnet.space.channel_rules import ChannelRule, channel_rule, largest_step, symmetric_choices
+from bcnet.space.channel_rules import ChannelRule, channel_rule, symmetric_choices
 
 
 @final
@@ -14,11 +14,7 @@ class Unilateral(ChannelRule):
     summary = "the first channels"
     paper = "AutoSlim (arXiv 1903.11728)"
     sides = ("left",)
-
-    def choices(
-        self, channels: int, bins: int, multiple: int, minimum: int, unit: int = 1
-    ) -> tuple[int, ...]:
-        return symmetric_choices(channels, bins, minimum, largest_step(channels, multiple, unit))
+    choices = staticmethod(symmetric_choices)
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
