@@ -10,17 +10,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.loss_tables import LossOf
 from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.space.importance import Importances
-from bcnet.space.subnet import State
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Objective, Recipe
 from bcnet.width_search.constraints import Bound
+
+ImportanceOf = Callable[[Subnet, int], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class AllocationProblem:
 
     What takes time is a function: `tables` gives the losses (choices,) of each group narrowed alone,
     `loss_of` the loss of a whole network, `dropped` the rise of it (groups,) when channels of each group
-    alone are dropped at random at a rate (groups,). All give the same for the same widths. `settings` is the
-    method's own model, None for a method without settings.
+    alone are dropped at random at a rate (groups,). All give the same for the same widths. `importance_of`
+    calculates Taylor importance again where channels were removed: the subnet that is left and the number of
+    the round give (channels,) a group, 0 for channels that are not left. `settings` is the method's own
+    model, None for a method without settings.
     """
 
     space: WidthSpace
@@ -41,6 +45,7 @@ class AllocationProblem:
     tables: Callable[[], Sequence[np.ndarray]]
     loss_of: LossOf
     dropped: Callable[[Widths, np.ndarray], np.ndarray]
+    importance_of: ImportanceOf
     settings: Any = None
 
     @cached_property

@@ -30,14 +30,14 @@ from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
-from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured, tried
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say
 from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.space.extract import tensors_of, with_state
-from bcnet.space.importance import Criterion, Importances
+from bcnet.space.importance import CRITERIA, Criterion, Importances
 from bcnet.space.inputs import arguments
 from bcnet.space.subnet import State
 from bcnet.space.supernet import cut
@@ -119,10 +119,9 @@ class Starts:
         search = self.project.config.search
         measured = best_measured(proposals, target, original, measuring(self.project), search.measured)
         winner = measured.inside[0]
-        last = finalists(proposals, measured, search.trials) if search.trials else []
-        if len(row.methods) > 1 and len(last) > 1:  # as a search does where it has several methods
+        if len(row.methods) > 1 and search.trials:  # as a search does where it has several methods
             tuning = Tuning.of(self.run, self.project, self._importances, {})
-            winner = tried(proposals, last, tuning, search.trial_epochs)
+            winner = tried(proposals, measured, tuning)
         found = winner.candidate
         about = {
             "widths": list(found.widths),
@@ -178,7 +177,7 @@ class Starts:
         if key not in self._known:
             importances = self._importances
             own: Importances = {by: importances[by] for by in criteria}
-            self._known[key] = inherited(self._inherit, widths, own)[0]
+            self._known[key] = inherited(self._inherit, widths, own, iterative=criteria == CRITERIA)[0]
         return self._known[key]
 
     @cached_property

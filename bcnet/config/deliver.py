@@ -21,11 +21,13 @@ class SliceConfig(Section):
         description="train the winner from scratch, at train.learning_rate, instead of fine-tuning it; needs "
         "more epochs",
     )
-    inherit: Literal["auto", "supernet", "l1", "l2", "bn-scale", "taylor", "fpgm", "fisher"] = Field(
+    inherit: Literal[
+        "auto", "supernet", "l1", "l2", "bn-scale", "taylor", "fpgm", "fisher", "iterative-taylor"
+    ] = Field(
         "auto",
         description="where the winner's weights come from: supernet, or the trained network's most important "
-        "channels by l1, l2, bn-scale, taylor, fpgm or fisher; auto: what scores best after batch-norm "
-        "recalibration",
+        "channels by l1, l2, bn-scale, taylor, fpgm, fisher, or iterative-taylor, which is calculated again "
+        "while channels are removed; auto: what scores best after batch-norm recalibration",
     )
     teacher: str = Field(
         "auto",

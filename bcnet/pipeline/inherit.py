@@ -26,16 +26,20 @@ from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import Recipe
-from bcnet.width_search.inherit import Inherited, Original, inherited
+from bcnet.width_search.inherit import ITERATIVE, Inherited, Original, inherited
 from bcnet.width_search.scorer import Score, Validation, best_first, loss_of
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, by each criterion the importance of its channels, and networks pruned from it."""
+    """A trained network, by each criterion the importance of its channels, and networks pruned from it.
+
+    `iterative`: channels are removed in rounds with their importance calculated again, too.
+    """
 
     original: Original
     importances: Importances
+    iterative: bool = False
     pruned: Mapping[Widths, PrunedNetwork] = field(default_factory=dict)
 
 
@@ -107,7 +111,8 @@ def trained_for(
     images = project.config.search.recalibration_images
     original = Original(network, project.space, project.data, recipe, images)
     known = original.importances(by) if importances is None else {own: importances[own] for own in by}
-    return Trained(original, known, (pruned or {}) if wanted == "auto" else {})
+    iterative = wanted in ("auto", ITERATIVE)
+    return Trained(original, known, iterative, (pruned or {}) if wanted == "auto" else {})
 
 
 def ranked_sources(
@@ -117,7 +122,7 @@ def ranked_sources(
     with working("scoring the weights that the small network can begin with"):
         sources = list(_of_supernets(supernets, widths, by))
     if trained is not None:
-        found = inherited(trained.original, widths, trained.importances)
+        found = inherited(trained.original, widths, trained.importances, iterative=trained.iterative)
         sources += [_of_original(own) for own in found]
         own = trained.pruned.get(widths)
         if own is not None:

@@ -4,8 +4,9 @@ Each method proposes networks that should just fit the budget; all are scored as
 measured beside the original, and what the table predicted wrongly moves the next round's limit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import AllocationProblem
@@ -24,6 +25,7 @@ from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_of
 
+T = TypeVar("T")
 ORIGINAL = "original"
 UNIFORM = "uniform"  # the method that any other has to beat
 
@@ -79,6 +81,7 @@ class Proposals:
             lambda: scores.tables,
             scores.loss_of,
             scores.dropped,
+            scores.importance_of,
             settings_for(method, scores.project.config.search),
         )
         return list(called(method, problem, lambda found: [self._choices(own) for own in found]))
@@ -101,17 +104,19 @@ class Proposals:
 
 @dataclass
 class Best:
-    """The proposals to be measured: those of the lowest losses, and the uniform one, as what to beat."""
+    """The proposals to be measured: those of the lowest losses, and the best of each other method.
+
+    How networks that were cut at once compare says little of how they do when channels are removed in rounds.
+    """
 
     proposals: Proposals
     most: int
 
     def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
-        """The best `most` of what is proposed for a limit, and the uniform one."""
+        """The best `most` of what is proposed for a limit, and the best of each other method."""
         found = self.proposals.propose(limit_ms, number)
         ranked = self.ranked([candidate for candidate in found if candidate.predicted_ms > above_ms])
-        uniform = [c for c in ranked[self.most :] if self.proposals.origin[c.widths] == UNIFORM]
-        return [*ranked[: self.most], *uniform]
+        return with_every_method(ranked, self.most, lambda own: self.proposals.origin[own.widths])
 
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Candidates, the lowest loss first."""
@@ -146,16 +151,43 @@ def best_measured(
     return measured
 
 
-def finalists(proposals: Proposals, measured: Measured, count: int) -> list[Timed]:
-    """The candidates that are fine-tuned briefly: the best ones, and the best uniform one."""
-    inside = measured.inside
-    uniform = [own for own in inside[count:] if proposals.origin[own.candidate.widths] == UNIFORM]
-    return [*inside[:count], *uniform[:1]]
+def with_every_method(ranked: Sequence[T], count: int, method_of: Callable[[T], str]) -> list[T]:
+    """The first `count`, and the first of each method that is not among them."""
+    found = list(ranked[:count])
+    for own in ranked[count:]:
+        if method_of(own) not in map(method_of, found):
+            found.append(own)
+    return found
 
 
-def tried(proposals: Proposals, entries: Sequence[Timed], tuning: Tuning, epochs: int) -> Timed:
-    """The finalist of the lowest validation loss after so many epochs of fine-tuning."""
-    scores = proposals.scores
+def finalists(proposals: Proposals, measured: Measured, count: int, tuning: Tuning) -> list[Timed]:
+    """The candidates that are fine-tuned briefly: `count` that begin best, and the best uniform one.
+
+    What each begins with, its channels removed in rounds, too, is scored for the best ones of every method.
+    """
+
+    def method_of(own: Timed) -> str:
+        return proposals.origin[own.candidate.widths]
+
+    def begins(own: Timed) -> Score:
+        widths = own.candidate.widths
+        return proposals.scores.kept("inherited", 0, widths, lambda: tuning.begins(widths).score)
+
+    likely = with_every_method(measured.inside, count, method_of)
+    ranked = sorted(likely, key=lambda own: best_first(begins(own)))
+    uniform = [own for own in ranked[count:] if method_of(own) == UNIFORM]
+    return [*ranked[:count], *uniform[:1]]
+
+
+def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
+    """The finalist of the lowest validation loss after `search.trial_epochs` of fine-tuning."""
+    scores, search = proposals.scores, proposals.scores.project.config.search
+    epochs = search.trial_epochs
+    if len(measured.inside) < 2:
+        return measured.inside[0]
+    entries = finalists(proposals, measured, search.trials, tuning)
+    if len(entries) < 2:
+        return entries[0]
     found: dict[Widths, Score] = {}
     for number, own in enumerate(entries, 1):
         widths = own.candidate.widths

@@ -34,7 +34,6 @@ from bcnet.pipeline.search_state import SearchState
 from bcnet.pipeline.search_trained import (
     Proposals,
     best_measured,
-    finalists,
     report_losses,
     report_winner,
     tried,
@@ -217,11 +216,10 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         measured = best_measured(proposals, asked.target, original, asked.measure_of, settings.measured)
         winner = measured.inside[0]
         report_losses(proposals)
-        last = finalists(proposals, measured, search.trials) if search.trials else []
-        if len(last) > 1 and not project.config.slice.from_scratch:
+        if search.trials and not project.config.slice.from_scratch:
             own = proposals.pruned.found if proposals.pruned else {}
             tuning = Tuning.of(asked.run, project, scores.importances, own)
-            winner = tried(proposals, last, tuning, search.trial_epochs)
+            winner = tried(proposals, measured, tuning)
         report_winner(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)
         best, budget, note = winner.candidate, measured.budget_ms, measured.note

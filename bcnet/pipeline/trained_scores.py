@@ -29,6 +29,7 @@ from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
+from bcnet.training.iterative import IterativeImportance
 from bcnet.training.loop import Recipe
 from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
 
@@ -82,6 +83,12 @@ class TrainedScores:
         """By each criterion, for each group (channels,): one pass over a few batches."""
         model = with_state(self.project.model, self.space, self.tensors)
         return measured_importances(model, self.space, self.project.data, self.recipe, CRITERIA)
+
+    @cached_property
+    def importance_of(self) -> IterativeImportance:
+        """The importance of channels when others have been removed."""
+        whole = Supernet(self.project.model, self.space, self.tensors)
+        return IterativeImportance(whole, self.project.data, self.recipe)
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network, on all validation images."""

@@ -6,13 +6,13 @@ loss.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from bcnet.data.dataset import ImageData, KeptBatches
 from bcnet.pipeline.importance_file import kept_importances
-from bcnet.pipeline.inherit import Trained, ranked_sources, trained_for
+from bcnet.pipeline.inherit import Source, Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
@@ -56,6 +56,7 @@ class Tuning:
     project: Project
     network: nn.Module | None
     trained: Trained | None
+    _begins: dict[Widths, Source] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,16 +75,22 @@ class Tuning:
         importances = importances or kept_importances(run, project)
         return cls(project, network, trained_for(project, network, importances, pruned))
 
+    def begins(self, widths: Widths) -> Source:
+        """What the network of these widths begins with: the best of all sources. Found once."""
+        if widths not in self._begins:
+            project, images = self.project, self.project.config.search.recalibration_images
+            by = Validation(project.data, images, project.task)
+            self._begins[widths] = ranked_sources((), widths, self.trained, by)[0]
+        return self._begins[widths]
+
     def __call__(
         self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None
     ) -> nn.Module:
         """The network of these widths, fine-tuned for so many epochs, in eval mode on the CPU."""
         project, config = self.project, self.project.config
         recipe = Recipe.of(config, epochs, fine_tuning_rate(project))
-        images = config.search.recalibration_images
-        data, task = project.data, project.task
-        sources = ranked_sources((), widths, self.trained, Validation(data, images, task))
-        small = with_state(project.model, project.space, sources[0].state)
+        data, images = project.data, config.search.recalibration_images
+        small = with_state(project.model, project.space, self.begins(widths).state)
         if not epochs:
             return small.eval()
         begun = copy.deepcopy(small)

@@ -191,6 +191,15 @@ class WidthSpace:
             return self
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
+    def narrowed(self, widths: Widths) -> "WidthSpace":
+        """The space of the small network of these widths, which has no others."""
+        groups = tuple(
+            replace(group, channels=width, choices=(width,), extra=0, original=None)
+            for group, width in zip(self.groups, self.check(widths), strict=True)
+        )
+        shapes = {name: self.shape(name, widths) for name in self.shapes}
+        return replace(self, groups=groups, shapes=shapes)
+
     def largest(self) -> Widths:
         """All groups at their widest choice."""
         return Widths(group.channels for group in self.groups)

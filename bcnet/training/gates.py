@@ -7,7 +7,7 @@ included; one pass over the images serves all of them.
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, islice
 from typing import Any
@@ -60,17 +60,27 @@ def measured_importances(
         where = "the network" if len(bare) == len(space.groups) else listed(bare)
         say(f"without batch norm in {where}, l1 replaces bn-scale there, and taylor looks at the layers")
     if {"taylor", "fisher"} & set(by):
-        taylor, fisher, unseen = _by_gates(model, space, data, recipe, batches)
-        if unseen and "fisher" in by:
-            say(f"importance by fisher: no layer that reads {listed(unseen)} can be watched; taylor there")
-        found |= {"taylor": taylor, "fisher": fisher}
+        gates = gate_importances(model, space, data, recipe, batches)
+        if gates.unseen and "fisher" in by:
+            unseen = listed(gates.unseen)
+            say(f"importance by fisher: no layer that reads {unseen} can be watched; taylor there")
+        found |= {"taylor": gates.taylor, "fisher": gates.fisher}
     return {own: found[own] for own in by}
 
 
-def _by_gates(
+@dataclass(frozen=True)
+class GateImportances:
+    """For each group (channels,) the importance by each criterion; the groups of which Fisher is not seen."""
+
+    taylor: tuple[Tensor, ...]
+    fisher: tuple[Tensor, ...]
+    unseen: list[str]
+
+
+def gate_importances(
     model: nn.Module, space: WidthSpace, data: ImageData, recipe: Recipe, count_: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], list[str]]:
-    """Importance by Taylor and by Fisher, and the groups that Fisher is not seen of."""
+) -> GateImportances:
+    """Importance by Taylor and by Fisher from so many batches; see `measured_importances`."""
     recipe = replace(recipe, amp=False)  # products of small gradients, squared
     probe = copy.deepcopy(model).to(recipe.device)
     for parameter in probe.parameters():
@@ -98,7 +108,8 @@ def _by_gates(
             explained(step, inputs, targets, number)
             taylor.add(dict(probe.named_parameters()))
             advance("")
-    return taylor.importance(), coupled_importance(fisher, taylor), [g.name for g in fisher.unseen]
+    unseen = [group.name for group in fisher.unseen]
+    return GateImportances(taylor.importance(), coupled_importance(fisher, taylor), unseen)
 
 
 def coupled_importance(fisher: "Fisher", taylor: "Taylor") -> tuple[Tensor, ...]:

@@ -8,13 +8,14 @@ the criterion for each network, too: which is best differs from one to the next.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches
 from bcnet.models.weights import listed
-from bcnet.progress import progress_bar, say
+from bcnet.progress import progress_bar, say, working
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import CRITERIA, Criterion, kept_channels
 from bcnet.space.inputs import to_device
@@ -22,6 +23,7 @@ from bcnet.space.subnet import ChannelSet, State, Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import BATCHES, measured_importances
+from bcnet.training.iterative import IterativeImportance
 from bcnet.training.loop import Recipe
 from bcnet.training.task import Batches, Task, logits_of
 from bcnet.width_search.scorer import (
@@ -33,6 +35,7 @@ from bcnet.width_search.scorer import (
 )
 from bcnet.width_search.temperature import are_classes, calibrated_losses
 
+ITERATIVE = "iterative-taylor"
 ERRORS = 2.0  # standard errors of a paired difference that a group's own criterion has to gain
 
 
@@ -72,6 +75,11 @@ class Original:
     ) -> dict[Criterion, tuple[Tensor, ...]]:
         """By each criterion, for each group (channels,): see `measured_importances`."""
         return measured_importances(self.model, self.space, self.data, self.recipe, by, batches)
+
+    @cached_property
+    def iterative(self) -> IterativeImportance:
+        """The importance of channels when others have been removed."""
+        return IterativeImportance(Supernet.of(self.model, self.space), self.data, self.recipe)
 
     def narrow(self, subnet: Subnet) -> NarrowNetwork:
         """The small network that has only these channels."""
@@ -113,9 +121,13 @@ def inherited(
     widths: Widths,
     importance: Mapping[Criterion, Sequence[Tensor]],
     *,
+    iterative: bool = False,
     by_group: bool = False,
 ) -> list[Inherited]:
     """The small networks that keep the most important channels by each criterion, the best first.
+
+    With `iterative`, there is one more whose channels were removed in rounds, and importance calculated again
+    in each (see `IterativeImportance.kept`).
 
     The lowest validation loss decides, since accuracies of networks that were cut and not trained yet are
     coarse; the metric does where a task has no loss (`task.train_step`). With `by_group`, there is one more
@@ -123,7 +135,12 @@ def inherited(
     falls most, if by more than two standard errors of the paired difference. All groups are gone through
     once, which takes as many scores as there are groups and criteria.
     """
-    choices = {by: kept_channels(original.space, widths, own) for by, own in importance.items()}
+    choices: dict[str, Subnet] = {
+        by: kept_channels(original.space, widths, own) for by, own in importance.items()
+    }
+    if iterative:
+        with working("removing the least important channels in rounds"):
+            choices[ITERATIVE] = original.iterative.kept(widths)
     found: list[Inherited] = []
     with progress_bar("scoring what the small network inherits", len(choices)) as advance:
         for by, subnet in choices.items():
@@ -133,8 +150,7 @@ def inherited(
     if by_group and original.task.train_step is not None:
         say("a criterion for each group needs a loss to compare networks by, and task.train_step gives none")
     elif by_group and len(found) > 1:
-        best = next(by for by in choices if by == found[0].source)
-        found = sorted([*_by_group(original, choices, best), *found], key=_rank)
+        found = sorted([*_by_group(original, choices, found[0].source), *found], key=_rank)
     return found
 
 
@@ -142,13 +158,13 @@ def _rank(own: Inherited) -> tuple[float, float]:
     return best_first(own.score)
 
 
-def _by_group(original: Original, choices: Mapping[Criterion, Subnet], best: Criterion) -> list[Inherited]:
+def _by_group(original: Original, choices: Mapping[str, Subnet], best: str) -> list[Inherited]:
     """The network in which groups have criteria of their own; none where no group gains by that."""
 
     def losses_of(channels: Sequence[ChannelSet]) -> Tensor:
         return original.losses(original.recalibrated(original.narrow(Subnet(tuple(channels))).state))
 
-    channels, switched = list(choices[best].channels), dict[str, Criterion]()
+    channels, switched = list(choices[best].channels), dict[str, str]()
     losses = losses_of(channels)
     with progress_bar("choosing a criterion for each group", len(channels)) as advance:
         for number, group in enumerate(original.space.groups):

@@ -39,6 +39,10 @@ def problem() -> AllocationProblem:
         lambda: tables,
         loss_of,
         lambda *_: np.array(SLOPES),
+        lambda left, _: [
+            torch.zeros(4).index_fill(0, torch.tensor(own), slope)
+            for own, slope in zip(left.channels, SLOPES, strict=True)
+        ],
         AdjustmentSettings(),
     )
 
@@ -51,6 +55,7 @@ def problem() -> AllocationProblem:
         ("latency-milp", (1, 3)),
         ("adapruner", (1, 3)),
         ("network-adjustment", (1, 3)),
+        ("iterative-taylor", (1, 3)),
     ],
 )
 def test_a_method_proposes_networks_within_the_limits(
@@ -84,4 +89,10 @@ def test_a_limit_that_no_network_meets_is_refused_with_the_lowest(
 
 
 def test_auto_compares_the_methods_that_need_no_training_and_few_scores() -> None:
-    assert [own.name for own in auto_methods()] == ["uniform", "latency-greedy", "latency-milp", "adapruner"]
+    assert [own.name for own in auto_methods()] == [
+        "uniform",
+        "latency-greedy",
+        "latency-milp",
+        "adapruner",
+        "iterative-taylor",
+    ]

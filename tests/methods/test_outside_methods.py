@@ -161,7 +161,8 @@ def test_an_unknown_name_is_refused_with_a_close_one_and_all_that_are_known(inst
     assert METHODS.refusal("every-other") is None
     assert METHODS.refusal("latency-mlip") == (
         "unknown method 'latency-mlip'; did you mean 'latency-milp'? known: auto, evolution, adapruner, "
-        "group-fisher, latency-greedy, latency-milp, network-adjustment, uniform, every-other"
+        "group-fisher, iterative-taylor, latency-greedy, latency-milp, network-adjustment, uniform, "
+        "every-other"
     )
     assert "did you mean 'every-other'?" in (METHODS.refusal("every-othre") or "")
 

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,7 +212,7 @@ def test_importances_are_measured_once_and_read_by_later_stages(
     assert network is not None
     recipe = Recipe.of(project.config, 1, 1.0)
     expected = measured_importances(network, project.space, project.data, recipe, CRITERIA)
-    monkeypatch.setattr(gates, "_by_gates", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gates, "gate_importances", lambda *_: pytest.fail("measured again"))
     _, trained = weights_of(run, project)
     assert trained is not None
     known = trained.importances, Tuning.of(run, project).trained.importances  # type: ignore[union-attr]
@@ -342,8 +343,19 @@ class Proposing(Proposals):
 @pytest.fixture
 def proposals() -> Proposals:
     space = WidthSpace("unilateral", (WidthGroup("g", 10, tuple(range(1, 11)), ()),), {}, {}, (), (), (), ())
-    scores = type("Scores", (), {"space": space, "importances": {}})()
+    project = SimpleNamespace(config=Config())
+    scores = SimpleNamespace(space=space, importances={}, project=project, kept=lambda *key: key[-1]())
     return Proposing((METHODS["uniform"],), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
+
+
+def beginning(losses: Mapping[Widths, float]) -> Any:
+    """What networks begin with: weights of these losses on the validation images."""
+
+    class Beginning:
+        def begins(self, widths: Widths) -> Any:
+            return SimpleNamespace(score=Score(0.5, -losses[widths]))
+
+    return Beginning()
 
 
 def stat(ms: float) -> LatencyStat:
@@ -385,7 +397,18 @@ def test_the_uniform_network_is_measured_and_tried_whatever_its_loss_before_fine
 ) -> None:
     found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 1)
     assert {own.candidate.widths for own in found.timed} == {(5,), (3,)}
-    assert [own.candidate.widths for own in finalists(proposals, found, 1)] == [(5,), (3,)]
+    begins = {Widths((5,)): 0.2, Widths((3,)): 0.3}
+    assert [own.candidate.widths for own in finalists(proposals, found, 1, beginning(begins))] == [(5,), (3,)]
+
+
+def test_candidates_are_tried_that_are_best_when_their_channels_are_removed_in_rounds(
+    proposals: Proposals,
+) -> None:
+    """Cut at once, the widest network loses least."""
+    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
+    assert [own.candidate.widths for own in found.inside] == [(5,), (4,), (3,)]
+    begins = {Widths((5,)): 0.3, Widths((4,)): 0.1, Widths((3,)): 0.2}
+    assert [own.candidate.widths for own in finalists(proposals, found, 2, beginning(begins))] == [(4,), (3,)]
 
 
 def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
@@ -394,8 +417,7 @@ def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
     found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
     losses = {Widths((5,)): 0.4, Widths((4,)): 0.2, Widths((3,)): 0.3}
     proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
-    tuning = type("Tuning", (), {"project": None})()
-    assert tried(proposals, found.inside, tuning, 1).candidate.widths == (4,)
+    assert tried(proposals, found, beginning({})).candidate.widths == (4,)
     assert (
         "validation loss after 1 epoch of fine-tuning: latency-milp (40.0% of the latency, 0 parameters) "
         "0.2000, uniform (30.0% of the latency, 0 parameters) 0.3000, latency-milp (50.0% of the latency, 0"

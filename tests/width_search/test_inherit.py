@@ -75,6 +75,16 @@ def test_the_lowest_validation_loss_comes_first_and_each_network_is_what_it_says
     assert evaluate_network(small, data, data.val).accuracy == pytest.approx(by_l1.score.accuracy)
 
 
+def test_channels_that_are_removed_in_rounds_are_one_more_network(
+    original: Original, importance: Importance
+) -> None:
+    found = inherited(original, WIDTHS, {"l1": importance["l1"]}, iterative=True)
+    assert {own.source for own in found} == {"l1", "iterative-taylor"}
+    own = next(own for own in found if own.source == "iterative-taylor")
+    expected = original.narrow(original.iterative.kept(WIDTHS)).state
+    assert torch.equal(own.state["3.weight"], expected["3.weight"])
+
+
 def test_the_full_network_inherits_its_own_loss(
     original: Original, importance: Importance, space: WidthSpace, model: nn.Module, data: ImageData
 ) -> None:
