@@ -1,11 +1,12 @@
 # make quickstart: install and run the whole pipeline on the embedded default.
-# make test: every check that CI runs. make test-slow: the tests that it leaves out.
+# make test: every check that CI runs. make test-fast: the tests of single parts, in under three minutes.
+# make test-slow: the tests that `make test` leaves out.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow
+.PHONY: quickstart test test-fast test-slow
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bcnet needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -22,6 +23,9 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow and not long and not gpu'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -44,6 +44,14 @@ epochs = 1
 [export]
 latency_tolerance = 5.0
 """
+# Runs of the pipeline, real servers and whole published networks: left out of `make test-fast`.
+LONG_FIXTURES = {"finished", "project_of", "trained_run", "training"}
+LONG_FILES = {
+    *("test_arena", "test_deployment", "test_examples", "test_faults", "test_hostile_device", "test_int8"),
+    *("test_int8_files", "test_interrupted", "test_models", "test_own_task", "test_pruned", "test_readme"),
+    *("test_ssh", "test_supernet_ranking", "test_supernets", "test_tensorrt", "test_trtexec"),
+    *("test_wider_original",),
+}
 # The shipped profile times each network for a second; tests of behaviour need no such precision.
 PROFILE = """
 description = "this machine, timed briefly"
@@ -67,6 +75,22 @@ def clear_projects() -> None:
     from bcnet.pipeline.problem import forget_project
 
     forget_project()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long tests, and skip those for a GPU where there is none."""
+    without = pytest.mark.skip(reason="needs a CUDA GPU")
+    for item in items:
+        if item.path.stem in LONG_FILES or LONG_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.long)
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(without)
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from bcnet.agent.cuda import Cuda, cuda
 from bcnet.agent.errors import JobError
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture

@@ -597,7 +597,7 @@ def test_a_gpu_is_known_by_its_versions_and_refused_for_another_profile(
         TorchCuda("9.0", "cpu:0").probe()
 
 
-@pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_outputs_agree_and_times_are_positive() -> None:
     runtime, proto = TorchCuda(), to_onnx(trained_like("mobilenet_v2"), (2, 3, 64, 64))
     model = proto.SerializeToString()

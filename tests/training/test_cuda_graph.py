@@ -20,7 +20,6 @@ from bcnet.training.supernet_step import STEPS, supernet_step
 from bcnet.training.task import Task
 from tests.space.witnesses import assert_same_gradients, sliced_paths
 
-GPU = torch.cuda.is_available()
 RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=8)
 
 
@@ -242,7 +241,7 @@ def images() -> ImageData:
     return ImageData(split, split.take(torch.arange(24)), split, ("a", "b", "c"), (0.3,), (0.2,))
 
 
-@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_on_a_gpu_a_graph_gives_the_gradients_of_the_slices(
@@ -255,7 +254,7 @@ def test_on_a_gpu_a_graph_gives_the_gradients_of_the_slices(
     assert isinstance(fastest_paths(sliced, inputs, targets, 2), RecordedPaths)
 
 
-@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_what_waits_for_it_is_not_recorded_and_training_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -274,7 +273,7 @@ def test_on_a_gpu_what_waits_for_it_is_not_recorded_and_training_goes_on(
     assert float(total) > before
 
 
-@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_a_recorded_training_learns_what_a_sliced_one_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
