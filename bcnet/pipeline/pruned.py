@@ -6,7 +6,7 @@ which later stages read.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class PrunedNetworks:
         recorded = settings_recorded(method, project.config.search)
         self.inputs = {**inputs, "pruning": " ".join(map(str, recorded))}
         self.found: dict[Widths, PrunedNetwork] = {}
+        self.passes = 0  # over the training images, for all networks together
         for path in self.files:
             try:
                 known, own = PrunedNetwork.unsealed(path, project, method.name)
@@ -116,17 +117,12 @@ class PrunedNetworks:
                 say(f"{path}: {cause}; that network is pruned again")
                 continue
             if own == self.inputs:
-                self.found[known.widths] = known
+                self._add(known)
 
     @property
     def files(self) -> list[Path]:
         """All that a stopped search continues from."""
         return sorted(self.folder.glob(PRUNED))
-
-    @property
-    def passes(self) -> int:
-        """Over the training images, for all networks together."""
-        return sum(own.passes for own in self.found.values())
 
     def within(self, limits: Limits) -> PrunedNetwork:
         """The network for these limits: one that was made for about the same, else made now.
@@ -139,12 +135,18 @@ class PrunedNetworks:
             fits = bool(limits.fit(limits.index(known.widths)[None])[0])
             if fits and limits.limit_ms <= known.limit_ms * (1 + NEAR):
                 return known
-        made = self._made(limits)
-        self.found[made.widths] = made
+        made = self._add(self._made(limits))
         taken = {path.name for path in self.files}
         name = next(n for i in range(len(taken) + 1) if (n := f"pruned-{i}.safetensors") not in taken)
         write_file(self.folder / name, made.sealed(self.inputs))
         return made
+
+    def _add(self, made: PrunedNetwork) -> PrunedNetwork:
+        """Count a network's passes; of several with the same widths the first stays: its score is in use."""
+        self.passes += made.passes
+        first = self.found.get(made.widths, made)
+        self.found[made.widths] = replace(first, limit_ms=max(first.limit_ms, made.limit_ms))
+        return self.found[made.widths]
 
     def _made(self, limits: Limits) -> PrunedNetwork:
         project, config = self.project, self.project.config

@@ -154,7 +154,17 @@ def test_what_a_killed_search_had_pruned_is_not_pruned_again(
         with pytest.raises(pytest.fail.Exception, match="pruned again"):
             again.within(limits(0.4))
         assert again.passes == 2
-    (file,) = tmp_path.glob("pruned-*")
+        # Another limit leads to the same widths, with other weights: those whose score is known stay.
+        other = {name: tensor * 2 for name, tensor in first.state.items()}
+        same = group_fisher.Pruned(first.widths, other, 2, (), ())
+        patch.setattr(group_fisher, "prune_by_group_fisher", lambda *_: same)
+        again.within(limits(0.9))
+        for reader in (again, networks("a")):
+            known = reader.found[first.widths]
+            assert (known.score, reader.passes) == (first.score, 4)
+            assert known.limit_ms == pytest.approx(0.9 * full)
+    file, second = sorted(tmp_path.glob("pruned-*"))
+    second.unlink()
     assert unseal_tensors(file)[1]["limit_ms"] == pytest.approx(0.7 * full)
     file.write_bytes(file.read_bytes()[:-1])
     assert not networks("a").found
