@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from bcnet.space.width_space import Widths as Widths
     from bcnet.space.width_space import WidthSpace as WidthSpace
     from bcnet.training.gates import measured_importances as measured_importances
-    from bcnet.training.loop import Recipe as Recipe
     from bcnet.training.loop import fit_network as fit_network
+    from bcnet.training.recipe import Recipe as Recipe
     from bcnet.training.task import Task as Task
     from bcnet.width_search.evolution import SearchSettings as SearchSettings
     from bcnet.width_search.inherit import Inherited as Inherited
@@ -75,7 +75,7 @@ _HOME = {
     "Original": "bcnet.width_search.inherit",
     "Pruned": "bcnet.methods.group_fisher",
     "PruningProblem": "bcnet.allocation.problem",
-    "Recipe": "bcnet.training.loop",
+    "Recipe": "bcnet.training.recipe",
     "Score": "bcnet.width_search.scorer",
     "Scorer": "bcnet.width_search.scorer",
     "SearchResult": "bcnet.pipeline.search_evolved",

@@ -16,7 +16,8 @@ from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.progress import say
 from bcnet.space.supernet import Supernet
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Validation
 
 WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)

@@ -29,7 +29,8 @@ from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS
 from bcnet.width_search.scorer import Scorer, evaluate_network
 from bcnet.width_search.surrogate import denoised_scores, places_of, with_losses

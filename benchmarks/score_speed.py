@@ -44,7 +44,7 @@ from bcnet.space.recalibration import tracking_norms
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import (
     Score,
     Scorer,

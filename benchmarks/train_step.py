@@ -32,7 +32,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe, _optimizer, keep_freed_memory
+from bcnet.training.loop import _optimizer, keep_freed_memory
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import SlicedPaths, supernet_step, trainable
 
 MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet18", "torchvision:vgg16_bn")

@@ -19,7 +19,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.space.importance import Importances
 from bcnet.space.subnet import State, Subnet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Objective, Recipe
+from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.constraints import Bound
 
 ImportanceOf = Callable[[Subnet, int], Sequence[Tensor]]

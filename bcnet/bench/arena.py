@@ -55,7 +55,8 @@ from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
+from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.task import Task, logits_of
 from bcnet.width_search.temperature import are_classes
 

@@ -42,7 +42,7 @@ from bcnet.space.inputs import arguments
 from bcnet.space.subnet import State
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Inherited, Original, inherited
 
 RECALIBRATED = "recalibrated"  # of a start: batch-norm statistics were made again

@@ -13,7 +13,8 @@ from bcnet.config import Config
 from bcnet.pipeline.problem import fresh_model, load_project
 from bcnet.progress import announce, say
 from bcnet.runs import Run, digest
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import evaluate_network
 
 

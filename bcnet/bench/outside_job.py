@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcnet.data.dataset import ImageData
 from bcnet.errors import BcnetError, BudgetError
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 
 NEAR = 1.05  # times the target: from here on, networks are measured thoroughly
 

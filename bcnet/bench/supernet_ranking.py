@@ -29,7 +29,7 @@ from bcnet.progress import announce, progress_bar, say
 from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import training_device
+from bcnet.training.recipe import training_device
 from bcnet.training.supernet_step import STEPS
 from bcnet.width_search.scorer import Scorer, SupernetSide, score_of
 from bcnet.width_search.surrogate import Ridge, denoised_scores, features_of, with_losses

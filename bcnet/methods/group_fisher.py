@@ -26,15 +26,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthGroup, WidthSpace
 from bcnet.training.gates import Fisher, Taylor, coupled_importance
-from bcnet.training.loop import (
-    Objective,
-    Recipe,
-    check_trained,
-    fit,
-    plain_step,
-    steps_an_epoch,
-    trainable_parameters,
-)
+from bcnet.training.loop import check_trained, fit, plain_step, steps_an_epoch, trainable_parameters
+from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 
 NormalisedBy = Literal["latency", "macs", "memory"]

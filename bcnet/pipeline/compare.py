@@ -36,7 +36,8 @@ from bcnet.sealed import SealedLines
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
+from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
 SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network

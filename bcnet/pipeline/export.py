@@ -45,7 +45,7 @@ from bcnet.progress import announce, say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import metric_digest
+from bcnet.training.recipe import metric_digest
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:

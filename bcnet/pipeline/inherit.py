@@ -25,7 +25,7 @@ from bcnet.space.importance import CRITERIA, Importances
 from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import ITERATIVE, Inherited, Original, inherited
 from bcnet.width_search.scorer import Score, Validation, best_first, loss_of
 

@@ -24,7 +24,7 @@ from bcnet.pipeline.search_state import scored_network
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
-from bcnet.training.loop import fine_tuning_digest, metric_digest
+from bcnet.training.recipe import fine_tuning_digest, metric_digest
 from bcnet.width_search.evolution import SearchSettings
 
 

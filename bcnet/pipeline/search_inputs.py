@@ -19,7 +19,7 @@ from bcnet.pipeline.problem import Project
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
 from bcnet.space.inputs import to_device
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.width_search.evolution import Prior, SearchSettings, fastest
 from bcnet.width_search.initial_population import Limit, potential_losses

@@ -38,7 +38,8 @@ from bcnet.space.inputs import arguments
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Objective, Recipe, fine_tuning_digest, metric_digest, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
+from bcnet.training.recipe import Objective, Recipe, fine_tuning_digest, metric_digest
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 CHECKPOINT = "checkpoint.safetensors"

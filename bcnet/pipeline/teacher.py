@@ -14,7 +14,7 @@ from bcnet.progress import say
 from bcnet.runs import digest
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.distill import Distillation
-from bcnet.training.loop import Objective, Recipe
+from bcnet.training.recipe import Objective, Recipe
 from bcnet.user_code import code_of, import_function
 
 AUTO, ORIGINAL, NONE = "auto", "original", "none"

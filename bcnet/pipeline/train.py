@@ -49,17 +49,8 @@ from bcnet.space.supernet import Supernet, cut
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.cuda_graph import fastest_paths
-from bcnet.training.loop import (
-    Objective,
-    Recipe,
-    Snapshot,
-    batches,
-    check_trained,
-    fit,
-    seconds_a_step,
-    steps_an_epoch,
-    training_digest,
-)
+from bcnet.training.loop import Snapshot, batches, check_trained, fit, seconds_a_step, steps_an_epoch
+from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
 

@@ -24,7 +24,8 @@ from bcnet.sealed import seal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.supernet import cut
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, seconds_to_fit, training_digest
+from bcnet.training.loop import seconds_to_fit
+from bcnet.training.recipe import Recipe, training_digest
 from bcnet.width_search.scorer import evaluate_network
 
 CHECKPOINT = "checkpoint-original.safetensors"

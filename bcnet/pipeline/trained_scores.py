@@ -30,7 +30,7 @@ from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
 from bcnet.training.iterative import IterativeImportance
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file

@@ -27,7 +27,8 @@ from bcnet.space.importance import Importances
 from bcnet.space.recalibration import recalibrated
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import (
     Score,
     Validation,

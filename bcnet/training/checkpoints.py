@@ -14,7 +14,8 @@ from bcnet.data.dataset import ImageData
 from bcnet.progress import say
 from bcnet.runs import write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.training.loop import Objective, Recipe, Snapshot, fit_network, trainable_parameters
+from bcnet.training.loop import Snapshot, fit_network, trainable_parameters
+from bcnet.training.recipe import Objective, Recipe
 
 
 @dataclass(frozen=True)

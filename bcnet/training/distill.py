@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from bcnet.errors import FOREIGN, TrainingError, one_line
 from bcnet.seeds import seeded
 from bcnet.space.inputs import arguments
-from bcnet.training.loop import Objective, Recipe
+from bcnet.training.recipe import Objective, Recipe
 from bcnet.training.task import logits_of
 
 ADAPTER = "adapter:"  # the prefix of an adapter's parameters among those that are trained

@@ -32,7 +32,8 @@ from bcnet.space.importance import (
 )
 from bcnet.space.inputs import entries
 from bcnet.space.width_space import Dimension, WidthGroup, WidthSpace
-from bcnet.training.loop import Recipe, batches, explained
+from bcnet.training.loop import batches, explained
+from bcnet.training.recipe import Recipe
 
 BATCHES = 24
 

@@ -16,7 +16,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.gates import gate_importances
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 
 BATCHES = 8  # of each calculation
 ROUNDS = 8  # of removing channels until given widths are reached

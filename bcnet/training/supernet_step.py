@@ -14,7 +14,7 @@ from bcnet.space.channel_rules import Side
 from bcnet.space.subnet import Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Objective, Recipe
+from bcnet.training.recipe import Objective, Recipe
 from bcnet.training.task import bound_to, logits_of
 
 

@@ -24,7 +24,7 @@ from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import BATCHES, measured_importances
 from bcnet.training.iterative import IterativeImportance
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.training.task import Batches, Task, logits_of
 from bcnet.width_search.scorer import (
     Score,

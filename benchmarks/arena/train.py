@@ -15,7 +15,7 @@ from bcnet.config import load_config
 from bcnet.data.dataset import load_data
 from bcnet.pipeline.problem import fresh_model
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, training_digest
+from bcnet.training.recipe import Recipe, training_digest
 from bcnet.width_search.scorer import evaluate_network
 
 

@@ -21,7 +21,8 @@ from bcnet.errors import UsageError
 from bcnet.pipeline.problem import load_project
 from bcnet.registry import auto_methods
 from bcnet.sealed import unseal_tensors
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original
 
 FOLDER = Path("runs/arena/bench/arena")

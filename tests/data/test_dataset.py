@@ -16,7 +16,8 @@ from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, KeptBatches, Split, load_data
 from bcnet.data.splits import Items
 from bcnet.errors import DataError
-from bcnet.training.loop import Recipe, batches
+from bcnet.training.loop import batches
+from bcnet.training.recipe import Recipe
 from bcnet.user_code import import_function
 
 pytestmark = pytest.mark.usefixtures("folder")

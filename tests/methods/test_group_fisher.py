@@ -24,7 +24,8 @@ from bcnet.space.extract import with_state
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Objective, batches
+from bcnet.training.loop import batches
+from bcnet.training.recipe import Objective
 from tests.methods.tiny import product_bound
 from tests.training.test_gates import Functional, Tiny
 

@@ -9,7 +9,7 @@ from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
 from bcnet.space.supernet import forward_path
 from bcnet.training.gates import measured_importances
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 
 
 def test_a_supernet_begins_as_the_given_network_with_the_most_important_channels_first() -> None:

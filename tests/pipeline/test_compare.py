@@ -35,7 +35,8 @@ from bcnet.runs import Run
 from bcnet.show import show_summary
 from bcnet.space.supernet import cut
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import Recipe, Snapshot
+from bcnet.training.loop import Snapshot
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")

@@ -13,7 +13,7 @@ from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
 from bcnet.errors import ModelError, SpaceError
 from bcnet.pipeline.problem import forget_project, load_project
 from bcnet.space.supernet import cut
-from bcnet.training.loop import fine_tuning_digest, metric_digest, training_digest
+from bcnet.training.recipe import fine_tuning_digest, metric_digest, training_digest
 
 pytestmark = pytest.mark.usefixtures("folder")
 

@@ -29,7 +29,8 @@ from bcnet.show.stages import show_summary
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import CRITERIA, importances
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Score, Validation
 
 RUN = Path("runs/default")

@@ -22,7 +22,7 @@ from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Scorer
 
 TRAINED = Path("runs/default/train")

@@ -35,7 +35,8 @@ from bcnet.space.supernet import cut
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gates
 from bcnet.training.gates import measured_importances
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, evaluate_network
 

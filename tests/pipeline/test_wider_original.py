@@ -14,7 +14,8 @@ from bcnet.pipeline.measured import Target
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.problem import load_project
 from bcnet.runs import Run
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")

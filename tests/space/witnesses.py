@@ -16,7 +16,7 @@ from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training.cuda_graph import MaskedPath
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import SlicedPaths, trainable
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, load_data
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Recipe, Snapshot
+from bcnet.training.loop import Snapshot
+from bcnet.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)
 MADE_FROM = {"supernet": "1", "widths": "8"}

@@ -15,7 +15,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import cuda_graph
 from bcnet.training.cuda_graph import RecordedPaths, captured, fastest_paths
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, supernet_step
 from bcnet.training.task import Task
 from tests.space.witnesses import assert_same_gradients, sliced_paths

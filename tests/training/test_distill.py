@@ -13,7 +13,8 @@ from bcnet.data.dataset import ImageData, load_data
 from bcnet.errors import TrainingError
 from bcnet.training.checkpoints import CheckpointFile, fit_resumably
 from bcnet.training.distill import Distillation, relative_error, softened_divergence
-from bcnet.training.loop import Recipe, Snapshot, fit_network
+from bcnet.training.loop import Snapshot, fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.task import Task
 
 RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)

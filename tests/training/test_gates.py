@@ -18,7 +18,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gates import measured_importances
-from bcnet.training.loop import Recipe, batches
+from bcnet.training.loop import batches
+from bcnet.training.recipe import Recipe
 
 CRITERIA: tuple[Criterion, ...] = ("l1", "l2", "bn-scale", "fpgm", "taylor", "fisher")
 RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=8)

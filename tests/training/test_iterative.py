@@ -16,7 +16,7 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import iterative
 from bcnet.training.gates import gate_importances
 from bcnet.training.iterative import BATCHES, IterativeImportance
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=8)
 

@@ -17,7 +17,8 @@ from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Recipe, fit, fit_network
+from bcnet.training.loop import fit, fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
 from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
 

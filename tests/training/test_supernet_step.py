@@ -10,7 +10,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Recipe
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
 
 DRAWN = [Widths((4,)), Widths((6,))]

@@ -23,7 +23,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, forward_path
 from bcnet.space.width_space import WidthSpace
 from bcnet.training.distill import Distillation, softened_divergence
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
 
 RECIPE = Recipe(epochs=2, learning_rate=0.01, batch_size=16, label_smoothing=0.1)

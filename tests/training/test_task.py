@@ -17,7 +17,8 @@ from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import SlicedPaths, supernet_step
 from bcnet.training.task import Task, accuracy, cross_entropy, mean_iou
 from bcnet.width_search.scorer import evaluate_network, score

@@ -16,7 +16,8 @@ from bcnet.space.extract import tensors_of
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import Recipe, fit_network
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
 from bcnet.training.task import Task
 from bcnet.width_search.scorer import SHARED, Scorer, Validation, evaluate, score
 

@@ -1,0 +1,163 @@
+"""How weights are trained: learning rate, batches, optimiser, loss. In: a configuration. Out: a `Recipe`.
+
+Digests of all settings that a training depends on tell whether a trained network still fits a configuration.
+"""
+
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from bcnet.config import RENAMED_STEPS, Config, SliceConfig, TrainConfig
+from bcnet.errors import ConfigError
+from bcnet.registry import METHODS
+from bcnet.runs import digest
+from bcnet.space.inputs import arguments
+from bcnet.training.task import Task, logits_of
+from bcnet.user_code import code_of, import_function
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained; `bcnet.toml` documents each field."""
+
+    epochs: int
+    learning_rate: float
+    optimizer: str = "sgd"
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    amp: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    task: Task = field(default_factory=Task)
+
+    @classmethod
+    def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
+        """The recipe of a configuration, with this number of epochs and learning rate."""
+        device = training_device(config)
+        return cls(
+            epochs=epochs,
+            learning_rate=learning_rate,
+            optimizer=config.train.optimizer,
+            batch_size=config.train.batch_size,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+            warmup_epochs=config.train.warmup_epochs,
+            label_smoothing=config.train.label_smoothing,
+            amp=config.train.amp and _computes_in_bfloat16(device),
+            device=device,
+            seed=config.seed,
+            task=Task.of(config.task),
+        )
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The task's loss of a batch, a scalar: by default cross entropy with label smoothing."""
+        return self.task.loss_of(outputs, targets, self.label_smoothing)
+
+    def training_loss(
+        self, model: Callable[..., Any], inputs: Any, targets: Any, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """The training loss of a batch, and the outputs of `model`, which is called like the user's module.
+
+        With a `teacher`'s logits (N, C, ...), their probabilities replace the targets. A custom training step
+        gives no outputs: None.
+        """
+        args, kwargs = arguments(inputs)
+        with self.autocast():
+            if self.task.train_step is not None:
+                return self.task.step(model, inputs, targets), None
+            outputs = model(*args, **kwargs)
+        # Outside of autocast: losses need float32, and not all of PyTorch's support autocast.
+        outputs = tree_map_only(Tensor, _single, outputs)
+        if teacher is not None:
+            return nn.functional.cross_entropy(logits_of(outputs), teacher.softmax(1)), outputs
+        return self.loss(outputs, targets), outputs
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 if `amp` is set: unlike float16 it needs no loss scaling."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after `progress` epochs: linear warm-up, then cosine decay to zero."""
+        warmup = min(self.warmup_epochs, self.epochs / 2)
+        if progress < warmup:
+            return self.learning_rate * (progress + 1e-3) / warmup
+        done = (progress - warmup) / max(self.epochs - warmup, 1e-9)
+        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss that replaces the recipe's, e.g. distillation (`training/distill.py`).
+
+    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path, which is called
+    like it; its own `parameters` are trained with the network's and discarded afterwards; `key` is a digest
+    of everything that it depends on.
+    """
+
+    loss: Callable[[Any, Any, Any], Tensor]
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    key: str = ""
+
+
+def training_digest(config: Config) -> str:
+    """A hash of all settings that the training of one network depends on, except for its device."""
+    train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
+    # Steps count by their first names, so that supernets of earlier versions stay valid.
+    train["step"] = {new: old for old, new in RENAMED_STEPS.items()}.get(train["step"], train["step"])
+    data, task = config.data, config.task
+    functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
+    named = ["rate"] if _named_rate(config, config.train) else []
+    return digest([train, data.flip, data.shift, config.seed, functions, *named])
+
+
+def fine_tuning_digest(config: Config) -> str:
+    """The same for fine-tuning, beside the settings of `slice` themselves."""
+    named = "named rate" if _named_rate(config, config.slice) else ""
+    return training_digest(config) + named
+
+
+def _named_rate(config: Config, own: TrainConfig | SliceConfig) -> bool:
+    """Whether the rate is given, as its default: for trained weights, another is used where none is given."""
+    default = type(own).model_fields["learning_rate"].default
+    named = "learning_rate" in own.model_fields_set and own.learning_rate == default
+    return named and (config.model.weights is not None or config.search.method not in METHODS.reserved)
+
+
+def metric_digest(config: Config) -> str:
+    """A hash of the metric, on which a supernet does not depend."""
+    return digest(_code(config.task.metric))
+
+
+def _code(name: str | None) -> tuple[str | None, str]:
+    """A function's name in bcnet.toml, and its code if it is custom."""
+    return name, code_of(import_function(name, ConfigError)) if name and ":" in name else ""
+
+
+def training_device(config: Config) -> str:
+    """cpu or cuda, according to `train_device`; auto uses CUDA if it is available."""
+    wanted = config.train.train_device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train_device is cuda, but PyTorch finds no CUDA device; use cpu or auto")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _computes_in_bfloat16(device: str) -> bool:
+    """Whether the device supports bfloat16 natively, without emulation."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
