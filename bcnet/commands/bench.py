@@ -1,4 +1,4 @@
-"""`bcnet bench`: benchmarks whose truth is known, and the comparison of all methods on one's own network."""
+"""`bcnet bench`: a benchmark with known accuracies, and the comparison of all methods on a user's network."""
 
 import json
 import re
@@ -10,10 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from bcnet.commands.options import ConfigFile, Given, Json, RunName, help_without_command, with_settings
+from bcnet.commands.options import (
+    ConfigFile,
+    Given,
+    Json,
+    RunName,
+    help_without_command,
+    sentence,
+    with_settings,
+)
+from bcnet.config import TrainConfig
 from bcnet.errors import UsageError
-from bcnet.registry import SUPERNETS
 
+TRAIN = TrainConfig.model_fields
 bench_app = typer.Typer(
     help="Compare methods, on benchmarks and on your own network.",
     rich_markup_mode=None,
@@ -26,60 +35,52 @@ bench_app.callback(invoke_without_command=True)(help_without_command)
 def channel_bench_macro(
     table: Annotated[
         Path,
-        typer.Option(help="The authors' table, as Results_MobileNet.json.", show_default=False),
+        typer.Option(help="The authors' table, e.g. Results_MobileNet.json.", show_default=False),
     ],
     data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
-    space: Annotated[str, typer.Option(help="mobilenet or resnet: the table's space.")] = "mobilenet",
-    method: Annotated[
-        str, typer.Option(help=f"Which channels a width takes: {', '.join(SUPERNETS.own())}.")
-    ] = "bcnet",
-    step: Annotated[
-        str, typer.Option(help="Paths of a step: plain, alternating, sandwich, distilled or us-nets.")
-    ] = "plain",
-    draws: Annotated[int, typer.Option(min=1, max=64, help="Widths drawn for each step.")] = 1,
+    space: Annotated[str, typer.Option(help="The table's space: mobilenet or resnet.")] = "mobilenet",
+    method: Annotated[str, typer.Option(help=sentence(TRAIN["method"].description))] = "bcnet",
+    step: Annotated[str, typer.Option(help=sentence(TRAIN["step"].description))] = "plain",
+    draws: Annotated[int, typer.Option(min=1, max=64, help=sentence(TRAIN["draws"].description))] = 1,
     supernets: Annotated[
         int,
-        typer.Option(min=1, max=16, help="Supernets that share the passes; the mean of their scores counts."),
+        typer.Option(min=1, max=16, help="Supernets that share the passes; their mean score is used."),
     ] = 1,
-    complementary: Annotated[
-        bool, typer.Option(help="Follow widths by their complements, as BCNet does.")
-    ] = False,
+    complementary: Annotated[bool, typer.Option(help=sentence(TRAIN["complementary"].description))] = False,
     preset: Annotated[
         str,
         typer.Option(
-            help="full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 images, "
-            "widths divided by 4), or tiny (seconds: nothing but the machinery)."
+            help="Size: full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 "
+            "images, widths divided by 4), or tiny (seconds: only tests that everything runs)."
         ),
     ] = "full",
     shared: Annotated[
         bool,
-        typer.Option(
-            help="Let the two sides share the images out that settings are scored with, as in a search."
-        ),
+        typer.Option(help="Split the images that score settings across the two sides, as in a search."),
     ] = False,
     passes: Annotated[
         int | None,
         typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, max=65_536, help="Training images a step (default: preset's).")
+        int | None, typer.Option(min=2, max=65_536, help="Training images per step (default: preset's).")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=10, help="Settings to score, all kinds of sizes (default: preset's).")
+        int | None, typer.Option(min=10, help="Settings to score, of all sizes (default: preset's).")
     ] = None,
     scratch: Annotated[
         int,
         typer.Option(
             "--from-scratch",
-            help="Train so many other settings from scratch, at least 10, and compare what regressions on "
-            "their accuracies predict.",
+            help="Number of other settings to train from scratch, at least 10, to compare with regressions "
+            "on their accuracies.",
         ),
     ] = 0,
-    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these.")] = 1,
+    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these settings.")] = 1,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(
-            help="On a GPU: train by a recorded CUDA graph, where that is right and faster.",
+            help=sentence(TRAIN["cuda_graph"].description),
             show_default=False,
         ),
     ] = None,
@@ -88,9 +89,9 @@ def channel_bench_macro(
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how well a supernet ranks networks of known accuracy. Trains one on CIFAR-10, scores
-    settings of Channel-Bench-Macro, and compares with their accuracies when trained from scratch: Kendall's
-    tau, and what is lost by choosing by score. Stopped, the same command continues. Needs no device."""
+    """Measure how well a supernet ranks. Trains one on CIFAR-10, scores settings of Channel-Bench-Macro, and
+    compares the scores with the known accuracies of training from scratch: Kendall's tau, and the accuracy
+    that is lost by choosing by score. If interrupted, the same command continues. Needs no device."""
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
     from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
     from bcnet.config import load_config
@@ -124,34 +125,36 @@ def channel_bench_macro(
 def arena(
     given: Given,
     budgets: Annotated[
-        str, typer.Option(help='Parts of the original\'s measured latency, as "75%,50%,30%".')
+        str,
+        typer.Option(help="Percentages of the original's measured latency (e.g. 75%,50%,30%)."),
     ] = "50%",
-    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning, as 0,1,2.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning (e.g. 0,1,2).")] = "0",
     row: Annotated[
         list[str] | None,
         typer.Option(
             help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
-            "competitor; ', no distillation' may follow. Repeated; default: all."
+            "competitor; ', no distillation' may follow. May be repeated; default: all."
         ),
     ] = None,
     without_distillation: Annotated[
-        bool, typer.Option("--without-distillation", help="Every row a second time, without distillation.")
+        bool, typer.Option("--without-distillation", help="Add each row a second time, without distillation.")
     ] = False,
     passes: Annotated[
-        int | None, typer.Option(min=0, help="Passes of fine-tuning (default: slice.epochs).")
+        int | None,
+        typer.Option(min=0, help="Epochs of fine-tuning (default: slice.epochs)."),
     ] = None,
     measure: Annotated[
         bool,
         typer.Option(
-            "--measure", help="Train nothing: time all networks again, as on a machine that is idle now."
+            "--measure", help="Train nothing; time all networks again, e.g. once the machine is idle."
         ),
     ] = False,
     run: RunName = "arena",
     as_json: Json = False,
 ) -> None:
-    """Compare all methods and other pruning libraries on your network. From its trained weights, each gets
-    the same budgets, fine-tuning and distillation; latencies are measured beside the original's, accuracies
-    on the test images. Stopped, the same command continues."""
+    """Compare pruning methods on your network. All methods of bcnet and other libraries start from its
+    trained weights, with the same budgets, fine-tuning and distillation; latencies are measured beside the
+    original's, accuracies on the test images. If interrupted, the same command continues."""
     from bcnet.bench.arena import Plan, run_arena
     from bcnet.bench.arena_report import as_text
     from bcnet.bench.arena_rows import rows_of
@@ -184,7 +187,7 @@ def _shares(text: str) -> tuple[float, ...]:
 def _seeds(text: str) -> tuple[int, ...]:
     words = text.split(",")
     if not all(re.fullmatch(r"\s*\d{1,9}\s*", word) for word in words):
-        raise UsageError(f"--seeds takes whole numbers, as 0,1,2, not '{text}'")
+        raise UsageError(f"--seeds takes whole numbers, e.g. 0,1,2, not '{text}'")
     return tuple(dict.fromkeys(int(word) for word in words))
 
 

@@ -20,7 +20,8 @@ def devices(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the hardware profiles. Those shipped, and your own in hw_profiles/; with a name, all of one."""
+    """List the hardware profiles. Shows those shipped and your own in hw_profiles/; with a name, all fields
+    of one."""
     from bcnet.hw_profiles import load_profile, load_profiles, profile_file
 
     if name is not None:
@@ -55,8 +56,8 @@ def devices(
 
 @with_settings("device", "host")
 def doctor(given: Given, as_json: Json = False) -> int:
-    """Check whether the device can be measured. Goes there step by step, over ssh with --host, and says what
-    is missing. Exit code 3 when something is."""
+    """Check whether the device can be measured. Tests the connection, the runtime and the machine step by
+    step, over ssh with --host, and says how to fix what fails. Exit code 3 when a step fails."""
     from bcnet.doctor import examine
     from bcnet.pipeline.problem import target_profile
 

@@ -45,7 +45,7 @@ def export(
     be verified here."""
     batches = _batches(batch)
     if flavour is not None and not trt:
-        raise UsageError("--flavour is that of an engine: add --trt")
+        raise UsageError("--flavour chooses the TensorRT variant of an engine: add --trt")
     if flavour not in (None, "tensorrt", "rtx"):
         raise UsageError(f"--flavour is tensorrt or rtx, not '{flavour}'")
     if len(batches) > 1 and not trt:
@@ -76,7 +76,8 @@ def export(
 def verify(
     given: Given,
     engine: Annotated[
-        Path, typer.Option(help="The engine, as runs/NAME/export/model.engine; engine.json is beside it.")
+        Path,
+        typer.Option(help="The engine (e.g. runs/NAME/export/model.engine); engine.json is beside it."),
     ],
     run: RunName = None,
     as_json: Json = False,
@@ -101,7 +102,5 @@ def _batches(text: str | None) -> tuple[int, ...]:
     words = text.split(",")
     sizes = tuple(int(word) for word in words if re.fullmatch(r"\s*\d{1,5}\s*", word))
     if len(sizes) < len(words) or sizes[0] < 1 or list(sizes) != sorted(set(sizes)) or sizes[-1] > 65_536:
-        raise UsageError(
-            f"--batch takes sizes from 1 to 65536, from least to largest, e.g. 1,8,32, not '{text}'"
-        )
+        raise UsageError(f"--batch takes sizes from 1 to 65536 in ascending order, e.g. 1,8,32, not '{text}'")
     return sizes

@@ -54,10 +54,10 @@ def build_lut(
     replace: Replace = False,
     as_json: Json = False,
 ) -> None:
-    """Stage 2: measure the latency table. Only what latency_tables/DEVICE.json lacks for this model is
-    measured, and how far its predictions are off; a killed build continues."""
+    """Stage 2: measure the latency table. Measures the rows that latency_tables/DEVICE.json lacks for this
+    model, and the error of its predictions; an interrupted build continues where it stopped."""
     if estimate and again:
-        raise UsageError("--estimate measures nothing, so there is nothing to measure --again")
+        raise UsageError("--again measures layers again, and --estimate measures nothing: give one of them")
     command = Command("build-lut", given, run, as_json, replace, measures=not estimate)
 
     def built(run: "Run", settings: "Config") -> "StageResult":
@@ -79,21 +79,19 @@ def check_lut(
     against: Annotated[
         Path | None, typer.Option(help="Compare with this older table; nothing is measured.")
     ] = None,
-    max_slowdown: Annotated[
-        str, typer.Option(help='Slowdown that is allowed, e.g. "5%" (4% to 100%).')
-    ] = "5%",
+    max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown, from 4% to 100%.")] = "5%",
     rows: Annotated[
-        int, typer.Option(min=1, help="Rows to sample; others of the same networks count, too.")
+        int, typer.Option(min=1, help="Rows to sample; further rows of the same networks are compared, too.")
     ] = 40,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure, in seconds.")] = 30.0,
     junit: Annotated[
         Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Check whether device, driver or runtime became slower. Measures a sample of the table again, in place,
-    with a probe of the machine. Exit code 0 ok, 3 slower or rows missing, 4 the machine differs or
-    inconclusive."""
+    beside a reference microbenchmark of the machine. Exit code 0: ok; 3: slower, or rows are missing; 4: the
+    machine differs, or the result is inconclusive."""
     from bcnet.latency_tables import check_report
     from bcnet.runs import write_file
 
@@ -143,8 +141,8 @@ def accept_edit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Accept rows of a table that were edited by hand. All other commands refuse them. The table's
-    sessions record how many rows were edited, and when that was accepted."""
+    """Accept rows of a table that were edited by hand. All other commands refuse them. The table's sessions
+    record how many rows were edited, and when the edit was accepted."""
     from bcnet.hw_profiles import load_profile
     from bcnet.latency_tables.edits import accept_edits
 
@@ -166,8 +164,8 @@ def accept_edit(
 
 
 def _percentage(flag: str, text: str) -> float:
-    """ "5%" as 0.05. Raises UsageError: two sessions on one machine differ by 2 %, so 4 is the least."""
+    """ "5%" as 0.05. Raises UsageError. Minimum 4: two sessions on one machine differ by 2 %."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
     if match is None or not 4 <= float(match[1]) <= 100:
-        raise UsageError(f"{flag} takes a percentage from 4 to 100, as \"5%\", not '{text}'")
+        raise UsageError(f"{flag} takes a percentage from 4 to 100, e.g. \"5%\", not '{text}'")
     return float(match[1]) / 100

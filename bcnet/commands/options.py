@@ -163,8 +163,14 @@ def _kind(field: FieldInfo) -> tuple[Any, tuple[str, ...]]:
     return (list[str] if get_origin(kind) is tuple else kind), ()
 
 
+def sentence(text: str | None) -> str:
+    """A description of a setting, as `settings()[key].description`, as a sentence of a command's help."""
+    text = text or ""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _help(field: FieldInfo) -> str:
-    text = (field.description or "").rstrip(".")
+    text = field.description or ""
     default = field.get_default(call_default_factory=True)
     if field.examples:
         example = field.examples[0]
@@ -173,4 +179,4 @@ def _help(field: FieldInfo) -> str:
         text += f" (e.g. {example})"
     elif not isinstance(default, bool):
         text += f" (default: {toml(default).strip(chr(34))})"
-    return f"{text[0].upper()}{text[1:]}."
+    return sentence(text)

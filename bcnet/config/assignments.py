@@ -24,7 +24,9 @@ def assigned(texts: Iterable[str]) -> dict[str, Any]:
         path = _known_path(name.strip())
         table = values
         for part in path[:-1]:
-            table = table.setdefault(part, {})
+            if not isinstance(table.get(part), dict):  # not there, or replaced by this assignment
+                table[part] = {}
+            table = table[part]
         table[path[-1]] = _value(value.strip())
     return values
 

@@ -19,7 +19,7 @@ ALTERNATIVES = {"search": ("latency_ms", "latency", "min_accuracy"), "slice": ("
 # What pydantic's words for a kind of value are in TOML.
 KINDS = {
     "bool_type": "true or false",
-    "tuple_type": "a list",
+    "tuple_type": 'a list, e.g. ["a", "b"]',
     "dict_type": "a table",
     "model_type": "a table",
 }

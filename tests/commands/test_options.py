@@ -85,13 +85,14 @@ def test_options_override_the_file_and_without_any_it_stays_as_it_is() -> None:
         ('space.freeze=["stem", "layer1.*"]', "space.freeze", ("stem", "layer1.*")),
         ("model.args={depth = 3}", "model.args", {"depth": 3}),
         ("model.args.depth=3", "model.args", {"depth": 3}),
+        ("model.args={depth = {a = 1}}", "model.args", {"depth": {"a": 1}}),
         ("model.weights=a=b.pt", "model.weights", "a=b.pt"),
         ("host=[]\nseed = 3", "host", None),
     ],
 )
 def test_set_takes_any_key_with_its_value_as_in_toml(assignment: str, key: str, value: Any) -> None:
     if value is None:  # two lines are a text, not two settings
-        with pytest.raises(UsageError, match="host: input should be a list, not "):
+        with pytest.raises(UsageError, match="host: input should be a list"):
             config("--set", assignment)
         return
     found: Any = config("--set", assignment)
@@ -115,6 +116,8 @@ def test_set_overrides_the_file_entry_by_entry_and_an_option_overrides_set() -> 
     found = config("--set", "model.args.depth=5", "--set", "train.epochs=4", "--set", "train.epochs=5")
     assert found.model.args == {"depth": 5, "wide": True}
     assert (found.train.epochs, found.search.latency) == (5, "60%")
+    found = config("--set", "model.args.a=2", "--set", "model.args.a.b=3", "--set", "model.args.a.c=4")
+    assert found.model.args == {"depth": 2, "wide": True, "a": {"b": 3, "c": 4}}
     found = config("--set", "train.epochs=4", "--set", "search.min_accuracy=0.9", "--epochs", "6")
     assert (found.train.epochs, found.search.latency, found.search.min_accuracy) == (6, None, 0.9)
     found = config("--set", "search.min_accuracy=0.9", "--latency-ms", "5")
@@ -137,7 +140,7 @@ def test_set_overrides_the_file_entry_by_entry_and_an_option_overrides_set() -> 
         ("train.step=slim", "train.step: input should be 'plain', 'alternating', 'sandwich', 'distilled'"),
         ("train.method=bcnetv3", "train.method: unknown method 'bcnetv3'; did you mean 'bcnetv2'?"),
         ("train.amp=yes", "train.amp: input should be true or false, not 'yes'"),
-        ("space.freeze=stem", "space.freeze: input should be a list, not 'stem'"),
+        ("space.freeze=stem", 'space.freeze: input should be a list, e.g. ["a", "b"], not \'stem\''),
         ("model.args=3", "model.args: input should be a table, not 3"),
         ("search.latency_ms=fast", "search.latency_ms: milliseconds are a number, e.g. 5.0, not 'fast'"),
         ("device=jets", "unknown device 'jets'"),

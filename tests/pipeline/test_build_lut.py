@@ -98,7 +98,7 @@ def test_a_models_rows_are_measured_again_when_that_is_asked_for(
     after = LatencyTable.load(TABLE)
     assert after.rows.keys() == before.rows.keys()
     assert {row.session for row in after.rows.values()} == {1}
-    assert "nothing to measure --again" in refused(2, "build-lut", "--estimate", "--again")
+    assert "--estimate measures nothing: give one of them" in refused(2, "build-lut", "--estimate", "--again")
 
 
 def test_a_table_that_is_too_noisy_is_measured_once_more(

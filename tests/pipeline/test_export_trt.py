@@ -270,7 +270,7 @@ def test_a_device_without_tensorrt_has_no_engine_and_nothing_is_sliced_for_it(re
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("text", ["1,,8", "8,1", "0", "0,8", "1,1", "", "-1", "1.5", "two", "1,99999"])
 def test_a_batch_that_cannot_be_meant_is_wrong_usage(refused: Refused, text: str) -> None:
-    assert "--batch takes sizes from 1 to 65536, from least to largest, as 1,8,32" in refused(
+    assert "--batch takes sizes from 1 to 65536 in ascending order, e.g. 1,8,32" in refused(
         2, "export", "--trt", f"--batch={text}"
     )
 
@@ -280,7 +280,7 @@ def test_a_batch_that_cannot_be_meant_is_wrong_usage(refused: Refused, text: str
     ("arguments", "message"),
     [
         (["export", "--batch", "1,8"], "--batch takes several sizes for an engine only: add --trt"),
-        (["export", "--flavour", "rtx"], "--flavour is that of an engine: add --trt"),
+        (["export", "--flavour", "rtx"], "--flavour chooses the TensorRT variant of an engine: add --trt"),
         (["export", "--trt", "--flavour", "lite"], "--flavour is tensorrt or rtx, not 'lite'"),
         (["verify"], "--engine"),
     ],
