@@ -20,7 +20,7 @@ from bcnet.data.dataset import ImageData
 from bcnet.latency_tables.failed import runs
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.registry import method
-from bcnet.space.importance import made_along, stretches
+from bcnet.space.importance import channels_of, made_along, places_of
 from bcnet.space.inputs import entries
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
@@ -182,7 +182,7 @@ class _Pruning:
     @property
     def kept(self) -> list[Tensor]:
         """For each group the channels that are left, in their order."""
-        return [_channels(group, units) for group, units in zip(self.space.groups, self.units, strict=True)]
+        return [channels_of(group, units) for group, units in zip(self.space.groups, self.units, strict=True)]
 
     def hold(self) -> None:
         """Set all that belongs to removed channels to zero."""
@@ -223,7 +223,7 @@ class _Pruning:
         gone = orders[number][:count].sort().values
         self.units[number] = orders[number][count:].sort().values
         self.index = chosen
-        self.removals.append(Removal(step, group.name, tuple(_channels(group, gone).tolist())))
+        self.removals.append(Removal(step, group.name, tuple(channels_of(group, gone).tolist())))
 
     def _losses(self, number: int, order: Tensor, importance: Tensor) -> np.ndarray:
         """The information that is lost at each choice of a group (choices,); without end below the floor."""
@@ -256,26 +256,16 @@ class _Pruning:
     def _removed_entries(self) -> list[tuple[nn.Parameter, int, Tensor]]:
         """(parameter, axis, entries along it) of all removed channels, wherever these occur."""
         gone = [
-            _channels(group, torch.from_numpy(np.setdiff1d(np.arange(group.channels // group.unit), units)))
+            channels_of(group, torch.from_numpy(np.setdiff1d(np.arange(group.channels // group.unit), units)))
             for group, units in zip(self.space.groups, self.units, strict=True)
         ]
         found = []
         for name, parameter in self.model.named_parameters():
             for axis, dimension in self.space.dimensions.get(name, {}).items():
-                places = [torch.zeros(0, dtype=torch.int64)]
-                for (group, start, _), segment in zip(
-                    stretches(self.space, dimension), dimension, strict=True
-                ):
-                    if group is not None:
-                        each = gone[group][:, None] * segment.size + torch.arange(segment.size)
-                        places.append(start + each.flatten())
+                places = [own for group, own in places_of(self.space, dimension, gone) if group is not None]
                 if len(index := torch.cat(places)):
                     found.append((parameter, axis, index.to(parameter.device)))
         return found
-
-
-def _channels(group: WidthGroup, units: Tensor) -> Tensor:
-    return (units[:, None] * group.unit + torch.arange(group.unit)).flatten()
 
 
 def _first_to_go(group: WidthGroup, units: Tensor, importance: Tensor) -> Tensor:

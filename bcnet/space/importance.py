@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import SpaceError
 from bcnet.space.subnet import State, Subnet
-from bcnet.space.width_space import Dimension, Widths, WidthSpace
+from bcnet.space.width_space import Dimension, WidthGroup, Widths, WidthSpace
 
 Criterion = Literal["l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"]
 CRITERIA: tuple[Criterion, ...] = ("fisher", "taylor", "fpgm", "l2", "l1", "bn-scale")
@@ -145,6 +145,29 @@ def stretches(space: WidthSpace, dimension: Dimension) -> Iterator[tuple[int | N
         start += segment.size * channels
 
 
+def places_of(
+    space: WidthSpace, dimension: Dimension, channels: Sequence[Tensor]
+) -> Iterator[tuple[int | None, Tensor]]:
+    """Of each segment of a dimension of the network's own tensors: (group, where these of its channels lie).
+
+    Of fixed entries: (None, where they lie).
+    """
+    for (group, start, stop), segment in zip(stretches(space, dimension), dimension, strict=True):
+        if group is None:
+            yield None, torch.arange(start, stop)
+        else:
+            yield group, start + _each(channels[group], segment.size)
+
+
+def channels_of(group: WidthGroup, units: Tensor) -> Tensor:
+    """The channels of these units (units,), one unit after the other."""
+    return _each(units, group.unit)
+
+
+def _each(index: Tensor, size: int) -> Tensor:
+    return (index[:, None] * size + torch.arange(size)).flatten()
+
+
 def channel_order(space: WidthSpace, importance: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """For each group the channels in their new order.
 
@@ -161,7 +184,7 @@ def channel_order(space: WidthSpace, importance: Sequence[Tensor]) -> tuple[Tens
         units = values.reshape(-1, group.unit).sum(1).argsort(descending=True, stable=True)
         if len(space.rule.sides) > 1:
             units = torch.cat((units[0::2], units[1::2].flip(0)))
-        orders.append((units[:, None] * group.unit + torch.arange(group.unit)).flatten())
+        orders.append(channels_of(group, units))
     return tuple(orders)
 
 
@@ -175,8 +198,7 @@ def kept_channels(space: WidthSpace, widths: Widths, importance: Sequence[Tensor
     for group, width, values in zip(space.groups, space.check(widths), importance, strict=True):
         units = values.detach().cpu().reshape(-1, group.unit).sum(1)
         order = torch.arange(len(units)) if group.ordered else units.argsort(descending=True, stable=True)
-        taken = order[: width // group.unit]
-        kept.append((taken[:, None] * group.unit + torch.arange(group.unit)).flatten())
+        kept.append(channels_of(group, order[: width // group.unit]))
     return Subnet.keeping(space.without_extra(), kept)
 
 
@@ -193,14 +215,8 @@ def reordered(tensors: Mapping[str, Tensor], space: WidthSpace, order: Sequence[
         if name not in state:
             continue
         for axis, dimension in axes.items():
-            index = []
-            for (group, start, stop), segment in zip(stretches(space, dimension), dimension, strict=True):
-                if group is None:
-                    index.append(torch.arange(start, stop))
-                else:
-                    entries = orders[group][:, None] * segment.size + torch.arange(segment.size)
-                    index.append(start + entries.flatten())
-            state[name] = state[name].index_select(axis, torch.cat(index).to(state[name].device))
+            index = torch.cat([places for _, places in places_of(space, dimension, orders)])
+            state[name] = state[name].index_select(axis, index.to(state[name].device))
     return state
 
 

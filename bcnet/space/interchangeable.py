@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from bcnet.space.channel_groups import Seen
 from bcnet.space.extract import tensors_of
-from bcnet.space.importance import reordered
+from bcnet.space.importance import channels_of, reordered
 from bcnet.space.random_runs import Run, Watcher, doubled, drawn_state, varied, watched
 from bcnet.space.subnet import State, Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork
@@ -136,7 +136,7 @@ class _Trial:
             cycle = torch.randperm(units, generator=generator)
             order = torch.empty_like(cycle)
             order[cycle] = cycle.roll(1)  # every unit moves
-            orders.append((order[:, None] * group.unit + torch.arange(group.unit)).flatten())
+            orders.append(channels_of(group, order))
         return cls(seen, space, *best, tuple(orders))
 
     def keeps_under_order(self, groups: Sequence[int]) -> bool:
