@@ -30,14 +30,14 @@ class Peaks(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    fp32_tflops: Positive | None = Field(None, description="10^12 operations a second")
-    fp16_tflops: Positive | None = Field(None, description="10^12 operations a second")
-    int8_tops: Positive | None = Field(None, description="10^12 operations a second")
-    bandwidth_gb_s: Positive = Field(description="10^9 bytes a second of the device's memory")
+    fp32_tflops: Positive | None = Field(None, description="10^12 operations per second")
+    fp16_tflops: Positive | None = Field(None, description="10^12 operations per second")
+    int8_tops: Positive | None = Field(None, description="10^12 operations per second")
+    bandwidth_gb_s: Positive = Field(description="10^9 bytes per second, of the device's memory")
     launch_us: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="what a layer costs beside its work; that of the fitted table if not given"
+        None, description="fixed cost of a layer, in microseconds; if not given, that of the fitted table"
     )
-    cores: int | None = Field(None, ge=1, description="the peaks are those of so many threads")
+    cores: int | None = Field(None, ge=1, description="number of threads that the peaks are for")
     source: str = Field(min_length=1, description="where these figures come from")
 
     def teraops(self, precision: str) -> float | None:
@@ -60,36 +60,43 @@ class HwProfile(BaseModel):
         "cpu", min_length=1, description="ONNX Runtime's execution provider"
     )
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    batch: int = Field(1, ge=1, description="images an inference")
+    batch: int = Field(1, ge=1, description="images per inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
-    power_mode: str = Field("default", description="as the device names it; speeds differ between modes")
-    host: Annotated[tuple[str, ...], BeforeValidator(_several), Field(strict=False)] = Field(
-        (), description="where it is reached over ssh, as user@name; several of one kind share the work"
+    power_mode: str = Field(
+        "default", description="name of the power mode on the device; speeds differ between modes"
     )
-    host_python: str = Field("python3", min_length=1, description="the Python interpreter there")
-    host_folder: str = Field("~/.cache/bcnet", min_length=1, description="the agent's folder there")
+    host: Annotated[tuple[str, ...], BeforeValidator(_several), Field(strict=False)] = Field(
+        (),
+        description="where it is reached over ssh, e.g. user@name; several of one kind share the work",
+    )
+    host_python: str = Field("python3", min_length=1, description="the Python interpreter on that device")
+    host_folder: str = Field("~/.cache/bcnet", min_length=1, description="the agent's folder on that device")
     recording: str | None = Field(
         None, min_length=1, description="a file of recorded answers that are replayed; nothing is run"
     )
     record_to: str | None = Field(
         None, min_length=1, description="a file that the device's answers are added to, to be replayed"
     )
-    machine: str | None = Field(None, description="the kind of processor, as `uname -m` names it there")
-    compute_capability: str | None = Field(
-        None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, as 8.7"
+    machine: str | None = Field(
+        None, description="the kind of processor, as `uname -m` prints it on the device"
     )
-    opset: Literal[17, 18] = Field(18, description="of the ONNX files; TensorRT 8 reads none above 17")
+    compute_capability: str | None = Field(
+        None, pattern=r"^\d+\.\d+$", description="of an NVIDIA GPU, e.g. 8.7"
+    )
+    opset: Literal[17, 18] = Field(18, description="of the ONNX files; TensorRT 8 supports at most 17")
     channel_multiple: int = Field(8, ge=1, description="widths are multiples of this")
-    warmup_ms: float = Field(100.0, ge=0, description="run this long before timing a network")
-    seconds: float = Field(1.0, gt=0, description="time a network for at least this long")
-    iterations: int = Field(100, ge=2, description="and at least so often")
+    warmup_ms: float = Field(
+        100.0, ge=0, description="time in ms for which a network is run before it is timed"
+    )
+    seconds: float = Field(1.0, gt=0, description="minimum time for which a network is timed")
+    iterations: int = Field(100, ge=2, description="minimum number of runs that are timed")
     table_noise: float = Field(
         0.05,
         ge=0,
-        description="by so much may measuring one network twice differ, as a share: a noisier latency table "
-        "is measured again once, then refused",
+        description="largest allowed relative difference between two measurements of one network: a noisier "
+        "latency table is measured again once, then refused",
     )
-    roofline: Peaks | None = Field(None, description="what an estimate is made from")
+    roofline: Peaks | None = Field(None, description="the peaks that an estimate is calculated from")
 
     @property
     def setting(self) -> tuple[str, str, int, int, str]:
