@@ -33,6 +33,7 @@ from bcnet.pipeline.search_evolved import SearchResult, search
 from bcnet.runs import json_bytes, write_file
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import keep_freed_memory
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import SearchSettings, fastest
 
 NETWORK = "mobilenet_v2-224"
@@ -84,7 +85,7 @@ def one_search(
         graph.space,
         latency,
         pressing_score,
-        SearchSettings(budget_ms=budget_ms, seed=seed, margin=min(latency.noise, NOISY)),
+        SearchSettings(budget=Budget(budget_ms, margin=min(latency.noise, NOISY)), seed=seed),
         measure_of=lambda widths: measure_network(graph.variant(widths), profile, 0.5),
     )
     return result, time.perf_counter() - start

@@ -29,6 +29,7 @@ from bcnet.pipeline.search_evolved import search
 from bcnet.runs import write_file
 from bcnet.space.discover import discover_space
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 from bcnet.width_search.evolution import SearchSettings
 from bcnet.width_search.initial_population import Limit, potential_losses, prior
@@ -94,7 +95,7 @@ class Bench:
     def searched(self, budget: float, seed: int, **settings: Any) -> int:
         """Where the winner of a search stands."""
         found = search(
-            self.space, self.cost, self.score, SearchSettings(budget_ms=budget, seed=seed, **settings)
+            self.space, self.cost, self.score, SearchSettings(budget=Budget(budget), seed=seed, **settings)
         )
         allowed = (settings["generations"] + 1) * settings["population"]
         assert len(found.history) <= allowed + 5
@@ -171,7 +172,7 @@ def of_one_front(bench: Bench, seeds: int, done: "Done") -> None:
         points = []
         for seed in range(seeds):
             whole = SearchSettings(
-                budget_ms=bench.cost(bench.space.largest()), pareto=True, seed=seed, **size
+                budget=Budget(bench.cost(bench.space.largest())), pareto=True, seed=seed, **size
             )
             front = search(bench.space, bench.cost, bench.score, whole).pareto
             points.append(len(front))
@@ -222,7 +223,7 @@ def of_the_prior(
                     losses = potential_losses(records_of(bench, noise, seed, changed), choices)
                     own = [prior(losses, [Limit(*bench.macs.pairwise(choices), budget * MILLION)])]
                 settings = SearchSettings(
-                    budget_ms=budget, seed=seed, population=16, generations=steps[-1] - 1
+                    budget=Budget(budget), seed=seed, population=16, generations=steps[-1] - 1
                 )
                 history = search(bench.space, bench.cost, bench.score, settings, priors=own).history
                 for step, generations in enumerate(steps):

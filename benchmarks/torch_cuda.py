@@ -35,6 +35,7 @@ from bcnet.runs import json_bytes, write_file
 from bcnet.runtimes import runtime_here
 from bcnet.space.discover import discover_space
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import SearchSettings, fastest
 
 NETWORKS = ("mobilenet_v2-224", "resnet18-224")
@@ -98,7 +99,7 @@ def one_network(name: str, profile: HwProfile, choices: int) -> dict[str, Any]:
             graph.space,
             latency,
             pressing_score,
-            SearchSettings(budget_ms=budget_ms, seed=0),
+            SearchSettings(budget=Budget(budget_ms), seed=0),
             measure_of=lambda widths: measure_network(graph.variant(widths), profile, 0.5),
         )
         seconds = time.perf_counter() - start

@@ -25,7 +25,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.measure.network_latency import measure_network
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.pipeline.measured import ALTERNATIONS, Target
+from bcnet.pipeline.measured import ALTERNATIONS
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetworks
@@ -43,6 +43,7 @@ from bcnet.space.subnet import State
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.inherit import Inherited, Original, inherited
 
 RECALIBRATED = "recalibrated"  # of a start: batch-norm statistics were made again
@@ -114,10 +115,10 @@ class Starts:
         if known is not None and (pruned is None or Widths(known["widths"]) in pruned.found):
             return dict(known)
         start, original = time.perf_counter(), self.space.original()
-        target = Target(share * float(self.latency(original)), share, 0.0)
+        budget = Budget(share * float(self.latency(original)), share)
         proposals = Proposals(row.methods, self._scores_at(share), self.latency, (), pruned)
         search = self.project.config.search
-        measured = best_measured(proposals, target, original, measuring(self.project), search.measured)
+        measured = best_measured(proposals, budget, original, measuring(self.project), search.measured)
         winner = measured.inside[0]
         if len(row.methods) > 1 and search.trials:  # as a search does where it has several methods
             tuning = Tuning.of(self.run, self.project, self._importances, {})

@@ -5,7 +5,7 @@ compute capability, and not executed there.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure.network_latency import builder_of, replayed, why_not_here
 from bcnet.pipeline.results import VerifyReport
+from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.progress import working
 from bcnet.runtimes import Engine, Runtime
 
@@ -66,18 +67,13 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
 
 
 def build_and_verify(
-    check: Callable[..., VerifyReport],
-    content: bytes,
-    full: bytes,
-    target: HwProfile,
-    batches: tuple[int, ...],
+    artifact: Artifact, expected: Expected, target: HwProfile, batches: tuple[int, ...]
 ) -> Built:
     """Check an ONNX file on this processor, build its engine, and verify that where it can be executed.
 
-    `check` is `verify` of the network, `full` the unpruned network's ONNX file. No engine is built of a file
-    that fails. Raises NetworkError, DeviceError where the build fails.
+    No engine is built of a file that fails. Raises NetworkError, DeviceError where the build fails.
     """
-    of_file = check(profile=target, full=b"", not_measured=CHECKED_HERE)
+    of_file = verify(artifact, expected, target, CHECKED_HERE)
     if not of_file.passed:
         return Built(of_file, of_file)
     reason = why_not_here(target) or replayed(target)
@@ -86,13 +82,13 @@ def build_and_verify(
         return Built(of_file.model_copy(update={"not_verified": reason}), of_file)
     builder = builder_of(target)
     with working("building the engine"):
-        engine = builder.build(content, batches)
+        engine = builder.build(artifact.content, batches)
     if reason:
         reason = f"the engine was built ahead of time and not executed: {reason}"
         ahead = {"not_verified": reason, "size_bytes": len(engine.content)}
         return Built(of_file.model_copy(update=ahead), of_file, engine)
-    full = full_engine(builder, full, batches)
-    return Built(check(profile=target, full=full, engine=engine.content), of_file, engine)
+    executed = Artifact(artifact.proto, full_engine(builder, artifact.full, batches), engine.content)
+    return Built(verify(executed, expected, target), of_file, engine)
 
 
 def full_engine(builder: Runtime, full: bytes, batches: Sequence[int]) -> bytes:

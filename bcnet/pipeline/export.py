@@ -7,7 +7,6 @@ available, or its table is an estimate, the file is written and all but its late
 
 import json
 from collections.abc import Mapping
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +34,8 @@ from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, ScoredNetwork, SearchSummary, VerifyReport
 from bcnet.pipeline.verify import (
+    Artifact,
+    Expected,
     against_original,
     file_metric,
     on_this_processor,
@@ -97,31 +98,28 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportS
     predicted_ms = chosen.predicted_ms
     announce_replacement(run, config, "export")
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
-    check = partial(
-        verify,
+    expected = Expected(
         model,
-        proto,
         project.space,
         widths,
         data,
-        limits=config.export,
-        predicted_ms=predicted_ms,
-        budget_ms=chosen.budget_ms,
-        budget_share=chosen.budget_share,
-        full_predicted_ms=found.full_predicted_ms if target == project.profile else None,
-        task=project.task,
+        config.export,
+        predicted_ms,
+        chosen.budget,
+        found.full_predicted_ms if target == project.profile else None,
+        project.task,
     )
     not_measured = project.not_measured(project.latency_model()) or project.replayed
     full = b"" if not_measured and not wanted else project.graph.variant(project.space.original())
     files = {"model.onnx": content}
     if wanted:
-        built = build_and_verify(check, content, full, target, batches)
+        built = build_and_verify(Artifact(proto, full), expected, target, batches)
         report = built.report
         if built.engine:
             facts = facts_of(built.engine, content, target, batches, inputs)
             files |= {ENGINE: built.engine.content, FACTS: json_bytes(facts)}
     else:
-        built, report = None, check(profile=target, full=full, not_measured=not_measured)
+        built, report = None, verify(Artifact(proto, full), expected, target, not_measured)
     file = str(stage.path(ENGINE if ENGINE in files else "model.onnx"))
     verify_with = None
     if report.not_verified:

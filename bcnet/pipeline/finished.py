@@ -15,6 +15,7 @@ from bcnet.reading import opened
 from bcnet.runs import Run, Stage
 from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 
 
 def supernet_file(number: int) -> str:
@@ -62,16 +63,11 @@ def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Widths for the next stage, with their budget; None without one.
-
-    With a `budget_share`, the budget is that fraction of the original's latency, measured together with the
-    network's.
-    """
+    """Widths for the next stage, and the budget that they are held to: its share is measured beside them."""
 
     widths: Widths
     predicted_ms: float
-    budget_ms: float | None
-    budget_share: float | None = None
+    budget: Budget
 
 
 def searched(run: Run, project: Project) -> Chosen:
@@ -80,7 +76,7 @@ def searched(run: Run, project: Project) -> Chosen:
     found = SearchSummary.read(stage)
     refuse_noisy_search(found, stage, project)
     widths = _in_space(found.best.widths, stage, project)
-    return Chosen(widths, found.best.predicted_ms, found.budget_ms, found.budget_share)
+    return Chosen(widths, found.best.predicted_ms, Budget(found.budget_ms, found.budget_share))
 
 
 def refuse_noisy_search(found: SearchSummary, stage: Stage, project: Project) -> None:
@@ -94,7 +90,7 @@ def sliced(run: Run, project: Project) -> Chosen:
     stage = run.stage("slice")
     found = SliceSummary.read(stage)
     widths = _in_space(found.widths, stage, project)
-    return Chosen(widths, found.predicted_ms, found.budget_ms, found.budget_share)
+    return Chosen(widths, found.predicted_ms, Budget(found.budget_ms, found.budget_share))
 
 
 def _in_space(widths: Sequence[int], stage: Stage, project: Project) -> Widths:

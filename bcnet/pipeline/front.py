@@ -14,13 +14,14 @@ from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.results import SearchSummary, scored_networks
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.search_inputs import bounds_of, budget_ms, margin_of, measuring, scoring, settings_of
+from bcnet.pipeline.search_inputs import budget_ms, budget_of, measuring, scoring, settings_of
 from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_of
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.progress import say
 from bcnet.runs import Run
 from bcnet.space.importance import CRITERIA
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
@@ -43,13 +44,13 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     stage.require({"supernet": supernet, "device": project.device_key})
     budget = budget_ms(project, latency, own.latency_ms, own.latency or "")
     share = None if own.latency is None else latency_share(own.latency)
-    bounds = bounds_of(project)
+    wanted = budget_of(project, latency, budget, share)
 
     def read(file: str) -> list[Candidate]:
         found = [candidate_of(own, project.space) for own in scored_networks(stage, file)]
         return [replace(c, predicted_ms=float(latency(c.widths))) for c in found]
 
-    front = [c for c in read("pareto.json") if all(bound.holds(c.widths) for bound in bounds)]
+    front = [c for c in read("pareto.json") if wanted.bounds_hold(c.widths)]
     result = SearchSummary.read(stage)
     flag = f"--latency {own.latency}" if own.latency else f"--latency-ms {own.latency_ms:g}"
     _require_front(result, budget, f"`{stage.command} --pareto`", f"`{stage.command} {flag}`")
@@ -66,23 +67,21 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     _say_what_is_unused(front, inside, budget)
     settings = replace(
         settings_of(project),
-        budget_ms=budget,
-        share=share,
-        margin=margin_of(project.config.search.margin, latency.noise, share),
+        budget=wanted,
         min_accuracy=None,
         fitness="hard",
         over_budget=False,
         pareto=False,
     )
-    tightened = max(min(c.predicted_ms for c in inside), settings.limit_ms(budget))
+    tightened = replace(wanted, target_ms=wanted.searched_ms(min(c.predicted_ms for c in inside)))
     score_of: ScoreOf
     if on_trained_network(project):
         score_of = TrainedScores(project, trained_state(run, project))
         score_of.criterion = next((own for own in CRITERIA if own == result.criterion), score_of.criterion)
     else:
         score_of = scoring(project, trained_supernets(run, project))
-    evolution = Evolution(project.space, latency, score_of, replace(settings, budget_ms=tightened), bounds)
-    evolution.fastest = fastest(project.space, latency, bounds)
+    evolution = Evolution(project.space, latency, score_of, replace(settings, budget=tightened))
+    evolution.fastest = fastest(project.space, latency, wanted.bounds)
     evolution.know(read("history.json"))
     not_measured = project.not_measured(latency)
     if not_measured:
@@ -95,7 +94,7 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         assert best.measured is not None
         note = f" ({winner.note})" if winner.note else ""
         say(f"{best.widths}, measured at {best.measured.median_ms:.4g} ms, is sliced{note}")
-    return Chosen(best.widths, best.predicted_ms, budget, share)
+    return Chosen(best.widths, best.predicted_ms, Budget(budget, share))
 
 
 def _require_front(result: SearchSummary, budget: float, whole: str, alone: str) -> None:

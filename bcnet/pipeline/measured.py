@@ -14,6 +14,7 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.repeated import Repeated
 from bcnet.progress import say, working
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
 
 MeasureOf = Callable[[Widths], LatencyStat]
@@ -22,29 +23,6 @@ USED = 0.97  # of the limit: a winner that is faster is followed by larger candi
 NOTED = 0.01  # a larger error of the table's predictions is reported
 ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
 AGREE = 0.03  # the two fastest measurements of a network may differ by so much
-
-
-@dataclass(frozen=True)
-class Target:
-    """The latency to reach: so many ms, or a share of the original's measured latency; less a margin.
-
-    `wider` is whether networks may be wider than the original (`space.expand`).
-    """
-
-    budget_ms: float
-    share: float | None
-    margin: float
-    wider: bool = False
-
-    def limit_ms(self, original_ms: float) -> float:
-        """What measured networks must not exceed where the original takes `original_ms`."""
-        if self.share is not None and self.share >= 1 and not self.wider:
-            return self.asked_ms(original_ms)  # the original itself fits
-        return self.asked_ms(original_ms) / (1 + self.margin)
-
-    def asked_ms(self, original_ms: float) -> float:
-        """The budget itself."""
-        return self.budget_ms if self.share is None else self.share * original_ms
 
 
 @dataclass(frozen=True)
@@ -92,7 +70,7 @@ class Measured:
 
 def measured_until_used(
     proposer: Proposer,
-    target: Target,
+    budget: Budget,
     original: Widths,
     measure_of: MeasureOf,
     predicted_limit_ms: float,
@@ -108,7 +86,7 @@ def measured_until_used(
     original is seen to be within the limit.
     """
     timed: dict[Widths, Timed] = {}
-    found = Measured((), target.budget_ms)
+    found = Measured((), budget.target_ms or 0.0)
     note, raised, best = "", False, None
     for number in range(ROUNDS):
         try:
@@ -127,14 +105,14 @@ def measured_until_used(
             continue
         with working("measuring the best candidates beside the original"):
             stats = alternating(measure_of, [original, *(candidate.widths for candidate in batch)])
-        limit = target.limit_ms(stats[original].median_ms)
+        limit = budget.limit_ms(stats[original].median_ms)
         for candidate in batch:
             stat = stats[candidate.widths]
             timed[candidate.widths] = Timed(replace(candidate, measured=stat), stat.median_ms / limit)
         ranked = proposer.ranked([own.candidate for own in timed.values()])
         found = Measured(
             tuple(timed[candidate.widths] for candidate in ranked),
-            target.asked_ms(stats[original].median_ms),
+            budget.asked_ms(stats[original].median_ms),
             note,
             stats[original],
         )

@@ -13,18 +13,18 @@ from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement
-from bcnet.pipeline.measured import Target
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
 from bcnet.pipeline.route import allocations
-from bcnet.pipeline.search_evolved import effective_limit_ms, fastest_within
+from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
 from bcnet.pipeline.search_ways import Asked, find, weights_for
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.training.recipe import fine_tuning_digest, metric_digest
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import SearchSettings
 
 
@@ -54,7 +54,10 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 def _recorded(settings: SearchSettings) -> dict[str, Any]:
     """The evolution's settings; one that does nothing is left out: results without it are not outdated."""
-    found = asdict(settings)
+    budget = settings.budget
+    found = asdict(replace(settings, budget=Budget()))
+    del found["budget"]
+    found |= {"budget_ms": budget.target_ms, "share": budget.share, "margin": budget.margin}
     return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
 
 
@@ -71,15 +74,15 @@ def run(run: Run, config: Config) -> SearchSummary:
     project = load_project(config)
     weights = weights_for(run, project)
     asked = Asked(run, project, stage_inputs(run, config), weights)
-    settings, bounds, latency, share = asked.settings, asked.bounds, asked.latency, asked.share
+    settings, budget, latency = asked.settings, asked.budget, asked.latency
     # Reports what is impossible before any work is done.
-    _, lowest = fastest_within(project.space, latency, bounds, settings.budget_ms)
+    _, lowest = fastest_within(project.space, latency, budget)
     limit = None
     if asked.measure_of is not None:
-        if share is not None:
-            _say_share(asked.target, share)
+        if budget.share is not None:
+            _say_share(budget, budget.share)
         else:
-            limit = _limit_said(settings, lowest, latency.noise)
+            limit = _limit_said(budget, lowest, latency.noise)
     announce_replacement(run, config, "search")
     found = find(asked)
     result = found.result
@@ -89,8 +92,8 @@ def run(run: Run, config: Config) -> SearchSummary:
     if result.note:
         say(result.note)
     widths, calibration = result.best.widths, latency.calibration
-    sizes = {b.key.replace("max_", ""): b.cost(widths) / b.unit for b in bounds if b.unit > 1}
-    soft = result.budget_ms is None and settings.budget_ms is not None  # a target that need not be kept
+    sizes = {b.key.replace("max_", ""): b.cost(widths) / b.unit for b in budget.bounds if b.unit > 1}
+    soft = result.budget_ms is None and budget.target_ms is not None  # a target that need not be kept
     front = tuple(scored_network(candidate) for candidate in result.pareto)
     summary = SearchSummary(
         folder=str(asked.stage.folder),
@@ -98,17 +101,17 @@ def run(run: Run, config: Config) -> SearchSummary:
         metric=config.task.metric,
         target=target_of(config).to_json(config.host),
         budget_ms=result.budget_ms,
-        budget_share=share if result.budget_ms is not None else None,
+        budget_share=budget.share if result.budget_ms is not None else None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
-        target_ms=settings.budget_ms if soft else None,
-        **{bound.key: round(bound.limit / bound.unit, 6) for bound in bounds},
+        target_ms=budget.target_ms if soft else None,
+        **{bound.key: round(bound.limit / bound.unit, 6) for bound in budget.bounds},
         best=scored_network(result.best),
         params=project.space.params(widths),
         macs=project.space.macs(widths),
         **sizes,
         limit_ms=limit,
-        margin=settings.margin,
+        margin=budget.margin,
         noise=calibration.noise if calibration else None,
         pareto=len(front),
         front=front,
@@ -142,20 +145,20 @@ def run(run: Run, config: Config) -> SearchSummary:
     return summary
 
 
-def _say_share(target: Target, share: float) -> None:
+def _say_share(budget: Budget, share: float) -> None:
     """Report how far networks are searched, as a share of the original's measured latency."""
-    limit = target.limit_ms(1.0)
+    limit = budget.limit_ms(1.0)
     less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
     say(f"searching up to {limit:.1%} of the original's measured latency{less}")
 
 
-def _limit_said(settings: SearchSettings, lowest_ms: float, noise: float) -> float | None:
+def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
     """Report the latency limit of the search, and return it in ms; None without a budget."""
-    if settings.budget_ms is None:
+    if budget.target_ms is None:
         return None
-    limit = effective_limit_ms(settings, settings.budget_ms, lowest_ms)
+    limit = budget.searched_ms(lowest_ms)
     say(
-        f"searching below {limit:.4g} ms: budget {settings.budget_ms:.4g} ms, margin {settings.margin:.1%}"
-        + (f" (capped: the table's noise is {noise:.0%})" if noise > settings.margin == NOISY else "")
+        f"searching below {limit:.4g} ms: budget {budget.target_ms:.4g} ms, margin {budget.margin:.1%}"
+        + (f" (capped: the table's noise is {noise:.0%})" if noise > budget.margin == NOISY else "")
     )
     return round(limit, 5)

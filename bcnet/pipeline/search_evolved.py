@@ -13,10 +13,10 @@ import numpy as np
 from bcnet.allocation.limits import Limits
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
-from bcnet.pipeline.measured import ROUNDS, MeasureOf, Target, alternating
+from bcnet.pipeline.measured import ROUNDS, MeasureOf, alternating
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.width_search.constraints import Bound
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, LatencyOf, Prior, ScoreOf, SearchSettings
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
@@ -43,39 +43,37 @@ def search(
     settings: SearchSettings,
     *,
     priors: Sequence[Prior] = (),
-    bounds: Sequence[Bound] = (),
     measure_of: MeasureOf | None = None,
     resume: Sequence[Candidate] = (),
     on_generation: Callable[[Sequence[Candidate]], None] | None = None,
 ) -> SearchResult:
-    """The most accurate widths within a latency budget and bounds, or the fastest that are accurate enough.
+    """The most accurate widths within a budget, or the fastest that are accurate enough.
 
     `latency_of` gives ms, `score_of` an accuracy or a Score; `priors` hold each group's probabilities for the
     first generation, which is drawn from them in turn; `measure_of` times whole networks, which are then
-    looked for `settings.margin` below the budget. `on_generation` gets all candidates so far, and `resume`
+    looked for by the margin below the budget. `on_generation` gets all candidates so far, and `resume`
     takes them: a continued search reaches the same candidates as one that was not killed.
     Raises BudgetError: a budget or bound is below the least possible, or no candidate meets the demand.
     """
-    budget = settings.budget_ms
+    asked_for, budget = settings.budget, settings.budget.target_ms
     if budget is not None and settings.min_accuracy is not None:
         raise BudgetError("a search takes a latency budget or a minimum accuracy, not both")
-    if budget is None and settings.min_accuracy is None and not bounds and not settings.pareto:
+    if budget is None and settings.min_accuracy is None and not asked_for.bounds and not settings.pareto:
         raise BudgetError("a search needs a latency budget, a minimum accuracy or a bound")
     if budget is None and settings.fitness == "soft":
         raise BudgetError("a soft fitness needs a latency budget: latencies are taken relative to it")
-    narrowest, lowest = fastest_within(space, latency_of, bounds, budget)
+    narrowest, lowest = fastest_within(space, latency_of, asked_for)
     full, tightened = space.largest(), settings
     if budget is not None and measure_of is not None:
-        tightened = replace(settings, budget_ms=effective_limit_ms(settings, budget, lowest))
-    evolution = Evolution(space, latency_of, score_of, tightened, bounds)
+        tightened = replace(settings, budget=replace(asked_for, target_ms=asked_for.searched_ms(lowest)))
+    evolution = Evolution(space, latency_of, score_of, tightened)
     evolution.fastest = narrowest
     if settings.fills_budget and evolution.fits(full, SLOWEST_MS if budget is None else budget):
         stats = alternating(measure_of, [full, space.original()]) if measure_of else None
         measured = stats[full] if stats else None
         asked = budget
         if budget is not None and stats is not None:
-            target = Target(budget, settings.share, settings.margin)
-            asked = target.asked_ms(stats[space.original()].median_ms)
+            asked = asked_for.asked_ms(stats[space.original()].median_ms)
         if asked is None or measured is None or measured.median_ms <= asked:
             best = replace(evolution.scored(full, 0), measured=measured)
             kept = "every bound is" if asked is None else f"the budget of {asked:.4g} ms is"
@@ -89,17 +87,11 @@ def search(
     return replace(result, history=tuple(history.values()), pareto=evolution.front(tuple(history.values())))
 
 
-def fastest_within(
-    space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound], budget_ms: float | None
-) -> tuple[Widths, float]:
+def fastest_within(space: WidthSpace, latency_of: LatencyOf, budget: Budget) -> tuple[Widths, float]:
     """The fastest widths within the bounds, and their latency. Raises BudgetError (see `Limits.fastest`)."""
-    found = Limits(space, latency_of, math.inf if budget_ms is None else budget_ms, bounds).fastest()
+    limit_ms = math.inf if budget.target_ms is None else budget.target_ms
+    found = Limits(space, latency_of, limit_ms, budget.bounds).fastest()
     return found, latency_of(found)
-
-
-def effective_limit_ms(settings: SearchSettings, budget_ms: float, lowest_ms: float) -> float:
-    """The latency limit for measured networks, in ms: the budget without the margin, if any is that fast."""
-    return max(lowest_ms, settings.limit_ms(budget_ms))
 
 
 def _winner(
@@ -116,13 +108,13 @@ def _winner(
             f"no candidate reaches an accuracy of {settings.min_accuracy:.4g} in the supernet: the best has "
             f"{best_accuracy:.4g}; lower it, or train the supernet longer"
         )
-    limit, free = evolution.settings.budget_ms, settings.over_budget and settings.fitness == "soft"
+    limit, free = evolution.settings.budget.target_ms, settings.over_budget and settings.fitness == "soft"
     if limit is not None and not free:
         inside = tuple(c for c in candidates if c.predicted_ms <= limit)
         candidates = inside or _led_inside(evolution, ranked[: settings.measured], limit)
         ranked = evolution.ranked(candidates)
     top = tuple(ranked[: settings.measured])
-    budget = settings.budget_ms
+    budget = settings.budget.target_ms
     if measure_of is None:
         winner = Winner(top[0], top, candidates, budget, NOT_MEASURED)
     elif settings.min_accuracy is not None:
@@ -134,7 +126,7 @@ def _winner(
         winner = measured_best(evolution, settings, candidates, measure_of)
     result = result_of(settings, winner)
     if free:
-        target = f"the budget of {settings.budget_ms:.4g} ms is a target that need not be kept (over_budget)"
+        target = f"the budget of {budget:.4g} ms is a target that need not be kept (over_budget)"
         result = replace(result, budget_ms=None, note="; ".join(filter(None, (target, result.note))))
     return result
 

@@ -20,6 +20,7 @@ from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
 from bcnet.space.inputs import to_device
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.width_search.evolution import Prior, SearchSettings, fastest
 from bcnet.width_search.initial_population import Limit, potential_losses
@@ -42,18 +43,16 @@ def settings_of(project: Project) -> SearchSettings:
     config, latency = project.config.search, project.latency_model()
     share = share_of(config)
     own = config.latency_ms is not None or config.latency is not None
-    budget = None
+    target_ms = None
     if own or (config.min_accuracy is None and not (config.bounded and config.fitness == "hard")):
-        budget = budget_ms(project, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
+        target_ms = budget_ms(project, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
     return SearchSettings(
-        budget_ms=budget,
+        budget=budget_of(project, latency, target_ms, share),
         min_accuracy=config.min_accuracy,
         population=config.population,
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
-        share=share,
-        margin=margin_of(config.margin, latency.noise, share),
         seed=project.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,
@@ -65,9 +64,15 @@ def settings_of(project: Project) -> SearchSettings:
     )
 
 
-def margin_of(given: float | None, noise: float, share: float | None) -> float:
-    """The share of the budget that measured networks leave free, where it is not given."""
-    return min(noise, NOISY if share is None else SHARE_MARGIN) if given is None else given
+def budget_of(
+    project: Project, latency: LatencyModel, target_ms: float | None, share: float | None
+) -> Budget:
+    """A budget in ms, or of a share of the original's latency, with the configured margin and bounds."""
+    margin = project.config.search.margin
+    if margin is None:
+        margin = min(latency.noise, NOISY if share is None else SHARE_MARGIN)
+    wider = project.space.original() != project.space.largest()
+    return Budget(target_ms, share, margin, bounds_of(project), wider)
 
 
 def by_loss_of(project: Project) -> float:
@@ -114,13 +119,11 @@ def bounds_of(project: Project) -> tuple[Bound, ...]:
     return tuple(found)
 
 
-def priors_of(
-    project: Project, run: Run, settings: SearchSettings, bounds: Sequence[Bound]
-) -> tuple[Prior, ...]:
+def priors_of(project: Project, run: Run, settings: SearchSettings) -> tuple[Prior, ...]:
     """What the first generation is drawn from: for a front, distributions for several budgets."""
-    latency, choices = project.latency_model(), project.choices
+    latency, choices, bounds = project.latency_model(), project.choices, settings.budget.bounds
     lowest = latency(fastest(project.space, latency, bounds))
-    budgets: list[float | None] = [settings.budget_ms]
+    budgets: list[float | None] = [settings.budget.target_ms]
     if settings.pareto:
         highest = max(lowest, min(latency(project.space.largest()), FAILED_MS))
         budgets = [*np.geomspace(lowest, highest, BUDGETS + 1)[1:].tolist()]

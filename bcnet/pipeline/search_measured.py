@@ -11,7 +11,6 @@ import numpy as np
 from bcnet.pipeline.measured import (
     USED,
     MeasureOf,
-    Target,
     Timed,
     alternating,
     measured_until_used,
@@ -19,6 +18,7 @@ from bcnet.pipeline.measured import (
 )
 from bcnet.progress import working
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 
 
@@ -77,7 +77,7 @@ def fastest_measured(
     accurate = [c for c in candidates if c.score.accuracy >= (settings.min_accuracy or 0.0)]
     top = measured_alone(evolution.ranked(accurate)[: settings.measured], measure_of)
     best = min(top, key=lambda c: c.measured.median_ms if c.measured else 0.0)
-    return Winner(best, top, tuple(candidates), settings.budget_ms)
+    return Winner(best, top, tuple(candidates), settings.budget.target_ms)
 
 
 def measured_alone(candidates: Sequence[Candidate], measure_of: MeasureOf) -> tuple[Candidate, ...]:
@@ -102,38 +102,35 @@ def measured_best(
     factor here: the next ones are made to just fit by it. In the end, one inside the budget without the
     margin will do.
     """
-    assert settings.budget_ms is not None
-    assert evolution.settings.budget_ms is not None
+    budget, start_ms = settings.budget, evolution.settings.budget.target_ms
+    assert start_ms is not None
     original = evolution.space.original()
-    wider = original != evolution.space.largest()
-    target = Target(settings.budget_ms, settings.share, settings.margin, wider)
     evolved = Evolved(evolution, settings.measured, {c.widths: c for c in candidates})
-    start_ms = evolution.settings.budget_ms
-    measured = measured_until_used(evolved, target, original, measure_of, start_ms, least_used=least_used)
+    measured = measured_until_used(evolved, budget, original, measure_of, start_ms, least_used=least_used)
     again: dict[Widths, Timed] = {}
     budget_ms = measured.budget_ms
     for used, note in (
         (1.0, measured.note),
         (
-            target.asked_ms(1.0) / target.limit_ms(1.0),
-            f"inside the budget, but by less than the machine's noise of {settings.margin:.1%}",
+            budget.asked_ms(1.0) / budget.limit_ms(1.0),
+            f"inside the budget, but by less than the machine's noise of {budget.margin:.1%}",
         ),
     ):
         for own in measured.within(used):
             widths = own.candidate.widths
             if widths not in again:
-                again[widths], budget_ms = _confirmed(own, target, original, measure_of)
+                again[widths], budget_ms = _confirmed(own, budget, original, measure_of)
             if again[widths].used <= used:
                 top = tuple(again.get(each.candidate.widths, each).candidate for each in measured.timed)
                 return Winner(again[widths].candidate, top, tuple(evolved.found.values()), budget_ms, note)
     raise too_slow(measured)
 
 
-def _confirmed(own: Timed, target: Target, original: Widths, measure_of: MeasureOf) -> tuple[Timed, float]:
+def _confirmed(own: Timed, budget: Budget, original: Widths, measure_of: MeasureOf) -> tuple[Timed, float]:
     """The slower of a candidate's measurement and another one, and the budget in ms beside that."""
     widths = own.candidate.widths
     stats = alternating(measure_of, [original, widths])
     original_ms = stats[original].median_ms
-    used = stats[widths].median_ms / target.limit_ms(original_ms)
+    used = stats[widths].median_ms / budget.limit_ms(original_ms)
     slower = own if own.used >= used else Timed(replace(own.candidate, measured=stats[widths]), used)
-    return slower, target.asked_ms(original_ms)
+    return slower, budget.asked_ms(original_ms)

@@ -13,7 +13,7 @@ from bcnet.allocation.problem import AllocationProblem
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.pipeline.configured_methods import called, settings_for
-from bcnet.pipeline.measured import Measured, MeasureOf, Target, Timed, measured_until_used, too_slow
+from bcnet.pipeline.measured import Measured, MeasureOf, Timed, measured_until_used, too_slow
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
@@ -21,6 +21,7 @@ from bcnet.plain import loss_text
 from bcnet.progress import say, working
 from bcnet.registry import Method
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_of
@@ -124,7 +125,7 @@ class Best:
 
 
 def best_measured(
-    proposals: Proposals, target: Target, original: Widths, measure_of: MeasureOf, most: int
+    proposals: Proposals, budget: Budget, original: Widths, measure_of: MeasureOf, most: int
 ) -> Measured:
     """Measure the best proposals, `most` a round, until the limit is used.
 
@@ -134,14 +135,14 @@ def best_measured(
     predicted, keep = float(proposals.latency(original)), original == proposals.scores.space.largest()
     measured = measured_until_used(
         Best(proposals, most),
-        target,
+        budget,
         original,
         measure_of,
-        target.asked_ms(predicted),
+        budget.asked_ms(predicted),
         stop_at_original=keep,
     )
     stat = measured.original
-    if keep and stat is not None and stat.median_ms <= (limit := target.limit_ms(stat.median_ms)):
+    if keep and stat is not None and stat.median_ms <= (limit := budget.limit_ms(stat.median_ms)):
         whole = Candidate(original, predicted, proposals.scores(original), 0, stat)
         proposals.found[original], proposals.origin[original] = whole, ORIGINAL
         kept = "the original network is within the budget: nothing is removed"

@@ -16,14 +16,13 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
-from bcnet.pipeline.measured import MeasureOf, Target
+from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.problem import Project
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
-    bounds_of,
     measuring,
     priors_of,
     scoring,
@@ -45,7 +44,7 @@ from bcnet.registry import Method
 from bcnet.runs import Run, Stage
 from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
-from bcnet.width_search.constraints import Bound
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.scorer import Score, best_first
 
@@ -66,13 +65,14 @@ class Asked:
 
     @cached_property
     def settings(self) -> SearchSettings:
-        """The configured ones, with a budget in ms."""
-        return settings_of(self.project)
+        """The configured ones; where nothing is measured, a share is that of the predicted latency."""
+        found = settings_of(self.project)
+        return replace(found, budget=replace(found.budget, share=None)) if self.not_measured else found
 
-    @cached_property
-    def bounds(self) -> tuple[Bound, ...]:
-        """What the network has to keep beside the budget."""
-        return bounds_of(self.project)
+    @property
+    def budget(self) -> Budget:
+        """What the network has to keep."""
+        return self.settings.budget
 
     @cached_property
     def latency(self) -> LatencyModel:
@@ -88,17 +88,6 @@ class Asked:
     def measure_of(self) -> MeasureOf | None:
         """How whole networks are measured, where they are."""
         return None if self.not_measured else measuring(self.project)
-
-    @property
-    def share(self) -> float | None:
-        """The budget as a share of the original's measured latency; None if it is none."""
-        return None if self.not_measured else self.settings.share
-
-    @property
-    def target(self) -> Target:
-        """The latency to reach."""
-        wider = self.project.narrow is not None
-        return Target(self.settings.budget_ms or 0.0, self.share, self.settings.margin, wider)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -170,8 +159,7 @@ def _evolved(
         asked.latency,
         score_of,
         settings,
-        priors=priors_of(project, asked.run, settings, asked.bounds) if priors else (),
-        bounds=asked.bounds,
+        priors=priors_of(project, asked.run, settings) if priors else (),
         measure_of=asked.measure_of,
         resume=state.candidates,
         on_generation=state.keep,
@@ -188,8 +176,8 @@ def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: Se
 def _typical(asked: Asked, scores: TrainedScores) -> Widths:
     """Widths as those that are looked for: uniform ones of the budget, or each group's middle choice."""
     try:
-        if asked.settings.budget_ms is not None:
-            given = asked.latency, asked.settings.budget_ms, asked.bounds
+        if asked.budget.target_ms is not None:
+            given = asked.latency, asked.budget.target_ms, asked.budget.bounds
             return allocate_uniformly(scores.space, (), *given)
     except BudgetError:
         pass  # no uniform network fits
@@ -202,18 +190,19 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     The best few are fine-tuned briefly before one wins: losses of cut networks order them only roughly.
     """
     settings, project, search = asked.settings, asked.project, asked.project.config.search
-    assert settings.budget_ms is not None
+    target_ms = asked.budget.target_ms
+    assert target_ms is not None
     pruned = None
     if asked.trains and (network := trained_network(asked.run, project)) is not None:
         pruned = PrunedNetworks(asked.trains, project, network, asked.stage.folder, asked.inputs)
-    proposals = Proposals(asked.methods, scores, asked.latency, asked.bounds, pruned)
+    proposals = Proposals(asked.methods, scores, asked.latency, asked.budget.bounds, pruned)
     if asked.measure_of is None:
-        found = proposals.propose(settings.budget_ms, 0)
-        best, budget, note = min(found, key=lambda c: best_first(c.score)), settings.budget_ms, NOT_MEASURED
+        found = proposals.propose(target_ms, 0)
+        best, budget, note = min(found, key=lambda c: best_first(c.score)), target_ms, NOT_MEASURED
         top: tuple[Candidate, ...] = (best,)
     else:
         original = scores.space.original()
-        measured = best_measured(proposals, asked.target, original, asked.measure_of, settings.measured)
+        measured = best_measured(proposals, asked.budget, original, asked.measure_of, settings.measured)
         winner = measured.inside[0]
         report_losses(proposals)
         if search.trials and not project.config.slice.from_scratch:

@@ -6,6 +6,7 @@ In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bcnet.runs import json_bytes, write_file
 from bcnet.space.inputs import arguments
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Task
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.scorer import evaluate_network
 
 AT_LEAST = 2  # measurements of a network: a single one says nothing about the noise
@@ -63,38 +65,58 @@ def shapes_match(proto: ModelProto, space: WidthSpace, widths: Widths) -> bool:
     return all(found.get(name) == shape for name, shape in wanted.items())
 
 
-def verify(
-    model: nn.Module,
-    proto: ModelProto,
-    space: WidthSpace,
-    widths: Widths,
-    data: ImageData,
-    profile: HwProfile,
-    limits: ExportConfig,
-    *,
-    predicted_ms: float,
-    budget_ms: float | None,
-    budget_share: float | None = None,
-    full: bytes,
-    full_predicted_ms: float | None = None,
-    task: Task | None = None,
-    not_measured: str | None = None,
-    engine: bytes | None = None,
-) -> VerifyReport:
-    """Run the file on the whole test set and time it beside the unpruned network, `full`.
+@dataclass(frozen=True)
+class Artifact:
+    """A network's ONNX file, and what the device's runtime built from it where that is run in its place.
 
-    With a `budget_share`, the budget is that share of `full` as it is measured now, alternating with it.
-    `full_predicted_ms` serves to tell a slower machine from a slower network in a failure's text. Accuracy is
-    the task's metric, where it has another. With `not_measured`, why its latency on the device cannot be
-    known here, nothing is timed, and all else is checked with ONNX Runtime on this processor. With `engine`,
-    what the profile's runtime built from the file, that is run in its place; `full` is an engine then, too.
+    `full` is the unpruned network, timed beside it: a file, or an engine where there is one.
     """
+
+    proto: ModelProto
+    full: bytes
+    engine: bytes | None = None
+
+    @property
+    def content(self) -> bytes:
+        """What is run."""
+        return self.engine or self.proto.SerializeToString()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an artifact is held to: the network in PyTorch, its widths, test images, limits, latency in ms.
+
+    Accuracy is the task's metric, where it has another. The prediction for the full network serves to tell a
+    slower machine from a slower network in a failure's text.
+    """
+
+    model: nn.Module
+    space: WidthSpace
+    widths: Widths
+    data: ImageData
+    limits: ExportConfig
+    predicted_ms: float
+    budget: Budget = field(default_factory=Budget)
+    full_predicted_ms: float | None = None
+    task: Task = field(default_factory=Task)
+
+
+def verify(
+    artifact: Artifact, expected: Expected, profile: HwProfile, not_measured: str | None = None
+) -> VerifyReport:
+    """Run the artifact on the whole test set and time it beside the unpruned network.
+
+    A budget that is a share is that of the unpruned network as it is measured now, alternating with it. With
+    `not_measured`, why its latency on the device cannot be known here, nothing is timed, and all else is
+    checked with ONNX Runtime on this processor.
+    """
+    proto, model, data, limits = artifact.proto, expected.model, expected.data, expected.limits
     check_file(proto)
-    content = engine or proto.SerializeToString()
+    content = artifact.content
     if not_measured:
         profile = on_this_processor(profile)
     runtime = runtime_of(profile)
-    task = task or Task()
+    task, budget_ms = expected.task, expected.budget.target_ms
     differences = Differences()
     batches = file_outputs(content, model, data, profile, differences)
     accuracy = task.measure(batches)
@@ -106,15 +128,18 @@ def verify(
     measured, full_stat, noise, notes = None, None, None, tuple[str, ...]()
     if not not_measured:
         with working("timing the exported and the full network"):
-            own, whole = _timed(content, full, profile, budget_ms, budget_share)
+            own, whole = _timed(content, artifact.full, profile, expected.budget)
         measured, full_stat = own.fastest, whole.fastest if whole else None
-        if budget_share is not None and full_stat is not None:
-            budget_ms = budget_share * full_stat.median_ms
+        if expected.budget.share is not None and full_stat is not None:
+            budget_ms = expected.budget.asked_ms(full_stat.median_ms)
         noise = round(max(own.noise, whole.noise if whole else 0.0), 4)
         timed = {"the exported file": own.medians_ms, "the full network": whole.medians_ms if whole else [0]}
         note = disagreement(timed)
         notes = (note,) if note else ()
-    match, what = shapes_match(proto, space, widths), "engine" if engine else "file"
+    match, what = (
+        shapes_match(proto, expected.space, expected.widths),
+        "engine" if artifact.engine else "file",
+    )
     failures = []
     if not match:
         failures.append("the file's shapes are not the searched widths")
@@ -126,7 +151,8 @@ def verify(
         failures.append(f"accuracy is {accuracy:.4f} in the {what} and {accuracy_torch:.4f} in PyTorch")
     if budget_ms is not None and measured and measured.median_ms > budget_ms * (1 + limits.latency_tolerance):
         over = f"measured latency is {measured.median_ms:.4g} ms, the budget {budget_ms:.4g} ms"
-        slower = full_stat.median_ms / full_predicted_ms - 1 if full_stat and full_predicted_ms else 0.0
+        predicted_ms = expected.full_predicted_ms
+        slower = full_stat.median_ms / predicted_ms - 1 if full_stat and predicted_ms else 0.0
         if slower > limits.latency_tolerance / 2:
             over += (
                 f" (the full network, too, takes {slower:.0%} longer than predicted: this machine is slower "
@@ -142,7 +168,7 @@ def verify(
         top1_agreement=differences.agreement,
         accuracy_torch=accuracy_torch,
         accuracy=accuracy,
-        predicted_ms=predicted_ms,
+        predicted_ms=expected.predicted_ms,
         measured=measured,
         full=full_stat,
         budget_ms=budget_ms,
@@ -181,7 +207,7 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 
 
 def _timed(
-    content: bytes, full: bytes, profile: HwProfile, budget_ms: float | None, budget_share: float | None
+    content: bytes, full: bytes, profile: HwProfile, budget: Budget
 ) -> tuple[Repeated, Repeated | None]:
     """A few measurements of each, alternating; more where they disagree, or exceed the budget.
 
@@ -189,13 +215,14 @@ def _timed(
     """
     first: list[LatencyStat] = []
     second: list[LatencyStat] = []
+    budget_ms = budget.target_ms
     for number in range(1, PATIENCE + 1):
         first.append(measure_network(content, profile))
         with contextlib.suppress(NetworkError):
             second.append(measure_network(full, profile))
         own = Repeated(tuple(first))
-        if budget_share is not None and second:
-            budget_ms = budget_share * Repeated(tuple(second)).fastest.median_ms
+        if budget.share is not None and second:
+            budget_ms = budget.asked_ms(Repeated(tuple(second)).fastest.median_ms)
         inside = budget_ms is None or own.fastest.median_ms <= budget_ms
         if number >= AT_LEAST and inside and own.noise <= NOISY:
             break

@@ -4,6 +4,7 @@ The same checks that `bcnet export --trt` makes where the device is at hand: out
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.problem import Project, load_project
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary, parsed
-from bcnet.pipeline.verify import against_original, refuse_failed, verify
+from bcnet.pipeline.verify import Artifact, Expected, against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes, read_json, write_file
 
@@ -78,21 +79,19 @@ def run(run: Run, config: Config, engine: Path) -> ExportSummary:
     chosen, model = sliced(run, project), sliced_model(run, project)
     batches = facts.batches if facts.dynamic else ()
     full = full_engine(runtime_of(target), project.graph.variant(project.space.original()), batches)
-    report = verify(
+    artifact = Artifact(onnx.load(engine.with_name("model.onnx")), full, engine.read_bytes())
+    expected = Expected(
         model,
-        onnx.load(engine.with_name("model.onnx")),
         project.space,
         chosen.widths,
         project.data,
-        target,
         config.export,
-        predicted_ms=chosen.predicted_ms,
-        budget_ms=chosen.budget_ms,
-        full=full,
-        full_predicted_ms=found.full_predicted_ms if target == project.profile else None,
-        task=project.task,
-        engine=engine.read_bytes(),
+        chosen.predicted_ms,
+        replace(chosen.budget, share=None),  # what it came to when the file was exported
+        found.full_predicted_ms if target == project.profile else None,
+        project.task,
     )
+    report = verify(artifact, expected, target)
     original = before.original if before else AgainstOriginal()
     executed = {
         "file": str(engine),

@@ -7,7 +7,7 @@ generator, so that a continued search proposes the same networks as an uninterru
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from bcnet.latency_tables.failed import FAILED_MS, SLOWEST_MS, runs
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.exchange import exchanged_at_random
 from bcnet.width_search.nsga2 import crowding, fronts
@@ -32,29 +33,24 @@ CHILDREN = 8  # number of children of which one is scored
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """The objective and effort of a search. At most one of `budget_ms` and `min_accuracy` is given.
+    """The objective and effort of a search. At most one of a latency budget and `min_accuracy` is given.
 
-    With a `share`, `budget_ms` is that fraction of the original's predicted latency, and measured networks
-    are held to that fraction of its measured one. `margin` is the fraction by which measured networks stay
-    below the budget, for the noise of the machine. With `fitness` "soft", networks over the budget are
-    scored, too, and all are ranked by `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR
-    2019, equation 2), with `inside_exponent` within the budget if it is given (0 gives the hard search); with
-    `over_budget` a slower network may win. With `pareto`, NSGA-II searches the whole front of accuracy and
-    latency; a budget only selects the winner. With `smooth`, candidates are ranked, and children selected, by
-    denoised scores, which a surrogate estimates from all scores (`Surrogate`); otherwise by their own scores.
-    `by_loss` is the weight of the loss's rank in a score (`with_losses`), which is smaller for custom tasks
-    (`by_loss_of`). `exchange` is the fraction of mutations that move channels between groups
-    (`exchanged_at_random`).
+    With `fitness` "soft", networks over the budget are scored, too, and all are ranked by
+    `accuracy * (latency / budget) ** latency_exponent` (MnasNet, CVPR 2019, equation 2), with
+    `inside_exponent` within the budget if it is given (0 gives the hard search); with `over_budget` a slower
+    network may win. With `pareto`, NSGA-II searches the whole front of accuracy and latency; a budget only
+    selects the winner. With `smooth`, candidates are ranked, and children selected, by denoised scores, which
+    a surrogate estimates from all scores (`Surrogate`); otherwise by their own scores. `by_loss` is the
+    weight of the loss's rank in a score (`with_losses`), which is smaller for custom tasks (`by_loss_of`).
+    `exchange` is the fraction of mutations that move channels between groups (`exchanged_at_random`).
     """
 
-    budget_ms: float | None = None
-    share: float | None = None
+    budget: Budget = field(default_factory=Budget)
     min_accuracy: float | None = None
     population: int = 16
     generations: int = 4
     mutation: float = 0.15
     measured: int = 5
-    margin: float = 0.0
     seed: int = 0
     fitness: Literal["hard", "soft"] = "hard"
     latency_exponent: float = -0.07
@@ -65,10 +61,6 @@ class SearchSettings:
     by_loss: float = FITTED.by_loss
     exchange: float = 0.0
 
-    def limit_ms(self, budget_ms: float) -> float:
-        """The highest measured latency in ms that keeps the budget when the machine is slower."""
-        return budget_ms / (1 + self.margin)
-
     @property
     def by_accuracy_inside(self) -> bool:
         """Whether only accuracy within the budget counts, so that slower networks need not be scored."""
@@ -77,7 +69,7 @@ class SearchSettings:
     @property
     def scored_ms(self) -> float | None:
         """The latency in ms above which nothing is scored; None: no limit."""
-        return self.budget_ms if self.by_accuracy_inside and not self.pareto else None
+        return self.budget.target_ms if self.by_accuracy_inside and not self.pareto else None
 
     @property
     def fills_budget(self) -> bool:
@@ -109,14 +101,12 @@ class Evolution:
         latency_of: LatencyOf,
         score_of: ScoreOf,
         settings: SearchSettings,
-        bounds: Sequence[Bound] = (),
     ) -> None:
         self.space = space
         self._choices = [group.choices for group in space.groups]
         self.latency_of = latency_of
         self.score_of = score_of
         self.settings = settings
-        self.bounds = tuple(bounds)
         self.fastest: Widths | None = None  # the fastest feasible widths, at which every repair can end
         self._scores: dict[Widths, Score] = {}
         self._surrogate: Surrogate | None = None
@@ -188,9 +178,10 @@ class Evolution:
 
     def _fitness_of(self, value: float, latency_ms: float) -> float:
         settings = self.settings
-        if settings.fitness == "hard" or settings.budget_ms is None:
+        target_ms = settings.budget.target_ms
+        if settings.fitness == "hard" or target_ms is None:
             return value
-        relative, exponent = latency_ms / settings.budget_ms, settings.latency_exponent
+        relative, exponent = latency_ms / target_ms, settings.latency_exponent
         if relative <= 1 and settings.inside_exponent is not None:
             exponent = settings.inside_exponent
         factor = relative**exponent
@@ -318,17 +309,16 @@ class Evolution:
         return Widths(x if first else y for x, y, first in zip(a, b, rng.random(len(a)) < 0.5, strict=True))
 
     def repaired(
-        self, widths: Widths, rng: np.random.Generator, budget: float | None, *, fill: bool = True
+        self, widths: Widths, rng: np.random.Generator, limit_ms: float | None, *, fill: bool = True
     ) -> Widths:
-        """Repair widths to fit the bounds and a budget in ms: random groups step towards the fastest network.
+        """Repair widths to fit the bounds and a limit in ms: random groups step towards the fastest network.
 
-        Then, with `fill` and a budget or bounds, each group is widened by one step if that fits. Without a
-        budget, networks that the runtime cannot run are repaired to one that it can. It ends after at most as
-        many steps as there are choices in all. The budget must be at least the latency of the fastest
-        network.
+        Then, with `fill` and a limit or bounds, each group is widened by one step if that fits. Without a
+        limit, networks that the runtime cannot run are repaired to one that it can. It ends after at most as
+        many steps as there are choices in all. The limit must be at least the latency of the fastest network.
         """
-        limit = SLOWEST_MS if budget is None else budget
-        fill = fill and (budget is not None or bool(self.bounds))
+        limit = SLOWEST_MS if limit_ms is None else limit_ms
+        fill = fill and (limit_ms is not None or bool(self.settings.budget.bounds))
         if self.fastest is None or (not fill and self.fits(widths, limit)):
             return widths
         index = [g.choices.index(width) for g, width in zip(self.space.groups, widths, strict=True)]
@@ -346,7 +336,7 @@ class Evolution:
 
     def fits(self, widths: Widths, limit_ms: float) -> bool:
         """Whether the network is within a latency in ms and all bounds."""
-        return self.latency_of(widths) <= limit_ms and all(bound.holds(widths) for bound in self.bounds)
+        return self.latency_of(widths) <= limit_ms and self.settings.budget.bounds_hold(widths)
 
     def _at(self, index: Sequence[int]) -> Widths:
         return Widths(g.choices[i] for g, i in zip(self.space.groups, index, strict=True))

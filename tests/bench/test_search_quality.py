@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bcnet.width_search.budget import Budget
+
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/channel_bench_macro/Results_MobileNet.json"
 pytestmark = pytest.mark.skipif(not REAL.exists(), reason="the authors' table is not here")
@@ -53,7 +55,7 @@ def test_one_front_of_the_default_size_serves_every_budget(script: ModuleType, b
     full = bench.cost(bench.space.largest())
     lost = []
     for seed in range(3):
-        settings = script.SearchSettings(budget_ms=full, pareto=True, seed=seed, **script.DEFAULT)
+        settings = script.SearchSettings(budget=Budget(full), pareto=True, seed=seed, **script.DEFAULT)
         front = script.search(bench.space, bench.cost, bench.score, settings).pareto
         for budget in bench.table.budgets() / 1e6:
             best = [candidate for candidate in front if candidate.predicted_ms <= budget][-1]

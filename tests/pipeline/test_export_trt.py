@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from bcnet.config import Config, load_config
 from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
 from bcnet.pipeline.finished import sliced, sliced_model
 from bcnet.pipeline.problem import load_project
-from bcnet.pipeline.verify import verify
+from bcnet.pipeline.verify import Artifact, Expected
 from bcnet.runs import Run
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.width_search.budget import Budget
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -316,19 +317,17 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
     run = Run.named("default")
     content = (EXPORT / "model.onnx").read_bytes()
     content = with_free_batch(content) if batches else content
-    check = partial(
-        verify,
+    expected = Expected(
         sliced_model(run, found),
-        onnx.load_from_string(content),
         found.space,
         sliced(run, found).widths,
         found.data,
-        limits=config.export,
-        predicted_ms=1.0,
-        budget_ms=1000.0,
+        config.export,
+        1.0,
+        Budget(1000.0),
     )
-    full = found.graph.variant(found.space.original())
-    built = build_and_verify(check, content, full, found.profile, batches)
+    artifact = Artifact(onnx.load_from_string(content), found.graph.variant(found.space.original()))
+    built = build_and_verify(artifact, expected, found.profile, batches)
     assert built.engine is not None
     assert built.of_file.executed is False
     assert built.report.executed is True
@@ -341,7 +340,7 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
     assert (facts["batches"], facts["dynamic"]) == (list(batches) or [1], bool(batches))
     # A file that fails here is not built at all.
     strict = config.export.model_copy(update={"output_tolerance": 1e-12})
-    failed = build_and_verify(partial(check, limits=strict), content, full, found.profile, batches)
+    failed = build_and_verify(artifact, replace(expected, limits=strict), found.profile, batches)
     assert failed.engine is None
     assert "outputs differ from PyTorch" in failed.report.failures[0]
 

@@ -1,7 +1,6 @@
 """A network in INT8 from its latency table to its verified file."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from bcnet.models.digits import digits
 from bcnet.onnx_export.int8 import at_precision
 from bcnet.pipeline.export import export
 from bcnet.pipeline.results import VerifyReport
-from bcnet.pipeline.verify import verify
+from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.space.discover import discover_space
 
 # More images and passes than elsewhere: the network has to be right for its integers to be so.
@@ -76,15 +75,15 @@ def verified(limits: ExportConfig, damaged: str = "6.weight_scale", factor: floa
     scale = numpy_helper.to_array(entry) * np.float32(factor)
     entry.CopyFrom(numpy_helper.from_array(np.asarray(scale), entry.name))
     content = proto.SerializeToString()
-    expected = {"predicted_ms": 1.0, "budget_ms": None}
-    return verify(model, proto, space, space.largest(), DATA, QUICK, limits, full=content, **expected)
+    expected = Expected(model, space, space.largest(), DATA, limits, 1.0)
+    return verify(Artifact(proto, content), expected, QUICK)
 
 
 def test_at_int8_accuracy_decides_and_the_output_error_is_told() -> None:
     found = verified(ExportConfig(output_tolerance=1e-9, int8_accuracy_tolerance=1.0))
     assert found.passed, found.failures
     assert 1e-4 < found.output_error < 0.2
-    assert asdict(found)["precision"] == "int8"
+    assert found.precision == "int8"
 
 
 def test_an_int8_file_that_loses_too_much_accuracy_fails() -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.search_evolved import search
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
-from bcnet.width_search.constraints import Bound
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, SearchSettings, fastest
 from bcnet.width_search.scorer import Score
 
@@ -36,7 +35,7 @@ def accuracy(widths: Widths) -> float:
 @pytest.mark.parametrize("budget_ms", [0.5, 0.9, 1.7, 2.5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_finds_the_true_optimum_of_a_small_space(budget_ms: float, seed: int) -> None:
-    settings = SearchSettings(budget_ms=budget_ms, population=16, generations=8, seed=seed)
+    settings = SearchSettings(budget=Budget(budget_ms), population=16, generations=8, seed=seed)
     scored: list[Widths] = []
 
     def score_of(widths: Widths) -> float:
@@ -57,7 +56,7 @@ def test_finds_the_fastest_network_that_is_accurate_enough() -> None:
     assert result.best.predicted_ms == pytest.approx(latency_ms(fastest))
 
 
-def killed_after_the_third(settings: SearchSettings, bounds: Sequence[Bound] = ()) -> list[Candidate]:
+def killed_after_the_third(settings: SearchSettings) -> list[Candidate]:
     """The candidates of a search that is killed when its third generation is scored."""
     kept: list[Candidate] = []
 
@@ -67,12 +66,12 @@ def killed_after_the_third(settings: SearchSettings, bounds: Sequence[Bound] = (
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        search(SPACE, latency_ms, accuracy, settings, bounds=bounds, on_generation=kill_after_the_third)
+        search(SPACE, latency_ms, accuracy, settings, on_generation=kill_after_the_third)
     return kept
 
 
 def test_a_killed_search_reaches_the_same_candidates() -> None:
-    settings = SearchSettings(budget_ms=1.2, population=6, generations=5, seed=4)
+    settings = SearchSettings(budget=Budget(1.2), population=6, generations=5, seed=4)
     whole = search(SPACE, latency_ms, accuracy, settings)
     kept = killed_after_the_third(settings)
     assert search(SPACE, latency_ms, accuracy, settings, resume=kept) == whole
@@ -87,11 +86,11 @@ def test_a_budget_that_cannot_be_met_is_answered_at_once_with_the_lowest_possibl
 
     lowest = min(map(slow_when_narrowest, ALL))
     with pytest.raises(BudgetError, match=f"the fastest takes {lowest:.4g} ms"):
-        search(SPACE, slow_when_narrowest, never, SearchSettings(budget_ms=lowest * 0.99))
+        search(SPACE, slow_when_narrowest, never, SearchSettings(budget=Budget(lowest * 0.99)))
 
 
 def test_a_budget_above_the_full_network_returns_it_and_says_so() -> None:
-    result = search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=100))
+    result = search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(100)))
     assert result.best.widths == SPACE.largest()
     assert len(result.history) == 1
     assert "above the full network" in result.note
@@ -102,7 +101,7 @@ def test_the_winner_is_within_the_budget_as_measured(factor: float) -> None:
     def slower_than_predicted(widths: Widths) -> LatencyStat:
         return LatencyStat.of(np.array([latency_ms(widths) * factor]))
 
-    settings = SearchSettings(budget_ms=1.2, population=16, generations=6)
+    settings = SearchSettings(budget=Budget(1.2), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=slower_than_predicted)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= 1.2
@@ -120,7 +119,7 @@ def test_a_share_is_of_the_measured_original_however_slow_the_machine_is(factor:
         return LatencyStat.of(np.array([latency_ms(widths) * factor]))
 
     full_ms = latency_ms(SPACE.largest())
-    settings = SearchSettings(budget_ms=0.4 * full_ms, share=0.4, population=16, generations=6)
+    settings = SearchSettings(budget=Budget(0.4 * full_ms, share=0.4), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=off)
     assert result.budget_ms == pytest.approx(0.4 * full_ms * factor, abs=1e-4)
     assert result.best.measured is not None
@@ -135,7 +134,7 @@ def test_a_share_is_kept_of_an_original_that_the_table_predicts_wrongly() -> Non
     def measured(widths: Widths) -> LatencyStat:
         return LatencyStat.of(np.array([2.5 if widths == SPACE.largest() else latency_ms(widths)]))
 
-    settings = SearchSettings(budget_ms=0.5 * latency_ms(SPACE.largest()), share=0.5, generations=6)
+    settings = SearchSettings(budget=Budget(0.5 * latency_ms(SPACE.largest()), share=0.5), generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=measured)
     assert result.budget_ms == pytest.approx(1.25)
     assert result.best.measured is not None
@@ -148,7 +147,7 @@ def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates() ->
     def faster(widths: Widths) -> LatencyStat:
         return LatencyStat.of(np.array([latency_ms(widths) * 0.75]))
 
-    settings = SearchSettings(budget_ms=1.2, population=16, generations=6)
+    settings = SearchSettings(budget=Budget(1.2), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=faster)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= 1.2
@@ -161,7 +160,7 @@ def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates() ->
 
 
 def test_a_measured_winner_leaves_the_margin_free() -> None:
-    settings = SearchSettings(budget_ms=1.2, population=16, generations=6, margin=0.05)
+    settings = SearchSettings(budget=Budget(1.2, margin=0.05), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= 1.2 / 1.05
@@ -172,7 +171,7 @@ def test_a_measured_winner_leaves_the_margin_free() -> None:
 
 def test_a_budget_too_near_the_fastest_network_for_the_margin_is_met_without_it_and_says_so() -> None:
     lowest = latency_ms(fastest(SPACE, latency_ms))
-    settings = SearchSettings(budget_ms=lowest * 1.01, margin=0.05)
+    settings = SearchSettings(budget=Budget(lowest * 1.01, margin=0.05))
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= lowest * 1.01
@@ -180,7 +179,7 @@ def test_a_budget_too_near_the_fastest_network_for_the_margin_is_met_without_it_
 
 
 def test_a_prediction_that_is_not_measured_may_use_the_whole_budget() -> None:
-    settings = SearchSettings(budget_ms=1.2, population=16, generations=6, margin=0.5)
+    settings = SearchSettings(budget=Budget(1.2, margin=0.5), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings)
     assert 1.2 / 1.5 < result.best.predicted_ms <= 1.2
 
@@ -195,7 +194,7 @@ def test_a_full_network_that_fits_as_predicted_but_not_as_measured_is_searched()
     def slower(widths: Widths) -> LatencyStat:
         return LatencyStat.of(np.array([latency_ms(widths) * 1.1]))
 
-    settings = SearchSettings(budget_ms=full_ms * 1.02, population=16, generations=6)
+    settings = SearchSettings(budget=Budget(full_ms * 1.02), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=slower)
     assert result.best.measured is not None
     assert result.best.measured.median_ms <= full_ms * 1.02
@@ -210,7 +209,7 @@ def test_a_candidate_that_fits_only_when_it_is_measured_first_does_not_win() -> 
         times[widths] = times.get(widths, 0) + 1
         return LatencyStat.of(np.array([latency_ms(widths) * (1.0 if times[widths] == 1 else 1.15)]))
 
-    settings = SearchSettings(budget_ms=1.2, population=16, generations=6)
+    settings = SearchSettings(budget=Budget(1.2), population=16, generations=6)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=lucky_at_first)
     true_ms = latency_ms(result.best.widths) * 1.15
     assert true_ms <= 1.2
@@ -226,11 +225,11 @@ def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> Non
         return LatencyStat.of(np.array([5.0]))
 
     with pytest.raises(BudgetError, match=r"none of the \d+ best candidates.*the limit by 316.7%"):
-        search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=1.2), measure_of=always_over)
+        search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(1.2)), measure_of=always_over)
 
 
-@pytest.mark.parametrize("wanted", [{"budget_ms": 1.2}, {"min_accuracy": 0.5}])
-def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, float]) -> None:
+@pytest.mark.parametrize("wanted", [{"budget": Budget(1.2)}, {"min_accuracy": 0.5}])
+def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, Any]) -> None:
     """Three groups fail at their narrowest: the way to a network that runs is several steps long."""
 
     def latency_of(widths: Widths) -> float:
@@ -241,8 +240,8 @@ def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, f
     assert all(CHOICES[0] not in candidate.widths[:3] for candidate in result.history)
 
 
-@pytest.mark.parametrize("wanted", [{"budget_ms": 1.2}, {"min_accuracy": 0.5}])
-def test_a_space_of_which_nothing_runs_is_refused(wanted: dict[str, float]) -> None:
+@pytest.mark.parametrize("wanted", [{"budget": Budget(1.2)}, {"min_accuracy": 0.5}])
+def test_a_space_of_which_nothing_runs_is_refused(wanted: dict[str, Any]) -> None:
     with pytest.raises(BudgetError, match="runs no network of this space"):
         search(SPACE, lambda widths: FAILED_MS, accuracy, SearchSettings(**wanted))
 
@@ -251,7 +250,7 @@ def test_ties_in_accuracy_are_broken_by_loss() -> None:
     def score_of(widths: Widths) -> Score:
         return Score(0.5, -1.0 / sum(widths))
 
-    result = search(SPACE, latency_ms, score_of, SearchSettings(budget_ms=1.0, generations=8))
+    result = search(SPACE, latency_ms, score_of, SearchSettings(budget=Budget(1.0), generations=8))
     best = max((widths for widths in ALL if latency_ms(widths) <= 1.0), key=sum)
     assert sum(result.best.widths) == sum(best)
 
@@ -273,7 +272,7 @@ def test_scores_choose_which_children_are_scored() -> None:
         accuracies = []
         for seed in range(6):
             noise = np.random.default_rng(seed)
-            settings = SearchSettings(budget_ms=2.2, seed=seed, smooth=smooth)
+            settings = SearchSettings(budget=Budget(2.2), seed=seed, smooth=smooth)
             result = search(
                 DEEP, latency_ms, lambda w, n=noise: deep_accuracy(w) + n.normal(0, 0.01), settings
             )
@@ -300,6 +299,6 @@ def test_a_wanted_accuracy_that_many_reach_is_met_by_a_fast_network() -> None:
 @pytest.mark.parametrize(("way", "least"), [({"fitness": "soft"}, 180), ({"pareto": True}, 215)])
 def test_generations_are_filled_by_those_that_were_passed_over(way: dict[str, Any], least: int) -> None:
     """Of 256 networks, most are seen in the end: hardly a generation finds eight new children a place."""
-    settings = SearchSettings(budget_ms=latency_ms(SPACE.largest()), generations=14, **way)
+    settings = SearchSettings(budget=Budget(latency_ms(SPACE.largest())), generations=14, **way)
     history = search(SPACE, latency_ms, accuracy, settings).history
     assert least <= len(history) <= 240

@@ -1,6 +1,7 @@
 """Bounds beside the budget, fronts, and a fitness that weighs latency, on a space with a known answer."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from test_search import ALL, CHOICES, SPACE, accuracy, as_predicted, killed_afte
 from bcnet.errors import BudgetError
 from bcnet.pipeline.search_evolved import search
 from bcnet.space.width_space import Segment, Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import MEGABYTE, Bound, Cost
 from bcnet.width_search.evolution import SearchSettings
 
@@ -36,13 +38,17 @@ class Scored:
 
 
 WAYS = {
-    "budget": SearchSettings(budget_ms=1.5, population=16, generations=6),
+    "budget": SearchSettings(budget=Budget(1.5), population=16, generations=6),
     "bound alone": SearchSettings(population=16, generations=6),
     "accuracy": SearchSettings(min_accuracy=0.6, population=16, generations=6),
-    "front": SearchSettings(budget_ms=1.5, pareto=True, population=16, generations=6),
+    "front": SearchSettings(budget=Budget(1.5), pareto=True, population=16, generations=6),
     "front without a budget": SearchSettings(pareto=True, population=16, generations=6),
-    "soft": SearchSettings(budget_ms=1.5, fitness="soft", population=16, generations=6),
+    "soft": SearchSettings(budget=Budget(1.5), fitness="soft", population=16, generations=6),
 }
+
+
+def bounded(settings: SearchSettings, *bounds: Bound) -> SearchSettings:
+    return replace(settings, budget=replace(settings.budget, bounds=bounds))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -50,7 +56,7 @@ WAYS = {
 def test_no_search_scores_what_is_beyond_a_bound(way: str, limits: tuple[float, float]) -> None:
     scored = Scored()
     bounds = (at_most(limits[0]), at_most(limits[1], CHANNELS))
-    result = search(SPACE, latency_ms, scored, WAYS[way], bounds=bounds, measure_of=as_predicted)
+    result = search(SPACE, latency_ms, scored, bounded(WAYS[way], *bounds), measure_of=as_predicted)
     assert len(scored.widths) == len(set(scored.widths)) <= 16 * 7 + 5
     assert all(PAIRS(w) <= limits[0] and CHANNELS(w) <= limits[1] for w in scored.widths)
     assert result.best.measured is not None
@@ -58,8 +64,8 @@ def test_no_search_scores_what_is_beyond_a_bound(way: str, limits: tuple[float, 
 
 @pytest.mark.parametrize("limit", [400.0, 800.0, 1500.0])
 def test_a_bound_alone_gives_the_most_accurate_network_within_it(limit: float) -> None:
-    settings = SearchSettings(population=16, generations=8)
-    result = search(SPACE, latency_ms, accuracy, settings, bounds=[at_most(limit)])
+    settings = SearchSettings(budget=Budget(bounds=(at_most(limit),)), population=16, generations=8)
+    result = search(SPACE, latency_ms, accuracy, settings)
     assert accuracy(result.best.widths) == pytest.approx(accuracy(best_within(limit)))
     assert result.budget_ms is None
 
@@ -68,8 +74,9 @@ def test_a_bound_and_a_budget_are_both_kept() -> None:
     def slow_first(widths: Widths) -> float:
         return latency_ms(widths) + widths[0] / 20
 
-    settings = SearchSettings(budget_ms=1.6, population=16, generations=8)
-    result = search(SPACE, slow_first, accuracy, settings, bounds=[at_most(1000.0)])
+    budget = Budget(1.6, bounds=(at_most(1000.0),))
+    settings = SearchSettings(budget=budget, population=16, generations=8)
+    result = search(SPACE, slow_first, accuracy, settings)
     best = max((w for w in ALL if PAIRS(w) <= 1000 and slow_first(w) <= 1.6), key=accuracy)
     assert accuracy(result.best.widths) == pytest.approx(accuracy(best))
 
@@ -78,24 +85,24 @@ def test_a_bound_below_the_narrowest_network_is_answered_with_the_least_possible
     with pytest.raises(
         BudgetError, match=r"at most 100 parameters: the narrowest has 192; raise search.max_params"
     ):
-        search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=1.2), bounds=[at_most(100.0)])
+        search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(1.2, bounds=(at_most(100.0),))))
     size = Bound("max_size_mb", "megabytes of weights at fp32", Cost(4, [(1_234_001, ())]), 1e6, MEGABYTE)
     with pytest.raises(BudgetError, match=r"at most 1 megabytes of weights at fp32: the narrowest has 1.235"):
-        search(SPACE, latency_ms, accuracy, SearchSettings(budget_ms=1.2), bounds=[size])
+        search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(1.2, bounds=(size,))))
 
 
 def test_a_budget_that_the_bounds_put_out_of_reach_says_so() -> None:
     def slow_when_narrow(widths: Widths) -> float:
         return 10.0 / widths[0]
 
-    settings = SearchSettings(budget_ms=0.5)
+    settings = SearchSettings(budget=Budget(0.5, bounds=(at_most(40 + 8 * 8 * 3 + 8 * 8),)))
     with pytest.raises(BudgetError, match=r"the fastest takes 0.625 ms within the other bounds"):
-        search(SPACE, slow_when_narrow, accuracy, settings, bounds=[at_most(40 + 8 * 8 * 3 + 8 * 8)])
+        search(SPACE, slow_when_narrow, accuracy, settings)
 
 
 def test_bounds_above_the_full_network_keep_it_whole() -> None:
-    settings = SearchSettings(population=16, generations=8)
-    result = search(SPACE, latency_ms, accuracy, settings, bounds=[at_most(1e6)])
+    settings = SearchSettings(budget=Budget(bounds=(at_most(1e6),)), population=16, generations=8)
+    result = search(SPACE, latency_ms, accuracy, settings)
     assert result.best.widths == SPACE.largest()
     assert "every bound is above the full network's: kept whole" in result.note
     assert result.pareto == (result.best,)
@@ -133,7 +140,7 @@ def test_one_search_finds_the_front_of_accuracy_against_latency() -> None:
 
 
 def test_a_front_goes_beyond_the_budget_that_chooses_the_winner() -> None:
-    settings = SearchSettings(budget_ms=1.5, pareto=True, population=16, generations=8)
+    settings = SearchSettings(budget=Budget(1.5), pareto=True, population=16, generations=8)
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert result.pareto[-1].widths == SPACE.largest()
     assert result.best.predicted_ms <= 1.5
@@ -143,11 +150,11 @@ def test_a_front_goes_beyond_the_budget_that_chooses_the_winner() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_killed_search_of_any_kind_reaches_the_same_candidates(way: str) -> None:
-    bounds = [at_most(1500.0)]
-    whole = search(SPACE, latency_ms, accuracy, WAYS[way], bounds=bounds)
-    kept = killed_after_the_third(WAYS[way], bounds)
+    settings = bounded(WAYS[way], at_most(1500.0))
+    whole = search(SPACE, latency_ms, accuracy, settings)
+    kept = killed_after_the_third(settings)
     scored = Scored()
-    assert search(SPACE, latency_ms, scored, WAYS[way], bounds=bounds, resume=kept) == whole
+    assert search(SPACE, latency_ms, scored, settings, resume=kept) == whole
     assert not set(scored.widths) & {candidate.widths for candidate in kept}
 
 
@@ -158,7 +165,7 @@ def fitness(widths: Widths, exponent: float, budget_ms: float) -> float:
 @pytest.mark.parametrize("exponent", [-0.05, -0.12])
 def test_a_soft_fitness_scores_beyond_the_budget_and_hands_over_what_is_inside(exponent: float) -> None:
     settings = SearchSettings(
-        budget_ms=1.0, fitness="soft", latency_exponent=exponent, population=16, generations=10
+        budget=Budget(1.0), fitness="soft", latency_exponent=exponent, population=16, generations=10
     )
     result = search(SPACE, latency_ms, accuracy, settings, measure_of=as_predicted)
     assert any(c.predicted_ms > 1.0 for c in result.history)
@@ -171,7 +178,7 @@ def test_a_soft_fitness_scores_beyond_the_budget_and_hands_over_what_is_inside(e
 
 def test_a_soft_fitness_may_hand_over_what_is_beyond_the_budget_where_that_is_wanted() -> None:
     settings = SearchSettings(
-        budget_ms=0.5,
+        budget=Budget(0.5),
         fitness="soft",
         latency_exponent=-0.02,
         over_budget=True,
@@ -189,7 +196,7 @@ def test_a_soft_fitness_may_hand_over_what_is_beyond_the_budget_where_that_is_wa
 
 def test_a_soft_fitness_that_asks_for_accuracy_alone_inside_the_budget_is_the_hard_search() -> None:
     settings = SearchSettings(
-        budget_ms=1.2,
+        budget=Budget(1.2),
         fitness="soft",
         latency_exponent=-1.0,
         inside_exponent=0.0,
@@ -197,14 +204,14 @@ def test_a_soft_fitness_that_asks_for_accuracy_alone_inside_the_budget_is_the_ha
         generations=10,
     )
     result = search(SPACE, latency_ms, accuracy, settings)
-    hard = SearchSettings(budget_ms=1.2, population=16, generations=10)
+    hard = SearchSettings(budget=Budget(1.2), population=16, generations=10)
     assert result == search(SPACE, latency_ms, accuracy, hard)
     assert accuracy(result.best.widths) >= accuracy(best_within(np.inf, 1.2)) - 0.005
 
 
 def test_where_all_that_was_scored_is_over_the_budget_the_best_are_narrowed() -> None:
     settings = SearchSettings(
-        budget_ms=latency_ms(SPACE.smallest()),
+        budget=Budget(latency_ms(SPACE.smallest())),
         fitness="soft",
         latency_exponent=0.0,
         population=4,
@@ -215,7 +222,7 @@ def test_where_all_that_was_scored_is_over_the_budget_the_best_are_narrowed() ->
 
 
 def test_a_negative_metric_is_better_when_it_is_faster_at_equal_value() -> None:
-    settings = SearchSettings(budget_ms=1.0, fitness="soft", population=16, generations=8)
+    settings = SearchSettings(budget=Budget(1.0), fitness="soft", population=16, generations=8)
     result = search(SPACE, latency_ms, lambda widths: -1.0, settings)
     assert result.best.widths == SPACE.smallest()
 
@@ -228,7 +235,7 @@ def test_the_winner_is_the_one_that_all_scores_together_say_is_best() -> None:
 
     lost: dict[bool, list[float]] = {True: [], False: []}
     for seed, smooth in itertools.product(range(8), (True, False)):
-        settings = SearchSettings(budget_ms=1.2, generations=6, seed=seed, smooth=smooth)
+        settings = SearchSettings(budget=Budget(1.2), generations=6, seed=seed, smooth=smooth)
         found = search(SPACE, latency_ms, lucky, settings).best.widths
         lost[smooth].append(accuracy(best_within(np.inf, 1.2)) - accuracy(found))
     assert np.mean(lost[True]) < 0.6 * np.mean(lost[False])

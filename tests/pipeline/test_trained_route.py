@@ -19,7 +19,7 @@ from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
-from bcnet.pipeline.measured import Target, alternating
+from bcnet.pipeline.measured import alternating
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.route import allocations, on_trained_network
@@ -37,6 +37,7 @@ from bcnet.training import gates
 from bcnet.training.gates import measured_importances
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, evaluate_network
 
@@ -367,7 +368,7 @@ def stat(ms: float) -> LatencyStat:
 def test_a_share_is_of_the_original_as_measured_however_slow_the_machine_is(
     proposals: Proposals, factor: float, best: int
 ) -> None:
-    target = Target(5.0, 0.5, 0.0)
+    target = Budget(5.0, 0.5, 0.0)
     found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(factor * widths[0]), 3)
     assert found.inside[0].candidate.widths == (best,)
     assert found.budget_ms == pytest.approx(5 * factor)
@@ -376,7 +377,7 @@ def test_a_share_is_of_the_original_as_measured_however_slow_the_machine_is(
 def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates(proposals: Proposals) -> None:
     """By the table, 4 is the largest that fits, and takes what that says; the next larger one takes less."""
     times = {Widths((w,)): float(w) for w in range(1, 11)} | {Widths((5,)): 4.8}
-    found = best_measured(proposals, Target(4.9, None, 0.0), Widths((10,)), lambda w: stat(times[w]), 1)
+    found = best_measured(proposals, Budget(4.9), Widths((10,)), lambda w: stat(times[w]), 1)
     assert found.inside[0].candidate.widths == (5,)
     assert found.inside[0].used == pytest.approx(4.8 / 4.9)
 
@@ -385,7 +386,7 @@ def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_
     proposals: Proposals,
 ) -> None:
     """All networks take half the time that the table says, so that twice as wide ones fit."""
-    target = Target(4.0, None, 0.0)
+    target = Budget(4.0)
     found = best_measured(proposals, target, Widths((10,)), lambda widths: stat(widths[0] / 2), 3)
     assert found.inside[0].candidate.widths == (8,)
     assert found.inside[0].used == pytest.approx(1.0)
@@ -396,7 +397,7 @@ def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_
 def test_the_uniform_network_is_measured_and_tried_whatever_its_loss_before_fine_tuning(
     proposals: Proposals,
 ) -> None:
-    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 1)
+    found = best_measured(proposals, Budget(5.0), Widths((10,)), lambda w: stat(w[0]), 1)
     assert {own.candidate.widths for own in found.timed} == {(5,), (3,)}
     begins = {Widths((5,)): 0.2, Widths((3,)): 0.3}
     assert [own.candidate.widths for own in finalists(proposals, found, 1, beginning(begins))] == [(5,), (3,)]
@@ -415,7 +416,7 @@ def test_candidates_are_tried_that_are_best_when_their_channels_are_removed_in_r
 def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
     proposals: Proposals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
+    found = best_measured(proposals, Budget(5.0), Widths((10,)), lambda w: stat(w[0]), 3)
     losses = {Widths((5,)): 0.4, Widths((4,)): 0.2, Widths((3,)): 0.3}
     proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
     assert tried(proposals, found, beginning({})).candidate.widths == (4,)
@@ -425,11 +426,9 @@ def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
     ) in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "target", [Target(20.0, None, 0.0), Target(10.0, 1.0, 0.05), Target(15.0, 1.5, 0.05)]
-)
+@pytest.mark.parametrize("target", [Budget(20.0), Budget(10.0, 1.0, 0.05), Budget(15.0, 1.5, 0.05)])
 def test_where_the_original_is_within_the_budget_nothing_is_removed(
-    proposals: Proposals, target: Target
+    proposals: Proposals, target: Budget
 ) -> None:
     own = {"space": proposals.scores.space, "__call__": lambda _, widths: Score(0.9, -0.1)}
     proposals.scores = type("Scores", (), own)()
@@ -475,4 +474,4 @@ def test_networks_are_measured_until_the_two_fastest_of_each_agree(
 
 def test_where_no_candidate_fits_the_closest_is_named(proposals: Proposals) -> None:
     with pytest.raises(BudgetError, match="the closest exceeds the limit by"):
-        best_measured(proposals, Target(3.0, None, 0.0), Widths((10,)), lambda widths: stat(50.0), 3)
+        best_measured(proposals, Budget(3.0), Widths((10,)), lambda widths: stat(50.0), 3)

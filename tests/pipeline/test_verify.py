@@ -15,10 +15,11 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.digits import digits
 from bcnet.pipeline.export import export
 from bcnet.pipeline.results import AgainstOriginal, VerifyReport
-from bcnet.pipeline.verify import against_original, check_file, verify
+from bcnet.pipeline.verify import Artifact, Expected, against_original, check_file, verify
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 DATA = load_data(DataConfig(image_size=16, train_limit=40, test_limit=40), 0)
@@ -38,9 +39,9 @@ def report(
     budget_share: float | None = None,
 ) -> VerifyReport:
     full = export(FULL, SHAPE, {}).SerializeToString()
-    expected = {"predicted_ms": 1.0, "budget_ms": budget_ms, "full_predicted_ms": full_predicted_ms}
-    expected["budget_share"] = budget_share
-    return verify(SMALL, PROTO, SPACE, widths, DATA, QUICK, ExportConfig(), full=full, **expected)
+    budget = Budget(budget_ms, budget_share)
+    expected = Expected(SMALL, SPACE, widths, DATA, ExportConfig(), 1.0, budget, full_predicted_ms)
+    return verify(Artifact(PROTO, full), expected, QUICK)
 
 
 def test_a_faithful_file_passes_every_check() -> None:
@@ -121,18 +122,8 @@ def test_outputs_that_are_not_the_networks_fail(factor: float, message: str) -> 
     (head,) = (entry for entry in proto.graph.initializer if entry.name.endswith("6.weight"))
     head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * np.float32(factor), head.name))
     limits = ExportConfig(accuracy_tolerance=1.0)
-    found = verify(
-        SMALL,
-        proto,
-        SPACE,
-        WIDTHS,
-        DATA,
-        QUICK,
-        limits,
-        predicted_ms=1.0,
-        budget_ms=None,
-        full=proto.SerializeToString(),
-    )
+    expected = Expected(SMALL, SPACE, WIDTHS, DATA, limits, 1.0)
+    found = verify(Artifact(proto, proto.SerializeToString()), expected, QUICK)
     assert len(found.failures) == 1
     assert message in found.failures[0]
     assert not found.passed

@@ -10,12 +10,12 @@ from conftest import CONFIG, PROFILE, clear_projects
 
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
-from bcnet.pipeline.measured import Target
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.problem import load_project
 from bcnet.runs import Run
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.scorer import evaluate_network
 
 RUN = Path("runs/default")
@@ -29,8 +29,8 @@ def result(stage: str) -> Any:
 
 
 def test_networks_that_may_be_wider_than_the_original_keep_a_margin_to_its_whole_latency() -> None:
-    assert Target(0.0, 1.0, 0.05).limit_ms(10.0) == 10.0  # the original itself fits
-    assert Target(0.0, 1.0, 0.05, wider=True).limit_ms(10.0) == pytest.approx(10 / 1.05)
+    assert Budget(0.0, 1.0, 0.05).limit_ms(10.0) == 10.0  # the original itself fits
+    assert Budget(0.0, 1.0, 0.05, wider=True).limit_ms(10.0) == pytest.approx(10 / 1.05)
 
 
 def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_network(

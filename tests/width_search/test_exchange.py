@@ -8,6 +8,7 @@ import pytest
 
 from bcnet.pipeline.search_evolved import search
 from bcnet.space.width_space import Widths
+from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import SearchSettings
 from bcnet.width_search.exchange import exchanged_at_random
 from tests.methods.tiny import space_of
@@ -57,7 +58,7 @@ def test_a_search_with_exchanges_keeps_the_budget_and_finds_the_best_of_a_sum() 
     def latency(widths: Widths) -> float:
         return float(np.array(widths) @ cost)
 
-    settings = SearchSettings(budget_ms=24.0, population=12, generations=8, exchange=1.0, seed=3)
+    settings = SearchSettings(budget=Budget(24.0), population=12, generations=8, exchange=1.0, seed=3)
     found = search(space_of(choices), latency, lambda w: float(np.array(w) @ worth) / 200, settings)
     assert all(latency(candidate.widths) <= 24 for candidate in found.history)
     assert found.best.widths == (8, 8, 3, 1)
