@@ -5,44 +5,35 @@ costs where it stands: fused with its neighbours, in their memory layout. The su
 whole subnets, and the error on subnets that were left out of the fit is kept.
 """
 
-import contextlib
 import datetime
-import queue
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from bcnet.config import Config
-from bcnet.errors import NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.calibration import calibrated
-from bcnet.latency_tables.journal import Entry, Journal, journal_of
+from bcnet.latency_tables.journal import Journal, journal_of
 from bcnet.latency_tables.model import LatencyModel
-from bcnet.latency_tables.noise import QUIETER, noise_of_networks, noisy
+from bcnet.latency_tables.noise import QUIETER, noisy
 from bcnet.latency_tables.probe import pool_readings
-from bcnet.latency_tables.rows import Calibration, Failure, LayerSpec, Row, Session
+from bcnet.latency_tables.rows import Calibration, Failure, Row, Session
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.measure.layer_attribution import layers_ms, row_stat
-from bcnet.measure.network_design import calibration_subnets, needed_layers, networks_with, plan
-from bcnet.measure.network_latency import measure_network, runtime_of, setting_of, why_not_here
+from bcnet.measure.layer_attribution import row_stat
+from bcnet.measure.network_design import calibration_subnets, needed_layers, plan
+from bcnet.measure.network_latency import runtime_of, setting_of, why_not_here
+from bcnet.measure.table_build import Plan, TableBuild
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.problem import load_project, model_key
 from bcnet.pipeline.results import TableSummary
 from bcnet.plain import plain
-from bcnet.progress import announce, progress_bar, say
+from bcnet.progress import say
 from bcnet.runs import Run, json_bytes
 from bcnet.space.width_space import Widths
-
-NOISY = 0.025  # a row with a larger spread is measured again
-PASSES = 2
-EXTRA_PASSES = 2
-ATTEMPTS = 2  # to measure everything: once more where whole networks differed by too much
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ def build_lut(
 ) -> BuildReport:
     """Add to `table` what it lacks for every width of `graph`'s space, measured on this machine.
 
-    With `again`, all layers of the space are measured anew. Layers that failed with another version of the
+    With `again`, all layers of the space are measured again. Layers that failed with another version of the
     runtime are tried once more.
 
     The table is saved to `path`, if there is one, when all is measured; until then a journal beside it holds
@@ -104,18 +95,19 @@ def build_lut(
         journal = Journal(path, own, belongs_to)
         subnets = calibration_subnets(space, seed)
         say_exports(graph, {*networks, *subnets})
-        measured = _measure(graph, profile, networks, missing, subnets, journal, seed)
-        calibration_seconds = measured.whole_seconds
+        build = TableBuild(graph, profile, Plan(missing, networks, subnets), journal, seed)
+        build.measure()
+        calibration_seconds = build.whole_seconds
         if missing:
-            number, session = len(table.sessions), _session(provenance, measured.readings)
+            number, session = len(table.sessions), _session(provenance, build.readings)
             table.sessions.append(session)
-            for spec, observed in measured.layers.items():
-                use = _cache_use(measured.beside_mb[spec], session.cache_mb)
+            for spec, observed in build.layers.items():
+                use = _cache_use(build.beside_mb[spec], session.cache_mb)
                 table.rows[spec, setting] = Row(spec, setting, row_stat(observed), number, use)
-            for spec, error in measured.failed.items():
+            for spec, error in build.failed.items():
                 table.failures[spec, setting] = Failure(spec, setting, plain(error), number)
         model = model or model_now()
-        table.calibrations[key, setting] = calibrated(model, key, list(measured.whole.items()))
+        table.calibrations[key, setting] = calibrated(model, key, list(build.whole.items()))
         if path is not None:
             table.save(path)
         journal.close()
@@ -144,209 +136,11 @@ def say_exports(graph: OnnxSupernet, networks: Collection[Widths]) -> None:
         say(f"exporting {len(networks)} networks takes about {time_taken}, besides the time to measure them")
 
 
-@dataclass
-class _Measured:
-    """What the passes of a build have seen: layers, layers that failed, whole subnets, the probe.
-
-    `beside_mb` are the weights of the networks that showed a layer, in megabytes, one for each profile.
-    """
-
-    layers: dict[LayerSpec, list[np.ndarray]]
-    beside_mb: dict[LayerSpec, list[float]]
-    failed: dict[LayerSpec, str]
-    whole: dict[Widths, list[float]]
-    readings: list[Mapping[str, float]]
-    whole_seconds: float = 0.0
-
-
-def _measure(
-    graph: OnnxSupernet,
-    profile: HwProfile,
-    networks: list[Widths],
-    missing: set[LayerSpec],
-    subnets: list[Widths],
-    journal: Journal,
-    seed: int,
-) -> _Measured:
-    """Profile networks and time whole subnets in passes, each in another order; noisy layers once more.
-
-    Both kinds alternate, so that a machine that becomes slower meanwhile does so for both alike. Everything
-    is measured once more where whole subnets differ by more than the profile accepts.
-    """
-    # What failed before the build was stopped is tried again: it may have been the memory.
-    kept = {
-        (entry.number, entry.widths, entry.whole_ms is not None): entry
-        for entry in journal.entries
-        if not entry.error
-    }
-    errors: dict[Widths, str] = {}
-    runtime, keeping = runtime_of(profile), threading.Lock()
-    found = _Measured(
-        {spec: [] for spec in missing},
-        {spec: [] for spec in missing},
-        {},
-        {widths: [] for widths in subnets},
-        [],
-    )
-    first, full_ms, runs = time.perf_counter(), 0.0, 0
-    if networks:
-        ordered = [graph.space.largest(), *networks]
-        full_ms = _first_that_runs(
-            ordered, lambda widths: layers_ms(graph, widths, graph.variant(widths), profile, 5)
-        )
-        runs = int(np.clip(round(100 / full_ms), 12, 60))
-    each = time.perf_counter() - first + full_ms * (runs - 5) / 1000
-    done = len(journal.entries)
-    if done:
-        say(f"continuing a build that was stopped: {done} measurements of networks are kept")
-    announce(f"measuring {len(networks)} networks", each * max(len(networks) * PASSES - done, 0))
-
-    def measured_now(number: int, widths: Widths, whole: bool) -> Entry:
-        reading = runtime.probe()
-        try:
-            model = graph.variant(widths)
-            if whole:
-                begun = time.perf_counter()
-                ms = measure_network(model, profile, share=0.1).median_ms
-                with keeping:
-                    found.whole_seconds += time.perf_counter() - begun
-                return Entry(number, tuple(widths), whole_ms=ms, probe_ms=reading)
-            times = layers_ms(graph, widths, model, profile, runs)
-        except NetworkError as cause:
-            return Entry(number, tuple(widths), probe_ms=reading, error=str(cause))
-        rounded = tuple(tuple(round(float(ms), 5) for ms in layer) for layer in times)
-        return Entry(number, tuple(widths), rounded, probe_ms=reading)
-
-    def visit(number: int, widths: Widths, whole: bool = False) -> None:
-        """One network in one pass, measured or from the journal."""
-        before = kept.get((number, tuple(widths), whole))
-        if before is None and widths in errors:
-            return
-        entry = before or measured_now(number, widths, whole)
-        with keeping:  # on several devices at once
-            if before is None:
-                journal.add(entry)
-            if entry.error:
-                errors[widths] = entry.error
-            if entry.whole_ms is not None:
-                found.whole[widths].append(entry.whole_ms)
-            specs = [slot.at(widths) for slot in graph.slots]
-            weights_mb = sum(spec.weights_mb(profile.precision) for spec in specs)
-            for spec, durations in zip(specs, entry.layers_ms, strict=False):
-                if spec in found.layers:
-                    found.layers[spec].append(np.array(durations))
-                    found.beside_mb[spec].append(weights_mb)
-
-    everything = list(networks)
-    for first_number in range(0, ATTEMPTS * (PASSES + EXTRA_PASSES), PASSES + EXTRA_PASSES):
-        if first_number:
-            reason = noisy(noise_of_networks(found.whole.values()), profile.table_noise)
-            if reason is None:
-                break
-            say(f"{reason}: everything is measured once more")
-        again = [widths for widths in everything if widths not in errors]
-        for number in range(first_number, first_number + PASSES + EXTRA_PASSES):
-            rng = np.random.default_rng((seed, number))  # its own: a build that continues does the same
-            order = [(widths, False) for widths in again]
-            order += [(widths, True) for widths in subnets] if number < first_number + PASSES else []
-            with progress_bar(f"measuring, pass {number + 1}", len(order)) as advance:
-                visits = [partial(visit, number, *order[index]) for index in rng.permutation(len(order))]
-                for _ in at_once(runtime.workers, visits):
-                    advance("")
-            if number == 0 and errors:
-                more = _tried_alone(graph, found, errors, lambda widths: visit(0, widths))
-                again, everything = again + more, everything + more
-            again = [widths for widths in again if widths not in errors]
-            if number + 1 >= first_number + PASSES:
-                wanted = _noisy(found.layers, 0.01 * full_ms)
-                again = [widths for widths in again if any(slot.at(widths) in wanted for slot in graph.slots)]
-                # A machine that stays noisy is not measured without end: at most half as many again.
-                again = [again[index] for index in rng.permutation(len(again))[: len(networks) // 2]]
-                if not again:
-                    break
-    found.readings = [entry.probe_ms for entry in journal.entries if entry.probe_ms] + [runtime.probe()]
-    return found
-
-
-def at_once(workers: int, visits: Sequence[Callable[[], None]]) -> Iterator[None]:
-    """Make all visits, so many at a time; yields after each of them."""
-    if workers == 1:
-        for visit in visits:
-            yield visit()
-        return
-    waiting, done = queue.SimpleQueue[Callable[[], None]](), queue.SimpleQueue[BaseException | None]()
-    for visit in visits:
-        waiting.put(visit)
-
-    def work() -> None:
-        while not waiting.empty():
-            with contextlib.suppress(queue.Empty):
-                visit = waiting.get_nowait()
-                try:
-                    done.put(visit())
-                except BaseException as error:
-                    done.put(error)
-
-    # Daemons: after an error or Ctrl-C, nobody waits for what still runs on a device.
-    for _ in range(workers):
-        threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in visits:
-            if (error := done.get()) is not None:
-                raise error
-            yield
-    finally:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                waiting.get_nowait()
-
-
-def _tried_alone(
-    graph: OnnxSupernet, found: _Measured, errors: Mapping[Widths, str], visit: Callable[[Widths], None]
-) -> list[Widths]:
-    """Networks that show what those that failed have hidden: each unseen layer is tried by itself.
-
-    Layers whose own networks fail, too, are moved to `found.failed`.
-    """
-    more = []
-    for spec in sorted(spec for spec, observed in found.layers.items() if not observed):
-        for widths in networks_with(graph, spec):
-            visit(widths)
-            if found.layers[spec]:
-                more.append(widths)
-                break
-        else:
-            shown = (error for w, error in errors.items() if any(slot.at(w) == spec for slot in graph.slots))
-            found.failed[spec] = next(shown, "no network that shows it could be run")
-            del found.layers[spec]
-    return more
-
-
 def _cache_use(networks_mb: Sequence[float], cache_mb: float) -> float | None:
     """The share of the cache that networks of so many megabytes fill; as `row_stat`, their lower quartile."""
     if not cache_mb:
         return None
     return round(float(np.percentile(np.minimum(np.array(networks_mb) / cache_mb, 1.0), 25)), 4)
-
-
-def _noisy(layers: Mapping[LayerSpec, list[np.ndarray]], at_least_ms: float) -> set[LayerSpec]:
-    """Layers that disagree between networks or runs, among those large enough to matter."""
-    stats = {spec: row_stat(observed) for spec, observed in layers.items()}
-    return {spec for spec, stat in stats.items() if stat.spread > NOISY and stat.median_ms > at_least_ms}
-
-
-def _first_that_runs(networks: Sequence[Widths], profiled: Callable[[Widths], np.ndarray]) -> float:
-    """The latency in ms of the first network that the runtime can run; the largest one, as a rule.
-
-    It is thrown away otherwise: the very first network also loads the runtime. Raises NetworkError.
-    """
-    errors: list[NetworkError] = []
-    for widths in networks:
-        try:
-            return float(np.median(profiled(widths).sum(0)))
-        except NetworkError as cause:
-            errors.append(cause)
-    raise errors[0]
 
 
 def _provenance(profile: HwProfile) -> dict[str, str]:

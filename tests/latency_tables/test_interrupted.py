@@ -21,9 +21,10 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_latency import setting_of
+from bcnet.measure.pool import at_once
 from bcnet.models.digits import digits
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
-from bcnet.pipeline.build_lut import at_once, build_lut
+from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.space.discover import discover_space
 

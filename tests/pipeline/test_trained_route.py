@@ -407,7 +407,7 @@ def test_candidates_are_tried_that_are_best_when_their_channels_are_removed_in_r
     proposals: Proposals,
 ) -> None:
     """Cut at once, the widest network loses least."""
-    found = best_measured(proposals, Target(5.0, None, 0.0), Widths((10,)), lambda w: stat(w[0]), 3)
+    found = best_measured(proposals, Budget(5.0), Widths((10,)), lambda w: stat(w[0]), 3)
     assert [own.candidate.widths for own in found.inside] == [(5,), (4,), (3,)]
     begins = {Widths((5,)): 0.3, Widths((4,)): 0.1, Widths((3,)): 0.2}
     assert [own.candidate.widths for own in finalists(proposals, found, 2, beginning(begins))] == [(4,), (3,)]
