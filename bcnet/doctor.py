@@ -92,11 +92,11 @@ def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:
     """Whether the profile's runtime can start; for TensorRT, the Python module or trtexec."""
-    if profile.runtime == "torch":  # only in this process
+    if not profile.traits.over_ssh:  # only in this process
         reason = why_not_here(profile)
         return Step("runtime", reason is None, reason or f"torch {facts['torch']}")
     reasons = []
-    for name in (profile.runtime, *(["trtexec"] if profile.runtime == "tensorrt" else [])):
+    for name in profile.traits.programs:
         settings = {"runtime": name, "provider": profile.provider, "precision": profile.precision}
         job = {"do": "missing", "runtime": name, "settings": settings}
         reason = device.call(job, LIMIT_S)["missing"]

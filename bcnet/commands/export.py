@@ -9,6 +9,7 @@ import typer
 from bcnet.commands.in_run import Command, checking, chosen_run, refuse_unverified, show, sliced
 from bcnet.commands.options import Given, Json, RunName, with_settings
 from bcnet.errors import UsageError
+from bcnet.traits import RUNTIMES
 
 
 @with_settings("device", "threads", "precision", "host", "seed")
@@ -46,8 +47,9 @@ def export(
     batches = _batches(batch)
     if flavour is not None and not trt:
         raise UsageError("--flavour chooses the TensorRT variant of an engine: add --trt")
-    if flavour not in (None, "tensorrt", "rtx"):
-        raise UsageError(f"--flavour is tensorrt or rtx, not '{flavour}'")
+    flavours = {own.flavour: own.name for own in RUNTIMES.values() if own.engines}
+    if flavour is not None and flavour not in flavours:
+        raise UsageError(f"--flavour is {' or '.join(flavours)}, not '{flavour}'")
     if len(batches) > 1 and not trt:
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
     from bcnet.pipeline import export, slice
@@ -59,7 +61,7 @@ def export(
     with chosen_run(Command("export", given, run, as_json)) as (target, settings):
         wanted = None
         if trt:
-            runtime = "tensorrt-rtx" if flavour == "rtx" else flavour
+            runtime = None if flavour is None else flavours[flavour]
             wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
             engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
         with checking(as_json):

@@ -1,7 +1,5 @@
 """`Config`: all sections of bcnet.toml and what is set above them."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from bcnet.config.data import DataConfig
@@ -10,6 +8,7 @@ from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
 from bcnet.config.search import SearchConfig
 from bcnet.config.section import Section
 from bcnet.config.train import TrainConfig
+from bcnet.traits import PrecisionName
 
 
 class Config(Section):
@@ -36,7 +35,7 @@ class Config(Section):
         description="threads of the device's runtime; the device profile's if not given",
         examples=[1],
     )
-    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+    precision: PrecisionName | None = Field(
         None,
         description="precision on the device: fp32, fp16 or int8; the device profile's if not given",
         examples=["fp32"],

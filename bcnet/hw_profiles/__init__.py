@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from bcnet.errors import DeviceError
 from bcnet.toml_files import read_toml
+from bcnet.traits import PRECISIONS, RUNTIMES, Precision, PrecisionName, RuntimeName, RuntimeTraits
 
 SHIPPED = Path(__file__).parent
 OWN = Path("hw_profiles")
@@ -41,8 +42,9 @@ class Peaks(BaseModel):
     source: str = Field(min_length=1, description="where these figures come from")
 
     def teraops(self, precision: str) -> float | None:
-        """10^12 operations per second at "fp32", "fp16" or "int8"; None if the device does not support it."""
-        return {"fp32": self.fp32_tflops, "fp16": self.fp16_tflops, "int8": self.int8_tops}[precision]
+        """10^12 operations per second at a precision; None if the device does not support it."""
+        found: float | None = getattr(self, PRECISIONS[precision].peak)
+        return found
 
 
 class HwProfile(BaseModel):
@@ -53,13 +55,11 @@ class HwProfile(BaseModel):
     name: str
     description: str
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="other names for it")
-    runtime: Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch"] = Field(
-        description="the runtime that executes the network"
-    )
+    runtime: RuntimeName = Field(description="the runtime that executes the network")
     provider: Annotated[str, AfterValidator(_short)] = Field(
         "cpu", min_length=1, description="ONNX Runtime's execution provider"
     )
-    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    precision: PrecisionName = "fp32"
     batch: int = Field(1, ge=1, description="images per inference")
     threads: int = Field(1, ge=1, description="threads that the runtime may use")
     power_mode: str = Field(
@@ -99,13 +99,22 @@ class HwProfile(BaseModel):
     roofline: Peaks | None = Field(None, description="the peaks that an estimate is calculated from")
 
     @property
+    def traits(self) -> RuntimeTraits:
+        """What its runtime can do."""
+        return RUNTIMES[self.runtime]
+
+    @property
+    def number_format(self) -> Precision:
+        """What its precision is."""
+        return PRECISIONS[self.precision]
+
+    @property
     def setting(self) -> tuple[str, str, int, int, str]:
         """What latencies depend on besides the layer: runtime, precision, batch, threads, power mode.
 
-        With another execution provider than the CPU's, the runtime is "onnxruntime:NAME"; that of PyTorch is
-        "torch-cuda".
+        With another execution provider than the CPU's, the runtime is "onnxruntime:NAME".
         """
-        runtime: str = "torch-cuda" if self.runtime == "torch" else self.runtime
+        runtime = self.traits.key
         if self.provider != "cpu":
             runtime = f"{runtime}:{self.provider}"
         return runtime, self.precision, self.batch, self.threads, self.power_mode
@@ -176,6 +185,6 @@ def _read(path: Path) -> HwProfile:
         raise DeviceError(f"{path}: {where}: {error['msg']}") from None
     if profile.recording and profile.record_to:
         raise DeviceError(f"{path}: recording and record_to: what is replayed is not recorded; remove one")
-    if profile.provider != "cpu" and profile.runtime != "onnxruntime":
+    if profile.provider != "cpu" and not profile.traits.providers:
         raise DeviceError(f"{path}: provider: only ONNX Runtime has execution providers; remove it")
     return profile

@@ -14,7 +14,6 @@ from scipy.stats import spearmanr
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import (
-    BYTES,
     WEIGHTED,
     Calibration,
     LatencyStat,
@@ -24,6 +23,7 @@ from bcnet.latency_tables.rows import (
     Setting,
 )
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.traits import PRECISIONS, is_processor
 
 POOLS = frozenset(("MaxPool", "AveragePool"))
 GLOBAL = frozenset(("GlobalAveragePool", "GlobalMaxPool", "ReduceMean"))
@@ -131,7 +131,8 @@ def moved_bytes(layer: LayerSpec, setting: Setting) -> int:
     read = layer.in_channels * layer.in_height * layer.in_width
     written = layer.out_channels * height * width
     images = setting.batch * (read + written * (2 if layer.add else 1))
-    return BYTES[setting.precision] * (images + (_weights(layer) if layer.op in WEIGHTED else 0))
+    weights = _weights(layer) if layer.op in WEIGHTED else 0
+    return PRECISIONS[setting.precision].weight_bytes * (images + weights)
 
 
 def _weights(layer: LayerSpec) -> int:
@@ -161,9 +162,11 @@ def measured_rows(table: LatencyTable) -> list[Measured]:
     for key in sorted(table.rows):
         row = table.rows[key]
         session = table.sessions[row.session]
-        fp32 = row.setting.precision == "fp32" and row.setting.threads == 1
-        if fp32 and row.setting.runtime == "onnxruntime" and not session.estimate and row.stat.median_ms > 0:
-            found.append((row.layer, row.setting, row.stat.median_ms, probe_peak(session.probe)))
+        at, ms = row.setting, row.stat.median_ms
+        precision = PRECISIONS.get(at.precision)  # a file may have rows of others
+        full = precision is not None and precision.full
+        if full and at.threads == 1 and is_processor(at.runtime) and not session.estimate and ms > 0:
+            found.append((row.layer, at, ms, probe_peak(session.probe)))
     rates = [
         operations(layer, at.batch) / ms / peak.ops_per_ms for layer, at, ms, peak in found if ms >= LONG_MS
     ]

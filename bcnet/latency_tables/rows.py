@@ -10,6 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from bcnet.latency_tables.failed import runs
 from bcnet.space.grouped import narrowed_evenly
+from bcnet.traits import PRECISIONS
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 LARGEST = 2**31 - 1  # larger sizes and counts would overflow in calculations
@@ -29,7 +30,6 @@ Sizes = Annotated[
     AfterValidator(_shared),
 ]
 WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))  # operators that have weights
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # per weight
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -75,7 +75,7 @@ class LayerSpec:
         if self.op not in WEIGHTED:
             return 0.0
         weights = self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
-        return weights * BYTES[precision] / 1e6
+        return weights * PRECISIONS[precision].weight_bytes / 1e6
 
     @property
     def family(self) -> "LayerSpec":

@@ -33,7 +33,7 @@ def layers_ms(graph: OnnxSupernet, widths: Widths, model: bytes, profile: HwProf
             f"{profile.runtime}'s profile of a network has no times, or invalid ones, so no table can be "
             "measured from it"
         )
-    if not profile.runtime.startswith("tensorrt"):
+    if not profile.traits.fused_profile:
         return attribute(graph.slots, rows)
     work = [float(operations(slot.at(widths), profile.batch)) for slot in graph.slots]
     shares = RowReader(graph.slots, graph.readers, work).shares([name for name, _ in rows])

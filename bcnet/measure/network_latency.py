@@ -57,7 +57,7 @@ def runtime_of(profile: HwProfile) -> Runtime:
         )
     reason = why_not_here(profile)
     if reason is not None:
-        over = "" if profile.runtime == "torch" else ", or over ssh (--host user@name)"
+        over = ", or over ssh (--host user@name)" if profile.traits.over_ssh else ""
         raise DeviceError(
             f"{reason}; measure on the device itself{over}, or calculate a table: "
             f"`bcnet build-lut --device {profile.name} --estimate`"
@@ -104,8 +104,8 @@ def replayed(profile: HwProfile) -> str | None:
 
 def builder_of(profile: HwProfile) -> Runtime:
     """The runtime that builds engines: that of `runtime_of`; for TensorRT for RTX, this machine."""
-    ahead_of_time = profile.runtime == "tensorrt-rtx" and not profile.host
-    return _runtime_here(profile) if ahead_of_time else runtime_of(profile)
+    here = profile.traits.ahead_of_time and not profile.host
+    return _runtime_here(profile) if here else runtime_of(profile)
 
 
 def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:

@@ -20,8 +20,6 @@ from torch.utils._pytree import tree_leaves
 from bcnet.data.dataset import ImageData
 from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
-from bcnet.onnx_export.fp16 import to_fp16
-from bcnet.onnx_export.opset import at_opset
 
 # The layers with integer kernels, and the operators between them that preserve integers.
 QUANTISED = (
@@ -85,24 +83,9 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
     return result
 
 
-def at_precision(proto: ModelProto, data: ImageData, profile: HwProfile, seed: int) -> ModelProto:
-    """An exported network at the profile's opset and precision: fp32, fp16 or int8.
-
-    INT8 is calibrated on training images. Raises ModelError if the conversion fails.
-    """
-    proto = at_opset(proto, profile.opset)
-    if profile.precision == "fp32":
-        return proto
-    if profile.precision == "fp16":
-        return to_fp16(proto)
-    names = [entry.name for entry in proto.graph.input]
-    feeds = calibration_feeds(data, names, profile.batch, seed)
-    return quantized(proto, feeds, unsigned_activations(profile))
-
-
 def unsigned_activations(profile: HwProfile) -> bool:
     """Whether activations should be unsigned (see `quantized`): for ONNX Runtime's CPU provider."""
-    return profile.runtime == "onnxruntime" and profile.provider == "cpu"
+    return not profile.traits.signed_int8 and profile.provider == "cpu"
 
 
 def calibration_feeds(data: ImageData, names: Sequence[str], batch: int, seed: int) -> Iterator[Feed]:

@@ -10,6 +10,7 @@ import io
 import logging
 import time
 import warnings
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +23,12 @@ from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import FOREIGN, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import Terms
-from bcnet.onnx_export.fp16 import to_fp16
-from bcnet.onnx_export.int8 import quantized
+from bcnet.onnx_export.int8 import Feed
 from bcnet.onnx_export.onnx_constants import Constants, FixedGraph, Graph
 from bcnet.onnx_export.onnx_layers import Layers, group_sizes
 from bcnet.onnx_export.onnx_slicing import Sizes, SlicedGraph, Slices
 from bcnet.onnx_export.opset import NEWEST, at_opset
+from bcnet.onnx_export.precision import converted
 from bcnet.onnx_export.quick_export import quick_export
 from bcnet.onnx_export.source_lines import source_line
 from bcnet.progress import say
@@ -36,6 +37,7 @@ from bcnet.space.inputs import arguments
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.traits import PRECISIONS
 
 OPSET = NEWEST
 # Operators whose constants are axes, limits of values, or sizes that are handled: none depends on the widths
@@ -127,9 +129,9 @@ class OnnxSupernet:
     ) -> None:
         """`example` is (batch, channels, height, width), or inputs (see `to_onnx`). Weights are the model's.
 
-        `precision` is "fp32", "fp16" or "int8"; for `unsigned` see `quantized`, for `opset` see `at_opset`.
+        `precision` is one of `PRECISIONS`; for `unsigned` see `quantized`, for `opset` see `at_opset`.
         """
-        self.precision, self.unsigned, self.opset = precision, unsigned, opset
+        self.precision, self.unsigned, self.opset = PRECISIONS[precision], unsigned, opset
         # The file has the network's own tensors, without a supernet's extra channels.
         self.space = space.without_extra()
         self.model, self.example = _with_statistics(model), example
@@ -200,27 +202,24 @@ class OnnxSupernet:
     @cached_property
     def _file(self) -> SlicedGraph:
         """The graph from which variants are sliced; created on first use (seconds)."""
-        if self.precision == "fp32":
+        if self.precision.full:
             return self._float
         full = self._float.at(self.space, Subnet.at(self.space, self.space.largest()))
         return self._float.converted(self._at_precision(onnx.load_from_string(full)))
 
     def _at_precision(self, proto: ModelProto) -> ModelProto:
         """The file, in fp16, or quantised with noise, because its latency does not depend on values."""
-        if self.precision == "fp32":
-            return proto
-        if self.precision == "fp16":
-            return to_fp16(proto)
+        return converted(proto, self.precision, lambda: self._noise(proto), self.unsigned)
+
+    def _noise(self, proto: ModelProto) -> Iterator[Feed]:
         rng = np.random.default_rng(0)
-        feeds = []
         for _ in range(CALIBRATION):
             feed = {}
             for entry in proto.graph.input:
                 kind = helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
                 noise = rng.standard_normal(self.shapes[entry.name])
                 feed[entry.name] = (noise if kind.kind == "f" else np.zeros_like(noise)).astype(kind)
-            feeds.append(feed)
-        return quantized(proto, feeds, self.unsigned)
+            yield feed
 
     def _exported_file(self, subnet: Subnet) -> bytes:
         """The exported file of a graph that cannot be sliced; cached, as a table uses each several times."""

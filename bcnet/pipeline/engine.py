@@ -21,7 +21,6 @@ from bcnet.progress import working
 from bcnet.runtimes import Engine, Runtime
 
 ENGINE, FACTS = "model.engine", "engine.json"
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 NEWEST_OF_TENSORRT_8 = 17  # opset that it reads: a profile that asks for files of it has TensorRT 8
 CHECKED_HERE = "checked with ONNX Runtime on this processor"
 
@@ -51,14 +50,14 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
 
     Raises DeviceError where the device has no TensorRT, or is not known well enough to build ahead of time.
     """
-    if profile.runtime not in FLAVOURS:
+    if not profile.traits.engines:
         raise DeviceError(
             f"device '{profile.name}' runs {profile.runtime}, so there is no engine to build; for one "
             "with TensorRT, named as in `bcnet devices`, run `bcnet build-lut --device jetson --host "
             "user@name`, `bcnet search` and `bcnet export --trt`"
         )
     target = profile.model_copy(update={"runtime": flavour or profile.runtime})
-    if target.runtime == "tensorrt-rtx" and target.compute_capability is None and why_not_here(target):
+    if target.traits.ahead_of_time and target.compute_capability is None and why_not_here(target):
         raise DeviceError(
             f"device '{profile.name}' has no `compute_capability` in its profile: TensorRT for RTX cannot "
             "build for it ahead of time"
@@ -77,7 +76,7 @@ def build_and_verify(
     if not of_file.passed:
         return Built(of_file, of_file)
     reason = why_not_here(target) or replayed(target)
-    if reason and target.runtime == "tensorrt":
+    if reason and not target.traits.ahead_of_time:
         reason = f"no engine was built, which TensorRT does only on the device itself: {reason}"
         return Built(of_file.model_copy(update={"not_verified": reason}), of_file)
     builder = builder_of(target)
@@ -131,7 +130,7 @@ def how_to_verify(
     if file.endswith(ENGINE):
         return f"run `bcnet verify --engine {file}{run}` on the device, or here with --host user@device"
     sizes = f" --batch {','.join(map(str, batches))}" if batches else ""
-    flavour = f" --flavour {target.runtime.removeprefix('tensorrt-')}"
+    flavour = f" --flavour {target.traits.flavour}"
     flags = f"{'' if target.runtime == profile.runtime else flavour}{sizes}{run}"
     line = trtexec_line(file, proto, target, batches)
     return (
@@ -143,7 +142,7 @@ def how_to_verify(
 def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...]) -> str:
     """The command that builds the engine of an ONNX file with TensorRT's own program."""
     words = ["trtexec", f"--onnx={file}", f"--saveEngine={file.removesuffix('model.onnx')}{ENGINE}"]
-    if target.precision != "fp32":
+    if not target.number_format.full:
         # The types are in the file; TensorRT 8 uses them only with the precision's own flag.
         has_tensorrt_8 = target.opset <= NEWEST_OF_TENSORRT_8
         words.append(f"--{target.precision}" if has_tensorrt_8 else "--stronglyTyped")

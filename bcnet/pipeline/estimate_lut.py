@@ -24,7 +24,6 @@ from bcnet.latency_tables.roofline import (
     fit,
     measured_rows,
 )
-from bcnet.latency_tables.rows import BYTES
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_design import needed_layers
 from bcnet.measure.network_latency import setting_of
@@ -33,6 +32,7 @@ from bcnet.pipeline.problem import TABLES, load_project, model_key
 from bcnet.pipeline.results import EstimateSummary
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes
+from bcnet.traits import PRECISIONS
 
 PROCESSOR = TABLES / "cpu.json"
 
@@ -59,7 +59,7 @@ def roofline_on(profile: HwProfile, fitted: Roofline) -> tuple[Peak, Roofline]:
         )
     teraops = peaks.teraops(profile.precision)
     if teraops is None:
-        known = [name for name in BYTES if peaks.teraops(name) is not None]
+        known = [name for name in PRECISIONS if peaks.teraops(name) is not None]
         raise DeviceError(
             f"device '{profile.name}' has no {profile.precision} peak; "
             f"choose --precision {' or '.join(known)}"

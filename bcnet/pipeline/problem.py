@@ -31,8 +31,9 @@ from bcnet.models import build_model, statistics
 from bcnet.models.fresh import Fresh, fresh_network
 from bcnet.models.weights import fresh_heads
 from bcnet.onnx_export.exportable import not_deliverable
-from bcnet.onnx_export.int8 import at_precision, unsigned_activations
+from bcnet.onnx_export.int8 import unsigned_activations
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.onnx_export.precision import at_precision
 from bcnet.pipeline.configured_methods import check_method
 from bcnet.progress import say, working
 from bcnet.runs import digest

@@ -191,19 +191,16 @@ def on_this_processor(profile: HwProfile) -> HwProfile:
 
 def _output_tolerance(profile: HwProfile, limits: ExportConfig) -> float | None:
     """How far outputs may be off, relative to the largest; None at int8, where accuracy decides."""
-    if profile.precision == "int8":
+    if profile.number_format.calibrated:
         return None
     # From compute capability 8.0 on, TensorRT multiplies float32 as TF32: 10 bits of mantissa, as in fp16.
-    exact = profile.precision == "fp32" and profile.runtime == "onnxruntime"
+    exact = profile.number_format.full and profile.traits.full_fp32
     return limits.output_tolerance if exact else limits.fp16_output_tolerance
 
 
 def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
-    return {
-        "fp32": limits.accuracy_tolerance,
-        "fp16": limits.fp16_accuracy_tolerance,
-        "int8": limits.int8_accuracy_tolerance,
-    }[profile.precision]
+    allowed: float = getattr(limits, f"{profile.number_format.prefix}accuracy_tolerance")
+    return allowed
 
 
 def _timed(

@@ -21,6 +21,7 @@ from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary
 from bcnet.pipeline.verify import Artifact, Expected, against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes, read_json, write_file
+from bcnet.traits import PrecisionName
 
 REMEDY = "bcnet export --trt"
 
@@ -31,7 +32,7 @@ class EngineFacts(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     flavour: Literal["tensorrt", "tensorrt-rtx", "onnxruntime"]  # ONNX Runtime's engine is the file itself
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: PrecisionName
     batches: Annotated[list[Annotated[int, Field(ge=1, le=65_536)]], Field(min_length=1)]
     dynamic: bool
     device: str

@@ -11,6 +11,7 @@ import numpy as np
 from bcnet.errors import DeviceError
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.engine import Engine
+from bcnet.traits import RUNTIMES
 
 __all__ = [
     "Device",
@@ -103,7 +104,7 @@ def runtime_on(
                 "torch-cuda runs only in this process, neither over ssh nor from a recording: run bcnet on "
                 "the machine with the GPU, without host, recording and record_to"
             )
-        if precision == "int8":
+        if precision not in RUNTIMES[name].precisions:
             raise DeviceError("torch-cuda runs networks in fp32 or fp16, not in int8: set precision")
         return TorchCuda(compute_capability)
     raise DeviceError(f"this bcnet does not execute networks with '{name}'")

@@ -14,6 +14,7 @@ import numpy as np
 
 from bcnet.errors import DeviceError
 from bcnet.plain import plain, shown
+from bcnet.traits import runtime_by
 
 Answer = dict[str, Any]
 MAX_MS = 1e7  # of one inference: almost three hours
@@ -177,7 +178,7 @@ def _profile(found: Answer, job: Mapping[str, Any]) -> None:
     runs = _list(found.get("ms"), "ms", "runs")
     if len(runs) > job["runs"]:
         raise _Invalid(f"ms has {len(runs)} runs, but {job['runs']} were requested")
-    jumps = job["runtime"] == "onnxruntime"
+    jumps = runtime_by(job["runtime"]).system_clock
     sound = False
     for index, run in enumerate(runs):
         times = (_numbers if jumps else _times)(run, f"ms[{index}]")
@@ -219,7 +220,7 @@ def _infer(found: Answer, job: Mapping[str, Any]) -> None:
 
 def _build(found: Answer, job: Mapping[str, Any]) -> None:
     info = _object(found.get("info"), "info")
-    if job["runtime"] != "onnxruntime" and (
+    if runtime_by(job["runtime"]).engines and (
         not isinstance(found.get("engine"), bytes) or not found["engine"]
     ):
         raise _Invalid(f"engine is {shown(found.get('engine'))}, expected bytes")

@@ -16,6 +16,7 @@ from bcnet.errors import DeviceError, NetworkError
 from bcnet.runtimes.device import Device
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.traits import RUNTIMES
 
 LOADING_S = 120.0  # time limit of a job besides measuring
 BUILDING_S = 3600.0  # a large network on a small Jetson takes many minutes
@@ -81,7 +82,7 @@ class TensorRt:
         if is_engine(model):
             raise NetworkError("this is already an engine; give the ONNX file that it was built from")
         content = with_free_batch(model) if batches else model
-        if self.variant == "tensorrt":
+        if not RUNTIMES[self.variant].ahead_of_time:
             answer = self._run("build", BUILDING_S, model=content, batches=list(batches))
         else:
             answer = self._job(self.variant, "build", BUILDING_S, model=content, batches=list(batches))
@@ -130,7 +131,7 @@ class TensorRt:
         reason = self._missing(self.variant)
         if reason is None:
             return self.variant
-        if self.variant == "tensorrt" and self._missing(TRTEXEC) is None:
+        if TRTEXEC in RUNTIMES[self.variant].programs and self._missing(TRTEXEC) is None:
             return TRTEXEC
         raise DeviceError(reason)
 

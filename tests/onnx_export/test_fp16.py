@@ -16,9 +16,9 @@ from bcnet.data.dataset import load_data
 from bcnet.errors import ModelError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.onnx_export.fp16 import to_fp16
-from bcnet.onnx_export.int8 import at_precision
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.onnx_export.opset import at_opset
+from bcnet.onnx_export.precision import at_precision
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.torch_cuda import TorchCuda
 from bcnet.space.discover import discover_space

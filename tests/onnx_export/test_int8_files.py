@@ -20,7 +20,7 @@ from bcnet.errors import ModelError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure.layer_attribution import attribute
 from bcnet.models.digits import digits
-from bcnet.onnx_export import onnx_supernet
+from bcnet.onnx_export import precision
 from bcnet.onnx_export.int8 import calibration_feeds, quantized, unsigned_activations
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.runtimes import runtime_here
@@ -129,7 +129,7 @@ def test_a_network_is_quantised_once_for_all_widths(monkeypatch: pytest.MonkeyPa
         calls.append(len(proto.graph.node))
         return quantized(proto, feeds, unsigned)
 
-    monkeypatch.setattr(onnx_supernet, "quantized", counted)
+    monkeypatch.setattr(precision, "quantized", counted)
     floats, _ = graphs(Mixed)
     integers = OnnxSupernet(floats.model, floats.space, SHAPE, "int8")
     assert calls == []  # layers are priced without any file

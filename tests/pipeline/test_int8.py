@@ -15,7 +15,7 @@ from bcnet.config import DataConfig, ExportConfig
 from bcnet.data.dataset import load_data
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.digits import digits
-from bcnet.onnx_export.int8 import at_precision
+from bcnet.onnx_export.precision import at_precision
 from bcnet.pipeline.export import export
 from bcnet.pipeline.results import VerifyReport
 from bcnet.pipeline.verify import Artifact, Expected, verify
