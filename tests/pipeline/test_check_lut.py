@@ -110,7 +110,7 @@ def test_layers_that_are_known_to_fail_are_left_out_and_new_failures_are_a_findi
     ("flags", "message"),
     [
         (("--max-slowdown", "3%"), "takes a percentage from 4 to 100"),
-        (("--max-slowdown", "5"), "as \"5%\", not '5'"),
+        (("--max-slowdown", "5"), "e.g. \"5%\", not '5'"),
         (("--device", "nope"), "unknown device 'nope'"),
         (("--against", "base.json", "--batch", "4"), "--against compares all settings"),
     ],
