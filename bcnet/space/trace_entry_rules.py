@@ -24,7 +24,7 @@ def create(record: Record, call: Call) -> None:
 
 @rule("arange", "linspace", always=True)
 def enumerate_positions(record: Record, call: Call) -> None:
-    """The same, with entries that differ by their positions."""
+    """A tensor created with entries that differ by their positions, from sizes that the forward computes."""
     for output in call.outputs:
         record.label(output, record.fits(output, tuple(range(output.ndim)), positional=True))
 
@@ -43,7 +43,7 @@ def pointwise(record: Record, call: Call) -> None:
 
 @rule("copy")
 def copy(record: Record, call: Call) -> None:
-    """Pointwise, too; what is overwritten does not count."""
+    """Operands are united entry by entry; a tensor that is overwritten does not count."""
     combine(record, call.tensors, call.outputs, writes=True)
 
 
@@ -85,7 +85,7 @@ def along_axis(record: Record, call: Call) -> None:
 
 @rule("cumsum")
 def accumulate(record: Record, call: Call) -> None:
-    """The same, depending on the order of the entries."""
+    """An operator that keeps the shape, and mixes the entries along one axis in their order."""
     record.mark(call.tensors[0], (int(call.named["dim"]),), ordered=True)
     pointwise(record, call)
 

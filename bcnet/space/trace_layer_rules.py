@@ -117,7 +117,7 @@ def product(record: Record, call: Call) -> None:
 
 @rule(*PRODUCTS_WITH_BIAS)
 def product_with_bias(record: Record, call: Call) -> None:
-    """The same, added to the first argument."""
+    """A product of the second and third argument, added to the first."""
     bias, left, right = call.args[:3]
     _multiply_matrices(record, call.outputs[0], left, right, bias)
 

@@ -44,7 +44,7 @@ def move(record: Record, call: Call) -> None:
 
 @rule("view", "_unsafe_view", "reshape")
 def view(record: Record, call: Call) -> None:
-    """The same, with sizes that the module may keep in attributes."""
+    """Planes are rearranged; the sizes that are passed may be attributes of the module."""
     move(record, call)
     output = call.outputs[0]
     vectors = [torch.full((size,), STAYS) for size in output.shape]
@@ -58,7 +58,7 @@ def view(record: Record, call: Call) -> None:
 
 @rule("as_strided")
 def relayout(record: Record, call: Call) -> None:
-    """Another memory layout of the same entries changes nothing; other views have no rule."""
+    """Another memory layout of a tensor of the same shape changes nothing; other views have no rule."""
     if call.tensors[0].shape != call.outputs[0].shape:
         unknown(record, call)
 
