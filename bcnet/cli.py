@@ -107,8 +107,7 @@ def _run(given: list[str], received: Sequence[int]) -> int:
         print(f"bcnet: {plain(str(error), LONGEST)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)  # of the command that was typed, as `bcnet runs remove`
-        hint = f"(see {context.command_path if context else 'bcnet'} --help)"
+        hint = f"(see {_typed_command(command, given)} --help)"
         print(f"bcnet: {plain(error.format_message(), LONGEST)} {hint}", file=sys.stderr)
         return UsageError.exit_code
     except BrokenPipeError:
@@ -130,3 +129,14 @@ def _run(given: list[str], received: Sequence[int]) -> int:
             raise
         print(f"bcnet: {function} failed ({one_line(error)}); finished work is kept", file=sys.stderr)
         return 1
+
+
+def _typed_command(command: Any, given: Sequence[str]) -> str:
+    """The command that was typed, with the groups that it is in, e.g. `bcnet runs remove`."""
+    words = ["bcnet"]
+    for word in given:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        words.append(word)
+    return " ".join(words)

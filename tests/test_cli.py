@@ -160,6 +160,7 @@ def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) 
         (["train", "--train-device", "tpu"], "train.train_device: input should be 'auto', 'cpu' or 'cuda'"),
         (["train", "--run", "../else"], "begins with a letter or a digit, not '../else'"),
         (["train", "--run", ""], "the name of a run consists of letters, digits, '.', '_' and '-'"),
+        (["train", "--epochs"], "Option '--epochs' requires an argument. (see bcnet train --help)"),
         (["runs", "remove"], "(see bcnet runs remove --help)"),
         (["runs", "remove", "a b"], "begins with a letter or a digit, not 'a b'"),
         (["lut", "accept"], "(see bcnet lut --help)"),
@@ -341,7 +342,7 @@ def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None:
-    assert "Option '--tie' requires 2 arguments. (see bcnet --help)" in refused(
+    assert "Option '--tie' requires 2 arguments. (see bcnet inspect --help)" in refused(
         2, "inspect", "--model", "digits", "--tie", "0.0"
     )
     line = refused(1, "inspect", "--model", "digits", "--tie", "0.0", "7")
