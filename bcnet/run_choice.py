@@ -169,7 +169,7 @@ def _has_begun(run: Run) -> bool:
 
 def _require_example(run: Run, settings: Config) -> None:
     """Raise ConfigError where a run's supernet, or its table where it has none, is not the example's."""
-    from bcnet.pipeline.problem import load_project
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.pipeline.training_file import inputs_of  # torch with it
 
     train, table = run.stage("train"), run.stage("build-lut")
@@ -180,11 +180,11 @@ def _require_example(run: Run, settings: Config) -> None:
     else:
         bound = bound_to(run)
         own = settings if bound is None else _as_in(settings, bound, [])
-        if table.inputs().get("model") == load_project(own).model_key:
+        if table.inputs().get("model") == open_problem(own).table.model_key:
             return
         found = {}
     # Not the space: that of another device may differ.
-    example = load_project(settings).inputs()
+    example = open_problem(settings).inputs()
     if any(found.get(key) != example[key] for key in ("model", "data")):
         raise ConfigError(
             f"there is no bcnet.toml here, and {run.folder} is not of the built-in example with seed "

@@ -12,7 +12,8 @@ import statistics
 import torch
 
 from bcnet.config import Config, SpaceConfig, TrainConfig
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.progress import say
 from bcnet.space.supernet import Supernet
@@ -24,13 +25,13 @@ WIDTHS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 ORDERS = ("as-is", "l1", "bn-scale", "taylor")
 
 
-def scores(project: Project, recipe: Recipe) -> dict[str, list[float]]:
+def scores(problem: Problem, recipe: Recipe) -> dict[str, list[float]]:
     """Accuracy of each side at each width."""
-    state = first_state(project, project.model, recipe)
-    supernet, by = Supernet(project.model, project.space, state), Validation(project.data, 512)
-    found: dict[str, list[float]] = {side: [] for side in project.space.rule.sides}
+    state = first_state(problem, problem.model, recipe)
+    supernet, by = Supernet(problem.model, problem.space, state), Validation(problem.data, 512)
+    found: dict[str, list[float]] = {side: [] for side in problem.space.rule.sides}
     for ratio in WIDTHS:
-        for side, score in by.sides(supernet, project.space.uniform(ratio, 8)).items():
+        for side, score in by.sides(supernet, problem.space.uniform(ratio, 8)).items():
             found[side].append(score.accuracy)
     return found
 
@@ -50,13 +51,13 @@ def main() -> None:
                     space=SpaceConfig(),
                     train=TrainConfig(epochs=options.epochs, method=method, channel_order=order),
                 )
-                project = load_project(config)
+                problem = open_problem(config)
                 recipe = Recipe.of(config, options.epochs, config.train.learning_rate)
                 if trained is None:
-                    fit_network(project.model, project.data, recipe, "training the network")
-                    trained = project.model.state_dict()
-                project.model.load_state_dict(trained)
-                for side, values in scores(project, recipe).items():
+                    fit_network(problem.model, problem.data, recipe, "training the network")
+                    trained = problem.model.state_dict()
+                problem.model.load_state_dict(trained)
+                for side, values in scores(problem, recipe).items():
                     collected.setdefault((method, order, side), []).append(values)
         say(f"seed {seed} of {options.seeds} done")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; mean (deviation) of seeds, in %")

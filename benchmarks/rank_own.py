@@ -20,7 +20,7 @@ import numpy as np
 from bcnet.bench.channel_bench_macro import ranking
 from bcnet.config import Config, load_config
 from bcnet.pipeline.finished import trained_supernets
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import by_loss_of, scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
@@ -40,7 +40,7 @@ RESULT = Path("rank_own.json")
 
 def networks(config: Config, count: int) -> list[Widths]:
     """Random widths, none twice."""
-    space, rng = load_project(config).space, np.random.default_rng(0)
+    space, rng = open_problem(config).space, np.random.default_rng(0)
     drawn: dict[Widths, None] = {}
     for _ in range(100 * count):
         drawn[space.random(rng)] = None
@@ -51,14 +51,14 @@ def networks(config: Config, count: int) -> list[Widths]:
 
 def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[str, Any]) -> None:
     """Adds [test accuracy, test loss] of each network that is not there yet."""
-    project = load_project(config)
+    problem = open_problem(config)
     recipe = Recipe.of(config, epochs, config.train.learning_rate)
     for number, widths in enumerate(wanted, 1):
         if key(widths) in found["scratch"]:
             continue
-        network = cut(project.fresh_model(), project.space, widths)
-        fit_network(network, project.data, recipe, f"network {number}")
-        tested = evaluate_network(network, project.data, project.data.test, project.task)
+        network = cut(problem.fresh_model(), problem.space, widths)
+        fit_network(network, problem.data, recipe, f"network {number}")
+        tested = evaluate_network(network, problem.data, problem.data.test, problem.task)
         found["scratch"][key(widths)] = [tested.accuracy, round(tested.loss, 5)]
         write_file(RESULT, json_bytes(found))
         say(f"network {number} of {len(wanted)}, {key(widths)}: {tested.accuracy:.4f}")
@@ -66,12 +66,12 @@ def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[
 
 def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, list[float]]:
     """Each network's accuracy, calibrated loss, and accuracy as in a search; trains the supernet first."""
-    run, project = Run.named(name), load_project(config)
-    if run.stage("train").outdated(stage_inputs(run, config)) is not None:
-        train(run, config)
-    supernets, images = trained_supernets(run, project), config.search.recalibration_images
-    every = Scorer(project.model, project.space, supernets, project.data, images, project.task)
-    found, quick = {}, scoring(project, supernets)
+    run, problem = Run.named(name), open_problem(config)
+    if run.stage("train").outdated(stage_inputs(run, problem)) is not None:
+        train(run, problem)
+    supernets, images = trained_supernets(run, problem), config.search.recalibration_images
+    every = Scorer(problem.model, problem.space, supernets, problem.data, images, problem.task)
+    found, quick = {}, scoring(problem, supernets)
     for widths in wanted:
         whole = every(widths)
         found[key(widths)] = [whole.accuracy, whole.loss, quick(widths).accuracy]
@@ -84,10 +84,10 @@ def key(widths: Widths) -> str:
 
 def report(config: Config, wanted: list[Widths], found: dict[str, Any]) -> str:
     """Taus, with 95 % intervals over resampled networks, as markdown."""
-    project = load_project(config)
-    space, by_loss = project.space, by_loss_of(project)
+    problem = open_problem(config)
+    space, by_loss = problem.space, by_loss_of(problem)
     truth = np.array([found["scratch"][key(widths)][0] for widths in wanted])
-    places = places_of(wanted, project.choices)
+    places = places_of(wanted, problem.choices)
     lines = [
         f"{len(wanted)} networks, accuracies {truth.min():.2%} to {truth.max():.2%}",
         "",
@@ -127,12 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config)
     asked = {"networks": options.networks, "epochs": options.epochs, "passes": options.passes}
-    asked["config"] = digest(["calibrated", config.model_dump(), load_project(config).inputs()])
+    asked["config"] = digest(["calibrated", config.model_dump(), open_problem(config).inputs()])
     new: dict[str, Any] = {"asked": asked, "scratch": {}, "supernets": {}}
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
         raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
-    wanted, choices = networks(config, options.networks), load_project(config).choices
+    wanted, choices = networks(config, options.networks), open_problem(config).choices
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
@@ -141,7 +141,7 @@ def main() -> None:
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
             )
-            if load_project(own).choices != choices:
+            if open_problem(own).choices != choices:
                 raise SystemExit(
                     f"{method} offers other widths than {config.train.method}: leave it out of --methods"
                 )

@@ -37,7 +37,8 @@ from train_step import _processor
 from bcnet.config import load_config
 from bcnet.data.dataset import KeptBatches
 from bcnet.pipeline.finished import trained_supernets
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.problem import Problem
 from bcnet.progress import progress_bar
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.recalibration import tracking_norms
@@ -68,16 +69,16 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     config = load_config(options.config)
-    project = load_project(config)
-    state = trained_supernets(Run.named(options.run), project)[0]
-    networks = drawn(project, options.networks)
+    problem = open_problem(config)
+    state = trained_supernets(Run.named(options.run), problem)[0]
+    networks = drawn(problem, options.networks)
     amp = Recipe.of(config, 1, 1.0).amp
-    truth = reference(project, state, networks, options, amp)
-    compared = ways(project, state, amp)
+    truth = reference(problem, state, networks, options, amp)
+    compared = ways(problem, state, amp)
     if options.quick:
         compared = {name: compared[name] for name in (STRAIGHT, ALL)}
     found = timed(compared, networks)
-    data = project.data
+    data = problem.data
     machine = f"{_processor()}, one thread, torch {torch.__version__}, Python {platform.python_version()}"
     print(
         f"{machine}\n{config.model.name} on {config.data.name}, {config.train.method}, "
@@ -104,13 +105,13 @@ def main() -> None:
         write_file(options.json, json_bytes({"machine": machine, "settings": settings, "ways": rows}))
 
 
-def ways(project: Project, state: Mapping[str, torch.Tensor], amp: bool) -> dict[str, Way]:
+def ways(problem: Problem, state: Mapping[str, torch.Tensor], amp: bool) -> dict[str, Way]:
     """The straightforward way, and `Scorer` with one idea more each time."""
-    images = project.config.search.recalibration_images
-    given = project.model, project.space, [state], project.data, images, project.task
+    images = problem.config.search.recalibration_images
+    given = problem.model, problem.space, [state], problem.data, images, problem.task
 
     def straightforward(widths: Widths) -> Score:
-        return score(project.model, project.space, state, widths, project.data, images, project.task)
+        return score(problem.model, problem.space, state, widths, problem.data, images, problem.task)
 
     return {
         STRAIGHT: straightforward,
@@ -203,17 +204,17 @@ def _rounded(network: NarrowNetwork, amp: bool) -> Callable[[Any], Any]:
     return run
 
 
-def drawn(project: Project, count: int) -> list[Widths]:
+def drawn(problem: Problem, count: int) -> list[Widths]:
     """Distinct random widths."""
     rng, found = np.random.default_rng(7), dict[Widths, None]()
     for _ in range(100 * count):
         if len(found) < count:
-            found[project.space.random(rng)] = None
+            found[problem.space.random(rng)] = None
     return list(found)
 
 
 def reference(
-    project: Project,
+    problem: Problem,
     state: Mapping[str, torch.Tensor],
     networks: Sequence[Widths],
     options: argparse.Namespace,
@@ -224,25 +225,25 @@ def reference(
     With `amp` it is computed in bfloat16: rounding moves a network's score on thousands of images far less
     than the choice of the images does.
     """
-    data, path = project.data, options.folder / "reference.json"
+    data, path = problem.data, options.folder / "reference.json"
     count = min(options.test or len(data.test), len(data.test))
     # Evenly spaced: a folder's images lie class by class.
     test = data.test.take(torch.linspace(0, len(data.test) - 1, count).round().long())
     images = options.statistics or len(data.train)
     weights = str(sum(float(t.double().sum()) for t in state.values()))
-    key = digest(["calibrated", project.inputs(), weights, images, len(test), amp])
+    key = digest(["calibrated", problem.inputs(), weights, images, len(test), amp])
     known = json.loads(path.read_text()) if path.exists() else {}
     known = known if known.get("key") == key else {"key": key}
     options.folder.mkdir(parents=True, exist_ok=True)
     waiting = [widths for widths in networks if str(widths) not in known]
-    supernet, by = Supernet(project.model, project.space, state), Validation(data, images)
+    supernet, by = Supernet(problem.model, problem.space, state), Validation(data, images)
     with progress_bar("reference", len(waiting)) as advance:
         for widths in waiting:
             sides = []
-            for side in project.space.rule.sides:
+            for side in problem.space.rule.sides:
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
-                    fresh = by.recalibrated(supernet, Subnet.at(project.space, widths, side))
-                    sides.append(evaluate(fresh, data, test, project.task))
+                    fresh = by.recalibrated(supernet, Subnet.at(problem.space, widths, side))
+                    sides.append(evaluate(fresh, data, test, problem.task))
             means = np.mean([[side.accuracy, side.negative_loss] for side in sides], axis=0)
             known[str(widths)] = means.tolist()
             write_file(path, json_bytes(known))

@@ -70,13 +70,6 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(measured, "MOST", measured.ALTERNATIONS)
 
 
-def clear_projects() -> None:
-    """Forget the project that the process has loaded: it is kept by its configuration, not by its folder."""
-    from bcnet.pipeline.problem import forget_project
-
-    forget_project()
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the long tests, and skip those for a GPU where there is none."""
     without = pytest.mark.skip(reason="needs a CUDA GPU")
@@ -100,12 +93,10 @@ def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
-    clear_projects()
-    yield tmp_path
-    clear_projects()
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +106,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     (path / "bcnet.toml").write_text(CONFIG, encoding="utf-8")
     (path / "hw_profiles").mkdir()
     (path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
-    clear_projects()
     out, err = io.StringIO(), io.StringIO()
     quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with contextlib.chdir(path), quiet[0], quiet[1], pytest.MonkeyPatch.context() as patch:
@@ -125,12 +115,45 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return path, json.loads(out.getvalue())
 
 
+@pytest.fixture(scope="session")
+def opened() -> Callable[..., Any]:
+    """`open_problem`, but the built-in example is opened once for each configuration and profile.
+
+    Nothing of it lies in the working folder, so it is the same in all copies of the finished run.
+    """
+    from bcnet.config import Config, TaskConfig
+    from bcnet.hw_profiles.target import target_profile
+    from bcnet.pipeline.open_problem import open_problem
+    from bcnet.pipeline.problem import Problem
+
+    example, known = Config(), list[Problem]()
+
+    def once(config: Config, *, pixels: bool = True) -> Problem:
+        named = config.model == example.model and config.data.name == example.data.name
+        if not (named and pixels and config.task == TaskConfig()):
+            return open_problem(config, pixels=pixels)
+        for problem in known:
+            if problem.config == config and problem.profile == target_profile(config):
+                return problem
+        known.append(open_problem(config))
+        del known[:-4]
+        return known[-1]
+
+    return once
+
+
 @pytest.fixture
-def project(finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(
+    finished: tuple[Path, dict[str, Any]],
+    opened: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
     """A working folder with a copy of the finished run, to do with as a test likes."""
     copy = tmp_path / "project"
     shutil.copytree(finished[0], copy)
     monkeypatch.chdir(copy)
+    monkeypatch.setattr("bcnet.pipeline.open_problem.open_problem", opened)
     measure_briefly(monkeypatch)
     return copy
 
@@ -156,9 +179,7 @@ def there(project: Path, sshd: Sshd, tmp_path: Path) -> Iterator[Path]:
     jetson = f'{PROFILE}host_python = "{PYTHON}"\nhost_folder = "{folder}"\n'
     Path("hw_profiles/jetson.toml").write_text(jetson, encoding="utf-8")
     Path("hw_profiles/far.toml").write_text(f'{jetson}host = "device"\n', encoding="utf-8")
-    clear_projects()
     yield folder
-    clear_projects()
     runtime_on_hosts.cache_clear()
 
 

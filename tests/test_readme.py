@@ -9,7 +9,6 @@ import pytest
 from conftest import CONFIG, PROFILE
 
 from bcnet.cli import main
-from bcnet.pipeline.problem import forget_project
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +30,6 @@ def test_the_readmes_commands_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    forget_project()
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
     for words in commands():
@@ -66,7 +64,6 @@ def test_the_readmes_own_task_is_trained_and_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    forget_project()
     section = README[README.index("## Your own task") : README.index("## From Python")]
     for language, name in (("python", "own.py"), ("toml", "bcnet.toml")):
         (block,) = re.findall(rf"^```{language}\n(.+?)^```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -74,4 +71,3 @@ def test_the_readmes_own_task_is_trained_and_learns(
     assert main(["train", "--epochs", "40", "--json"]) == 0, capfd.readouterr().err
     # The same answer for all bars has a loss of 0.089.
     assert json.loads(capfd.readouterr().out)["final_loss"] < 0.01
-    forget_project()

@@ -28,7 +28,6 @@ from bcnet.bench.arena_rows import ORIGINAL, Row
 from bcnet.bench.arena_starts import Starts, counts, percent, slug
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside_job import Failed, NotInstalled
-from bcnet.config import Config
 from bcnet.errors import (
     ArtifactError,
     BudgetError,
@@ -43,7 +42,7 @@ from bcnet.measure.network_latency import measure_network
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.original import original_network, trained_network
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import bounds_of
@@ -78,41 +77,40 @@ class Plan:
 class Arena:
     """One trained network's cells, found before or made now."""
 
-    def __init__(self, run: Run, config: Config, plan: Plan) -> None:
+    def __init__(self, run: Run, problem: Problem, plan: Plan) -> None:
         """Prepares the run: its first stage and the latency table. Raises ConfigError without weights."""
-        self.run, self.plan, self.config = run, plan, config
+        self.run, self.problem, self.plan, self.config = run, problem, plan, problem.config
         self.folder = run.folder / FOLDER
-        self.project = load_project(config)
-        bounds = [f"search.{bound.key}" for bound in bounds_of(self.project)]
+        bounds = [f"search.{bound.key}" for bound in bounds_of(problem)]
         if bounds:
             raise ConfigError(
                 f"the arena compares networks of equal latency, and pruning libraries know no other bounds: "
                 f"remove {' and '.join(bounds)}"
             )
-        if not self.project.trained:
+        if not problem.trained:
             raise ConfigError("the arena starts from a trained network: set model.weights")
-        if run.stage("train").outdated(train.stage_inputs(run, config)) is not None:
-            train.run(run, config)
-        if run.stage("build-lut").outdated(build_lut.stage_inputs(run, config)) is not None:
-            build_lut.run(run, config)
-        reason = self.project.not_measured(self.project.latency_model())
+        if run.stage("train").outdated(train.stage_inputs(run, problem)) is not None:
+            train.run(run, problem)
+        if run.stage("build-lut").outdated(build_lut.stage_inputs(run, problem)) is not None:
+            build_lut.run(run, problem)
+        reason = problem.table.not_measured(problem.table.latency_model())
         if reason:
             raise DeviceError(f"the arena measures networks on the device: {reason}")
-        teacher = trained_network(run, self.project)
+        teacher = trained_network(run, problem)
         assert teacher is not None
         self.teacher = teacher
         self.cells = Kept(
             self.folder / "cells.jsonl", self._cell_inputs, lambda value: isinstance(value, dict)
         )
         self.latencies = Kept(
-            self.folder / "latencies.jsonl", self.project.device_key, lambda value: isinstance(value, dict)
+            self.folder / "latencies.jsonl", self.problem.device_key, lambda value: isinstance(value, dict)
         )
         self.omitted: dict[tuple[str, float], str] = {}
 
     @cached_property
     def starts(self) -> Starts:
         """What networks are fine-tuned from."""
-        return Starts(self.run, self.project, self.teacher, self.folder, self._start_inputs)
+        return Starts(self.run, self.problem, self.teacher, self.folder, self._start_inputs)
 
     @property
     def _start_inputs(self) -> str:
@@ -125,7 +123,7 @@ class Arena:
         tuning = config.slice.model_dump(
             exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
         )
-        of_project = self.project.inputs(), self.project.device_key, teacher_digest(self.project)
+        of_project = self.problem.inputs(), self.problem.device_key, teacher_digest(self.problem)
         parts = [of_project, search, tuning, fine_tuning_digest(config), metric_digest(config)]
         return digest([*parts, *own.values()])
 
@@ -170,22 +168,22 @@ class Arena:
         return None
 
     def _original(self) -> dict[str, Any]:
-        network = original_network(self.run, self.project)
+        network = original_network(self.run, self.problem)
         if network is None:
             network = self.teacher
-        facts = {"row": ORIGINAL, "widths": list(self.project.space.original()), "passes": None}
+        facts = {"row": ORIGINAL, "widths": list(self.problem.space.original()), "passes": None}
         return {**facts, **self._evaluated(ORIGINAL, network)}
 
     def _tuned(self, name: str, row: Row, share: float, seed: int) -> dict[str, Any]:
-        project, config = self.project, self.config
+        problem, config = self.problem, self.config
         start = self.starts.of(row, share, seed)
-        network = with_state(project.model, project.space, start.state)
-        rate = config.train.learning_rate if row.scratch else fine_tuning_rate(project)
+        network = with_state(problem.model, problem.space, start.state)
+        rate = config.train.learning_rate if row.scratch else fine_tuning_rate(problem)
         before = start.about.get("pruning_passes", 0)  # every network gets as many in all
         recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
-        objective = objective_for(project, self.teacher, network, recipe) if row.distilled else None
+        objective = objective_for(problem, self.teacher, network, recipe) if row.distilled else None
         say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))
-        announce("fine-tuning", seconds_to_fit(network, project.data, recipe, objective))
+        announce("fine-tuning", seconds_to_fit(network, problem.data, recipe, objective))
         began = time.perf_counter()
         checkpoint = CheckpointFile(
             self.folder / "checkpoint.safetensors",
@@ -193,9 +191,9 @@ class Arena:
         )
         if recipe.epochs:
             begun = copy.deepcopy(network)
-            fit_resumably(network, project.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
+            fit_resumably(network, problem.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
             images = config.search.recalibration_images
-            network = settled(network, begun, project.data, images, recipe)
+            network = settled(network, begun, problem.data, images, recipe)
         facts = {
             "row": row.name,
             "budget": share,
@@ -211,20 +209,20 @@ class Arena:
 
     def _evaluated(self, name: str, network: nn.Module) -> dict[str, Any]:
         """Export a network; its accuracy through the runtime, which images it answers correctly, its size."""
-        project = self.project
+        problem = self.problem
         with working(f"exporting to ONNX: {name}"):
-            proto = project.at_precision(to_onnx(network, project.data.example(project.profile.batch)))
+            proto = problem.at_precision(to_onnx(network, problem.data.example(problem.profile.batch)))
         check_file(proto)
         content = proto.SerializeToString()
         file = Path("networks") / f"{slug(name)}.onnx"
-        accuracy, correct = answers(project, content)
+        accuracy, correct = answers(problem, content)
         write_file(self.folder / file, content)
         shapes = {own: tuple(tensor.shape) for own, tensor in tensors_of(network).items()}
         return {
             "accuracy": round(accuracy, 6),
             "correct": correct,
             "shape": digest(shapes),
-            **counts(project, network),
+            **counts(problem, network),
             "file": str(file),
             "digest": bytes_digest(content),
         }
@@ -250,7 +248,7 @@ class Arena:
             contents[shape] = content
 
         def timed(shape: str) -> LatencyStat:
-            return measure_network(contents[shape], self.project.profile, DURATION)
+            return measure_network(contents[shape], self.problem.profile, DURATION)
 
         found = measured_alternately(timed, {shape: shape for shape in contents})
         return {shape: own.medians_ms for shape, own in found.items()}
@@ -263,20 +261,20 @@ class Arena:
 
     def publish(self) -> dict[str, Any]:
         """Write what is known by now: arena.json and arena.txt."""
-        project, config = self.project, self.config
+        problem, config = self.problem, self.config
         cells = {share: list(self._done(share)) for share in self.plan.budgets}
         latencies = {share: self.latencies.values.get(percent(share), {}) for share in self.plan.budgets}
         about = {
             "benchmark": "arena",
             "model": config.model.name,
             "data": config.data.name,
-            "device": project.profile.name,
-            "setting": str(project.profile.setting),
+            "device": problem.profile.name,
+            "setting": str(problem.profile.setting),
             "metric": config.task.metric,
-            "training_images": len(project.data.train),
-            "test_images": len(project.data.test),
+            "training_images": len(problem.data.train),
+            "test_images": len(problem.data.test),
             "passes": config.slice.epochs,
-            "learning_rate": fine_tuning_rate(self.project),
+            "learning_rate": fine_tuning_rate(self.problem),
             "teacher": config.slice.teacher,
             "seeds": list(self.plan.seeds),
         }
@@ -287,9 +285,9 @@ class Arena:
 
 
 @alone_in("bench")
-def run_arena(run: Run, config: Config, plan: Plan, measure_only: bool = False) -> dict[str, Any]:
+def run_arena(run: Run, problem: Problem, plan: Plan, measure_only: bool = False) -> dict[str, Any]:
     """Make all cells, time what was not timed yet, and report. With `measure_only`, time all cells again."""
-    arena = Arena(run, config, plan)
+    arena = Arena(run, problem, plan)
     if not measure_only:
         arena.train()
     elif ORIGINAL not in arena.cells.values:
@@ -306,21 +304,21 @@ def cell_name(row: str, share: float, seed: int) -> str:
     return f"{row} at {percent(share)}, seed {seed}"
 
 
-def answers(project: Project, content: bytes) -> tuple[float, str | None]:
+def answers(problem: Problem, content: bytes) -> tuple[float, str | None]:
     """An ONNX file's metric on the test images, and for each image whether its class is right.
 
     As bits in hexadecimal, the first image's first; None where the metric is another, or targets are no
     classes.
     """
     right: list[np.ndarray] = []
-    task: Task = project.task
+    task: Task = problem.task
 
     def seen() -> Iterator[tuple[Any, Any]]:
-        for outputs, targets in file_outputs(content, project.model, project.data, project.profile):
+        for outputs, targets in file_outputs(content, problem.model, problem.data, problem.profile):
             if task.metric is None and are_classes(targets):
                 right.append((logits_of(outputs).argmax(1) == torch.as_tensor(targets)).numpy())
             yield outputs, targets
 
     accuracy = task.measure(seen())
     bits = np.concatenate(right) if right else np.zeros(0, dtype=bool)
-    return accuracy, np.packbits(bits).tobytes().hex() if len(bits) == len(project.data.test) else None
+    return accuracy, np.packbits(bits).tobytes().hex() if len(bits) == len(problem.data.test) else None

@@ -27,7 +27,7 @@ from bcnet.methods.uniform import allocate_uniformly
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.measured import ALTERNATIONS
 from bcnet.pipeline.original import trained_state
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
 from bcnet.pipeline.search_trained import Proposals, best_measured, tried
@@ -71,19 +71,19 @@ def percent(share: float) -> str:
 class Starts:
     """The starts of all rows on one trained network. Raises what speaks against measuring on its device."""
 
-    def __init__(self, run: Run, project: Project, original: nn.Module, folder: Path, inputs: str) -> None:
-        self.project, self.space, self.folder, self.inputs = project, project.space, folder, inputs
+    def __init__(self, run: Run, problem: Problem, original: nn.Module, folder: Path, inputs: str) -> None:
+        self.problem, self.space, self.folder, self.inputs = problem, problem.space, folder, inputs
         self.run = run
         self.original = original
-        self.latency: LatencyModel = project.latency_model()
-        self.recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
-        self._tensors = trained_state(run, project)
-        self._full = project.graph.variant(self.space.original())
+        self.latency: LatencyModel = problem.table.latency_model()
+        self.recipe = Recipe.of(problem.config, epochs=1, learning_rate=1.0)
+        self._tensors = trained_state(run, problem)
+        self._full = problem.graph.variant(self.space.original())
         self._scores: dict[float, TrainedScores] = {}  # of the budget that is worked on
         self._known: dict[tuple[float, Any], Inherited] = {}
         self._allocations = Kept(folder / "allocations.jsonl", inputs, lambda value: isinstance(value, dict))
-        images = project.config.search.recalibration_images
-        self._inherit = Original(original, self.space, project.data, self.recipe, images)
+        images = problem.config.search.recalibration_images
+        self._inherit = Original(original, self.space, problem.data, self.recipe, images)
 
     def of(self, row: Row, share: float, seed: int) -> Start:
         """The start of a row at a budget; of fresh weights at a seed.
@@ -95,11 +95,11 @@ class Starts:
         about = self._allocated(row, share)
         widths = self.space.check(Widths(about["widths"]))
         if row.scratch:
-            fresh = self.project.fresh
+            fresh = self.problem.fresh
             if not fresh.from_scratch:
                 raise Failed(f"cannot be trained from scratch: {fresh.note}")
-            config = self.project.config.model_copy(update={"seed": seed})
-            network = cut(replace(self.project, config=config).fresh_model(), self.space, widths)
+            config = self.problem.config.model_copy(update={"seed": seed})
+            network = cut(replace(self.problem, config=config).fresh_model(), self.space, widths)
             source = "; ".join(filter(None, ("from scratch", fresh.note)))
             return Start(tensors_of(network), {**about, "source": source})
         if row.pruned:
@@ -117,11 +117,11 @@ class Starts:
         start, original = time.perf_counter(), self.space.original()
         budget = Budget(share * float(self.latency(original)), share)
         proposals = Proposals(row.methods, self._scores_at(share), self.latency, (), pruned)
-        search = self.project.config.search
-        measured = best_measured(proposals, budget, original, measuring(self.project), search.measured)
+        search = self.problem.config.search
+        measured = best_measured(proposals, budget, original, measuring(self.problem), search.measured)
         winner = measured.inside[0]
         if len(row.methods) > 1 and search.trials:  # as a search does where it has several methods
-            tuning = Tuning.of(self.run, self.project, self._importances, {})
+            tuning = Tuning.of(self.run, self.problem, self._importances, {})
             winner = tried(proposals, measured, tuning)
         found = winner.candidate
         about = {
@@ -142,7 +142,7 @@ class Starts:
 
         Raises Failed where that is more than there are.
         """
-        config = self.project.config
+        config = self.problem.config
         if config.search.prune_epochs > config.slice.epochs:
             raise Failed(
                 f"search.prune_epochs is {config.search.prune_epochs}, and every network gets "
@@ -151,15 +151,15 @@ class Starts:
         folder = self.folder / "starts" / slug(percent(share), row.allocation)
         inputs = {"inputs": self.inputs, "distilled": str(row.distilled)}
         search = config.search.model_copy(update={"prune_by": row.prune_by})
-        project = replace(self.project, config=config.model_copy(update={"search": search}))
-        return PrunedNetworks(row.methods[0], project, self.original, folder, inputs, distilled=row.distilled)
+        problem = replace(self.problem, config=config.model_copy(update={"search": search}))
+        return PrunedNetworks(row.methods[0], problem, self.original, folder, inputs, distilled=row.distilled)
 
     def _scores_at(self, share: float) -> TrainedScores:
         """Scores on the trained network, its channels in the order that is best at this budget."""
         if share not in self._scores:
             path = self.folder / "scores.jsonl"
             inputs = {"inputs": self.inputs}
-            scores = TrainedScores(self.project, self._tensors, path, inputs, self._importances)
+            scores = TrainedScores(self.problem, self._tensors, path, inputs, self._importances)
             scores.choose_criterion(self._typical(share))
             self._scores = {share: scores}
             self._known.clear()
@@ -191,16 +191,16 @@ class Starts:
         if known is not None:
             return known
         start = time.perf_counter()
-        model = with_state(self.project.model, self.space, tensors_of(self.original)).eval()
-        config = self.project.config
+        model = with_state(self.problem.model, self.space, tensors_of(self.original)).eval()
+        config = self.problem.config
         job = Job(
             model,
-            self.project.data.example(1),
+            self.problem.data.example(1),
             lambda network, thorough: self._share(network, THOROUGH if thorough else QUICK),
             share,
-            self.project.data,
+            self.problem.data,
             self.recipe,
-            config.space.channel_multiple or self.project.profile.channel_multiple,
+            config.space.channel_multiple or self.problem.profile.channel_multiple,
         )
         try:
             pruned = COMPETITORS[method](job).eval()
@@ -243,8 +243,8 @@ class Starts:
 
     def _check(self, state: State, pruned: nn.Module) -> None:
         """Whether these tensors in the original's modules are the pruned network. Raises Failed."""
-        args, kwargs = arguments(self.project.data.example(2))
-        again = with_state(self.project.model, self.space, state).eval()
+        args, kwargs = arguments(self.problem.data.example(2))
+        again = with_state(self.problem.model, self.space, state).eval()
         with torch.no_grad():
             own, rebuilt = pruned(*args, **kwargs), again(*args, **kwargs)
         if isinstance(own, Tensor) and not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-4):
@@ -267,9 +267,9 @@ class Starts:
         """A network's ONNX file to be timed: sliced from the whole one's where that is possible."""
         widths = self._widths(tensors_of(network))
         if widths is not None:
-            return self.project.graph.variant(widths)
-        proto = to_onnx(network.eval(), self.project.data.example(self.project.profile.batch))
-        return bytes(self.project.at_precision(proto).SerializeToString())
+            return self.problem.graph.variant(widths)
+        proto = to_onnx(network.eval(), self.problem.data.example(self.problem.profile.batch))
+        return bytes(self.problem.at_precision(proto).SerializeToString())
 
     def _share(self, network: nn.Module, duration: float) -> float:
         own, original = self._beside(self._exported(network), duration)
@@ -281,7 +281,7 @@ class Starts:
         found: tuple[list[float], list[float]] = ([], [])
         for number in range(ALTERNATIONS if duration > QUICK else 1):
             for place, file in files[:: -1 if number % 2 else 1]:
-                found[place].append(measure_network(file, self.project.profile, duration).median_ms)
+                found[place].append(measure_network(file, self.problem.profile, duration).median_ms)
         return min(found[0]), min(found[1])
 
 
@@ -289,8 +289,8 @@ def _on_cpu(state: Mapping[str, Tensor]) -> State:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def counts(project: Project, network: nn.Module) -> dict[str, int]:
+def counts(problem: Problem, network: nn.Module) -> dict[str, int]:
     """Parameters, and multiply-accumulates an image in the convolutions and linear layers of the space."""
     shapes = {name: tensor.shape for name, tensor in tensors_of(network).items()}
-    macs = sum(shapes[layer.weight].numel() * layer.positions for layer in project.space.layers)
+    macs = sum(shapes[layer.weight].numel() * layer.positions for layer in problem.space.layers)
     return {"params": sum(p.numel() for p in network.parameters()), "macs": macs}

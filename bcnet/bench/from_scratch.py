@@ -9,8 +9,8 @@ import numpy as np
 
 from bcnet.bench.channel_bench_macro import BenchTable
 from bcnet.bench.kept import Kept, finite
-from bcnet.config import Config
-from bcnet.pipeline.problem import fresh_model, load_project
+from bcnet.pipeline.networks import fresh_model
+from bcnet.pipeline.problem import Problem
 from bcnet.progress import announce, say
 from bcnet.runs import Run, digest
 from bcnet.training.loop import fit_network
@@ -18,16 +18,16 @@ from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import evaluate_network
 
 
-def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
+def accuracies(run: Run, problem: Problem, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
     """Validation accuracies (N,), 0 to 1, of the settings `index`, each trained from scratch for `epochs`.
 
     By the recipe of the supernet. Kept in `bench/from_scratch.jsonl`: a stopped run goes on, also one of
     another method, which trains the same.
     """
-    project = load_project(config)
+    config = problem.config
     path = run.folder / "bench" / "from_scratch.jsonl"
     recipe = Recipe.of(config, epochs, config.train.learning_rate)
-    made_from = {key: value for key, value in project.inputs().items() if key != "space"}
+    made_from = {key: value for key, value in problem.inputs().items() if key != "space"}
     inputs = digest([made_from, {**vars(recipe), "task": config.task.model_dump()}])
     kept = Kept(path, inputs, lambda accuracy: finite(accuracy, most=1.0))
     waiting = [i for i in index if table.key(i) not in kept.values]
@@ -35,9 +35,9 @@ def accuracies(run: Run, config: Config, table: BenchTable, index: list[int], ep
     for number, i in enumerate(waiting, 1):
         widths = list(table.widths(i, config.model.args["widths"]))
         sized = config.model.model_copy(update={"args": {**config.model.args, "widths": widths}})
-        model = fresh_model(config.model_copy(update={"model": sized}), project.data)
-        fit_network(model, project.data, recipe, f"setting {table.key(i)}")
-        accuracy = evaluate_network(model, project.data, project.data.val, project.task).accuracy
+        model = fresh_model(config.model_copy(update={"model": sized}), problem.data)
+        fit_network(model, problem.data, recipe, f"setting {table.key(i)}")
+        accuracy = evaluate_network(model, problem.data, problem.data.val, problem.task).accuracy
         kept.add(table.key(i), accuracy)
         if number == 1:
             announce(

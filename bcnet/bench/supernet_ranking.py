@@ -21,7 +21,7 @@ from bcnet.bench.kept import Kept, finite
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.finished import trained_supernets
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
@@ -105,7 +105,7 @@ def flags(
 
 def rank_settings(
     run: Run,
-    config: Config,
+    problem: Problem,
     table: BenchTable,
     sample: int,
     scratch: int = 0,
@@ -118,20 +118,20 @@ def rank_settings(
     settings are trained from scratch, for `scratch_epochs` each, and what regressions on them predict is
     compared, too; their own rank is in no figure.
     """
-    start, stage, project = time.perf_counter(), run.stage("train"), load_project(config)
-    maxima = list(project.space.largest())
+    start, stage, config = time.perf_counter(), run.stage("train"), problem.config
+    maxima = list(problem.space.largest())
     if maxima != config.model.args.get("widths"):
         raise ArtifactError(
             f"the groups found in cbm-{table.space} are {maxima}, not the benchmark's seven widths "
             f"{config.model.args.get('widths')}"
         )
-    if stage.outdated(stage_inputs(run, config)) is not None:
-        train(run, config)
+    if stage.outdated(stage_inputs(run, problem)) is not None:
+        train(run, problem)
     trained_s = time.perf_counter() - start
-    scorer = scoring(project, trained_supernets(run, project), shared=shared)
+    scorer = scoring(problem, trained_supernets(run, problem), shared=shared)
     index = table.sample(sample, 0)
     own = table.sample(scratch, 1, without=index) if scratch else []
-    at_once = project.data.evaluated_on(training_device(config))  # statistics depend on it
+    at_once = problem.data.evaluated_on(training_device(config))  # statistics depend on it
     inputs = digest(
         [
             "augmented statistics",
@@ -148,7 +148,7 @@ def rank_settings(
     start = time.perf_counter()
     learned: dict[str, Any] = {}
     if own:
-        known = from_scratch.accuracies(run, config, table, own, scratch_epochs)
+        known = from_scratch.accuracies(run, problem, table, own, scratch_epochs)
         columns |= _regressions(known, scores, table, index, own)
         learned = {
             "epochs": scratch_epochs,
@@ -166,12 +166,12 @@ def rank_settings(
         "supernets": config.train.supernets,
         "batch_size": config.train.batch_size,
         "cuda_graph": config.train.cuda_graph,
-        "passes": project.supernet_passes,
-        "training_images": len(project.data.train),
+        "passes": problem.supernet_passes,
+        "training_images": len(problem.data.train),
         "widths": maxima,
         "settings": len(index),
         "recalibration_images": config.search.recalibration_images,
-        "validation_images": len(project.data.val),
+        "validation_images": len(problem.data.val),
         "shared": shared,
         "scored_in": "bfloat16" if scorer.amp else "float32",
         "seed": config.seed,

@@ -95,6 +95,7 @@ def channel_bench_macro(
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
     from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
     from bcnet.config import load_config
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import checked_name
     from bcnet.runs import Run
     from bcnet.training.supernet_step import STEPS
@@ -114,9 +115,8 @@ def channel_bench_macro(
     given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
     given["train"]["cuda_graph"] = cuda_graph
     with redirect_stdout(sys.stderr):
-        report = rank_settings(
-            target, load_config(config, given), known, sample or size.sample, scratch, scratch_epochs, shared
-        )
+        problem = open_problem(load_config(config, given))
+        report = rank_settings(target, problem, known, sample or size.sample, scratch, scratch_epochs, shared)
     print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 
@@ -158,6 +158,7 @@ def arena(
     from bcnet.bench.arena import Plan, run_arena
     from bcnet.bench.arena_report import as_text
     from bcnet.bench.arena_rows import rows_of
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import checked_name
     from bcnet.runs import Run
 
@@ -167,7 +168,7 @@ def arena(
     settings = given.with_flags("slice", epochs=passes).with_flags("search", **own).config()
     target = Run.named(checked_name(run or "arena"), given.file)
     with target.in_use(), redirect_stdout(sys.stderr):
-        report = run_arena(target, settings, plan, measure)
+        report = run_arena(target, open_problem(settings), plan, measure)
     print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
 
 

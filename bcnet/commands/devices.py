@@ -59,7 +59,7 @@ def doctor(given: Given, as_json: Json = False) -> int:
     """Check whether the device can be measured. Tests the connection, the runtime and the machine step by
     step, over ssh with --host, and says how to fix what fails. Exit code 3 when a step fails."""
     from bcnet.doctor import examine
-    from bcnet.pipeline.problem import target_profile
+    from bcnet.hw_profiles.target import target_profile
 
     profile = target_profile(given.config())
     found = examine(profile)

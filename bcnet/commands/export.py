@@ -52,9 +52,10 @@ def export(
         raise UsageError(f"--flavour is {' or '.join(flavours)}, not '{flavour}'")
     if len(batches) > 1 and not trt:
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
+    from bcnet.hw_profiles.target import target_profile
     from bcnet.pipeline import export, slice
     from bcnet.pipeline.engine import EngineWanted, engine_profile
-    from bcnet.pipeline.problem import target_profile
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.progress import say
 
     given = given.with_flags("", batch=batches[0] if batches else None)
@@ -65,11 +66,12 @@ def export(
             wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
             engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
         with checking(as_json):
-            why = target.stage("slice").missing(slice.stage_inputs(target, settings), "supernet", "search")
+            problem = open_problem(settings)
+            why = target.stage("slice").missing(slice.stage_inputs(target, problem), "supernet", "search")
             if why is not None:
                 say(f"slicing the winner first: {why}")
-                sliced(target, settings)
-            summary = export.run(target, settings, wanted)
+                sliced(target, problem)
+            summary = export.run(target, problem, wanted)
     show(summary, as_json)
     refuse_unverified(summary)
 
@@ -87,13 +89,14 @@ def verify(
     """Verify an engine on its device. Checks outputs, accuracy on the test images, latency. Updates the
     verify.json beside it; the exit code is 3 when a check fails, 4 when the device is not available."""
     from bcnet.pipeline import verify_engine as stage
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import run_holding
 
     facts = stage.facts_beside(engine)
     given = given.with_flags("", device=facts.device, batch=facts.batches[0], precision=facts.precision)
     command = Command("verify", given, run or run_holding(engine), as_json)
     with chosen_run(command) as (target, settings), checking(as_json):
-        summary = stage.run(target, settings, engine)
+        summary = stage.run(target, open_problem(settings), engine)
     show(summary, as_json)
 
 

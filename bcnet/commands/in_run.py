@@ -13,6 +13,7 @@ from bcnet.show import show_summary
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.pipeline.problem import Problem
     from bcnet.pipeline.results import ExportSummary, StageResult
     from bcnet.run_choice import Does
     from bcnet.runs import Run
@@ -63,11 +64,13 @@ def _say_all(notes: Sequence[str]) -> None:
         say(note)
 
 
-def run_stage(command: Command, stage: "Callable[[Run, Config], StageResult]") -> None:
+def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") -> None:
     """Run one stage and print its summary."""
     # What a user's own code prints is not a result.
     with chosen_run(command) as (run, settings), redirect_stdout(sys.stderr):
-        summary = stage(run, settings)
+        from bcnet.pipeline.open_problem import open_problem  # torch with it, once the device is reached
+
+        summary = stage(run, open_problem(settings))
     show(summary, command.as_json)
 
 
@@ -83,22 +86,22 @@ def _reach(settings: "Config") -> None:
             runtime_of(profile).fingerprint()
 
 
-def reuse_supernet_of_default(run: "Run", settings: "Config") -> None:
+def reuse_supernet_of_default(run: "Run", problem: "Problem") -> None:
     """Let a run that has no supernet use that of the default run, if it is of the same network."""
     from bcnet.pipeline.kept import reuse_supernet
     from bcnet.run_choice import DEFAULT
     from bcnet.runs import Run
 
     if run.folder.name != DEFAULT:
-        reuse_supernet(run, settings, Run.named(DEFAULT, run.config))
+        reuse_supernet(run, problem, Run.named(DEFAULT, run.config))
 
 
-def sliced(target: "Run", settings: "Config") -> "StageResult":
+def sliced(run: "Run", problem: "Problem") -> "StageResult":
     """Slice the winner, or the point of the search's front that [slice] asks for."""
     from bcnet.pipeline import slice
     from bcnet.pipeline.front import point_inside
 
-    return slice.run(target, settings, point_inside(target, settings))
+    return slice.run(run, problem, point_inside(run, problem))
 
 
 @contextmanager

@@ -88,22 +88,23 @@ def inspect(
 
 def _configured(given: Given, settings: "Config") -> Inspected:
     """The configured model with the configured data."""
-    from bcnet.pipeline.problem import load_project
+    from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import require_configured
 
     require_configured("inspect", given.file, None, settings)
     with redirect_stdout(sys.stderr):
-        project = load_project(settings, pixels=False)
+        problem = open_problem(settings, pixels=False)
     origin = f"the size of the data '{settings.data.name}'"
-    return Inspected(project.space, tuple(project.data.input_shape), origin, project.not_deliverable)
+    return Inspected(problem.space, tuple(problem.data.input_shape), origin, problem.not_deliverable)
 
 
 def _named(given: Given, settings: "Config", image_size: int | None) -> Inspected:
     """The model of --model, without data."""
     import torch
 
+    from bcnet.hw_profiles.target import target_profile
     from bcnet.models import build_model
-    from bcnet.pipeline.problem import searched_space, target_profile
+    from bcnet.pipeline.networks import searched_space
 
     # A configured file of weights is of the configured network.
     network = build_model(settings.model.model_copy(update={"weights": None}), 3, 1000)

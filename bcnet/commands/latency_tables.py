@@ -25,7 +25,7 @@ from bcnet.plain import plain
 from bcnet.show import show_check
 
 if TYPE_CHECKING:
-    from bcnet.config import Config
+    from bcnet.pipeline.problem import Problem
     from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
@@ -60,11 +60,11 @@ def build_lut(
         raise UsageError("--again measures layers again, and --estimate measures nothing: give one of them")
     command = Command("build-lut", given, run, as_json, replace, measures=not estimate)
 
-    def built(run: "Run", settings: "Config") -> "StageResult":
+    def built(run: "Run", problem: "Problem") -> "StageResult":
         from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
 
-        summary = estimate_lut.run(run, settings) if estimate else build_lut.run(run, settings, again=again)
-        reuse_supernet_of_default(run, settings)
+        summary = estimate_lut.run(run, problem) if estimate else build_lut.run(run, problem, again=again)
+        reuse_supernet_of_default(run, problem)
         return summary
 
     run_stage(command, built)
@@ -114,10 +114,12 @@ def check_lut(
             )
         else:
             from bcnet.pipeline import check_lut as stage
+            from bcnet.pipeline.open_problem import open_problem
             from bcnet.run_choice import require_configured
 
             require_configured("check-lut", given.file, None, settings)
-            report = stage.run(settings, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
+            problem = open_problem(settings)
+            report = stage.run(problem, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
     if junit is not None:
         write_file(junit, check_report.junit(report))
     if os.environ.get("GITHUB_ACTIONS") == "true":

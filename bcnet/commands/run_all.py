@@ -25,6 +25,7 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
     command = Command("run", given, run, as_json, replace, measures=True)
     with chosen_run(command) as (target, settings):
         from bcnet.pipeline import build_lut, compare, export, search, slice, train
+        from bcnet.pipeline.open_problem import open_problem
         from bcnet.pipeline.results import CompareSummary, ExportSummary
         from bcnet.runs import NOT_DONE
 
@@ -36,20 +37,21 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
             "export": export,
             "compare": compare,
         }
-        if run is None:
-            with redirect_stdout(sys.stderr):
-                reuse_supernet_of_default(target, settings)
+        with redirect_stdout(sys.stderr):
+            problem = open_problem(settings)
+            if run is None:
+                reuse_supernet_of_default(target, problem)
         for number, (name, stage) in enumerate(stages.items(), 1):
             label = f"[{number}/{len(stages)}] {name}"
             with checking(as_json):
-                why = target.stage(name).outdated(stage.stage_inputs(target, settings))
+                why = target.stage(name).outdated(stage.stage_inputs(target, problem))
                 if why is None:
                     target.stage(name).tidy()
                     say(f"{label}: already done")
                 else:
                     start = time.perf_counter()
                     say(label if why == NOT_DONE else f"{label}: {why}")
-                    sliced(target, settings) if stage is slice else stage.run(target, settings)
+                    sliced(target, problem) if stage is slice else stage.run(target, problem)
                     say(f"{label}: done in {time.perf_counter() - start:.0f} s")
             if name == "export":
                 exported = ExportSummary.read(target.stage("export"))

@@ -6,7 +6,7 @@ from bcnet.commands.in_run import Command, reuse_supernet_of_default, run_stage
 from bcnet.commands.options import BUDGET, TARGET, Given, Json, RunName, with_settings
 
 if TYPE_CHECKING:
-    from bcnet.config import Config
+    from bcnet.pipeline.problem import Problem
     from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
@@ -30,8 +30,8 @@ def search(given: Given, run: RunName = None, as_json: Json = False) -> None:
     and precision default to those of the table that was built last."""
     from bcnet.pipeline import search as stage
 
-    def searched(run: "Run", settings: "Config") -> "StageResult":
-        reuse_supernet_of_default(run, settings)
-        return stage.run(run, settings)
+    def searched(run: "Run", problem: "Problem") -> "StageResult":
+        reuse_supernet_of_default(run, problem)
+        return stage.run(run, problem)
 
     run_stage(Command("search", given, run, as_json), searched)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bcnet.config import Config
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.calibration import calibrated
@@ -28,7 +27,8 @@ from bcnet.measure.network_design import calibration_subnets, needed_layers, pla
 from bcnet.measure.network_latency import runtime_of, setting_of, why_not_here
 from bcnet.measure.table_build import Plan, TableBuild
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
-from bcnet.pipeline.problem import load_project, model_key
+from bcnet.pipeline.device_table import model_key
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import TableSummary
 from bcnet.plain import plain
 from bcnet.progress import say
@@ -160,46 +160,46 @@ def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, floa
     )
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
-    return load_project(config).table_inputs()
+    return problem.table.inputs()
 
 
-def run(run: Run, config: Config, again: bool = False) -> TableSummary:
+def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     """Add what is missing to `latency_tables/<device>.json`; write the error report."""
-    project = load_project(config)
-    stage, path = run.stage("build-lut"), project.table_path
-    with project.own_table() as table:
-        report = build_lut(project.graph, project.profile, table, seed=config.seed, path=path, again=again)
+    config = problem.config
+    stage, path = run.stage("build-lut"), problem.table.path
+    with problem.table.being_built() as table:
+        report = build_lut(problem.graph, problem.profile, table, seed=config.seed, path=path, again=again)
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")
     if report.failed:
         say(
-            f"{len(report.failed)} layers cannot be run by {project.profile.runtime}; networks with them are "
+            f"{len(report.failed)} layers cannot be run by {problem.profile.runtime}; networks with them are "
             f"never chosen: {report.failed[0].layer}: {report.failed[0].error}"
         )
     calibration = report.calibration
-    if project.replayed:
-        say(project.replayed)
+    if problem.table.replayed:
+        say(problem.table.replayed)
     say(
         f"predictions are off by {calibration.mean_error:.1%} on average, on {calibration.held_out} whole "
         f"subnets, each left out of the fit; measuring one of them again differs by {calibration.noise:.1%}"
     )
-    reason = noisy(calibration.noise or 0.0, project.profile.table_noise)
+    reason = noisy(calibration.noise or 0.0, problem.profile.table_noise)
     if reason:
         say(f"{reason}: it will be refused; {QUIETER}, then measure it again with --again")
     summary = TableSummary(
         folder=str(stage.folder),
         table=str(path),
-        device=project.profile.name,
+        device=problem.profile.name,
         target=target_of(config).to_json(config.host),
         rows_measured=report.measured,
         rows_used=report.rows,
         rows_failed=len(report.failed),
         networks=report.networks,
         seconds=report.seconds,
-        recorded=project.profile.recording,
+        recorded=problem.profile.recording,
         calibration=calibration,
     )
-    stage.finish(stage_inputs(run, config), {summary.FILE: json_bytes(summary.to_json())})
+    stage.finish(stage_inputs(run, problem), {summary.FILE: json_bytes(summary.to_json())})
     return summary

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bcnet.config import Config
 from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
@@ -23,7 +22,7 @@ from bcnet.measure.layer_attribution import layers_ms, undisturbed_ms
 from bcnet.measure.network_design import covering_design
 from bcnet.measure.network_latency import runtime_of, setting_of
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import Widths
 
@@ -208,23 +207,24 @@ def _measure(
     return {layer: by_network for layer, by_network in seen.items() if by_network}, readings, rounds, errors
 
 
-def run(config: Config, *, table: Path | None, rows: int, seconds: float, max_slowdown: float) -> CheckReport:
+def run(
+    problem: Problem, *, table: Path | None, rows: int, seconds: float, max_slowdown: float
+) -> CheckReport:
     """Check the configured device's table, or another file of it. Nothing is written."""
-    project = load_project(config)
-    path = table or project.table_path
+    path = table or problem.table.path
     loaded = LatencyTable.load(path)
-    if loaded.device != project.profile.name:
+    if loaded.device != problem.profile.name:
         raise TableError(
-            f"{path} was measured on '{loaded.device}', not on '{project.profile.name}'; "
+            f"{path} was measured on '{loaded.device}', not on '{problem.profile.name}'; "
             f"give its device: --device {loaded.device}"
         )
     return check_lut(
-        project.graph,
-        project.profile,
+        problem.graph,
+        problem.profile,
         loaded,
         rows=rows,
         seconds=seconds,
         max_slowdown=max_slowdown,
-        seed=config.seed,
+        seed=problem.config.seed,
         name=str(path),
     )

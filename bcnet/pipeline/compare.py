@@ -15,7 +15,6 @@ from pathlib import Path
 
 from torch import nn
 
-from bcnet.config import Config
 from bcnet.errors import BudgetError, NetworkError
 from bcnet.measure.network_latency import measure_network
 from bcnet.models.fresh import Fresh
@@ -24,7 +23,7 @@ from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.results import ComparedNetwork, CompareSummary, ExportSummary
 from bcnet.pipeline.teacher import teacher_digest
@@ -70,12 +69,12 @@ class Kept:
         file = f"checkpoint-{name.replace(',', '').replace(' ', '-')}.safetensors"
         return CheckpointFile(self.folder / file, {**self.made_from, "network": name})
 
-    def uniform(self, project: Project) -> Widths | None:
+    def uniform(self, problem: Problem) -> Widths | None:
         """The uniform network that was chosen before; None where there is none, or not for this."""
         found = self._uniform()
         if found.dropped:
             say(f"{found.path}: {found.dropped}; the uniform network is chosen again")
-        return project.space.check(Widths(found.values[-1])) if found.values else None
+        return problem.space.check(Widths(found.values[-1])) if found.values else None
 
     def keep_uniform(self, widths: Widths) -> None:
         """Remember the uniform network."""
@@ -102,7 +101,7 @@ class Given:
 
 
 def compare(
-    project: Project,
+    problem: Problem,
     searched: bytes,
     widths: Widths,
     recipe: Recipe,
@@ -115,52 +114,52 @@ def compare(
     Elsewhere the others begin from scratch, also the found widths, unless the searched network did. With
     `kept`, a comparison that was killed continues.
     """
-    space, fresh, given = project.space, project.fresh, given or Given()
-    scratch = project.config.slice.from_scratch
+    space, fresh, given = problem.space, problem.fresh, given or Given()
+    scratch = problem.config.slice.from_scratch
     found = SCRATCH if scratch else SEARCHED
     wanted = {ORIGINAL: space.original()} if given.original is not None else {}
     notes = [] if given.tune else [note for note in (_not_fresh(fresh), fresh.assumed) if note]
-    if given.original is None and project.untrained_layers:
-        layers = listed(list(project.untrained_layers))
+    if given.original is None and problem.untrained_layers:
+        layers = listed(list(problem.untrained_layers))
         notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
     if given.tune:
         try:
-            wanted[INHERITED] = _uniform(project, widths, kept)
+            wanted[INHERITED] = _uniform(problem, widths, kept)
         except BudgetError as reason:
             notes.append(f"{reason}: the uniform network is left out")
     elif fresh.from_scratch:
         wanted[FULL] = space.original()
         try:
-            wanted[UNIFORM] = _uniform(project, widths, kept)
+            wanted[UNIFORM] = _uniform(problem, widths, kept)
         except BudgetError as reason:
             notes.append(f"{reason}: the uniform network is left out")
     wanted[found] = widths
     if fresh.from_scratch and not scratch and not given.tune:
         wanted[SCRATCH] = widths
     networks = {
-        name: cut(project.fresh_model(), space, own)
+        name: cut(problem.fresh_model(), space, own)
         for name, own in wanted.items()
         if name not in (found, ORIGINAL, INHERITED)
     }
-    _train(networks, project, recipe, kept)
+    _train(networks, problem, recipe, kept)
     if given.original is not None:
         networks[ORIGINAL] = given.original
     if given.tune and INHERITED in wanted:
         networks[INHERITED] = given.tune(wanted[INHERITED], kept.checkpoint(INHERITED) if kept else None)
     files = dict.fromkeys(wanted, searched)  # in the order of the table
-    example = project.data.example(project.profile.batch)
+    example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
-            proto = project.at_precision(to_onnx(network, example))
+            proto = problem.at_precision(to_onnx(network, example))
         check_file(proto)
         files[name] = proto.SerializeToString()
     timed = measured_alternately(
-        lambda name: measure_network(files[name], project.profile, SHARE_OF_A_ROUND), wanted
+        lambda name: measure_network(files[name], problem.profile, SHARE_OF_A_ROUND), wanted
     )
     entries = []
     for name, content in files.items():
-        accuracy = file_metric(content, project.model, project.data, project.profile, project.task)
-        low, high = accuracy_interval(project, accuracy) or (None, None)
+        accuracy = file_metric(content, problem.model, problem.data, problem.profile, problem.task)
+        low, high = accuracy_interval(problem, accuracy) or (None, None)
         entries.append(
             ComparedNetwork(
                 name=name,
@@ -182,24 +181,24 @@ def compare(
     return Comparison(tuple(entries), apart, (*notes, noisy) if noisy else tuple(notes))
 
 
-def _train(networks: Mapping[str, nn.Module], project: Project, recipe: Recipe, kept: Kept | None) -> None:
+def _train(networks: Mapping[str, nn.Module], problem: Problem, recipe: Recipe, kept: Kept | None) -> None:
     if not networks:
         return
     announce(
         f"training {len(networks)} networks to compare with",
-        sum(seconds_to_fit(network, project.data, recipe) for network in networks.values()),
+        sum(seconds_to_fit(network, problem.data, recipe) for network in networks.values()),
     )
     for name, network in networks.items():
         file = kept.checkpoint(name) if kept else None
-        fit_resumably(network, project.data, recipe, f"training: {name}", file)
+        fit_resumably(network, problem.data, recipe, f"training: {name}", file)
 
 
-def _uniform(project: Project, widths: Widths, kept: Kept | None) -> Widths:
-    known = kept.uniform(project) if kept else None
+def _uniform(problem: Problem, widths: Widths, kept: Kept | None) -> Widths:
+    known = kept.uniform(problem) if kept else None
     if known is not None:
         return known
     with working("searching for the uniform network that is as fast"):
-        found = uniform_as_fast(project, widths)
+        found = uniform_as_fast(problem, widths)
     if kept:
         kept.keep_uniform(found)
     return found
@@ -234,14 +233,14 @@ def better_from_scratch(entries: Sequence[ComparedNetwork]) -> bool:
     return low is not None and high is not None and low > high
 
 
-def uniform_as_fast(project: Project, widths: Widths) -> Widths:
+def uniform_as_fast(problem: Problem, widths: Widths) -> Widths:
     """The largest uniform narrowing whose measured latency is at most that of `widths`, measured beside it.
 
     Bisection over the ratio finds the neighbourhood; there, every ratio is tried from the largest down, since
     latency does not rise with every step of the width. Raises BudgetError where even the narrowest is slower.
     """
-    space, graph, profile = project.space, project.graph, project.profile
-    multiple = project.config.space.channel_multiple or profile.channel_multiple
+    space, graph, profile = problem.space, problem.graph, problem.profile
+    multiple = problem.config.space.channel_multiple or profile.channel_multiple
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
     if widths in options:
         return widths  # it is uniform itself
@@ -264,14 +263,14 @@ def uniform_as_fast(project: Project, widths: Widths) -> Widths:
     raise BudgetError("no uniformly narrowed network was measured to be as fast as the searched one")
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
-    project = load_project(config)
-    export = run.stage("export").require({"device": project.device_key})
+    config = problem.config
+    export = run.stage("export").require({"device": problem.device_key})
     return {
         "export": export,
         "training settings": digest(
-            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(project)]
+            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(problem)]
         ),
         "metric": metric_digest(config),
         "networks": digest(
@@ -281,23 +280,23 @@ def stage_inputs(run: Run, config: Config) -> dict[str, str]:
 
 
 @alone_in("compare")
-def run(run: Run, config: Config) -> CompareSummary:
+def run(run: Run, problem: Problem) -> CompareSummary:
     """Compare and save."""
-    project = load_project(config)
-    stage, inputs = run.stage("compare"), stage_inputs(run, config)
-    passes = passes_of(run) if inherits(project) else project.winner_passes
+    config = problem.config
+    stage, inputs = run.stage("compare"), stage_inputs(run, problem)
+    passes = passes_of(run) if inherits(problem) else problem.winner_passes
     recipe = Recipe.of(config, passes, config.train.learning_rate)
-    widths = sliced(run, project).widths
+    widths = sliced(run, problem).widths
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)
-    tuned = Tuning.of(run, project) if inherits(project) else None
+    tuned = Tuning.of(run, problem) if inherits(problem) else None
 
     def tune(widths: Widths, checkpoint: CheckpointFile | None) -> nn.Module:
         assert tuned is not None
         return tuned(widths, "fine-tuning the uniform network", passes, checkpoint)
 
-    given = Given(original_network(run, project), tune if tuned else None)
-    found = compare(project, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
+    given = Given(original_network(run, problem), tune if tuned else None)
+    found = compare(problem, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)
     notes = [*found.notes]
     if verified.measured:
@@ -307,13 +306,13 @@ def run(run: Run, config: Config) -> CompareSummary:
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
-        device=project.profile.name,
+        device=problem.profile.name,
         budget_ms=verified.budget_ms,
         predicted_ms=verified.predicted_ms,
         metric=config.task.metric,
-        test_images=len(project.data.test),
+        test_images=len(problem.data.test),
         passes=recipe.epochs,
-        original=None if given.original is None else state_of_original(project),
+        original=None if given.original is None else state_of_original(problem),
         networks=found.entries,
         not_separable=found.not_separable,
         notes=tuple(note for note in notes if note),

@@ -6,7 +6,6 @@ table says so, and no network is called verified on it.
 
 from dataclasses import asdict, dataclass
 
-from bcnet.config import Config
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
@@ -28,7 +27,8 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_design import needed_layers
 from bcnet.measure.network_latency import setting_of
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
-from bcnet.pipeline.problem import TABLES, load_project, model_key
+from bcnet.pipeline.device_table import TABLES, model_key
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EstimateSummary
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes
@@ -107,13 +107,13 @@ def fitted_roofline() -> Fitted:
     return Fitted(DEFAULT, DEFAULT_SOURCE, None)
 
 
-def run(run: Run, config: Config) -> EstimateSummary:
+def run(run: Run, problem: Problem) -> EstimateSummary:
     """Write `latency_tables/<device>.json` from the device's roofline."""
-    project = load_project(config)
-    stage, path, profile = run.stage("build-lut"), project.table_path, project.profile
+    config = problem.config
+    stage, path, profile = run.stage("build-lut"), problem.table.path, problem.profile
     fitted = fitted_roofline()
-    with project.own_table() as table:
-        rows = estimate_lut(project.graph, profile, table, fitted)
+    with problem.table.being_built() as table:
+        rows = estimate_lut(problem.graph, profile, table, fitted)
         table.save(path)
     say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")
     error = fitted.error
@@ -126,19 +126,19 @@ def run(run: Run, config: Config) -> EstimateSummary:
             f"{error.within_10:.0%} of rows within 10 %, {error.within_25:.0%} within 25 %, Spearman "
             f"{error.spearman:.3f}, the sum of all rows by {error.sum_error:+.1%}; on another device by more"
         )
-    latency = project.latency_model()
+    latency = problem.table.latency_model()
     summary = EstimateSummary(
         folder=str(stage.folder),
         table=str(path),
         device=profile.name,
         target=target_of(config).to_json(config.host),
         rows_used=rows,
-        full_ms=round(latency(project.space.original()), 5),
-        narrowest_ms=round(latency(project.space.smallest()), 5),
+        full_ms=round(latency(problem.space.original()), 5),
+        narrowest_ms=round(latency(problem.space.smallest()), 5),
         peaks=profile.roofline.source if profile.roofline else None,
         shares=asdict(roofline_on(profile, fitted.roofline)[1]),
         fitted_on=fitted.source,
         off_there=asdict(error) if error else None,
     )
-    stage.finish(project.table_inputs(), {summary.FILE: json_bytes(summary.to_json())})
+    stage.finish(problem.table.inputs(), {summary.FILE: json_bytes(summary.to_json())})
     return summary

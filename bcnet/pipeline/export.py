@@ -14,7 +14,6 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from bcnet.config import Config
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
@@ -30,7 +29,7 @@ from bcnet.pipeline.engine import (
 from bcnet.pipeline.finished import Chosen, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.original import original_network, state_of_original
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, ScoredNetwork, SearchSummary, VerifyReport
 from bcnet.pipeline.verify import (
@@ -58,40 +57,40 @@ def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> Model
     return proto
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
-    project = load_project(config)
-    supernet = run.stage("train").require(project.inputs())
-    search = run.stage("search").require({"supernet": supernet, "device": project.device_key})
+    config = problem.config
+    supernet = run.stage("train").require(problem.inputs())
+    search = run.stage("search").require({"supernet": supernet, "device": problem.device_key})
     return {
         "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
         "search": search,
         "limits": digest(config.export.model_dump()),
         "metric": metric_digest(config),
-        "device": project.device_key,
+        "device": problem.device_key,
     }
 
 
 @alone_in("export")
-def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportSummary:
+def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> ExportSummary:
     """Export, verify, save; with `wanted`, build its engine, too. Raises CheckFailed (exit 3).
 
     In the summary, `not_verified` says why the latency could not be checked, and `verify_with` what to do
     about it; both are None where it was.
     """
-    project = load_project(config)
-    stage, inputs = run.stage("export"), stage_inputs(run, config)
-    target = engine_profile(project.profile, wanted.flavour) if wanted else project.profile
+    config = problem.config
+    stage, inputs = run.stage("export"), stage_inputs(run, problem)
+    target = engine_profile(problem.profile, wanted.flavour) if wanted else problem.profile
     batches = wanted.batches if wanted else ()
     found = SearchSummary.read(run.stage("search"))
-    chosen = sliced(run, project)
+    chosen = sliced(run, problem)
     widths = chosen.widths
-    model = sliced_model(run, project)
-    data = project.data
+    model = sliced_model(run, problem)
+    data = problem.data
     with working("exporting to ONNX"):
-        metadata = _metadata(project, widths, found.estimate, bool(batches))
+        metadata = _metadata(problem, widths, found.estimate, bool(batches))
         metadata[KEY] = preprocessing(model, data, None if batches else target.batch)
-        proto = project.at_precision(export(model, data.example(target.batch), metadata))
+        proto = problem.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
     content = proto.SerializeToString()
@@ -100,17 +99,17 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportS
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
     expected = Expected(
         model,
-        project.space,
+        problem.space,
         widths,
         data,
         config.export,
         predicted_ms,
         chosen.budget,
-        found.full_predicted_ms if target == project.profile else None,
-        project.task,
+        found.full_predicted_ms if target == problem.profile else None,
+        problem.task,
     )
-    not_measured = project.not_measured(project.latency_model()) or project.replayed
-    full = b"" if not_measured and not wanted else project.graph.variant(project.space.original())
+    not_measured = problem.table.not_measured(problem.table.latency_model()) or problem.table.replayed
+    full = b"" if not_measured and not wanted else problem.graph.variant(problem.space.original())
     files = {"model.onnx": content}
     if wanted:
         built = build_and_verify(Artifact(proto, full), expected, target, batches)
@@ -125,7 +124,7 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportS
     if report.not_verified:
         run_flag = stage.command.removeprefix("bcnet export")
         verify_with = (
-            how_to_verify(file, proto, project.profile, target, batches, run_flag)
+            how_to_verify(file, proto, problem.profile, target, batches, run_flag)
             if wanted
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )
@@ -136,14 +135,14 @@ def run(run: Run, config: Config, wanted: EngineWanted | None = None) -> ExportS
         device=target.name,
         metric=config.task.metric,
         estimate=found.estimate,
-        recorded=project.profile.recording,
+        recorded=problem.profile.recording,
         **dict(report.model_copy(update={"notes": notes})),
-        original=against_original(report, original_accuracy(run, project), state_of_original(project)),
+        original=against_original(report, original_accuracy(run, problem), state_of_original(problem)),
         verify_with=verify_with,
-        **(_beside(built, project.profile.runtime) if built else {}),
+        **(_beside(built, problem.profile.runtime) if built else {}),
     )
     refuse_failed(summary, stage.path("failed.json"))
-    files |= beside_onnx(data, project.task)
+    files |= beside_onnx(data, problem.task)
     finish_export(run, inputs, {**files, summary.FILE: json_bytes(summary.to_json())})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():
@@ -177,15 +176,15 @@ def _against_original(original: AgainstOriginal, metric: str) -> str:
     return ", ".join(words)
 
 
-def original_accuracy(run: Run, project: Project) -> float | None:
+def original_accuracy(run: Run, problem: Problem) -> float | None:
     """Accuracy of the original network, through an ONNX file; None unless all its weights are trained."""
-    original = original_network(run, project)
+    original = original_network(run, problem)
     if original is None:
         return None
-    proto = project.at_precision(to_onnx(original, project.data.example(project.profile.batch)))
-    profile = on_this_processor(project.profile)
+    proto = problem.at_precision(to_onnx(original, problem.data.example(problem.profile.batch)))
+    profile = on_this_processor(problem.profile)
     content = proto.SerializeToString()
-    return round(file_metric(content, project.model, project.data, profile, project.task), 6)
+    return round(file_metric(content, problem.model, problem.data, profile, problem.task), 6)
 
 
 def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport) -> list[str]:
@@ -197,9 +196,9 @@ def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport)
     return [note] if note else []
 
 
-def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:
+def _metadata(problem: Problem, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:
     """What the file says of itself."""
-    data, example = project.data, project.data.example(project.profile.batch)
+    data, example = problem.data, problem.data.example(problem.profile.batch)
     metadata = {
         "bcnet_version": version("bcnet"),
         "widths": str(widths),
@@ -207,8 +206,8 @@ def _metadata(project: Project, widths: Widths, estimate: bool, any_batch: bool)
     }
     if estimate:
         metadata["latency"] = "estimate, not measured"
-    elif project.replayed:
-        metadata["latency"] = project.replayed
+    elif problem.table.replayed:
+        metadata["latency"] = problem.table.replayed
     if isinstance(example, Tensor) and example.ndim == 4:
         shape = [BATCH if any_batch else example.shape[0], *example.shape[1:]]
         metadata["input"] = json.dumps({"layout": "NCHW", "shape": shape})

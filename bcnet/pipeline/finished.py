@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bcnet.errors import ArtifactError, SpaceError
 from bcnet.latency_tables.noise import refuse_noisy
 from bcnet.models.finite import not_finite
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SearchSummary, SliceSummary, training_steps
 from bcnet.reading import opened
 from bcnet.runs import Run, Stage
@@ -23,18 +23,18 @@ def supernet_file(number: int) -> str:
     return f"supernet-{number + 1}.safetensors" if number else "supernet.safetensors"
 
 
-def trained_supernets(run: Run, project: Project) -> tuple[dict[str, Tensor], ...]:
+def trained_supernets(run: Run, problem: Problem) -> tuple[dict[str, Tensor], ...]:
     """The tensors of a run's trained supernets, one or more.
 
     Raises ArtifactError if they are missing, or were trained with another model, data or space.
     """
     stage = run.stage("train")
-    stage.require(project.inputs())
+    stage.require(problem.inputs())
     inputs = stage.inputs()
     if "network" in inputs:
         raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
     files = map(supernet_file, range(int(inputs.get("supernets", 1))))
-    own = project.model
+    own = problem.model
     return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
 
 
@@ -70,40 +70,40 @@ class Chosen:
     budget: Budget
 
 
-def searched(run: Run, project: Project) -> Chosen:
+def searched(run: Run, problem: Problem) -> Chosen:
     """The winner of a finished search."""
     stage = run.stage("search")
     found = SearchSummary.read(stage)
-    refuse_noisy_search(found, stage, project)
-    widths = _in_space(found.best.widths, stage, project)
+    refuse_noisy_search(found, stage, problem)
+    widths = _in_space(found.best.widths, stage, problem)
     return Chosen(widths, found.best.predicted_ms, Budget(found.budget_ms, found.budget_share))
 
 
-def refuse_noisy_search(found: SearchSummary, stage: Stage, project: Project) -> None:
+def refuse_noisy_search(found: SearchSummary, stage: Stage, problem: Problem) -> None:
     """Raises TableError if a search used a table that is noisier than accepted."""
-    again = f"run `bcnet build-lut --device {project.profile.name} --again` and `{stage.command}`"
-    refuse_noisy(found.noise or 0.0, project.profile.table_noise, again)
+    again = f"run `bcnet build-lut --device {problem.profile.name} --again` and `{stage.command}`"
+    refuse_noisy(found.noise or 0.0, problem.profile.table_noise, again)
 
 
-def sliced(run: Run, project: Project) -> Chosen:
+def sliced(run: Run, problem: Problem) -> Chosen:
     """The widths of a finished slice stage: the search's winner, or another point of its front."""
     stage = run.stage("slice")
     found = SliceSummary.read(stage)
-    widths = _in_space(found.widths, stage, project)
+    widths = _in_space(found.widths, stage, problem)
     return Chosen(widths, found.predicted_ms, Budget(found.budget_ms, found.budget_share))
 
 
-def _in_space(widths: Sequence[int], stage: Stage, project: Project) -> Widths:
+def _in_space(widths: Sequence[int], stage: Stage, problem: Problem) -> Widths:
     try:
-        return project.space.check(Widths(widths))
+        return problem.space.check(Widths(widths))
     except SpaceError as cause:
         raise ArtifactError(f"{stage.path('result.json')}: {cause}; run `{stage.command}` again") from None
 
 
-def sliced_model(run: Run, project: Project) -> nn.Module:
+def sliced_model(run: Run, problem: Problem) -> nn.Module:
     """The small network of a finished slice stage, in eval mode."""
     stage = run.stage("slice")
-    tensors = load_tensors(stage.path("model.safetensors"), stage.command, project.model)
-    model = with_state(project.model, project.space, tensors)
+    tensors = load_tensors(stage.path("model.safetensors"), stage.command, problem.model)
+    model = with_state(problem.model, problem.space, tensors)
     model.eval()
     return model

@@ -7,11 +7,11 @@ for one budget has no front: only what is inside both budgets is taken, where th
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bcnet.config import Config, latency_share
+from bcnet.config import latency_share
 from bcnet.errors import BudgetError
 from bcnet.pipeline.finished import Chosen, trained_supernets
 from bcnet.pipeline.original import trained_state
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SearchSummary, scored_networks
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.search_inputs import budget_ms, budget_of, measuring, scoring, settings_of
@@ -28,26 +28,25 @@ USED = 0.9  # of a budget: what is much faster than it is said to be
 SAME = 1.001  # budgets are rounded when they are printed
 
 
-def point_inside(run: Run, config: Config) -> Chosen | None:
+def point_inside(run: Run, problem: Problem) -> Chosen | None:
     """The front's most accurate point inside the budget of [slice]; None where that has none.
 
     Measured as a search measures its winner: where points are over the budget, the next ones are, and
     at last narrower ones. Raises BudgetError where no point is predicted or measured inside the budget, or
     where the search looked for another one.
     """
-    own = config.slice
+    own = problem.config.slice
     if not own.of_front:
         return None
-    project = load_project(config)
-    latency = project.latency_model()
-    stage, supernet = run.stage("search"), run.stage("train").require(project.inputs())
-    stage.require({"supernet": supernet, "device": project.device_key})
-    budget = budget_ms(project, latency, own.latency_ms, own.latency or "")
+    latency = problem.table.latency_model()
+    stage, supernet = run.stage("search"), run.stage("train").require(problem.inputs())
+    stage.require({"supernet": supernet, "device": problem.device_key})
+    budget = budget_ms(problem, latency, own.latency_ms, own.latency or "")
     share = None if own.latency is None else latency_share(own.latency)
-    wanted = budget_of(project, latency, budget, share)
+    wanted = budget_of(problem, latency, budget, share)
 
     def read(file: str) -> list[Candidate]:
-        found = [candidate_of(own, project.space) for own in scored_networks(stage, file)]
+        found = [candidate_of(own, problem.space) for own in scored_networks(stage, file)]
         return [replace(c, predicted_ms=float(latency(c.widths))) for c in found]
 
     front = [c for c in read("pareto.json") if wanted.bounds_hold(c.widths)]
@@ -59,14 +58,14 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
         least = min((c.predicted_ms for c in front), default=None)
         known = "none is within the bounds"
         if least is not None:
-            known = f"the fastest takes {least:.4g} ms{as_share(latency, project.space, least)}"
+            known = f"the fastest takes {least:.4g} ms{as_share(latency, problem.space, least)}"
         raise BudgetError(
             f"no point of the search's front is within {budget:.4g} ms: {known}; raise the budget, or search "
             f"for this one with `{stage.command} {flag}`"
         )
     _say_what_is_unused(front, inside, budget)
     settings = replace(
-        settings_of(project),
+        settings_of(problem),
         budget=wanted,
         min_accuracy=None,
         fitness="hard",
@@ -75,21 +74,21 @@ def point_inside(run: Run, config: Config) -> Chosen | None:
     )
     tightened = replace(wanted, target_ms=wanted.searched_ms(min(c.predicted_ms for c in inside)))
     score_of: ScoreOf
-    if on_trained_network(project):
-        score_of = TrainedScores(project, trained_state(run, project))
+    if on_trained_network(problem):
+        score_of = TrainedScores(problem, trained_state(run, problem))
         score_of.criterion = next((own for own in CRITERIA if own == result.criterion), score_of.criterion)
     else:
-        score_of = scoring(project, trained_supernets(run, project))
-    evolution = Evolution(project.space, latency, score_of, replace(settings, budget=tightened))
-    evolution.fastest = fastest(project.space, latency, wanted.bounds)
+        score_of = scoring(problem, trained_supernets(run, problem))
+    evolution = Evolution(problem.space, latency, score_of, replace(settings, budget=tightened))
+    evolution.fastest = fastest(problem.space, latency, wanted.bounds)
     evolution.know(read("history.json"))
-    not_measured = project.not_measured(latency)
+    not_measured = problem.table.not_measured(latency)
     if not_measured:
         share, best = None, evolution.ranked(inside)[0]
         say(f"{best.widths}, predicted {best.predicted_ms:.4g} ms, is sliced: {not_measured}")
     else:
         # No larger ones follow: nothing is searched again.
-        winner = measured_best(evolution, settings, inside, measuring(project), least_used=0.0)
+        winner = measured_best(evolution, settings, inside, measuring(problem), least_used=0.0)
         best, budget = winner.best, winner.budget_ms or budget
         assert best.measured is not None
         note = f" ({winner.note})" if winner.note else ""

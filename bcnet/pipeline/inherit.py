@@ -14,7 +14,7 @@ from bcnet.errors import ConfigError
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.original import trained_network
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import on_trained_network
 from bcnet.plain import loss_text
@@ -60,32 +60,32 @@ class Source:
     passes: int = 0
 
 
-def weights_of(run: Run, project: Project) -> tuple[tuple[dict[str, Tensor], ...], Trained | None]:
+def weights_of(run: Run, problem: Problem) -> tuple[tuple[dict[str, Tensor], ...], Trained | None]:
     """The run's supernets, and its trained network, as `slice.inherit` asks for them.
 
     Raises ConfigError where what it asks for is not there.
     """
-    wanted = project.config.slice.inherit
+    wanted = problem.config.slice.inherit
     supernets: tuple[dict[str, Tensor], ...] = ()
-    if not on_trained_network(project):
-        supernets = trained_supernets(run, project)
-    check_inheritance(project)
-    network = None if wanted == "supernet" else trained_network(run, project)
+    if not on_trained_network(problem):
+        supernets = trained_supernets(run, problem)
+    check_inheritance(problem)
+    network = None if wanted == "supernet" else trained_network(run, problem)
     if wanted not in ("auto", "supernet") and network is None:
         raise ConfigError(
             f'slice.inherit is "{wanted}", but the network has no trained weights: set model.weights, or use '
             '"supernet"'
         )
-    if network is None or project.config.slice.from_scratch:
+    if network is None or problem.config.slice.from_scratch:
         return supernets, None
-    pruned = pruned_by_search(run, project)
-    known = kept_importances(run, project) if on_trained_network(project) else None
-    return supernets if wanted == "auto" else (), trained_for(project, network, known, pruned)
+    pruned = pruned_by_search(run, problem)
+    known = kept_importances(run, problem) if on_trained_network(problem) else None
+    return supernets if wanted == "auto" else (), trained_for(problem, network, known, pruned)
 
 
-def check_inheritance(project: Project) -> None:
+def check_inheritance(problem: Problem) -> None:
     """Raise ConfigError where weights are to come from a supernet that is not trained."""
-    if project.config.slice.inherit == "supernet" and on_trained_network(project):
+    if problem.config.slice.inherit == "supernet" and on_trained_network(problem):
         raise ConfigError(
             'slice.inherit is "supernet", but none is trained here: set search.method = "evolution", or use '
             "another criterion"
@@ -93,7 +93,7 @@ def check_inheritance(project: Project) -> None:
 
 
 def trained_for(
-    project: Project,
+    problem: Problem,
     network: nn.Module | None,
     importances: Importances | None = None,
     pruned: Mapping[Widths, PrunedNetwork] | None = None,
@@ -103,13 +103,13 @@ def trained_for(
     `importances` that are known are not measured again.
     Networks that were `pruned` from it count where that is `auto`.
     """
-    wanted = project.config.slice.inherit
+    wanted = problem.config.slice.inherit
     if network is None:
         return None
     by = [own for own in CRITERIA if wanted in ("auto", own)]
-    recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
-    images = project.config.search.recalibration_images
-    original = Original(network, project.space, project.data, recipe, images)
+    recipe = Recipe.of(problem.config, epochs=1, learning_rate=1.0)
+    images = problem.config.search.recalibration_images
+    original = Original(network, problem.space, problem.data, recipe, images)
     known = original.importances(by) if importances is None else {own: importances[own] for own in by}
     iterative = wanted in ("auto", ITERATIVE)
     return Trained(original, known, iterative, (pruned or {}) if wanted == "auto" else {})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.hw_profiles.target import target_of
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import ExportSummary
 from bcnet.progress import say, working
 from bcnet.runs import MANIFEST, Run, Stage, bytes_digest
@@ -73,7 +73,7 @@ def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, 
     )
 
 
-def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
+def reuse_supernet(run: Run, problem: Problem, origin: Run) -> None:
     """Give a run without a supernet the finished one of another run, if that is of the same network.
 
     Its files are linked, or copied where the file system has no links.
@@ -82,7 +82,7 @@ def reuse_supernet(run: Run, config: Config, origin: Run) -> None:
     if own.folder.exists() or not found.path(MANIFEST).exists():
         return
     try:
-        found.require(load_project(config).inputs())
+        found.require(problem.inputs())
     except ArtifactError as reason:
         say(f"the supernet of {origin.folder} does not fit {run.folder}: {reason}")
         return

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import ArtifactError
 from bcnet.models.finite import not_finite
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import on_trained_network
 from bcnet.runs import Run
 from bcnet.sealed import unseal_tensors
@@ -17,22 +17,22 @@ from bcnet.space.supernet import cut
 ORIGINAL_FILE = "original.safetensors"
 
 
-def state_of_original(project: Project) -> str:
+def state_of_original(problem: Problem) -> str:
     """What the original's weights are: "given", "head trained" in the first stage, or all "trained" there."""
-    if not on_trained_network(project) or project.narrow is not None or is_given(project):
+    if not on_trained_network(problem) or problem.narrow is not None or is_given(problem):
         return "given"
-    return "head trained" if project.trained else "trained"
+    return "head trained" if problem.trained else "trained"
 
 
-def is_given(project: Project) -> bool:
+def is_given(problem: Problem) -> bool:
     """Whether the network is given with all its weights; a wider one than the given is not trained yet."""
-    return project.trained and not project.untrained_layers and project.narrow is None
+    return problem.trained and not problem.untrained_layers and problem.narrow is None
 
 
-def trained_state(run: Run, project: Project) -> dict[str, Tensor]:
+def trained_state(run: Run, problem: Problem) -> dict[str, Tensor]:
     """The tensors that the first stage left, as wide as the space. Raises ArtifactError."""
     stage = run.stage("train")
-    stage.require(project.inputs())
+    stage.require(problem.inputs())
     path = stage.path(ORIGINAL_FILE)
     if not path.exists():
         raise ArtifactError(f"{stage.folder} holds a supernet, not the network; run `{stage.command}` again")
@@ -40,30 +40,30 @@ def trained_state(run: Run, project: Project) -> dict[str, Tensor]:
         tensors, _ = unseal_tensors(path)
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
-    own = tensors_of(project.model)
+    own = tensors_of(problem.model)
     wrong = next(
         (n for n, t in own.items() if tensors.get(n) is None or tensors[n].shape != t.shape), None
-    ) or not_finite(tensors, {name for name, _ in project.model.named_parameters()})
+    ) or not_finite(tensors, {name for name, _ in problem.model.named_parameters()})
     if wrong is not None:
         raise ArtifactError(f"{path}: '{wrong}' does not fit; run `{stage.command}` again")
     return tensors
 
 
-def trained_network(run: Run, project: Project) -> nn.Module | None:
+def trained_network(run: Run, problem: Problem) -> nn.Module | None:
     """The network that a small one may learn from, in eval mode; None where no weights are trained."""
-    space = project.space.without_extra()
-    if on_trained_network(project):
-        return with_state(project.model, space, trained_state(run, project)).eval()
-    return given_network(project)
+    space = problem.space.without_extra()
+    if on_trained_network(problem):
+        return with_state(problem.model, space, trained_state(run, problem)).eval()
+    return given_network(problem)
 
 
-def original_network(run: Run, project: Project) -> nn.Module | None:
+def original_network(run: Run, problem: Problem) -> nn.Module | None:
     """The network that results are compared with: as it was given, or trained in the first stage."""
-    return trained_network(run, project) if project.narrow is None else given_network(project)
+    return trained_network(run, problem) if problem.narrow is None else given_network(problem)
 
 
-def given_network(project: Project) -> nn.Module | None:
+def given_network(problem: Problem) -> nn.Module | None:
     """The network as it was given, in eval mode; None where its weights are not trained, or not all."""
-    if not project.trained or project.untrained_layers:
+    if not problem.trained or problem.untrained_layers:
         return None
-    return cut(project.model, project.space, project.space.original()).eval()
+    return cut(problem.model, problem.space, problem.space.original()).eval()

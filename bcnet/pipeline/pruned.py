@@ -1,6 +1,6 @@
 """Small networks of a method that trains while it removes channels, with weights of their own.
 
-In: a project's trained network, limits. Out: for each limit a network, its tensors and score. Each is kept in
+In: a problem's trained network, limits. Out: for each limit a network, its tensors and score. Each is kept in
 a sealed file as soon as it is finished, `pruned-N.safetensors`; the winner's becomes `METHOD.safetensors`,
 which later stages read.
 """
@@ -17,7 +17,7 @@ from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import PruningProblem, TrainedNetwork
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.configured_methods import called, settings_for, settings_recorded
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say
@@ -66,13 +66,13 @@ class PrunedNetwork:
         return seal_tensors({name: t.contiguous() for name, t in self.state.items()}, about)
 
     @classmethod
-    def unsealed(cls, path: Path, project: Project, method: str) -> "tuple[PrunedNetwork, Mapping[str, str]]":
+    def unsealed(cls, path: Path, problem: Problem, method: str) -> "tuple[PrunedNetwork, Mapping[str, str]]":
         """A method's network and its inputs from a file. Raises ValueError."""
         state, about = unseal_tensors(path)
         try:
             found = cls(
                 method,
-                project.space.check(Widths(about["widths"])),
+                problem.space.check(Widths(about["widths"])),
                 state,
                 Score(float(about["accuracy"]), -float(about["loss"])),
                 int(about["passes"]),
@@ -97,7 +97,7 @@ class PrunedNetworks:
     def __init__(
         self,
         method: Method,
-        project: Project,
+        problem: Problem,
         original: nn.Module,
         folder: Path,
         inputs: Mapping[str, str],
@@ -106,14 +106,14 @@ class PrunedNetworks:
     ) -> None:
         """With `distilled`, the networks learn from the configured teacher."""
         self._distilled = distilled
-        self.method, self.project, self.original, self.folder = method, project, original, folder
-        recorded = settings_recorded(method, project.config.search)
+        self.method, self.problem, self.original, self.folder = method, problem, original, folder
+        recorded = settings_recorded(method, problem.config.search)
         self.inputs = {**inputs, "pruning": " ".join(map(str, recorded))}
         self.found: dict[Widths, PrunedNetwork] = {}
         self.passes = 0  # over the training images, for all networks together
         for path in self.files:
             try:
-                known, own = PrunedNetwork.unsealed(path, project, method.name)
+                known, own = PrunedNetwork.unsealed(path, problem, method.name)
             except ValueError as cause:
                 say(f"{path}: {cause}; that network is pruned again")
                 continue
@@ -150,25 +150,25 @@ class PrunedNetworks:
         return self.found[made.widths]
 
     def _made(self, limits: Limits) -> PrunedNetwork:
-        project, config = self.project, self.project.config
-        model = with_state(project.model, limits.space, tensors_of(self.original))
-        recipe = Recipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(project))
-        objective = objective_for(project, self.original, model, recipe) if self._distilled else None
+        problem, config = self.problem, self.problem.config
+        model = with_state(problem.model, limits.space, tensors_of(self.original))
+        recipe = Recipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(problem))
+        objective = objective_for(problem, self.original, model, recipe) if self._distilled else None
         what = f"removing channels while training, down to {limits.limit_ms:.4g} ms"
-        announce(what, seconds_to_fit(model, project.data, recipe, objective))
+        announce(what, seconds_to_fit(model, problem.data, recipe, objective))
         settings = settings_for(self.method, config.search)
-        problem = PruningProblem(model, limits, project.data, recipe, objective, settings)
-        pruned: TrainedNetwork = called(self.method, problem, _network)
+        asked = PruningProblem(model, limits, problem.data, recipe, objective, settings)
+        pruned: TrainedNetwork = called(self.method, asked, _network)
         name = self.method.name
         scored = self._original.scored(own_weights(name), pruned.state)
         return PrunedNetwork(name, pruned.widths, scored.state, scored.score, pruned.passes, limits.limit_ms)
 
     @cached_property
     def _original(self) -> Original:
-        config = self.project.config
+        config = self.problem.config
         recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
         images = config.search.recalibration_images
-        return Original(self.original, self.project.space, self.project.data, recipe, images)
+        return Original(self.original, self.problem.space, self.problem.data, recipe, images)
 
 
 def _network(found: Any) -> TrainedNetwork:
@@ -177,7 +177,7 @@ def _network(found: Any) -> TrainedNetwork:
     return found
 
 
-def pruned_by_search(run: Run, project: Project) -> dict[Widths, PrunedNetwork]:
+def pruned_by_search(run: Run, problem: Problem) -> dict[Widths, PrunedNetwork]:
     """The network that a finished search pruned, by its widths; none where it was found in another way."""
     stage = run.stage("search")
     if not stage.path(MANIFEST).exists():
@@ -188,7 +188,7 @@ def pruned_by_search(run: Run, project: Project) -> dict[Widths, PrunedNetwork]:
         return {}
     path = stage.path(name)
     try:
-        found, _ = PrunedNetwork.unsealed(path, project, path.stem)
+        found, _ = PrunedNetwork.unsealed(path, problem, path.stem)
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
     return {found.widths: found}

@@ -8,12 +8,11 @@ scores.jsonl, from which a stopped search continues; of a method that trains its
 from dataclasses import asdict, replace
 from typing import Any
 
-from bcnet.config import Config
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
 from bcnet.pipeline.route import allocations
@@ -28,21 +27,21 @@ from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import SearchSettings
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records: the supernet, the table's rows that were used, the settings."""
-    project = load_project(config)
-    trained = run.stage("train").require(project.inputs())
-    calibration = project.latency_model().calibration
-    methods = allocations(project)
+    config = problem.config
+    trained = run.stage("train").require(problem.inputs())
+    calibration = problem.table.latency_model().calibration
+    methods = allocations(problem)
     return {
         "supernet": trained,
         **({"methods": ", ".join(own.name for own in methods)} if methods else {}),
         "latency table": digest(asdict(calibration) if calibration else None),
-        "device": project.device_key,
+        "device": problem.device_key,
         "search settings": digest(
             [
-                _recorded(settings_of(project)),
-                *(_trial_settings(project) if methods else ()),
+                _recorded(settings_of(problem)),
+                *(_trial_settings(problem) if methods else ()),
                 *(value for own in methods for value in settings_recorded(own, config.search)),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
@@ -61,22 +60,22 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
     return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
 
 
-def _trial_settings(project: Project) -> list[Any]:
+def _trial_settings(problem: Problem) -> list[Any]:
     """What the trials of candidates depend on, beside the search's settings."""
-    config = project.config
+    config = problem.config
     training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"})
     return [config.search.trials, config.search.trial_epochs, training, fine_tuning_digest(config)]
 
 
 @alone_in("search")
-def run(run: Run, config: Config) -> SearchSummary:
+def run(run: Run, problem: Problem) -> SearchSummary:
     """Search and save; continue a killed search of the same settings."""
-    project = load_project(config)
-    weights = weights_for(run, project)
-    asked = Asked(run, project, stage_inputs(run, config), weights)
+    config = problem.config
+    weights = weights_for(run, problem)
+    asked = Asked(run, problem, stage_inputs(run, problem), weights)
     settings, budget, latency = asked.settings, asked.budget, asked.latency
     # Reports what is impossible before any work is done.
-    _, lowest = fastest_within(project.space, latency, budget)
+    _, lowest = fastest_within(problem.space, latency, budget)
     limit = None
     if asked.measure_of is not None:
         if budget.share is not None:
@@ -86,8 +85,8 @@ def run(run: Run, config: Config) -> SearchSummary:
     announce_replacement(run, config, "search")
     found = find(asked)
     result = found.result
-    if asked.not_measured or project.replayed:
-        notes = result.note, asked.not_measured, project.replayed
+    if asked.not_measured or problem.table.replayed:
+        notes = result.note, asked.not_measured, problem.table.replayed
         result = replace(result, note="; ".join(note for note in notes if note))
     if result.note:
         say(result.note)
@@ -97,7 +96,7 @@ def run(run: Run, config: Config) -> SearchSummary:
     front = tuple(scored_network(candidate) for candidate in result.pareto)
     summary = SearchSummary(
         folder=str(asked.stage.folder),
-        device=project.profile.name,
+        device=problem.profile.name,
         metric=config.task.metric,
         target=target_of(config).to_json(config.host),
         budget_ms=result.budget_ms,
@@ -107,8 +106,8 @@ def run(run: Run, config: Config) -> SearchSummary:
         target_ms=budget.target_ms if soft else None,
         **{bound.key: round(bound.limit / bound.unit, 6) for bound in budget.bounds},
         best=scored_network(result.best),
-        params=project.space.params(widths),
-        macs=project.space.macs(widths),
+        params=problem.space.params(widths),
+        macs=problem.space.macs(widths),
         **sizes,
         limit_ms=limit,
         margin=budget.margin,
@@ -118,11 +117,11 @@ def run(run: Run, config: Config) -> SearchSummary:
         searched_to_ms=settings.scored_ms,
         measured=tuple(scored_network(candidate) for candidate in result.top),
         candidates=len(result.history),
-        full_predicted_ms=round(latency(project.space.original()), 5),
+        full_predicted_ms=round(latency(problem.space.original()), 5),
         estimate=latency.estimate,
-        recorded=project.profile.recording,
+        recorded=problem.profile.recording,
         table_error=calibration.mean_error if calibration else None,
-        groups=tuple(group.name for group in project.space.groups),
+        groups=tuple(group.name for group in problem.space.groups),
         seed=result.seed,
         note=result.note,
         method=found.method,

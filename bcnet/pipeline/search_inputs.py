@@ -1,4 +1,4 @@
-"""What a search is made from. In: a project, a trained supernet. Out: settings, bounds, priors, and functions
+"""What a search is made from. In: a problem, a trained supernet. Out: settings, bounds, priors, and functions
 that score and measure widths.
 """
 
@@ -15,7 +15,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.measure.network_latency import measure_network
 from bcnet.pipeline.finished import training_records
 from bcnet.pipeline.measured import MeasureOf
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
 from bcnet.space.inputs import to_device
@@ -34,60 +34,60 @@ SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurement
 BUDGETS = 4  # that the first generation of a front is drawn for
 
 
-def settings_of(project: Project) -> SearchSettings:
+def settings_of(problem: Problem) -> SearchSettings:
     """The configured search, its budget in ms (60 % of the full network where nothing else is given).
 
     A budget that is a share of the original's latency is in ms as the table predicts that; on the device, it
     is that of the measured one. Its margin is smaller: a machine that slows down slows both.
     """
-    config, latency = project.config.search, project.latency_model()
+    config, latency = problem.config.search, problem.table.latency_model()
     share = share_of(config)
     own = config.latency_ms is not None or config.latency is not None
     target_ms = None
     if own or (config.min_accuracy is None and not (config.bounded and config.fitness == "hard")):
-        target_ms = budget_ms(project, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
+        target_ms = budget_ms(problem, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
     return SearchSettings(
-        budget=budget_of(project, latency, target_ms, share),
+        budget=budget_of(problem, latency, target_ms, share),
         min_accuracy=config.min_accuracy,
         population=config.population,
         generations=config.generations,
         mutation=config.mutation,
         measured=config.measured,
-        seed=project.config.seed,
+        seed=problem.config.seed,
         fitness=config.fitness,
         latency_exponent=config.latency_exponent,
         inside_exponent=config.inside_exponent,
         over_budget=config.over_budget,
         pareto=config.pareto,
-        by_loss=by_loss_of(project),
+        by_loss=by_loss_of(problem),
         exchange=config.exchange,
     )
 
 
 def budget_of(
-    project: Project, latency: LatencyModel, target_ms: float | None, share: float | None
+    problem: Problem, latency: LatencyModel, target_ms: float | None, share: float | None
 ) -> Budget:
     """A budget in ms, or of a share of the original's latency, with the configured margin and bounds."""
-    margin = project.config.search.margin
+    margin = problem.config.search.margin
     if margin is None:
         margin = min(latency.noise, NOISY if share is None else SHARE_MARGIN)
-    wider = project.space.original() != project.space.largest()
-    return Budget(target_ms, share, margin, bounds_of(project), wider)
+    wider = problem.space.original() != problem.space.largest()
+    return Budget(target_ms, share, margin, bounds_of(problem), wider)
 
 
-def by_loss_of(project: Project) -> float:
+def by_loss_of(problem: Problem) -> float:
     """The part of a loss in a score: less where it is not calibrated, or the metric is not accuracy."""
-    task, data = project.task, project.data
+    task, data = problem.task, problem.data
     _, targets = next(data.batches(data.val.take(torch.arange(1)), 1))
     calibrated = task.by_cross_entropy and are_classes(targets)
     return FITTED.by_loss if calibrated and task.metric is None else FITTED.by_other
 
 
-def budget_ms(project: Project, latency: LatencyModel, own_ms: float | None, share: str) -> float:
+def budget_ms(problem: Problem, latency: LatencyModel, own_ms: float | None, share: str) -> float:
     """A budget in ms: `own_ms`, or where that is None the share of the full network's latency, as "60%"."""
     if own_ms is not None:
         return own_ms
-    full = latency(project.space.original())
+    full = latency(problem.space.original())
     if not runs(full):
         raise BudgetError(
             "the full network holds a layer that the runtime cannot run, so there is no share of its "
@@ -105,27 +105,27 @@ def share_of(search: SearchConfig) -> float | None:
     return latency_share(search.latency or DEFAULT_SHARE)
 
 
-def bounds_of(project: Project) -> tuple[Bound, ...]:
+def bounds_of(problem: Problem) -> tuple[Bound, ...]:
     """The configured bounds beside the budget."""
-    config, space, found = project.config.search, project.space, []
+    config, space, found = problem.config.search, problem.space, []
     if config.max_params is not None:
         found.append(Bound("max_params", "parameters", parameters(space), config.max_params))
     if config.max_macs is not None:
         found.append(Bound("max_macs", "multiply-accumulates", multiply_accumulates(space), config.max_macs))
     if config.max_size_mb is not None:
-        name = f"megabytes of weights at {project.profile.precision}"
+        name = f"megabytes of weights at {problem.profile.precision}"
         limit = config.max_size_mb * MEGABYTE
-        found.append(Bound("max_size_mb", name, weight_bytes(project.graph), limit, MEGABYTE))
+        found.append(Bound("max_size_mb", name, weight_bytes(problem.graph), limit, MEGABYTE))
     return tuple(found)
 
 
-def priors_of(project: Project, run: Run, settings: SearchSettings) -> tuple[Prior, ...]:
+def priors_of(problem: Problem, run: Run, settings: SearchSettings) -> tuple[Prior, ...]:
     """What the first generation is drawn from: for a front, distributions for several budgets."""
-    latency, choices, bounds = project.latency_model(), project.choices, settings.budget.bounds
-    lowest = latency(fastest(project.space, latency, bounds))
+    latency, choices, bounds = problem.table.latency_model(), problem.choices, settings.budget.bounds
+    lowest = latency(fastest(problem.space, latency, bounds))
     budgets: list[float | None] = [settings.budget.target_ms]
     if settings.pareto:
-        highest = max(lowest, min(latency(project.space.largest()), FAILED_MS))
+        highest = max(lowest, min(latency(problem.space.largest()), FAILED_MS))
         budgets = [*np.geomspace(lowest, highest, BUDGETS + 1)[1:].tolist()]
     if (budgets == [None] and not bounds) or not runs(lowest):
         return ()
@@ -137,25 +137,25 @@ def priors_of(project: Project, run: Run, settings: SearchSettings) -> tuple[Pri
     )
 
 
-def scoring(project: Project, supernets: Sequence[Mapping[str, Tensor]], *, shared: bool = True) -> Scorer:
+def scoring(problem: Problem, supernets: Sequence[Mapping[str, Tensor]], *, shared: bool = True) -> Scorer:
     """How widths are scored in trained supernets, each given by its tensors; where supernets are trained.
 
     With `shared`, the sides of one supernet share the images out.
     """
-    config = project.config
+    config = problem.config
     recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
     return Scorer(
-        project.model,
-        project.space,
+        problem.model,
+        problem.space,
         [to_device(state, recipe.device) for state in supernets],
-        project.data,
+        problem.data,
         config.search.recalibration_images,
-        project.task,
+        problem.task,
         amp=recipe.amp,
         shared=shared,
     )
 
 
-def measuring(project: Project) -> MeasureOf:
+def measuring(problem: Problem) -> MeasureOf:
     """How whole networks are measured on the device."""
-    return lambda widths: measure_network(project.graph.variant(widths), project.profile, 0.5)
+    return lambda widths: measure_network(problem.graph.variant(widths), problem.profile, 0.5)

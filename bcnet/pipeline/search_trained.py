@@ -73,7 +73,7 @@ class Proposals:
             limits = Limits(self.scores.space, self.latency, limit_ms, self.bounds)
             return [self.pruned.within(limits).widths]
         scores = self.scores
-        problem = AllocationProblem(
+        asked = AllocationProblem(
             scores.space,
             self.latency,
             limit_ms,
@@ -83,9 +83,9 @@ class Proposals:
             scores.loss_of,
             scores.dropped,
             scores.importance_of,
-            settings_for(method, scores.project.config.search),
+            settings_for(method, scores.problem.config.search),
         )
-        return list(called(method, problem, lambda found: [self._choices(own) for own in found]))
+        return list(called(method, asked, lambda found: [self._choices(own) for own in found]))
 
     def _choices(self, widths: Iterable[int]) -> Widths:
         """Widths that a method proposes. Raises ValueError where one is not among its group's choices."""
@@ -182,7 +182,7 @@ def finalists(proposals: Proposals, measured: Measured, count: int, tuning: Tuni
 
 def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
     """The finalist of the lowest validation loss after `search.trial_epochs` of fine-tuning."""
-    scores, search = proposals.scores, proposals.scores.project.config.search
+    scores, search = proposals.scores, proposals.scores.problem.config.search
     epochs = search.trial_epochs
     if len(measured.inside) < 2:
         return measured.inside[0]

@@ -18,7 +18,7 @@ from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.original import trained_network, trained_state
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
@@ -59,14 +59,14 @@ class Asked:
     """
 
     run: Run
-    project: Project
+    problem: Problem
     inputs: Mapping[str, str]
     weights: Sequence[Mapping[str, Tensor]]
 
     @cached_property
     def settings(self) -> SearchSettings:
         """The configured ones; where nothing is measured, a share is that of the predicted latency."""
-        found = settings_of(self.project)
+        found = settings_of(self.problem)
         return replace(found, budget=replace(found.budget, share=None)) if self.not_measured else found
 
     @property
@@ -77,22 +77,22 @@ class Asked:
     @cached_property
     def latency(self) -> LatencyModel:
         """The table's predictions."""
-        return self.project.latency_model()
+        return self.problem.table.latency_model()
 
     @cached_property
     def not_measured(self) -> str:
         """Why no network is measured on the device; empty where they are."""
-        return self.project.not_measured(self.latency) or ""
+        return self.problem.table.not_measured(self.latency) or ""
 
     @property
     def measure_of(self) -> MeasureOf | None:
         """How whole networks are measured, where they are."""
-        return None if self.not_measured else measuring(self.project)
+        return None if self.not_measured else measuring(self.problem)
 
     @property
     def methods(self) -> tuple[Method, ...]:
         """Those that propose networks; none: an evolution finds them."""
-        return allocations(self.project)
+        return allocations(self.problem)
 
     @property
     def trains(self) -> Method | None:
@@ -123,22 +123,22 @@ class Found:
     passes_of_all: int = 0
 
 
-def weights_for(run: Run, project: Project) -> Sequence[Mapping[str, Tensor]]:
+def weights_for(run: Run, problem: Problem) -> Sequence[Mapping[str, Tensor]]:
     """The tensors by which widths are scored. Raises ArtifactError where they are missing or were changed."""
-    if on_trained_network(project):
-        return (trained_state(run, project),)
-    return trained_supernets(run, project)
+    if on_trained_network(problem):
+        return (trained_state(run, problem),)
+    return trained_supernets(run, problem)
 
 
 def find(asked: Asked) -> Found:
-    """The best widths, on the way that the project takes. Continues a search that was stopped."""
-    if not on_trained_network(asked.project):
-        result, files = _evolved(asked, scoring(asked.project, asked.weights), priors=True)
+    """The best widths, on the way that the problem takes. Continues a search that was stopped."""
+    if not on_trained_network(asked.problem):
+        result, files = _evolved(asked, scoring(asked.problem, asked.weights), priors=True)
         return Found(result, files)
-    network = with_state(asked.project.model, asked.project.space.without_extra(), asked.weights[0])
-    importances = importances_of(asked.run, asked.project, network)
+    network = with_state(asked.problem.model, asked.problem.space.without_extra(), asked.weights[0])
+    importances = importances_of(asked.run, asked.problem, network)
     path = asked.stage.path(SCORES)
-    scores = TrainedScores(asked.project, asked.weights[0], path, asked.inputs, importances)
+    scores = TrainedScores(asked.problem, asked.weights[0], path, asked.inputs, importances)
     if asked.trains is None:  # which scores its own weights
         scores.choose_criterion(_typical(asked, scores))
     if asked.methods:
@@ -151,15 +151,15 @@ def _evolved(
     asked: Asked, score_of: Callable[[Widths], Score], *, priors: bool
 ) -> tuple[SearchResult, tuple[Path, ...]]:
     """The evolution's result, and the files of its state; priors are of supernets."""
-    project, settings = asked.project, asked.settings
-    state = SearchState(asked.stage, asked.inputs, project.space)
-    announce("searching", _seconds(project, score_of, settings))
+    problem, settings = asked.problem, asked.settings
+    state = SearchState(asked.stage, asked.inputs, problem.space)
+    announce("searching", _seconds(problem, score_of, settings))
     result = search(
-        project.space,
+        problem.space,
         asked.latency,
         score_of,
         settings,
-        priors=priors_of(project, asked.run, settings) if priors else (),
+        priors=priors_of(problem, asked.run, settings) if priors else (),
         measure_of=asked.measure_of,
         resume=state.candidates,
         on_generation=state.keep,
@@ -167,9 +167,9 @@ def _evolved(
     return result, tuple(state.files)
 
 
-def _seconds(project: Project, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:
+def _seconds(problem: Problem, score_of: Callable[[Widths], Score], settings: SearchSettings) -> float:
     start = time.perf_counter()
-    score_of(project.space.uniform(0.6))
+    score_of(problem.space.uniform(0.6))
     return (time.perf_counter() - start) * settings.population * (settings.generations + 1)
 
 
@@ -189,12 +189,12 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
 
     The best few are fine-tuned briefly before one wins: losses of cut networks order them only roughly.
     """
-    settings, project, search = asked.settings, asked.project, asked.project.config.search
+    settings, problem, search = asked.settings, asked.problem, asked.problem.config.search
     target_ms = asked.budget.target_ms
     assert target_ms is not None
     pruned = None
-    if asked.trains and (network := trained_network(asked.run, project)) is not None:
-        pruned = PrunedNetworks(asked.trains, project, network, asked.stage.folder, asked.inputs)
+    if asked.trains and (network := trained_network(asked.run, problem)) is not None:
+        pruned = PrunedNetworks(asked.trains, problem, network, asked.stage.folder, asked.inputs)
     proposals = Proposals(asked.methods, scores, asked.latency, asked.budget.bounds, pruned)
     if asked.measure_of is None:
         found = proposals.propose(target_ms, 0)
@@ -205,9 +205,9 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         measured = best_measured(proposals, asked.budget, original, asked.measure_of, settings.measured)
         winner = measured.inside[0]
         report_losses(proposals)
-        if search.trials and not project.config.slice.from_scratch:
+        if search.trials and not problem.config.slice.from_scratch:
             own = proposals.pruned.found if proposals.pruned else {}
-            tuning = Tuning.of(asked.run, project, scores.importances, own)
+            tuning = Tuning.of(asked.run, problem, scores.importances, own)
             winner = tried(proposals, measured, tuning)
         report_winner(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)

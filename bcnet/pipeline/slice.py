@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from bcnet.config import Config
 from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
@@ -25,7 +24,7 @@ from bcnet.pipeline.finished import Chosen, searched
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
@@ -103,55 +102,55 @@ def slice(
     return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes)
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
-    project = load_project(config)
-    supernet = run.stage("train").require(project.inputs())
+    config = problem.config
+    supernet = run.stage("train").require(problem.inputs())
     return {
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest(
-            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(project)]
+            [config.slice.model_dump(exclude_none=True), fine_tuning_digest(config), teacher_digest(problem)]
         ),
         "metric": metric_digest(config),
     }
 
 
 @alone_in("slice")
-def run(run: Run, config: Config, chosen: Chosen | None = None) -> SliceSummary:
+def run(run: Run, problem: Problem, chosen: Chosen | None = None) -> SliceSummary:
     """Cut, fine-tune, save.
 
     `chosen` is sliced in place of the search's winner, and is what later stages hold the network to.
     """
     from safetensors.torch import save
 
-    project = load_project(config)
-    stage, inputs = run.stage("slice"), stage_inputs(run, config)
-    supernets, trained = weights_of(run, project)
-    chosen = chosen or searched(run, project)
+    config = problem.config
+    stage, inputs = run.stage("slice"), stage_inputs(run, problem)
+    supernets, trained = weights_of(run, problem)
+    chosen = chosen or searched(run, problem)
     widths, images = chosen.widths, config.search.recalibration_images
-    epochs, rate, scratch = config.slice.epochs, fine_tuning_rate(project), None
+    epochs, rate, scratch = config.slice.epochs, fine_tuning_rate(problem), None
     if config.slice.from_scratch:
-        if not project.fresh.from_scratch:
+        if not problem.fresh.from_scratch:
             raise ModelError(
-                f"slice.from_scratch: {project.fresh.note}; add that method, or fine-tune the winner"
+                f"slice.from_scratch: {problem.fresh.note}; add that method, or fine-tune the winner"
             )
-        rate, scratch = config.train.learning_rate, project.fresh_model()
+        rate, scratch = config.train.learning_rate, problem.fresh_model()
     recipe = Recipe.of(config, epochs, rate)
     with working("trying torch.export on the cut network"):  # now, and not after hours of fine-tuning
-        program_bytes(cut(project.model, project.space, widths), project.data.example(2))
+        program_bytes(cut(problem.model, problem.space, widths), problem.data.example(2))
     announce_replacement(run, config, "slice")
-    probe = cut(project.model, project.space, widths)
-    objective = objective_for(project, trained_network(run, project), probe, recipe) if epochs else None
+    probe = cut(problem.model, problem.space, widths)
+    objective = objective_for(problem, trained_network(run, problem), probe, recipe) if epochs else None
     what = "fine-tuning, with distillation" if objective else "fine-tuning"
-    announce(what, seconds_to_fit(probe, project.data, recipe, objective))
+    announce(what, seconds_to_fit(probe, problem.data, recipe, objective))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
     result = slice(
-        project.model,
-        project.space,
+        problem.model,
+        problem.space,
         supernets,
         widths,
-        project.data,
+        problem.data,
         recipe,
         images=images,
         trained=trained,
@@ -160,8 +159,8 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> SliceSummary:
         checkpoint=checkpoint,
     )
     tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
-    described = preprocessing(result.model, project.data, None)
-    groups = {g.name: width for g, width in zip(project.space.groups, widths, strict=True)}
+    described = preprocessing(result.model, problem.data, None)
+    groups = {g.name: width for g, width in zip(problem.space.groups, widths, strict=True)}
     summary = SliceSummary(
         folder=str(stage.folder),
         metric=config.task.metric,
@@ -178,13 +177,13 @@ def run(run: Run, config: Config, chosen: Chosen | None = None) -> SliceSummary:
         distilled=objective is not None,
         test_accuracy_before=round(result.accuracy_before, 6),
         test_accuracy_after=round(result.accuracy_after, 6),
-        params=project.space.params(widths),
-        macs=project.space.macs(widths),
+        params=problem.space.params(widths),
+        macs=problem.space.macs(widths),
     )
     came_from = summary.model_dump(include={"inherited", "supernet", "side"})
     files = {
         "model.safetensors": save(tensors, {KEY: described}),
-        "model.pt2": program_bytes(result.model, project.data.example(2), {KEY: described}),
+        "model.pt2": program_bytes(result.model, problem.data.example(2), {KEY: described}),
         "widths.json": json_bytes({"widths": groups, **came_from}),
         summary.FILE: json_bytes(summary.to_json()),
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
 from bcnet.space.importance import channel_order
 from bcnet.space.subnet import State
@@ -15,34 +15,34 @@ from bcnet.width_search.inherit import Original, inherited
 from bcnet.width_search.scorer import loss_of
 
 
-def first_state(project: Project, model: nn.Module, recipe: Recipe) -> State:
+def first_state(problem: Problem, model: nn.Module, recipe: Recipe) -> State:
     """The tensors of `model`, ordered as `train.channel_order` says; trained ones by the best criterion."""
-    space, by = project.space, project.config.train.channel_order
-    measured = order_is_measured(project)
+    space, by = problem.space, problem.config.train.channel_order
+    measured = order_is_measured(problem)
     if by == "as-is" and not measured:
         return supernet_state(model, space, recipe.seed)
     kept = [group.name for group in space.groups if group.ordered]
     if kept:
         say(f"channels keep their order in {', '.join(kept)}: a layer depends on their positions")
     if measured or by == "as-is":
-        importance = best_importance(project, model, recipe)
+        importance = best_importance(problem, model, recipe)
     else:
-        importance = measured_importances(model, space, project.data, recipe, (by,))[by]
+        importance = measured_importances(model, space, problem.data, recipe, (by,))[by]
     return supernet_state(model, space, recipe.seed, order=channel_order(space, importance), copies=True)
 
 
-def order_is_measured(project: Project) -> bool:
+def order_is_measured(problem: Problem) -> bool:
     """Whether the criterion that orders channels is chosen by measuring: of trained weights, unless named."""
-    named = "channel_order" in project.config.train.model_fields_set
-    return not named and project.trained and not project.untrained_layers
+    named = "channel_order" in problem.config.train.model_fields_set
+    return not named and problem.trained and not problem.untrained_layers
 
 
-def best_importance(project: Project, model: nn.Module, recipe: Recipe) -> Sequence[Tensor]:
+def best_importance(problem: Problem, model: nn.Module, recipe: Recipe) -> Sequence[Tensor]:
     """The importance of channels (channels,) by the criterion of the lowest loss at half of all widths."""
-    images = project.config.search.recalibration_images
-    original = Original(model, project.space, project.data, recipe, images)
+    images = problem.config.search.recalibration_images
+    original = Original(model, problem.space, problem.data, recipe, images)
     importances = original.importances()
-    found = inherited(original, project.space.uniform(0.5), importances)
+    found = inherited(original, problem.space.uniform(0.5), importances)
     losses = ", ".join(f"{own.source} {loss_of(own.score):.3f}" for own in found)
     say(
         f"paths begin with the most important channels by {found[0].source}, the best of {len(found)} "

@@ -1,4 +1,4 @@
-"""Whose outputs a small network learns from. In: a project. Out: its distillation, or None.
+"""Whose outputs a small network learns from. In: a problem. Out: its distillation, or None.
 
 `slice.teacher` names the teacher: the original network, a function of the user's own, or none.
 """
@@ -9,7 +9,7 @@ from torch import nn
 
 from bcnet.errors import FOREIGN, ConfigError, TrainingError, one_line
 from bcnet.pipeline.original import given_network
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
 from bcnet.runs import digest
 from bcnet.space.extract import tensors_of, with_state
@@ -20,18 +20,18 @@ from bcnet.user_code import code_of, import_function
 AUTO, ORIGINAL, NONE = "auto", "original", "none"
 
 
-def teacher_digest(project: Project) -> str:
-    """A hash of the teacher's name and code; the original network's weights are in the project's digests."""
-    named = project.config.slice.teacher
+def teacher_digest(problem: Problem) -> str:
+    """A hash of the teacher's name and code; the original network's weights are in the problem's digests."""
+    named = problem.config.slice.teacher
     return digest([named, code_of(import_function(named, ConfigError)) if ":" in named else ""])
 
 
-def distillation(project: Project, original: nn.Module | None) -> Distillation | None:
+def distillation(problem: Problem, original: nn.Module | None) -> Distillation | None:
     """The configured distillation; `original` is the trained network, where there is one.
 
     Raises ConfigError where its teacher is not there.
     """
-    config = project.config.slice
+    config = problem.config.slice
     named = config.teacher
     if named == NONE or (named == AUTO and (original is None or config.from_scratch)):
         return None
@@ -54,55 +54,55 @@ def distillation(project: Project, original: nn.Module | None) -> Distillation |
         config.teacher_weight,
         config.teacher_features,
         config.teacher_feature_weight,
-        teacher_digest(project),
+        teacher_digest(problem),
     )
 
 
 def objective_for(
-    project: Project, original: nn.Module | None, student: nn.Module, recipe: Recipe
+    problem: Problem, original: nn.Module | None, student: nn.Module, recipe: Recipe
 ) -> Objective | None:
     """The loss that a small network is trained with; None for the task's own.
 
     Where nobody asked for the teacher, one that does not fit is reported and left out.
     """
-    found = distillation(project, original)
-    return _fitting(found, project, student, recipe, asked=project.config.slice.teacher != AUTO)
+    found = distillation(problem, original)
+    return _fitting(found, problem, student, recipe, asked=problem.config.slice.teacher != AUTO)
 
 
-def teaches_supernet(project: Project) -> bool:
+def teaches_supernet(problem: Problem) -> bool:
     """Whether a supernet's paths learn from the given network. Raises ConfigError where they cannot."""
-    named = project.config.train.teacher
-    known = project.trained and not project.untrained_layers
+    named = problem.config.train.teacher
+    known = problem.trained and not problem.untrained_layers
     if named == ORIGINAL and not known:
         raise ConfigError(
             "train.teacher: the original network cannot be the teacher, its weights are not trained: set "
             "model.weights"
         )
-    return named == ORIGINAL or (named == AUTO and known and project.task.train_step is None)
+    return named == ORIGINAL or (named == AUTO and known and problem.task.train_step is None)
 
 
-def supernet_objective(project: Project, recipe: Recipe) -> Objective | None:
+def supernet_objective(problem: Problem, recipe: Recipe) -> Objective | None:
     """The loss of all paths of a supernet of trained weights: distillation from the given network, frozen.
 
     None for the task's own. Temperature and weight are those of fine-tuning.
     """
-    original = given_network(project) if teaches_supernet(project) else None
+    original = given_network(problem) if teaches_supernet(problem) else None
     if original is None:
         return None
-    config, setting = project.config.slice, "train.teacher"
+    config, setting = problem.config.slice, "train.teacher"
     found = Distillation(original, config.teacher_temperature, config.teacher_weight, setting=setting)
-    student = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
-    return _fitting(found, project, student, recipe, asked=project.config.train.teacher != AUTO)
+    student = with_state(problem.model, problem.space.without_extra(), tensors_of(problem.model))
+    return _fitting(found, problem, student, recipe, asked=problem.config.train.teacher != AUTO)
 
 
 def _fitting(
-    found: Distillation | None, project: Project, student: nn.Module, recipe: Recipe, *, asked: bool
+    found: Distillation | None, problem: Problem, student: nn.Module, recipe: Recipe, *, asked: bool
 ) -> Objective | None:
     """The loss of a distillation; None where there is none, or nobody `asked` for one that does not fit."""
     if found is None:
         return None
     try:
-        return found.objective(student, recipe, project.data.example(2))
+        return found.objective(student, recipe, problem.data.example(2))
     except TrainingError as reason:
         if asked:
             raise

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bcnet.config import Config, TaskConfig
+from bcnet.config import TaskConfig
 from bcnet.data.dataset import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.finished import supernet_file
 from bcnet.pipeline.kept import warn_of_verified
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import NetworkSummary, SupernetSummary
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
@@ -138,32 +138,32 @@ def seed_of(number: int, seed: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) if number else seed
 
 
-def stage_inputs(run: Run, config: Config) -> dict[str, str]:
+def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records: a change of any of these makes the supernet stale."""
-    project = load_project(config)
-    if on_trained_network(project):
-        return network_inputs(project)
-    inputs = {**project.inputs(), "training settings": training_digest(config)}
-    if order_is_measured(project):
+    config = problem.config
+    if on_trained_network(problem):
+        return network_inputs(problem)
+    inputs = {**problem.inputs(), "training settings": training_digest(config)}
+    if order_is_measured(problem):
         inputs["channel order"] = "measured"
-    if teaches_supernet(project):
+    if teaches_supernet(problem):
         inputs["teacher"] = f"{config.slice.teacher_temperature} {config.slice.teacher_weight}"
     count = config.train.supernets
     return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
 
 @alone_in("train")
-def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
+def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
     """Train and save the supernets that are not there yet.
 
     What was trained with the same settings is kept: of a killed training all that it had come to, and every
     supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
     """
-    project, count = load_project(config), config.train.supernets
-    if on_trained_network(project):
-        return train_network(run, config, project)
-    recipe = Recipe.of(config, config.train.epochs, first_rate(project))
-    stage, inputs = run.stage("train"), stage_inputs(run, config)
+    config, count = problem.config, problem.config.train.supernets
+    if on_trained_network(problem):
+        return train_network(run, problem)
+    recipe = Recipe.of(config, config.train.epochs, first_rate(problem))
+    stage, inputs = run.stage("train"), stage_inputs(run, problem)
     of_each = {key: value for key, value in inputs.items() if key != "supernets"}
     results = {}
     for number in range(count):
@@ -182,19 +182,19 @@ def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
-            evaluate_network(project.model, project.data, project.data.val, project.task)
+            evaluate_network(problem.model, problem.data, problem.data.val, problem.task)
     objective = None
     if checkpoints:
-        _check_delivery(project)
+        _check_delivery(problem)
         warn_of_verified(run, "train")
         what = "training the supernet" if count == 1 else f"training {count} supernets"
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
-        objective = supernet_objective(project, recipe)
+        objective = supernet_objective(problem, recipe)
         what += ", with distillation" if objective else ""
-        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(config, recipe, objective)
-        say(f"data: {project.data}")
-        if project.trained:
-            report_given(project, recipe.device)
+        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(problem, recipe, objective)
+        say(f"data: {problem.data}")
+        if problem.trained:
+            report_given(problem, recipe.device)
             if config.search.method == "auto":
                 say(
                     'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
@@ -204,7 +204,7 @@ def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
     start = time.perf_counter()
     for number, path in checkpoints.items():
         results[number] = _trained(
-            project,
+            problem,
             number,
             recipe,
             objective,
@@ -212,21 +212,21 @@ def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
             on_epoch=partial(save_checkpoint, path, inputs=of_each),
         )
     seconds = time.perf_counter() - start
-    if checkpoints and project.trained and not project.untrained_layers:
-        _warn_of_loss(project, results[0].state, recipe)
+    if checkpoints and problem.trained and not problem.untrained_layers:
+        _warn_of_loss(problem, results[0].state, recipe)
     used = [results[number] for number in range(count)]
     if checkpoints or stage.outdated(inputs) is not None:
         files = {
             **{supernet_file(number): finished_bytes(own, of_each) for number, own in enumerate(used)},
-            "space.json": project.space.to_json().encode(),
+            "space.json": problem.space.to_json().encode(),
             "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
             "curve.csv": _curves([result.curve for result in used]).encode(),
         }
         stage.finish(inputs, files, _obsolete(stage, count, of_each))
     return SupernetSummary(
         folder=str(stage.folder),
-        method=project.space.method,
-        groups=len(project.space.groups),
+        method=problem.space.method,
+        groups=len(problem.space.groups),
         epochs=recipe.epochs,
         supernets=count,
         final_loss=round(sum(result.curve[-1] for result in used) / count, 5),
@@ -234,35 +234,35 @@ def run(run: Run, config: Config) -> SupernetSummary | NetworkSummary:
     )
 
 
-def report_given(project: Project, device: str) -> None:
+def report_given(problem: Problem, device: str) -> None:
     """Report the given network's metric on the images as they are fed here: wrong statistics lower it.
 
     Where a layer of it is not trained, its metric means nothing and is left out.
     """
-    if project.untrained_layers:
+    if problem.untrained_layers:
         say(
-            f"the network as it was given has untrained layers ({listed(list(project.untrained_layers))}): "
-            f"its {project.config.task.metric} is not comparable, and is left out"
+            f"the network as it was given has untrained layers ({listed(list(problem.untrained_layers))}): "
+            f"its {problem.config.task.metric} is not comparable, and is left out"
         )
         return
-    data = project.data
-    given = cut(project.model, project.space, project.space.original()).to(device)
+    data = problem.data
+    given = cut(problem.model, problem.space, problem.space.original()).to(device)
     with working("evaluating the network as it was given"):
-        reached = evaluate_network(given, data, data.test, project.task).accuracy
-    say_reached(project, "the network as it was given", reached)
+        reached = evaluate_network(given, data, data.test, problem.task).accuracy
+    say_reached(problem, "the network as it was given", reached)
 
 
-def _warn_of_loss(project: Project, state: Mapping[str, Tensor], recipe: Recipe) -> None:
+def _warn_of_loss(problem: Problem, state: Mapping[str, Tensor], recipe: Recipe) -> None:
     """Warn where the supernet's widest path is worse than the given network by more than a point."""
-    data, space, task = project.data, project.space, project.task
+    data, space, task = problem.data, problem.space, problem.task
     if task.metric is not None:
         return  # what a point is of another metric, only its author knows
-    images = project.config.search.recalibration_images
+    images = problem.config.search.recalibration_images
     with working("comparing the supernet's widest path with the given network"):
         by = Validation(data, images, task)
-        supernet = Supernet(project.model, space, state)
+        supernet = Supernet(problem.model, space, state)
         widest = by.score(by.recalibrated(supernet, Subnet.at(space, space.largest()))).accuracy
-        given = evaluate_network(project.given_model(project.config.seed), data, data.val, task).accuracy
+        given = evaluate_network(problem.given_model(problem.config.seed), data, data.val, task).accuracy
     if given - widest > POINT:
         say(
             f"the supernet's widest path reaches {widest:.2%} on the validation images, the given network "
@@ -271,16 +271,16 @@ def _warn_of_loss(project: Project, state: Mapping[str, Tensor], recipe: Recipe)
         )
 
 
-def _check_delivery(project: Project) -> None:
+def _check_delivery(problem: Problem) -> None:
     """Raises ModelError if the trained network could not be exported: now, and not after the training."""
     with working("checking the export of the narrowest network"):
-        reason = project.not_deliverable()
+        reason = problem.not_deliverable()
     if reason is not None:
         raise ModelError(f"not trained, because the result could not be exported or run: {reason}")
 
 
 def _trained(
-    project: Project,
+    problem: Problem,
     number: int,
     recipe: Recipe,
     objective: Objective | None,
@@ -288,18 +288,18 @@ def _trained(
     on_epoch: Callable[[Checkpoint], None],
 ) -> TrainResult:
     """The run's supernet `number`, from 0, trained as the configuration says."""
-    train_config = project.config.train
+    train_config = problem.config.train
     own = replace(recipe, seed=seed_of(number, recipe.seed))
     return train(
-        project.model,
-        project.space,
-        project.data,
+        problem.model,
+        problem.space,
+        problem.data,
         own,
         complementary=train_config.complementary,
         plan=STEPS[train_config.step],
         draws=train_config.draws,
         cuda_graph=train_config.cuda_graph,
-        state=first_state(project, project.given_model(own.seed) if number else project.model, own),
+        state=first_state(problem, problem.given_model(own.seed) if number else problem.model, own),
         objective=objective,
         resume=resume,
         on_epoch=on_epoch,
@@ -325,23 +325,23 @@ def _curves(curves: Sequence[Sequence[float]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _seconds_an_epoch(config: Config, recipe: Recipe, objective: Objective | None) -> float:
+def _seconds_an_epoch(problem: Problem, recipe: Recipe, objective: Objective | None) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
-    project = load_project(config)
-    state = supernet_state(project.model, project.space)
-    supernet = trainable(Supernet(project.model, project.space, state), recipe.device)
-    drawn = [project.space.uniform(0.55)] * config.train.draws
-    plan = replace(STEPS[config.train.step], **({"distilled": False} if objective else {}))
-    model = project.model.to(recipe.device)
+    train = problem.config.train
+    state = supernet_state(problem.model, problem.space)
+    supernet = trainable(Supernet(problem.model, problem.space, state), recipe.device)
+    drawn = [problem.space.uniform(0.55)] * train.draws
+    plan = replace(STEPS[train.step], **({"distilled": False} if objective else {}))
+    model = problem.model.to(recipe.device)
     model.train()
     paths = SlicedPaths(supernet, recipe, objective)
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
         return torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan)).mean()
 
-    seconds = seconds_a_step(step, project.data, recipe)
+    seconds = seconds_a_step(step, problem.data, recipe)
     model.cpu().eval()
-    return seconds * steps_an_epoch(project.data, recipe)
+    return seconds * steps_an_epoch(problem.data, recipe)
 
 
 def _checkpoint_file(number: int) -> str:

@@ -1,6 +1,6 @@
 """Stage 1 without a supernet: the network itself, trained as far as its weights are not.
 
-In: a project. Out: `train/original.safetensors`, from which widths are found, weights inherited and small
+In: a problem. Out: `train/original.safetensors`, from which widths are found, weights inherited and small
 networks distilled. Given weights are taken as they are; a network with a new head, or without weights, is
 trained first.
 """
@@ -9,13 +9,12 @@ import time
 
 from torch import nn
 
-from bcnet.config import Config
 from bcnet.models.weights import listed
 from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.inherit import check_inheritance
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.original import ORIGINAL_FILE, is_given
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import NetworkSummary
 from bcnet.pipeline.teacher import objective_for
 from bcnet.progress import announce, say, working
@@ -33,69 +32,69 @@ KNOWN = 0.1  # by which the accuracy on images of the training exceeds that on o
 FINE_TUNING_RATE = 0.01  # of a network whose weights are trained, unless train.learning_rate is given
 
 
-def network_inputs(project: Project) -> dict[str, str]:
+def network_inputs(problem: Problem) -> dict[str, str]:
     """What this stage's manifest records in place of a supernet's training settings."""
-    given = "given" if is_given(project) else training_digest(project.config)
-    return {**project.inputs(), "network": given}
+    given = "given" if is_given(problem) else training_digest(problem.config)
+    return {**problem.inputs(), "network": given}
 
 
-def train_network(run: Run, config: Config, project: Project) -> NetworkSummary:
+def train_network(run: Run, problem: Problem) -> NetworkSummary:
     """Train the network itself, if it has to be, and save it."""
-    stage, inputs = run.stage("train"), network_inputs(project)
-    given = is_given(project)
-    model = with_state(project.model, project.space.without_extra(), tensors_of(project.model))
-    recipe = Recipe.of(config, config.train.epochs, first_rate(project))
+    config, stage, inputs = problem.config, run.stage("train"), network_inputs(problem)
+    given = is_given(problem)
+    model = with_state(problem.model, problem.space.without_extra(), tensors_of(problem.model))
+    recipe = Recipe.of(config, config.train.epochs, first_rate(problem))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), inputs)
-    say(f"data: {project.data}")
-    _check_later_stages(project, model)
+    say(f"data: {problem.data}")
+    _check_later_stages(problem, model)
     warn_of_verified(run, "train")
     start = time.perf_counter()
     if given:
         say("the network's weights are given: they are evaluated and kept, nothing has to be trained")
     else:
-        why = "it has no trained weights" if project.narrow is None else "it is wider than the given one"
-        if project.untrained_layers:
-            why = f"its layers {listed(list(project.untrained_layers))} are new"
+        why = "it has no trained weights" if problem.narrow is None else "it is wider than the given one"
+        if problem.untrained_layers:
+            why = f"its layers {listed(list(problem.untrained_layers))} are new"
         say(f"the network itself is trained first, because {why}")
-        announce("training the network", seconds_to_fit(model, project.data, recipe))
-        fit_resumably(model, project.data, recipe, "training the network", checkpoint)
+        announce("training the network", seconds_to_fit(model, problem.data, recipe))
+        fit_resumably(model, problem.data, recipe, "training the network", checkpoint)
     with working("evaluating the network on the test images"):
-        reached = evaluate_network(model.eval(), project.data, project.data.test, project.task).accuracy
-    say_reached(project, "the network as it was given" if given else "the trained network", reached)
+        reached = evaluate_network(model.eval(), problem.data, problem.data.test, problem.task).accuracy
+    say_reached(problem, "the network as it was given" if given else "the trained network", reached)
     if given:
-        _warn_of_known_images(project, model, reached)
+        _warn_of_known_images(problem, model, reached)
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors_of(model).items()}
     files = {
         ORIGINAL_FILE: seal_tensors(tensors, {"inputs": inputs}),
-        "space.json": project.space.to_json().encode(),
+        "space.json": problem.space.to_json().encode(),
     }
     stage.finish(inputs, files, [checkpoint.path])
     return NetworkSummary(
         folder=str(stage.folder),
         network="given" if given else "trained",
         metric=config.task.metric,
-        groups=len(project.space.groups),
+        groups=len(problem.space.groups),
         epochs=0 if given else recipe.epochs,
         test_accuracy=round(reached, 6),
         seconds=round(time.perf_counter() - start, 1),
     )
 
 
-def _check_later_stages(project: Project, model: nn.Module) -> None:
+def _check_later_stages(problem: Problem, model: nn.Module) -> None:
     """Raises now what fine-tuning would find wrong with its settings after a search."""
-    check_inheritance(project)
-    smallest = cut(project.model, project.space, project.space.smallest())
-    recipe = Recipe.of(project.config, epochs=1, learning_rate=1.0)
+    check_inheritance(problem)
+    smallest = cut(problem.model, problem.space, problem.space.smallest())
+    recipe = Recipe.of(problem.config, epochs=1, learning_rate=1.0)
     with working("trying the teacher"):
-        objective_for(project, model, smallest, recipe)
+        objective_for(problem, model, smallest, recipe)
 
 
-def _warn_of_known_images(project: Project, model: nn.Module, reached: float) -> None:
+def _warn_of_known_images(problem: Problem, model: nn.Module, reached: float) -> None:
     """Warn where the network was probably trained on the images by which candidates are compared."""
-    if project.config.task.metric != "accuracy":
+    if problem.config.task.metric != "accuracy":
         return
     with working("evaluating the network on the validation images"):
-        held_out = evaluate_network(model, project.data, project.data.val, project.task).accuracy
+        held_out = evaluate_network(model, problem.data, problem.data.val, problem.task).accuracy
     if held_out - reached > KNOWN:
         say(
             f"it reaches {held_out:.2%} on the validation images: it was probably trained on them, so that "
@@ -104,13 +103,13 @@ def _warn_of_known_images(project: Project, model: nn.Module, reached: float) ->
         )
 
 
-def say_reached(project: Project, network: str, reached: float) -> None:
+def say_reached(problem: Problem, network: str, reached: float) -> None:
     """Report a network's metric on the images as they are fed here: wrong statistics lower it."""
-    metric, data = project.config.task.metric, project.data
+    metric, data = problem.config.task.metric, problem.data
     value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
     wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
     say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
-    interval = accuracy_interval(project, reached)
+    interval = accuracy_interval(problem, reached)
     if interval is not None and data.classes and interval[0] <= 1 / len(data.classes):
         say(
             f"this is no better than guessing among {len(data.classes)} classes (95 % interval "
@@ -119,9 +118,9 @@ def say_reached(project: Project, network: str, reached: float) -> None:
         )
 
 
-def first_rate(project: Project) -> float:
+def first_rate(problem: Problem) -> float:
     """The first stage's learning rate: trained weights want a lower one than fresh weights."""
-    train = project.config.train
-    if project.trained and "learning_rate" not in train.model_fields_set:
+    train = problem.config.train
+    if problem.trained and "learning_rate" not in train.model_fields_set:
         return FINE_TUNING_RATE
     return train.learning_rate

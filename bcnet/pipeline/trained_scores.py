@@ -18,7 +18,7 @@ from bcnet.allocation.loss_tables import loss_tables
 from bcnet.allocation.utilisation import ChannelDropout, utilisation
 from bcnet.data.splits import Items, Split
 from bcnet.errors import ArtifactError
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.plain import loss_text
 from bcnet.progress import say
 from bcnet.sealed import SealedLines
@@ -52,7 +52,7 @@ class TrainedScores:
 
     def __init__(
         self,
-        project: Project,
+        problem: Problem,
         tensors: Mapping[str, Tensor],
         path: Path | None = None,
         inputs: Mapping[str, str] | None = None,
@@ -62,9 +62,9 @@ class TrainedScores:
 
         `importances` are measured on first use unless given.
         """
-        config = project.config
-        self.project, self.tensors = project, dict(tensors)
-        self.space = single_sided(project.space)
+        config = problem.config
+        self.problem, self.tensors = problem, dict(tensors)
+        self.space = single_sided(problem.space)
         self.recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
         self.criterion: Criterion = "l1"
         if importances is not None:
@@ -81,18 +81,18 @@ class TrainedScores:
     @cached_property
     def importances(self) -> Importances:
         """By each criterion, for each group (channels,): one pass over a few batches."""
-        model = with_state(self.project.model, self.space, self.tensors)
-        return measured_importances(model, self.space, self.project.data, self.recipe, CRITERIA)
+        model = with_state(self.problem.model, self.space, self.tensors)
+        return measured_importances(model, self.space, self.problem.data, self.recipe, CRITERIA)
 
     @cached_property
     def importance_of(self) -> IterativeImportance:
         """The importance of channels when others have been removed."""
-        whole = Supernet(self.project.model, self.space, self.tensors)
-        return IterativeImportance(whole, self.project.data, self.recipe)
+        whole = Supernet(self.problem.model, self.space, self.tensors)
+        return IterativeImportance(whole, self.problem.data, self.recipe)
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network, on all validation images."""
-        return self.score(widths, len(self.project.data.val))
+        return self.score(widths, len(self.problem.data.val))
 
     def score(self, widths: Widths, images: int) -> Score:
         """The score on so many of the validation images, evenly spaced: the same ones for every network."""
@@ -111,14 +111,14 @@ class TrainedScores:
     def _scorer(self, images: int) -> Scorer:
         key = self.criterion, images
         if key not in self._scorers:
-            project, device = self.project, self.recipe.device
+            problem, device = self.problem, self.recipe.device
             self._scorers[key] = Scorer(
-                project.model,
+                problem.model,
                 self.space,
                 [to_device(self._ordered(), device)],
-                replace(project.data, val=self._some(images)),
-                project.config.search.recalibration_images,
-                project.task,
+                replace(problem.data, val=self._some(images)),
+                problem.config.search.recalibration_images,
+                problem.task,
                 amp=self.recipe.amp,
             )
         return self._scorers[key]
@@ -131,7 +131,7 @@ class TrainedScores:
 
     def _some(self, images: int) -> Split | Items:
         """So many of the validation images, evenly spaced."""
-        val = self.project.data.val
+        val = self.problem.data.val
         return val.take(torch.linspace(0, len(val) - 1, min(images, len(val))).long())
 
     def loss_of(self, widths: Widths) -> float:
@@ -140,9 +140,9 @@ class TrainedScores:
 
     def dropped(self, widths: Widths, rates: np.ndarray) -> np.ndarray:
         """The rise of that loss (groups,) with channels of each group alone dropped at its rate (groups,)."""
-        project, model, space = self.project, self.project.model, self.space
-        dropout, images = ChannelDropout(model, space, widths), project.config.search.recalibration_images
-        by = Validation(replace(project.data, val=self._some(self._few)), images, project.task)
+        problem, model, space = self.problem, self.problem.model, self.space
+        dropout, images = ChannelDropout(model, space, widths), problem.config.search.recalibration_images
+        by = Validation(replace(problem.data, val=self._some(self._few)), images, problem.task)
 
         @cache
         def network() -> NarrowNetwork:
@@ -163,7 +163,7 @@ class TrainedScores:
 
     @property
     def _few(self) -> int:
-        return min(TABLE_IMAGES, len(self.project.data.val))
+        return min(TABLE_IMAGES, len(self.problem.data.val))
 
     def choose_criterion(self, widths: Widths) -> None:
         """Order channels by the criterion that keeps these widths' loss lowest."""

@@ -14,7 +14,7 @@ from bcnet.data.dataset import ImageData, KeptBatches
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.inherit import Source, Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
@@ -39,9 +39,9 @@ from bcnet.width_search.scorer import (
 )
 
 
-def inherits(project: Project) -> bool:
+def inherits(problem: Problem) -> bool:
     """Whether the small network's weights come from the trained network alone."""
-    return on_trained_network(project) and not project.config.slice.from_scratch
+    return on_trained_network(problem) and not problem.config.slice.from_scratch
 
 
 def passes_of(run: Run) -> int:
@@ -54,7 +54,7 @@ def passes_of(run: Run) -> int:
 class Tuning:
     """How small networks of a run begin, and what they learn from."""
 
-    project: Project
+    problem: Problem
     network: nn.Module | None
     trained: Trained | None
     _begins: dict[Widths, Source] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Tuning:
     def of(
         cls,
         run: Run,
-        project: Project,
+        problem: Problem,
         importances: Importances | None = None,
         pruned: Mapping[Widths, PrunedNetwork] | None = None,
     ) -> "Tuning":
@@ -71,16 +71,16 @@ class Tuning:
 
         `pruned` are networks with weights of their own; those of the finished search if not given.
         """
-        network = trained_network(run, project)
-        pruned = pruned_by_search(run, project) if pruned is None else pruned
-        importances = importances or kept_importances(run, project)
-        return cls(project, network, trained_for(project, network, importances, pruned))
+        network = trained_network(run, problem)
+        pruned = pruned_by_search(run, problem) if pruned is None else pruned
+        importances = importances or kept_importances(run, problem)
+        return cls(problem, network, trained_for(problem, network, importances, pruned))
 
     def begins(self, widths: Widths) -> Source:
         """What the network of these widths begins with: the best of all sources. Found once."""
         if widths not in self._begins:
-            project, images = self.project, self.project.config.search.recalibration_images
-            by = Validation(project.data, images, project.task)
+            problem, images = self.problem, self.problem.config.search.recalibration_images
+            by = Validation(problem.data, images, problem.task)
             self._begins[widths] = ranked_sources((), widths, self.trained, by)[0]
         return self._begins[widths]
 
@@ -88,21 +88,21 @@ class Tuning:
         self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None
     ) -> nn.Module:
         """The network of these widths, fine-tuned for so many epochs, in eval mode on the CPU."""
-        project, config = self.project, self.project.config
-        recipe = Recipe.of(config, epochs, fine_tuning_rate(project))
-        data, images = project.data, config.search.recalibration_images
-        small = with_state(project.model, project.space, self.begins(widths).state)
+        problem, config = self.problem, self.problem.config
+        recipe = Recipe.of(config, epochs, fine_tuning_rate(problem))
+        data, images = problem.data, config.search.recalibration_images
+        small = with_state(problem.model, problem.space, self.begins(widths).state)
         if not epochs:
             return small.eval()
         begun = copy.deepcopy(small)
-        objective = objective_for(project, self.network, small, recipe)
+        objective = objective_for(problem, self.network, small, recipe)
         announce(what, seconds_to_fit(small, data, recipe, objective))
         fit_resumably(small, data, recipe, what, checkpoint, objective)
         return settled(small, begun, data, images, recipe)
 
     def scored(self, small: nn.Module) -> Score:
         """A small network's score on the validation images."""
-        return evaluate_network(small, self.project.data, self.project.data.val, self.project.task)
+        return evaluate_network(small, self.problem.data, self.problem.data.val, self.problem.task)
 
 
 def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, recipe: Recipe) -> nn.Module:

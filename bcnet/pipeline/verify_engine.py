@@ -11,12 +11,11 @@ from typing import Annotated, Literal
 import onnx
 from pydantic import BaseModel, ConfigDict, Field
 
-from bcnet.config import Config
 from bcnet.errors import ArtifactError, NotVerified
 from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
 from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary, parsed
 from bcnet.pipeline.verify import Artifact, Expected, against_original, refuse_failed, verify
 from bcnet.progress import say
@@ -54,43 +53,43 @@ def facts_beside(engine: Path) -> EngineFacts:
     return facts
 
 
-def run(run: Run, config: Config, engine: Path) -> ExportSummary:
+def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
     """Execute an engine on its device and write what was found into the verify.json beside it.
 
-    `config` names the device, batch and precision of the engine's facts. Raises NotVerified (exit 4) where
-    the device is not at hand, CheckFailed (exit 3) where a check did not pass: verify.json stays as it was.
+    The problem's device, batch and precision are those of the engine's facts. Raises NotVerified (exit 4)
+    where the device is not at hand, CheckFailed (exit 3) where a check did not pass: verify.json stays then.
     """
     facts = facts_beside(engine)
-    project = load_project(config)
-    target = project.profile.model_copy(update={"runtime": facts.flavour})
+    config = problem.config
+    target = problem.profile.model_copy(update={"runtime": facts.flavour})
     stage, search = run.stage("export"), run.stage("search")
     inside = engine.parent.resolve() == stage.folder.resolve()
     manifest = stage.manifest() if inside else None
-    _check_network(run, project, engine, facts)
+    _check_network(run, problem, engine, facts)
     path = engine.with_name("verify.json")
     before = ExportSummary.parsed(read_json(path, REMEDY), path, REMEDY) if path.exists() else None
     found = SearchSummary.read(search)
-    refuse_noisy_search(found, search, project)
+    refuse_noisy_search(found, search, problem)
     reason = why_not_here(target) or replayed(target)
     if reason:
         raise NotVerified(
             f"{engine} is not verified: {reason}; run this on the device itself, or here with "
             "--host user@device"
         )
-    chosen, model = sliced(run, project), sliced_model(run, project)
+    chosen, model = sliced(run, problem), sliced_model(run, problem)
     batches = facts.batches if facts.dynamic else ()
-    full = full_engine(runtime_of(target), project.graph.variant(project.space.original()), batches)
+    full = full_engine(runtime_of(target), problem.graph.variant(problem.space.original()), batches)
     artifact = Artifact(onnx.load(engine.with_name("model.onnx")), full, engine.read_bytes())
     expected = Expected(
         model,
-        project.space,
+        problem.space,
         chosen.widths,
-        project.data,
+        problem.data,
         config.export,
         chosen.predicted_ms,
         replace(chosen.budget, share=None),  # what it came to when the file was exported
-        found.full_predicted_ms if target == project.profile else None,
-        project.task,
+        found.full_predicted_ms if target == problem.profile else None,
+        problem.task,
     )
     report = verify(artifact, expected, target)
     original = before.original if before else AgainstOriginal()
@@ -118,7 +117,7 @@ def run(run: Run, config: Config, engine: Path) -> ExportSummary:
     return summary
 
 
-def _check_network(run: Run, project: Project, engine: Path, facts: EngineFacts) -> None:
+def _check_network(run: Run, problem: Problem, engine: Path, facts: EngineFacts) -> None:
     """Raises ArtifactError where an engine is not of the network that the run holds now.
 
     The device may have another setting than it was searched for: a power mode, for one.
@@ -130,4 +129,4 @@ def _check_network(run: Run, project: Project, engine: Path, facts: EngineFacts)
             f"{engine} was made with another {' and '.join(changed)}; run `{run.stage('export').command} "
             "--trt` again, or name its run with --run NAME"
         )
-    run.stage("train").require(project.inputs())
+    run.stage("train").require(problem.inputs())

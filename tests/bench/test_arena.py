@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, clear_projects
+from conftest import CONFIG, PROFILE
 
 from bcnet.bench import arena
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
@@ -18,7 +18,7 @@ from bcnet.bench.outside_job import NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import UsageError
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.registry import auto_methods
 from bcnet.sealed import unseal_tensors
 from bcnet.training.loop import fit_network
@@ -38,16 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-        project = load_project(config)
+        project = open_problem(config)
         fit_network(project.model, project.data, Recipe.of(config, 4, 0.1), "training")
         torch.save(project.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text(TOML, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
-        clear_projects()
         assert main(COMMAND) == 0
         yield path
-        clear_projects()
 
 
 @pytest.fixture
@@ -164,7 +162,7 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
     # It enters fine-tuning with statistics of its own, as all networks that inherit do.
     path = Path("runs/other/bench/arena/starts/70-torch-pruning-taylor.safetensors")
     state, _ = unseal_tensors(path)
-    project = load_project(load_config(None))
+    project = open_problem(load_config(None))
     recipe = Recipe.of(project.config, 1, 1.0)
     images = project.config.search.recalibration_images
     again = Original(project.model, project.space, project.data, recipe, images).recalibrated(state).state
@@ -186,24 +184,20 @@ def test_bounds_beside_the_latency_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    clear_projects()
     text = CONFIG.replace("[search]", "[search]\nmax_macs = 1000000\nmax_size_mb = 1.0")
     Path("bcnet.toml").write_text(text, encoding="utf-8")
     assert main(["bench", "arena"]) == 1
     shown = capsys.readouterr().err
     assert "know no other bounds: remove search.max_macs and search.max_size_mb" in shown
-    clear_projects()
 
 
 def test_a_network_without_trained_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    clear_projects()
     Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
     assert main(["bench", "arena"]) == 1
     assert "starts from a trained network: set model.weights" in capsys.readouterr().err
-    clear_projects()
 
 
 def test_a_row_is_also_run_without_distillation_where_that_is_asked_for() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import clear_projects
 from damage import damaged
 from steady_run import SEED, essence
 from torch import Tensor
@@ -19,7 +18,7 @@ from bcnet.errors import BcnetError
 from bcnet.pipeline import build_lut, compare, export, search, slice, train
 from bcnet.pipeline.finished import searched, sliced, sliced_model, trained_supernets, training_records
 from bcnet.pipeline.original import trained_state
-from bcnet.pipeline.problem import Project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.route import on_trained_network
 from bcnet.runs import Run
@@ -45,7 +44,7 @@ def pruned_values(own: PrunedNetwork) -> list[Any]:
     return [own.widths, own.score, own.passes, own.limit_ms, values(own.state)]
 
 
-def results(run: Run, project: Project) -> dict[str, Any]:
+def results(run: Run, problem: Problem) -> dict[str, Any]:
     """What later stages and people read of a finished run, as they read it."""
     found: dict[str, Any] = {}
 
@@ -59,17 +58,17 @@ def results(run: Run, project: Project) -> dict[str, Any]:
     def checked(stage: str, read: Callable[[], Any]) -> Callable[[], Any]:
         return lambda: (run.stage(stage).require({}), read())[1]
 
-    if on_trained_network(project):
-        keep("original", lambda: values(trained_state(run, project)))
-        pruned = checked("search", lambda: pruned_by_search(run, project).values())
+    if on_trained_network(problem):
+        keep("original", lambda: values(trained_state(run, problem)))
+        pruned = checked("search", lambda: pruned_by_search(run, problem).values())
         keep("pruned", lambda: [pruned_values(own) for own in pruned()])
     else:
-        keep("supernets", lambda: [values(state) for state in trained_supernets(run, project)])
+        keep("supernets", lambda: [values(state) for state in trained_supernets(run, problem)])
         keep("records", checked("train", lambda: training_records(run)))
-    keep("winner", checked("search", lambda: searched(run, project)))
-    keep("sliced", checked("slice", lambda: sliced(run, project)))
-    keep("network", checked("slice", lambda: values(sliced_model(run, project).state_dict())))
-    keep("latencies", lambda: project.latency_model()(project.space.largest()))
+    keep("winner", checked("search", lambda: searched(run, problem)))
+    keep("sliced", checked("slice", lambda: sliced(run, problem)))
+    keep("network", checked("slice", lambda: values(sliced_model(run, problem).state_dict())))
+    keep("latencies", lambda: problem.table.latency_model()(problem.space.largest()))
     for stage in ("export", "compare"):
         keep(stage, checked(stage, lambda stage=stage: essence(run.stage(stage).folder)))
     return found
@@ -79,7 +78,6 @@ def go_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it the working folder; a stage that would run there ends with an error."""
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    clear_projects()
 
     def again(*_: Any, **__: Any) -> None:
         raise BcnetError(AGAIN)

@@ -18,6 +18,7 @@ from bcnet.bench.arena import Arena, Plan
 from bcnet.bench.arena_rows import rows_of
 from bcnet.config import load_config
 from bcnet.errors import BcnetError
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.runs import Run
 
 pytest_plugins = ("fault_fixtures",)
@@ -89,7 +90,7 @@ def test_no_damage_to_what_an_arena_continues_from_changes_what_its_networks_are
     config = load_config(None, {"search": {"method": "auto"}})
 
     def starts() -> list[Any]:
-        own = Arena(run, config, plan).starts
+        own = Arena(run, open_problem(config), plan).starts
         found = [own.of(row, 0.75, 0) for row in plan.rows]
         return [[start.about, values(start.state)] for start in found]
 

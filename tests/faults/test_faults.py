@@ -17,7 +17,7 @@ from finished import STAGES, continue_alike, go_to, outcome, results, values
 from steady_run import SEED, Commands, essence, new_folder, rounds
 
 from bcnet.config import load_config
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.training_file import load_checkpoint, load_finished
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
@@ -99,7 +99,7 @@ def test_no_damage_to_a_finished_run_is_taken_for_a_result(
     damaging: Path, time_limit: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng, run = random.Random(SEED), Run.named("default")
-    project = load_project(load_config(None))
+    project = open_problem(load_config(None))
     wanted = results(run, project)
     assert len(wanted) == 8
     printed, _ = outcome(capsys, "run")

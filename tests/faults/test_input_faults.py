@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import clear_projects
 from damage import damaged
 from finished import go_to, outcome
 from safetensors.torch import save_file
@@ -56,8 +55,6 @@ def test_damage_to_a_configuration_a_profile_or_weights_is_reported_or_changes_n
     for _ in range(rounds(25)):
         path = rng.choice(INPUTS)
         with damaged(path, rng, INPUTS) as how:
-            if path.suffix == ".pt":
-                clear_projects()  # weights are read once
             time_limit(120)
             found, last = outcome(capsys, "run")
             assert found in (None, printed), how

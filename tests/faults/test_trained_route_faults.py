@@ -14,7 +14,7 @@ from steady_run import SEED, Commands, essence, rounds
 from trained_run import TrainedRun
 
 from bcnet.config import load_config
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.pruned import PrunedNetwork
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
@@ -45,7 +45,7 @@ def test_no_damage_to_a_run_from_a_trained_network_is_taken_for_a_result(
 ) -> None:
     go_to(shutil.copytree(trained_run(method, "run").folder, tmp_path / "damaged"), monkeypatch)
     rng, run = random.Random(SEED), Run.named("default")
-    project = load_project(load_config(None))
+    project = open_problem(load_config(None))
     wanted = results(run, project)
     assert len(wanted) == 8
     assert bool(wanted["pruned"]) is (method == "group-fisher")
@@ -69,7 +69,7 @@ def reader(path: Path, run: TrainedRun) -> Callable[[], list[Any]]:
         belongs_to = json.loads(path.read_bytes().splitlines()[0][17:])["belongs_to"]
         return lambda: SealedLines(path, belongs_to).values
     if "pruned" in path.name:
-        project = load_project(load_config(run.folder / "bcnet.toml"))
+        project = open_problem(load_config(run.folder / "bcnet.toml"))
         return lambda: pruned_values(PrunedNetwork.unsealed(path, project, "group-fisher")[0])
     made_from = read_about(path)["made_from"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, Refused, clear_projects
+from conftest import CONFIG, Refused
 from torch import nn
 
 from bcnet.cli import main
@@ -53,7 +53,6 @@ def code(language: str, place: int) -> str:
 
 def configure(settings: str) -> None:
     Path("bcnet.toml").write_text(CONFIG.replace("[search]", f"[search]\n{settings}"), encoding="utf-8")
-    clear_projects()
 
 
 def test_the_guides_package_is_searched_with(
@@ -67,9 +66,9 @@ def test_the_guides_package_is_searched_with(
     found = json.loads((RUN / "search/result.json").read_text(encoding="utf-8"))
     assert (found["method"], found["methods"]) == ("every-other", ["every-other"])
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
-    from bcnet.pipeline.problem import load_project
+    from bcnet.pipeline.open_problem import open_problem
 
-    space = load_project(load_config(None)).space
+    space = open_problem(load_config(None)).space
     widths = found["best"]["widths"]
     assert widths[0] < space.groups[0].channels
     assert all(width in group.choices for width, group in zip(widths, space.groups, strict=True))
@@ -79,7 +78,7 @@ def test_the_guides_package_is_searched_with(
     from bcnet.runs import Run
 
     run = Run.named("default")
-    assert run.stage("search").outdated(stage_inputs(run, load_config(None))) is not None
+    assert run.stage("search").outdated(stage_inputs(run, open_problem(load_config(None)))) is not None
 
 
 @pytest.mark.parametrize(

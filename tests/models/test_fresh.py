@@ -11,7 +11,7 @@ from torch import nn
 from bcnet.config import Config, DataConfig, ModelConfig
 from bcnet.models.digits import digits
 from bcnet.models.fresh import fresh_network
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 
 SMALL = DataConfig(image_size=16, train_limit=40, test_limit=40)
 
@@ -145,9 +145,9 @@ def seeded(function: Callable[[], nn.Module], seed: int) -> nn.Module:
 def test_configured_weights_are_in_the_given_network_and_not_in_the_fresh_one(folder: Path) -> None:
     torch.manual_seed(99)
     save_file(digits().state_dict(), "own.safetensors")
-    untrained = load_project(Config(data=SMALL))
+    untrained = open_problem(Config(data=SMALL))
     assert not untrained.trained
-    project = load_project(Config(data=SMALL, model=ModelConfig(weights="own.safetensors")))
+    project = open_problem(Config(data=SMALL, model=ModelConfig(weights="own.safetensors")))
     assert project.trained
     name = next(name for name, parameter in project.model.named_parameters() if parameter.ndim == 4)
     given = project.model.state_dict()[name]

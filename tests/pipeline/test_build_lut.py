@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import Refused, clear_projects
+from conftest import Refused
 
 from bcnet import LatencyTable
 from bcnet.cli import main
@@ -19,14 +19,12 @@ TABLE = Path("latency_tables/cpu.json")
 def test_one_table_holds_several_settings_and_never_mixes_them(
     project: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clear_projects()
     before = LatencyTable.load(TABLE)
     shutil.copytree("runs/default/train", "runs/four/train")
     line = refused(1, "search", "--batch", "4", "--run", "four")
     assert "batch 4" in line
     assert "has: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
     assert "bcnet build-lut --device cpu" in line
-    clear_projects()
     four = ["--batch", "4", "--threads", "2", "--run", "four", "--json"]
     assert main(["build-lut", *four]) == 0
     found = json.loads(capfd.readouterr().out)
@@ -44,7 +42,6 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
             f"belongs to cpu (fp32, batch 4, 2 threads), not to cpu (fp32, batch {batch}, {threads}): "
             in refused(2, "search", *words)
         )
-    clear_projects()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +59,6 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
 def test_a_table_from_elsewhere_or_long_ago_is_used_with_a_warning(
     project: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, said: str
 ) -> None:
-    clear_projects()
     table = LatencyTable.load(TABLE)
     changed = [re.sub(old, new, json.dumps(asdict(session))) for session in table.sessions]
     table.sessions = [Session(**json.loads(text)) for text in changed]
@@ -72,7 +68,6 @@ def test_a_table_from_elsewhere_or_long_ago_is_used_with_a_warning(
     assert json.loads(out)["rows_measured"] == 0
     assert err.count(said) == 1
     assert "`bcnet check-lut --device cpu` checks whether they are still valid" in err
-    clear_projects()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import torch
 
 from bcnet.config import Config, DataConfig, TrainConfig
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
@@ -17,7 +17,7 @@ def test_a_supernet_begins_as_the_given_network_with_the_most_important_channels
         data=DataConfig(train_limit=100, test_limit=50, image_size=16),
         train=TrainConfig(method="unilateral", channel_order="taylor", batch_size=4, train_device="cpu"),
     )
-    project = load_project(config)
+    project = open_problem(config)
     recipe = Recipe.of(config, epochs=1, learning_rate=0.1)
     state = first_state(project, project.model, recipe)
     x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))

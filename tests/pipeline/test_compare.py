@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import clear_projects
 from result_examples import compared
 from safetensors.torch import save_file
 
@@ -26,8 +25,8 @@ from bcnet.pipeline.compare import (
     compare,
 )
 from bcnet.pipeline.export import original_accuracy
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import original_network
-from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.repeated import FEWEST, MOST
 from bcnet.pipeline.results import CompareSummary
 from bcnet.pipeline.train import report_given
@@ -91,10 +90,9 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
 def test_where_a_head_is_fresh_the_accuracy_of_the_given_network_is_left_out(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clear_projects()
     save_file(digits(num_classes=7).state_dict(), "own.safetensors")
     config = load_config(None, {"model": {"weights": "own.safetensors"}, "search": {"method": "evolution"}})
-    own = load_project(config)
+    own = open_problem(config)
     assert own.untrained_layers == ("'6' (7 outputs there, 10 here)",)
     capfd.readouterr()
     report_given(own, "cpu")
@@ -111,7 +109,6 @@ def test_where_a_head_is_fresh_the_accuracy_of_the_given_network_is_left_out(
         "the network as it was given is left out: its layers '6' (7 outputs there, 10 here) are not trained"
         in found.notes
     )
-    clear_projects()
 
 
 def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_others_start_fresh(
@@ -121,7 +118,7 @@ def test_a_network_with_trained_weights_is_compared_as_it_was_given_and_the_othe
     torch.manual_seed(99)
     save_file(digits().state_dict(), "own.safetensors")
     config = load_config(None, {"model": {"weights": "own.safetensors"}, "search": {"method": "evolution"}})
-    own = load_project(config)
+    own = open_problem(config)
     widths = own.space.uniform(0.5)
     proto = to_onnx(cut(own.fresh_model(), own.space, widths), own.data.example(1))
     found = compare(
@@ -173,7 +170,7 @@ def test_without_a_way_to_initialise_a_network_rows_from_scratch_are_left_out_wi
 ) -> None:
     Path("compare_networks.py").write_text(UNRESETTABLE, encoding="utf-8")
     config = load_config(None, {"model": {"name": "compare_networks:network"}})
-    own = load_project(config)
+    own = open_problem(config)
     widths = own.space.smallest()
     proto = to_onnx(cut(own.model, own.space, widths), own.data.example(1))
     given = Given(original_network(Run.named("default"), own))

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, clear_projects
+from conftest import CONFIG, PROFILE
 from PIL import Image
 from safetensors import safe_open
 
@@ -66,13 +66,11 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         Path("bcnet.toml").write_text(SETTINGS, encoding="utf-8")
         state = build_model(ModelConfig(), 3, 3).state_dict()
         torch.save({"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}}, "own.pt")
-        clear_projects()
         err = io.StringIO()
         with contextlib.redirect_stderr(err):
             assert main(["train"]) == 0
         for stage in ("build-lut", "search", "slice", "export"):
             assert main([stage]) == 0
-        clear_projects()
     return folder, err.getvalue()
 
 

@@ -5,17 +5,15 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import clear_projects
 
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ArtifactError
 from bcnet.pipeline import compare, export, search, slice, train
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.results import (
     CompareSummary,
     ExportSummary,
@@ -48,11 +46,9 @@ SETTINGS = (  # digests that depend on nothing but the configuration and the pro
 
 
 @pytest.fixture(autouse=True)
-def _earlier(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _earlier(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(DATA, folder, dirs_exist_ok=True)
     monkeypatch.syspath_prepend(folder)
-    yield
-    clear_projects()
 
 
 @pytest.mark.parametrize("name", RESULTS)
@@ -81,8 +77,8 @@ def test_it_is_listed_with_its_winner_and_its_verdict(capfd: pytest.CaptureFixtu
 
 
 def test_its_stages_are_not_made_again_for_settings_that_are_the_same() -> None:
-    config = load_config(None)
-    own = load_project(config).inputs()
+    problem = open_problem(load_config(None))
+    own = problem.inputs()
     found = RUN.stage("train").inputs()
     if any(own[key] != found[key] for key in own):
         pytest.skip("this version of PyTorch draws other initial weights")
@@ -93,7 +89,7 @@ def test_its_stages_are_not_made_again_for_settings_that_are_the_same() -> None:
         "export": export,
         "compare": compare,
     }.items():
-        found, inputs = RUN.stage(name).inputs(), stage.stage_inputs(RUN, config)
+        found, inputs = RUN.stage(name).inputs(), stage.stage_inputs(RUN, problem)
         assert {key: found.get(key) for key in SETTINGS} == {key: inputs.get(key) for key in SETTINGS}
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import PROFILE, Refused, clear_projects, contents
+from conftest import PROFILE, Refused, contents
 
 from bcnet.agent.tensorrt_module import variant_of
 from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
 from bcnet.pipeline.finished import sliced, sliced_model
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.verify import Artifact, Expected
 from bcnet.runs import Run
 from bcnet.runtimes import runtime_here
@@ -59,11 +59,9 @@ def searched(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.Tem
     shutil.copytree(finished[0], path)
     (path / "hw_profiles/desk.toml").write_text(DESK, encoding="utf-8")
     (path / "hw_profiles/board.toml").write_text(BOARD, encoding="utf-8")
-    clear_projects()
     with contextlib.chdir(path):
         for words in (["build-lut", "--estimate", "--device", "desk"], ["search", "--device", "desk"]):
             assert main(words) == 0
-    clear_projects()
     return path
 
 
@@ -72,7 +70,6 @@ def desk(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     copy = tmp_path / "project"
     shutil.copytree(searched, copy)
     monkeypatch.chdir(copy)
-    clear_projects()
     return copy
 
 
@@ -81,10 +78,8 @@ def built_ahead(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """The project that is searched for `desk`, with an engine of it."""
     path = tmp_path_factory.mktemp("built") / "project"
     shutil.copytree(searched, path)
-    clear_projects()
     with contextlib.chdir(path):
         assert main(["export", "--trt"]) == 4
-    clear_projects()
     return path
 
 
@@ -93,7 +88,6 @@ def desk_engine(built_ahead: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     copy = tmp_path / "project"
     shutil.copytree(built_ahead, copy)
     monkeypatch.chdir(copy)
-    clear_projects()
     return copy
 
 
@@ -181,7 +175,6 @@ def test_a_build_that_fails_leaves_the_export_before_it_as_it_was(refused: Refus
     line = refused(1, "export", "--trt", "--device", "desk")
     assert "TensorRT for RTX builds for SM75, SM80, SM86, SM89" in line
     assert "not for SM90: build on the device itself, with runtime 'tensorrt'" in line
-    clear_projects()
     Path("hw_profiles/desk.toml").write_text(DESK.replace('compute_capability = "8.9"', ""), encoding="utf-8")
     assert "has no `compute_capability` in its profile" in refused(1, "export", "--trt", "--device", "desk")
 
@@ -223,7 +216,6 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
     assert f"trtexec --onnx={AHEAD}/model.onnx --saveEngine={DESK_ENGINE} --stronglyTyped" in last
     assert "--minShapes=input:1x1x16x16 --optShapes=input:4x1x16x16 --maxShapes=input:4x1x16x16" in last
     # Not even when it is asked for: TensorRT for RTX does not know the board's GPU.
-    clear_projects()
     before = contents(AHEAD)
     assert main(["export", "--trt", "--flavour", "rtx", "--run", "desk"]) == 1
     assert contents(AHEAD) == before
@@ -291,7 +283,7 @@ def test_flags_that_do_not_fit_are_wrong_usage(refused: Refused, arguments: list
 
 
 def test_trtexec_is_told_the_types_and_all_shapes(project: Path) -> None:
-    profile = load_project(load_config(None)).profile
+    profile = open_problem(load_config(None)).profile
     proto = onnx.load(EXPORT / "model.onnx")
     plain = "trtexec --onnx=a/model.onnx --saveEngine=a/model.engine"
     assert trtexec_line("a/model.onnx", proto, profile, ()) == plain
@@ -303,7 +295,6 @@ def test_trtexec_is_told_the_types_and_all_shapes(project: Path) -> None:
 
 
 def configured() -> Config:
-    clear_projects()
     return load_config(None)
 
 
@@ -313,7 +304,7 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
 ) -> None:
     """ONNX Runtime's engine, which is the file itself, takes the place of a GPU's."""
     config = configured()
-    found = load_project(config)
+    found = open_problem(config)
     run = Run.named("default")
     content = (EXPORT / "model.onnx").read_bytes()
     content = with_free_batch(content) if batches else content
@@ -347,7 +338,7 @@ def test_where_the_device_is_at_hand_the_engine_is_executed_and_timed(
 
 def with_engine() -> None:
     """An engine of ONNX Runtime in the finished run's export, as `bcnet export --trt` leaves one of a GPU."""
-    profile = load_project(configured()).profile
+    profile = open_problem(configured()).profile
     content = (EXPORT / "model.onnx").read_bytes()
     engine = runtime_here("onnxruntime").build(content)
     stage = Run.named("default").stage("export")
@@ -461,7 +452,6 @@ def test_what_a_recording_answers_verifies_no_engine(project: Path, refused: Ref
     with_engine()
     Path("recording.jsonl").touch()
     Path("hw_profiles/cpu.toml").write_text(PROFILE + 'recording = "recording.jsonl"\n', encoding="utf-8")
-    clear_projects()
     line = refused(4, "verify", "--engine", str(ENGINE))
     assert f"{ENGINE} is not verified: latencies are replayed from the recording recording.jsonl" in line
 

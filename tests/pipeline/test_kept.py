@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Refused, clear_projects, contents
+from conftest import Refused, contents
 
 from bcnet.cli import main
 from bcnet.config import Config, load_config
 from bcnet.pipeline.kept import reuse_supernet
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.run_choice import require_configured
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
@@ -21,7 +21,6 @@ EXPORT, PREVIOUS = Path("runs/default/export"), Path("runs/default/export.previo
 def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clear_projects()
     before = contents(EXPORT)
     assert main(["slice", "--epochs", "0"]) == 0
     assert (
@@ -45,34 +44,31 @@ def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
     (run,) = json.loads(capfd.readouterr().out.splitlines()[-1])["runs"]
     assert (run["name"], run["verified"], run["target"]["device"]) == ("default", True, "cpu")
     assert run["latency_ms"] == json.loads((EXPORT / "verify.json").read_text())["measured"]["median_ms"]
-    clear_projects()
 
 
 def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_data(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clear_projects()
     own, origin = Run.named("board"), Run.named("default")
-    reuse_supernet(own, load_config(None), origin)
+    reuse_supernet(own, open_problem(load_config(None)), origin)
     assert "runs/board uses the supernet of runs/default" in capfd.readouterr().err
     assert contents(own.stage("train").folder) == contents(origin.stage("train").folder)
     assert own.stage("train").outdated(origin.stage("train").manifest()["inputs"]) is None
     # One that it has, or has begun, is its own.
     own.stage("train").path("manifest.json").unlink()
-    reuse_supernet(own, load_config(None), origin)
+    reuse_supernet(own, open_problem(load_config(None)), origin)
     assert not own.stage("train").path("manifest.json").exists()
     # That of other data is not taken.
     shutil.rmtree(own.folder)
-    reuse_supernet(own, load_config(None, {"data": {"train_limit": 100}}), origin)
+    other = open_problem(load_config(None, {"data": {"train_limit": 100}}))
+    reuse_supernet(own, other, origin)
     assert "the supernet of runs/default does not fit runs/board: " in capfd.readouterr().err
     assert not own.folder.exists()
-    clear_projects()
 
 
 def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_example(
     project: Path, refused: Refused, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    clear_projects()
     Path("bcnet.toml").unlink()
     said = (
         "bcnet: there is no bcnet.toml here, and runs/default is not of the built-in example with seed 0: "
@@ -87,13 +83,12 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
     # What is really the example's goes on.
     example = Config()
     train = Run.named("default").stage("train")
-    train.finish(load_project(example).inputs(), {})
+    train.finish(open_problem(example).inputs(), {})
     capfd.readouterr()
     for command in commands:
         require_configured(command, None, Run.named("default"), example)
         continues = "no bcnet.toml here: runs/default continues the built-in example, handwritten digits\n"
         assert capfd.readouterr().err == continues
-    clear_projects()
 
 
 def test_without_its_configuration_a_training_that_was_stopped_is_not_replaced(
@@ -112,8 +107,7 @@ def test_a_host_that_is_not_reached_is_reported_before_anything_is_loaded(
     def load(*_: object) -> None:
         raise AssertionError("loaded before the host was reached")
 
-    clear_projects()
-    monkeypatch.setattr("bcnet.pipeline.problem._load", load)
+    monkeypatch.setattr("bcnet.pipeline.open_problem.open_problem", load)
     Path("bin").mkdir()
     Path("bin/ssh").write_text("#!/bin/sh\necho 'connect to host board port 22: refused' >&2\nexit 255\n")
     Path("bin/ssh").chmod(0o755)

@@ -10,8 +10,8 @@ from bcnet.cli import main
 from bcnet.config import ModelConfig, load_config
 from bcnet.models import build_model
 from bcnet.pipeline.accuracy import accuracy_interval
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import state_of_original
-from bcnet.pipeline.problem import load_project
 
 GUESSING = "this is no better than guessing among 10 classes (95 % interval "
 
@@ -37,7 +37,7 @@ def test_weights_that_fit_are_given_and_a_warning_says_that_they_only_guess(
     err = capfd.readouterr().err
     assert "the network's weights are given: they are evaluated and kept, nothing has to be trained" in err
     assert GUESSING in err
-    assert state_of_original(load_project(load_config(None))) == "given"
+    assert state_of_original(open_problem(load_config(None))) == "given"
 
 
 def test_a_network_whose_head_is_new_is_compared_after_that_was_trained(
@@ -47,19 +47,19 @@ def test_a_network_whose_head_is_new_is_compared_after_that_was_trained(
     assert main(["train"]) == 0
     err = capfd.readouterr().err
     assert "the network itself is trained first, because its layers '6' (5 outputs there, 10 here) are" in err
-    assert state_of_original(load_project(load_config(None))) == "head trained"
+    assert state_of_original(open_problem(load_config(None))) == "head trained"
 
 
 def test_a_network_without_trained_weights_is_compared_after_it_was_trained() -> None:
     Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
     method = {"search": {"method": "latency-milp"}}
-    assert state_of_original(load_project(load_config(None, method))) == "trained"
-    assert state_of_original(load_project(load_config(None))) == "given"  # of a supernet: never trained
+    assert state_of_original(open_problem(load_config(None, method))) == "trained"
+    assert state_of_original(open_problem(load_config(None))) == "given"  # of a supernet: never trained
 
 
 def test_an_accuracy_is_known_as_exactly_as_its_images_tell() -> None:
     weights(10)
-    project = load_project(load_config(None))
+    project = open_problem(load_config(None))
     assert len(project.data.test) == 60
     assert accuracy_interval(project, 6 / 60) == (0.046643, 0.201495)
-    assert accuracy_interval(load_project(load_config(None, {"task": {"metric": "mean-iou"}})), 0.1) is None
+    assert accuracy_interval(open_problem(load_config(None, {"task": {"metric": "mean-iou"}})), 0.1) is None

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
 from bcnet.errors import ModelError, SpaceError
-from bcnet.pipeline.problem import forget_project, load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.space.supernet import cut
 from bcnet.training.recipe import fine_tuning_digest, metric_digest, training_digest
 
@@ -41,8 +41,7 @@ def model_digest(code: str, monkeypatch: pytest.MonkeyPatch) -> str:
     sys.modules.pop("project_net", None)
     importlib.invalidate_caches()
     linecache.clearcache()
-    forget_project()
-    return load_project(Config(model=ModelConfig(name="project_net:Net"))).inputs()["model"]
+    return open_problem(Config(model=ModelConfig(name="project_net:Net"))).inputs()["model"]
 
 
 def test_a_networks_digest_follows_its_code_and_not_its_comments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +56,7 @@ def test_a_networks_digest_follows_its_code_and_not_its_comments(monkeypatch: py
 
 def test_a_networks_digest_follows_its_seed_and_its_arguments() -> None:
     def digest(**config: object) -> str:
-        return load_project(Config.model_validate(config)).inputs()["model"]
+        return open_problem(Config.model_validate(config)).inputs()["model"]
 
     assert len({digest(seed=0), digest(seed=1), digest(model={"name": "cbm-resnet", "args": {}})}) == 3
     assert digest(seed=0) == digest(seed=0)
@@ -95,9 +94,8 @@ def test_the_datas_digest_follows_every_image_and_the_classes_names() -> None:
             picture(f"pets/{label}/{number}.png", number)
 
     def digest() -> str:
-        forget_project()
         config = Config(model=ModelConfig(name="cbm-resnet"), data=DataConfig(name="imagefolder:pets"))
-        return load_project(config).inputs()["data"]
+        return open_problem(config).inputs()["data"]
 
     before = digest()
     assert digest() == before
@@ -143,13 +141,13 @@ class Masks(Net):
 def test_auxiliary_outputs_in_training_are_accepted_as_torchvisions_networks_give_them() -> None:
     Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
     Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
-    assert load_project(Config(model=ModelConfig(name="project_auxiliary:Auxiliary"))).space.groups
+    assert open_problem(Config(model=ModelConfig(name="project_auxiliary:Auxiliary"))).space.groups
 
 
 def test_auxiliary_layers_follow_the_widths_of_what_they_read() -> None:
     Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
     Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
-    project = load_project(Config(model=ModelConfig(name="project_auxiliary:Following")))
+    project = open_problem(Config(model=ModelConfig(name="project_auxiliary:Following")))
     widths = project.space.smallest()
     assert project.space.shape("aux.weight", widths) == (10, widths[0])
     with torch.no_grad():
@@ -162,7 +160,7 @@ def test_outputs_of_another_shape_than_the_classes_are_refused() -> None:
     Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
     message = r"'project_auxiliary:Masks' gives outputs of shape \(1, 10, 8, 8\), the data has 10 classes"
     with pytest.raises(ModelError, match=message):
-        load_project(Config(model=ModelConfig(name="project_auxiliary:Masks")))
+        open_problem(Config(model=ModelConfig(name="project_auxiliary:Masks")))
 
 
 def test_the_digest_of_training_settings_follows_the_code_of_the_users_functions() -> None:
@@ -187,12 +185,12 @@ def test_a_network_that_returns_more_in_training_is_refused() -> None:
     Path("project_aux.py").write_text(NETWORK, encoding="utf-8")
     config = Config(model=ModelConfig(name="project_aux:Net", args={"extra": True}))
     with pytest.raises(ModelError, match="'project_aux:Net' returns tuple in training, not one tensor"):
-        load_project(config)
+        open_problem(config)
 
 
 def test_an_expanded_supernet_holds_the_given_network_among_its_choices() -> None:
-    given = load_project(Config())
-    project = load_project(Config(space=SpaceConfig(expand=1.5)))
+    given = open_problem(Config())
+    project = open_problem(Config(space=SpaceConfig(expand=1.5)))
     space = project.space
     assert [group.channels for group in space.groups] == [120, 120, 240, 240, 480, 480]
     assert space.original() == given.space.largest() == (80, 80, 160, 160, 320, 320)
@@ -209,10 +207,10 @@ def test_an_expanded_supernet_holds_the_given_network_among_its_choices() -> Non
 
 
 def test_groups_are_frozen_and_tied_as_configured() -> None:
-    names = [group.name for group in load_project(Config()).space.groups]
-    frozen = load_project(Config(space=SpaceConfig(freeze=(names[0],))))
+    names = [group.name for group in open_problem(Config()).space.groups]
+    frozen = open_problem(Config(space=SpaceConfig(freeze=(names[0],))))
     assert [group.name for group in frozen.space.groups] == names[1:]
-    tied = load_project(Config(space=SpaceConfig(tie=((names[0], names[1]),))))
+    tied = open_problem(Config(space=SpaceConfig(tie=((names[0], names[1]),))))
     assert len(tied.space.groups) == len(names) - 1
     with pytest.raises(SpaceError, match="cannot be tied: they have 80 and 160 channels"):
-        load_project(Config(space=SpaceConfig(tie=((names[0], names[2]),))))
+        open_problem(Config(space=SpaceConfig(tie=((names[0], names[2]),))))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, clear_projects
+from conftest import CONFIG, PROFILE
 
 from bcnet.allocation.limits import Limits
 from bcnet.cli import main
@@ -16,8 +16,9 @@ from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import ArtifactError
 from bcnet.methods import group_fisher
 from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import trained_network
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks, pruned_by_search
 from bcnet.pipeline.results import SearchSummary
 from bcnet.pipeline.trained_scores import single_sided
@@ -45,26 +46,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-        project = load_project(config)
-        fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
-        torch.save(project.model.state_dict(), "trained.pt")
+        problem = open_problem(config)
+        fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
+        torch.save(problem.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text(TOML, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
-        clear_projects()
         for stage in ("train", "build-lut", "search", "slice"):
             assert main([stage]) == 0
-        clear_projects()
         yield path
 
 
 @pytest.fixture
-def project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """The finished run's project, in its folder."""
+def problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Problem:
+    """The finished run's problem, in its folder."""
     monkeypatch.chdir(folder)
-    clear_projects()
-    yield load_project(load_config(None, {}))
-    clear_projects()
+    return open_problem(load_config(None, {}))
 
 
 def result(stage: str, file: str = "result.json") -> Any:
@@ -72,7 +69,7 @@ def result(stage: str, file: str = "result.json") -> Any:
 
 
 def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(
-    project: Project, capsys: pytest.CaptureFixture[str]
+    problem: Problem, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, sliced = result("search"), result("slice")
     assert (found["method"], found["methods"]) == ("group-fisher", ["group-fisher"])
@@ -89,58 +86,58 @@ def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(
 
 
 def test_the_small_network_begins_with_the_weights_that_were_trained_while_channels_went(
-    project: Project,
+    problem: Problem,
 ) -> None:
     """Where they are better than the original's, and only at their own widths."""
     run = Run.named("default")
-    found = pruned_by_search(run, project)
+    found = pruned_by_search(run, problem)
     ((widths, own),) = found.items()
     own = replace(own, score=Score(1.0, 0.0))
-    network = trained_network(run, project)
+    network = trained_network(run, problem)
     assert network is not None
-    by_weights = importances(network, project.space.without_extra(), tensors_of(network), "l1")
-    trained = trained_for(project, network, dict.fromkeys(CRITERIA, by_weights), {widths: own})
+    by_weights = importances(network, problem.space.without_extra(), tensors_of(network), "l1")
+    trained = trained_for(problem, network, dict.fromkeys(CRITERIA, by_weights), {widths: own})
 
     def source(widths: Widths) -> Source:
-        return ranked_sources((), widths, trained, Validation(project.data, 64, project.task))[0]
+        return ranked_sources((), widths, trained, Validation(problem.data, 64, problem.task))[0]
 
     assert (source(widths).name, source(widths).passes) == (OWN_WEIGHTS, 2)
     assert all(torch.equal(tensor, own.state[name]) for name, tensor in source(widths).state.items())
-    other = source(project.space.largest())
+    other = source(problem.space.largest())
     assert other.passes == 0
     assert other.name.startswith("the original's channels by")
 
 
-def test_the_searchs_file_holds_the_winners_network_and_an_edited_one_is_refused(project: Project) -> None:
+def test_the_searchs_file_holds_the_winners_network_and_an_edited_one_is_refused(problem: Problem) -> None:
     run, path = Run.named("default"), RUN / "search" / "group-fisher.safetensors"
-    ((widths, own),) = pruned_by_search(run, project).items()
+    ((widths, own),) = pruned_by_search(run, problem).items()
     assert list(widths) == result("search")["best"]["widths"]
-    assert project.space.widths_of({name: t.shape for name, t in own.state.items()}) == list(widths)
+    assert problem.space.widths_of({name: t.shape for name, t in own.state.items()}) == list(widths)
     assert own.score.loss == pytest.approx(result("search")["best"]["loss"])
     assert not list((RUN / "search").glob("pruned-*"))
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-4] + b"\0\0\0\0")
         with pytest.raises(ArtifactError, match="run `bcnet search` again"):
-            pruned_by_search(run, project)
+            pruned_by_search(run, problem)
     finally:
         path.write_bytes(content)
 
 
 def test_what_a_killed_search_had_pruned_is_not_pruned_again(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    network = trained_network(Run.named("default"), project)
+    network = trained_network(Run.named("default"), problem)
     assert network is not None
-    latency = project.latency_model()
-    full = float(latency(project.space.original()))
+    latency = problem.table.latency_model()
+    full = float(latency(problem.space.original()))
 
     def limits(share: float) -> Limits:
-        return Limits(single_sided(project.space), latency, share * full)
+        return Limits(single_sided(problem.space), latency, share * full)
 
     def networks(table: str) -> PrunedNetworks:
         method = METHODS["group-fisher"]
-        return PrunedNetworks(method, project, network, tmp_path, {"table": table})
+        return PrunedNetworks(method, problem, network, tmp_path, {"table": table})
 
     first = networks("a").within(limits(0.7))
     assert float(latency(first.widths)) <= 0.7 * full

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import PROFILE, clear_projects
+from conftest import PROFILE
 
 from bcnet.cli import main
 from bcnet.latency_tables.table import LatencyTable
@@ -18,7 +18,6 @@ SAID = f"latencies are replayed from the recording {FILE}, not measured now"
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, codes: Any = (0,)) -> tuple[dict[str, Any], str]:
     """A command's JSON object, and what it said; its exit code is one of these."""
-    clear_projects()
     capsys.readouterr()
     assert main([*arguments, "--json"]) in codes
     out, err = capsys.readouterr()
@@ -83,12 +82,10 @@ def test_a_recorded_device_gives_the_same_table_and_search_and_nothing_is_verifi
 
 def test_a_profile_that_replays_does_not_record(project: Path, refused: Any) -> None:
     profile(f'recording = "{FILE}"\nrecord_to = "other.jsonl"')
-    clear_projects()
     assert "what is replayed is not recorded; remove one" in refused(1, "build-lut")
 
 
 def test_a_recording_that_is_not_there_is_named(project: Path, refused: Any) -> None:
     profile(f'recording = "{FILE}"')
-    clear_projects()
     Path("latency_tables/cpu.json").unlink()
     assert f"{FILE} cannot be read: No such file" in refused(1, "build-lut")

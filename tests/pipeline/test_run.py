@@ -7,7 +7,6 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import CONFIG, LargestFile, Refused, clear_projects, contents
+from conftest import CONFIG, LargestFile, Refused, contents
 from safetensors.torch import load_file
 
 from bcnet import LatencyTable
@@ -35,14 +34,6 @@ FILES = {
 RUN = Path("runs/default")
 TABLE = Path("latency_tables/cpu.json")
 Finished = tuple[Path, dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _projects_of_this_module() -> Iterator[None]:
-    """Copies of one finished run may share the loaded project: it is the same in all of them."""
-    clear_projects()
-    yield
-    clear_projects()
 
 
 def configure(old: str, new: str) -> None:
@@ -183,7 +174,6 @@ def test_a_noisy_table_is_refused_unless_it_is_accepted_and_costs_little_of_the_
     table.save(TABLE)
     profile, accepts = Path("hw_profiles/cpu.toml"), Path("hw_profiles/cpu.toml").read_text(encoding="utf-8")
     profile.write_text(accepts.replace("table_noise = 20.0", ""), encoding="utf-8")
-    clear_projects()
     refusal = "table is noisy: two measurements of one network differed by 43.0%, table_noise accepts"
     for command in ("search", "export"):
         assert main([command]) == 1
@@ -356,7 +346,6 @@ def test_what_a_users_network_prints_is_kept_out_of_the_json(
     Path("printing_net.py").write_text(NETWORK, encoding="utf-8")
     configure("[data]", '[model]\nname = "printing_net:Net"\n[data]')
     for command in ("train", "inspect"):
-        clear_projects()
         assert main([command, "--json"]) == 0
         out, err = capfd.readouterr()
         assert only_object(out)

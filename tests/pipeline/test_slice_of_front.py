@@ -1,26 +1,18 @@
 """From `bcnet search --pareto` and bounds through the later stages, on a tiny project."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from conftest import CONFIG, Refused, clear_projects
+from conftest import CONFIG, Refused
 from onnx import numpy_helper
 
 from bcnet.cli import main
 
 RUN = Path("runs/default")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _projects_of_this_module() -> Iterator[None]:
-    clear_projects()
-    yield
-    clear_projects()
 
 
 def read(path: str) -> Any:

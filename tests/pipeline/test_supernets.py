@@ -16,7 +16,7 @@ from bcnet.config import load_config
 from bcnet.data.dataset import ImageData, Split
 from bcnet.pipeline import train as stage
 from bcnet.pipeline.finished import trained_supernets
-from bcnet.pipeline.problem import load_project
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train
@@ -146,7 +146,7 @@ def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_lo
             **first,
         }  # the manifest is as it was: nothing downstream is stale
         config = load_config(Path("bcnet.toml"), {"train": {"supernets": 1}})
-        assert len(trained_supernets(Run.named("default"), load_project(config))) == 1
+        assert len(trained_supernets(Run.named("default"), open_problem(config))) == 1
         assert main(["train", "--supernets", "3"]) == 0
     assert contents(TRAINED) == three
 
@@ -209,7 +209,7 @@ def test_widths_are_cut_out_of_the_side_and_supernet_that_score_best() -> None:
 def test_a_search_scores_by_every_supernet_of_its_run(folder: Path) -> None:
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     assert main(["train"]) == 0
-    project = load_project(load_config(None))
+    project = open_problem(load_config(None))
     supernets = trained_supernets(Run.named("default"), project)
     scorer = scoring(project, supernets)
     assert isinstance(scorer, Scorer)

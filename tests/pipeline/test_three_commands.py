@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import clear_projects, contents
+from conftest import contents
 from sshd import SSHD
 
 from bcnet.cli import main
@@ -54,7 +54,6 @@ def test_a_device_that_is_not_reached_any_more_is_an_error_and_nothing_is_lost(
 ) -> None:
     assert main(["build-lut", "--device", "jetson", "--host", "device"]) == 0
     runtime_on_hosts.cache_clear()
-    clear_projects()
     (there.parent / "sshd" / "config").write_text(
         "Host device\n  HostName 127.0.0.1\n  Port 9\n", encoding="utf-8"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, clear_projects
+from conftest import CONFIG, PROFILE
 from torch import nn
 
 from bcnet.cli import main
@@ -20,8 +20,8 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.measured import alternating
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
-from bcnet.pipeline.problem import load_project
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
@@ -54,24 +54,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         config = Config(data=DATA)
-        project = load_project(config)
+        project = open_problem(config)
         fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
         torch.save(project.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text(WEIGHTS + CONFIG, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
-        clear_projects()
         assert main(["run", "--json"]) == 0
-        clear_projects()
         yield path
 
 
 @pytest.fixture
-def project_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """The project of the folder, with other settings."""
+def problem_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The problem of the folder, with other settings."""
     monkeypatch.chdir(folder)
-    yield lambda **settings: load_project(load_config(None, settings))
-    clear_projects()
+    return lambda **settings: open_problem(load_config(None, settings))
 
 
 def result(stage: str, file: str = "result.json") -> Any:
@@ -79,9 +76,9 @@ def result(stage: str, file: str = "result.json") -> Any:
 
 
 def test_no_supernet_is_trained_and_the_original_is_kept_as_it_was_given(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
-    project = project_of()
+    project = problem_of()
     assert not (RUN / "train/supernet.safetensors").exists()
     own = torch.load("trained.pt")
     kept = trained_state(Run.named("default"), project)
@@ -90,7 +87,7 @@ def test_no_supernet_is_trained_and_the_original_is_kept_as_it_was_given(
 
 
 def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
     found, verified = result("search"), result("export", "verify.json")
     assert found["method"] in AUTO
@@ -99,7 +96,7 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     assert found["budget_share"] == 0.75
     assert verified["budget_ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
-    project = project_of()
+    project = problem_of()
     original = original_network(Run.named("default"), project)
     assert original is not None
     given = evaluate_network(original, project.data, project.data.test).accuracy
@@ -107,7 +104,7 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
 
 
 def test_the_small_network_inherits_from_the_original_and_learns_from_it(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
     sliced = result("slice")
     assert sliced["inherited"].startswith("the original's channels by ")
@@ -116,7 +113,7 @@ def test_the_small_network_inherits_from_the_original_and_learns_from_it(
 
 
 def test_the_comparison_shows_the_original_and_a_uniform_network_that_inherits_as_well(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
     rows = {row["name"]: row for row in result("compare")["networks"]}
     assert list(rows) == ["original", "uniform (inherited)", "found (inherited)"]
@@ -125,7 +122,7 @@ def test_the_comparison_shows_the_original_and_a_uniform_network_that_inherits_a
 
 
 def test_a_finished_run_is_done_already(
-    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--json"]) == 0
     assert capsys.readouterr().err.count("already done") == 6
@@ -142,9 +139,9 @@ def test_a_finished_run_is_done_already(
     ],
 )
 def test_the_route_follows_from_the_weights_the_method_and_what_is_wanted(
-    project_of: Callable[..., Any], search: dict[str, Any], trained: bool, methods: tuple[str, ...]
+    problem_of: Callable[..., Any], search: dict[str, Any], trained: bool, methods: tuple[str, ...]
 ) -> None:
-    project = project_of(search=search)
+    project = problem_of(search=search)
     assert on_trained_network(project) is trained
     assert tuple(own.name for own in allocations(project)) == methods
 
@@ -159,31 +156,29 @@ def test_a_bound_without_a_latency_is_for_an_evolution() -> None:
 
 def test_without_weights_a_supernet_is_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    clear_projects()
     config = Config(data=DATA)
-    assert not on_trained_network(load_project(config))
-    assert distillation(load_project(config), None) is None
-    clear_projects()
+    assert not on_trained_network(open_problem(config))
+    assert distillation(open_problem(config), None) is None
 
 
-def test_what_is_not_there_is_refused_in_one_line(project_of: Callable[..., Any]) -> None:
+def test_what_is_not_there_is_refused_in_one_line(problem_of: Callable[..., Any]) -> None:
     run = Run.named("default")
     with pytest.raises(ConfigError, match='"supernet", but none is trained here'):
-        weights_of(run, project_of(slice={"inherit": "supernet"}))
+        weights_of(run, problem_of(slice={"inherit": "supernet"}))
     with pytest.raises(ConfigError, match=r"unknown slice\.teacher 'someone'"):
-        distillation(project_of(slice={"teacher": "someone"}), None)
+        distillation(problem_of(slice={"teacher": "someone"}), None)
     with pytest.raises(ConfigError, match="its weights are not trained: set"):
-        distillation(project_of(slice={"teacher": "original"}), None)
+        distillation(problem_of(slice={"teacher": "original"}), None)
     with pytest.raises(ConfigError, match="but none is trained here"):
-        check_inheritance(project_of(slice={"inherit": "supernet"}))
+        check_inheritance(problem_of(slice={"inherit": "supernet"}))
     with pytest.raises(ConfigError, match=r"slice\.teacher: .*own:missing"):
-        distillation(project_of(slice={"teacher": "own:missing"}), None)
+        distillation(problem_of(slice={"teacher": "own:missing"}), None)
     with pytest.raises(ConfigError, match="must return a network"):
-        distillation(project_of(slice={"teacher": "builtins:dict"}), None)
+        distillation(problem_of(slice={"teacher": "builtins:dict"}), None)
 
 
-def test_an_edited_original_is_refused(project_of: Callable[..., Any]) -> None:
-    path, project = RUN / "train" / ORIGINAL_FILE, project_of()
+def test_an_edited_original_is_refused(problem_of: Callable[..., Any]) -> None:
+    path, project = RUN / "train" / ORIGINAL_FILE, problem_of()
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-4] + b"\0\0\0\0")
@@ -194,9 +189,9 @@ def test_an_edited_original_is_refused(project_of: Callable[..., Any]) -> None:
 
 
 def test_scores_of_a_stopped_search_are_not_computed_again(
-    project_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, run = project_of(), Run.named("default")
+    project, run = problem_of(), Run.named("default")
     tensors = trained_state(run, project)
     first = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
     widths = project.space.smallest()
@@ -207,9 +202,9 @@ def test_scores_of_a_stopped_search_are_not_computed_again(
 
 
 def test_importances_are_measured_once_and_read_by_later_stages(
-    project_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    problem_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, run = project_of(), Run.named("default")
+    project, run = problem_of(), Run.named("default")
     network = original_network(run, project)
     assert network is not None
     recipe = Recipe.of(project.config, 1, 1.0)
@@ -223,16 +218,16 @@ def test_importances_are_measured_once_and_read_by_later_stages(
 
 
 def test_importances_that_were_edited_or_are_of_other_settings_are_not_read(
-    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, path = Run.named("default"), RUN / "search" / IMPORTANCES_FILE
-    assert kept_importances(run, project_of()) is not None
-    assert kept_importances(run, project_of(train={"label_smoothing": 0.2})) is None
+    assert kept_importances(run, problem_of()) is not None
+    assert kept_importances(run, problem_of(train={"label_smoothing": 0.2})) is None
     assert "measured again" not in capsys.readouterr().err
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-4] + b"\0\0\0\0")
-        assert kept_importances(run, project_of()) is None
+        assert kept_importances(run, problem_of()) is None
     finally:
         path.write_bytes(content)
     assert "importances are measured again" in capsys.readouterr().err
@@ -240,9 +235,9 @@ def test_importances_that_were_edited_or_are_of_other_settings_are_not_read(
 
 @pytest.mark.slow
 def test_a_point_of_the_front_of_a_trained_network_is_sliced(
-    project_of: Callable[..., Any], tmp_path: Path
+    problem_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    project_of()
+    problem_of()
     shutil.copytree(Path.cwd(), tmp_path / "copy")
     with contextlib.chdir(tmp_path / "copy"):
         assert main(["slice", "--latency", "75%"]) == 0
@@ -251,9 +246,9 @@ def test_a_point_of_the_front_of_a_trained_network_is_sliced(
 
 @pytest.mark.slow
 def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
-    project_of: Callable[..., Any], tmp_path: Path
+    problem_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    project_of()
+    problem_of()
     shutil.copytree(Path.cwd(), tmp_path / "copy")
     with contextlib.chdir(tmp_path / "copy"):
         assert main(["search", "--pareto"]) == 0
@@ -264,9 +259,9 @@ def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
 
 
 def test_network_adjustment_as_published_finds_a_network_within_the_budget(
-    project_of: Callable[..., Any], tmp_path: Path
+    problem_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    project_of()
+    problem_of()
     shutil.copytree(Path.cwd(), tmp_path / "copy")
     with contextlib.chdir(tmp_path / "copy"):
         own = '[search]\nmethod = "network-adjustment"\nadjust_by = "macs"\ntrials = 0'
@@ -278,9 +273,9 @@ def test_network_adjustment_as_published_finds_a_network_within_the_budget(
 
 
 def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
-    project_of: Callable[..., Any], tmp_path: Path
+    problem_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    project = project_of()
+    project = problem_of()
     tensors = trained_state(Run.named("default"), project)
     scores = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
     # Statistics of short trainings lag behind the weights: making them again can only help here.
@@ -290,14 +285,14 @@ def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
 
 @pytest.mark.parametrize(("rate", "warned"), [("learning_rate = 2.0", True), ("", False)])
 def test_a_supernet_that_loses_what_the_given_network_knew_is_reported(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     rate: str,
     warned: bool,
 ) -> None:
     """Without a rate of its own, a supernet of trained weights is trained at a low one."""
-    project_of()
+    problem_of()
     weights = Path("trained.pt").resolve()
     text = (WEIGHTS + CONFIG).replace("[search]", f'{rate}\n[search]\nmethod = "evolution"')
     with contextlib.chdir(tmp_path):
@@ -309,9 +304,9 @@ def test_a_supernet_that_loses_what_the_given_network_knew_is_reported(
 
 
 def test_lagging_statistics_of_batch_norm_are_made_again_where_that_is_better(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
-    project = project_of()
+    project = problem_of()
     model, space = project.model, project.space
     lagging = with_state(model, space, tensors_of(model))
     for module in lagging.modules():
@@ -438,9 +433,9 @@ def test_where_the_original_is_within_the_budget_nothing_is_removed(
 
 
 def test_a_network_that_fine_tuning_made_worse_stays_as_it_was(
-    project_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = project_of()
+    project = problem_of()
     begun = with_state(project.model, project.space, tensors_of(project.model)).eval()
     ruined = with_state(project.model, project.space, {n: t * 0 for n, t in tensors_of(begun).items()})
     recipe = Recipe.of(project.config, 1, 0.5)
@@ -450,9 +445,9 @@ def test_a_network_that_fine_tuning_made_worse_stays_as_it_was(
 
 
 def test_a_teacher_is_a_copy_so_that_the_network_itself_can_still_be_trained(
-    project_of: Callable[..., Any],
+    problem_of: Callable[..., Any],
 ) -> None:
-    project = project_of()
+    project = problem_of()
     network = with_state(project.model, project.space, tensors_of(project.model)).train()
     small = cut(project.model, project.space, project.space.smallest())
     assert objective_for(project, network, small, Recipe.of(project.config, 1, 0.1)) is not None

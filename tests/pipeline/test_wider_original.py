@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, clear_projects
+from conftest import CONFIG, PROFILE
 
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import original_network, trained_network
-from bcnet.pipeline.problem import load_project
 from bcnet.runs import Run
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
@@ -37,10 +37,9 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-    project = load_project(config)
+    project = open_problem(config)
     fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
     torch.save(project.model.state_dict(), "trained.pt")
-    clear_projects()
     Path("bcnet.toml").write_text(TOML, encoding="utf-8")
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -50,7 +49,7 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     found = result("search")
     assert found["method"] == "latency-greedy"
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
-    wide = load_project(load_config(None))
+    wide = open_problem(load_config(None))
     given, teacher = original_network(Run.named("default"), wide), trained_network(Run.named("default"), wide)
     assert given is not None
     assert teacher is not None

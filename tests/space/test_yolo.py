@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import PROFILE, clear_projects
+from conftest import PROFILE
 
 from bcnet.cli import main
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
@@ -60,10 +60,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     monkeypatch.setenv("YOLO_OFFLINE", "true")
     code = blocks("python").replace("Shapes(200, 0), Shapes(50, 1)", "Shapes(32, 0), Shapes(8, 1)")
     Path("own.py").write_text(code, encoding="utf-8")
-    clear_projects()
     yield importlib.import_module("own")
     sys.modules.pop("own", None)
-    clear_projects()
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ultralytics

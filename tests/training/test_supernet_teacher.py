@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from bcnet.config import Config, DataConfig, ModelConfig, SearchConfig, TrainConfig
 from bcnet.data.dataset import ImageData
 from bcnet.errors import ConfigError
-from bcnet.pipeline.problem import Project, load_project
+from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train import stage_inputs, train
@@ -103,7 +104,7 @@ def test_a_widest_path_equal_to_the_teacher_has_nothing_to_learn_from_it(
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of a trained network."""
     config = Config(data=DataConfig(train_limit=120, test_limit=60, image_size=16))
-    project = load_project(config)
+    project = open_problem(config)
     fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
     path = tmp_path_factory.mktemp("weights") / "trained.pt"
     torch.save(project.model.state_dict(), path)
@@ -111,9 +112,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project_of(weights: Path) -> Callable[..., Project]:
-    def load(trained: bool = True, **train_settings: Any) -> Project:
-        return load_project(
+def project_of(weights: Path) -> Callable[..., Problem]:
+    def load(trained: bool = True, **train_settings: Any) -> Problem:
+        return open_problem(
             Config(
                 model=ModelConfig(weights=str(weights)) if trained else ModelConfig(),
                 data=DataConfig(train_limit=120, test_limit=60, image_size=16),
@@ -126,7 +127,7 @@ def project_of(weights: Path) -> Callable[..., Project]:
 
 
 def test_a_supernet_of_trained_weights_begins_as_the_network_in_the_order_of_the_best_criterion(
-    project_of: Callable[..., Project], capsys: pytest.CaptureFixture[str]
+    project_of: Callable[..., Problem], capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = project_of(method="unilateral")
     recipe = Recipe.of(project.config, 1, 0.01)
@@ -142,7 +143,7 @@ def test_a_supernet_of_trained_weights_begins_as_the_network_in_the_order_of_the
 
 
 def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
-    project_of: Callable[..., Project],
+    project_of: Callable[..., Problem],
 ) -> None:
     project = project_of(step="us-nets")
     recipe = Recipe.of(project.config, 1, 0.01)
@@ -168,7 +169,7 @@ def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
     ],
 )
 def test_who_teaches_and_what_orders_follow_from_the_weights_and_the_settings(
-    project_of: Callable[..., Project],
+    project_of: Callable[..., Problem],
     trained: bool,
     settings: dict[str, Any],
     distilled: bool,
@@ -178,11 +179,11 @@ def test_who_teaches_and_what_orders_follow_from_the_weights_and_the_settings(
     assert teaches_supernet(project) is distilled
     assert order_is_measured(project) is ordered
     assert (supernet_objective(project, RECIPE) is not None) is distilled
-    recorded = stage_inputs(Run.named("none"), project.config)
+    recorded = stage_inputs(Run.named("none"), project)
     assert (recorded.get("teacher") == "4.0 0.9") is distilled
     assert ("channel order" in recorded) is ordered
 
 
-def test_a_teacher_that_is_not_trained_is_refused(project_of: Callable[..., Project]) -> None:
+def test_a_teacher_that_is_not_trained_is_refused(project_of: Callable[..., Problem]) -> None:
     with pytest.raises(ConfigError, match=r"train\.teacher: .* not trained: set model\.weights"):
         teaches_supernet(project_of(False, teacher="original"))

@@ -1,0 +1,39 @@
+"""Open the problem of a configuration. In: a configuration. Out: its data, network, space and device."""
+
+from bcnet.config import Config
+from bcnet.data.dataset import load_data
+from bcnet.data.splits import Split
+from bcnet.hw_profiles.target import target_profile
+from bcnet.models import statistics
+from bcnet.models.weights import fresh_heads
+from bcnet.pipeline.configured_methods import check_method
+from bcnet.pipeline.networks import check_network, check_training_mode, given_model, searched_space
+from bcnet.pipeline.problem import Problem
+from bcnet.progress import say, working
+from bcnet.training.loop import keep_freed_memory
+
+
+def open_problem(config: Config, *, pixels: bool = True) -> Problem:
+    """What the configuration names, loaded. Raises what is wrong with it.
+
+    Without `pixels`, for what needs only their size, a folder's images are not read.
+    """
+    keep_freed_memory()
+    check_method(config)
+    profile = target_profile(config)
+    data = load_data(config.data, config.seed, pixels=pixels)
+    expected = statistics(config.model) if config.data.mean is None else None
+    if expected and isinstance(data.train, Split) and len(expected[0]) == data.input_shape[0]:
+        data = data.with_statistics(*expected)
+        say(
+            f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
+            f"std {expected[1]}"
+        )
+    model = given_model(config, data)
+    heads = fresh_heads(model)
+    check_network(config, data, model)
+    with working("looking for channels that can be searched"):
+        model, space, narrow = searched_space(config, profile, model, data.example(1))
+    if config.task.train_step is None:
+        check_training_mode(config, model, data.example(2))
+    return Problem(config, data, model, space, profile, narrow, heads)
