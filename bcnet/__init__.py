@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from bcnet.space.supernet import forward_path as forward_path
     from bcnet.space.width_space import Widths as Widths
     from bcnet.space.width_space import WidthSpace as WidthSpace
-    from bcnet.training.gates import measured_importances as measured_importances
+    from bcnet.training.gradient_importance import measured_importances as measured_importances
     from bcnet.training.loop import fit_network as fit_network
     from bcnet.training.recipe import Recipe as Recipe
     from bcnet.training.task import Task as Task
@@ -107,7 +107,7 @@ _HOME = {
     "load_profile": "bcnet.hw_profiles",
     "loss_tables": "bcnet.allocation.loss_tables",
     "measure_network": "bcnet.measure.network_latency",
-    "measured_importances": "bcnet.training.gates",
+    "measured_importances": "bcnet.training.gradient_importance",
     "method": "bcnet.registry",
     "prune_by_group_fisher": "bcnet.methods.group_fisher",
     "reordered": "bcnet.space.importance",

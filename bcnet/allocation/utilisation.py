@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bcnet.space.inputs import entries
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.gates import Read, readers
+from bcnet.training.gradient_importance import Read, readers
 
 PASSES = 5  # over the images, each with channels of its own: as published
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from bcnet.latency_tables.gate import Change, Verdict
+from bcnet.latency_tables.regression_check import Change, Verdict
 from bcnet.plain import LONGEST, plain
 
 WORST = 10  # maximum number of single layers that are listed; all are counted

@@ -25,7 +25,7 @@ from bcnet.space.inputs import entries
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthGroup, WidthSpace
-from bcnet.training.gates import Fisher, Taylor, coupled_importance
+from bcnet.training.gradient_importance import Fisher, Taylor, coupled_importance
 from bcnet.training.loop import check_trained, fit, plain_step, steps_an_epoch, trainable_parameters
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.constraints import Cost, multiply_accumulates

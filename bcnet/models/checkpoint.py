@@ -1,6 +1,6 @@
-"""Tensors by name from a file of trained weights, wherever a training script put them; nothing is unpickled.
+"""Read a file of trained weights, without unpickling anything; `weights.py` loads them into a network.
 
-In: a .safetensors file or one saved by `torch.save`. Out: `Checkpoint`: tensors under the file's own names.
+In: a .safetensors file or one saved by `torch.save`. Out: `Checkpoint`: tensors by the file's own names.
 Any other file (a Git LFS pointer, a web page, a truncated file) is refused with what it is.
 """
 

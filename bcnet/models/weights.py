@@ -1,4 +1,4 @@
-"""Trained weights into a network. In: a checkpoint, its names with any prefix. Out: the network, loaded.
+"""Load trained weights into a network. In: a checkpoint, whose names may have a prefix. Out: the network.
 
 A head with another number of outputs keeps its initial weights; any other difference is refused.
 """

@@ -1,4 +1,4 @@
-"""The gate: rows of a latency table measured again. In: a table, its network, a device. Out: a report.
+"""Regression check: measure rows of a latency table again. In: a table, its network, a device. Out: a report.
 
 A sample of rows is measured in place, in whole networks, as `build_lut` does; the machine's probe is read
 before, between and after.
@@ -13,9 +13,9 @@ from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
-from bcnet.latency_tables.gate import TICK_MS, Observation, verdict_on
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.probe import pool_readings
+from bcnet.latency_tables.regression_check import TICK_MS, Observation, verdict_on
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.layer_attribution import layers_ms, undisturbed_ms

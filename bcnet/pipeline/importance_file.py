@@ -14,7 +14,7 @@ from bcnet.progress import say
 from bcnet.runs import Run, write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.space.importance import CRITERIA, Importances
-from bcnet.training.gates import BATCHES, measured_importances
+from bcnet.training.gradient_importance import BATCHES, measured_importances
 from bcnet.training.recipe import Recipe, training_digest
 
 IMPORTANCES_FILE = "importances.safetensors"

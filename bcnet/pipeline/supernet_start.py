@@ -9,7 +9,7 @@ from bcnet.progress import say
 from bcnet.space.importance import channel_order
 from bcnet.space.subnet import State
 from bcnet.space.widen import supernet_state
-from bcnet.training.gates import measured_importances
+from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original, inherited
 from bcnet.width_search.scorer import loss_of

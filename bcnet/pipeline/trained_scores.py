@@ -28,7 +28,7 @@ from bcnet.space.inputs import to_device
 from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.gates import measured_importances
+from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.iterative import IterativeImportance
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of

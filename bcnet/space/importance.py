@@ -2,7 +2,7 @@
 
 In: a network's tensors and its space. Out: importance, a value a channel (larger is more important); the
 network with its channels in another order, which leaves its output as it is; the subnet of the best.
-Criteria that need training images are in `gates.py`.
+Criteria that need training images (Taylor, Fisher) are in `training/gradient_importance.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

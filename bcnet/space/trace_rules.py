@@ -6,8 +6,8 @@ function that is decorated with the names of its operators:
     @rule("cat")
     def concatenate(record: Record, call: Call) -> None: ...
 
-`trace_view_rules.py` has the rules for operators that move entries, `trace_entry_rules.py` for those that
-combine them, `trace_layer_rules.py` for layers.
+`trace_view_rules.py` has the rules for operators that move entries (views, slices, `cat`),
+`trace_entry_rules.py` for those that combine them (sums, reductions), `trace_layer_rules.py` for layers.
 """
 
 from collections.abc import Callable

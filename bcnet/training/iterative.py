@@ -15,7 +15,7 @@ from bcnet.space.importance import kept_channels
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
-from bcnet.training.gates import gate_importances
+from bcnet.training.gradient_importance import gate_importances
 from bcnet.training.recipe import Recipe
 
 BATCHES = 8  # of each calculation

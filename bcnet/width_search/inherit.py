@@ -22,7 +22,7 @@ from bcnet.space.inputs import to_device
 from bcnet.space.subnet import ChannelSet, State, Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.gates import BATCHES, measured_importances
+from bcnet.training.gradient_importance import BATCHES, measured_importances
 from bcnet.training.iterative import IterativeImportance
 from bcnet.training.recipe import Recipe
 from bcnet.training.task import Batches, Task, logits_of

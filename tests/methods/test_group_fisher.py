@@ -27,7 +27,7 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import batches
 from bcnet.training.recipe import Objective
 from tests.methods.tiny import product_bound
-from tests.training.test_gates import Functional, Tiny
+from tests.training.test_gradient_importance import Functional, Tiny
 
 RECIPE = SteadyRecipe(epochs=1, learning_rate=1e-9, batch_size=8)
 IMAGES = 24  # three steps an epoch

@@ -8,7 +8,7 @@ from bcnet.pipeline.supernet_start import first_state
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import reordered
 from bcnet.space.supernet import forward_path
-from bcnet.training.gates import measured_importances
+from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.recipe import Recipe
 
 

@@ -16,7 +16,7 @@ from bcnet.cli import main
 from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import compare_tables
-from bcnet.latency_tables.gate import EXIT_CODES
+from bcnet.latency_tables.regression_check import EXIT_CODES
 from bcnet.latency_tables.rows import Failure
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.network_latency import setting_of

@@ -33,8 +33,8 @@ from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
-from bcnet.training import gates
-from bcnet.training.gates import measured_importances
+from bcnet.training import gradient_importance
+from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
@@ -209,7 +209,7 @@ def test_importances_are_measured_once_and_read_by_later_stages(
     assert network is not None
     recipe = Recipe.of(project.config, 1, 1.0)
     expected = measured_importances(network, project.space, project.data, recipe, CRITERIA)
-    monkeypatch.setattr(gates, "gate_importances", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gradient_importance, "gate_importances", lambda *_: pytest.fail("measured again"))
     _, trained = weights_of(run, project)
     assert trained is not None
     known = trained.importances, Tuning.of(run, project).trained.importances  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import iterative
-from bcnet.training.gates import gate_importances
+from bcnet.training.gradient_importance import gate_importances
 from bcnet.training.iterative import BATCHES, IterativeImportance
 from bcnet.training.recipe import Recipe
 

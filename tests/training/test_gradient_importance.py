@@ -17,7 +17,7 @@ from bcnet.space.importance import Criterion, importances, kept_channels, reorde
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.gates import measured_importances
+from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.loop import batches
 from bcnet.training.recipe import Recipe
 

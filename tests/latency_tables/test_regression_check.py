@@ -1,4 +1,4 @@
-"""The gate's statistics: layers with known slowdowns and known noise in, verdicts out."""
+"""Statistics of the regression check: layers with known slowdowns and known noise in, verdicts out."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from bcnet.cli import main
 from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
-from bcnet.latency_tables.gate import Observation, Verdict, verdict_on
 from bcnet.latency_tables.machine import Machine, Probed
+from bcnet.latency_tables.regression_check import Observation, Verdict, verdict_on
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 

@@ -1,7 +1,7 @@
-"""How important channels are to the loss: gates on them, factors of one, and the loss's gradients by these.
+"""Taylor and Fisher importance: how important channels are to the loss, by its gradients at gates on them.
 
-In: a network, its space, training images. Out: importance by any criteria, those of `importance.py`
-included; one pass over the images serves all of them.
+A gate is a factor of one on a channel. In: a network, its space, training images. Out: importance by any
+criteria, those of `importance.py` included; one pass over the images serves all of them.
 """
 
 import copy
