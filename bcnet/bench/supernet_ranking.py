@@ -55,69 +55,81 @@ PRESETS = {
 }
 
 
-def flags(
-    preset: Preset,
-    space: str,
-    data: str,
-    method: str,
-    step: str,
-    draws: int,
-    complementary: bool,
-    passes: int | None,
-    seed: int,
-    supernets: int = 1,
-    batch_size: int | None = None,
-) -> dict[str, dict[str, Any]]:
-    """The configuration of such a run, as `load_config` takes it: the recipe of the benchmark's authors.
+@dataclass(frozen=True)
+class Setup:
+    """What is trained for a benchmark: by which method, on which data, how long.
 
-    `step` is one of STEPS; `passes` are those of all `supernets` together. Raises SpaceError for an unknown
-    method.
+    `step` is one of STEPS; `passes` are those of all `supernets` together, the preset's if not given.
     """
-    paths = STEPS[step].paths(len(SUPERNETS[method].sides), draws)
-    return {
-        "": {"seed": seed},
-        "model": {
-            "name": f"cbm-{space}",
-            "args": {"widths": [round(width * preset.scale) for width in MAXIMA[space]]},
-        },
-        "data": {
-            "name": data,
-            "image_size": 32,
-            "train_limit": preset.train_limit,
-            "val_fraction": preset.val_fraction,
-            "flip": True,
-            "shift": 4,
-        },
-        "space": {"bins": QUARTERS, "channel_multiple": 1, "min_width": 1 / QUARTERS},
-        "train": {
-            "method": method,
-            "step": step,
-            "draws": draws,
-            "complementary": complementary,
-            "epochs": max(1, round((passes or preset.passes) / (paths * supernets))),
-            "supernets": supernets,
-            "batch_size": batch_size or preset.batch_size,
-            "label_smoothing": 0.0,
-        },
-        "search": {"recalibration_images": preset.recalibration_images},
-    }
+
+    preset: Preset
+    space: str
+    data: str
+    method: str
+    step: str
+    draws: int = 1
+    complementary: bool = False
+    passes: int | None = None
+    seed: int = 0
+    supernets: int = 1
+    batch_size: int | None = None
+
+    def flags(self) -> dict[str, dict[str, Any]]:
+        """The configuration, as `load_config` takes it: the recipe of the benchmark's authors.
+
+        Raises ConfigError for an unknown method.
+        """
+        paths = STEPS[self.step].paths(len(SUPERNETS[self.method].sides), self.draws)
+        return {
+            "": {"seed": self.seed},
+            "model": {
+                "name": f"cbm-{self.space}",
+                "args": {"widths": [round(width * self.preset.scale) for width in MAXIMA[self.space]]},
+            },
+            "data": {
+                "name": self.data,
+                "image_size": 32,
+                "train_limit": self.preset.train_limit,
+                "val_fraction": self.preset.val_fraction,
+                "flip": True,
+                "shift": 4,
+            },
+            "space": {"bins": QUARTERS, "channel_multiple": 1, "min_width": 1 / QUARTERS},
+            "train": {
+                "method": self.method,
+                "step": self.step,
+                "draws": self.draws,
+                "complementary": self.complementary,
+                "epochs": max(1, round((self.passes or self.preset.passes) / (paths * self.supernets))),
+                "supernets": self.supernets,
+                "batch_size": self.batch_size or self.preset.batch_size,
+                "label_smoothing": 0.0,
+            },
+            "search": {"recalibration_images": self.preset.recalibration_images},
+        }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Which settings are scored: how many, and whether the two sides share the images, as in a search.
+
+    With `scratch`, that number of other settings is trained from scratch, for `scratch_epochs` each, and the
+    predictions of regressions on them are compared, too; their own rank is in no figure.
+    """
+
+    settings: int
+    scratch: int = 0
+    scratch_epochs: int = 1
+    shared: bool = False
 
 
 def rank_settings(
     run: Run,
     problem: Problem,
     table: BenchTable,
-    sample: int,
-    scratch: int = 0,
-    scratch_epochs: int = 1,
-    shared: bool = False,
+    sample: Sample,
 ) -> dict[str, Any]:
-    """Train the supernet where it is not trained, score the settings, compare; returns the report.
-
-    With `shared`, the two sides share the images out, as in a search. With `scratch`, so many other
-    settings are trained from scratch, for `scratch_epochs` each, and what regressions on them predict is
-    compared, too; their own rank is in no figure.
-    """
+    """Train the supernet where it is not trained, score the settings, compare; returns the report."""
     start, stage, config = time.perf_counter(), run.stage("train"), problem.config
     maxima = list(problem.space.largest())
     if maxima != config.model.args.get("widths"):
@@ -128,16 +140,16 @@ def rank_settings(
     if stage.outdated(stage_inputs(run, problem)) is not None:
         train(run, problem)
     trained_s = time.perf_counter() - start
-    scorer = scoring(problem, trained_supernets(run, problem), shared=shared)
-    index = table.sample(sample, 0)
-    own = table.sample(scratch, 1, without=index) if scratch else []
+    scorer = scoring(problem, trained_supernets(run, problem), shared=sample.shared)
+    index = table.sample(sample.settings, 0)
+    own = table.sample(sample.scratch, 1, without=index) if sample.scratch else []
     at_once = problem.data.evaluated_on(training_device(config))  # statistics depend on it
     inputs = digest(
         [
             "augmented statistics",
             stage.manifest(),
             config.search.recalibration_images,
-            shared,
+            sample.shared,
             scorer.amp,
             at_once,
         ]
@@ -148,11 +160,11 @@ def rank_settings(
     start = time.perf_counter()
     learned: dict[str, Any] = {}
     if own:
-        known = from_scratch.accuracies(run, problem, table, own, scratch_epochs)
+        known = from_scratch.accuracies(run, problem, table, own, sample.scratch_epochs)
         columns |= _regressions(known, scores, table, index, own)
         learned = {
-            "epochs": scratch_epochs,
-            "passes": scratch_epochs * len(own),
+            "epochs": sample.scratch_epochs,
+            "passes": sample.scratch_epochs * len(own),
             "accuracy": dict(zip(map(table.key, own), known.tolist(), strict=True)),
         }
     scratch_s = time.perf_counter() - start
@@ -172,7 +184,7 @@ def rank_settings(
         "settings": len(index),
         "recalibration_images": config.search.recalibration_images,
         "validation_images": len(problem.data.val),
-        "shared": shared,
+        "shared": sample.shared,
         "scored_in": "bfloat16" if scorer.amp else "float32",
         "seed": config.seed,
         "figures": compared(table, index, columns),

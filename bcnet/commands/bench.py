@@ -93,7 +93,7 @@ def channel_bench_macro(
     compares the scores with the known accuracies of training from scratch: Kendall's tau, and the accuracy
     that is lost by choosing by score. If interrupted, the same command continues. Needs no device."""
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
-    from bcnet.bench.supernet_ranking import PRESETS, as_text, flags, rank_settings, summary_json
+    from bcnet.bench.supernet_ranking import PRESETS, Sample, Setup, as_text, rank_settings, summary_json
     from bcnet.config import load_config
     from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import checked_name
@@ -112,11 +112,13 @@ def channel_bench_macro(
             f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
             f"not {scratch}"
         )
-    given = flags(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
+    setup = Setup(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
+    given = setup.flags()
     given["train"]["cuda_graph"] = cuda_graph
     with redirect_stdout(sys.stderr):
         problem = open_problem(load_config(config, given))
-        report = rank_settings(target, problem, known, sample or size.sample, scratch, scratch_epochs, shared)
+        scored = Sample(sample or size.sample, scratch, scratch_epochs, shared)
+        report = rank_settings(target, problem, known, scored)
     print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 
