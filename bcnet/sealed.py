@@ -10,7 +10,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LINES_BYTES = 1024 * MIB
 SCHEMA = 1
 SEAL = 16  # hex digits
+OTHERS = "it was begun with other settings"
 ABOUT = "bcnet"  # the key of a safetensors file's metadata under which the JSON values are
 
 
@@ -33,23 +34,25 @@ class SealedLines:
     is empty if nothing follows, or only a last line that was truncated when the process was killed.
     """
 
-    def __init__(self, path: Path, belongs_to: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, belongs_to: Mapping[str, Any], most: int | None = None) -> None:
         """Read the file if it exists. With another `belongs_to`, all values are dropped.
 
-        Raises ValueError if the path is not a file.
+        With `most`, values after that number are dropped, too. Raises ValueError if the path is not a file.
         """
-        self.path = path
+        self.path, self._most = path, most
         self.values: list[Any] = []
         self.dropped = ""
-        self._head = {"schema": SCHEMA, "belongs_to": parse_json(json.dumps(belongs_to))}
-        self.kept, self._seal = 0, ""  # the number of valid bytes, and the hash of their last line
+        self._head = _head(belongs_to)
+        self.kept, self.seal = 0, ""  # the number of valid bytes, and the hash of their last line
         if path.exists():
             self._read(read_bytes(path, LINES_BYTES))
 
     def _read(self, content: bytes) -> None:
         number = 0
         for text, end in self._blocks(content):
-            seal, values = self._seal, []
+            if self.kept and len(self.values) == self._most:
+                return
+            seal, values = self.seal, []
             for line in text.splitlines(keepends=True):
                 number += 1
                 body, before = line[SEAL + 1 :], seal
@@ -61,9 +64,9 @@ class SealedLines:
                 if number > 1:
                     values.append(value)
                 elif value != self._head:
-                    self.dropped = "it was begun with other settings"
+                    self.dropped = OTHERS
                     return
-            self.kept, self._seal = end, seal
+            self.kept, self.seal = end, seal
             self.values += values
 
     def _blocks(self, content: bytes) -> Iterator[tuple[bytes, int]]:
@@ -95,16 +98,17 @@ class SealedLines:
 
     def _check_cut(self, text: bytes, start: int) -> None:
         """Check that a truncated first line is the beginning of the right one, not that of another file."""
-        own = self._sealed("", self._head)[0]
+        own = _sealed("", self._head)[0]
         if start == 0 and text[: len(own)] != own[: len(text)]:
             self.dropped = "line 1 was changed"
 
     def append(self, value: Any) -> None:
         """Append one value; it is on disk when this returns. On an OSError the file is unchanged."""
-        text, seal = b"", self._seal
-        for part in (value,) if self.kept else (self._head, value):
-            line, seal = self._sealed(seal, part)
-            text += line
+        self.extend([value])
+
+    def extend(self, values: Sequence[Any]) -> None:
+        """Append several values in one write."""
+        text, seal = _lines(self.seal, values if self.kept else [self._head, *values])
         if self.path.suffix == ".gz":
             text = gzip.compress(text, mtime=0)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,19 +125,37 @@ class SealedLines:
                 raise OSError(cause.errno, cause.strerror, str(self.path)) from cause
         finally:
             os.close(handle)
-        self.kept, self._seal = self.kept + len(text), seal
-        self.values.append(value)
-
-    @staticmethod
-    def _sealed(seal: str, value: Any) -> tuple[bytes, str]:
-        """The line of a value that follows a line with this seal, and its own seal."""
-        body = json.dumps(value).encode() + b"\n"
-        seal = _next_seal(seal, body)
-        return _line(seal, body), seal
+        self.kept, self.seal = self.kept + len(text), seal
+        self.values += values
 
     def remove(self) -> None:
         """Delete the file, when it is no longer needed."""
         self.path.unlink(missing_ok=True)
+
+
+def sealed_lines(belongs_to: Mapping[str, Any], values: Sequence[Any]) -> tuple[bytes, str]:
+    """The content of a `SealedLines` file with these values, and the seal of its last line."""
+    return _lines("", [_head(belongs_to), *values])
+
+
+def _head(belongs_to: Mapping[str, Any]) -> dict[str, Any]:
+    return {"schema": SCHEMA, "belongs_to": parse_json(json.dumps(belongs_to))}
+
+
+def _lines(seal: str, values: Sequence[Any]) -> tuple[bytes, str]:
+    """The lines of values that follow a line with this seal, and the last one's seal."""
+    lines = []
+    for value in values:
+        line, seal = _sealed(seal, value)
+        lines.append(line)
+    return b"".join(lines), seal
+
+
+def _sealed(seal: str, value: Any) -> tuple[bytes, str]:
+    """The line of a value that follows a line with this seal, and its own seal."""
+    body = json.dumps(value).encode() + b"\n"
+    seal = _next_seal(seal, body)
+    return _line(seal, body), seal
 
 
 def _next_seal(seal: str, body: bytes) -> str:

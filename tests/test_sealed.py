@@ -73,6 +73,21 @@ def test_a_compressed_file_cut_or_changed_anywhere_holds_the_lines_before(tmp_pa
     assert SealedLines(path, OWN).values == [*VALUES, "after"]
 
 
+def test_several_values_are_added_at_once_and_read_up_to_a_number(path: Path) -> None:
+    content = path.read_bytes()
+    several = SealedLines(path.with_name("several"), OWN)
+    several.extend(VALUES[:1])
+    several.extend(VALUES[1:])
+    assert several.path.read_bytes() == content
+    assert sealed.sealed_lines(OWN, VALUES) == (content, several.seal)
+    for most in range(len(VALUES) + 2):
+        kept = SealedLines(path, OWN, most)
+        assert (kept.values, kept.dropped) == (VALUES[:most], "")
+    kept = SealedLines(path, OWN, 1)
+    kept.extend(VALUES[1:])
+    assert path.read_bytes() == content
+
+
 def test_a_compressed_file_is_unpacked_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed, "LINES_BYTES", 2001)
     path = tmp_path / "a.gz"

@@ -1,7 +1,8 @@
 """What later stages take from finished ones: tensors, widths. Errors name the command to repeat."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from bcnet.errors import ArtifactError, SpaceError
 from bcnet.latency_tables.noise import refuse_noisy
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.results import SearchSummary, SliceSummary, training_steps
+from bcnet.pipeline.results import EARLIER_RECORDS, SearchSummary, SliceSummary, training_steps
+from bcnet.pipeline.training_file import Record, lines_beside, records_of
 from bcnet.reading import opened
 from bcnet.runs import Run, Stage
+from bcnet.sealed import SealedLines
 from bcnet.space.extract import with_state
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
@@ -56,9 +59,30 @@ def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor
     return tensors
 
 
-def training_records(run: Run) -> tuple[tuple[Widths, float], ...]:
-    """Widths and loss of every step of a finished training."""
-    return tuple((Widths(widths), loss) for widths, loss in training_steps(run.stage("train")))
+def training_records(run: Run) -> tuple[Record, ...]:
+    """Widths and loss of every step of a finished training; of several supernets, step by step.
+
+    So the second half of the records is that of the training. Raises ArtifactError.
+    """
+    stage = run.stage("train")
+    if stage.path(EARLIER_RECORDS).exists():
+        return tuple((Widths(widths), loss) for widths, loss in training_steps(stage))
+    inputs = stage.inputs()
+    of_each = {key: value for key, value in inputs.items() if key != "supernets"}
+    paths = [lines_beside(stage.path(supernet_file(n))) for n in range(int(inputs.get("supernets", 1)))]
+    return tuple(chain.from_iterable(zip(*(_steps(path, stage, of_each) for path in paths), strict=True)))
+
+
+def _steps(path: Path, stage: Stage, inputs: Mapping[str, str]) -> tuple[Record, ...]:
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing; run `{stage.command}` again")
+    try:
+        lines = SealedLines(path, inputs)
+    except ValueError as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
+    if lines.dropped:
+        raise ArtifactError(f"{path} is not what train wrote ({lines.dropped}); run `{stage.command}` again")
+    return records_of(lines)
 
 
 @dataclass(frozen=True)

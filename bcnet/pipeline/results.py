@@ -26,6 +26,8 @@ from bcnet.errors import ArtifactError
 from bcnet.latency_tables.rows import Calibration, LatencyStat
 from bcnet.runs import Stage, read_json
 
+EARLIER_RECORDS = "records.json"  # of a training; now there is a line for each step beside each supernet
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -363,8 +365,8 @@ def scored_networks(stage: Stage, file: str) -> list[ScoredNetwork]:
 
 
 def training_steps(stage: Stage) -> list[tuple[tuple[int, ...], float]]:
-    """Widths and loss of every step of a training, from records.json. Raises ArtifactError."""
-    path = stage.path("records.json")
+    """Widths and loss of every step of an earlier version's training. Raises ArtifactError."""
+    path = stage.path(EARLIER_RECORDS)
     try:  # no model: there may be millions
         return [(tuple(widths), float(loss)) for widths, loss in read_json(path, stage.command)]
     except (TypeError, ValueError):

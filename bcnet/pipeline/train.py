@@ -1,17 +1,14 @@
 """Stage 1, supernet training. In: images and a width space. Out: supernet weights, and each step's loss.
 
-`train/`: supernet.safetensors, space.json, records.json (widths and loss of each step), curve.csv, and while
-training checkpoint.safetensors, from which a killed training continues. Further supernets, each from a seed
-of its own, are supernet-2.safetensors and so on. Each of these files tells of its own training; records.json
-and curve.csv are of all supernets that are in use.
+`train/`: supernet.safetensors, supernet.jsonl (widths and loss, a line for each step), space.json, curve.csv,
+and while training checkpoint.safetensors and checkpoint.jsonl, from which a killed training continues.
+Further supernets, each from a seed of its own, are supernet-2.safetensors and so on; curve.csv is of all
+supernets that are in use.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +23,19 @@ from bcnet.models.weights import listed
 from bcnet.pipeline.finished import supernet_file
 from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.results import NetworkSummary, SupernetSummary
+from bcnet.pipeline.results import EARLIER_RECORDS, NetworkSummary, SupernetSummary
 from bcnet.pipeline.route import on_trained_network
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached, train_network
 from bcnet.pipeline.training_file import (
     Checkpoint,
-    Record,
+    CheckpointFiles,
     TrainResult,
-    finished_bytes,
+    finished_files,
     inputs_of,
-    load_checkpoint,
+    lines_beside,
     load_finished,
-    save_checkpoint,
 )
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, Stage, alone_in
@@ -170,9 +166,12 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         found = load_finished(stage.path(supernet_file(number)), of_each)
         if found is not None:
             results[number] = found
-    checkpoints = {n: stage.path(_checkpoint_file(n)) for n in range(count) if n not in results}
-    found_at = {number: path for number, path in checkpoints.items() if path.exists()}
-    stopped = {number: load_checkpoint(path, of_each) for number, path in found_at.items()}
+    checkpoints = {
+        number: CheckpointFiles(stage.path(_checkpoint_file(number)), of_each)
+        for number in range(count)
+        if number not in results
+    }
+    stopped = {number: own.load() for number, own in checkpoints.items() if own.path.exists()}
     done = len(results) * recipe.epochs + sum(at.snapshot.epoch for at in stopped.values() if at)
     if None in stopped.values():
         say("a training that was stopped had other settings: it does not go on")
@@ -202,26 +201,25 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
                 )
         announce(what, seconds)
     start = time.perf_counter()
-    for number, path in checkpoints.items():
+    for number, own in checkpoints.items():
         results[number] = _trained(
             problem,
             number,
             recipe,
             objective,
             resume=stopped.pop(number, None),  # not kept any longer: it may be large
-            on_epoch=partial(save_checkpoint, path, inputs=of_each),
+            on_epoch=own.save,
         )
     seconds = time.perf_counter() - start
     if checkpoints and problem.trained and not problem.untrained_layers:
         _warn_of_loss(problem, results[0].state, recipe)
     used = [results[number] for number in range(count)]
     if checkpoints or stage.outdated(inputs) is not None:
-        files = {
-            **{supernet_file(number): finished_bytes(own, of_each) for number, own in enumerate(used)},
-            "space.json": problem.space.to_json().encode(),
-            "records.json": json.dumps(_in_turn([result.records for result in used])).encode(),
-            "curve.csv": _curves([result.curve for result in used]).encode(),
-        }
+        files: dict[str, bytes] = {}
+        for number, result in enumerate(used):
+            files |= finished_files(supernet_file(number), result, of_each)
+        files["space.json"] = problem.space.to_json().encode()
+        files["curve.csv"] = _curves([result.curve for result in used]).encode()
         stage.finish(inputs, files, _obsolete(stage, count, of_each))
     return SupernetSummary(
         folder=str(stage.folder),
@@ -311,11 +309,6 @@ def _trained(
     )
 
 
-def _in_turn(records: Sequence[Sequence[Record]]) -> list[Record]:
-    """The records of all supernets, step by step: the second half of training is the second half of them."""
-    return list(chain.from_iterable(zip(*records, strict=True)))
-
-
 def _curves(curves: Sequence[Sequence[float]]) -> str:
     """curve.csv: the mean loss of each epoch, of several supernets followed by each one's."""
     lines = ["epoch,loss" + "".join(f",supernet {n}" for n in range(1, len(curves) + 1) if len(curves) > 1)]
@@ -353,5 +346,6 @@ def _obsolete(stage: Stage, count: int, inputs: Mapping[str, str]) -> list[Path]
     """Files that are of no use for this number of supernets: checkpoints, and files of other inputs."""
     replaced = {stage.path(supernet_file(number)) for number in range(count)}
     done = {stage.path(_checkpoint_file(number)) for number in range(count)}
-    found = [path for path in stage.folder.glob("*.safetensors") if path not in replaced]
-    return [path for path in found if path in done or inputs_of(path) != inputs]
+    found = {path for path in stage.folder.glob("*.safetensors") if path not in replaced | done}
+    gone = done | {path for path in found if inputs_of(path) != inputs}
+    return sorted({*gone, *map(lines_beside, gone), stage.path(EARLIER_RECORDS)})

@@ -18,7 +18,7 @@ from steady_run import SEED, Commands, essence, new_folder, rounds
 
 from bcnet.config import load_config
 from bcnet.pipeline.open_problem import open_problem
-from bcnet.pipeline.training_file import load_checkpoint, load_finished
+from bcnet.pipeline.training_file import CheckpointFiles, lines_beside, load_finished
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
 
@@ -127,7 +127,9 @@ def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[
         """Kill a stage before an operation, save the files it left, and let it continue to its end."""
         assert commands(folder, stage, kill=before)["code"] == KILLED
         (path,) = folder.glob(left)
-        shutil.copy(path, kept)
+        for file in (path, lines_beside(path)):
+            if file.exists():
+                shutil.copy(file, kept)
         assert commands(folder, stage)["code"] == 0
         return kept / path.name
 
@@ -142,7 +144,7 @@ def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[
         return lambda: SealedLines(path, belongs_to).values
 
     def training() -> list[Any]:
-        at = load_checkpoint(checkpoint, inputs)
+        at = CheckpointFiles(checkpoint, inputs).load()
         return (
             []
             if at is None
@@ -153,7 +155,12 @@ def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[
         found = load_finished(supernet, inputs)
         return [] if found is None else [repr((found.records, found.curve)), values(found.state)]
 
-    return {checkpoint: training, supernet: trained, journal: lines(journal), state: lines(state)}
+    return {
+        **dict.fromkeys((checkpoint, lines_beside(checkpoint)), training),
+        **dict.fromkeys((supernet, lines_beside(supernet)), trained),
+        journal: lines(journal),
+        state: lines(state),
+    }
 
 
 def test_no_damage_to_what_a_stopped_command_continues_from_changes_what_it_comes_to(

@@ -24,7 +24,7 @@ from bcnet.runs import digest
 
 STAGES = ["train", "build-lut", "search", "slice", "export", "compare"]
 FILES = {
-    "train": {"supernet.safetensors", "space.json", "records.json", "curve.csv"},
+    "train": {"supernet.safetensors", "supernet.jsonl", "space.json", "curve.csv"},
     "build-lut": {"report.json"},
     "search": {"result.json", "history.json", "pareto.json"},
     "slice": {"model.safetensors", "widths.json", "model.pt2", "result.json"},
@@ -240,7 +240,7 @@ def test_a_stage_prints_its_summary_for_people(project: Path, capfd: pytest.Capt
 
 def test_training_again_gives_the_same_supernet(finished: Finished, project: Path) -> None:
     assert main(["train"]) == 0
-    for file in ("supernet.safetensors", "records.json"):
+    for file in ("supernet.safetensors", "supernet.jsonl"):
         assert (RUN / "train" / file).read_bytes() == (finished[0] / RUN / "train" / file).read_bytes()
 
 
@@ -366,7 +366,7 @@ def test_a_run_says_what_has_changed(project: Path, capfd: pytest.CaptureFixture
         ("search", TABLE, "latency_tables/cpu.json is missing; run `bcnet build-lut --device cpu`"),
         ("slice", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
         ("export", RUN / "search/manifest.json", "holds no finished search; run `bcnet search` first"),
-        ("search", RUN / "train/records.json", "records.json is missing; run `bcnet train` again"),
+        ("search", RUN / "train/supernet.jsonl", "supernet.jsonl is missing; run `bcnet train` again"),
     ],
 )
 def test_a_stage_without_what_it_needs_names_the_command(

@@ -15,11 +15,12 @@ from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.data.dataset import ImageData, Split
 from bcnet.pipeline import train as stage
-from bcnet.pipeline.finished import trained_supernets
+from bcnet.pipeline.finished import trained_supernets, training_records
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train
+from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
 from bcnet.training.recipe import Recipe
@@ -53,7 +54,7 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
     assert (single["supernets"], single["epochs"]) == (1, 2)
     curve = (TRAINED / "curve.csv").read_text(encoding="utf-8").splitlines()
     assert len(curve) == 3
-    records = json.loads((TRAINED / "records.json").read_text(encoding="utf-8"))
+    records = training_records(Run.named("default"))
     assert len(records) == 2 * 2 * (120 // 32)
     assert records[0][0] != records[1][0]  # each draws widths of its own
     result = json.loads(Path("runs/default/slice/result.json").read_text(encoding="utf-8"))
@@ -66,16 +67,16 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> None:
     """`bcnet train`, stopped after so many epochs of all supernets."""
-    save, saved = stage.save_checkpoint, []
+    save, saved = CheckpointFiles.save, []
 
-    def stopped(path: Path, *args: Any, **kwargs: Any) -> None:
-        save(path, *args, **kwargs)
-        saved.append(path.name)
+    def stopped(files: CheckpointFiles, checkpoint: Checkpoint) -> None:
+        save(files, checkpoint)
+        saved.append(files.path.name)
         if len(saved) == epochs:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage, "save_checkpoint", stopped)
+        patched.setattr(CheckpointFiles, "save", stopped)
         assert main(["train", *flags]) == 130
 
 
@@ -85,7 +86,7 @@ def test_supernets_that_were_stopped_in_the_second_end_as_if_they_had_not_been(
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
     interrupted(monkeypatch, 3)
     kept = {path.name for path in TRAINED.iterdir()}
-    assert kept == {"checkpoint.safetensors", "checkpoint-2.safetensors"}
+    assert kept == {f"checkpoint{end}.{kind}" for end in ("", "-2") for kind in ("safetensors", "jsonl")}
     assert main(["train"]) == 0
     assert "continuing after epoch 3 of 4" in capsys.readouterr().err
     assert not list(TRAINED.glob("checkpoint*"))
@@ -93,7 +94,8 @@ def test_supernets_that_were_stopped_in_the_second_end_as_if_they_had_not_been(
     for file in ("supernet.safetensors", "supernet-2.safetensors"):
         whole, own = load_file(Path("runs/whole/train") / file), load_file(TRAINED / file)
         assert all(torch.equal(own[name], whole[name]) for name in whole)
-    assert (TRAINED / "records.json").read_bytes() == Path("runs/whole/train/records.json").read_bytes()
+        lines = file.replace("safetensors", "jsonl")
+        assert (TRAINED / lines).read_bytes() == (Path("runs/whole/train") / lines).read_bytes()
 
 
 def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
@@ -119,8 +121,8 @@ def test_another_number_of_supernets_trains_only_those_that_are_not_there_and_lo
     first = contents(TRAINED)
     assert first.keys() == {
         "supernet.safetensors",
+        "supernet.jsonl",
         "space.json",
-        "records.json",
         "curve.csv",
         "manifest.json",
     }
@@ -161,13 +163,20 @@ def test_of_finished_supernets_only_those_with_the_same_settings_and_whole_files
     whole = contents(TRAINED)
     good = whole["supernet.safetensors"]
     assert good is not None
-    for bad in (good[:-4], good[:-1] + bytes([good[-1] ^ 1])):
-        (TRAINED / "supernet.safetensors").write_bytes(bad)
+    lines = whole["supernet.jsonl"]
+    assert lines is not None
+    for file, bad in (
+        ("supernet.safetensors", good[:-4]),
+        ("supernet.safetensors", good[:-1] + bytes([good[-1] ^ 1])),
+        ("supernet.jsonl", lines[:-40]),
+        ("supernet.jsonl", lines.replace(b"]", b"1]", 1)),
+    ):
+        (TRAINED / file).write_bytes(bad)
         assert main(["train", "--seed", "1"]) == 0
         assert "continuing after epoch 2 of 4" in capsys.readouterr().err
         assert contents(TRAINED) == whole
     (TRAINED / "manifest.json").write_text("[]", encoding="utf-8")
-    (TRAINED / "records.json").unlink()
+    (TRAINED / "curve.csv").unlink()
     assert main(["train", "--seed", "1"]) == 0
     assert contents(TRAINED) == whole
     printed(capsys, "train", "--supernets", "1")  # of the seed in the file: what the other one left goes
