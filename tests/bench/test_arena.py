@@ -38,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-        project = open_problem(config)
-        fit_network(project.model, project.data, Recipe.of(config, 4, 0.1), "training")
-        torch.save(project.model.state_dict(), "trained.pt")
+        problem = open_problem(config)
+        fit_network(problem.model, problem.data, Recipe.of(config, 4, 0.1), "training")
+        torch.save(problem.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text(TOML, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """That folder as the working folder; the project that was loaded there is kept."""
+    """That folder as the working folder."""
     monkeypatch.chdir(folder)
     return folder
 
@@ -162,10 +162,10 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
     # It enters fine-tuning with statistics of its own, as all networks that inherit do.
     path = Path("runs/other/bench/arena/starts/70-torch-pruning-taylor.safetensors")
     state, _ = unseal_tensors(path)
-    project = open_problem(load_config(None))
-    recipe = Recipe.of(project.config, 1, 1.0)
-    images = project.config.search.recalibration_images
-    again = Original(project.model, project.space, project.data, recipe, images).recalibrated(state).state
+    problem = open_problem(load_config(None))
+    recipe = Recipe.of(problem.config, 1, 1.0)
+    images = problem.config.search.recalibration_images
+    again = Original(problem.model, problem.space, problem.data, recipe, images).recalibrated(state).state
     assert all(torch.allclose(state[name], again[name], rtol=1e-5, atol=1e-6) for name in state)
 
 

@@ -99,8 +99,8 @@ def test_no_damage_to_a_finished_run_is_taken_for_a_result(
     damaging: Path, time_limit: Callable[[float], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng, run = random.Random(SEED), Run.named("default")
-    project = open_problem(load_config(None))
-    wanted = results(run, project)
+    problem = open_problem(load_config(None))
+    wanted = results(run, problem)
     assert len(wanted) == 8
     printed, _ = outcome(capsys, "run")
     assert printed
@@ -111,10 +111,10 @@ def test_no_damage_to_a_finished_run_is_taken_for_a_result(
         with damaged(path, rng, files) as how:
             time_limit(120)
             assert outcome(capsys, "run")[0] in (None, printed), how
-            found = results(run, project)
+            found = results(run, problem)
             assert all(found[name] == wanted[name] for name in found), how
             time_limit(0)
-    assert results(run, project) == wanted
+    assert results(run, problem) == wanted
 
 
 @pytest.fixture

@@ -45,8 +45,8 @@ def test_no_damage_to_a_run_from_a_trained_network_is_taken_for_a_result(
 ) -> None:
     go_to(shutil.copytree(trained_run(method, "run").folder, tmp_path / "damaged"), monkeypatch)
     rng, run = random.Random(SEED), Run.named("default")
-    project = open_problem(load_config(None))
-    wanted = results(run, project)
+    problem = open_problem(load_config(None))
+    wanted = results(run, problem)
     assert len(wanted) == 8
     assert bool(wanted["pruned"]) is (method == "group-fisher")
     printed, _ = outcome(capsys, "run")
@@ -57,10 +57,10 @@ def test_no_damage_to_a_run_from_a_trained_network_is_taken_for_a_result(
         with damaged(path, rng, files) as how:
             time_limit(120)
             assert outcome(capsys, "run")[0] in (None, printed), how
-            found = results(run, project)
+            found = results(run, problem)
             assert all(found[name] == wanted[name] for name in found), how
             time_limit(0)
-    assert results(run, project) == wanted
+    assert results(run, problem) == wanted
 
 
 def reader(path: Path, run: TrainedRun) -> Callable[[], list[Any]]:
@@ -69,8 +69,8 @@ def reader(path: Path, run: TrainedRun) -> Callable[[], list[Any]]:
         belongs_to = json.loads(path.read_bytes().splitlines()[0][17:])["belongs_to"]
         return lambda: SealedLines(path, belongs_to).values
     if "pruned" in path.name:
-        project = open_problem(load_config(run.folder / "bcnet.toml"))
-        return lambda: pruned_values(PrunedNetwork.unsealed(path, project, "group-fisher")[0])
+        problem = open_problem(load_config(run.folder / "bcnet.toml"))
+        return lambda: pruned_values(PrunedNetwork.unsealed(path, problem, "group-fisher")[0])
     made_from = read_about(path)["made_from"]
 
     def training() -> list[Any]:

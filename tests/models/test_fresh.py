@@ -147,10 +147,10 @@ def test_configured_weights_are_in_the_given_network_and_not_in_the_fresh_one(fo
     save_file(digits().state_dict(), "own.safetensors")
     untrained = open_problem(Config(data=SMALL))
     assert not untrained.trained
-    project = open_problem(Config(data=SMALL, model=ModelConfig(weights="own.safetensors")))
-    assert project.trained
-    name = next(name for name, parameter in project.model.named_parameters() if parameter.ndim == 4)
-    given = project.model.state_dict()[name]
-    fresh, other = project.fresh_model().state_dict()[name], project.given_model(8).state_dict()[name]
+    problem = open_problem(Config(data=SMALL, model=ModelConfig(weights="own.safetensors")))
+    assert problem.trained
+    name = next(name for name, parameter in problem.model.named_parameters() if parameter.ndim == 4)
+    given = problem.model.state_dict()[name]
+    fresh, other = problem.fresh_model().state_dict()[name], problem.given_model(8).state_dict()[name]
     assert torch.equal(given, other)  # of every supernet
     assert torch.equal(fresh, untrained.model.state_dict()[name])

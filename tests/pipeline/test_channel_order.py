@@ -17,15 +17,15 @@ def test_a_supernet_begins_as_the_given_network_with_the_most_important_channels
         data=DataConfig(train_limit=100, test_limit=50, image_size=16),
         train=TrainConfig(method="unilateral", channel_order="taylor", batch_size=4, train_device="cpu"),
     )
-    project = open_problem(config)
+    problem = open_problem(config)
     recipe = Recipe.of(config, epochs=1, learning_rate=0.1)
-    state = first_state(project, project.model, recipe)
-    x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))
-    space, model = project.space, project.model.eval()
+    state = first_state(problem, problem.model, recipe)
+    x = torch.randn(4, *problem.data.input_shape, generator=torch.Generator().manual_seed(0))
+    space, model = problem.space, problem.model.eval()
     with torch.no_grad():
         widest = forward_path(model, space, space.largest(), x, "left", state)
         torch.testing.assert_close(widest, model(x), rtol=1e-3, atol=1e-5)
-    importance = measured_importances(model, space, project.data, recipe, ["taylor"])["taylor"]
+    importance = measured_importances(model, space, problem.data, recipe, ["taylor"])["taylor"]
     strongest_first = [own.argsort(descending=True, stable=True) for own in importance]
     for name, tensor in reordered(tensors_of(model), space, strongest_first).items():
         assert torch.equal(state[name], tensor), name

@@ -59,7 +59,7 @@ def test_a_network_without_trained_weights_is_compared_after_it_was_trained() ->
 
 def test_an_accuracy_is_known_as_exactly_as_its_images_tell() -> None:
     weights(10)
-    project = open_problem(load_config(None))
-    assert len(project.data.test) == 60
-    assert accuracy_interval(project, 6 / 60) == (0.046643, 0.201495)
+    problem = open_problem(load_config(None))
+    assert len(problem.data.test) == 60
+    assert accuracy_interval(problem, 6 / 60) == (0.046643, 0.201495)
     assert accuracy_interval(open_problem(load_config(None, {"task": {"metric": "mean-iou"}})), 0.1) is None

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def model_digest(code: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The digest of a project whose network is in a file with this content."""
+    """The digest of a problem whose network is in a file with this content."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     Path("project_net.py").write_text(code, encoding="utf-8")
     sys.modules.pop("project_net", None)
@@ -147,11 +147,11 @@ def test_auxiliary_outputs_in_training_are_accepted_as_torchvisions_networks_giv
 def test_auxiliary_layers_follow_the_widths_of_what_they_read() -> None:
     Path("project_net_plain.py").write_text(NETWORK, encoding="utf-8")
     Path("project_auxiliary.py").write_text(AUXILIARY, encoding="utf-8")
-    project = open_problem(Config(model=ModelConfig(name="project_auxiliary:Following")))
-    widths = project.space.smallest()
-    assert project.space.shape("aux.weight", widths) == (10, widths[0])
+    problem = open_problem(Config(model=ModelConfig(name="project_auxiliary:Following")))
+    widths = problem.space.smallest()
+    assert problem.space.shape("aux.weight", widths) == (10, widths[0])
     with torch.no_grad():
-        output = cut(project.model, project.space, widths).train()(project.data.example(2))
+        output = cut(problem.model, problem.space, widths).train()(problem.data.example(2))
     assert output.aux_logits.shape == (2, 10)
 
 
@@ -190,20 +190,20 @@ def test_a_network_that_returns_more_in_training_is_refused() -> None:
 
 def test_an_expanded_supernet_holds_the_given_network_among_its_choices() -> None:
     given = open_problem(Config())
-    project = open_problem(Config(space=SpaceConfig(expand=1.5)))
-    space = project.space
+    problem = open_problem(Config(space=SpaceConfig(expand=1.5)))
+    space = problem.space
     assert [group.channels for group in space.groups] == [120, 120, 240, 240, 480, 480]
     assert space.original() == given.space.largest() == (80, 80, 160, 160, 320, 320)
     assert all(width in group.choices for width, group in zip(space.original(), space.groups, strict=True))
     for group in space.groups:
         assert all(space.rule.complement(group.choices, w) in (*group.choices, None) for w in group.choices)
-    x = project.data.example(2)
+    x = problem.data.example(2)
     with torch.no_grad():
-        whole = cut(project.model, space, space.original())(x)
+        whole = cut(problem.model, space, space.original())(x)
         assert torch.equal(whole, given.model(x))
-        fresh = cut(project.fresh_model(), space, space.original())(x)
+        fresh = cut(problem.fresh_model(), space, space.original())(x)
         assert torch.equal(whole, fresh)
-    assert project.inputs()["model"] != given.inputs()["model"]
+    assert problem.inputs()["model"] != given.inputs()["model"]
 
 
 def test_groups_are_frozen_and_tied_as_configured() -> None:

@@ -54,9 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         config = Config(data=DATA)
-        project = open_problem(config)
-        fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
-        torch.save(project.model.state_dict(), "trained.pt")
+        problem = open_problem(config)
+        fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
+        torch.save(problem.model.state_dict(), "trained.pt")
         Path("bcnet.toml").write_text(WEIGHTS + CONFIG, encoding="utf-8")
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -78,10 +78,10 @@ def result(stage: str, file: str = "result.json") -> Any:
 def test_no_supernet_is_trained_and_the_original_is_kept_as_it_was_given(
     problem_of: Callable[..., Any],
 ) -> None:
-    project = problem_of()
+    problem = problem_of()
     assert not (RUN / "train/supernet.safetensors").exists()
     own = torch.load("trained.pt")
-    kept = trained_state(Run.named("default"), project)
+    kept = trained_state(Run.named("default"), problem)
     assert kept.keys() == own.keys()
     assert all(torch.equal(kept[name], own[name]) for name in own)
 
@@ -96,10 +96,10 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     assert found["budget_share"] == 0.75
     assert verified["budget_ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
-    project = problem_of()
-    original = original_network(Run.named("default"), project)
+    problem = problem_of()
+    original = original_network(Run.named("default"), problem)
     assert original is not None
-    given = evaluate_network(original, project.data, project.data.test).accuracy
+    given = evaluate_network(original, problem.data, problem.data.test).accuracy
     assert verified["original"]["accuracy"] == pytest.approx(given, abs=1e-6)
 
 
@@ -141,9 +141,9 @@ def test_a_finished_run_is_done_already(
 def test_the_route_follows_from_the_weights_the_method_and_what_is_wanted(
     problem_of: Callable[..., Any], search: dict[str, Any], trained: bool, methods: tuple[str, ...]
 ) -> None:
-    project = problem_of(search=search)
-    assert on_trained_network(project) is trained
-    assert tuple(own.name for own in allocations(project)) == methods
+    problem = problem_of(search=search)
+    assert on_trained_network(problem) is trained
+    assert tuple(own.name for own in allocations(problem)) == methods
 
 
 def test_a_bound_without_a_latency_is_for_an_evolution() -> None:
@@ -178,12 +178,12 @@ def test_what_is_not_there_is_refused_in_one_line(problem_of: Callable[..., Any]
 
 
 def test_an_edited_original_is_refused(problem_of: Callable[..., Any]) -> None:
-    path, project = RUN / "train" / ORIGINAL_FILE, problem_of()
+    path, problem = RUN / "train" / ORIGINAL_FILE, problem_of()
     content = path.read_bytes()
     try:
         path.write_bytes(content[:-4] + b"\0\0\0\0")
         with pytest.raises(ArtifactError, match="run `bcnet train` again"):
-            trained_state(Run.named("default"), project)
+            trained_state(Run.named("default"), problem)
     finally:
         path.write_bytes(content)
 
@@ -191,12 +191,12 @@ def test_an_edited_original_is_refused(problem_of: Callable[..., Any]) -> None:
 def test_scores_of_a_stopped_search_are_not_computed_again(
     problem_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, run = problem_of(), Run.named("default")
-    tensors = trained_state(run, project)
-    first = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
-    widths = project.space.smallest()
+    problem, run = problem_of(), Run.named("default")
+    tensors = trained_state(run, problem)
+    first = TrainedScores(problem, tensors, tmp_path / "scores.jsonl", {})
+    widths = problem.space.smallest()
     expected = first(widths)
-    again = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
+    again = TrainedScores(problem, tensors, tmp_path / "scores.jsonl", {})
     monkeypatch.setattr(again, "_scorer", lambda images: pytest.fail("scored again"))
     assert again(widths) == expected
 
@@ -204,15 +204,15 @@ def test_scores_of_a_stopped_search_are_not_computed_again(
 def test_importances_are_measured_once_and_read_by_later_stages(
     problem_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, run = problem_of(), Run.named("default")
-    network = original_network(run, project)
+    problem, run = problem_of(), Run.named("default")
+    network = original_network(run, problem)
     assert network is not None
-    recipe = Recipe.of(project.config, 1, 1.0)
-    expected = measured_importances(network, project.space, project.data, recipe, CRITERIA)
+    recipe = Recipe.of(problem.config, 1, 1.0)
+    expected = measured_importances(network, problem.space, problem.data, recipe, CRITERIA)
     monkeypatch.setattr(gradient_importance, "gate_importances", lambda *_: pytest.fail("measured again"))
-    _, trained = weights_of(run, project)
+    _, trained = weights_of(run, problem)
     assert trained is not None
-    known = trained.importances, Tuning.of(run, project).trained.importances  # type: ignore[union-attr]
+    known = trained.importances, Tuning.of(run, problem).trained.importances  # type: ignore[union-attr]
     for by, own in expected.items():
         assert all(torch.equal(a, b) for found in known for a, b in zip(found[by], own, strict=True))
 
@@ -275,12 +275,12 @@ def test_network_adjustment_as_published_finds_a_network_within_the_budget(
 def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
     problem_of: Callable[..., Any], tmp_path: Path
 ) -> None:
-    project = problem_of()
-    tensors = trained_state(Run.named("default"), project)
-    scores = TrainedScores(project, tensors, tmp_path / "scores.jsonl", {})
+    problem = problem_of()
+    tensors = trained_state(Run.named("default"), problem)
+    scores = TrainedScores(problem, tensors, tmp_path / "scores.jsonl", {})
     # Statistics of short trainings lag behind the weights: making them again can only help here.
-    own = evaluate_network(project.model, project.data, project.data.val)
-    assert scores(project.space.largest()).loss <= own.loss * 1.05
+    own = evaluate_network(problem.model, problem.data, problem.data.val)
+    assert scores(problem.space.largest()).loss <= own.loss * 1.05
 
 
 @pytest.mark.parametrize(("rate", "warned"), [("learning_rate = 2.0", True), ("", False)])
@@ -306,18 +306,18 @@ def test_a_supernet_that_loses_what_the_given_network_knew_is_reported(
 def test_lagging_statistics_of_batch_norm_are_made_again_where_that_is_better(
     problem_of: Callable[..., Any],
 ) -> None:
-    project = problem_of()
-    model, space = project.model, project.space
+    problem = problem_of()
+    model, space = problem.model, problem.space
     lagging = with_state(model, space, tensors_of(model))
     for module in lagging.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-    recipe = Recipe.of(project.config, 1, 0.1)
-    better = settled(lagging, lagging, project.data, 64, recipe)
-    before, after = (evaluate_network(own, project.data, project.data.val) for own in (lagging, better))
+    recipe = Recipe.of(problem.config, 1, 0.1)
+    better = settled(lagging, lagging, problem.data, 64, recipe)
+    before, after = (evaluate_network(own, problem.data, problem.data.val) for own in (lagging, better))
     assert after.loss < before.loss
-    kept = settled(better, better, project.data, 64, recipe)
-    assert evaluate_network(kept, project.data, project.data.val).loss <= after.loss
+    kept = settled(better, better, problem.data, 64, recipe)
+    assert evaluate_network(kept, problem.data, problem.data.val).loss <= after.loss
 
 
 def test_of_many_choices_few_are_scored_with_the_first_and_the_last() -> None:
@@ -340,8 +340,8 @@ class Proposing(Proposals):
 @pytest.fixture
 def proposals() -> Proposals:
     space = WidthSpace("unilateral", (WidthGroup("g", 10, tuple(range(1, 11)), ()),), {}, {}, (), (), (), ())
-    project = SimpleNamespace(config=Config())
-    scores = SimpleNamespace(space=space, importances={}, project=project, kept=lambda *key: key[-1]())
+    problem = SimpleNamespace(config=Config())
+    scores = SimpleNamespace(space=space, importances={}, problem=problem, kept=lambda *key: key[-1]())
     return Proposing((METHODS["uniform"],), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
 
 
@@ -435,22 +435,22 @@ def test_where_the_original_is_within_the_budget_nothing_is_removed(
 def test_a_network_that_fine_tuning_made_worse_stays_as_it_was(
     problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = problem_of()
-    begun = with_state(project.model, project.space, tensors_of(project.model)).eval()
-    ruined = with_state(project.model, project.space, {n: t * 0 for n, t in tensors_of(begun).items()})
-    recipe = Recipe.of(project.config, 1, 0.5)
-    assert settled(ruined, begun, project.data, 64, recipe) is begun
+    problem = problem_of()
+    begun = with_state(problem.model, problem.space, tensors_of(problem.model)).eval()
+    ruined = with_state(problem.model, problem.space, {n: t * 0 for n, t in tensors_of(begun).items()})
+    recipe = Recipe.of(problem.config, 1, 0.5)
+    assert settled(ruined, begun, problem.data, 64, recipe) is begun
     assert "made the network worse" in capsys.readouterr().err
-    assert settled(begun, ruined, project.data, 64, recipe) is not ruined
+    assert settled(begun, ruined, problem.data, 64, recipe) is not ruined
 
 
 def test_a_teacher_is_a_copy_so_that_the_network_itself_can_still_be_trained(
     problem_of: Callable[..., Any],
 ) -> None:
-    project = problem_of()
-    network = with_state(project.model, project.space, tensors_of(project.model)).train()
-    small = cut(project.model, project.space, project.space.smallest())
-    assert objective_for(project, network, small, Recipe.of(project.config, 1, 0.1)) is not None
+    problem = problem_of()
+    network = with_state(problem.model, problem.space, tensors_of(problem.model)).train()
+    small = cut(problem.model, problem.space, problem.space.smallest())
+    assert objective_for(problem, network, small, Recipe.of(problem.config, 1, 0.1)) is not None
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
 

@@ -37,9 +37,9 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-    project = open_problem(config)
-    fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
-    torch.save(project.model.state_dict(), "trained.pt")
+    problem = open_problem(config)
+    fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
+    torch.save(problem.model.state_dict(), "trained.pt")
     Path("bcnet.toml").write_text(TOML, encoding="utf-8")
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -53,8 +53,8 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     given, teacher = original_network(Run.named("default"), wide), trained_network(Run.named("default"), wide)
     assert given is not None
     assert teacher is not None
-    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), project.model.parameters(), strict=True))
-    assert [g.original for g in wide.space.groups] == [g.channels for g in project.space.groups]
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), problem.model.parameters(), strict=True))
+    assert [g.original for g in wide.space.groups] == [g.channels for g in problem.space.groups]
     assert sum(p.numel() for p in teacher.parameters()) > 2 * sum(p.numel() for p in given.parameters())
     # What is delivered comes from the wider network.
     assert result("slice")["inherited"].startswith("the original's channels by ")

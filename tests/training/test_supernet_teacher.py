@@ -104,15 +104,15 @@ def test_a_widest_path_equal_to_the_teacher_has_nothing_to_learn_from_it(
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Those of a trained network."""
     config = Config(data=DataConfig(train_limit=120, test_limit=60, image_size=16))
-    project = open_problem(config)
-    fit_network(project.model, project.data, Recipe.of(config, 8, 0.1), "training")
+    problem = open_problem(config)
+    fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
     path = tmp_path_factory.mktemp("weights") / "trained.pt"
-    torch.save(project.model.state_dict(), path)
+    torch.save(problem.model.state_dict(), path)
     return path
 
 
 @pytest.fixture
-def project_of(weights: Path) -> Callable[..., Problem]:
+def problem_of(weights: Path) -> Callable[..., Problem]:
     def load(trained: bool = True, **train_settings: Any) -> Problem:
         return open_problem(
             Config(
@@ -127,34 +127,34 @@ def project_of(weights: Path) -> Callable[..., Problem]:
 
 
 def test_a_supernet_of_trained_weights_begins_as_the_network_in_the_order_of_the_best_criterion(
-    project_of: Callable[..., Problem], capsys: pytest.CaptureFixture[str]
+    problem_of: Callable[..., Problem], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = project_of(method="unilateral")
-    recipe = Recipe.of(project.config, 1, 0.01)
-    state = first_state(project, project.model, recipe)
+    problem = problem_of(method="unilateral")
+    recipe = Recipe.of(problem.config, 1, 0.01)
+    state = first_state(problem, problem.model, recipe)
     shown = capsys.readouterr().err
     assert "the best of 6 criteria at half of all widths" in shown
-    x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, *problem.data.input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        widest = forward_path(project.model, project.space, project.space.largest(), x, "left", state)
-        torch.testing.assert_close(widest, project.model.eval()(x), rtol=1e-3, atol=1e-4)
-    own = tensors_of(project.model)
+        widest = forward_path(problem.model, problem.space, problem.space.largest(), x, "left", state)
+        torch.testing.assert_close(widest, problem.model.eval()(x), rtol=1e-3, atol=1e-4)
+    own = tensors_of(problem.model)
     assert any(not torch.equal(state[name], own[name]) for name in own)
 
 
 def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
-    project_of: Callable[..., Problem],
+    problem_of: Callable[..., Problem],
 ) -> None:
-    project = project_of(step="us-nets")
-    recipe = Recipe.of(project.config, 1, 0.01)
-    objective = supernet_objective(project, recipe)
+    problem = problem_of(step="us-nets")
+    recipe = Recipe.of(problem.config, 1, 0.01)
+    objective = supernet_objective(problem, recipe)
     assert objective is not None
-    data: ImageData = replace(project.data, train=project.data.train.take(torch.arange(32)))
-    x = torch.randn(4, *project.data.input_shape, generator=torch.Generator().manual_seed(0))
+    data: ImageData = replace(problem.data, train=problem.data.train.take(torch.arange(32)))
+    x = torch.randn(4, *problem.data.input_shape, generator=torch.Generator().manual_seed(0))
     targets = torch.zeros(4, dtype=torch.int64)
-    probe = with_state(project.model, project.space.without_extra(), tensors_of(project.model)).eval()
+    probe = with_state(problem.model, problem.space.without_extra(), tensors_of(problem.model)).eval()
     before = float(objective.loss(probe, x, targets).detach())
-    found = train(project.model, project.space, data, recipe, plan=STEPS["us-nets"], objective=objective)
+    found = train(problem.model, problem.space, data, recipe, plan=STEPS["us-nets"], objective=objective)
     assert float(objective.loss(probe, x.clone(), targets).detach()) == pytest.approx(before, abs=1e-7)
     assert len(found.records) == 1
 
@@ -169,21 +169,21 @@ def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
     ],
 )
 def test_who_teaches_and_what_orders_follow_from_the_weights_and_the_settings(
-    project_of: Callable[..., Problem],
+    problem_of: Callable[..., Problem],
     trained: bool,
     settings: dict[str, Any],
     distilled: bool,
     ordered: bool,
 ) -> None:
-    project = project_of(trained, **settings)
-    assert teaches_supernet(project) is distilled
-    assert order_is_measured(project) is ordered
-    assert (supernet_objective(project, RECIPE) is not None) is distilled
-    recorded = stage_inputs(Run.named("none"), project)
+    problem = problem_of(trained, **settings)
+    assert teaches_supernet(problem) is distilled
+    assert order_is_measured(problem) is ordered
+    assert (supernet_objective(problem, RECIPE) is not None) is distilled
+    recorded = stage_inputs(Run.named("none"), problem)
     assert (recorded.get("teacher") == "4.0 0.9") is distilled
     assert ("channel order" in recorded) is ordered
 
 
-def test_a_teacher_that_is_not_trained_is_refused(project_of: Callable[..., Problem]) -> None:
+def test_a_teacher_that_is_not_trained_is_refused(problem_of: Callable[..., Problem]) -> None:
     with pytest.raises(ConfigError, match=r"train\.teacher: .* not trained: set model\.weights"):
-        teaches_supernet(project_of(False, teacher="original"))
+        teaches_supernet(problem_of(False, teacher="original"))
