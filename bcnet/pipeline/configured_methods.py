@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from bcnet.config import Config, SearchConfig, explained
 from bcnet.errors import ConfigError
 from bcnet.registry import METHODS, Method
-from bcnet.user_code import UserFunction
+from bcnet.runs import digest
+from bcnet.user_code import UserFunction, code_of
 
 
 def check_method(config: Config) -> None:
@@ -53,7 +54,12 @@ def called(method: Method, problem: Any, checked: Callable[[Any], Any]) -> Any:
 
 
 def settings_recorded(method: Method, search: SearchConfig) -> list[Any]:
-    """What the networks of a method depend on, beside what those of all methods do."""
+    """What the networks of a method depend on, beside what those of all methods do.
+
+    Of another package's method that is its code, too, as of other functions of the user's.
+    """
     settings = settings_for(method, search)
     values = [] if settings is None else list(settings.model_dump(mode="json").values())
+    if method.name not in METHODS.own():
+        values.append(digest(code_of(method.function)))
     return [search.prune_epochs, *values] if method.trains else values

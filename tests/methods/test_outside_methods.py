@@ -15,9 +15,11 @@ from torch import nn
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ConfigError
-from bcnet.pipeline.configured_methods import check_method
+from bcnet.pipeline.configured_methods import check_method, settings_recorded
 from bcnet.registry import METHODS, SUPERNETS, auto_methods, own_methods
+from bcnet.runs import digest
 from bcnet.space.discover import discover_space
+from bcnet.user_code import code_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
@@ -153,6 +155,21 @@ def test_a_method_that_fails_is_reported_in_one_line(install: Install) -> None:
     install("failing", {"failing": "failing_method"}, {"failing_method.py": text})
     with pytest.raises(ConfigError, match=r"^'failing' failed \(IndexError: .*\); docs/adding-a-method"):
         called(METHODS["failing"], None, list)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_search_is_outdated_by_new_code_of_another_packages_method_and_not_of_bcnets_own(
+    install: Install,
+) -> None:
+    configure('method = "network-adjustment"\nadjust_by = "macs"')
+    search = load_config(None).search
+    assert settings_recorded(METHODS["network-adjustment"], search) == ["macs"]
+    assert settings_recorded(METHODS["group-fisher"], search) == [2, "latency"]
+    text = 'from bcnet import method\n@method("coded", "")\ndef propose(problem):\n    return []\n'
+    install("coded", {"coded": "coded_method"}, {"coded_method.py": text})
+    configure('method = "coded"')
+    (code_,) = settings_recorded(METHODS["coded"], load_config(None).search)
+    assert code_ == digest(code_of(METHODS["coded"].function)) != digest("")
 
 
 def test_an_unknown_name_is_refused_with_a_close_one_and_all_that_are_known(install: Install) -> None:
