@@ -10,7 +10,8 @@ import numpy as np
 from bcnet.errors import TableError
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.machine import Probed
-from bcnet.latency_tables.regression_check import TICK_MS, Observation, verdict_on
+from bcnet.latency_tables.observations import TICK_MS, Observation
+from bcnet.latency_tables.regression_check import verdict_on
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
 

@@ -14,8 +14,14 @@ import numpy as np
 from scipy.stats import norm, t
 
 from bcnet.errors import TableError
-from bcnet.latency_tables.machine import MAD, MEDIAN, SENSITIVITY_ALL, Machine, Probed, sensitivity_of
-from bcnet.latency_tables.rows import LayerSpec
+from bcnet.latency_tables.machine import MEDIAN, SENSITIVITY_ALL, Machine, Probed, sensitivity_of
+from bcnet.latency_tables.observations import (
+    Observation,
+    holm,
+    standard_errors,
+    time_now,
+    weighted_median,
+)
 
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
 EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}
@@ -28,37 +34,8 @@ LIKELY = 0.2  # above this corrected probability, a slowdown is not reported
 # medians over 10 s, corrected by the reference microbenchmark, had a standard deviation of 1.0 % (all rows)
 # to 1.6 % (kinds).
 DRIFT = 0.02
-TICK_MS = 0.001  # resolution of the runtimes' profilers: whole microseconds
-PASSES = 2  # number of passes of a build over its networks
 MOST_SECONDS = 3600
 DEGREES = 5  # degrees of freedom of Student's t for single rows: their errors have heavy tails
-QUARTILE = 1.3626  # standard error of a lower quartile relative to that of a mean, cf. `MEDIAN`
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A layer's times then and now. `now_ms` has one value per round for each network with the layer.
-
-    For two tables, `now_ms` is a single value and `now_spread` the spread of its row. `setting` is empty
-    unless layers of several settings are compared; each setting then forms kinds of its own.
-    """
-
-    layer: LayerSpec
-    then_ms: float
-    then_spread: float
-    now_ms: tuple[tuple[float, ...], ...]
-    now_spread: float = 0.0
-    setting: str = ""
-
-    @property
-    def kind(self) -> str:
-        """The kind of its layer, with the setting if there is one."""
-        return self.layer.kind + (f" ({self.setting})" if self.setting else "")
-
-    @property
-    def name(self) -> str:
-        """Its layer, for messages."""
-        return str(self.layer) + (f" ({self.setting})" if self.setting else "")
 
 
 @dataclass(frozen=True)
@@ -150,7 +127,9 @@ def verdict_on(
     beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
     detectable = math.expm1(sample.allowed + explained + beyond * uncertain)
     parts = _probe_changes(sample.machine, sample.allowed)
-    status, reason = _decision(everything, kinds, slower, parts, detectable, max_slowdown, other_machine)
+    status, reason = _decision(everything, kinds, slower, parts, detectable, max_slowdown)
+    if other_machine:
+        status, reason = "machine differs", other_machine
     needed = None
     if status == "inconclusive":
         target = (math.log1p(4 * max_slowdown) - sample.allowed - explained) / beyond
@@ -197,10 +176,10 @@ class _Sample:
     @classmethod
     def of(cls, observations: Sequence[Observation], machine: Machine, allowed: float) -> "_Sample":
         then_ms = np.array([o.then_ms for o in observations])
-        now_ms = np.array([_now(o) for o in observations])
+        now_ms = np.array([time_now(o) for o in observations])
         change = np.log(now_ms / then_ms)
         kinds = np.array([o.kind for o in observations], object)
-        error, shared = _errors(observations, then_ms, now_ms, change, kinds)
+        error, shared = standard_errors(observations, then_ms, now_ms, change, kinds)
         names = [o.name for o in observations]
         drift = math.hypot(DRIFT, shared)
         return cls(names, kinds, then_ms, now_ms, change, error, drift, machine, allowed)
@@ -219,7 +198,7 @@ class _Sample:
     def pooled(self, chosen: np.ndarray, sensitivity: tuple[float, float]) -> tuple[float, float, float]:
         """The change of the chosen rows, its standard error, and the part that the machine explains."""
         weights = 1 / self.error[chosen] ** 2
-        centre = _weighted_median(self.change[chosen], weights)
+        centre = weighted_median(self.change[chosen], weights)
         own = MEDIAN / math.sqrt(float(weights.sum()))
         explained, explained_error = self.machine.explains(sensitivity)
         return centre, math.sqrt(own**2 + self.drift**2 + explained_error**2), explained
@@ -278,7 +257,7 @@ class _Sample:
             p.append(min(1.0, 2 * float(smallest)))
         return tuple(
             self.described(name, self.members[name], *self.of_kind[name][:2], value)
-            for name, value in zip(self.members, _holm(p), strict=True)
+            for name, value in zip(self.members, holm(p), strict=True)
         )
 
     def kinds_against_others(self) -> tuple[Change, ...]:
@@ -289,7 +268,7 @@ class _Sample:
         ]
         return tuple(
             self.described(name, self.members[name], *self.against[name], value)
-            for name, value in zip(self.against, _holm(p), strict=True)
+            for name, value in zip(self.against, holm(p), strict=True)
         )
 
     def rows_tested(self, sign: int) -> list[Change]:
@@ -298,7 +277,7 @@ class _Sample:
             [self.machine.explains(sensitivity_of(kind)) for kind in self.kinds]
         ).T
         error = np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
-        p = _holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
+        p = holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
         return [
             self.described(self.names[i], np.arange(len(p)) == i, self.change[i], error[i], value)
             for i, value in enumerate(p)
@@ -318,12 +297,11 @@ def _decision(
     probe: tuple[Change, ...],
     detectable: float,
     max_slowdown: float,
-    other_machine: str,
 ) -> tuple[Status, str]:
     """The verdict and its reason."""
     moved = [f"{part.name} {part.change:+.0%}" for part in probe if part.p < MOVED]
-    if other_machine or moved:
-        return "machine differs", other_machine or f"the reference microbenchmark changed: {', '.join(moved)}"
+    if moved:
+        return "machine differs", f"the reference microbenchmark changed: {', '.join(moved)}"
     clear = [everything] if everything.p < ALPHA else list(slower)
     if clear:
         verb = "are" if clear[0] is everything else "is"
@@ -370,62 +348,9 @@ def _check(observations: Sequence[Observation], then: Probed, now: Probed, max_s
                 )
 
 
-def _now(observation: Observation) -> float:
-    quartiles = [
-        np.percentile(values[first : first + PASSES], 25)
-        for values in observation.now_ms
-        for first in range(0, len(values), PASSES)
-    ]
-    return float(np.median(quartiles))
-
-
-def _errors(
-    observations: Sequence[Observation],
-    then_ms: np.ndarray,
-    now_ms: np.ndarray,
-    change: np.ndarray,
-    kinds: np.ndarray,
-) -> tuple[np.ndarray, float]:
-    """Standard errors of the rows' changes, and of the scatter of the rounds that all rows share."""
-    rounds = max(len(values) for o in observations for values in o.now_ms)
-    shared = np.zeros(rounds)
-    scaled = []  # for each row and network: log of its rounds over their median
-    for o in observations:
-        for values in o.now_ms:
-            if len(values) == rounds:
-                scaled.append(np.log(np.array(values) / np.median(values)))
-    if rounds > 1 and scaled:
-        shared = np.median(scaled, axis=0)
-    own = []
-    for o in observations:
-        within = [
-            MAD
-            * float(np.median(np.abs(np.log(np.array(values) / np.median(values)) - shared[: len(values)])))
-            / math.sqrt(len(values))
-            for values in o.now_ms
-        ]
-        own.append(QUARTILE * float(np.mean(within)) / math.sqrt(len(within)))
-    then_error = np.array([MAD * math.hypot(o.then_spread, o.now_spread) for o in observations]) / 2
-    ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
-    nominal = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
-    centres = {
-        name: _weighted_median(change[kinds == name], nominal[kinds == name] ** -2.0) for name in set(kinds)
-    }
-    residual = np.abs(change - np.array([centres[name] for name in kinds])) / nominal
-    factor = max(1.0, MAD * float(np.median(residual)))
-    common = QUARTILE * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
-    return nominal * factor, common
-
-
-def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    order = np.argsort(values)
-    before = np.cumsum(weights[order]) - weights[order] / 2
-    return float(np.interp(weights.sum() / 2, before, values[order]))
-
-
 def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
     """The change of each part; p-value: that the layers are affected by no more than the allowed slowdown."""
-    p = _holm(
+    p = holm(
         [
             min(1.0, 2 * float(norm.sf((abs(machine.change(part)) - limit) / machine.error(part))))
             for part in machine.parts
@@ -445,16 +370,6 @@ def _probe_changes(machine: Machine, allowed: float) -> tuple[Change, ...]:
         )
         for part, value in zip(machine.parts, p, strict=True)
     )
-
-
-def _holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: the k-th smallest of n p-values times n - k + 1, made monotonic."""
-    order = np.argsort(p, kind="stable")
-    corrected = np.maximum.accumulate([(len(p) - k) * p[i] for k, i in enumerate(order)])
-    result = [0.0] * len(p)
-    for value, i in zip(corrected, order, strict=True):
-        result[i] = min(1.0, float(value))
-    return result
 
 
 def _seconds_needed(seconds: float | None, uncertain: float, fixed: float, target: float) -> float | None:

@@ -14,8 +14,9 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.machine import Probed
+from bcnet.latency_tables.observations import TICK_MS, Observation
 from bcnet.latency_tables.probe import pool_readings
-from bcnet.latency_tables.regression_check import TICK_MS, Observation, verdict_on
+from bcnet.latency_tables.regression_check import verdict_on
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.layer_attribution import layers_ms, undisturbed_ms

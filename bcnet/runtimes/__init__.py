@@ -72,30 +72,22 @@ class Settings(TypedDict, total=False):
     batch: int | None
 
 
-def runtime_on(
-    device: Device,
-    name: str,
-    *,
-    provider: str = "cpu",
-    threads: int = 1,
-    precision: str = "fp32",
-    compute_capability: str | None = None,
-    power_mode: str = "default",
-    batch: int | None = None,
-) -> Runtime:
+def runtime_on(device: Device, name: str, **settings: Unpack[Settings]) -> Runtime:
     """The runtime of that name on a device. Raises DeviceError for an unknown name.
 
     Provider and threads are for ONNX Runtime, the others for TensorRT (see their classes); PyTorch uses the
     compute capability, too.
     """
+    precision, capability = settings.get("precision", "fp32"), settings.get("compute_capability")
     if name == "onnxruntime":
         from bcnet.runtimes.onnxruntime import OnnxRuntime
 
-        return OnnxRuntime(device, provider, threads)
+        return OnnxRuntime(device, settings.get("provider", "cpu"), settings.get("threads", 1))
     if name in ("tensorrt", "tensorrt-rtx"):
         from bcnet.runtimes.tensorrt import TensorRt
 
-        return TensorRt(device, name, precision, compute_capability, power_mode, batch)
+        power_mode, batch = settings.get("power_mode", "default"), settings.get("batch")
+        return TensorRt(device, name, precision, capability, power_mode, batch)
     if name == "torch":
         from bcnet.runtimes.torch_cuda import TorchCuda
 
@@ -106,7 +98,7 @@ def runtime_on(
             )
         if precision not in RUNTIMES[name].precisions:
             raise DeviceError("torch-cuda runs networks in fp32 or fp16, not in int8: set precision")
-        return TorchCuda(compute_capability)
+        return TorchCuda(capability)
     raise DeviceError(f"this bcnet does not execute networks with '{name}'")
 
 

@@ -15,7 +15,8 @@ from bcnet.errors import TableError
 from bcnet.latency_tables.against import compare_tables
 from bcnet.latency_tables.check_report import CheckReport, annotations, junit
 from bcnet.latency_tables.machine import Machine, Probed
-from bcnet.latency_tables.regression_check import Observation, Verdict, verdict_on
+from bcnet.latency_tables.observations import Observation
+from bcnet.latency_tables.regression_check import Verdict, verdict_on
 from bcnet.latency_tables.rows import Failure, LatencyStat, LayerSpec, Row, Session, Setting
 from bcnet.latency_tables.table import LatencyTable
 
