@@ -274,7 +274,7 @@ class Evolution:
             if front:  # the improvement over the front
                 below = np.searchsorted(steps, latencies, side="right") - 1
                 return np.asarray(values - reached[np.maximum(below, 0)])
-            if wanted is not None:
+            if wanted is not None:  # below it, any network is worse than one that runs
                 return np.where(values >= wanted, -latencies, values - FAILED_MS)
             return np.array([self._fitness_of(*own) for own in zip(values, latencies, strict=True)])
 
