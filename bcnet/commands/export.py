@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bcnet.commands.in_run import Command, checking, chosen_run, refuse_unverified, show, sliced
+from bcnet.commands.in_run import Command, checking, chosen_run, refuse_unverified, show
 from bcnet.commands.options import Given, Json, RunName, with_settings
 from bcnet.errors import UsageError
 from bcnet.traits import RUNTIMES
@@ -70,7 +70,7 @@ def export(
             why = target.stage("slice").missing(slice.stage_inputs(target, problem), "supernet", "search")
             if why is not None:
                 say(f"slicing the winner first: {why}")
-                sliced(target, problem)
+                slice.run(target, problem)
             summary = export.run(target, problem, wanted)
     show(summary, as_json)
     refuse_unverified(summary)

@@ -96,14 +96,6 @@ def reuse_supernet_of_default(run: "Run", problem: "Problem") -> None:
         reuse_supernet(run, problem, Run.named(DEFAULT, run.config))
 
 
-def sliced(run: "Run", problem: "Problem") -> "StageResult":
-    """Slice the winner, or the point of the search's front that [slice] asks for."""
-    from bcnet.pipeline import slice
-    from bcnet.pipeline.front import point_inside
-
-    return slice.run(run, problem, point_inside(run, problem))
-
-
 @contextmanager
 def checking(as_json: bool) -> Iterator[None]:
     """For what may fail a check: with --json, what was measured is printed then, too."""

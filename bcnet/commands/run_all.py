@@ -11,7 +11,6 @@ from bcnet.commands.in_run import (
     refuse_unverified,
     reuse_supernet_of_default,
     show,
-    sliced,
 )
 from bcnet.commands.options import BUDGET, TARGET, Given, Json, Replace, RunName, with_settings
 
@@ -24,25 +23,17 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
 
     command = Command("run", given, run, as_json, replace, measures=True)
     with chosen_run(command) as (target, settings):
-        from bcnet.pipeline import build_lut, compare, export, search, slice, train
         from bcnet.pipeline.open_problem import open_problem
         from bcnet.pipeline.results import CompareSummary, ExportSummary
+        from bcnet.pipeline.stage import STAGES
         from bcnet.runs import NOT_DONE
 
-        stages = {
-            "train": train,
-            "build-lut": build_lut,
-            "search": search,
-            "slice": slice,
-            "export": export,
-            "compare": compare,
-        }
         with redirect_stdout(sys.stderr):
             problem = open_problem(settings)
             if run is None:
                 reuse_supernet_of_default(target, problem)
-        for number, (name, stage) in enumerate(stages.items(), 1):
-            label = f"[{number}/{len(stages)}] {name}"
+        for number, (name, stage) in enumerate(STAGES.items(), 1):
+            label = f"[{number}/{len(STAGES)}] {name}"
             with checking(as_json):
                 why = target.stage(name).outdated(stage.stage_inputs(target, problem))
                 if why is None:
@@ -51,7 +42,7 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
                 else:
                     start = time.perf_counter()
                     say(label if why == NOT_DONE else f"{label}: {why}")
-                    sliced(target, problem) if stage is slice else stage.run(target, problem)
+                    stage.run(target, problem)
                     say(f"{label}: done in {time.perf_counter() - start:.0f} s")
             if name == "export":
                 exported = ExportSummary.read(target.stage("export"))

@@ -1,6 +1,6 @@
 """`bcnet slice`: cut out the winner and fine-tune it."""
 
-from bcnet.commands.in_run import Command, run_stage, sliced
+from bcnet.commands.in_run import Command, run_stage
 from bcnet.commands.options import TARGET, Given, Json, RunName, with_settings
 
 
@@ -18,4 +18,6 @@ def slice_(given: Given, run: RunName = None, as_json: Json = False) -> None:
     result is a plain network that needs no bcnet. With a latency, another point of the front that `search
     --pareto` found is sliced, which `export` and `verify` then compare with that latency. Device and setting
     default to those of the table that was built last."""
-    run_stage(Command("slice", given, run, as_json), sliced)
+    from bcnet.pipeline import slice as stage
+
+    run_stage(Command("slice", given, run, as_json), stage.run)

@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_map
 from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
-from bcnet.pipeline.finished import Chosen, searched
+from bcnet.pipeline.finished import searched
+from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
@@ -117,17 +118,18 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
 
 
 @alone_in("slice")
-def run(run: Run, problem: Problem, chosen: Chosen | None = None) -> SliceSummary:
-    """Cut, fine-tune, save.
+def run(run: Run, problem: Problem) -> SliceSummary:
+    """Cut, fine-tune, save: the search's winner, or the point of its front that [slice] asks for.
 
-    `chosen` is sliced in place of the search's winner, and is what later stages hold the network to.
+    Later stages hold the network to the budget of what was sliced.
     """
     from safetensors.torch import save
 
     config = problem.config
+    inside = point_inside(run, problem)
     stage, inputs = run.stage("slice"), stage_inputs(run, problem)
     supernets, trained = weights_of(run, problem)
-    chosen = chosen or searched(run, problem)
+    chosen = inside or searched(run, problem)
     widths, images = chosen.widths, config.search.recalibration_images
     epochs, rate, scratch = config.slice.epochs, fine_tuning_rate(problem), None
     if config.slice.from_scratch:
