@@ -18,7 +18,7 @@ LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Step:
-    """One requirement of measuring. `passed` is None if unknown, or for mere advice."""
+    """One requirement for measuring. `passed` is None if unknown, or where the step is only advice."""
 
     name: str
     passed: bool | None
@@ -29,7 +29,7 @@ class Step:
 def examine(profile: HwProfile) -> list[Step]:
     """All steps for each host of the profile, for this machine, or for a recording that replaces the device.
 
-    A host that cannot be reached, or is lost, ends only its own steps.
+    A host that cannot be reached, or whose connection is lost, ends only its own steps.
     """
     if profile.recording:
         return [_recording(profile)]

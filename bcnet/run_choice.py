@@ -1,4 +1,4 @@
-"""Which run a command works in, and for which device. In: flags, a configuration, the existing runs.
+"""Choose the run and the device of a command. In: flags, a configuration, the existing runs.
 
 Out: a run and its configuration. A run belongs to one device and setting, those of its table; another device
 gets another run, unless the user replaces this one.
@@ -25,7 +25,7 @@ DEFAULT = "default"
 TABLES = Path("latency_tables")
 CHECKPOINTS = "checkpoint*.safetensors"  # of a training that is not finished
 SETTING = ("batch", "threads", "precision")
-Does = Literal["begin", "continue", "read"]  # what a command does: builds a table, follows one, only reads
+Does = Literal["begin", "continue", "read"]  # what a command does: build a table, use one, only read
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Bound:
 
 @dataclass(frozen=True)
 class Choice:
-    """A command's run and configuration, and what the user should know about how they were chosen.
+    """A command's run and configuration, and notes for the user on how they were chosen.
 
-    `automatic` is whether the user did not name the run.
+    `automatic` is true where the user did not name the run.
     """
 
     run: Run
@@ -96,8 +96,8 @@ def choose(
 
     Without a name it is `default`, or the run of the device's name where `default` belongs to another device;
     where no device is named either, and the command does not begin a run, the one whose table was built last.
-    Raises UsageError where the run belongs to another device or setting, unless it is to `replace` that, or
-    the command only reads.
+    Raises UsageError where the run belongs to another device or setting, unless
+    `replace` is set, or the command only reads.
     """
     continues = does != "begin"
     notes: list[str] = []
@@ -133,16 +133,16 @@ def require_table(choice: Choice, *, searched: bool) -> None:
     if searched or not (TABLES / f"{profile.name}.json").exists():
         what = f"{choice.run.folder} has no latency table for {profile.name}"
         if not choice.run.folder.exists():
-            what = f"there is no run for {profile.name} yet"
-            what += "" if choice.automatic else f" that is named {choice.run.folder.name}"
+            run = "run" if choice.automatic else f"run named {choice.run.folder.name}"
+            what = f"there is no {run} for {profile.name} yet"
         raise TableError(f"{what}: measure its latency table first, with `{_build(choice, profile)}`")
 
 
 def require_configured(command: str, config: Path | None, run: Run | None, settings: Config) -> None:
-    """Say that the built-in example is used where nothing is configured, as by `settings`, the defaults.
+    """Report that the built-in example is used where nothing is configured; `settings` are its defaults.
 
-    Raises ConfigError where a stage would begin it unasked: only `bcnet run` may, or an existing run of it.
-    Nor is it continued in a run of another network or other data, whose configuration is missing then.
+    Raises ConfigError where a stage other than `bcnet run` would begin a run of the example, and where the
+    existing run is of another network or other data: its configuration is missing then.
     """
     if not is_example(config):
         return
@@ -187,8 +187,8 @@ def _require_example(run: Run, settings: Config) -> None:
     example = open_problem(settings).inputs()
     if any(found.get(key) != example[key] for key in ("model", "data")):
         raise ConfigError(
-            f"there is no bcnet.toml here, and {run.folder} is not of the built-in example with seed "
-            f"{settings.seed}: put its bcnet.toml back, name one with --config, or use another folder"
+            f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with seed "
+            f"{settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
         )
 
 
@@ -205,7 +205,7 @@ def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:
 
 
 def _built_last(config: Path | None, notes: list[str]) -> Run:
-    """`default` or the run of a device's name, whichever table was built last."""
+    """Of `default` and the runs named after their devices, the one whose table was built last."""
     found: list[tuple[float, str]] = []
     for folder in RUNS.iterdir() if RUNS.is_dir() else ():
         try:
@@ -218,7 +218,7 @@ def _built_last(config: Path | None, notes: list[str]) -> Run:
             found.append((bound.built, folder.name))
     run = Run.named(max(found)[1] if found else DEFAULT, config)
     if len(found) > 1:
-        notes.append(f"continuing in {run.folder}: of all runs, its table was built last")
+        notes.append(f"continuing in {run.folder}, whose table was built last of all runs")
     return run
 
 
@@ -246,8 +246,8 @@ def _belongs_to_another(run: Run, bound: Target, wanted: Target, continues: bool
     ]
     if not continues:
         return (
-            f"{run.folder} belongs to {bound}, not to {wanted}: keep it with --run {other}, or give it to "
-            f"{wanted.device} with --replace"
+            f"{run.folder} belongs to {bound}, not to {wanted}: choose another run with --run {other}, or "
+            f"reassign {run.folder} to {wanted.device} with --replace"
         )
     build = f"bcnet build-lut {' '.join(flags)} --run"
     return (

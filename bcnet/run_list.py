@@ -1,4 +1,4 @@
-"""The runs in the working folder. In: runs/. Out: what each holds, as text and as JSON; removal of one."""
+"""List the runs in the working folder, as text and as JSON, and remove one."""
 
 import datetime
 import os
@@ -27,13 +27,13 @@ MADE_FROM = {
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run holds: its target, its winner, whether the export is verified. None: not there (yet).
+    """What a run holds: its target, its winner, whether the export is verified. None: does not exist (yet).
 
-    `latency_ms` is the export's as measured, else the winner's, measured or predicted; `date` is when the
-    last of its stages was finished. `accuracy` is the value of `metric`, on the "test" images once there is a
-    small network, before that the winner's on the "validation" images. `outdated` are stages that were made
-    from results which have been replaced since: budget and winner are then not those of an export among them.
-    `problem` is the reason why it cannot be read.
+    `latency_ms` is that of the export where it was measured, else the winner's, measured or predicted; `date`
+    is when the last of the stages was finished. `accuracy` is the value of `metric`: that of the small network
+    on the "test" images, or until it exists that of the winner on the "validation" images. `outdated` are
+    stages that were made from results which have been replaced since; budget and winner are not those of an
+    outdated export. `problem` is the reason why the run cannot be read.
     """
 
     name: str
@@ -58,7 +58,7 @@ class RunState:
         return {**asdict(self), "target": self.target.to_json() if self.target else None}
 
     def row(self) -> list[str]:
-        """The table row that people read, below `HEADINGS`."""
+        """The row of the printed table, below `HEADINGS`."""
         if self.problem:
             return [self.name, "cannot be read", "", "", "", self.date or ""]
         verdict = {True: "verified", False: "not verified", None: ""}[self.verified]
@@ -130,7 +130,7 @@ def _state(folder: Path) -> RunState:
                 macs=searched.macs,
             )
         if sliced and "slice" not in outdated:
-            # What was sliced counts: it may be another point of the front than the search's winner.
+            # The sliced network counts: it may be another point of the front than the search's winner.
             known = state.latency_ms if sliced.widths == state.widths else None
             state = replace(
                 state,
@@ -162,7 +162,7 @@ def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Removal:
-    """What is lost when the run is removed."""
+    """A run that may be removed, and what would be lost."""
 
     run: Run
     files: int
@@ -178,13 +178,11 @@ def removal(name: str) -> Removal:
     """What `remove` would remove. Raises UsageError where there is no such run, or it is a link."""
     run = Run.named(checked_name(name))
     if run.folder.is_symlink():
-        raise UsageError(
-            f"{run.folder} is a link, and what it points at is left alone: remove the link itself"
-        )
+        raise UsageError(f"{run.folder} is a link, and its target is kept: remove the link itself")
     left = [path for path in (lock_file(run.folder), _aside(run.folder)) if path.exists()]
     if not run.folder.is_dir() and not left:
         names = ", ".join(state.name for state in runs()) or "none"
-        raise UsageError(f"there is no run '{name}'; there is: {names}")
+        raise UsageError(f"there is no run '{name}'; available: {names}")
     if not run.folder.is_dir():
         return Removal(run, len(left), 0, verified=False)
     sizes = [
@@ -202,7 +200,7 @@ def remove(wanted: Removal) -> None:
     """Remove a run's folder, or what a killed process left of it; links in it are removed, not followed.
     Latency tables stay.
 
-    Raises ArtifactError where a process is at work in it.
+    Raises ArtifactError where a process is using it.
     """
     folder = wanted.run.folder
     try:
@@ -210,7 +208,7 @@ def remove(wanted: Removal) -> None:
             aside = _aside(folder)
             shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted removal
             if folder.is_dir():
-                folder.rename(aside)  # removed at once, or not at all
+                folder.rename(aside)  # removed completely or not at all
                 shutil.rmtree(aside)
     except Locked:
-        raise ArtifactError(f"a process is at work in {folder}; wait until it is done, or stop it") from None
+        raise ArtifactError(f"a process is using {folder}; wait until it ends, or stop it") from None

@@ -237,7 +237,7 @@ def test_inspect_shows_groups_choices_and_costs(capfd: pytest.CaptureFixture[str
     configure()
     assert main(["inspect"]) == 0
     out = capfd.readouterr().out
-    assert "made by" in out
+    assert "choices" in out
     assert "multiply-accumulates" in out
     assert "the narrowest network is exported to ONNX and runs in ONNX Runtime" in out
     assert main(["inspect", "--json"]) == 0
@@ -268,7 +268,7 @@ def test_a_network_that_cannot_be_delivered_is_shown_by_inspect_and_not_trained(
     )
     assert main(["inspect"]) == 0
     out = capfd.readouterr().out
-    assert "made by" in out
+    assert "choices" in out
     assert f"export    {reason}" in out
     assert main(["inspect", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["not_deliverable"] == reason
@@ -369,14 +369,14 @@ CONFIGURATIONS = [
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),
     ('[train]\nmethod = "slim"', "train.method: unknown method 'slim'; known: bcnet, bcnetv2, unilateral"),
     ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
-    ('[data]\nname = "digit"', "unknown dataset 'digit'; there is: digits, cifar10, imagefolder:PATH"),
+    ('[data]\nname = "digit"', "unknown dataset 'digit'; known: digits, cifar10, imagefolder:PATH"),
     ('[data]\nname = "imagefolder:gone"', "imagefolder:gone: there is no folder gone"),
     ('[data]\nname = "imagefolder:hw_profiles"', "no images in hw_profiles"),
     ('[data]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),
     ('[data]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
     (
         '[model]\nname = "digit"',
-        "unknown model 'digit'; there is: digits, cbm-mobilenet, cbm-resnet",
+        "unknown model 'digit'; known: digits, cbm-mobilenet, cbm-resnet",
     ),
     ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; similar names: resnet1"),
     ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),
@@ -396,7 +396,7 @@ CONFIGURATIONS = [
             ("repr", "exit", "line 23, failed (SystemExit: 0); finished work is kept"),
         ]
     ),
-    ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); there is: a10, a100, cpu, h100"),
+    ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); known: a10, a100, cpu, h100"),
 ]
 
 

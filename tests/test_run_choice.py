@@ -74,7 +74,7 @@ def test_a_command_that_names_nothing_continues_the_run_whose_table_was_built_la
     choice = choose(load_config(None), None, None, "continue")
     assert choice.run.folder.name == "board"
     assert choice.notes == (
-        "continuing in runs/board: of all runs, its table was built last",
+        "continuing in runs/board, whose table was built last of all runs",
         "device board, host user@board: as in the table that was built last in this run",
     )
     os.utime("runs/default/build-lut/report.json", (4, 4))
@@ -104,10 +104,10 @@ def test_another_device_or_setting_in_a_run_is_refused_with_both_ways_out() -> N
     with pytest.raises(UsageError) as refusal:
         chosen("begin", "night", device="cpu")
     assert str(refusal.value) == (
-        "runs/night belongs to board (fp32, batch 1, 1 thread), not to cpu (fp32, batch 1, 1 thread): keep "
-        "it with --run cpu, or give it to cpu with --replace"
+        "runs/night belongs to board (fp32, batch 1, 1 thread), not to cpu (fp32, batch 1, 1 thread): choose "
+        "another run with --run cpu, or reassign runs/night to cpu with --replace"
     )
-    with pytest.raises(UsageError, match="keep it with --run cpu-batch8-int8, or give it to cpu with --repl"):
+    with pytest.raises(UsageError, match="run with --run cpu-batch8-int8, or reassign runs/default to"):
         chosen("begin", batch=8, precision="int8")
     with pytest.raises(UsageError) as refusal:
         chosen("continue", batch=8)
@@ -132,7 +132,7 @@ def test_a_device_without_a_table_is_an_error_that_names_the_command_and_never_a
         )
         line = refused(1, command, "--device", "far", "--run", "night")
         assert (
-            "there is no run for far yet that is named night: measure its latency table first, with `bcnet "
+            "there is no run named night for far yet: measure its latency table first, with `bcnet "
             "build-lut --device far --host user@name --run night`" in line
         )
         line = refused(1, command, "--device", "far", "--host", "me@far", "--config", "bcnet.toml")
@@ -216,11 +216,11 @@ def test_runs_are_listed_and_one_is_removed(refused: Refused, capfd: pytest.Capt
     assert "this removes runs/night: 2 files, 0.0 MB, without a verified export; add --yes" in refused(
         2, "runs", "remove", "night"
     )
-    assert "there is no run 'nigth'; there is: default, night" in refused(
+    assert "there is no run 'nigth'; available: default, night" in refused(
         2, "runs", "remove", "nigth", "--yes"
     )
     with Run.named("night").in_use():
-        assert "a process is at work in runs/night" in refused(1, "runs", "remove", "night", "--yes")
+        assert "a process is using runs/night" in refused(1, "runs", "remove", "night", "--yes")
     assert main(["runs", "remove", "night", "--yes"]) == 0
     assert capfd.readouterr().out.startswith("removed runs/night: 2 files")
     assert [path.name for path in Path("runs").iterdir()] == ["default"]
@@ -351,7 +351,7 @@ def test_what_a_killed_process_left_beside_a_run_is_removed(refused: Refused) ->
     for path in left:
         path.touch()
     with locked(Path("runs/night")):
-        assert "a process is at work in runs/night" in refused(1, "runs", "remove", "night", "--yes")
+        assert "a process is using runs/night" in refused(1, "runs", "remove", "night", "--yes")
         with Run.named("default").in_use():
             assert left[0].exists()
             assert not left[1].exists()

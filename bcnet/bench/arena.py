@@ -1,12 +1,12 @@
-"""The arena: every method, and pruning libraries from outside, from one trained network to the same end.
+"""The arena: compare all methods, and other pruning libraries, on one trained network at equal latency.
 
 In: a trained network with its table and device, budgets, seeds, rows. Out: in `runs/NAME/bench/arena/`
 arena.json, arena.txt and arena.svg; for each cell, a row at a budget and a seed, a fine-tuned network as ONNX
 in `networks/`. Fine-tuning is the slice stage's; seeds are those of fine-tuning and of fresh weights.
 
-What is finished is kept (`cells.jsonl`, `latencies.jsonl`, see also `arena_starts.py`), and a training has a
-checkpoint: a stopped arena continues with the same command. A row that cannot be made is reported, and left
-out.
+Finished work is kept (`cells.jsonl`, `latencies.jsonl`, see also `arena_starts.py`), and a training has a
+checkpoint: a stopped arena continues with the same command. A row that cannot be made is reported and
+omitted.
 """
 
 import copy
@@ -67,7 +67,7 @@ OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelE
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cells there are: every row at every budget, a share of the original's latency, and every seed."""
+    """The cells to make: every row at every budget (a share of the original's latency) and every seed."""
 
     rows: tuple[Row, ...]
     budgets: tuple[float, ...]
@@ -75,16 +75,16 @@ class Plan:
 
 
 class Arena:
-    """One trained network's cells, found before or made now."""
+    """The cells of one trained network, loaded from disk or made."""
 
     def __init__(self, run: Run, problem: Problem, plan: Plan) -> None:
-        """Prepares the run: its first stage and the latency table. Raises ConfigError without weights."""
+        """Prepare the run: its first stage and the latency table. Raises ConfigError without weights."""
         self.run, self.problem, self.plan, self.config = run, problem, plan, problem.config
         self.folder = run.folder / FOLDER
         bounds = [f"search.{bound.key}" for bound in bounds_of(problem)]
         if bounds:
             raise ConfigError(
-                f"the arena compares networks of equal latency, and pruning libraries know no other bounds: "
+                "the arena compares networks of equal latency; pruning libraries support no other bounds: "
                 f"remove {' and '.join(bounds)}"
             )
         if not problem.trained:
@@ -109,12 +109,12 @@ class Arena:
 
     @cached_property
     def starts(self) -> Starts:
-        """What networks are fine-tuned from."""
+        """The networks before fine-tuning."""
         return Starts(self.run, self.problem, self.teacher, self.folder, self._start_inputs)
 
     @property
     def _start_inputs(self) -> str:
-        """What starts depend on: candidates are tried with fine-tuning's settings, but for its length."""
+        """A digest of all that starts depend on: of fine-tuning's settings, all but its length."""
         config = self.config
         search = config.search.model_dump(
             include={"recalibration_images", "measured", "trials", "trial_epochs"}
@@ -133,7 +133,7 @@ class Arena:
         return digest([self._start_inputs, self.config.slice.epochs, *passes.values()])
 
     def train(self) -> None:
-        """Make every cell that is not there yet, seed by seed."""
+        """Make every missing cell, seed by seed."""
         self._cell(ORIGINAL, self._original)
         for share in self.plan.budgets:
             for seed in self.plan.seeds:
@@ -208,7 +208,7 @@ class Arena:
         return facts
 
     def _evaluated(self, name: str, network: nn.Module) -> dict[str, Any]:
-        """Export a network; its accuracy through the runtime, which images it answers correctly, its size."""
+        """Export a network: its accuracy through the runtime, images it classifies correctly, its size."""
         problem = self.problem
         with working(f"exporting to ONNX: {name}"):
             proto = problem.at_precision(to_onnx(network, problem.data.example(problem.profile.batch)))
@@ -228,7 +228,7 @@ class Arena:
         }
 
     def measure(self, again: bool) -> None:
-        """Time the networks of each budget and the original, alternating; where that is done, if `again`."""
+        """Time the networks of each budget and the original alternately; timed ones only if `again`."""
         for share in self.plan.budgets:
             cells = {cell["shape"]: cell for cell in self._done(share)}
             known = self.latencies.values.get(percent(share), {})
@@ -254,13 +254,13 @@ class Arena:
         return {shape: own.medians_ms for shape, own in found.items()}
 
     def _done(self, share: float) -> Iterator[dict[str, Any]]:
-        """The cells of a budget that are made, the original first."""
+        """The finished cells of a budget, the original first."""
         names = [ORIGINAL]
         names += [cell_name(row.name, share, seed) for row in self.plan.rows for seed in self.plan.seeds]
         yield from (self.cells.values[name] for name in names if name in self.cells.values)
 
     def publish(self) -> dict[str, Any]:
-        """Write what is known by now: arena.json and arena.txt."""
+        """Write the results so far: arena.json and arena.txt."""
         problem, config = self.problem, self.config
         cells = {share: list(self._done(share)) for share in self.plan.budgets}
         latencies = {share: self.latencies.values.get(percent(share), {}) for share in self.plan.budgets}
@@ -286,7 +286,7 @@ class Arena:
 
 @alone_in("bench")
 def run_arena(run: Run, problem: Problem, plan: Plan, measure_only: bool = False) -> dict[str, Any]:
-    """Make all cells, time what was not timed yet, and report. With `measure_only`, time all cells again."""
+    """Make all cells, time new ones, and report. With `measure_only`, only time all cells again."""
     arena = Arena(run, problem, plan)
     if not measure_only:
         arena.train()
@@ -305,10 +305,10 @@ def cell_name(row: str, share: float, seed: int) -> str:
 
 
 def answers(problem: Problem, content: bytes) -> tuple[float, str | None]:
-    """An ONNX file's metric on the test images, and for each image whether its class is right.
+    """An ONNX file's metric on the test images, and for each image whether its class is predicted correctly.
 
-    As bits in hexadecimal, the first image's first; None where the metric is another, or targets are no
-    classes.
+    The latter as bits in hexadecimal, the first image first; None where the metric is not accuracy, or
+    targets are not classes.
     """
     right: list[np.ndarray] = []
     task: Task = problem.task

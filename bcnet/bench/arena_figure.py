@@ -1,4 +1,4 @@
-"""The arena's figure. In: its report. Out: accuracy against measured latency, a line a row, as SVG."""
+"""The arena's figure. In: its report. Out: an SVG of accuracy against measured latency, one line per row."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ COLOURS = ("gold", "navy", "teal", "salmon", "darkgreen")  # beyond matplotlib's
 
 
 def figure(path: Path, report: Mapping[str, Any]) -> bool:
-    """Draw it with matplotlib; whether that is installed."""
+    """Draw the report with matplotlib. Returns False where that is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -1,8 +1,8 @@
-"""What the arena's cells say. In: cells and latencies by budget. Out: the report, as JSON values and a table.
+"""Summarise the arena's cells. In: cells and latencies by budget. Out: a report, as JSON and as a table.
 
-Accuracies are means over seeds with a 95 % interval: Student's over seeds, of one seed Wilson's over the
-test images. Each row is compared with the best row of its budget by a paired t-test over the test images,
-each of which counts with the share of seeds that answer it correctly.
+Accuracies are means over seeds with a 95 % interval: Student's over several seeds, Wilson's over the test
+images for one seed. Each row is compared with the best row of its budget by a paired t-test over the test
+images; an image's value is the share of seeds that classify it correctly.
 """
 
 import math
@@ -19,7 +19,7 @@ from bcnet.pipeline.repeated import disagreement
 from bcnet.plain import LONGEST, plain
 
 Cell = Mapping[str, Any]
-OVER = 0.03  # measured at the end, a row may be over its budget by so much, and still be the best
+OVER = 0.03  # by which the final measurement of the best row may exceed its budget
 COLUMNS = 100
 
 
@@ -54,7 +54,7 @@ def report_of(
 def _standing(
     name: str, cells: Sequence[Cell], share: float, rounds: Mapping[str, Sequence[float]], images: int
 ) -> dict[str, Any] | None:
-    """One row at one budget; None where no cell of it is made yet."""
+    """One row at one budget; None where none of its cells is made yet."""
     own = [cell for cell in cells if cell["row"] == name]
     if not own:
         return None
@@ -83,7 +83,7 @@ def _standing(
 def interval(
     values: Sequence[float], images: int, shares: bool
 ) -> tuple[float | None, float | None, str | None]:
-    """A 95 % interval of the mean (low, high), and over what it is; None where there is none."""
+    """A 95 % interval of the mean: low, high, and over what it is taken; None where there is none."""
     count, mean = len(values), float(np.mean(values))
     if count > 1:
         half = float(student.ppf(0.975, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
@@ -102,7 +102,7 @@ def _latency(
 ) -> tuple[float | None, float | None, bool]:
     """A network's latency in ms and relative to the original's, and whether all were timed together.
 
-    Relative to the original in the same round: the median of the rounds. Until then, as it was found.
+    Relative to the original in the same round: the median of the rounds. Before that, as measured when it was found.
     """
     if cell["shape"] in rounds and original["shape"] in rounds:
         own, whole = np.array(rounds[cell["shape"]]), np.array(rounds[original["shape"]])
@@ -115,7 +115,7 @@ def _latency(
 
 
 def _compare(standings: list[dict[str, Any]], cells: Sequence[Cell], images: int) -> None:
-    """Add to each row its points to the best one, and how likely so large a difference is by chance."""
+    """Add to each row its difference to the best row, and the p-value of that difference."""
     candidates = [entry for entry in standings if entry["row"] != ORIGINAL and not entry["over_budget"]]
     best = max(candidates, key=lambda entry: entry["accuracy"], default=None)
     for entry in standings:
@@ -128,7 +128,7 @@ def _compare(standings: list[dict[str, Any]], cells: Sequence[Cell], images: int
 
 
 def _right(cells: Sequence[Cell], row: str, images: int) -> np.ndarray | None:
-    """For each test image the share of a row's seeds that answer it correctly."""
+    """For each test image the share of a row's seeds that classify it correctly."""
     own = [cell["correct"] for cell in cells if cell["row"] == row]
     if not own or any(text is None for text in own):
         return None
@@ -164,7 +164,7 @@ def as_text(report: Mapping[str, Any]) -> str:
 def _table(budget: Mapping[str, Any], metric: str) -> list[str]:
     rows, percentages = budget["rows"], metric == "accuracy"
     final = all(entry["measured_at_the_end"] for entry in rows)
-    when = "all timed together, alternating" if final else "timed when they were found, not together yet"
+    when = "all timed together, alternating" if final else "each timed when it was found, not yet together"
     over = {entry["interval_over"] for entry in rows[1:]} - {None}
     of = f"; intervals of 95 % over {' or '.join(sorted(over))}" if over else ""
     lines = [f"at {budget['budget']:.3g} of the original's latency, {when}{of}"]

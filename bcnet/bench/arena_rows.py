@@ -1,4 +1,4 @@
-"""The rows of the arena: whose widths, whose weights, with a teacher or without.
+"""The rows of the arena: which method finds the widths, where weights come from, whether distillation is used.
 
 In: names, as the command line gives them. Out: `Row`s.
 """
@@ -20,8 +20,8 @@ class Row:
     """One way to make a network smaller.
 
     `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
-    Weights are those of the original by the best of `criteria`, or with `scratch` freshly initialised; of a
-    method that trains its own. `prune_by` is what group-fisher divides information by.
+    Weights are those of the original by the best of `criteria`, or freshly initialised with
+    `scratch`; a method that trains provides its own. `prune_by` is what group-fisher divides information by.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def allocation(self) -> str:
-        """What widths depend on, beside the budget: rows may share them."""
+        """What widths depend on besides the budget; rows of the same value share them."""
         if not self.pruned:
             return self.method
         return f"{self.method} {self.prune_by}" + ("" if self.distilled else PLAIN)
@@ -69,7 +69,7 @@ ROWS: dict[str, Row] = {
 
 
 def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
-    """The rows of these names, all where none is named; with `plain` each without distillation, too.
+    """The rows of these names, or all rows without names; with `plain`, also each without distillation.
 
     A name may end in ", no distillation". Raises UsageError for an unknown one.
     """
@@ -80,7 +80,7 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
         if own is None and plainly in METHODS.names():
             own = Row(plainly, plainly)  # of another package
         if own is None:
-            raise UsageError(f"unknown row '{name}'; there is: {'; '.join(ROWS)}; each may end in '{PLAIN}'")
+            raise UsageError(f"unknown row '{name}'; known: {'; '.join(ROWS)}; each may end in '{PLAIN}'")
         wanted = [own] if not name.endswith(PLAIN) else []
         if plain or name.endswith(PLAIN):
             wanted.append(replace(own, name=own.name + PLAIN, distilled=False))
@@ -89,5 +89,5 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
 
 
 def outside(name: str) -> bool:
-    """Whether a row of this name is another library's."""
+    """Whether a row of this name comes from another library."""
     return name.removesuffix(PLAIN) in COMPETITORS

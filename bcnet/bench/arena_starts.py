@@ -1,8 +1,8 @@
-"""What each row's network is fine-tuned from. In: a row, a budget. Out: tensors, and how they came about.
+"""The networks that fine-tuning starts from. In: a row, a budget. Out: tensors, and where they come from.
 
 Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries and of methods
 that train in `starts/`: both depend on measurements, and a stopped arena continues with what it had found.
-All rows use the budget alike: the latency measured beside the original's may be all of it, without a margin.
+All rows may use the whole budget, without a margin, as measured alternately with the original.
 """
 
 import re
@@ -46,7 +46,7 @@ from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.inherit import Inherited, Original, inherited
 
-RECALIBRATED = "recalibrated"  # of a start: batch-norm statistics were made again
+RECALIBRATED = "recalibrated"  # of a start: batch norms were recalibrated
 QUICK, THOROUGH = 0.1, 0.5  # of the profile's duration, for one measurement
 
 
@@ -59,7 +59,7 @@ class Start:
 
 
 def slug(*words: str) -> str:
-    """A file's name of a row's words."""
+    """A file name made of a row's words."""
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
@@ -69,7 +69,7 @@ def percent(share: float) -> str:
 
 
 class Starts:
-    """The starts of all rows on one trained network. Raises what speaks against measuring on its device."""
+    """The starts of all rows on one trained network. Raises where its device cannot measure."""
 
     def __init__(self, run: Run, problem: Problem, original: nn.Module, folder: Path, inputs: str) -> None:
         self.problem, self.space, self.folder, self.inputs = problem, problem.space, folder, inputs
@@ -79,14 +79,14 @@ class Starts:
         self.recipe = Recipe.of(problem.config, epochs=1, learning_rate=1.0)
         self._tensors = trained_state(run, problem)
         self._full = problem.graph.variant(self.space.original())
-        self._scores: dict[float, TrainedScores] = {}  # of the budget that is worked on
+        self._scores: dict[float, TrainedScores] = {}  # of the current budget
         self._known: dict[tuple[float, Any], Inherited] = {}
         self._allocations = Kept(folder / "allocations.jsonl", inputs, lambda value: isinstance(value, dict))
         images = problem.config.search.recalibration_images
         self._inherit = Original(original, self.space, problem.data, self.recipe, images)
 
     def of(self, row: Row, share: float, seed: int) -> Start:
-        """The start of a row at a budget; of fresh weights at a seed.
+        """The start of a row at a budget; `seed` is that of fresh weights.
 
         Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor.
         """
@@ -120,7 +120,7 @@ class Starts:
         search = self.problem.config.search
         measured = best_measured(proposals, budget, original, measuring(self.problem), search.measured)
         winner = measured.inside[0]
-        if len(row.methods) > 1 and search.trials:  # as a search does where it has several methods
+        if len(row.methods) > 1 and search.trials:  # as in a search with several methods
             tuning = Tuning.of(self.run, self.problem, self._importances, {})
             winner = tried(proposals, measured, tuning)
         found = winner.candidate
@@ -138,9 +138,9 @@ class Starts:
         return about
 
     def _pruned(self, row: Row, share: float) -> PrunedNetworks:
-        """The networks of a method that trains; what they took of the passes is not left for fine-tuning.
+        """The networks of a method that trains; its passes are subtracted from those of fine-tuning.
 
-        Raises Failed where that is more than there are.
+        Raises Failed where it takes more passes than there are.
         """
         config = self.problem.config
         if config.search.prune_epochs > config.slice.epochs:
@@ -206,7 +206,7 @@ class Starts:
             pruned = COMPETITORS[method](job).eval()
             state = _on_cpu(tensors_of(pruned))
             self._check(state, pruned)
-            state = _on_cpu(self._inherit.recalibrated(state).state)  # as of all that inherit
+            state = _on_cpu(self._inherit.recalibrated(state).state)  # as for all rows that inherit
         except BcnetError:
             raise
         except ImportError as cause:
@@ -237,18 +237,20 @@ class Starts:
         except ValueError as cause:
             raise ArtifactError(f"{path} cannot be read ({cause}); delete it to make it again") from None
         if found.get("inputs") != self.inputs or not found["about"].get(RECALIBRATED):
-            say(f"{path} is of other settings: it is made again")
+            say(f"{path} belongs to other settings: it is made again")
             return None
         return Start(state, dict(found["about"]))
 
     def _check(self, state: State, pruned: nn.Module) -> None:
-        """Whether these tensors in the original's modules are the pruned network. Raises Failed."""
+        """Raise Failed unless the original's modules with these tensors compute the same as the pruned network."""
         args, kwargs = arguments(self.problem.data.example(2))
         again = with_state(self.problem.model, self.space, state).eval()
         with torch.no_grad():
             own, rebuilt = pruned(*args, **kwargs), again(*args, **kwargs)
         if isinstance(own, Tensor) and not torch.allclose(own, rebuilt, rtol=1e-3, atol=1e-4):
-            raise Failed("its network has more changes than narrower tensors, which cannot be kept")
+            raise Failed(
+                "its network differs from the original by more than narrower tensors, which is not supported"
+            )
 
     def _widths(self, state: Mapping[str, Tensor]) -> Widths | None:
         """The space's widths that a network has; None where it is narrowed in other ways."""
@@ -264,7 +266,7 @@ class Starts:
         return widths if fits else None
 
     def _exported(self, network: nn.Module) -> bytes:
-        """A network's ONNX file to be timed: sliced from the whole one's where that is possible."""
+        """A network's ONNX file to be timed: sliced from the full network's where that is possible."""
         widths = self._widths(tensors_of(network))
         if widths is not None:
             return self.problem.graph.variant(widths)

@@ -62,7 +62,7 @@ class BenchTable:
                 raise ValueError(f"{len(rows)} settings")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
             raise ArtifactError(
-                f"{path} is not a table of Channel-Bench-Macro ({cause}): it takes {SETTINGS} settings as "
+                f"{path} is not a table of Channel-Bench-Macro ({cause}): expected {SETTINGS} settings of the form "
                 '{"1234123": {"mean": ..., "std": ..., "flops": ..., "params": ...}}'
             ) from None
         return cls(space, settings, *values[:, 7:].T)
@@ -84,7 +84,7 @@ class BenchTable:
     def denoised(self) -> np.ndarray:
         """Accuracies (N,) in percent by least squares on indicators of each width and each pair of widths.
 
-        The mean of three runs is off by 0.1 points, and the best of thousands of them is a lucky one. The
+        The mean of three runs has an error of 0.1 points, so the best of thousands of means is too high. The
         residual of these 211 terms equals the noise of the means.
         """
         codes = self.settings - 1
@@ -105,7 +105,7 @@ class BenchTable:
         return total
 
     def places(self, index: Sequence[int]) -> np.ndarray:
-        """The places (N, 7) of settings, as expected scores take them."""
+        """The positions (N, 7) of settings' widths, as `denoised_scores` takes them."""
         quarters = range(1, QUARTERS + 1)
         return places_of(self.settings[index], [quarters] * self.settings.shape[1])
 
@@ -117,7 +117,7 @@ class BenchTable:
     def sample(self, count: int, seed: int, without: Sequence[int] = ()) -> list[int]:
         """Indices of `count` settings, one drawn from each of as many equal strata of their sizes (macs).
 
-        All there are, where these are fewer.
+        All settings where there are fewer.
         """
         order = np.argsort(self.macs, kind="stable")
         order = order[~np.isin(order, without)]
@@ -150,7 +150,7 @@ def ranking(scores: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str, A
 
 
 def difference(first: np.ndarray, second: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """How much higher the first scores' tau is, with a 95 % interval: settings resampled for both alike."""
+    """How much higher the first scores' tau is, with a 95 % interval, over the same resampled settings."""
     found = [_tau(first[i], truth[i]) - _tau(second[i], truth[i]) for i in _resamples(len(truth), seed)]
     return {"kendall": round(_tau(first, truth) - _tau(second, truth), 4), "interval": _interval(found)}
 
@@ -169,7 +169,7 @@ def _tau(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) -> float:
-    """Rounded; 0 with scores that are all equal, where none is defined."""
+    """A rounded correlation; 0 where all scores are equal and it is undefined."""
     if np.ptp(scores) == 0 or np.ptp(truth) == 0:
         return 0.0
     return round(float(of(scores, truth).statistic), 4)

@@ -1,4 +1,4 @@
-"""Settings of a benchmark trained from scratch, as the supernet's images and recipe allow.
+"""Train settings of a benchmark from scratch, on the supernet's images and by its recipe.
 
 In: a benchmark's configuration and table, the settings to train. Out: their accuracies.
 """
@@ -21,8 +21,8 @@ from bcnet.width_search.scorer import evaluate_network
 def accuracies(run: Run, problem: Problem, table: BenchTable, index: list[int], epochs: int) -> np.ndarray:
     """Validation accuracies (N,), 0 to 1, of the settings `index`, each trained from scratch for `epochs`.
 
-    By the recipe of the supernet. Kept in `bench/from_scratch.jsonl`: a stopped run goes on, also one of
-    another method, which trains the same.
+    They are kept in `bench/from_scratch.jsonl`: a stopped run continues, also with another method, for which
+    they are the same.
     """
     config = problem.config
     path = run.folder / "bench" / "from_scratch.jsonl"

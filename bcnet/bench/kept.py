@@ -1,4 +1,4 @@
-"""What a benchmark has found of single settings, in a sealed file, so that a stopped one continues.
+"""Keep a benchmark's values by setting in a sealed file, so that a stopped benchmark continues.
 
 In: a file, what its values depend on, what a valid value is. Out: values by setting.
 """
@@ -45,6 +45,6 @@ class Kept:
 
 
 def finite(value: Any, least: float = 0.0, most: float = math.inf) -> bool:
-    """Whether it is a finite number between both."""
+    """Whether a value is a finite number between `least` and `most`."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and least <= value <= most

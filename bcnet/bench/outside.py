@@ -1,7 +1,7 @@
-"""Competitors from outside: pruning libraries that the arena runs beside the methods of this package.
+"""Competitors: other pruning libraries, which the arena compares with the methods of this package.
 
 In: a trained network, a way to measure its latency, a target. Out: a smaller network, not fine-tuned yet.
-A competitor is a function of a `Job`; it raises NotInstalled where its package is not here, and BudgetError
+A competitor is a function of a `Job`; it raises NotInstalled where its package is not installed, and BudgetError
 where it cannot reach the target.
 """
 

@@ -1,8 +1,8 @@
 """FastNAS of NVIDIA Model Optimizer (package `nvidia-modelopt`) as a competitor.
 
-In: a job. Out: the network that it finds at a share of the multiply-accumulates, which is moved until the
-measured latency meets the target. FastNAS itself knows no latency. Its count of multiply-accumulates needs
-`torchprofile` 0.0.4.
+In: a job. Out: the network that it finds at a share of the multiply-accumulates, which is adjusted until the
+measured latency meets the target: FastNAS itself does not consider latency. Counting multiply-accumulates
+needs `torchprofile` 0.0.4.
 """
 
 import copy
@@ -22,7 +22,7 @@ from bcnet.space.inputs import to_device
 from bcnet.training.loop import batches
 from bcnet.width_search.scorer import evaluate_network
 
-ROUNDS = 5  # of moving the share of multiply-accumulates
+ROUNDS = 5  # of adjusting the share of multiply-accumulates
 IMAGES = 512  # validation images that its networks are scored on
 BATCHES = 8  # training batches for batch-norm statistics
 MOST = 0.98  # of the multiply-accumulates: FastNAS cannot keep all
@@ -30,7 +30,7 @@ USED = 0.97  # of the target: a faster network is followed by a larger one
 
 
 class Loader:
-    """The training batches that batch-norm statistics are made from: the same each time."""
+    """The training batches that batch-norm statistics are computed from: the same each time."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -46,7 +46,7 @@ class Loader:
 
 
 def fastnas(job: Job) -> nn.Module:
-    """The network of the most multiply-accumulates that meets the target latency, of a few rounds."""
+    """The largest network that meets the target latency, of a few rounds."""
     prune = package("modelopt.torch.prune", "nvidia-modelopt")
     count = min(IMAGES, len(job.data.val))
     val = job.data.val.take(torch.linspace(0, len(job.data.val) - 1, count).long())

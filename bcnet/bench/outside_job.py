@@ -1,6 +1,6 @@
-"""What a competitor from outside is given: a trained network, a way to measure latency, a target, data.
+"""What a competitor is given: a trained network, a way to measure latency, a target, data.
 
-In: the network, data and recipe that all rows of the arena have. Out: `Job`; `ratio_of`, its measurements.
+In: the network, data and recipe that all rows of the arena have. Out: `Job`.
 """
 
 import importlib
@@ -20,16 +20,16 @@ NEAR = 1.05  # times the target: from here on, networks are measured thoroughly
 
 
 class NotInstalled(BcnetError):
-    """A competitor's package is not here."""
+    """A competitor's package is not installed."""
 
 
 class Failed(BcnetError):
-    """A competitor does not run on this network, or its network cannot be kept."""
+    """A competitor does not run on this network, or returns a network that is not supported."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A network to make smaller, in place if the competitor likes: it is a copy.
+    """A network to make smaller; it is a copy, and may be changed in place.
 
     `share_of(network, thorough)` is its measured latency, relative to that of the original, with which it
     alternates; `target` is the largest allowed share. Channels are rounded to `multiple`; `recipe` gives the

@@ -1,4 +1,4 @@
-"""How well a supernet ranks Channel-Bench-Macro's settings, and what a search by its scores loses.
+"""Measure how well a supernet ranks Channel-Bench-Macro's settings, and what a search by its scores loses.
 
 In: the authors' table, CIFAR-10, a method. Out: report.json and scatter.png in `runs/NAME/bench/`. The
 supernet is an ordinary run of stage 1, in `runs/NAME/train/`; it and the scoring continue when stopped.
@@ -209,8 +209,7 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone.
 
-    `expected` is what a search ranks by: accuracy and calibrated loss, without their luck, by those of all
-    settings together.
+    `expected` is what a search ranks by: accuracy and calibrated loss, denoised by the scores of all settings.
     """
     sides, values = list(scores[table.key(index[0])]), _values(scores, table, index)
     accuracy, loss, calibrated = values.mean(1).T
@@ -236,7 +235,7 @@ def _regressions(
     index: list[int],
     own: list[int],
 ) -> dict[str, np.ndarray]:
-    """What accuracies from scratch of `own` predict of `index`: by widths alone, and with scores."""
+    """Predictions for `index` by regressions on accuracies from scratch of `own`, without and with scores."""
     everything, first, name = index + own, len(index), f"regression on {len(own)} from scratch"
     places = table.places(everything)
     accuracy, _, calibrated = _values(scores, table, everything).mean(1).T

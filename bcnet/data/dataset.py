@@ -252,7 +252,7 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     elif argument:
         train, test, classes = _users_own(config.name)
     else:
-        raise DataError(f"unknown dataset '{config.name}'; there is: {', '.join(NAMES)}")
+        raise DataError(f"unknown dataset '{config.name}'; known: {', '.join(NAMES)}")
     _check_settings(config, train)
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)

@@ -151,7 +151,7 @@ def profile_file(name: str) -> Path:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     raise DeviceError(
-        f"unknown device '{name}'{hint}; there is: {', '.join(names)}. "
+        f"unknown device '{name}'{hint}; known: {', '.join(names)}. "
         f"A device of your own is one file, {OWN}/{name}.toml"
     )
 

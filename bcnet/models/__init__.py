@@ -45,7 +45,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
         function, given = import_function(config.name, ModelError), {}
     else:
         there = ", ".join((*NETWORKS, *(f"{name}:NAME" for name in LIBRARIES), "package.module:function"))
-        raise ModelError(f"unknown model '{config.name}'; there is: {there}")
+        raise ModelError(f"unknown model '{config.name}'; known: {there}")
     try:
         model = function(**{**given, **config.args})
     except ModelError:

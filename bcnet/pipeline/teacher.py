@@ -37,7 +37,7 @@ def distillation(problem: Problem, original: nn.Module | None) -> Distillation |
         return None
     if named not in (AUTO, ORIGINAL) and ":" not in named:
         raise ConfigError(
-            f"unknown slice.teacher '{named}'; there is: auto, original, none, package.module:function"
+            f"unknown slice.teacher '{named}'; known: auto, original, none, package.module:function"
         )
     if ":" in named:
         teacher = _own(named)

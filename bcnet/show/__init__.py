@@ -1,4 +1,4 @@
-"""Results as people read them, on stdout: for a terminal of 80 columns, at most ten lines per stage."""
+"""Print results for people, on stdout: for a terminal of 80 columns, at most ten lines per stage."""
 
 from bcnet.show.check import show_check as show_check
 from bcnet.show.comparison import show_comparison as show_comparison

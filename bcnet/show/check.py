@@ -1,4 +1,4 @@
-"""The verdict on a latency table, as people read it."""
+"""Print the result of a regression check of a latency table."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show_check(report: "CheckReport") -> None:
-    """The verdict on a latency table in one line, the evidence, and the worst changes."""
+    """Print the verdict on a latency table in one line, then the evidence and the worst changes."""
     from bcnet.latency_tables.check_report import WORST
 
     verdict = report.verdict
@@ -21,7 +21,7 @@ def show_check(report: "CheckReport") -> None:
     marks = {change.name: "slower" for change in verdict.slower}
     marks |= {change.name: "faster" for change in verdict.faster}
     show_table(
-        ["layers", "rows", "then ms", "now ms", "change", "95 % interval", "clearly"],
+        ["layers", "rows", "then ms", "now ms", "change", "95 % interval", "verdict"],
         [
             [
                 change.name,
@@ -38,11 +38,12 @@ def show_check(report: "CheckReport") -> None:
     for change in verdict.relative:
         put(f"against all other rows, {change.name}: {change.change:+.1%}")
     if len(slower) > WORST or len(faster) > WORST:
-        put(f"single layers in all: {len(slower)} slower, {len(faster)} faster")
+        put(f"single layers in total: {len(slower)} slower, {len(faster)} faster")
     probe = ", ".join(f"{part.name} {part.change:+.1%}" for part in verdict.probe)
     measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
     put(
-        f"probe of the machine: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not; "
+        f"reference microbenchmark: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not "
+        "compared; "
         f"detects a slowdown of all rows from {verdict.detectable:.0%}"
     )
     for note in report.notes:

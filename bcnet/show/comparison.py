@@ -1,4 +1,4 @@
-"""The table at the end of a run. In: the comparison. Out: lines of at most 80 columns."""
+"""Print the comparison at the end of a run: a table of at most 80 columns, and notes."""
 
 import json
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ def show_comparison(summary: "CompareSummary") -> None:
 
 
 def _lost(metric: str, original: "ComparedNetwork", entry: "ComparedNetwork") -> str:
-    """What of the original network's metric is lost: points of an accuracy."""
+    """How much of the original network's metric is lost; of an accuracy, in percentage points."""
     if entry is original:
         return ""
     lost = original.accuracy - entry.accuracy

@@ -21,8 +21,8 @@ def show_space(space: "WidthSpace", shape: tuple[int, ...], origin: str) -> None
         ]
         for g, width in zip(space.groups, full, strict=True)
     ]
-    show_table(["group", "channels", "choices", "made by"], rows)
-    show_table(["frozen", "channels", "because"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
+    show_table(["group", "channels", "choices", "layers"], rows)
+    show_table(["frozen", "channels", "reason"], [[f.name, str(f.channels), f.reason] for f in space.frozen])
     put(
         f"input     {' x '.join(map(str, shape))} ({origin})",
         f"full      {space.params(full):>13,} parameters {space.macs(full):>16,} multiply-accumulates",
@@ -34,4 +34,4 @@ def show_space(space: "WidthSpace", shape: tuple[int, ...], origin: str) -> None
     )
     ordered = [g.name for g in space.groups if g.ordered]
     if ordered:
-        put(f"channels keep their order (a layer works along them by their places): {', '.join(ordered)}")
+        put(f"channels keep their order (a layer depends on their positions): {', '.join(ordered)}")

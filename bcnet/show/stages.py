@@ -1,6 +1,6 @@
-"""What each stage found, as people read it. In: a stage's result. Out: at most ten lines.
+"""Print a stage's result in at most ten lines.
 
-What was done, the figures that matter with their units, where the files are, and what to run next.
+They say what was done, the main figures with their units, where the files are, and what to run next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ def _widths(widths: Sequence[int]) -> str:
 def _network(summary: "NetworkSummary") -> list[str]:
     """The first stage where no supernet is trained."""
     if summary.network == "given":
-        done = "nothing: the weights are given, and widths are found on the network itself"
+        done = "nothing: the weights are given; widths are searched on the network itself"
     else:
         done = f"the network itself, {_epochs(summary.epochs)} in {summary.seconds:.0f} s"
     reached = f"{value_of(summary.metric, summary.test_accuracy)} on the test images"
@@ -149,7 +149,7 @@ def _search(summary: "SearchSummary") -> list[str]:
     how = f", channels by {summary.criterion}" if summary.criterion else ""
     if summary.pruning_passes:
         how = f", channels removed over {_epochs(summary.pruning_passes)}"
-    asked = f" (at least {value_of(metric, wanted)} was asked for)" if wanted is not None else ""
+    asked = f" (required: at least {value_of(metric, wanted)})" if wanted is not None else ""
     return _lines(
         [
             ("winner", _widths(best.widths)),
@@ -215,7 +215,7 @@ def _export(summary: "ExportSummary") -> list[str]:
             ("original", _against(metric, original)),
             ("latency", latency),
             ("speed", speed),
-            ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest"),
+            ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest output"),
             ("size", f"{summary.size_bytes / 1e6:.2f} MB"),
             ("file", summary.file),
             ("next", summary.verify_with or ""),

@@ -1,4 +1,4 @@
-"""Tables and numbers as people read them. In: values. Out: text that fits 80 columns."""
+"""Format tables and numbers for people. In: values. Out: text that fits 80 columns."""
 
 import sys
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def milliseconds(ms: float) -> str:
 
 
 def original_as(state: str | None) -> str:
-    """What the original network is whose figures others are compared with, by its `state` in the JSON."""
+    """The state of the original network, with which others are compared, by `state` in the JSON."""
     states = {"head trained": "after its head was trained", "trained": "after it was trained"}
     return states.get(state or "given", "as it was given")
 

@@ -220,7 +220,7 @@ def _named(key: str, name: str, known: Mapping[str, Any]) -> Any:
         return UserFunction(name, import_function(name, ConfigError), TrainingError, CONTRACTS[key])
     if name not in known:
         choices = ", ".join((*known, "package.module:function"))
-        raise ConfigError(f"unknown task.{key} '{name}'; there is: {choices}")
+        raise ConfigError(f"unknown task.{key} '{name}'; known: {choices}")
     return known[name]
 
 

@@ -171,7 +171,7 @@ def test_torch_pruning_meets_the_budget_and_leaves_the_output_layer(
 
 def test_an_unknown_row_budget_or_seed_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--row", "nobody"], "unknown row 'nobody'; there is: auto; uniform;"),
+        (["--row", "nobody"], "unknown row 'nobody'; known: auto; uniform;"),
         (["--budgets", "half"], "--budgets: a latency share is written as 60%"),
         (["--budgets", "120%"], "--budgets are below 100%"),
         (["--seeds", "0,x"], "--seeds takes whole numbers"),
@@ -188,7 +188,7 @@ def test_bounds_beside_the_latency_are_refused(
     Path("bcnet.toml").write_text(text, encoding="utf-8")
     assert main(["bench", "arena"]) == 1
     shown = capsys.readouterr().err
-    assert "know no other bounds: remove search.max_macs and search.max_size_mb" in shown
+    assert "support no other bounds: remove search.max_macs and search.max_size_mb" in shown
 
 
 def test_a_network_without_trained_weights_is_refused(

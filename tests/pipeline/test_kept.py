@@ -71,8 +71,8 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
 ) -> None:
     Path("bcnet.toml").unlink()
     said = (
-        "bcnet: there is no bcnet.toml here, and runs/default is not of the built-in example with seed 0: "
-        "put its bcnet.toml back, name one with --config, or use another folder"
+        "bcnet: there is no bcnet.toml here, and runs/default does not belong to the built-in example with seed 0: "
+        "restore its bcnet.toml, name one with --config, or use another folder"
     )
     commands = ("train", "build-lut", "search", "slice", "export", "run")
     for command in commands:
@@ -98,7 +98,7 @@ def test_without_its_configuration_a_training_that_was_stopped_is_not_replaced(
     stopped.parent.mkdir(parents=True)
     stopped.write_bytes(seal_tensors({}, {"inputs": {"model": "other", "data": "other"}}))
     for command in ("train", "run"):
-        assert "runs/default is not of the built-in example with seed 0" in refused(1, command)
+        assert "runs/default does not belong to the built-in example with seed 0" in refused(1, command)
 
 
 def test_a_host_that_is_not_reached_is_reported_before_anything_is_loaded(

@@ -273,7 +273,7 @@ def test_a_task_of_the_users_own_goes_through_every_stage(
         (
             "own_task:closeness",
             "closeness",
-            "unknown task.metric 'closeness'; there is: accuracy, mean-iou, pa",
+            "unknown task.metric 'closeness'; known: accuracy, mean-iou, pa",
         ),
         (
             'train_step = "own_task:step"',

@@ -324,12 +324,12 @@ def test_a_configuration_names_functions_of_the_working_folder() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"loss": "dice"}, "unknown task.loss 'dice'; there is: cross-entropy, package.module:function"),
+        ({"loss": "dice"}, "unknown task.loss 'dice'; known: cross-entropy, package.module:function"),
         (
             {"metric": "map"},
-            "unknown task.metric 'map'; there is: accuracy, mean-iou, package.module:function",
+            "unknown task.metric 'map'; known: accuracy, mean-iou, package.module:function",
         ),
-        ({"train_step": "step"}, "unknown task.train_step 'step'; there is: package.module:function"),
+        ({"train_step": "step"}, "unknown task.train_step 'step'; known: package.module:function"),
         ({"loss": "nowhere_at_all:f"}, "'nowhere_at_all:f': No module named 'nowhere_at_all'; install it"),
     ],
 )
