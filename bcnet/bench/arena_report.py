@@ -102,7 +102,8 @@ def _latency(
 ) -> tuple[float | None, float | None, bool]:
     """A network's latency in ms and relative to the original's, and whether all were timed together.
 
-    Relative to the original in the same round: the median of the rounds. Before that, as measured when it was found.
+    Relative to the original in the same round: the median of the rounds. Before that,
+    as measured when it was found.
     """
     if cell["shape"] in rounds and original["shape"] in rounds:
         own, whole = np.array(rounds[cell["shape"]]), np.array(rounds[original["shape"]])

@@ -1,4 +1,4 @@
-"""The rows of the arena: which method finds the widths, where weights come from, whether distillation is used.
+"""The rows of the arena: which method finds widths, where weights come from, whether it is distilled.
 
 In: names, as the command line gives them. Out: `Row`s.
 """
