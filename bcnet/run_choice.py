@@ -187,8 +187,8 @@ def _require_example(run: Run, settings: Config) -> None:
     example = open_problem(settings).inputs()
     if any(found.get(key) != example[key] for key in ("model", "data")):
         raise ConfigError(
-            f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with seed "
-            f"{settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
+            f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with "
+            f"seed {settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
         )
 
 

@@ -1,8 +1,8 @@
 """Competitors: other pruning libraries, which the arena compares with the methods of this package.
 
 In: a trained network, a way to measure its latency, a target. Out: a smaller network, not fine-tuned yet.
-A competitor is a function of a `Job`; it raises NotInstalled where its package is not installed, and BudgetError
-where it cannot reach the target.
+A competitor is a function of a `Job`; it raises NotInstalled where its package is not installed, and
+BudgetError where it cannot reach the target.
 """
 
 from collections.abc import Callable

@@ -209,7 +209,8 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Scores by name, larger is better: means of the sides by accuracy and by loss, and each side alone.
 
-    `expected` is what a search ranks by: accuracy and calibrated loss, denoised by the scores of all settings.
+    `expected` is what a search ranks by: accuracy and calibrated loss, denoised by the scores of all
+    settings.
     """
     sides, values = list(scores[table.key(index[0])]), _values(scores, table, index)
     accuracy, loss, calibrated = values.mean(1).T

@@ -71,8 +71,8 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
 ) -> None:
     Path("bcnet.toml").unlink()
     said = (
-        "bcnet: there is no bcnet.toml here, and runs/default does not belong to the built-in example with seed 0: "
-        "restore its bcnet.toml, name one with --config, or use another folder"
+        "bcnet: there is no bcnet.toml here, and runs/default does not belong to the built-in example with "
+        "seed 0: restore its bcnet.toml, name one with --config, or use another folder"
     )
     commands = ("train", "build-lut", "search", "slice", "export", "run")
     for command in commands:
