@@ -27,7 +27,7 @@ MADE_FROM = {
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run holds: its target, its winner, whether the export is verified; None where there is none yet.
+    """What a run holds: its target, its winner, whether the export is verified; None if unknown.
 
     `latency_ms` is that of the export where it was measured, else the winner's, measured or predicted; `date`
     is when the last of the stages was finished. `accuracy` is the value of `metric`: that of the small network

@@ -242,7 +242,7 @@ class Starts:
         return Start(state, dict(found["about"]))
 
     def _check(self, state: State, pruned: nn.Module) -> None:
-        """Raise Failed unless the original's modules with these tensors compute what the pruned network does."""
+        """Raise Failed unless the original's modules with these tensors compute the pruned network."""
         args, kwargs = arguments(self.problem.data.example(2))
         again = with_state(self.problem.model, self.space, state).eval()
         with torch.no_grad():

@@ -62,7 +62,7 @@ class BenchTable:
                 raise ValueError(f"{len(rows)} settings")
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as cause:
             raise ArtifactError(
-                f"{path} is not a table of Channel-Bench-Macro ({cause}): expected {SETTINGS} settings, each as "
+                f"{path} is not a table of Channel-Bench-Macro ({cause}): expected {SETTINGS} settings as "
                 '{"1234123": {"mean": ..., "std": ..., "flops": ..., "params": ...}}'
             ) from None
         return cls(space, settings, *values[:, 7:].T)
