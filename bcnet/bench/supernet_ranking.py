@@ -114,7 +114,7 @@ class Sample:
     """Which settings are scored: how many, and whether the two sides share the images, as in a search.
 
     With `scratch`, that number of other settings is trained from scratch, for `scratch_epochs` each, and the
-    predictions of regressions on them are compared, too; these settings themselves are not part of the figures.
+    predictions of regressions on them are compared, too; these settings are not in the figures.
     """
 
     settings: int
