@@ -75,10 +75,10 @@ OUTPUT = "it is the network's output"  # said once, above the tables
 SHORT_BELOW = 0.8  # where less than this is searchable, a row names all that stays
 EXPLANATION = """\
 `bcnet.discover_space(model, example_input)` with its default arguments, on networks as their libraries make
-them (without pretrained weights, which change nothing here).
+them (without pretrained weights, which make no difference here).
 
-- **seconds**: processor time that it takes, {repeats}. It runs the network,
-  follows its channels, cuts narrow networks out and runs those, too, so larger images take longer.
+- **seconds**: processor time, {repeats}. Discovery runs the network, traces its channels, extracts narrow
+  networks and runs those, so larger images take longer.
 - **groups**: widths that can be chosen independently. Channels that must be equal, as on both sides of an
   addition, are one group.
 - **layers**: convolutions and linear layers that run.

@@ -176,7 +176,7 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
     if None in stopped.values():
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
-        say(f"trained already; remove {stage.folder} to train anew")
+        say(f"trained already; remove {stage.folder} to train again")
     elif done:
         say(f"continuing after epoch {done} of {count * recipe.epochs}")
     if config.task != TaskConfig():

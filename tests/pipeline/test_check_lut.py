@@ -1,4 +1,4 @@
-"""The gate on a real runtime: base against head on a small table, and a table measured again.
+"""The regression check on a real runtime: base against head on a small table, and a table measured again.
 
 Times on a test machine say nothing for sure: what is certain fails a test, the verdict is printed.
 """

@@ -72,8 +72,8 @@ def test_with_those_settings_the_winner_is_the_network_that_was_compared(
 ) -> None:
     before = json.loads((RUN / "compare/result.json").read_text(encoding="utf-8"))["networks"]
     text = Path("bcnet.toml").read_text(encoding="utf-8")
-    anew = text.replace("[slice]\nepochs = 1", "[slice]\nfrom_scratch = true\nepochs = 3")
-    Path("bcnet.toml").write_text(anew, encoding="utf-8")
+    scratch = text.replace("[slice]\nepochs = 1", "[slice]\nfrom_scratch = true\nepochs = 3")
+    Path("bcnet.toml").write_text(scratch, encoding="utf-8")
     capsys.readouterr()
     assert main(["run", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)

@@ -73,8 +73,8 @@ def test_a_run_compares_the_searched_network_with_others_of_as_many_passes(finis
         "found (inherited)",
         "found (from scratch)",
     ]
-    full, uniform, searched, anew = networks
-    assert (anew["widths"], anew["params"]) == (searched["widths"], searched["params"])
+    full, uniform, searched, scratch = networks
+    assert (scratch["widths"], scratch["params"]) == (searched["widths"], searched["params"])
     assert full["params"] == 1_914_490
     for narrowed in (uniform, searched):
         assert all(narrow <= wide for narrow, wide in zip(narrowed["widths"], full["widths"], strict=True))
