@@ -100,7 +100,7 @@ def test_reading_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": [1, 2', b"\xff\xfe"])
-def test_reading_a_damaged_file_names_the_command_that_makes_it_anew(tmp_path: Path, content: bytes) -> None:
+def test_reading_a_damaged_file_names_the_command_that_makes_it_again(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(
         ArtifactError, match=r"is cut short or edited \(.+\); run `bcnet search` to make it again"

@@ -119,7 +119,7 @@ def as_of_schema_3(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "schema": 3}
 
 
-def test_a_table_of_schema_2_keeps_its_rows_and_is_calibrated_anew(tmp_path: Path) -> None:
+def test_a_table_of_schema_2_keeps_its_rows_and_is_calibrated_again(tmp_path: Path) -> None:
     path, own = tmp_path / "cpu.json", table()
     own.save(path)
     raw = json.loads(path.read_text(encoding="utf-8"))

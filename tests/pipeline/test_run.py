@@ -244,7 +244,7 @@ def test_training_again_gives_the_same_supernet(finished: Finished, project: Pat
         assert (RUN / "train" / file).read_bytes() == (finished[0] / RUN / "train" / file).read_bytes()
 
 
-def test_a_run_makes_an_edited_export_anew(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_makes_an_edited_export_again(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (RUN / "export/model.onnx").write_bytes(b"edited")
     capfd.readouterr()
     assert main(["run", "--json"]) == 0
