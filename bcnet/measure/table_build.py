@@ -46,7 +46,7 @@ class TableBuild:
     `layers` are the milliseconds (runs,) of each missing layer, one array for each profile that showed it;
     `beside_mb` the megabytes of weights of those networks; `failed` are layers that no network could be run
     with, and why; `whole` the milliseconds of each subnet, which took `whole_seconds` to measure; `readings`
-    what the machine's probe gave before every visit and at the end.
+    the reference microbenchmark's readings before every visit and at the end.
     """
 
     def __init__(

@@ -150,7 +150,7 @@ def _provenance(profile: HwProfile) -> dict[str, str]:
 
 
 def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, float]]) -> Session:
-    """Provenance of what was measured now, and what the probe said meanwhile."""
+    """Provenance of what was measured now, and the reference microbenchmark's readings."""
     medians, spreads = pool_readings(readings)
     return Session(
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

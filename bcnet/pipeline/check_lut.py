@@ -1,7 +1,7 @@
 """Regression check: measure rows of a latency table again. In: a table, its network, a device. Out: a report.
 
-A sample of rows is measured in place, in whole networks, as `build_lut` does; the machine's probe is read
-before, between and after.
+A sample of rows is measured in place, in whole networks, as `build_lut` does; the reference microbenchmark is
+read before, between and after.
 """
 
 import time
@@ -151,7 +151,7 @@ def _measure(
     end: float,
     seed: int,
 ) -> tuple[dict[LayerSpec, dict[Widths, list[float]]], list[dict[str, float]], int, list[str]]:
-    """Layers' milliseconds {layer: {network: one a round}}, the probe's readings, the number of rounds.
+    """Layers' milliseconds {layer: {network: one a round}}, microbenchmark readings, the number of rounds.
 
     The last are the errors of networks that the runtime does not run any more. Raises CheckFailed where it
     runs none of them.

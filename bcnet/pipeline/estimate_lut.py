@@ -39,7 +39,7 @@ PROCESSOR = TABLES / "cpu.json"
 
 @dataclass(frozen=True)
 class Fitted:
-    """A roofline, where it comes from, and how far it is off there (None: no measured rows at hand)."""
+    """A roofline, where it comes from, and how far it is off there (None: no measured rows)."""
 
     roofline: Roofline
     source: str

@@ -1,6 +1,6 @@
 """`bcnet verify --engine`. In: an exported engine and the run that it is of. Out: its verify.json, executed.
 
-The same checks that `bcnet export --trt` makes where the device is at hand: outputs, accuracy, latency.
+The same checks that `bcnet export --trt` makes where the device is available: outputs, accuracy, latency.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
     """Execute an engine on its device and write what was found into the verify.json beside it.
 
     The problem's device, batch and precision are those of the engine's facts. Raises NotVerified (exit 4)
-    where the device is not at hand, CheckFailed (exit 3) where a check did not pass: verify.json stays then.
+    where the device is not available, CheckFailed (exit 3) where a check failed: verify.json stays then.
     """
     facts = facts_beside(engine)
     config = problem.config

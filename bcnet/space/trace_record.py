@@ -111,7 +111,7 @@ class Call:
 
 
 class Record:
-    """Fills a Trace: the planes of every tensor at hand, and what operators do with them."""
+    """Fills a Trace: the planes of every live tensor, and what operators do with them."""
 
     def __init__(self, trace: Trace, images: int) -> None:
         """`images` is the batch size of the inputs: positions are counted per image."""
