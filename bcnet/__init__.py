@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from bcnet.pipeline.search_evolved import search as search
     from bcnet.pipeline.slice import slice as slice
     from bcnet.pipeline.train import train as train
+    from bcnet.pipeline.verify import Artifact as Artifact
+    from bcnet.pipeline.verify import Expected as Expected
     from bcnet.pipeline.verify import verify as verify
     from bcnet.registry import method as method
     from bcnet.space.discover import discover_space as discover_space
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from bcnet.training.loop import fit_network as fit_network
     from bcnet.training.recipe import Recipe as Recipe
     from bcnet.training.task import Task as Task
+    from bcnet.width_search.budget import Budget as Budget
     from bcnet.width_search.evolution import SearchSettings as SearchSettings
     from bcnet.width_search.inherit import Inherited as Inherited
     from bcnet.width_search.inherit import Original as Original
@@ -65,6 +68,9 @@ if TYPE_CHECKING:
 _HOME = {
     "Allocation": "bcnet.methods.latency_milp",
     "AllocationProblem": "bcnet.allocation.problem",
+    "Artifact": "bcnet.pipeline.verify",
+    "Budget": "bcnet.width_search.budget",
+    "Expected": "bcnet.pipeline.verify",
     "FisherSettings": "bcnet.methods.group_fisher",
     "Inherited": "bcnet.width_search.inherit",
     "LatencyModel": "bcnet.latency_tables.model",

@@ -34,12 +34,12 @@ latency_of = bcnet.LatencyModel(
 )
 
 # The most accurate widths inside 60 % of the full network's latency.
-budget_ms = 0.6 * latency_of(space.largest())
+budget = bcnet.Budget(target_ms=0.6 * latency_of(space.largest()))
 found = bcnet.search(
     space,
     latency_of,
     bcnet.Scorer(model, space, [supernet], data, images=128, shared=True),
-    bcnet.SearchSettings(budget_ms=budget_ms, population=12, generations=3),
+    bcnet.SearchSettings(budget=budget, population=12, generations=3),
     measure_of=lambda widths: bcnet.measure_network(graph.variant(widths), profile, share=0.5),
 )
 widths = found.best.widths
@@ -48,9 +48,12 @@ widths = found.best.widths
 tuned = bcnet.Recipe(epochs=3, learning_rate=0.03, label_smoothing=0.05)
 small = bcnet.slice(model, space, [supernet], widths, data, tuned).model
 onnx = bcnet.export(small, (profile.batch, *data.input_shape), {"widths": str(widths)})
-promised = {"predicted_ms": found.best.predicted_ms, "budget_ms": budget_ms}
-full = graph.variant(space.largest())
-verdict = bcnet.verify(small, onnx, space, widths, data, profile, ExportConfig(), full=full, **promised)
+artifact = bcnet.Artifact(onnx, full=graph.variant(space.largest()))
+limits, predicted_ms = ExportConfig(), found.best.predicted_ms
+expected = bcnet.Expected(small, space, widths, data, limits, predicted_ms, budget)
+verdict = bcnet.verify(artifact, expected, profile)
 Path("model.onnx").write_bytes(onnx.SerializeToString())
-print(f"{widths}: accuracy {verdict.accuracy:.2%}, {verdict.measured.median_ms:.3f} ms of {budget_ms:.3f} ms")
+print(
+    f"{widths}: accuracy {verdict.accuracy:.2%}, {verdict.measured.median_ms:.3f} ms of {budget.target_ms:.3f} ms"
+)
 print("passed" if verdict.passed else f"failed: {verdict.failures}")

@@ -529,7 +529,8 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     assert out == ""
     interrupted = "bcnet: interrupted; finished work is kept, run the same command again"
     assert err.strip().splitlines()[-1] == interrupted
-    assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+    lines = checkpoint.with_suffix(".jsonl")
+    assert {path.name for path in checkpoint.parent.iterdir()} == {checkpoint.name, lines.name}
     capfd.readouterr()
     assert main(["train", "--json"]) == 0
     out, err = capfd.readouterr()
@@ -538,6 +539,7 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
     assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 201))]
     assert not checkpoint.exists()
+    assert not lines.exists()
 
 
 def test_control_characters_of_names_reach_no_terminal(

@@ -19,7 +19,7 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.export import export
 from bcnet.pipeline.slice import program_bytes
-from bcnet.pipeline.verify import Differences, verify
+from bcnet.pipeline.verify import Artifact, Differences, Expected, verify
 from bcnet.runtimes import runtime_here
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
@@ -90,19 +90,8 @@ def test_several_inputs_and_outputs_have_names_of_their_own() -> None:
 def test_a_file_with_a_dict_of_outputs_is_verified_by_the_tasks_metric() -> None:
     data, task = masks(), Task(metric=mean_iou)
     proto = export(SMALL, (4, 3, 8, 8), {})
-    found = verify(
-        SMALL,
-        proto,
-        SPACE,
-        SPACE.smallest(),
-        data,
-        QUICK,
-        ExportConfig(),
-        predicted_ms=1.0,
-        budget_ms=None,
-        full=proto.SerializeToString(),
-        task=task,
-    )
+    expected = Expected(SMALL, SPACE, SPACE.smallest(), data, ExportConfig(), 1.0, task=task)
+    found = verify(Artifact(proto, proto.SerializeToString()), expected, QUICK)
     assert found.passed
     assert found.output_error < 1e-4
     assert found.top1_agreement == pytest.approx(1.0, abs=0.01)
@@ -117,16 +106,9 @@ def test_a_metric_that_stops_early_does_not_stop_the_comparison() -> None:
         export(SMALL, (4, 3, 8, 8), {}),
         export(cut(MODEL, SPACE, SPACE.largest()), (4, 3, 8, 8), {}),
     )
-    arguments = (SPACE, SPACE.smallest(), data, QUICK, ExportConfig())
-    found = verify(
-        SMALL,
-        other,
-        *arguments,
-        predicted_ms=1.0,
-        budget_ms=None,
-        full=proto.SerializeToString(),
-        task=Task(metric=lambda batches: 0.5),
-    )
+    task = Task(metric=lambda batches: 0.5)
+    expected = Expected(SMALL, SPACE, SPACE.smallest(), data, ExportConfig(), 1.0, task=task)
+    found = verify(Artifact(other, proto.SerializeToString()), expected, QUICK)
     assert found.output_error > 0.01
     assert len(found.failures) == 2
 
