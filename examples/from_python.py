@@ -53,7 +53,6 @@ limits, predicted_ms = ExportConfig(), found.best.predicted_ms
 expected = bcnet.Expected(small, space, widths, data, limits, predicted_ms, budget)
 verdict = bcnet.verify(artifact, expected, profile)
 Path("model.onnx").write_bytes(onnx.SerializeToString())
-print(
-    f"{widths}: accuracy {verdict.accuracy:.2%}, {verdict.measured.median_ms:.3f} ms of {budget.target_ms:.3f} ms"
-)
+ms = verdict.measured.median_ms
+print(f"{widths}: accuracy {verdict.accuracy:.2%}, {ms:.3f} ms of {budget.target_ms:.3f} ms")
 print("passed" if verdict.passed else f"failed: {verdict.failures}")
