@@ -106,7 +106,7 @@ def test_no_damage_to_a_finished_run_is_taken_for_a_result(
     assert printed
     files = [path for top in ("runs", "latency_tables") for path in Path(top).rglob("*") if path.is_file()]
     files.sort()
-    for _ in range(rounds(100)):
+    for _ in range(rounds(20)):
         path = rng.choice(files)
         with damaged(path, rng, files) as how:
             time_limit(120)
