@@ -19,14 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ROOT / "tests/faults"
-PROFILE = """
-description = "this machine, of fixed times"
-runtime = "onnxruntime"
-warmup_ms = 1.0
-seconds = 0.01
-iterations = 3
-table_noise = 20.0
-"""
+sys.path.insert(0, str(FAULTS))
+from steady_run import PROFILE  # noqa: E402
+
 CONFIG = """
 [data]
 image_size = 16
