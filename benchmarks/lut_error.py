@@ -291,7 +291,7 @@ def reached(found: dict[str, float]) -> dict[str, float]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as tables, ready for docs/results.md."""
+    """The report as tables, ready for docs/benchmarks/latency-tables.md."""
     lines = [
         "| network | predicted by | mean error | within 5 % | within 10 % | Spearman | bias | seconds |",
         "|---|---|---|---|---|---|---|---|",

@@ -10,9 +10,7 @@ from functools import cached_property
 
 # Sensitivity of layers to the machine: a layer slows down with the clock (`matmul_ms`), plus a fraction of
 # what the memory (`stream_ms`) slows down beyond the clock. This fraction, (mean, standard deviation), was
-# measured on MobileNetV2 with varying other load: all rows together 0.1 to 0.5, 1x1 and depthwise
-# convolutions 0.1 to 0.6, the first convolution up to 1.4; layers without data reuse (ReduceMean, Gemm) have
-# the most, 0.5 to 2.5.
+# measured with varying other load; layers without data reuse (ReduceMean, Gemm) have the most (decision 5).
 SENSITIVITY_ALL, SENSITIVITY_CONVOLUTIONS, SENSITIVITY_OTHERS = (0.35, 0.25), (0.5, 0.4), (1.5, 1.0)
 CLOCKS = "matmul_ms", "loop_ms"  # the second is for a device without numpy
 MEMORY = "stream_ms"

@@ -30,9 +30,7 @@ EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "in
 ALPHA = 0.005
 MOVED = 0.05  # below this probability, the machine has changed
 LIKELY = 0.2  # above this corrected probability, a slowdown is not reported
-# Two sessions on one machine differ by more than their samples show: over 150 s on a shared virtual machine,
-# medians over 10 s, corrected by the reference microbenchmark, had a standard deviation of 1.0 % (all rows)
-# to 1.6 % (kinds).
+# Two sessions on one machine differ by more than their samples show (decision 5).
 DRIFT = 0.02
 MOST_SECONDS = 3600
 DEGREES = 5  # degrees of freedom of Student's t for single rows: their errors have heavy tails

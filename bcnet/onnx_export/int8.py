@@ -49,8 +49,7 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
     from the largest observed value. Signed activations have zero points of 0, and biases stay floats, as
     TensorRT requires. Unsigned activations are symmetric, too: a tensor that is never negative has its zero
     point at 0, any other at 128. ONNX Runtime's CPU kernels for x86 support only these without falling back
-    to floats (docs/results.md has the measurements). Nodes keep their names. Raises ModelError with the
-    library's reason.
+    to floats (decision 2). Nodes keep their names. Raises ModelError with the library's reason.
     """
     source = ModelProto()  # the library changes what it is given
     source.CopyFrom(proto)

@@ -28,8 +28,8 @@ from bcnet.training.task import bound_to
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]  # records work and returns its replay
-# Tolerances of gradients relative to their norm: between masks and slices in float64 (in TF32, those of a
-# deep network differ by 30 % because of rounding), and between the work and its replay.
+# Tolerances of gradients relative to their norm: between masks and slices in float64 (in TF32 they differ
+# more, because of rounding: decision 20), and between the work and its replay.
 EXACT, REPLAYED = 1e-3, 0.02
 TIMED = 3  # number of timings of each path, of which the fastest counts
 

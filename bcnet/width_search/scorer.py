@@ -180,7 +180,7 @@ class Scorer:
     faster. With `shared` the images are split across the two sides of a supernet: each takes half of the
     validation images, with statistics from half of the `images` training images, so that every image is seen
     once a candidate and supernet (twice, where a half would hold fewer than `SHARED`). All candidates are
-    scored on the same images and sides. Half the predictions make a score noisier (docs/results.md).
+    scored on the same images and sides. Half the predictions make a score noisier (decision 15).
     """
 
     def __init__(

@@ -24,11 +24,10 @@ PENALTIES = np.logspace(-3, 3, 13)
 class SurrogateConfig:
     """What was fitted on Channel-Bench-Macro: CIFAR-10, its MobileNet space of 16,384 settings.
 
-    `residual` is the variance of the residual relative to that of the trend: 0.010 for the benchmark's
-    networks trained from scratch, denoised; supernets on it have 0.016 to 1.9. `least_factor` is the minimum
-    factor of the residual: some widths really are too narrow for a task. `by_loss` is the weight of a
-    calibrated loss in a score, with which supernets rank best there (docs/results.md); `by_other` that of an
-    uncalibrated one, or beside another metric than accuracy, with which it may disagree.
+    `residual` is the variance of the residual relative to that of the trend, `least_factor` the minimum
+    factor of the residual: some widths really are too narrow for a task (decision 10). `by_loss` is the
+    weight of a calibrated loss in a score (decision 12); `by_other` that of an uncalibrated one, or beside
+    another metric than accuracy, with which it may disagree.
     """
 
     residual: float = 0.02
