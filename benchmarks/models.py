@@ -1,4 +1,4 @@
-"""Which networks are read, how long that takes, and how much of each can be searched: writes docs/models.md.
+"""Which networks are read, how long that takes, how much can be searched: writes docs/reference/models.md.
 
     OMP_WAIT_POLICY=passive python benchmarks/models.py
 
@@ -236,7 +236,7 @@ def names(layers: list[str], everything: bool) -> str:
 
 
 def page(tables: dict[str, list[Row]], repeats: int) -> str:
-    """The whole of docs/models.md."""
+    """The whole of docs/reference/models.md."""
     measured = [row.seconds for rows in tables.values() for row in rows if len(row.seconds) > 1]
     noise = np.median([max(seconds) / min(seconds) for seconds in measured]) if measured else 1.0
     parts = [
@@ -283,7 +283,7 @@ def main() -> None:
     add("networks", nargs="*", metavar="NETWORK", help="default: all of them")
     add("--threads", type=int, default=2, help="threads of PyTorch (default: 2)")
     add("--repeats", type=int, default=2, help="discoveries of each network (default: 2)")
-    add("--output", type=Path, default=Path("docs/models.md"), help="default: docs/models.md")
+    add("--output", type=Path, default=Path("docs/reference/models.md"), help="default: %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # those of the libraries' constructors

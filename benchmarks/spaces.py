@@ -1,4 +1,4 @@
-"""Width spaces of the networks in docs/models.md: dump them, and compare two dumps.
+"""Width spaces of the networks in docs/reference/models.md: dump them, and compare two dumps.
 
 Run it before and after a change of `bcnet.space`, which must leave every space as it is:
 

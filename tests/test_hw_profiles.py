@@ -29,7 +29,7 @@ def test_the_shipped_profiles_are_those_of_the_documentation() -> None:
     profiles, broken = load_profiles()
     assert sorted(profiles) == sorted(NAMES)
     assert broken == {}
-    page = (Path(__file__).parents[1] / "docs" / "devices.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "devices.md").read_text(encoding="utf-8")
     for name, profile in profiles.items():
         assert f"`{name}`" in page
         if profile.roofline:

@@ -1,4 +1,4 @@
-"""docs/json.md names every key that `--json` prints."""
+"""docs/reference/json.md names every key that `--json` prints."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 from bcnet.cli import main
 
-PAGE = (Path(__file__).parent.parent / "docs/json.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs/reference/json.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([a-z][a-z0-9_]*)`", PAGE))
 # Of a table's calibration, a group and a profile; other pages and `bcnet devices NAME` describe them.
 ELSEWHERE = ("calibration", "groups")

@@ -60,13 +60,13 @@ def test_the_readmes_links_to_files_lead_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_readmes_own_task_is_trained_and_learns(
+def test_the_guides_own_task_is_trained_and_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    section = README[README.index("## Your own task") : README.index("## From Python")]
+    guide = (ROOT / "docs/guides/own-task.md").read_text(encoding="utf-8")
     for language, name in (("python", "own.py"), ("toml", "bcnet.toml")):
-        (block,) = re.findall(rf"^```{language}\n(.+?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        (block,) = re.findall(rf"^```{language}\n(.+?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
         Path(name).write_text(block, encoding="utf-8")
     assert main(["train", "--epochs", "40", "--json"]) == 0, capfd.readouterr().err
     # The same answer for all bars has a loss of 0.089.

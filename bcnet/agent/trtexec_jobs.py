@@ -1,7 +1,7 @@
 """TensorRT through its program `trtexec`, without its Python module: engines, latencies, profiles, outputs.
 
 Each job runs the program, and reads the files that it writes. Standard library only. The flags of each
-version are from its source, samples/common/sampleOptions.cpp, and documented in docs/tensorrt.md.
+version are from its source, samples/common/sampleOptions.cpp, and documented in docs/reference/tensorrt.md.
 """
 
 import array

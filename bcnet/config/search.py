@@ -16,7 +16,7 @@ class SearchConfig(Section):
         AUTO,
         description="evolution (scores in a supernet); on a trained network itself, without a supernet: "
         f"{', '.join(METHODS.own())}, or a method of another package; auto: where weights are given, the "
-        "best network of several of these, else evolution; docs/trained-networks.md describes them",
+        "best network of several of these, else evolution; docs/guides/choosing-a-method.md describes them",
     )
     settings: dict[str, Any] = Field(
         default_factory=dict,

@@ -68,7 +68,7 @@ class Roofline:
         return Roofline(min(self.dense, 1.0), min(self.grouped, 1.0), min(self.bandwidth, 1.0), launch_ms)
 
 
-# From `python benchmarks/roofline.py`; docs/devices.md reports the errors.
+# From `python benchmarks/roofline.py`; docs/reference/devices.md reports the errors.
 DEFAULT = Roofline(dense=0.7985, grouped=0.2661, bandwidth=1.069, launch_ms=0.004)
 DEFAULT_SOURCE = (
     "shipped with bcnet: 1,986 rows of MobileNetV2 and ResNet-18 at 224 px, ONNX Runtime 1.32, one thread "

@@ -47,7 +47,7 @@ def called(method: Method, problem: Any, checked: Callable[[Any], Any]) -> Any:
     """
     if method.name in METHODS.own():
         return method.function(problem)
-    contract = "docs/adding-a-method.md describes what a method takes and returns"
+    contract = "docs/contributing/add-a-method.md describes what a method takes and returns"
     return UserFunction(method.name, lambda own: checked(method.function(own)), ConfigError, contract)(
         problem
     )

@@ -1,7 +1,7 @@
 """What a deployer needs to feed a network and read its outputs. In: data, a network. Out: JSON.
 
 It is stored under the key `bcnet.preprocessing` in an ONNX file's metadata, in `model.pt2` (an extra file)
-and in `model.safetensors`; docs/data.md documents its entries.
+and in `model.safetensors`; docs/guides/data.md documents its entries.
 """
 
 import json

@@ -180,7 +180,7 @@ class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
 
 
 class SearchSummary(StageResult):
-    """The winner of a search and what it was chosen from; docs/json.md explains each key."""
+    """The winner of a search and what it was chosen from; docs/reference/json.md explains each key."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {"fitness", "target_ms", "max_params", "max_macs", "max_size_mb", "size_mb"}

@@ -197,7 +197,7 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
             if config.search.method == "auto":
                 say(
                     'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
-                    "starts from them (docs/trained-networks.md)"
+                    "starts from them (docs/guides/choosing-a-method.md)"
                 )
         announce(what, seconds)
     start = time.perf_counter()

@@ -1,8 +1,8 @@
 """Rows of TensorRT's profiles charged to layers.
 
 The profiles here are CONSTRUCTED: TensorRT's own way of naming, as public recordings have it (see
-docs/tensorrt.md), with the names of the network at hand. Times are made up. The rows of TensorRT for RTX are
-real, from its builder.
+docs/reference/tensorrt.md), with the names of the network at hand. Times are made up. The rows of TensorRT
+for RTX are real, from its builder.
 """
 
 import re

@@ -22,7 +22,7 @@ from bcnet.space.discover import discover_space
 from bcnet.user_code import code_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-GUIDE = (DOCS / "adding-a-method.md").read_text(encoding="utf-8")
+GUIDE = (DOCS / "contributing/add-a-method.md").read_text(encoding="utf-8")
 RUN = Path("runs/default")
 Install = Callable[..., Path]
 
@@ -153,7 +153,7 @@ def test_a_method_that_fails_is_reported_in_one_line(install: Install) -> None:
 
     text = 'from bcnet import method\n@method("failing", "fails")\ndef propose(problem):\n    return [][0]\n'
     install("failing", {"failing": "failing_method"}, {"failing_method.py": text})
-    with pytest.raises(ConfigError, match=r"^'failing' failed \(IndexError: .*\); docs/adding-a-method"):
+    with pytest.raises(ConfigError, match=r"^'failing' failed \(IndexError: .*\); docs/contributing/add"):
         called(METHODS["failing"], None, list)
 
 
@@ -195,7 +195,7 @@ def test_names_are_listed_without_importing_what_they_name() -> None:
 def test_every_method_is_in_the_readme_and_every_rule_for_supernets_in_the_documentation() -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert [name for name in (*METHODS.reserved, *METHODS.own()) if f"`{name}`" not in readme] == []
-    page = (DOCS / "method.md").read_text(encoding="utf-8")
+    page = (DOCS / "concepts/supernet-training.md").read_text(encoding="utf-8")
     papers = {name: re.findall(r"arXiv [\d.]+", SUPERNETS[name].paper) for name in SUPERNETS.own()}
     assert papers.keys() == {"bcnet", "bcnetv2", "unilateral"}
     assert all(paper in page for own in papers.values() for paper in own)
@@ -231,7 +231,7 @@ def test_a_rule_of_another_package_defines_the_widths_of_a_supernet(install: Ins
 
 
 def test_the_documentations_table_is_what_is_registered() -> None:
-    page = (DOCS / "trained-networks.md").read_text(encoding="utf-8")
+    page = (DOCS / "guides/choosing-a-method.md").read_text(encoding="utf-8")
     table = page.split("## Methods\n\n")[1].split("\n\n")[0].splitlines()
     rows = [f"| `{own.name}` | {own.summary} | {own.paper}".rstrip() + " |" for own in own_methods()]
     assert table[2 : 2 + len(rows)] == rows

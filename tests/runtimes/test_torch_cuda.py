@@ -388,7 +388,7 @@ def test_a_profile_of_this_runtime_is_labelled_torch_cuda_and_never_runs_elsewhe
 
 
 def test_the_profile_in_the_documentation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "devices.md").read_text(encoding="utf-8")
     (tmp_path / "hw_profiles").mkdir()
     text = next(part for part in page.split("```") if "hw_profiles/h200-torch.toml" in part)
     own = tmp_path / "hw_profiles" / "h200-torch.toml"

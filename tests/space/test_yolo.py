@@ -21,7 +21,7 @@ from bcnet.runs import Run
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
 
-GUIDE = (Path(__file__).parent.parent.parent / "docs/yolo.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parent.parent.parent / "docs/guides/yolo.md").read_text(encoding="utf-8")
 SMALL = """
 [space]
 bins = 2
