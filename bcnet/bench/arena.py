@@ -47,9 +47,10 @@ from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import bounds_of
 from bcnet.pipeline.teacher import objective_for, teacher_digest
+from bcnet.pipeline.training_precision import announced
 from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file, file_outputs
-from bcnet.progress import announce, say, working
+from bcnet.progress import say, working
 from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.space.extract import tensors_of, with_state
@@ -183,12 +184,19 @@ class Arena:
         recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
         objective = objective_for(problem, self.teacher, network, recipe) if row.distilled else None
         say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))
-        announce("fine-tuning", seconds_to_fit(network, problem.data, recipe, objective))
-        began = time.perf_counter()
         checkpoint = CheckpointFile(
             self.folder / "checkpoint.safetensors",
             {"cell": name, "inputs": self._cell_inputs, "start": digest(start.about)},
         )
+        recipe = announced(
+            self.run,
+            problem,
+            "fine-tuning",
+            recipe,
+            lambda own: seconds_to_fit(network, problem.data, own, objective),
+            begun=len(self.cells.values) > 1 or checkpoint.path.exists(),  # all cells are trained alike
+        )
+        began = time.perf_counter()
         if recipe.epochs:
             begun = copy.deepcopy(network)
             fit_resumably(network, problem.data, recipe, f"fine-tuning: {name}", checkpoint, objective)

@@ -68,7 +68,12 @@ class TrainConfig(Section):
         "in slice), none (labels, or the widest path as set by `step`); auto: original where its weights "
         "are trained",
     )
-    amp: bool = Field(True, description="train in bfloat16 where the training device supports it")
+    amp: bool | None = Field(
+        None,
+        description="train in bfloat16 where the training device supports it; if not given, on a CPU only "
+        "where that is faster than float32",
+        examples=[True],
+    )
     train_device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to train: auto, cpu or cuda; this is not the target device"
     )

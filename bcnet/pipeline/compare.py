@@ -27,6 +27,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.results import ComparedNetwork, CompareSummary, ExportSummary
 from bcnet.pipeline.teacher import teacher_digest
+from bcnet.pipeline.training_precision import kept_precision
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file, file_metric
 from bcnet.progress import announce, say, working
@@ -286,6 +287,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
     passes = passes_of(run) if inherits(problem) else problem.winner_passes
     recipe = Recipe.of(config, passes, config.train.learning_rate)
+    recipe = kept_precision(run, problem, recipe) or recipe
     widths = sliced(run, problem).widths
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)

@@ -29,8 +29,9 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
+from bcnet.pipeline.training_precision import announced
 from bcnet.pipeline.tuning import settled
-from bcnet.progress import announce, working
+from bcnet.progress import working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
 from bcnet.space.extract import with_state
@@ -145,8 +146,15 @@ def run(run: Run, problem: Problem) -> SliceSummary:
     probe = cut(problem.model, problem.space, widths)
     objective = objective_for(problem, trained_network(run, problem), probe, recipe) if epochs else None
     what = "fine-tuning, with distillation" if objective else "fine-tuning"
-    announce(what, seconds_to_fit(probe, problem.data, recipe, objective))
     checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
+    recipe = announced(
+        run,
+        problem,
+        what,
+        recipe,
+        lambda own: seconds_to_fit(probe, problem.data, own, objective),
+        begun=checkpoint.path.exists(),
+    )
     result = slice(
         problem.model,
         problem.space,

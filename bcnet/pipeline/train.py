@@ -37,7 +37,8 @@ from bcnet.pipeline.training_file import (
     lines_beside,
     load_finished,
 )
-from bcnet.progress import announce, say, working
+from bcnet.pipeline.training_precision import announced
+from bcnet.progress import say, working
 from bcnet.runs import Run, Stage, alone_in
 from bcnet.space.channel_rules import WidthSampler
 from bcnet.space.subnet import State, Subnet
@@ -190,7 +191,6 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
         objective = supernet_objective(problem, recipe)
         what += ", with distillation" if objective else ""
-        seconds = (count * recipe.epochs - done) * _seconds_an_epoch(problem, recipe, objective)
         say(f"data: {problem.data}")
         if problem.trained:
             report_given(problem, recipe.device)
@@ -199,7 +199,14 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
                     'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
                     "starts from them (docs/guides/choosing-a-method.md)"
                 )
-        announce(what, seconds)
+        recipe = announced(
+            run,
+            problem,
+            what,
+            recipe,
+            lambda own: (count * own.epochs - done) * _seconds_an_epoch(problem, own, objective),
+            begun=done > 0,
+        )
     start = time.perf_counter()
     for number, own in checkpoints.items():
         results[number] = _trained(

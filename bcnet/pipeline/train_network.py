@@ -17,7 +17,8 @@ from bcnet.pipeline.original import ORIGINAL_FILE, is_given
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import NetworkSummary
 from bcnet.pipeline.teacher import objective_for
-from bcnet.progress import announce, say, working
+from bcnet.pipeline.training_precision import announced
+from bcnet.progress import say, working
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
 from bcnet.space.extract import tensors_of, with_state
@@ -56,8 +57,16 @@ def train_network(run: Run, problem: Problem) -> NetworkSummary:
         if problem.untrained_layers:
             why = f"its layers {listed(list(problem.untrained_layers))} are new"
         say(f"the network itself is trained first, because {why}")
-        announce("training the network", seconds_to_fit(model, problem.data, recipe))
-        fit_resumably(model, problem.data, recipe, "training the network", checkpoint)
+        what = "training the network"
+        recipe = announced(
+            run,
+            problem,
+            what,
+            recipe,
+            lambda own: seconds_to_fit(model, problem.data, own),
+            begun=checkpoint.path.exists(),
+        )
+        fit_resumably(model, problem.data, recipe, what, checkpoint)
     with working("evaluating the network on the test images"):
         reached = evaluate_network(model.eval(), problem.data, problem.data.test, problem.task).accuracy
     say_reached(problem, "the network as it was given" if given else "the trained network", reached)

@@ -19,8 +19,9 @@ from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
+from bcnet.pipeline.training_precision import announced
 from bcnet.plain import loss_text
-from bcnet.progress import announce, say, working
+from bcnet.progress import say, working
 from bcnet.runs import Run
 from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
@@ -54,6 +55,7 @@ def passes_of(run: Run) -> int:
 class Tuning:
     """How small networks of a run begin, and what they learn from."""
 
+    run: Run
     problem: Problem
     network: nn.Module | None
     trained: Trained | None
@@ -74,7 +76,7 @@ class Tuning:
         network = trained_network(run, problem)
         pruned = pruned_by_search(run, problem) if pruned is None else pruned
         importances = importances or kept_importances(run, problem)
-        return cls(problem, network, trained_for(problem, network, importances, pruned))
+        return cls(run, problem, network, trained_for(problem, network, importances, pruned))
 
     def begins(self, widths: Widths) -> Source:
         """What the network of these widths begins with: the best of all sources. Found once."""
@@ -96,7 +98,14 @@ class Tuning:
             return small.eval()
         begun = copy.deepcopy(small)
         objective = objective_for(problem, self.network, small, recipe)
-        announce(what, seconds_to_fit(small, data, recipe, objective))
+        recipe = announced(
+            self.run,
+            problem,
+            what,
+            recipe,
+            lambda own: seconds_to_fit(small, data, own, objective),
+            begun=checkpoint is not None and checkpoint.path.exists(),
+        )
         fit_resumably(small, data, recipe, what, checkpoint, objective)
         return settled(small, begun, data, images, recipe)
 

@@ -82,10 +82,10 @@ class Distillation:
             for key, parameter in adapter.named_parameters()
         }
 
-        answers = _LastAnswers(self.teacher, self.features, recipe)
+        answers = _LastAnswers(self.teacher, self.features)
 
-        def loss(model: Any, inputs: Any, targets: Any) -> Tensor:
-            return self._loss(model, recipe, adapters, answers(inputs), inputs, targets)
+        def loss(model: Any, inputs: Any, targets: Any, recipe: Recipe) -> Tensor:
+            return self._loss(model, recipe, adapters, answers(inputs, recipe), inputs, targets)
 
         key = f"{self.key} {self.temperature} {self.weight} {self.features} {self.feature_weight}"
         return Objective(loss, parameters, key)
@@ -137,16 +137,16 @@ class Distillation:
 class _LastAnswers:
     """A teacher's outputs and features of a batch, kept until the next one where they are outputs alone."""
 
-    def __init__(self, teacher: nn.Module, features: tuple[str, ...], recipe: Recipe) -> None:
-        self.teacher, self.features, self.recipe = teacher, features, recipe
+    def __init__(self, teacher: nn.Module, features: tuple[str, ...]) -> None:
+        self.teacher, self.features = teacher, features
         self._inputs: Any = None
         self._answers: tuple[Any, dict[str, Tensor]] = (None, {})
 
-    def __call__(self, inputs: Any) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, inputs: Any, recipe: Recipe) -> tuple[Any, dict[str, Tensor]]:
         if inputs is self._inputs:
             return self._answers
         args, kwargs = arguments(inputs)
-        with torch.no_grad(), self.recipe.autocast(), _features_of(self.teacher, self.features) as found:
+        with torch.no_grad(), recipe.autocast(), _features_of(self.teacher, self.features) as found:
             answers = self.teacher(*args, **kwargs), found
         if not self.features:
             self._inputs, self._answers = inputs, answers

@@ -228,7 +228,7 @@ def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = N
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
         if objective is not None:
-            loss = objective.loss(model, inputs, targets)
+            loss = objective.loss(model, inputs, targets, recipe)
         else:
             loss, _ = recipe.training_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]

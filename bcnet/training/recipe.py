@@ -52,7 +52,7 @@ class Recipe:
             weight_decay=config.train.weight_decay,
             warmup_epochs=config.train.warmup_epochs,
             label_smoothing=config.train.label_smoothing,
-            amp=config.train.amp and _computes_in_bfloat16(device),
+            amp=config.train.amp is not False and _computes_in_bfloat16(device),
             device=device,
             seed=config.seed,
             task=Task.of(config.task),
@@ -98,12 +98,12 @@ class Recipe:
 class Objective:
     """A loss that replaces the recipe's, e.g. distillation (`training/distill.py`).
 
-    `loss(model, inputs, targets)` is a scalar, `model` the network, or a supernet's path, which is called
-    like it; its own `parameters` are trained with the network's and discarded afterwards; `key` is a digest
-    of everything that it depends on.
+    `loss(model, inputs, targets, recipe)` is a scalar, `model` the network, or a supernet's path, which is
+    called like it; the `recipe` says in which precision. Its own `parameters` are trained with the network's
+    and discarded afterwards; `key` is a digest of everything that it depends on.
     """
 
-    loss: Callable[[Any, Any, Any], Tensor]
+    loss: Callable[[Any, Any, Any, Recipe], Tensor]
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
     key: str = ""
 
@@ -113,6 +113,7 @@ def training_digest(config: Config) -> str:
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     # Steps count by their first names, so that supernets of earlier versions stay valid.
     train["step"] = {new: old for old, new in RENAMED_STEPS.items()}.get(train["step"], train["step"])
+    train["amp"] = train["amp"] is not False  # once the default; the precision is chosen for a whole run
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     named = ["rate"] if _named_rate(config, config.train) else []

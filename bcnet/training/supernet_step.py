@@ -96,7 +96,7 @@ class SlicedPaths:
         state = {**leaves, **subnet_state(self.buffers, space, path)}
         called = bound_to(self.model.forward, NarrowNetwork(self.model, space, state).run)
         if self.objective is not None:
-            loss, outputs = self.objective.loss(called, inputs, targets), None
+            loss, outputs = self.objective.loss(called, inputs, targets, self.recipe), None
         else:
             loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
         (loss / count).backward()  # type: ignore[no-untyped-call]

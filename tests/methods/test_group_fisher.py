@@ -246,7 +246,7 @@ def test_channels_that_no_module_reads_go_in_the_order_of_their_taylor_importanc
 def test_another_loss_is_learned_from(tiny: Tiny, space: WidthSpace, data: ImageData) -> None:
     seen = []
 
-    def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(model: nn.Module, inputs: Tensor, targets: Tensor, _: object) -> Tensor:
         seen.append(len(inputs))
         return nn.functional.cross_entropy(model(inputs), targets)
 

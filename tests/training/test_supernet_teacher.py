@@ -153,9 +153,10 @@ def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
     x = torch.randn(4, *problem.data.input_shape, generator=torch.Generator().manual_seed(0))
     targets = torch.zeros(4, dtype=torch.int64)
     probe = with_state(problem.model, problem.space.without_extra(), tensors_of(problem.model)).eval()
-    before = float(objective.loss(probe, x, targets).detach())
+    before = float(objective.loss(probe, x, targets, recipe).detach())
     found = train(problem.model, problem.space, data, recipe, plan=STEPS["us-nets"], objective=objective)
-    assert float(objective.loss(probe, x.clone(), targets).detach()) == pytest.approx(before, abs=1e-7)
+    after = float(objective.loss(probe, x.clone(), targets, recipe).detach())
+    assert after == pytest.approx(before, abs=1e-7)
     assert len(found.records) == 1
 
 

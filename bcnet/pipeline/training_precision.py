@@ -1,0 +1,89 @@
+"""The precision of a run's trainings. In: a recipe, what estimates its duration. Out: the faster recipe.
+
+On a CPU, bfloat16 may be slower than float32, as for the weight gradients of depthwise convolutions. Both
+are timed before the first long training of a run, and `precision.json` keeps the choice: a training that
+continues gives the same result, and networks that are compared are trained alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from bcnet.config import Config
+from bcnet.errors import ArtifactError
+from bcnet.pipeline.problem import Problem
+from bcnet.progress import announce, say, working
+from bcnet.reading import JSON_BYTES, parse_json, read_text
+from bcnet.runs import Run, digest, json_bytes, write_file
+from bcnet.training.recipe import Recipe
+
+FILE = "precision.json"  # in the run's folder
+LONG = 60.0  # seconds; shorter trainings take bfloat16
+FASTER = 0.95  # of bfloat16's time: float32 is taken where it needs less
+
+
+def announced(
+    run: Run,
+    problem: Problem,
+    what: str,
+    recipe: Recipe,
+    seconds_of: Callable[[Recipe], float],
+    *,
+    begun: bool = False,
+) -> Recipe:
+    """The recipe in the run's precision, which is timed now where it matters; the duration is announced.
+
+    `seconds_of` estimates a recipe's duration from a few steps. What has `begun` stays in its precision.
+    """
+    known = kept_precision(run, problem, recipe)
+    recipe = known or recipe
+    seconds = seconds_of(recipe)
+    if seconds > LONG and known is None and not begun and _is_open(problem.config, recipe):
+        with working("timing training steps in bfloat16 and in float32"):
+            recipe, seconds = _faster(recipe, seconds_of, seconds)
+        write_file(run.folder / FILE, json_bytes({"inputs": _inputs(problem), "bfloat16": recipe.amp}))
+    announce(what, seconds)
+    return recipe
+
+
+def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
+    """The recipe in the precision that was chosen for the run; None where none was, or the setting is fixed.
+
+    Raises ArtifactError where the file was damaged.
+    """
+    path = run.folder / FILE
+    if not path.exists() or not _is_open(problem.config, recipe):
+        return None
+    try:
+        found = parse_json(read_text(path, JSON_BYTES))
+        if found["inputs"] != _inputs(problem):
+            return None
+        if not isinstance(found["bfloat16"], bool):
+            raise ValueError("bfloat16 is not true or false")
+        return replace(recipe, amp=found["bfloat16"])
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ArtifactError(
+            f"{path} cannot be read ({cause}): set train.amp, or delete it to time both precisions again"
+        ) from None
+
+
+def _is_open(config: Config, recipe: Recipe) -> bool:
+    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it."""
+    return recipe.amp and recipe.device == "cpu" and config.train.amp is None
+
+
+def _inputs(problem: Problem) -> str:
+    return digest([problem.inputs(), problem.config.train.batch_size])
+
+
+def _faster(recipe: Recipe, seconds_of: Callable[[Recipe], float], first: float) -> tuple[Recipe, float]:
+    """The faster recipe and its duration, by two alternating estimates each, of bfloat16 with the `first`."""
+    found = {True: [first], False: []}
+    for amp in (False, True, False):
+        found[amp].append(seconds_of(replace(recipe, amp=amp)))
+    share = min(found[False]) / min(found[True])
+    amp = share >= FASTER
+    say(
+        f"training in {'bfloat16' if amp else 'float32'}: here float32 takes {share:.0%} of bfloat16's time "
+        "(train.amp sets one of them)"
+    )
+    return replace(recipe, amp=amp), min(found[amp])
