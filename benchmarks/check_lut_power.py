@@ -2,7 +2,8 @@
 
 Every check is a fresh process that measures again, against a table that is built again for every 20 checks;
 nothing is resampled. Results go to a file of JSON lines, one a check: run it again and it does what is still
-missing. Checks are pinned to core 0, the process that keeps the other core busy to core 1.
+missing. The figures of all are written to the file beside it that ends in .json. Checks are pinned to core 0,
+the process that keeps the other core busy to core 1.
 
     python benchmarks/check_lut_power.py --minutes 70
 
@@ -38,7 +39,7 @@ from bcnet.onnx_export import onnx_supernet
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.check_lut import check_lut
-from bcnet.runs import file_digest, write_file
+from bcnet.runs import file_digest, json_bytes, write_file
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.space.discover import discover_space
@@ -196,39 +197,46 @@ def build(kind: str, table: Path, graph: OnnxSupernet) -> None:
     build_lut(graph, profile_for(kind), LatencyTable("cpu"), path=table)
 
 
-def summary(results: list[dict[str, Any]]) -> str:
-    """A line for each kind of check; the 95 % intervals are Clopper and Pearson's."""
+def figures(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each kind of check, and one for all unchanged ones; 95 % intervals: Clopper and Pearson."""
+
+    def row(name: str, own: list[dict[str, Any]]) -> dict[str, Any]:
+        n, k = len(own), sum(result["status"] == "slower" for result in own)
+        put_in = [result["delay_put_in"] for result in own if "delay_put_in" in result]
+        return {
+            "kind": name,
+            "checks": n,
+            **{
+                status: sum(result["status"] == status for result in own)
+                for status in ("ok", "slower", "machine differs", "inconclusive")
+            },
+            "share": k / n,
+            "low": float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0,
+            "high": float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0,
+            **({"named": sum(SLOWED in result["slower"] for result in own)} if name.endswith(SLOWED) else {}),
+            **({"delay_put_in": float(np.median(put_in))} if put_in else {}),
+        }
+
+    kinds = {kind: [result for result in results if result["kind"] == kind] for kind in CHECKS}
+    kinds["all unchanged"] = [result for result in results if result["kind"] in UNCHANGED]
+    return [row(name, own) for name, own in kinds.items() if own]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A line for each row."""
     lines = [
         f"{'':<32}{'checks':>7}{'ok':>5}{'slower':>8}{'machine':>9}{'inconcl.':>10}"
         "  called slower (95 % interval)"
     ]
-
-    def line(name: str, own: list[dict[str, Any]]) -> None:
-        count = {
-            status: sum(result["status"] == status for result in own)
-            for status in ("ok", "slower", "machine differs", "inconclusive")
-        }
-        n, k = len(own), count["slower"]
-        low = float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0
-        high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    for row in rows:
         lines.append(
-            f"{name:<32}{n:>7}{count['ok']:>5}{k:>8}{count['machine differs']:>9}"
-            f"{count['inconclusive']:>10}  {k / n:.1%} ({low:.1%} to {high:.1%})"
+            f"{row['kind']:<32}{row['checks']:>7}{row['ok']:>5}{row['slower']:>8}{row['machine differs']:>9}"
+            f"{row['inconclusive']:>10}  {row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
         )
-
-    for kind in CHECKS:
-        own = [result for result in results if result["kind"] == kind]
-        if own:
-            line(kind, own)
-            named = sum(SLOWED in result["slower"] for result in own)
-            if kind.endswith(SLOWED):
-                lines.append(f"{'':<32}named the slowed kind: {named} of {len(own)}")
-            put_in = [result["delay_put_in"] for result in own if "delay_put_in" in result]
-            if put_in:
-                lines.append(f"{'':<32}delay that was really put in: {np.median(put_in):.1%} (median)")
-    unchanged = [result for result in results if result["kind"] in UNCHANGED]
-    if unchanged:
-        line("all unchanged", unchanged)
+        if "named" in row:
+            lines.append(f"{'':<32}named the slowed kind: {row['named']} of {row['checks']}")
+        if "delay_put_in" in row:
+            lines.append(f"{'':<32}delay that was really put in: {row['delay_put_in']:.1%} (median)")
     return "\n".join(lines)
 
 
@@ -296,7 +304,15 @@ def main() -> None:
         with arguments.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         print(f"{len(results):>4} {kind}: {result['status']}: {result['reason']}", flush=True)
-    print(summary(results))
+    if not results:
+        return
+    record = {
+        "command": f"python benchmarks/check_lut_power.py --seconds {arguments.seconds:g}",
+        "date": max(result["at"] for result in results)[:10],
+        "rows": figures(results),
+    }
+    write_file(arguments.results.with_suffix(".json"), json_bytes(record))
+    print(summary(record["rows"]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Both limits keep random look-ups in the processor's cache.
+# Both limits keep random look-ups in the processor's cache (decision 6).
 ENTRIES = 512  # maximum number of entries of a merged array
 NETWORKS = 4096  # number of networks that are summed at a time
 Terms = Sequence[tuple[tuple[int, ...], np.ndarray]]  # (groups, (*their choices, 3))

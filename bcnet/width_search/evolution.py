@@ -28,7 +28,7 @@ ScoreOf = Callable[[Widths], Score | float]
 Prior = Sequence[np.ndarray]
 Acquisition = Callable[[Sequence[Widths]], np.ndarray]
 ATTEMPTS = 20  # maximum number of draws per wanted candidate, before a generation stays smaller
-CHILDREN = 8  # number of children of which one is scored
+CHILDREN = 8  # number of children of which one is scored (decision 11)
 
 
 @dataclass(frozen=True)
