@@ -38,7 +38,7 @@ from bcnet.models import build_model
 from bcnet.onnx_export import onnx_supernet
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.pipeline.check_lut import check_lut
+from bcnet.pipeline.check_lut import CheckSettings, check_lut
 from bcnet.runs import file_digest, json_bytes, write_file
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnxruntime import OnnxRuntime
@@ -167,9 +167,8 @@ def check(kind: str, table: Path, graph: OnnxSupernet, seconds: float, seed: int
     """One check in this process."""
     os.sched_setaffinity(0, {0})
     note = change_runtime(kind, graph)
-    report = check_lut(
-        graph, profile_for(kind), LatencyTable.load(table), seconds=seconds, seed=seed, name=table.name
-    )
+    settings, loaded = CheckSettings(seconds=seconds), LatencyTable.load(table)
+    report = check_lut(graph, profile_for(kind), loaded, settings, seed=seed, name=table.name)
     verdict = report.verdict
     return {
         "kind": kind,

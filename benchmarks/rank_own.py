@@ -70,7 +70,7 @@ def in_supernet(config: Config, name: str, wanted: list[Widths]) -> dict[str, li
     if run.stage("train").outdated(stage_inputs(run, problem)) is not None:
         train(run, problem)
     supernets, images = trained_supernets(run, problem), config.search.recalibration_images
-    every = Scorer(problem.model, problem.space, supernets, problem.data, images, problem.task)
+    every = Scorer(supernets, problem.data, images, problem.task)
     found, quick = {}, scoring(problem, supernets)
     for widths in wanted:
         whole = every(widths)

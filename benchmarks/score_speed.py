@@ -70,11 +70,11 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config(options.config)
     problem = open_problem(config)
-    state = trained_supernets(Run.named(options.run), problem)[0]
+    supernet = trained_supernets(Run.named(options.run), problem)[0]
     networks = drawn(problem, options.networks)
     amp = Recipe.of(config, 1, 1.0).amp
-    truth = reference(problem, state, networks, options, amp)
-    compared = ways(problem, state, amp)
+    truth = reference(problem, supernet, networks, options, amp)
+    compared = ways(problem, supernet, amp)
     if options.quick:
         compared = {name: compared[name] for name in (STRAIGHT, ALL)}
     found = timed(compared, networks)
@@ -105,13 +105,13 @@ def main() -> None:
         write_file(options.json, json_bytes({"machine": machine, "settings": settings, "ways": rows}))
 
 
-def ways(problem: Problem, state: Mapping[str, torch.Tensor], amp: bool) -> dict[str, Way]:
+def ways(problem: Problem, supernet: Supernet, amp: bool) -> dict[str, Way]:
     """The straightforward way, and `Scorer` with one idea more each time."""
     images = problem.config.search.recalibration_images
-    given = problem.model, problem.space, [state], problem.data, images, problem.task
+    given = [supernet], problem.data, images, problem.task
 
     def straightforward(widths: Widths) -> Score:
-        return score(problem.model, problem.space, state, widths, problem.data, images, problem.task)
+        return score(supernet, widths, problem.data, images, problem.task)
 
     return {
         STRAIGHT: straightforward,
@@ -215,7 +215,7 @@ def drawn(problem: Problem, count: int) -> list[Widths]:
 
 def reference(
     problem: Problem,
-    state: Mapping[str, torch.Tensor],
+    supernet: Supernet,
     networks: Sequence[Widths],
     options: argparse.Namespace,
     amp: bool,
@@ -230,13 +230,13 @@ def reference(
     # Evenly spaced: a folder's images lie class by class.
     test = data.test.take(torch.linspace(0, len(data.test) - 1, count).round().long())
     images = options.statistics or len(data.train)
-    weights = str(sum(float(t.double().sum()) for t in state.values()))
+    weights = str(sum(float(t.double().sum()) for t in supernet.state.values()))
     key = digest(["calibrated", problem.inputs(), weights, images, len(test), amp])
     known = json.loads(path.read_text()) if path.exists() else {}
     known = known if known.get("key") == key else {"key": key}
     options.folder.mkdir(parents=True, exist_ok=True)
     waiting = [widths for widths in networks if str(widths) not in known]
-    supernet, by = Supernet(problem.model, problem.space, state), Validation(data, images)
+    by = Validation(data, images)
     with progress_bar("reference", len(waiting)) as advance:
         for widths in waiting:
             sides = []

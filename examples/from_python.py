@@ -19,7 +19,7 @@ print(f"{len(space.groups)} groups, {space.params(space.largest()):,} parameters
 
 # One supernet, and one latency table that other networks can share.
 recipe = bcnet.Recipe(epochs=4, learning_rate=0.1, label_smoothing=0.05)
-supernet = bcnet.train(model, space, data, recipe).state
+supernet = bcnet.Supernet(model, space, bcnet.train(model, space, data, recipe).state)
 graph = bcnet.OnnxSupernet(model, space, (profile.batch, *data.input_shape))
 table = bcnet.LatencyTable("cpu")
 report = bcnet.build_lut(graph, profile, table)
@@ -38,7 +38,7 @@ budget = bcnet.Budget(target_ms=0.6 * latency_of(space.largest()))
 found = bcnet.search(
     space,
     latency_of,
-    bcnet.Scorer(model, space, [supernet], data, images=128, shared=True),
+    bcnet.Scorer([supernet], data, images=128, shared=True),
     bcnet.SearchSettings(budget=budget, population=12, generations=3),
     measure_of=lambda widths: bcnet.measure_network(graph.variant(widths), profile, share=0.5),
 )
@@ -46,7 +46,7 @@ widths = found.best.widths
 
 # The winner as a plain network, fine-tuned, exported, verified.
 tuned = bcnet.Recipe(epochs=3, learning_rate=0.03, label_smoothing=0.05)
-small = bcnet.slice(model, space, [supernet], widths, data, tuned).model
+small = bcnet.slice([supernet], widths, data, tuned).model
 onnx = bcnet.export(small, (profile.batch, *data.input_shape), {"widths": str(widths)})
 artifact = bcnet.Artifact(onnx, full=graph.variant(space.largest()))
 limits, predicted_ms = ExportConfig(), found.best.predicted_ms

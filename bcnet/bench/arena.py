@@ -54,8 +54,8 @@ from bcnet.progress import say, working
 from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.space.extract import tensors_of, with_state
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.task import Task, logits_of
 from bcnet.width_search.temperature import are_classes
@@ -199,7 +199,14 @@ class Arena:
         began = time.perf_counter()
         if recipe.epochs:
             begun = copy.deepcopy(network)
-            fit_resumably(network, problem.data, recipe, f"fine-tuning: {name}", checkpoint, objective)
+            fit_network(
+                network,
+                problem.data,
+                recipe,
+                f"fine-tuning: {name}",
+                objective=objective,
+                checkpoint=checkpoint,
+            )
             images = config.search.recalibration_images
             network = settled(network, begun, problem.data, images, recipe)
         facts = {

@@ -119,7 +119,7 @@ def check_lut(
 
             require_configured("check-lut", given.file, None, settings)
             problem = open_problem(settings)
-            report = stage.run(problem, table=table, rows=rows, seconds=seconds, max_slowdown=allowed)
+            report = stage.run(problem, table, stage.CheckSettings(rows, seconds, allowed))
     if junit is not None:
         write_file(junit, check_report.junit(report))
     if os.environ.get("GITHUB_ACTIONS") == "true":

@@ -26,7 +26,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthGroup, WidthSpace
 from bcnet.training.gradient_importance import Fisher, Taylor, coupled_importance
-from bcnet.training.loop import check_trained, fit, plain_step, steps_an_epoch, trainable_parameters
+from bcnet.training.loop import Trainee, check_trained, fit, plain_step, steps_an_epoch, trainable_parameters
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 
@@ -142,7 +142,7 @@ def prune_by_group_fisher(
             return loss
 
         trainable = trainable_parameters(model, objective)
-        fit(trainable, step, data, recipe, "removing channels")
+        fit(Trainee(trainable, step), data, recipe, "removing channels")
         pruning.hold()
         check_trained(model.state_dict(), "at its end", trainable)
     original = Supernet.of(model.cpu().eval(), limits.space)

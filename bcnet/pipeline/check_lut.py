@@ -5,6 +5,7 @@ read before, between and after.
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,23 +33,29 @@ LEAST_ROUNDS = 3
 VISIT_MS = 50.0  # of inferences, each time that a network is visited
 
 
+@dataclass(frozen=True)
+class CheckSettings:
+    """How many rows are drawn, for about how many seconds they are measured, and the allowed slowdown."""
+
+    rows: int = 40
+    seconds: float = 30.0
+    max_slowdown: float = 0.05
+
+
 def check_lut(
     graph: OnnxSupernet,
     profile: HwProfile,
     table: LatencyTable,
+    settings: CheckSettings,
     *,
-    rows: int = 40,
-    seconds: float = 30.0,
-    max_slowdown: float = 0.05,
     seed: int = 0,
     name: str = "the table",
 ) -> CheckReport:
     """Measure a sample of the table's rows of this network again, and report a verdict.
 
-    `rows` are drawn, evenly over kinds of layers; at most six networks that show most of them are profiled
-    round by round, in another order each time, for about `seconds` (three rounds at least). All known rows
-    that these networks show are compared. Raises TableError where the table has no measured row of the
-    network at this setting.
+    Rows are drawn evenly over kinds of layers; at most six networks that show most of them are profiled round
+    by round, in another order each time, three rounds at least. All known rows that these networks show are
+    compared. Raises TableError where the table has no measured row of the network at this setting.
     """
     start = time.perf_counter()
     setting = setting_of(profile)
@@ -59,7 +66,7 @@ def check_lut(
         if at == setting and row.stat.median_ms >= TICK_MS
     }
     failed = {layer for layer, at in table.failures if at == setting}
-    networks = _choose(graph, set(known), failed, rows, np.random.default_rng(seed))
+    networks = _choose(graph, set(known), failed, settings.rows, np.random.default_rng(seed))
     if not networks:
         raise TableError(
             f"{name} has no row of this network at {setting}; it holds: {table.settings()}. "
@@ -67,7 +74,8 @@ def check_lut(
         )
     shown = {slot.at(widths) for widths in networks for slot in graph.slots} & known.keys()
     refuse_estimates(table, [known[layer] for layer in shown], name)
-    seen, readings, rounds, errors = _measure(graph, profile, networks, shown, start + seconds, seed)
+    end = start + settings.seconds
+    seen, readings, rounds, errors = _measure(graph, profile, networks, shown, end, seed)
     compared = [known[layer] for layer in sorted(seen)]
     medians, spread = pool_readings(readings)
     fingerprint = runtime_of(profile).fingerprint()
@@ -84,8 +92,8 @@ def check_lut(
         ],
         probed_then(table, compared),
         Probed(medians, spread, len(readings)),
-        max_slowdown=max_slowdown,
-        seconds=seconds,
+        max_slowdown=settings.max_slowdown,
+        seconds=settings.seconds,
         other_machine=other_machine(processors(table, compared), here),
     )
     return CheckReport(
@@ -208,9 +216,7 @@ def _measure(
     return {layer: by_network for layer, by_network in seen.items() if by_network}, readings, rounds, errors
 
 
-def run(
-    problem: Problem, *, table: Path | None, rows: int, seconds: float, max_slowdown: float
-) -> CheckReport:
+def run(problem: Problem, table: Path | None, settings: CheckSettings) -> CheckReport:
     """Check the configured device's table, or another file of it. Nothing is written."""
     path = table or problem.table.path
     loaded = LatencyTable.load(path)
@@ -219,13 +225,5 @@ def run(
             f"{path} was measured on '{loaded.device}', not on '{problem.profile.name}'; "
             f"give its device: --device {loaded.device}"
         )
-    return check_lut(
-        problem.graph,
-        problem.profile,
-        loaded,
-        rows=rows,
-        seconds=seconds,
-        max_slowdown=max_slowdown,
-        seed=problem.config.seed,
-        name=str(path),
-    )
+    seed = problem.config.seed
+    return check_lut(problem.graph, problem.profile, loaded, settings, seed=seed, name=str(path))

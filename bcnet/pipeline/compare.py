@@ -35,8 +35,8 @@ from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.sealed import SealedLines
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
@@ -191,7 +191,7 @@ def _train(networks: Mapping[str, nn.Module], problem: Problem, recipe: Recipe, 
     )
     for name, network in networks.items():
         file = kept.checkpoint(name) if kept else None
-        fit_resumably(network, problem.data, recipe, f"training: {name}", file)
+        fit_network(network, problem.data, recipe, f"training: {name}", checkpoint=file)
 
 
 def _uniform(problem: Problem, widths: Widths, kept: Kept | None) -> Widths:

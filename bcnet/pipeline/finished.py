@@ -17,6 +17,7 @@ from bcnet.reading import opened
 from bcnet.runs import Run, Stage
 from bcnet.sealed import SealedLines
 from bcnet.space.extract import with_state
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
 
@@ -26,8 +27,8 @@ def supernet_file(number: int) -> str:
     return f"supernet-{number + 1}.safetensors" if number else "supernet.safetensors"
 
 
-def trained_supernets(run: Run, problem: Problem) -> tuple[dict[str, Tensor], ...]:
-    """The tensors of a run's trained supernets, one or more.
+def trained_supernets(run: Run, problem: Problem) -> tuple[Supernet, ...]:
+    """A run's trained supernets, one or more.
 
     Raises ArtifactError if they are missing, or were trained with another model, data or space.
     """
@@ -36,9 +37,9 @@ def trained_supernets(run: Run, problem: Problem) -> tuple[dict[str, Tensor], ..
     inputs = stage.inputs()
     if "network" in inputs:
         raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
-    files = map(supernet_file, range(int(inputs.get("supernets", 1))))
-    own = problem.model
-    return tuple(load_tensors(stage.path(file), stage.command, own) for file in files)
+    paths = [stage.path(supernet_file(number)) for number in range(int(inputs.get("supernets", 1)))]
+    own, space = problem.model, problem.space
+    return tuple(Supernet(own, space, load_tensors(path, stage.command, own)) for path in paths)
 
 
 def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:

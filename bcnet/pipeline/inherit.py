@@ -8,7 +8,7 @@ after batch-norm recalibration, on the validation images.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from bcnet.errors import ConfigError
 from bcnet.pipeline.finished import trained_supernets
@@ -60,13 +60,13 @@ class Source:
     passes: int = 0
 
 
-def weights_of(run: Run, problem: Problem) -> tuple[tuple[dict[str, Tensor], ...], Trained | None]:
+def weights_of(run: Run, problem: Problem) -> tuple[tuple[Supernet, ...], Trained | None]:
     """The run's supernets, and its trained network, as `slice.inherit` asks for them.
 
     Raises ConfigError where what it asks for is not there.
     """
     wanted = problem.config.slice.inherit
-    supernets: tuple[dict[str, Tensor], ...] = ()
+    supernets: tuple[Supernet, ...] = ()
     if not on_trained_network(problem):
         supernets = trained_supernets(run, problem)
     check_inheritance(problem)

@@ -33,6 +33,25 @@ class Timed:
     used: float
 
 
+@dataclass(frozen=True)
+class BesideOriginal:
+    """How candidates are measured: alternating with the original, whose latency then gives the limit."""
+
+    measure_of: MeasureOf
+    original: Widths
+    budget: Budget
+
+    def __call__(self, candidates: Sequence[Candidate]) -> tuple[list[Timed], LatencyStat]:
+        """The candidates, measured, and what the original took."""
+        stats = alternating(self.measure_of, [self.original, *(own.widths for own in candidates)])
+        limit = self.budget.limit_ms(stats[self.original].median_ms)
+        timed = [
+            Timed(replace(own, measured=stats[own.widths]), stats[own.widths].median_ms / limit)
+            for own in candidates
+        ]
+        return timed, stats[self.original]
+
+
 class Proposer(Protocol):
     """Who proposes candidates to be measured, and knows which of them is better."""
 
@@ -70,9 +89,7 @@ class Measured:
 
 def measured_until_used(
     proposer: Proposer,
-    budget: Budget,
-    original: Widths,
-    measure_of: MeasureOf,
+    beside: BesideOriginal,
     predicted_limit_ms: float,
     *,
     least_used: float = USED,
@@ -85,6 +102,7 @@ def measured_until_used(
     there is one, else at most of the others. With `stop_at_original`, nothing else is measured once the
     original is seen to be within the limit.
     """
+    budget = beside.budget
     timed: dict[Widths, Timed] = {}
     found = Measured((), budget.target_ms or 0.0)
     note, raised, best = "", False, None
@@ -104,25 +122,22 @@ def measured_until_used(
             predicted_limit_ms, raised = predicted_limit_ms / USED, True
             continue
         with working("measuring the best candidates beside the original"):
-            stats = alternating(measure_of, [original, *(candidate.widths for candidate in batch)])
-        limit = budget.limit_ms(stats[original].median_ms)
-        for candidate in batch:
-            stat = stats[candidate.widths]
-            timed[candidate.widths] = Timed(replace(candidate, measured=stat), stat.median_ms / limit)
+            new, original = beside(batch)
+        timed |= {own.candidate.widths: own for own in new}
         ranked = proposer.ranked([own.candidate for own in timed.values()])
         found = Measured(
             tuple(timed[candidate.widths] for candidate in ranked),
-            budget.asked_ms(stats[original].median_ms),
+            budget.asked_ms(original.median_ms),
             note,
-            stats[original],
+            original,
         )
-        if stop_at_original and stats[original].median_ms <= limit:
+        if stop_at_original and original.median_ms <= budget.limit_ms(original.median_ms):
             break
         best = next(iter(found.inside), None)
         if best is not None and best.used >= least_used:
             break
         # Candidates are near the limit by the table: their measurements show how far it is off.
-        ratios = sorted(timed[c.widths].used * predicted_limit_ms / c.predicted_ms for c in batch)
+        ratios = sorted(own.used * predicted_limit_ms / own.candidate.predicted_ms for own in new)
         off = ratios[len(ratios) // 2]
         if abs(1 / off - 1) > NOTED:
             note = f"at this budget the table's predictions were {1 / off - 1:+.1%} off, which was corrected"

@@ -19,7 +19,7 @@ from bcnet.pipeline.route import allocations
 from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
-from bcnet.pipeline.search_ways import Asked, find, weights_for
+from bcnet.pipeline.search_ways import Asked, find, supernets_for
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.training.recipe import fine_tuning_digest, metric_digest
@@ -71,8 +71,8 @@ def _trial_settings(problem: Problem) -> list[Any]:
 def run(run: Run, problem: Problem) -> SearchSummary:
     """Search and save; continue a killed search of the same settings."""
     config = problem.config
-    weights = weights_for(run, problem)
-    asked = Asked(run, problem, stage_inputs(run, problem), weights)
+    supernets = supernets_for(run, problem)
+    asked = Asked(run, problem, stage_inputs(run, problem), supernets)
     settings, budget, latency = asked.settings, asked.budget, asked.latency
     # Reports what is impossible before any work is done.
     _, lowest = fastest_within(problem.space, latency, budget)

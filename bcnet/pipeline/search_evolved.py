@@ -36,7 +36,7 @@ class SearchResult:
     note: str = ""
 
 
-def search(
+def search(  # noqa: PLR0913 - functions of the caller's own, most of them optional
     space: WidthSpace,
     latency_of: LatencyOf,
     score_of: ScoreOf,

@@ -2,11 +2,11 @@
 that score and measure widths.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bcnet.config import SearchConfig, latency_share
 from bcnet.errors import BudgetError
@@ -19,6 +19,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
 from bcnet.space.inputs import to_device
+from bcnet.space.supernet import Supernet
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
@@ -137,17 +138,15 @@ def priors_of(problem: Problem, run: Run, settings: SearchSettings) -> tuple[Pri
     )
 
 
-def scoring(problem: Problem, supernets: Sequence[Mapping[str, Tensor]], *, shared: bool = True) -> Scorer:
-    """How widths are scored in trained supernets, each given by its tensors; where supernets are trained.
+def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = True) -> Scorer:
+    """How widths are scored in trained supernets; where supernets are trained.
 
     With `shared`, the sides of one supernet share the images out.
     """
     config = problem.config
     recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
     return Scorer(
-        problem.model,
-        problem.space,
-        [to_device(state, recipe.device) for state in supernets],
+        [replace(own, state=to_device(own.state, recipe.device)) for own in supernets],
         problem.data,
         config.search.recalibration_images,
         problem.task,

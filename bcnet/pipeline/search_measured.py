@@ -10,6 +10,7 @@ import numpy as np
 
 from bcnet.pipeline.measured import (
     USED,
+    BesideOriginal,
     MeasureOf,
     Timed,
     alternating,
@@ -18,7 +19,6 @@ from bcnet.pipeline.measured import (
 )
 from bcnet.progress import working
 from bcnet.space.width_space import Widths
-from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 
 
@@ -104,9 +104,9 @@ def measured_best(
     """
     budget, start_ms = settings.budget, evolution.settings.budget.target_ms
     assert start_ms is not None
-    original = evolution.space.original()
+    beside = BesideOriginal(measure_of, evolution.space.original(), budget)
     evolved = Evolved(evolution, settings.measured, {c.widths: c for c in candidates})
-    measured = measured_until_used(evolved, budget, original, measure_of, start_ms, least_used=least_used)
+    measured = measured_until_used(evolved, beside, start_ms, least_used=least_used)
     again: dict[Widths, Timed] = {}
     budget_ms = measured.budget_ms
     for used, note in (
@@ -119,18 +119,14 @@ def measured_best(
         for own in measured.within(used):
             widths = own.candidate.widths
             if widths not in again:
-                again[widths], budget_ms = _confirmed(own, budget, original, measure_of)
+                again[widths], budget_ms = _confirmed(own, beside)
             if again[widths].used <= used:
                 top = tuple(again.get(each.candidate.widths, each).candidate for each in measured.timed)
                 return Winner(again[widths].candidate, top, tuple(evolved.found.values()), budget_ms, note)
     raise too_slow(measured)
 
 
-def _confirmed(own: Timed, budget: Budget, original: Widths, measure_of: MeasureOf) -> tuple[Timed, float]:
+def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, float]:
     """The slower of a candidate's measurement and another one, and the budget in ms beside that."""
-    widths = own.candidate.widths
-    stats = alternating(measure_of, [original, widths])
-    original_ms = stats[original].median_ms
-    used = stats[widths].median_ms / budget.limit_ms(original_ms)
-    slower = own if own.used >= used else Timed(replace(own.candidate, measured=stats[widths]), used)
-    return slower, budget.asked_ms(original_ms)
+    (again,), original = beside([own.candidate])
+    return own if own.used >= again.used else again, beside.budget.asked_ms(original.median_ms)

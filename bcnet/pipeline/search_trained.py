@@ -13,7 +13,14 @@ from bcnet.allocation.problem import AllocationProblem
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.pipeline.configured_methods import called, settings_for
-from bcnet.pipeline.measured import Measured, MeasureOf, Timed, measured_until_used, too_slow
+from bcnet.pipeline.measured import (
+    BesideOriginal,
+    Measured,
+    MeasureOf,
+    Timed,
+    measured_until_used,
+    too_slow,
+)
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
@@ -135,9 +142,7 @@ def best_measured(
     predicted, keep = float(proposals.latency(original)), original == proposals.scores.space.largest()
     measured = measured_until_used(
         Best(proposals, most),
-        budget,
-        original,
-        measure_of,
+        BesideOriginal(measure_of, original, budget),
         budget.asked_ms(predicted),
         stop_at_original=keep,
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
-
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
@@ -43,6 +41,7 @@ from bcnet.progress import announce
 from bcnet.registry import Method
 from bcnet.runs import Run, Stage
 from bcnet.space.extract import with_state
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
@@ -55,13 +54,13 @@ SCORES = "scores.jsonl"  # of networks that were scored on the trained network, 
 class Asked:
     """What a search is asked for; `inputs` are all that its result depends on.
 
-    `weights` are those by which widths are scored: of supernets, or of the trained network alone.
+    Widths are scored in `supernets`, or in the trained network as the only one.
     """
 
     run: Run
     problem: Problem
     inputs: Mapping[str, str]
-    weights: Sequence[Mapping[str, Tensor]]
+    supernets: Sequence[Supernet]
 
     @cached_property
     def settings(self) -> SearchSettings:
@@ -123,22 +122,23 @@ class Found:
     passes_of_all: int = 0
 
 
-def weights_for(run: Run, problem: Problem) -> Sequence[Mapping[str, Tensor]]:
-    """The tensors by which widths are scored. Raises ArtifactError where they are missing or were changed."""
+def supernets_for(run: Run, problem: Problem) -> Sequence[Supernet]:
+    """What widths are scored in. Raises ArtifactError where tensors are missing or were changed."""
     if on_trained_network(problem):
-        return (trained_state(run, problem),)
+        return (Supernet(problem.model, problem.space.without_extra(), trained_state(run, problem)),)
     return trained_supernets(run, problem)
 
 
 def find(asked: Asked) -> Found:
     """The best widths, on the way that the problem takes. Continues a search that was stopped."""
     if not on_trained_network(asked.problem):
-        result, files = _evolved(asked, scoring(asked.problem, asked.weights), priors=True)
+        result, files = _evolved(asked, scoring(asked.problem, asked.supernets), priors=True)
         return Found(result, files)
-    network = with_state(asked.problem.model, asked.problem.space.without_extra(), asked.weights[0])
+    whole = asked.supernets[0]
+    network = with_state(whole.model, whole.space, whole.state)
     importances = importances_of(asked.run, asked.problem, network)
     path = asked.stage.path(SCORES)
-    scores = TrainedScores(asked.problem, asked.weights[0], path, asked.inputs, importances)
+    scores = TrainedScores(asked.problem, whole.state, path, asked.inputs, importances)
     if asked.trains is None:  # which scores its own weights
         scores.choose_criterion(_typical(asked, scores))
     if asked.methods:

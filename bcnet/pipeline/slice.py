@@ -37,9 +37,9 @@ from bcnet.space.channel_rules import Side
 from bcnet.space.extract import with_state
 from bcnet.space.inputs import arguments
 from bcnet.space.supernet import Supernet, cut
-from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import seconds_to_fit
+from bcnet.space.width_space import Widths
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Objective, Recipe, fine_tuning_digest, metric_digest
 from bcnet.width_search.scorer import Validation, evaluate_network
 
@@ -62,10 +62,8 @@ class SliceResult:
     pruning_passes: int = 0  # that went into these weights before
 
 
-def slice(
-    model: nn.Module,
-    space: WidthSpace,
-    supernets: Sequence[Mapping[str, Tensor]],
+def slice(  # noqa: PLR0913 - each keyword is one independent, documented choice of where weights come from
+    supernets: Sequence[Supernet],
     widths: Widths,
     data: ImageData,
     recipe: Recipe,
@@ -83,20 +81,20 @@ def slice(
     a freshly initialised network, its cut is trained instead. `objective` is the loss, where that is not the
     task's alone. With a `checkpoint`, a training that was killed continues.
     """
-    widths = space.check(widths)
-    trained_supernets = [Supernet(model, space, state) for state in supernets]
-    sources = ranked_sources(trained_supernets, widths, trained, Validation(data, images, recipe.task))
+    whole = supernets[0] if trained is None else trained.original
+    widths = whole.space.check(widths)
+    sources = ranked_sources(supernets, widths, trained, Validation(data, images, recipe.task))
     best = sources[0]
     if trained is not None:
         say_best(sources)
-    small = with_state(model, space, best.state)
+    small = with_state(whole.model, whole.space, best.state)
     before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:
-        small = cut(scratch, space, widths)
+        small = cut(scratch, whole.space, widths)
     if recipe.epochs:
         what = "training from scratch" if scratch else "fine-tuning"
         begun = copy.deepcopy(small)
-        fit_resumably(small, data, recipe, what, checkpoint, objective)
+        fit_network(small, data, recipe, what, objective=objective, checkpoint=checkpoint)
         if trained is not None and scratch is None:
             small = settled(small, begun, data, images, recipe)
     with working("counting the small network's accuracy on the test images"):
@@ -156,8 +154,6 @@ def run(run: Run, problem: Problem) -> SliceSummary:
         begun=checkpoint.path.exists(),
     )
     result = slice(
-        problem.model,
-        problem.space,
         supernets,
         widths,
         problem.data,

@@ -45,8 +45,9 @@ from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
-from bcnet.training.loop import Snapshot, batches, check_trained, fit, seconds_a_step, steps_an_epoch
+from bcnet.training.loop import Trainee, batches, check_trained, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
@@ -54,7 +55,7 @@ from bcnet.width_search.scorer import Validation, evaluate_network
 POINT = 0.01  # of accuracy: more than this is a loss
 
 
-def train(
+def train(  # noqa: PLR0913 - each keyword is one independent option
     model: nn.Module,
     space: WidthSpace,
     data: ImageData,
@@ -78,9 +79,7 @@ def train(
     recorded graph where that is right and faster.
     """
     state = supernet_state(model, space, recipe.seed) if state is None else state
-    kept = resume.snapshot.tensors if resume else {}
-    begun = {name: kept.get(f"buffer:{name}", tensor) for name, tensor in state.items()}
-    supernet = trainable(Supernet(model, space, begun), recipe.device)
+    supernet = trainable(Supernet(model, space, state), recipe.device)
     choices = tuple(group.choices for group in space.groups)
     sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
     model.to(recipe.device).train()
@@ -110,13 +109,11 @@ def train(
         unread.clear()
         curve.append(round(mean_loss, 5))
         if on_epoch is not None:
-            own = {f"buffer:{name}": tensor.cpu() for name, tensor in sliced.buffers.items()}
-            kept = replace(snapshot, tensors={**snapshot.tensors, **own})
-            on_epoch(Checkpoint(kept, tuple(records), tuple(curve)))
+            on_epoch(Checkpoint(snapshot, tuple(records), tuple(curve)))
 
+    trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers)
     fit(
-        sliced.parameters,
-        step,
+        trainee,
         data,
         recipe,
         description,

@@ -23,8 +23,8 @@ from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.supernet import cut
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe, training_digest
 from bcnet.width_search.scorer import evaluate_network
 
@@ -66,7 +66,7 @@ def train_network(run: Run, problem: Problem) -> NetworkSummary:
             lambda own: seconds_to_fit(model, problem.data, own),
             begun=checkpoint.path.exists(),
         )
-        fit_resumably(model, problem.data, recipe, what, checkpoint)
+        fit_network(model, problem.data, recipe, what, checkpoint=checkpoint)
     with working("evaluating the network on the test images"):
         reached = evaluate_network(model.eval(), problem.data, problem.data.test, problem.task).accuracy
     say_reached(problem, "the network as it was given" if given else "the trained network", reached)

@@ -113,9 +113,7 @@ class TrainedScores:
         if key not in self._scorers:
             problem, device = self.problem, self.recipe.device
             self._scorers[key] = Scorer(
-                problem.model,
-                self.space,
-                [to_device(self._ordered(), device)],
+                [Supernet(problem.model, self.space, to_device(self._ordered(), device))],
                 replace(problem.data, val=self._some(images)),
                 problem.config.search.recalibration_images,
                 problem.task,

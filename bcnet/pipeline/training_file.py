@@ -20,7 +20,7 @@ from bcnet.errors import ArtifactError
 from bcnet.runs import write_file, write_files
 from bcnet.sealed import OTHERS, SealedLines, read_about, seal_tensors, sealed_lines, unseal_tensors
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Snapshot
+from bcnet.training.checkpoints import Snapshot
 
 Record = tuple[Widths, float]
 

@@ -27,8 +27,8 @@ from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
 from bcnet.space.recalibration import recalibrated
 from bcnet.space.width_space import Widths
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import (
     Score,
@@ -106,7 +106,7 @@ class Tuning:
             lambda own: seconds_to_fit(small, data, own, objective),
             begun=checkpoint is not None and checkpoint.path.exists(),
         )
-        fit_resumably(small, data, recipe, what, checkpoint, objective)
+        fit_network(small, data, recipe, what, objective=objective, checkpoint=checkpoint)
         return settled(small, begun, data, images, recipe)
 
     def scored(self, small: nn.Module) -> Score:

@@ -1,21 +1,29 @@
-"""Checkpoints of a plain network's training. In: a network and a file. Out: the network, fully trained.
+"""Checkpoints of a training. In: its state after an epoch. Out: the same, from a file of a plain network.
 
 A sealed safetensors file holds the state of the training after an epoch. A file that was truncated or edited,
 or that belongs to another training, is not continued.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from bcnet.data.dataset import ImageData
 from bcnet.progress import say
 from bcnet.runs import write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
-from bcnet.training.loop import Snapshot, fit_network, trainable_parameters
-from bcnet.training.recipe import Objective, Recipe
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state between two epochs that a continued training needs.
+
+    Parameters by name, buffers as "buffer:NAME", the optimizer's tensors as "optimizer:SLOT:NAME".
+    """
+
+    epoch: int
+    tensors: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,48 +52,3 @@ class CheckpointFile:
             say(f"{self.path} has other settings: training starts from the beginning")
             return None
         return Snapshot(int(about["epoch"]), tensors)
-
-
-def fit_resumably(
-    model: nn.Module,
-    data: ImageData,
-    recipe: Recipe,
-    description: str,
-    file: CheckpointFile | None,
-    objective: Objective | None = None,
-) -> None:
-    """`fit_network`, continued from the file, which is updated after each epoch; None: without a file.
-
-    On a CPU the result is bit-identical to that of an uninterrupted training.
-    """
-    if file is None:
-        fit_network(model, data, recipe, description, objective=objective)
-        return
-    if objective is not None:
-        file = replace(file, made_from={**file.made_from, "objective": objective.key})
-    resume = file.load()
-    if resume is not None and not _fits(model, recipe, resume, objective):
-        say(f"{file.path} is for another network: training starts from the beginning")
-        resume = None
-    if resume is not None:
-        say(f"{description}: continuing after epoch {resume.epoch} of {recipe.epochs}")
-    fit_network(
-        model,
-        data,
-        recipe,
-        description,
-        objective=objective,
-        resume=resume,
-        on_epoch=lambda at, _: file.save(at),
-    )
-
-
-def _fits(model: nn.Module, recipe: Recipe, snapshot: Snapshot, objective: Objective | None) -> bool:
-    trained: dict[str, Tensor] = {**trainable_parameters(model, objective)}
-    own = {**trained, **{f"buffer:{name}": buffer for name, buffer in model.named_buffers()}}
-    found = {name: t for name, t in snapshot.tensors.items() if not name.startswith("optimizer:")}
-    return (
-        0 <= snapshot.epoch <= recipe.epochs
-        and found.keys() == own.keys()
-        and all(found[name].shape == own[name].shape for name in found)
-    )

@@ -25,7 +25,8 @@ from bcnet.data.dataset import ImageData
 from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_line, text_of
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
-from bcnet.progress import progress_bar
+from bcnet.progress import progress_bar, say
+from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.recipe import Objective, Recipe
 
 # (inputs, targets, number of the step) -> loss, a scalar that may not be computed yet on a GPU; adds the
@@ -34,11 +35,16 @@ Step = Callable[[Any, Any, int], Tensor]
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The state between two epochs that a continued loop needs: parameters and optimiser."""
+class Trainee:
+    """What a loop trains: parameters, in place, by a step. Snapshots hold its buffers, too."""
 
-    epoch: int
-    tensors: dict[str, Tensor]
+    parameters: Mapping[str, nn.Parameter]
+    step: Step
+    buffers: Callable[[], Mapping[str, Tensor]] = dict
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, by their names in a snapshot."""
+        return {**self.parameters, **{f"buffer:{name}": own for name, own in self.buffers().items()}}
 
 
 def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, Any]]:
@@ -58,8 +64,7 @@ def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
 
 
 def fit(
-    parameters: Mapping[str, nn.Parameter],
-    step: Step,
+    trainee: Trainee,
     data: ImageData,
     recipe: Recipe,
     description: str,
@@ -67,11 +72,12 @@ def fit(
     resume: Snapshot | None = None,
     on_epoch: Callable[[Snapshot, float], None] | None = None,
 ) -> list[float]:
-    """Train `parameters` in place; return the mean loss of each epoch that was run.
+    """Train in place; return the mean loss of each epoch that was run.
 
     `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
     """
     keep_freed_memory()
+    parameters = trainee.parameters
     optimizer = _optimizer(parameters, recipe)
     for parameter in parameters.values():
         # Parameters that are not used in every step need a gradient, too. Existing ones are not replaced: a
@@ -80,7 +86,7 @@ def fit(
     first = 0
     if resume is not None:
         first = resume.epoch
-        _restore(parameters, optimizer, resume.tensors)
+        _restore(trainee, optimizer, resume.tensors)
     per_epoch = steps_an_epoch(data, recipe)
     curve = []
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
@@ -106,7 +112,7 @@ def fit(
                 batch = inputs, targets
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                loss = explained(step, inputs, targets, epoch * per_epoch + number)
+                loss = explained(trainee.step, inputs, targets, epoch * per_epoch + number)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
@@ -114,7 +120,7 @@ def fit(
             check_trained(parameters, f"in epoch {epoch + 1}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
-                on_epoch(Snapshot(epoch + 1, _tensors(parameters, optimizer)), curve[-1])
+                on_epoch(Snapshot(epoch + 1, _tensors(trainee, optimizer)), curve[-1])
     return curve
 
 
@@ -188,33 +194,44 @@ def fit_network(
     description: str,
     *,
     objective: Objective | None = None,
-    resume: Snapshot | None = None,
-    on_epoch: Callable[[Snapshot, float], None] | None = None,
+    checkpoint: CheckpointFile | None = None,
 ) -> list[float]:
-    """Train a plain network in place with `fit`; afterwards it is in eval mode, on the CPU.
+    """Train a plain network in place; return the mean loss of each epoch that was run.
 
-    Snapshots also have its buffers, as "buffer:NAME". An `objective` replaces the recipe's loss.
+    Afterwards it is in eval mode, on the CPU. An `objective` replaces the recipe's loss. A `checkpoint` is
+    updated after each epoch; a training that was killed continues from it, on a CPU with the same result
+    to the last bit.
     """
     # Batches are channels-last, but weights stay contiguous: channels-last weights make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
+    parameters = trainable_parameters(model, objective)
     step = plain_step(model, recipe, objective)
-
-    def with_buffers(snapshot: Snapshot, mean_loss: float) -> None:
-        assert on_epoch is not None
-        own = {f"buffer:{name}": buffer.cpu() for name, buffer in model.named_buffers()}
-        on_epoch(replace(snapshot, tensors={**snapshot.tensors, **own}), mean_loss)
-
-    if resume is not None:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(resume.tensors[f"buffer:{name}"])
-    trainable = trainable_parameters(model, objective)
-    after_epoch = with_buffers if on_epoch else None
-    curve = fit(trainable, step, data, recipe, description, resume=resume, on_epoch=after_epoch)
-    check_trained(model.state_dict(), "at its end", trainable)
+    trainee = Trainee(parameters, step, lambda: dict(model.named_buffers()))
+    if checkpoint is None:
+        curve = fit(trainee, data, recipe, description)
+    else:
+        made_from = {"objective": objective.key} if objective else {}
+        file = replace(checkpoint, made_from={**checkpoint.made_from, **made_from})
+        resume = _continued(file, trainee, recipe, description)
+        curve = fit(trainee, data, recipe, description, resume=resume, on_epoch=lambda at, _: file.save(at))
+    check_trained(model.state_dict(), "at its end", parameters)
     model.cpu().eval()
     return curve
+
+
+def _continued(
+    checkpoint: CheckpointFile, trainee: Trainee, recipe: Recipe, description: str
+) -> Snapshot | None:
+    """The state that a training continues from; None where it starts from the beginning."""
+    found = checkpoint.load()
+    if found is None:
+        return None
+    if not _fits(trainee, recipe, found):
+        say(f"{checkpoint.path} is for another network: training starts from the beginning")
+        return None
+    say(f"{description}: continuing after epoch {found.epoch} of {recipe.epochs}")
+    return found
 
 
 def trainable_parameters(model: nn.Module, objective: Objective | None = None) -> dict[str, nn.Parameter]:
@@ -275,25 +292,29 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.
     )
 
 
-def _tensors(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
+def _tensors(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {name: tensor.detach().cpu() for name, tensor in trainee.tensors().items()}
+    for name, parameter in trainee.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer:{key}:{name}"] = value.cpu()
     return tensors
 
 
-def _restore(
-    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def _fits(trainee: Trainee, recipe: Recipe, snapshot: Snapshot) -> bool:
+    own = {name: tensor.shape for name, tensor in trainee.tensors().items()}
+    found = {n: tensor.shape for n, tensor in snapshot.tensors.items() if not n.startswith("optimizer:")}
+    return 0 <= snapshot.epoch <= recipe.epochs and found == own
+
+
+def _restore(trainee: Trainee, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+        for name, tensor in trainee.tensors().items():
+            tensor.copy_(tensors[name])
     for key, tensor in tensors.items():
         if key.startswith("optimizer:"):
             _, slot, name = key.split(":", 2)
-            parameter = parameters[name]
+            parameter = trainee.parameters[name]
             # AdamW keeps its step counter on the CPU unless it is fused; `to` is right in both cases.
             optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
 

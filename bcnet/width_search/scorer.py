@@ -5,7 +5,7 @@ In: supernets and widths. Out: accuracy (or another metric) and calibrated loss,
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from bcnet.space.inputs import arguments, to_device
 from bcnet.space.recalibration import evaluating
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
-from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.space.width_space import Widths
 from bcnet.training.task import Batches, Task, logits_of
 from bcnet.width_search.temperature import are_classes, calibrated_loss
 
@@ -142,16 +142,10 @@ class Validation:
 
 
 def score(
-    model: nn.Module,
-    space: WidthSpace,
-    state: Mapping[str, Tensor],
-    widths: Widths,
-    data: ImageData,
-    images: int,
-    task: Task | None = None,
+    supernet: Supernet, widths: Widths, data: ImageData, images: int, task: Task | None = None
 ) -> Score:
     """The mean of both sides: what the search maximises (BCNet, section 3.1)."""
-    sides = Validation(data, images, task).sides(Supernet(model, space, state), widths)
+    sides = Validation(data, images, task).sides(supernet, widths)
     return _mean(list(sides.values()))
 
 
@@ -175,8 +169,8 @@ class SupernetSide:
 class Scorer:
     """Scores widths fast: `scorer(widths)` is the mean over both sides of each of the `supernets`.
 
-    Supernets of one space are given by their tensors, all on one device: there candidates are scored, and
-    images, read once, are kept (see `KeptBatches`). `amp` computes in bfloat16, for processors that do so
+    Supernets are of one network and space, all on one device: there candidates are scored, and images, read
+    once, are kept (see `KeptBatches`). `amp` computes in bfloat16, for processors that do so
     faster. With `shared` the images are split across the two sides of a supernet: each takes half of the
     validation images, with statistics from half of the `images` training images, so that every image is seen
     once a candidate and supernet (twice, where a half would hold fewer than `SHARED`). All candidates are
@@ -185,9 +179,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: nn.Module,
-        space: WidthSpace,
-        supernets: Sequence[Mapping[str, Tensor]],
+        supernets: Sequence[Supernet],
         data: ImageData,
         images: int,
         task: Task | None = None,
@@ -195,12 +187,12 @@ class Scorer:
         amp: bool = False,
         shared: bool = False,
     ) -> None:
-        self.model, self.space, self.data, self.task, self.amp = model, space, data, task, amp
-        owned = [Supernet(model, space, state) for state in supernets]
-        self._device = owned[0].device
+        self.data, self.task, self.amp = data, task, amp
+        self.model, self.space = supernets[0].model, supernets[0].space
+        self._device = supernets[0].device
 
         def shares(part: Split | Items, augmented: bool) -> list[KeptBatches]:
-            count = max(1, min(len(space.rule.sides), len(part) // SHARED)) if shared else 1
+            count = max(1, min(len(self.space.rule.sides), len(part) // SHARED)) if shared else 1
             room, device = KEPT_BYTES // (2 * count), str(self._device)
             parts = shared_out(part, count)
             return [KeptBatches(data, own, room, device, augmented=augmented) for own in parts]
@@ -209,8 +201,8 @@ class Scorer:
         # The left side of one supernet sees what the right one of the next does.
         self.sides = tuple(
             SupernetSide(supernet, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
-            for n, supernet in enumerate(owned)
-            for k, side in enumerate(space.rule.sides)
+            for n, supernet in enumerate(supernets)
+            for k, side in enumerate(self.space.rule.sides)
         )
 
     def __call__(self, widths: Widths) -> Score:

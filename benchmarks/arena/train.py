@@ -14,7 +14,8 @@ import torch
 from bcnet.config import load_config
 from bcnet.data.dataset import load_data
 from bcnet.pipeline.problem import fresh_model
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe, training_digest
 from bcnet.width_search.scorer import evaluate_network
 
@@ -31,7 +32,7 @@ def main() -> None:
     network = fresh_model(config, data)
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     checkpoint = CheckpointFile(path.with_suffix(".unfinished"), {"training": training_digest(config)})
-    fit_resumably(network, data, recipe, f"training {config.model.name}", checkpoint)
+    fit_network(network, data, recipe, f"training {config.model.name}", checkpoint=checkpoint)
     for name, part in (("validation", data.val), ("test", data.test)):
         score = evaluate_network(network, data, part)
         print(f"{name}: accuracy {score.accuracy:.2%}, cross entropy {score.loss:.4f}, {len(part):,} images")

@@ -101,7 +101,7 @@ def test_a_finished_arena_neither_trains_nor_measures_again(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = report()
-    monkeypatch.setattr(arena, "fit_resumably", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(arena, "fit_network", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(arena, "measured_alternately", lambda *_: pytest.fail("measured again"))
     assert main([*COMMAND, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == before
@@ -111,7 +111,7 @@ def test_measuring_again_trains_nothing_and_replaces_the_latencies(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = report()
-    monkeypatch.setattr(arena, "fit_resumably", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(arena, "fit_network", lambda *_, **__: pytest.fail("trained again"))
     assert main([*COMMAND, "--measure"]) == 0
     assert report()["cells"] == before["cells"]
     assert report()["rounds_ms"].keys() == before["rounds_ms"].keys()

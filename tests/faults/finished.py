@@ -63,7 +63,7 @@ def results(run: Run, problem: Problem) -> dict[str, Any]:
         pruned = checked("search", lambda: pruned_by_search(run, problem).values())
         keep("pruned", lambda: [pruned_values(own) for own in pruned()])
     else:
-        keep("supernets", lambda: [values(state) for state in trained_supernets(run, problem)])
+        keep("supernets", lambda: [values(own.state) for own in trained_supernets(run, problem)])
         keep("records", checked("train", lambda: training_records(run)))
     keep("winner", checked("search", lambda: searched(run, problem)))
     keep("sliced", checked("slice", lambda: sliced(run, problem)))

@@ -23,7 +23,7 @@ from bcnet.measure.network_latency import setting_of
 from bcnet.models.digits import digits
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
-from bcnet.pipeline.check_lut import check_lut
+from bcnet.pipeline.check_lut import CheckSettings, check_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
 from bcnet.space.discover import discover_space
 
@@ -68,7 +68,7 @@ def test_base_against_head(base: LatencyTable, capsys: pytest.CaptureFixture[str
 
 
 def test_a_table_is_measured_again_in_place(graph: OnnxSupernet, base: LatencyTable) -> None:
-    report = check_lut(graph, QUICK, base, rows=12, seconds=1)
+    report = check_lut(graph, QUICK, base, CheckSettings(rows=12, seconds=1))
     print(f"\nmeasured again: {report.headline}")
     assert report.exit_code == EXIT_CODES[report.verdict.status]
     assert 12 <= report.rows <= len(base.rows)
@@ -97,10 +97,10 @@ def test_layers_that_are_known_to_fail_are_left_out_and_new_failures_are_a_findi
 
     monkeypatch.setattr(OnnxRuntime, "profile_nodes", profile_nodes)
     fails = False
-    assert check_lut(graph, QUICK, known, rows=12, seconds=1).findings == ()
+    assert check_lut(graph, QUICK, known, CheckSettings(rows=12, seconds=1)).findings == ()
     assert max(seen) < len(graph.variant(graph.space.largest()))
     fails, seen = True, []
-    broken = check_lut(graph, QUICK, base, rows=30, seconds=1)
+    broken = check_lut(graph, QUICK, base, CheckSettings(rows=30, seconds=1))
     assert (broken.status, broken.exit_code) == ("incomplete", 3)
     assert "the runtime fails on a network" in broken.headline
     assert "no kernel for that" in broken.findings[0]
@@ -123,10 +123,10 @@ def test_flags_that_cannot_be_meant_are_wrong_usage(
 
 def test_another_setting_and_an_estimate_are_refused(graph: OnnxSupernet, base: LatencyTable) -> None:
     with pytest.raises(TableError, match=r"no row of this network at .*batch 4.*it holds: .*batch 1"):
-        check_lut(graph, QUICK.model_copy(update={"batch": 4}), base)
+        check_lut(graph, QUICK.model_copy(update={"batch": 4}), base, CheckSettings())
     estimated = replace(base, sessions=[replace(session, estimate=True) for session in base.sessions])
     with pytest.raises(TableError, match=r"an estimate: .* calculated, not measured"):
-        check_lut(graph, QUICK, estimated)
+        check_lut(graph, QUICK, estimated, CheckSettings())
 
 
 def test_the_command_measures_the_projects_own_table(

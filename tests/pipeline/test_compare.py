@@ -33,8 +33,7 @@ from bcnet.pipeline.train import report_given
 from bcnet.runs import Run
 from bcnet.show import show_summary
 from bcnet.space.supernet import cut
-from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import Snapshot
+from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import evaluate_network
 

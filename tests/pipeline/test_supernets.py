@@ -23,6 +23,7 @@ from bcnet.pipeline.train import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
+from bcnet.space.supernet import Supernet
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Scorer
 
@@ -205,14 +206,15 @@ def test_widths_are_cut_out_of_the_side_and_supernet_that_score_best() -> None:
     data = ImageData(split, split, split, ("dark", "bright"), (0.5,), (0.3,))
     space = discover_space(model, torch.zeros(1, 1, 5, 5), bins=4, channel_multiple=2)
     recipe = Recipe(epochs=20, learning_rate=0.05, batch_size=20)
-    good = train(model, space, data, recipe).state
-    bad = {name: -tensor if name.startswith("4.") else tensor for name, tensor in good.items()}
-    small = slice(model, space, [bad, good, bad], space.smallest(), data, replace(recipe, epochs=0))
+    state = train(model, space, data, recipe).state
+    wrong = {name: -tensor if name.startswith("4.") else tensor for name, tensor in state.items()}
+    good, bad = Supernet(model, space, state), Supernet(model, space, wrong)
+    small = slice([bad, good, bad], space.smallest(), data, replace(recipe, epochs=0))
     assert (small.supernet, small.accuracy_after) == (1, 1.0)
-    assert slice(model, space, [good, bad], space.smallest(), data, replace(recipe, epochs=0)).supernet == 0
-    scored = [Scorer(model, space, [state], data, 40)(space.smallest()).accuracy for state in (good, bad)]
+    assert slice([good, bad], space.smallest(), data, replace(recipe, epochs=0)).supernet == 0
+    scored = [Scorer([supernet], data, 40)(space.smallest()).accuracy for supernet in (good, bad)]
     assert scored == [1.0, 0.0]
-    assert Scorer(model, space, [good, bad], data, 40)(space.smallest()).accuracy == 0.5
+    assert Scorer([good, bad], data, 40)(space.smallest()).accuracy == 0.5
 
 
 def test_a_search_scores_by_every_supernet_of_its_run(folder: Path) -> None:

@@ -21,7 +21,7 @@ from bcnet.pipeline.training_file import (
 )
 from bcnet.sealed import SealedLines, seal_tensors
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import Snapshot
+from bcnet.training.checkpoints import Snapshot
 
 INPUTS = {"model": "a", "seed": "0"}
 

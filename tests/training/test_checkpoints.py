@@ -9,8 +9,8 @@ from torch import nn
 
 from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, load_data
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
-from bcnet.training.loop import Snapshot
+from bcnet.training.checkpoints import CheckpointFile, Snapshot
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)
@@ -37,7 +37,7 @@ def network() -> nn.Module:
 
 def trained(data: ImageData, recipe: Recipe = RECIPE, file: CheckpointFile | None = None) -> nn.Module:
     model = network()
-    fit_resumably(model, data, recipe, "fine-tuning", file)
+    fit_network(model, data, recipe, "fine-tuning", checkpoint=file)
     return model
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from bcnet.config import DataConfig
 from bcnet.data.dataset import ImageData, load_data
 from bcnet.errors import TrainingError
-from bcnet.training.checkpoints import CheckpointFile, fit_resumably
+from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.distill import Distillation, relative_error, softened_divergence
-from bcnet.training.loop import Snapshot, fit_network
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.task import Task
 
@@ -171,7 +171,7 @@ def test_a_killed_distillation_with_adapters_ends_as_one_that_was_not(
         objective = Distillation(Net(8, seed=1), features=("body",)).objective(
             student, RECIPE, data.example(2)
         )
-        fit_resumably(student, data, RECIPE, "fine-tuning", file, objective)
+        fit_network(student, data, RECIPE, "fine-tuning", objective=objective, checkpoint=file)
         return student
 
     whole, path = distilled(None), tmp_path / "checkpoint.safetensors"

@@ -17,7 +17,7 @@ from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.training.loop import fit, fit_network
+from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
 from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
@@ -163,7 +163,7 @@ def test_training_learns_what_a_bright_row_tells() -> None:
     model, space = setup()
     data = images()
     result = train(model, space, data, Recipe(epochs=30, learning_rate=0.05, batch_size=16))
-    assert score(model, space, result.state, space.largest(), data, 48).accuracy > 0.9
+    assert score(Supernet(model, space, result.state), space.largest(), data, 48).accuracy > 0.9
 
 
 def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -> None:
@@ -172,8 +172,9 @@ def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in state.items()}
     widths = Widths((4, 8, 4))
-    sides = Validation(data, 32).sides(Supernet(model, space, state), widths)
-    mean = score(model, space, state, widths, data, 32)
+    supernet = Supernet(model, space, state)
+    sides = Validation(data, 32).sides(supernet, widths)
+    mean = score(supernet, widths, data, 32)
     assert set(sides) == {"left", "right"}
     assert mean.accuracy == pytest.approx((sides["left"].accuracy + sides["right"].accuracy) / 2)
     assert mean.loss == pytest.approx((sides["left"].loss + sides["right"].loss) / 2)
@@ -264,8 +265,7 @@ def test_an_epoch_that_ends_in_a_loss_of_nan_is_not_kept() -> None:
 
     with pytest.raises(TrainingError, match="the loss of step 5 is nan"):
         fit(
-            {"weight": weight},
-            step,
+            Trainee({"weight": weight}, step),
             images(),
             Recipe(epochs=3, learning_rate=0.1, batch_size=16),
             "training",
@@ -284,7 +284,7 @@ def test_a_step_that_fails_on_the_device_is_explained() -> None:
 
     recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
     with pytest.raises(TrainingError, match=r"step 0 failed \(RuntimeError: CUDA error: device-side assert"):
-        fit({"weight": nn.Parameter(torch.zeros(1))}, step, images(), recipe, "training")
+        fit(Trainee({"weight": nn.Parameter(torch.zeros(1))}, step), images(), recipe, "training")
 
 
 def test_a_step_that_fails_is_explained() -> None:

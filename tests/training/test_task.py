@@ -247,7 +247,7 @@ def test_a_network_that_computes_its_own_losses_is_trained_and_scored() -> None:
     space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=2, channel_multiple=2)
     recipe = Recipe(epochs=40, learning_rate=0.05, batch_size=12, task=DETECTION)
     state = train(model, space, data, recipe).state
-    result = score(model, space, state, space.largest(), data, 24, DETECTION)
+    result = score(Supernet(model, space, state), space.largest(), data, 24, DETECTION)
     assert result.accuracy > 0.9
     assert result.loss == 0
     fit_network(model, data, recipe, "training")

@@ -37,6 +37,10 @@ def network(method: str = "bcnet") -> tuple[nn.Module, WidthSpace]:
     return model.eval(), space
 
 
+def supernet_of(model: nn.Module, space: WidthSpace) -> Supernet:
+    return Supernet(model, space, dict(model.state_dict()))
+
+
 def images(count: int) -> ImageData:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (3 * count, 1, 8, 8), generator=generator).to(torch.uint8)
@@ -53,7 +57,7 @@ def test_each_side_judges_its_half_of_the_images_with_its_half_of_the_statistics
     for side, (train, val) in zip(space.rule.sides, halves, strict=True):
         by = Validation(replace(data, train=train, val=val), SHARED)
         sides.append(by.score(by.recalibrated(Supernet(model, space, state), Subnet.at(space, WIDTHS, side))))
-    fast = Scorer(model, space, [state], data, count, shared=True)(WIDTHS)
+    fast = Scorer([Supernet(model, space, state)], data, count, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx((sides[0].accuracy + sides[1].accuracy) / 2)
     assert fast.loss == pytest.approx((sides[0].loss + sides[1].loss) / 2)
 
@@ -64,9 +68,10 @@ def test_the_score_of_two_supernets_is_the_mean_of_theirs() -> None:
     second = {name: tensor.flip(0) for name, tensor in first.items() if tensor.ndim} | {
         name: tensor for name, tensor in first.items() if not tensor.ndim
     }
-    own = [score(model, space, state, WIDTHS, images(100), 64) for state in (first, second)]
+    supernets = [Supernet(model, space, state) for state in (first, second)]
+    own = [score(supernet, WIDTHS, images(100), 64) for supernet in supernets]
     assert own[0].loss != own[1].loss
-    both = Scorer(model, space, [first, second], images(100), 64)(WIDTHS)
+    both = Scorer(supernets, images(100), 64)(WIDTHS)
     assert both.accuracy == pytest.approx((own[0].accuracy + own[1].accuracy) / 2)
     assert both.loss == pytest.approx((own[0].loss + own[1].loss) / 2)
 
@@ -74,7 +79,7 @@ def test_the_score_of_two_supernets_is_the_mean_of_theirs() -> None:
 def test_sides_share_the_images_out_and_swap_halves_from_one_supernet_to_the_next() -> None:
     model, space = network()
     data = images(2 * SHARED + 1)
-    scorer = Scorer(model, space, [dict(model.state_dict())] * 2, data, 2 * SHARED, shared=True)
+    scorer = Scorer([supernet_of(model, space)] * 2, data, 2 * SHARED, shared=True)
     assert [side.name for side in scorer.sides] == ["left", "right", "left", "right"]
     for part, whole in (("train", data.train.take(torch.arange(2 * SHARED))), ("val", data.val)):
         seen = [torch.cat([targets for _, targets in getattr(side, part)]) for side in scorer.sides]
@@ -88,7 +93,7 @@ def test_judges_that_share_images_out_all_see_every_class_in_proportion() -> Non
     data = images(240)
     labels = torch.arange(4).repeat(60)  # a class is every fourth image
     data = replace(data, val=Split(data.val.images, labels), train=Split(data.train.images, labels))
-    scorer = Scorer(model, space, [dict(model.state_dict())], data, 240, shared=True)
+    scorer = Scorer([supernet_of(model, space)], data, 240, shared=True)
     for side in scorer.sides:
         for part in (side.val, side.train):
             assert part._part.labels.bincount().tolist() == [30, 30, 30, 30]
@@ -98,8 +103,8 @@ def test_judges_that_share_images_out_all_see_every_class_in_proportion() -> Non
 def test_where_images_are_few_or_there_is_one_side_all_are_judged_as_in_a_plain_score(method: str) -> None:
     model, space = network(method)
     data = images(2 * SHARED - 1 if method == "bcnet" else 200)
-    plain = score(model, space, dict(model.state_dict()), WIDTHS, data, 100)
-    fast = Scorer(model, space, [dict(model.state_dict())], data, 100, shared=True)(WIDTHS)
+    plain = score(supernet_of(model, space), WIDTHS, data, 100)
+    fast = Scorer([supernet_of(model, space)], data, 100, shared=True)(WIDTHS)
     assert fast.accuracy == pytest.approx(plain.accuracy)
     assert fast.loss == pytest.approx(plain.loss)
 
@@ -110,7 +115,7 @@ def test_the_same_widths_score_the_same_whatever_was_scored_between_and_the_supe
     model, space = network()
     state = dict(model.state_dict())
     before = {name: tensor.clone() for name, tensor in state.items()}
-    scorer = Scorer(model, space, [state], images(200), 128)
+    scorer = Scorer([Supernet(model, space, state)], images(200), 128)
     first = scorer(WIDTHS)
     assert scorer(space.largest()) != first
     assert scorer(WIDTHS) == first
@@ -126,7 +131,7 @@ def test_a_metric_that_changes_its_targets_in_place_gives_the_same_each_time() -
         return float(hits)
 
     model, space = network()
-    scorer = Scorer(model, space, [dict(model.state_dict())], images(200), 128, Task(metric=metric))
+    scorer = Scorer([supernet_of(model, space)], images(200), 128, Task(metric=metric))
     assert scorer(WIDTHS) == scorer(WIDTHS)
 
 
@@ -139,7 +144,7 @@ def test_in_bfloat16_the_network_is_rounded_and_judged_in_float32() -> None:
             seen.add((outputs.dtype, torch.is_autocast_enabled("cpu")))
         return 0.5
 
-    given = model, space, [dict(model.state_dict())], images(200), 128, Task(metric=metric)
+    given = [supernet_of(model, space)], images(200), 128, Task(metric=metric)
     rounded, exact = Scorer(*given, amp=True)(WIDTHS), Scorer(*given)(WIDTHS)
     assert seen == {(torch.float32, False)}
     assert rounded.loss != exact.loss
@@ -180,7 +185,7 @@ def test_statistics_of_augmented_images_give_a_trained_network_its_own_loss_back
     own = loss(NarrowNetwork(fitted, space, state))
     assert loss(again(shifted)) == pytest.approx(own, rel=0.03)
     assert loss(again(replace(shifted, shift=0))) != pytest.approx(own, rel=0.15)
-    assert Scorer(fitted, space, [state], shifted, count)(space.largest()).loss == pytest.approx(
+    assert Scorer([Supernet(fitted, space, state)], shifted, count)(space.largest()).loss == pytest.approx(
         own, rel=0.03
     )
 
@@ -200,6 +205,6 @@ def test_what_transforms_draw_for_statistics_is_the_same_for_every_candidate() -
     assert drawn[:64] == drawn[64:]
     assert len(set(drawn[:64])) == 64
     assert all(torch.equal(first[name], second[name]) for name in first)
-    scorer = Scorer(model, space, [state], data, 64)
+    scorer = Scorer([Supernet(model, space, state)], data, 64)
     assert scorer(WIDTHS) == scorer(WIDTHS)
     assert len(drawn) == 192  # read once for both sides, and kept
