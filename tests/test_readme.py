@@ -54,12 +54,6 @@ def test_the_readmes_make_targets_exist(target: str) -> None:
     assert ("bcnet run" if target == "quickstart" else "pytest") in dry.stdout
 
 
-def test_the_readmes_links_to_files_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
 def test_the_guides_own_task_is_trained_and_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
