@@ -263,7 +263,7 @@ class Arena:
             contents[shape] = content
 
         def timed(shape: str) -> LatencyStat:
-            return measure_network(contents[shape], self.problem.profile, DURATION)
+            return measure_network(contents[shape], self.problem.profile, DURATION, quiet=True)
 
         found = measured_alternately(timed, {shape: shape for shape in contents})
         return {shape: own.medians_ms for shape, own in found.items()}

@@ -5,15 +5,23 @@ In: an ONNX file and a hardware profile. Out: statistics of its latency in milli
 
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+
+import numpy as np
 
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat, Setting
+from bcnet.progress import say
 from bcnet.runtimes import Runtime, Settings, runtime_here, runtime_on_hosts, runtime_recorded
 
 WINDOWS = 3
-AGREE = 1.025  # maximum ratio of the two fastest windows
+AGREE = 0.025  # the two fastest windows may differ by so much
+INTERRUPTED = 1.25  # times the fastest inference: one that takes longer waited for other work
+MANY = 1 / 3  # of all inferences: more interrupted ones are reported
 
 
 def setting_of(profile: HwProfile) -> Setting:
@@ -108,22 +116,50 @@ def builder_of(profile: HwProfile) -> Runtime:
     return _runtime_here(profile) if here else runtime_of(profile)
 
 
-def measure_network(model: bytes, profile: HwProfile, share: float = 1.0) -> LatencyStat:
+def measure_network(
+    model: bytes, profile: HwProfile, share: float = 1.0, *, quiet: bool = False
+) -> LatencyStat:
     """Time a network in three windows and return the fastest: other work on the machine only adds time.
 
-    Up to three more windows are added until a second one confirms the fastest. `share` is the fraction of the
-    profile's duration to use, to measure many networks.
+    `median_ms` is that of the inferences which were not interrupted (see `INTERRUPTED`), all else of the
+    whole window. Up to three more windows are added until a second one confirms the fastest. `share` is the
+    fraction of the profile's duration to use, to measure many networks. A busy machine is reported, unless
+    `quiet`: for callers that compare several measurements of a network.
     """
     runtime = runtime_of(profile)
-    windows: list[LatencyStat] = []
-    while len(windows) < 2 * WINDOWS:
+    windows: list[np.ndarray] = []
+    while len(windows) < WINDOWS or (len(windows) < 2 * WINDOWS and _apart(windows) > AGREE):
         samples = runtime.time_network(
             model,
             profile.warmup_ms * share,
             profile.seconds * share / WINDOWS,
             max(2, round(profile.iterations * share / WINDOWS)),
         )
-        windows = sorted([*windows, LatencyStat.of(samples)], key=lambda window: window.median_ms)
-        if len(windows) >= WINDOWS and windows[1].median_ms <= AGREE * windows[0].median_ms:
-            break
-    return windows[0]
+        windows = sorted([*windows, samples], key=_uninterrupted_ms)
+    reason = _busy(windows)
+    if reason and not quiet:
+        say(reason)
+    return replace(LatencyStat.of(windows[0]), median_ms=round(_uninterrupted_ms(windows[0]), 5))
+
+
+def _uninterrupted_ms(samples: np.ndarray) -> float:
+    """The median of the samples, in ms, without those of interrupted inferences."""
+    return float(np.median(samples[samples <= INTERRUPTED * samples.min()]))
+
+
+def _busy(windows: Sequence[np.ndarray]) -> str | None:
+    """A line where the fastest windows disagree, or many inferences were interrupted; else None."""
+    samples = np.concatenate(windows)
+    interrupted = float(np.mean(samples > INTERRUPTED * samples.min()))
+    apart = _apart(windows)
+    if interrupted <= MANY and apart <= AGREE:
+        return None
+    return (
+        f"the machine is busy: {interrupted:.0%} of a network's inferences took over {INTERRUPTED:g} times "
+        f"the fastest, and the two fastest of {len(windows)} windows differ by {apart:.1%}; {QUIETER}"
+    )
+
+
+def _apart(windows: Sequence[np.ndarray]) -> float:
+    """The relative difference between the first two windows, which are the fastest."""
+    return _uninterrupted_ms(windows[1]) / max(_uninterrupted_ms(windows[0]), 1e-9) - 1

@@ -155,7 +155,7 @@ class TableBuild:
             model = self.graph.variant(widths)
             if whole:
                 begun = time.perf_counter()
-                ms = measure_network(model, self.profile, share=0.1).median_ms
+                ms = measure_network(model, self.profile, share=0.1, quiet=True).median_ms
                 with self._keeping:
                     self.whole_seconds += time.perf_counter() - begun
                 return Entry(number, tuple(widths), whole_ms=ms, probe_ms=reading)

@@ -155,7 +155,7 @@ def compare(
         check_file(proto)
         files[name] = proto.SerializeToString()
     timed = measured_alternately(
-        lambda name: measure_network(files[name], problem.profile, SHARE_OF_A_ROUND), wanted
+        lambda name: measure_network(files[name], problem.profile, SHARE_OF_A_ROUND, quiet=True), wanted
     )
     entries = []
     for name, content in files.items():

@@ -157,4 +157,4 @@ def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = T
 
 def measuring(problem: Problem) -> MeasureOf:
     """How whole networks are measured on the device."""
-    return lambda widths: measure_network(problem.graph.variant(widths), problem.profile, 0.5)
+    return lambda widths: measure_network(problem.graph.variant(widths), problem.profile, 0.5, quiet=True)

@@ -214,9 +214,9 @@ def _timed(
     second: list[LatencyStat] = []
     budget_ms = budget.target_ms
     for number in range(1, PATIENCE + 1):
-        first.append(measure_network(content, profile))
+        first.append(measure_network(content, profile, quiet=True))
         with contextlib.suppress(NetworkError):
-            second.append(measure_network(full, profile))
+            second.append(measure_network(full, profile, quiet=True))
         own = Repeated(tuple(first))
         if budget.share is not None and second:
             budget_ms = budget.asked_ms(Repeated(tuple(second)).fastest.median_ms)

@@ -69,7 +69,7 @@ def test_no_damaged_network_is_measured(
     contents = {path.read_bytes() for path in networks}
     timed: list[bytes] = []
 
-    def measure(content: bytes, *_: Any) -> None:
+    def measure(content: bytes, *_: Any, **__: Any) -> None:
         timed.append(content)
         raise BcnetError(AGAIN)
 

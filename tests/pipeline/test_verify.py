@@ -71,7 +71,7 @@ def test_a_share_is_of_the_full_network_as_it_is_measured_beside_the_file(
 ) -> None:
     """The budget was 0.5 ms when it was searched; meanwhile the machine has become slower, or faster."""
 
-    def measure(content: bytes, profile: HwProfile) -> LatencyStat:
+    def measure(content: bytes, profile: HwProfile, *, quiet: bool) -> LatencyStat:
         return LatencyStat(0.75 if content == PROTO.SerializeToString() else full_ms, 0.75, 0.0, 10)
 
     monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
@@ -91,7 +91,7 @@ def test_measurements_that_disagree_are_repeated_and_reported(monkeypatch: pytes
     """A network of 0.7 ms on a machine that is busy once; the times of the full network are steady."""
     own, whole = iter([0.877, 0.693, 0.7, 0.7, 0.7]), iter([2.0] * 5)
 
-    def measure(content: bytes, profile: HwProfile) -> LatencyStat:
+    def measure(content: bytes, profile: HwProfile, *, quiet: bool) -> LatencyStat:
         ms = next(own if content == PROTO.SerializeToString() else whole)
         return LatencyStat(ms, ms, 0.0, 10)
 
