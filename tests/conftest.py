@@ -8,12 +8,13 @@ import re
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from remembered import remembered
 from sshd import PYTHON, Sshd
 
 from bcnet.cli import main
@@ -52,6 +53,8 @@ LONG_FILES = {
     *("test_ssh", "test_supernet_ranking", "test_supernets", "test_tensorrt", "test_trtexec"),
     *("test_wider_original",),
 }
+# Tests that export the same few networks many times; others test the exporter itself.
+REPEATING = {"bench", "faults", "latency_tables", "pipeline"}
 # The shipped profile times each network for a second; tests of behaviour need no such precision.
 PROFILE = """
 description = "this machine, timed briefly"
@@ -78,6 +81,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.long)
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(without)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Export the same network once for all tests of pipelines, and for the fixtures that they share."""
+    repeating = item.path.parent.name in REPEATING or "project" in getattr(item, "fixturenames", ())
+    with remembered() if repeating else contextlib.nullcontext():
+        return (yield)
 
 
 def has_gpu() -> bool:
