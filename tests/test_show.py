@@ -3,6 +3,7 @@
 import pytest
 from result_examples import EXPORT, SEARCH, compared, comparison
 
+from bcnet.pipeline.results import AccuracyDifference
 from bcnet.plain import loss_text
 from bcnet.show import show_summary, show_table
 from bcnet.show.tables import columns, short_count
@@ -71,6 +72,37 @@ def test_the_comparison_marks_what_is_not_separable_in_eighty_columns(
     assert "~ latency not separable in 9 rounds: uniform (from scratch) / found (inherited)" in lines
     assert "trained for 18 passes over the training images each (original: as it was given)" in lines
     assert "note: the machine is noisy" in lines
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "sentence"),
+    [
+        (
+            *(0.0134, 0.0062, 0.0206),
+            "found (inherited) is more accurate than uniform (inherited): "
+            "by 1.34 points on the same test images (95 %: 0.62 to 2.06)",
+        ),
+        (
+            *(-0.0134, -0.0206, -0.0062),
+            "found (inherited) is less accurate than uniform (inherited): "
+            "by 1.34 points on the same test images (95 %: 0.62 to 2.06)",
+        ),
+        (
+            *(0.001, -0.004, 0.006),
+            "accuracy does not separate found (inherited) from uniform (inherited): "
+            "+0.10 points on the same test images (95 %: -0.40 to +0.60)",
+        ),
+    ],
+)
+def test_a_sentence_says_whether_accuracies_are_separated(
+    difference: float, low: float, high: float, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, uniform = "found (inherited)", "uniform (inherited)"
+    own = AccuracyDifference(found=found, uniform=uniform, difference=difference, low=low, high=high)
+    show_summary(comparison(compared(uniform, 0.377), compared(found, 0.391), difference=own))
+    lines = shown(capsys)
+    assert max(map(len, lines)) <= 80
+    assert sentence in " ".join(map(str.strip, lines))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from bcnet.bench.arena_figure import figure
@@ -41,6 +40,7 @@ from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline import build_lut, train
+from bcnet.pipeline.accuracy import file_answers
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import measured_alternately
@@ -49,7 +49,7 @@ from bcnet.pipeline.search_inputs import bounds_of
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.training_precision import announced
 from bcnet.pipeline.tuning import settled
-from bcnet.pipeline.verify import check_file, file_outputs
+from bcnet.pipeline.verify import check_file
 from bcnet.progress import say, working
 from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
@@ -57,8 +57,6 @@ from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
-from bcnet.training.task import Task, logits_of
-from bcnet.width_search.temperature import are_classes
 
 FOLDER = "bench/arena"  # in the run's
 ONNX_BYTES = 1 << 31  # no file of that format is larger
@@ -230,12 +228,13 @@ class Arena:
         check_file(proto)
         content = proto.SerializeToString()
         file = Path("networks") / f"{slug(name)}.onnx"
-        accuracy, correct = answers(problem, content)
+        accuracy, correct = file_answers(problem, content)
         write_file(self.folder / file, content)
         shapes = {own: tuple(tensor.shape) for own, tensor in tensors_of(network).items()}
         return {
             "accuracy": round(accuracy, 6),
-            "correct": correct,
+            # As bits in hexadecimal, the first image first.
+            "correct": None if correct is None else np.packbits(correct).tobytes().hex(),
             "shape": digest(shapes),
             **counts(problem, network),
             "file": str(file),
@@ -317,23 +316,3 @@ def run_arena(run: Run, problem: Problem, plan: Plan, measure_only: bool = False
 def cell_name(row: str, share: float, seed: int) -> str:
     """What a cell is called, also in messages."""
     return f"{row} at {percent(share)}, seed {seed}"
-
-
-def answers(problem: Problem, content: bytes) -> tuple[float, str | None]:
-    """An ONNX file's metric on the test images, and for each image whether its class is predicted correctly.
-
-    The latter as bits in hexadecimal, the first image first; None where the metric is not accuracy, or
-    targets are not classes.
-    """
-    right: list[np.ndarray] = []
-    task: Task = problem.task
-
-    def seen() -> Iterator[tuple[Any, Any]]:
-        for outputs, targets in file_outputs(content, problem.model, problem.data, problem.profile):
-            if task.metric is None and are_classes(targets):
-                right.append((logits_of(outputs).argmax(1) == torch.as_tensor(targets)).numpy())
-            yield outputs, targets
-
-    accuracy = task.measure(seen())
-    bits = np.concatenate(right) if right else np.zeros(0, dtype=bool)
-    return accuracy, np.packbits(bits).tobytes().hex() if len(bits) == len(problem.data.test) else None

@@ -24,19 +24,22 @@ def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
-    `names` are their file names, if there are any; only `divided` keeps them.
+    `names` are their file names, if there are any; only `divided` keeps them. Images of one number in
+    `sources` (N,) are made from the same source, so they are not independent; without, all images are.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+    sources: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> "Split":
         """The images at `index`."""
-        return Split(self.images[index], self.labels[index])
+        sources = None if self.sources is None else self.sources[index]
+        return Split(self.images[index], self.labels[index], sources=sources)
 
     def to(self, device: str) -> "Split":
         """The same on a device."""

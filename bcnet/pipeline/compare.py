@@ -20,16 +20,16 @@ from bcnet.measure.network_latency import measure_network
 from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.pipeline.accuracy import accuracy_interval
+from bcnet.pipeline.accuracy import Correct, accuracy_difference, accuracy_interval, file_answers
 from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
-from bcnet.pipeline.results import ComparedNetwork, CompareSummary, ExportSummary
+from bcnet.pipeline.results import AccuracyDifference, ComparedNetwork, CompareSummary, ExportSummary
 from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.training_precision import kept_precision
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
-from bcnet.pipeline.verify import check_file, file_metric
+from bcnet.pipeline.verify import check_file
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.sealed import SealedLines
@@ -51,10 +51,14 @@ UNIFORM_FILE = "uniform.jsonl"  # its widths depend on measurements: a continued
 
 @dataclass(frozen=True)
 class Comparison:
-    """The networks, which of them cannot be separated by latency, and what the reader should know."""
+    """The networks, which of them cannot be separated by latency, and what the reader should know.
+
+    `difference` is that of the searched and the uniform network's accuracies.
+    """
 
     entries: tuple[ComparedNetwork, ...]
     not_separable: tuple[tuple[str, str], ...]
+    difference: AccuracyDifference | None
     notes: tuple[str, ...]
 
 
@@ -157,10 +161,12 @@ def compare(
     timed = measured_alternately(
         lambda name: measure_network(files[name], problem.profile, SHARE_OF_A_ROUND, quiet=True), wanted
     )
-    entries = []
+    entries, answered = [], dict[str, Correct]()
     for name, content in files.items():
-        accuracy = file_metric(content, problem.model, problem.data, problem.profile, problem.task)
-        low, high = accuracy_interval(problem, accuracy) or (None, None)
+        accuracy, correct = file_answers(problem, content)
+        if correct is not None:
+            answered[name] = correct
+        low, high = accuracy_interval(problem, accuracy, correct) or (None, None)
         entries.append(
             ComparedNetwork(
                 name=name,
@@ -179,7 +185,11 @@ def compare(
         )
     apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
     noisy = _noisy(entries)
-    return Comparison(tuple(entries), apart, (*notes, noisy) if noisy else tuple(notes))
+    uniform = INHERITED if INHERITED in wanted else UNIFORM
+    difference = None
+    if uniform in answered:
+        difference = accuracy_difference(problem, (found, answered[found]), (uniform, answered[uniform]))
+    return Comparison(tuple(entries), apart, difference, (*notes, noisy) if noisy else tuple(notes))
 
 
 def _train(networks: Mapping[str, nn.Module], problem: Problem, recipe: Recipe, kept: Kept | None) -> None:
@@ -317,6 +327,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         original=None if given.original is None else state_of_original(problem),
         networks=found.entries,
         not_separable=found.not_separable,
+        difference=found.difference,
         notes=tuple(note for note in notes if note),
         file=verified.file,
         better=better if better_from_scratch(found.entries) else None,

@@ -340,8 +340,28 @@ class ComparedNetwork(Values):
     passes: int | None
 
 
+class AccuracyDifference(Values):
+    """How much more accurate the found network is than the uniform one, with its 95 % interval."""
+
+    found: str
+    uniform: str
+    difference: float
+    low: float
+    high: float
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
 class CompareSummary(StageResult):
-    """The networks side by side; `better` are settings under [slice] that deliver a better network."""
+    """The networks side by side; `better` are settings under [slice] that deliver a better network.
+
+    `difference` is None where there is no uniform network, and where the metric is not accuracy.
+    """
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"difference"})
 
     stage: Literal["compare"] = "compare"
     device: str
@@ -353,6 +373,7 @@ class CompareSummary(StageResult):
     original: str | None = None
     networks: tuple[ComparedNetwork, ...]
     not_separable: tuple[tuple[str, str], ...]
+    difference: AccuracyDifference | None = None
     notes: tuple[str, ...]
     file: str
     better: Mapping[str, bool | int] | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from bcnet.show.tables import columns, milliseconds, original_as, put, short_count, value_of
 
 if TYPE_CHECKING:
-    from bcnet.pipeline.results import ComparedNetwork, CompareSummary
+    from bcnet.pipeline.results import AccuracyDifference, ComparedNetwork, CompareSummary
 
 LONGEST = 18  # letters of a metric's name that fit above its column
 
@@ -38,12 +38,28 @@ def show_comparison(summary: "CompareSummary") -> None:
     rounds = len(entries[0].rounds_ms)
     for first, second in summary.not_separable:
         put(f"~ latency not separable in {rounds} rounds: {first} / {second}")
+    if summary.difference is not None:
+        put(*_difference(summary.difference))
     for note in summary.notes:
         put(f"note: {note}")
     put(f"verified network: {summary.file}")
     if summary.better:
         lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in summary.better.items())
         put(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
+
+
+def _difference(own: "AccuracyDifference") -> list[str]:
+    """Whether the found network is more accurate than the uniform one, in one sentence."""
+    points, low, high = (100 * value for value in (own.difference, own.low, own.high))
+    if not own.separated:
+        difference = f"{points:+.2f} points on the same test images (95 %: {low:+.2f} to {high:+.2f})"
+        return [f"accuracy does not separate {own.found} from {own.uniform}:", f"  {difference}"]
+    more, (least, most) = "more" if points > 0 else "less", sorted((abs(low), abs(high)))
+    interval = f"(95 %: {least:.2f} to {most:.2f})"
+    return [
+        f"{own.found} is {more} accurate than {own.uniform}:",
+        f"  by {abs(points):.2f} points on the same test images {interval}",
+    ]
 
 
 def _lost(metric: str, original: "ComparedNetwork", entry: "ComparedNetwork") -> str:

@@ -9,7 +9,6 @@ from conftest import CONFIG, PROFILE
 from bcnet.cli import main
 from bcnet.config import ModelConfig, load_config
 from bcnet.models import build_model
-from bcnet.pipeline.accuracy import accuracy_interval
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import state_of_original
 
@@ -55,11 +54,3 @@ def test_a_network_without_trained_weights_is_compared_after_it_was_trained() ->
     method = {"search": {"method": "latency-milp"}}
     assert state_of_original(open_problem(load_config(None, method))) == "trained"
     assert state_of_original(open_problem(load_config(None))) == "given"  # of a supernet: never trained
-
-
-def test_an_accuracy_is_known_as_exactly_as_its_images_tell() -> None:
-    weights(10)
-    problem = open_problem(load_config(None))
-    assert len(problem.data.test) == 60
-    assert accuracy_interval(problem, 6 / 60) == (0.046643, 0.201495)
-    assert accuracy_interval(open_problem(load_config(None, {"task": {"metric": "mean-iou"}})), 0.1) is None
