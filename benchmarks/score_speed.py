@@ -118,7 +118,7 @@ def ways(problem: Problem, supernet: Supernet, amp: bool) -> dict[str, Way]:
         "images kept in memory": Scorer(*given),
         "and bfloat16": Scorer(*given, amp=amp),
         ALL: Scorer(*given, amp=amp, shared=True),
-        "not kept: and statistics of the judged images": OnePass(Scorer(*given, amp=amp, shared=True), amp),
+        "not kept: and statistics of evaluated images": OnePass(Scorer(*given, amp=amp, shared=True), amp),
         "not kept: and early rejection": Rejecting(Scorer(*given, amp=amp, shared=True), amp),
     }
 
