@@ -11,7 +11,7 @@ omitted.
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -60,6 +60,7 @@ from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
 FOLDER = "bench/arena"  # in the run's
 ONNX_BYTES = 1 << 31  # no file of that format is larger
+AMONG = "chosen_among"  # of a cell: the methods whose networks were compared, where there are several
 DURATION = 0.25  # of the profile's, for each measurement of a network
 OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
 
@@ -144,19 +145,26 @@ class Arena:
             return
         name = cell_name(row.name, share, seed)
         try:
-            self._cell(name, lambda: self._tuned(name, row, share, seed))
+            self._cell(name, lambda: self._tuned(name, row, share, seed), row.chosen_among)
         except OMITTED as reason:
             self.omitted[row.name, share] = str(reason)
             say(f"{row.name} at {percent(share)} is left out: {reason}")
 
-    def _cell(self, name: str, make: Any) -> None:
-        known = self.cells.values.get(name)
+    def _cell(self, name: str, make: Callable[[], dict[str, Any]], among: tuple[str, ...] = ()) -> None:
+        known = self._known(name, among)
         if known is not None:
             if self._network(known) is not None:
                 return
             say(f"{self.folder / known['file']} is missing or was changed: it is made again")
+        elif name in self.cells.values:
+            say(f"{name} did not choose among {', '.join(among)}: it is made again")
         self.cells.add(name, make())
         self.publish()
+
+    def _known(self, name: str, among: tuple[str, ...]) -> dict[str, Any] | None:
+        """A finished cell; None for one that chose among other methods, or does not say which."""
+        cell: dict[str, Any] | None = self.cells.values.get(name)
+        return cell if cell is None or tuple(cell.get(AMONG, ())) == among else None
 
     def _network(self, cell: Mapping[str, Any]) -> bytes | None:
         """A cell's ONNX file; None where it is missing or was changed."""
@@ -212,6 +220,7 @@ class Arena:
             "budget": share,
             "seed": seed,
             **start.about,
+            **({AMONG: list(row.chosen_among)} if row.chosen_among else {}),
             "distilled": objective is not None,
             "passes": before + recipe.epochs,
             "training_s": round(time.perf_counter() - began, 1),
@@ -269,9 +278,11 @@ class Arena:
 
     def _done(self, share: float) -> Iterator[dict[str, Any]]:
         """The finished cells of a budget, the original first."""
-        names = [ORIGINAL]
-        names += [cell_name(row.name, share, seed) for row in self.plan.rows for seed in self.plan.seeds]
-        yield from (self.cells.values[name] for name in names if name in self.cells.values)
+        names: dict[str, tuple[str, ...]] = {ORIGINAL: ()}
+        for row in self.plan.rows:
+            names |= {cell_name(row.name, share, seed): row.chosen_among for seed in self.plan.seeds}
+        known = (self._known(name, among) for name, among in names.items())
+        yield from (cell for cell in known if cell is not None)
 
     def publish(self) -> dict[str, Any]:
         """Write the results so far: arena.json and arena.txt."""

@@ -39,6 +39,8 @@ class Row:
     @property
     def allocation(self) -> str:
         """What widths depend on besides the budget; rows of the same value share them."""
+        if self.chosen_among:
+            return f"{self.method} of {', '.join(self.chosen_among)}"
         if not self.pruned:
             return self.method
         return f"{self.method} {self.prune_by}" + ("" if self.distilled else PLAIN)
@@ -47,6 +49,11 @@ class Row:
     def outside(self) -> bool:
         """Whether another library makes the network."""
         return self.method in COMPETITORS
+
+    @property
+    def chosen_among(self) -> tuple[str, ...]:
+        """The names of the methods whose networks are compared, where there are several."""
+        return () if self.outside or len(self.methods) < 2 else tuple(own.name for own in self.methods)
 
     @property
     def methods(self) -> tuple[Method, ...]:

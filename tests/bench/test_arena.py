@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import CONFIG, PROFILE
 
-from bcnet.bench import arena
+from bcnet.bench import arena, arena_rows
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
-from bcnet.bench.outside_job import NotInstalled, package
+from bcnet.bench.outside_job import Failed, NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import Config, DataConfig, load_config
 from bcnet.errors import UsageError
@@ -125,6 +125,31 @@ def test_a_lost_network_is_made_again_with_the_same_result(here: Path) -> None:
     again = next(own for own in report()["cells"] if own["row"] == "uniform, l1")
     assert again["digest"] == cell["digest"]
     assert again["correct"] == cell["correct"]
+
+
+def test_only_auto_is_run_again_where_it_chooses_among_other_methods(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, made = report(), list[str]()
+
+    def tuned(_: arena.Arena, name: str, *__: Any) -> None:
+        made.append(name)
+        raise Failed("not now")
+
+    (auto,) = (own for own in before["cells"] if own["row"] == "auto")
+    assert auto["chosen_among"] == [own.name for own in auto_methods()]
+    with monkeypatch.context() as patch:
+        patch.setattr(arena_rows, "auto_methods", lambda: auto_methods()[:2])
+        patch.setattr(arena.Arena, "_tuned", tuned)
+        assert main(COMMAND) == 0
+        assert made == ["auto at 70%, seed 0"]
+        shown = capsys.readouterr().err
+        assert "auto at 70%, seed 0 did not choose among uniform, latency-greedy: it is made again" in shown
+        (budget,) = report()["budgets"]
+        assert budget["omitted"] == {"auto": "not now"}
+        assert [row["row"] for row in budget["rows"]] == ["original", *OWN[1:]]
+    assert main(COMMAND) == 0
+    assert report() == before
 
 
 def test_rows_that_cannot_be_made_are_reported_and_the_arena_goes_on(
