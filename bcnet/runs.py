@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bcnet.errors import ArtifactError
 from bcnet.locks import Locked, is_lock_file, lock_file, locked, remove_if_free
-from bcnet.reading import JSON_BYTES, opened, parse_json, read_text
+from bcnet.reading import JSON_BYTES, MIB, opened, parse_json, read_text
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,9 +38,38 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def bytes_digest(content: bytes) -> str:
+@dataclass(frozen=True)
+class FilePart:
+    """The first `size` bytes of a file, as the content of another: copied in pieces."""
+
+    path: Path
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The pieces. Raises OSError, or ValueError if the path is not a regular file."""
+        left = self.size
+        with opened(self.path) as file:
+            while left and (piece := file.read(min(left, MIB))):
+                left -= len(piece)
+                yield piece
+
+
+Content = bytes | FilePart  # of a file to be written
+
+
+def _pieces(content: Content) -> Iterable[bytes]:
+    return content if isinstance(content, FilePart) else [content]
+
+
+def bytes_digest(content: Content) -> str:
     """The hash of a file's content."""
-    return hashlib.sha256(content).hexdigest()[:16]
+    found = hashlib.sha256()
+    for piece in _pieces(content):
+        found.update(piece)
+    return found.hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
@@ -54,7 +83,7 @@ def json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> None:
+def write_files(files: Mapping[Path, Content], obsolete: Iterable[Path] = ()) -> None:
     """Write all files, or none: each is complete beside its target before the first is put in place.
 
     They are put in place in the order given; `obsolete` files are removed before the last. Each target keeps
@@ -71,9 +100,10 @@ def write_files(files: Mapping[Path, bytes], obsolete: Iterable[Path] = ()) -> N
             for target, content in files.items():
                 handle = _temporary(target, pending)
                 file = locked.enter_context(open(handle, "wb", buffering=0))
-                written = memoryview(content)
-                while written:
-                    written = written[file.write(written) :]
+                for piece in _pieces(content):
+                    written = memoryview(piece)
+                    while written:
+                        written = written[file.write(written) :]
                 os.fsync(handle)
             for number, (temporary, target) in enumerate(pending, 1):
                 for path in obsolete if number == len(pending) else ():
@@ -178,7 +208,7 @@ class Stage:
             ) from None
 
     def finish(
-        self, inputs: Mapping[str, str], files: Mapping[str, bytes], obsolete: Iterable[Path] = ()
+        self, inputs: Mapping[str, str], files: Mapping[str, Content], obsolete: Iterable[Path] = ()
     ) -> None:
         """Write what the stage made from `inputs`, and last the manifest that identifies its files.
 
@@ -195,7 +225,7 @@ class Stage:
             "sizes": {file: len(content) for file, content in files.items()},
         }
         manifest["digest"] = digest(manifest)
-        written = {**files, MANIFEST: json_bytes(manifest)}
+        written: dict[str, Content] = {**files, MANIFEST: json_bytes(manifest)}
         write_files({self.path(file): content for file, content in written.items()}, obsolete)
 
     @property

@@ -12,10 +12,11 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcnet.reading import MIB, opened, parse_json, read_bytes
+from bcnet.reading import MIB, opened, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,23 +35,29 @@ class SealedLines:
     is empty if nothing follows, or only a last line that was truncated when the process was killed.
     """
 
-    def __init__(self, path: Path, belongs_to: Mapping[str, Any], most: int | None = None) -> None:
+    def __init__(
+        self, path: Path, belongs_to: Mapping[str, Any], most: int | None = None, *, keep: bool = True
+    ) -> None:
         """Read the file if it exists. With another `belongs_to`, all values are dropped.
 
-        With `most`, values after that number are dropped, too. Raises ValueError if the path is not a file.
+        With `most`, values after that number are dropped, too. Without `keep`, values are only checked and
+        counted, line by line: the memory does not grow with the file. Raises ValueError if the path is not a
+        file.
         """
-        self.path, self._most = path, most
+        self.path, self._most, self._keep = path, most, keep
         self.values: list[Any] = []
+        self.count = 0
         self.dropped = ""
         self._head = _head(belongs_to)
         self.kept, self.seal = 0, ""  # the number of valid bytes, and the hash of their last line
         if path.exists():
-            self._read(read_bytes(path, LINES_BYTES))
+            with opened(path, LINES_BYTES) as file:
+                self._read(file)
 
-    def _read(self, content: bytes) -> None:
+    def _read(self, file: BufferedReader) -> None:
         number = 0
-        for text, end in self._blocks(content):
-            if self.kept and len(self.values) == self._most:
+        for text, end in self._blocks(file):
+            if self.kept and self.count == self._most:
                 return
             seal, values = self.seal, []
             for line in text.splitlines(keepends=True):
@@ -67,18 +74,26 @@ class SealedLines:
                     self.dropped = OTHERS
                     return
             self.kept, self.seal = end, seal
+            self._add(values)
+
+    def _add(self, values: Sequence[Any]) -> None:
+        self.count += len(values)
+        if self._keep:
             self.values += values
 
-    def _blocks(self, content: bytes) -> Iterator[tuple[bytes, int]]:
+    def _blocks(self, file: BufferedReader) -> Iterator[tuple[bytes, int]]:
         """Complete lines that were written together, and their end in the file, without a truncated one."""
         if self.path.suffix != ".gz":
             end = 0
-            for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+            for line in file:
+                if not line.endswith(b"\n"):
+                    self._check_cut(line, end)
+                    return
                 end += len(line)
                 yield line, end
-            self._check_cut(content[end:], end)
             return
-        rest, room = content, LINES_BYTES
+        content = rest = file.read(LINES_BYTES)
+        room = LINES_BYTES
         while rest:
             unpacking = zlib.decompressobj(wbits=31)
             end = len(content) - len(rest)
@@ -126,7 +141,7 @@ class SealedLines:
         finally:
             os.close(handle)
         self.kept, self.seal = self.kept + len(text), seal
-        self.values += values
+        self._add(values)
 
     def remove(self) -> None:
         """Delete the file, when it is no longer needed."""

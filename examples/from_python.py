@@ -19,7 +19,7 @@ print(f"{len(space.groups)} groups, {space.params(space.largest()):,} parameters
 
 # One supernet, and one latency table that other networks can share.
 recipe = bcnet.Recipe(epochs=4, learning_rate=0.1, label_smoothing=0.05)
-supernet = bcnet.Supernet(model, space, bcnet.train(model, space, data, recipe).state)
+supernet = bcnet.train(bcnet.Supernet.with_extra(model, space), data, recipe).supernet
 graph = bcnet.OnnxSupernet(model, space, (profile.batch, *data.input_shape))
 table = bcnet.LatencyTable("cpu")
 report = bcnet.build_lut(graph, profile, table)

@@ -7,14 +7,14 @@ supernets that are in use.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcnet.config import TaskConfig
 from bcnet.data.dataset import ImageData
@@ -31,7 +31,7 @@ from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached
 from bcnet.pipeline.training_file import (
     Checkpoint,
     CheckpointFiles,
-    TrainResult,
+    Finished,
     finished_files,
     inputs_of,
     lines_beside,
@@ -39,12 +39,11 @@ from bcnet.pipeline.training_file import (
 )
 from bcnet.pipeline.training_precision import announced
 from bcnet.progress import say, working
-from bcnet.runs import Run, Stage, alone_in
+from bcnet.runs import Content, Run, Stage, alone_in
 from bcnet.space.channel_rules import WidthSampler
-from bcnet.space.subnet import State, Subnet
+from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
-from bcnet.space.widen import supernet_state
-from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.loop import Trainee, batches, check_trained, fit, seconds_a_step, steps_an_epoch
@@ -55,61 +54,63 @@ from bcnet.width_search.scorer import Validation, evaluate_network
 POINT = 0.01  # of accuracy: more than this is a loss
 
 
-def train(  # noqa: PLR0913 - each keyword is one independent option
-    model: nn.Module,
-    space: WidthSpace,
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained supernet, its tensors on the CPU, and the mean loss of every epoch."""
+
+    supernet: Supernet
+    curve: tuple[float, ...]
+
+
+def train(  # noqa: PLR0913 - each keyword is one independent option with a default
+    supernet: Supernet,
     data: ImageData,
     recipe: Recipe,
     *,
-    complementary: bool = False,
     plan: StepPlan = STEPS["plain"],
-    draws: int = 1,
-    cuda_graph: bool = False,
-    state: State | None = None,
     objective: Objective | None = None,
-    resume: Checkpoint | None = None,
-    on_epoch: Callable[[Checkpoint], None] | None = None,
+    checkpoints: CheckpointFiles | None = None,
     description: str = "training the supernet",
 ) -> TrainResult:
-    """Train the supernet of a network: each step, the paths of evenly drawn widths (BCNet, section 3).
+    """Train a supernet: each step, the paths of evenly drawn widths (BCNet, section 3).
 
-    `draws` widths are drawn for each step; `plan` adds paths to theirs, and says who teaches them. `state`
-    is what it begins with: `supernet_state(model, space)` if not given. With an `objective` all paths learn
-    by that, and the widest path teaches no others. With `cuda_graph`, a GPU trains by a
-    recorded graph where that is right and faster.
+    `plan` says how many widths are drawn, which paths are added to theirs, and whether the widest one is
+    distilled into the others. With an `objective` all paths are trained by that, and none is distilled.
+    `checkpoints` are updated after each epoch, with the widths and the loss of its steps; a training that was
+    killed continues from them. On a CPU the supernet's own tensors are trained.
     """
-    state = supernet_state(model, space, recipe.seed) if state is None else state
-    supernet = trainable(Supernet(model, space, state), recipe.device)
+    model, space = supernet.model, supernet.space
+    supernet = trainable(supernet, recipe.device)
     choices = tuple(group.choices for group in space.groups)
-    sampler = WidthSampler(space.rule, choices, recipe.seed, complementary)
+    sampler = WidthSampler(space.rule, choices, recipe.seed, plan.complementary)
     model.to(recipe.device).train()
     sliced = SlicedPaths(supernet, recipe, objective)
     paths: Paths = sliced
     plan = plan if objective is None else replace(plan, distilled=False)
-    if cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
+    if plan.cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
         teacher = "the original network" if objective else "the widest path"
         say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
-    elif cuda_graph and recipe.device == "cuda":
-        count = plan.paths(len(space.rule.sides), draws)
+    elif plan.cuda_graph and recipe.device == "cuda":
+        count = plan.paths(len(space.rule.sides), plan.draws)
         paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
-    records = list(resume.records) if resume else []
+    resume = checkpoints.load() if checkpoints else None
     curve = list(resume.curve) if resume else []
 
     unread: list[tuple[Widths, Tensor]] = []  # of this epoch: reading one would wait for a GPU
 
     def step(inputs: Any, targets: Any, number: int) -> Tensor:
-        drawn = [Widths(sampler.at(number * draws + i)) for i in range(draws)]
+        drawn = [Widths(sampler.at(number * plan.draws + i)) for i in range(plan.draws)]
         losses = supernet_step(paths, drawn, inputs, targets, plan=plan, number=number)
         unread.extend(zip(drawn, losses, strict=True))
         return torch.stack(losses).mean()
 
     def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
-        values = torch.stack([loss for _, loss in unread]).tolist() if unread else []
-        records.extend((widths, round(value, 5)) for (widths, _), value in zip(unread, values, strict=True))
-        unread.clear()
         curve.append(round(mean_loss, 5))
-        if on_epoch is not None:
-            on_epoch(Checkpoint(snapshot, tuple(records), tuple(curve)))
+        if checkpoints is not None:
+            values = torch.stack([loss for _, loss in unread]).tolist() if unread else []
+            records = [(own, round(value, 5)) for (own, _), value in zip(unread, values, strict=True)]
+            checkpoints.save(Checkpoint(snapshot, tuple(curve)), records)
+        unread.clear()
 
     trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers)
     fit(
@@ -124,7 +125,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option
     trained = {name: tensor.detach() for name, tensor in supernet.state.items()}
     check_trained(trained, "at its end", sliced.parameters)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
-    return TrainResult(tensors, tuple(records), tuple(curve))
+    return TrainResult(replace(supernet, state=tensors), tuple(curve))
 
 
 def seed_of(number: int, seed: int) -> int:
@@ -169,9 +170,9 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         for number in range(count)
         if number not in results
     }
-    stopped = {number: own.load() for number, own in checkpoints.items() if own.path.exists()}
-    done = len(results) * recipe.epochs + sum(at.snapshot.epoch for at in stopped.values() if at)
-    if None in stopped.values():
+    stopped = [_epoch_of(own) for own in checkpoints.values() if own.path.exists()]
+    done = len(results) * recipe.epochs + sum(epoch for epoch in stopped if epoch)
+    if None in stopped:
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
         say(f"trained already; remove {stage.folder} to train again")
@@ -206,20 +207,13 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         )
     start = time.perf_counter()
     for number, own in checkpoints.items():
-        results[number] = _trained(
-            problem,
-            number,
-            recipe,
-            objective,
-            resume=stopped.pop(number, None),  # not kept any longer: it may be large
-            on_epoch=own.save,
-        )
+        results[number] = _trained(problem, number, recipe, objective, own)
     seconds = time.perf_counter() - start
     if checkpoints and problem.trained and not problem.untrained_layers:
         _warn_of_loss(problem, results[0].state, recipe)
     used = [results[number] for number in range(count)]
     if checkpoints or stage.outdated(inputs) is not None:
-        files: dict[str, bytes] = {}
+        files: dict[str, Content] = {}
         for number, result in enumerate(used):
             files |= finished_files(supernet_file(number), result, of_each)
         files["space.json"] = problem.space.to_json().encode()
@@ -286,31 +280,28 @@ def _trained(
     number: int,
     recipe: Recipe,
     objective: Objective | None,
-    resume: Checkpoint | None,
-    on_epoch: Callable[[Checkpoint], None],
-) -> TrainResult:
+    checkpoints: CheckpointFiles,
+) -> Finished:
     """The run's supernet `number`, from 0, trained as the configuration says."""
-    train_config = problem.config.train
+    config, count = problem.config.train, problem.config.train.supernets
     own = replace(recipe, seed=seed_of(number, recipe.seed))
-    return train(
-        problem.model,
-        problem.space,
+    state = first_state(problem, problem.given_model(own.seed) if number else problem.model, own)
+    result = train(
+        Supernet(problem.model, problem.space, state),
         problem.data,
         own,
-        complementary=train_config.complementary,
-        plan=STEPS[train_config.step],
-        draws=train_config.draws,
-        cuda_graph=train_config.cuda_graph,
-        state=first_state(problem, problem.given_model(own.seed) if number else problem.model, own),
+        plan=StepPlan.of(config),
         objective=objective,
-        resume=resume,
-        on_epoch=on_epoch,
-        description=(
-            "training the supernet"
-            if train_config.supernets == 1
-            else f"supernet {number + 1} of {train_config.supernets}"
-        ),
+        checkpoints=checkpoints,
+        description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
     )
+    return Finished(result.supernet.state, result.curve, checkpoints.steps())
+
+
+def _epoch_of(checkpoints: CheckpointFiles) -> int | None:
+    """The epochs that a stopped training has run; None for one with other settings."""
+    found = checkpoints.load()
+    return found.snapshot.epoch if found else None
 
 
 def _curves(curves: Sequence[Sequence[float]]) -> str:
@@ -324,11 +315,10 @@ def _curves(curves: Sequence[Sequence[float]]) -> str:
 
 def _seconds_an_epoch(problem: Problem, recipe: Recipe, objective: Objective | None) -> float:
     """Time one epoch's cost from two steps on a copy of the supernet."""
-    train = problem.config.train
-    state = supernet_state(problem.model, problem.space)
-    supernet = trainable(Supernet(problem.model, problem.space, state), recipe.device)
-    drawn = [problem.space.uniform(0.55)] * train.draws
-    plan = replace(STEPS[train.step], **({"distilled": False} if objective else {}))
+    supernet = trainable(Supernet.with_extra(problem.model, problem.space), recipe.device)
+    plan = StepPlan.of(problem.config.train)
+    plan = replace(plan, distilled=plan.distilled and objective is None)
+    drawn = [problem.space.uniform(0.55)] * plan.draws
     model = problem.model.to(recipe.device)
     model.train()
     paths = SlicedPaths(supernet, recipe, objective)

@@ -15,6 +15,7 @@ from bcnet.space.channel_rules import Side
 from bcnet.space.extract import run_with, tensors_of, with_state
 from bcnet.space.recalibration import Batch, recalibrate, tracking_norms
 from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 
 
@@ -61,7 +62,7 @@ class NarrowNetwork:
 class Supernet:
     """A network and its width space, with the tensors that its subnets take parts of: `state`, by name.
 
-    They are the supernet's, with extra channels (`supernet_state`), or the network's own (`of`).
+    They are the supernet's, with extra channels (`with_extra`), or the network's own (`of`).
     """
 
     model: nn.Module
@@ -72,6 +73,11 @@ class Supernet:
     def of(cls, model: nn.Module, space: WidthSpace) -> "Supernet":
         """A network's own tensors, which have no extra channels."""
         return cls(model, space.without_extra(), tensors_of(model))
+
+    @classmethod
+    def with_extra(cls, model: nn.Module, space: WidthSpace, seed: int = 0) -> "Supernet":
+        """Copies of a network's tensors, with the extra channels of the space: see `supernet_state`."""
+        return cls(model, space, supernet_state(model, space, seed))
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from bcnet.config import TrainConfig
 from bcnet.space.channel_rules import Side
 from bcnet.space.subnet import Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork, Supernet
@@ -25,13 +26,28 @@ class StepPlan:
     The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
     comes first and learns from the labels, all others learn from its outputs (`distilled`). With
     `alternating`, drawn widths run on one side only, left and right step by step: twice the steps for as many
-    passes.
+    passes. `draws` widths are drawn for each step; with
+    `complementary`, widths are followed by their complements. With `cuda_graph`, a GPU trains
+    by a recorded graph where that is right and faster.
     """
 
     alternating: bool = False
     widest: bool = False
     narrowest: bool = False
     distilled: bool = False
+    draws: int = 1
+    complementary: bool = False
+    cuda_graph: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "StepPlan":
+        """That of the configuration."""
+        return replace(
+            STEPS[config.step],
+            draws=config.draws,
+            complementary=config.complementary,
+            cuda_graph=config.cuda_graph,
+        )
 
     def paths(self, sides: int, draws: int) -> int:
         """Forward and backward passes of a step that draws so many widths."""

@@ -143,17 +143,20 @@ def stopped(commands: Commands, tmp_path: Path) -> dict[Path, Callable[[], list[
         belongs_to = json.loads(path.read_bytes().splitlines()[0][17:])["belongs_to"]
         return lambda: SealedLines(path, belongs_to).values
 
+    def steps(path: Path) -> list[Any]:
+        return SealedLines(lines_beside(path), inputs, read_about(path)["records"]).values
+
     def training() -> list[Any]:
         at = CheckpointFiles(checkpoint, inputs).load()
         return (
             []
             if at is None
-            else [repr((at.snapshot.epoch, at.records, at.curve)), values(at.snapshot.tensors)]
+            else [repr((at.snapshot.epoch, steps(checkpoint), at.curve)), values(at.snapshot.tensors)]
         )
 
     def trained() -> list[Any]:
         found = load_finished(supernet, inputs)
-        return [] if found is None else [repr((found.records, found.curve)), values(found.state)]
+        return [] if found is None else [repr((steps(supernet), found.curve)), values(found.state)]
 
     return {
         **dict.fromkeys((checkpoint, lines_beside(checkpoint)), training),

@@ -1,6 +1,7 @@
 """Several supernets in one run: trained one after the other, scored together, cut out of the best side."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
 from bcnet.pipeline.train import train
-from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles
+from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet
@@ -70,8 +71,8 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> No
     """`bcnet train`, stopped after so many epochs of all supernets."""
     save, saved = CheckpointFiles.save, []
 
-    def stopped(files: CheckpointFiles, checkpoint: Checkpoint) -> None:
-        save(files, checkpoint)
+    def stopped(files: CheckpointFiles, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
+        save(files, checkpoint, records)
         saved.append(files.path.name)
         if len(saved) == epochs:
             raise KeyboardInterrupt
@@ -206,9 +207,9 @@ def test_widths_are_cut_out_of_the_side_and_supernet_that_score_best() -> None:
     data = ImageData(split, split, split, ("dark", "bright"), (0.5,), (0.3,))
     space = discover_space(model, torch.zeros(1, 1, 5, 5), bins=4, channel_multiple=2)
     recipe = Recipe(epochs=20, learning_rate=0.05, batch_size=20)
-    state = train(model, space, data, recipe).state
-    wrong = {name: -tensor if name.startswith("4.") else tensor for name, tensor in state.items()}
-    good, bad = Supernet(model, space, state), Supernet(model, space, wrong)
+    good = train(Supernet.with_extra(model, space), data, recipe).supernet
+    wrong = {name: -tensor if name.startswith("4.") else tensor for name, tensor in good.state.items()}
+    bad = replace(good, state=wrong)
     small = slice([bad, good, bad], space.smallest(), data, replace(recipe, epochs=0))
     assert (small.supernet, small.accuracy_after) == (1, 1.0)
     assert slice([good, bad], space.smallest(), data, replace(recipe, epochs=0)).supernet == 0

@@ -12,11 +12,12 @@ from bcnet.data.splits import Split
 from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import cuda_graph
 from bcnet.training.cuda_graph import RecordedPaths, captured, fastest_paths
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, supernet_step
+from bcnet.training.supernet_step import STEPS, StepPlan, supernet_step
 from bcnet.training.task import Task
 from tests.space.witnesses import assert_same_gradients, sliced_paths
 
@@ -260,7 +261,8 @@ def test_on_a_gpu_what_waits_for_it_is_not_recorded_and_training_goes_on(
 ) -> None:
     model, space = setup(model=Own(lambda x: x * float(x.detach().abs().max() > 0)))
     recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=24, device="cuda")
-    assert len(train(model, space, images(), recipe, cuda_graph=True).curve) == 2
+    supernet, plan = Supernet.with_extra(model, space), StepPlan(cuda_graph=True)
+    assert len(train(supernet, images(), recipe, plan=plan).curve) == 2
     assert "on slices, not by a recorded CUDA graph: recording failed (" in capsys.readouterr().err
     torch.cuda.empty_cache()
     total = torch.zeros(1, device="cuda")
@@ -280,7 +282,8 @@ def test_on_a_gpu_a_recorded_training_learns_what_a_sliced_one_does(
     of_speeds(monkeypatch, 0.002, 0.010)
     model, space = setup()
     recipe = Recipe(epochs=30, learning_rate=0.1, batch_size=24, device="cuda")
-    curves = [train(model, space, images(), recipe, cuda_graph=graph).curve for graph in (False, True)]
+    plans = [StepPlan(cuda_graph=graph) for graph in (False, True)]
+    curves = [train(Supernet.with_extra(model, space), images(), recipe, plan=plan).curve for plan in plans]
     assert "training by a recorded CUDA graph" in capsys.readouterr().err
     assert curves[1][0] == pytest.approx(curves[0][0], rel=0.05)
     assert all(curve[-1] < 0.5 for curve in curves)

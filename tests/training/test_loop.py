@@ -1,7 +1,10 @@
 """Supernet steps, training loops that continue, scores, and the discovery of spaces."""
 
+import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +15,16 @@ from bcnet.data.dataset import ImageData, Split
 from bcnet.data.splits import moved
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.models.finite import not_finite
-from bcnet.pipeline.train import Checkpoint, train
+from bcnet.pipeline.train import train
+from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record, lines_beside
+from bcnet.sealed import SealedLines
 from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
+from bcnet.training.supernet_step import STEPS, SlicedPaths, StepPlan, supernet_step
 from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
 
 
@@ -107,53 +112,89 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
-def test_a_continued_training_equals_an_uninterrupted_one(optimizer: str, method: str) -> None:
+def test_a_continued_training_equals_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str
+) -> None:
     model, space = setup(method)
     data = replace(images(), flip=True, shift=1)
     recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16)
-    kept: list[Checkpoint] = []
+    whole = CheckpointFiles(tmp_path / "whole.safetensors", {})
+    parts = CheckpointFiles(tmp_path / "parts.safetensors", {})
+    result = train(Supernet.with_extra(model, space), data, recipe, checkpoints=whole)
+    save, saved = CheckpointFiles.save, []
 
-    def keep(checkpoint: Checkpoint) -> None:
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.snapshot.tensors.items()}
-        kept.append(
-            Checkpoint(
-                type(checkpoint.snapshot)(checkpoint.snapshot.epoch, tensors),
-                checkpoint.records,
-                checkpoint.curve,
-            )
-        )
+    def stopped(files: CheckpointFiles, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
+        save(files, checkpoint, records)
+        saved.append(len(records))
+        raise KeyboardInterrupt
 
-    whole = train(model, space, data, recipe, on_epoch=keep)
-    continued = train(model, space, data, recipe, resume=kept[0])
-    assert continued.records == whole.records
-    assert continued.curve == whole.curve
-    assert any(name.endswith("running_mean") for name in whole.state)
-    for name, tensor in whole.state.items():
-        assert torch.equal(continued.state[name], tensor)
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointFiles, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
+    assert saved == [48 // 16]
+    continued = train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
+    assert continued.curve == result.curve
+    assert whole.path.read_bytes() == parts.path.read_bytes()
+    assert lines_beside(whole.path).read_bytes() == lines_beside(parts.path).read_bytes()
+    assert any(name.endswith("running_mean") for name in result.supernet.state)
+    for name, tensor in result.supernet.state.items():
+        assert torch.equal(continued.supernet.state[name], tensor)
 
 
-def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept() -> None:
+def test_only_the_records_of_the_running_epoch_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, space = setup()
+    recipe = Recipe(epochs=4, learning_rate=0.01, batch_size=16)
+    path, save = tmp_path / "checkpoint.safetensors", CheckpointFiles.save
+    records, alive = [], []
+    counted = type("Counted", (Widths,), {"__slots__": ()})
+    monkeypatch.setattr("bcnet.pipeline.train.Widths", counted)
+
+    def counting(files: CheckpointFiles, checkpoint: Checkpoint, own: Sequence[Record]) -> None:
+        save(files, checkpoint, own)
+        records.extend([[list(widths), loss] for widths, loss in own])
+        alive.append(sum(type(thing) is counted for thing in gc.get_objects()))
+
+    monkeypatch.setattr(CheckpointFiles, "save", counting)
+    train(Supernet.with_extra(model, space), images(), recipe, checkpoints=CheckpointFiles(path, {}))
+    assert max(alive) <= 48 // 16
+    assert SealedLines(lines_beside(path), {}).values == records
+    assert len(records) == 4 * 48 // 16
+
+
+def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept(tmp_path: Path) -> None:
     model, space = setup()
     recipe = Recipe(epochs=1, learning_rate=1e300, batch_size=len(images().train), warmup_epochs=0)
-    kept: list[Checkpoint] = []
+    kept = CheckpointFiles(tmp_path / "checkpoint.safetensors", {})
     with pytest.raises(TrainingError, match=r"training diverged in epoch 1: '.+' has values that"):
-        train(model, space, images(), recipe, on_epoch=kept.append)
-    assert kept == []
+        train(Supernet.with_extra(model, space), images(), recipe, checkpoints=kept)
+    assert not kept.path.exists()
 
 
-def test_the_same_seed_gives_the_same_losses_and_another_seed_others() -> None:
+def trained_records(path: Path, recipe: Recipe, plan: StepPlan = STEPS["plain"]) -> list[Any]:
+    """Widths and loss of each step of a training."""
     model, space = setup()
+    supernet = Supernet.with_extra(model, space, recipe.seed)
+    train(supernet, images(), recipe, plan=plan, checkpoints=CheckpointFiles(path, {}))
+    return SealedLines(lines_beside(path), {}).values
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_seed_others(tmp_path: Path) -> None:
     recipes = [Recipe(epochs=1, learning_rate=0.05, batch_size=16, seed=seed) for seed in (1, 1, 2)]
-    first, second, other = (train(model, space, images(), recipe).records for recipe in recipes)
+    first, second, other = (
+        trained_records(tmp_path / f"{n}.safetensors", own) for n, own in enumerate(recipes)
+    )
     assert first == second
     assert first != other
 
 
-def test_sides_that_take_turns_draw_from_one_deck() -> None:
-    model, space = setup()
+def test_sides_that_take_turns_draw_from_one_deck(tmp_path: Path) -> None:
+    _, space = setup()
     size = max(len(group.choices) for group in space.groups)
     recipe = Recipe(epochs=size, learning_rate=0.01, batch_size=48)  # a step an epoch
-    records = train(model, space, images(), recipe, plan=STEPS["alternating"]).records
+    records = trained_records(tmp_path / "checkpoint.safetensors", recipe, STEPS["alternating"])
     for number, group in enumerate(space.groups):
         drawn = [widths[number] for widths, _ in records[: len(group.choices)]]
         assert sorted(drawn) == list(group.choices)
@@ -162,8 +203,9 @@ def test_sides_that_take_turns_draw_from_one_deck() -> None:
 def test_training_learns_what_a_bright_row_tells() -> None:
     model, space = setup()
     data = images()
-    result = train(model, space, data, Recipe(epochs=30, learning_rate=0.05, batch_size=16))
-    assert score(Supernet(model, space, result.state), space.largest(), data, 48).accuracy > 0.9
+    recipe = Recipe(epochs=30, learning_rate=0.05, batch_size=16)
+    result = train(Supernet.with_extra(model, space), data, recipe)
+    assert score(result.supernet, space.largest(), data, 48).accuracy > 0.9
 
 
 def test_a_score_is_the_mean_of_both_sides_and_leaves_the_supernet_as_it_was() -> None:
@@ -245,7 +287,11 @@ def test_a_training_that_diverges_says_so() -> None:
     with pytest.raises(
         TrainingError, match=r"training diverged: the loss of step \d+ is (nan|inf); lower the"
     ):
-        train(model, space, images(), Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0))
+        train(
+            Supernet.with_extra(model, space),
+            images(),
+            Recipe(epochs=20, learning_rate=1e12, batch_size=16, warmup_epochs=0),
+        )
 
 
 def test_a_batch_that_is_not_finite_is_named_as_the_reason_in_place_of_the_learning_rate() -> None:
@@ -319,9 +365,10 @@ def test_parameters_that_need_no_gradient_stay_as_they_are() -> None:
     assert isinstance(model, Concatenating)
     model.mix.requires_grad_(False)
     before = model.mix.weight.clone()
-    result = train(model, space, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16))
-    assert torch.equal(result.state["mix.weight"], before)
-    assert not torch.equal(result.state["a.weight"], model.a.weight)
+    recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=16)
+    result = train(Supernet.with_extra(model, space), images(), recipe)
+    assert torch.equal(result.supernet.state["mix.weight"], before)
+    assert not torch.equal(result.supernet.state["a.weight"], model.a.weight)
     fit_network(model, images(), Recipe(epochs=1, learning_rate=0.1, batch_size=16), "training")
     assert torch.equal(model.mix.weight, before)
 

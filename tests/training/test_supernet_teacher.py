@@ -154,10 +154,11 @@ def test_the_original_stays_as_it_was_while_the_supernet_learns_from_it(
     targets = torch.zeros(4, dtype=torch.int64)
     probe = with_state(problem.model, problem.space.without_extra(), tensors_of(problem.model)).eval()
     before = float(objective.loss(probe, x, targets, recipe).detach())
-    found = train(problem.model, problem.space, data, recipe, plan=STEPS["us-nets"], objective=objective)
+    supernet = Supernet.with_extra(problem.model, problem.space)
+    found = train(supernet, data, recipe, plan=STEPS["us-nets"], objective=objective)
     after = float(objective.loss(probe, x.clone(), targets, recipe).detach())
     assert after == pytest.approx(before, abs=1e-7)
-    assert len(found.records) == 1
+    assert len(found.curve) == 1
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,8 @@ def test_a_network_that_computes_its_own_losses_is_trained_and_scored() -> None:
     model, data = Detector().eval(), rows()
     space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=2, channel_multiple=2)
     recipe = Recipe(epochs=40, learning_rate=0.05, batch_size=12, task=DETECTION)
-    state = train(model, space, data, recipe).state
-    result = score(Supernet(model, space, state), space.largest(), data, 24, DETECTION)
+    supernet = train(Supernet.with_extra(model, space), data, recipe).supernet
+    result = score(supernet, space.largest(), data, 24, DETECTION)
     assert result.accuracy > 0.9
     assert result.loss == 0
     fit_network(model, data, recipe, "training")
@@ -289,7 +289,7 @@ def test_a_training_step_may_only_call_the_model_in_a_supernet() -> None:
     space = discover_space(model, torch.zeros(1, 1, 8, 8), bins=2, channel_multiple=2)
     recipe = Recipe(epochs=1, learning_rate=0.1, batch_size=12, task=Task(train_step=reaches_inside))
     with pytest.raises(TrainingError, match=r"failed \(AttributeError: .*may only call the model"):
-        train(model, space, data, recipe)
+        train(Supernet.with_extra(model, space), data, recipe)
 
 
 FUNCTIONS = """
