@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
+    from bcnet.measure.file_timing import TimingReport as TimingReport
+    from bcnet.measure.file_timing import TimingSettings as TimingSettings
+    from bcnet.measure.file_timing import time_file as time_file
     from bcnet.measure.network_latency import measure_network as measure_network
     from bcnet.methods.adapruner import allocate_by_scales as allocate_by_scales
     from bcnet.methods.group_fisher import FisherSettings as FisherSettings
@@ -91,6 +94,8 @@ _HOME = {
     "Subnet": "bcnet.space.subnet",
     "Supernet": "bcnet.space.supernet",
     "Task": "bcnet.training.task",
+    "TimingReport": "bcnet.measure.file_timing",
+    "TimingSettings": "bcnet.measure.file_timing",
     "TrainedNetwork": "bcnet.allocation.problem",
     "WidthSpace": "bcnet.space.width_space",
     "Widths": "bcnet.space.width_space",
@@ -121,6 +126,7 @@ _HOME = {
     "search": "bcnet.pipeline.search_evolved",
     "slice": "bcnet.pipeline.slice",
     "tensors_of": "bcnet.space.extract",
+    "time_file": "bcnet.measure.file_timing",
     "train": "bcnet.pipeline.train",
     "verify": "bcnet.pipeline.verify",
     "with_state": "bcnet.space.extract",

@@ -26,6 +26,7 @@ from bcnet.commands.run_all import run_all
 from bcnet.commands.runs import runs_app
 from bcnet.commands.search import search
 from bcnet.commands.slice import slice_
+from bcnet.commands.time import time_file
 from bcnet.commands.train import train
 from bcnet.errors import BcnetError, UsageError, one_line, raised_by_user
 from bcnet.plain import LONGEST, plain
@@ -35,6 +36,7 @@ INTERRUPTED = 130
 COMMANDS: dict[str, Callable[..., Any]] = {
     "init": init,
     "inspect": inspect,
+    "time": time_file,
     "train": train,
     "build-lut": build_lut,
     "check-lut": check_lut,

@@ -40,7 +40,8 @@ def run(job: Dict[str, Any]) -> Dict[str, Any]:
         return dict(runtime.build(model, settings, job["batches"]))
     if what == "time":
         limits = job["warmup_ms"], job["seconds"], job["iterations"]
-        return {"ms": runtime.time_runs(model, settings, *limits)}
+        time_runs = runtime.time_application if job.get("application") else runtime.time_runs
+        return {"ms": time_runs(model, settings, *limits)}
     if what == "profile":
         return dict(runtime.profile(model, settings, job["runs"]))
     if what == "infer":

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .arrays import Packed, batches, pack, unpack
 from .errors import JobError, one_line
+from .timing import timed
 
 CPU = "CPUExecutionProvider"
 FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
@@ -22,8 +23,13 @@ TYPES = {
     "tensor(double)": "float64",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
-    "tensor(bool)": "bool",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
     "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
 }
 
 
@@ -54,17 +60,20 @@ def time_runs(
     """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up."""
     session = _session(model, settings)
     feed = _constant_input(session)
-    end = time.perf_counter() + warmup_ms / 1000
-    _run(session, feed)
-    while time.perf_counter() < end:
-        _run(session, feed)
-    samples: List[float] = []
-    end = time.perf_counter() + seconds
-    while len(samples) < iterations or time.perf_counter() < end:
-        start = time.perf_counter()
-        _run(session, feed)
-        samples.append((time.perf_counter() - start) * 1000)
-    return samples
+    return timed(lambda given: _run(session, given), lambda: feed, warmup_ms, seconds, iterations)
+
+
+def time_application(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """The same on new arrays for each inference, as an application has them."""
+    session = _session(model, settings)
+    feed = _constant_input(session)
+
+    def copied() -> Dict[str, Any]:
+        return {name: array.copy() for name, array in feed.items()}
+
+    return timed(lambda given: _run(session, given), copied, warmup_ms, seconds, iterations)
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:

@@ -19,6 +19,7 @@ from .layers import origins
 from .tensorrt_engine import engine_of
 from .tensorrt_module import Api, api_of
 from .tensorrt_network import Network
+from .timing import timed
 
 WARMUP_RUNS = 3  # before a profile
 CLOCKS = Path("/sys/class/devfreq")  # on a Jetson
@@ -112,6 +113,30 @@ def time_runs(
             end = time.perf_counter() + seconds
     gpu.synchronize()
     return samples
+
+
+def time_application(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """Milliseconds of each inference by the clock of an application, for at least `seconds`, `iterations`.
+
+    Inputs are copied to the GPU, the network is enqueued, without a graph, and outputs are copied back before
+    the next inference begins. Its arrays are numpy's own, so their memory is not pinned.
+    """
+    network = load(model, settings)
+    inputs = network.fill()
+    outputs = network.empty_outputs()
+
+    def infer_once(arrays: List[Any]) -> None:
+        network.put(arrays)
+        network.enqueue()
+        network.gpu.synchronize()
+        network.get(outputs)
+
+    def copied() -> List[Any]:
+        return [array.copy() for array in inputs]
+
+    return timed(infer_once, copied, warmup_ms, seconds, iterations)
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:

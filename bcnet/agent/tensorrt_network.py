@@ -71,35 +71,56 @@ class Network:
             size *= side
         return int(size)
 
-    def fill(self) -> None:
-        """Fill all inputs with noise, at the batch that is timed; integers and booleans with zeros."""
+    def fill(self) -> List[Any]:
+        """Fill all inputs with noise, at the batch that is timed; integers and booleans with zeros.
+
+        Returns the arrays, in the engine's order.
+        """
         import numpy as np
 
         self._set_batch(self.timed)
         rng = np.random.RandomState(0)
+        arrays = []
         for name in self.inputs:
             kind, shape = self.types[name], self._shape(name)
             array = rng.standard_normal(shape) if kind.kind == "f" else np.zeros(shape)
-            self.gpu.write(self.buffers[name], np.ascontiguousarray(array.astype(kind)))
+            arrays.append(np.ascontiguousarray(array.astype(kind)))
+        self.put(arrays)
+        return arrays
 
     def run(self, arrays: Sequence[Any]) -> List[Any]:
         """All outputs for one batch of inputs, in the engine's order."""
         import numpy as np
 
         self._set_batch(len(arrays[0]))
+        given = []
         for name, array in zip(self.inputs, arrays):
             if tuple(array.shape) != self._shape(name):
                 shapes = (name, self._shape(name), tuple(array.shape))
                 raise JobError("network", "input '%s' needs shape %s, not %s" % shapes)
-            self.gpu.write(self.buffers[name], np.ascontiguousarray(array.astype(self.types[name])))
+            given.append(np.ascontiguousarray(array.astype(self.types[name])))
+        self.put(given)
         self.enqueue()
         self.gpu.synchronize()
-        found = []
-        for name in self.outputs:
-            array = np.empty(self._shape(name), self.types[name])
-            self.gpu.read(array, self.buffers[name])
-            found.append(array)
+        found = self.empty_outputs()
+        self.get(found)
         return found
+
+    def put(self, arrays: Sequence[Any]) -> None:
+        """Copy contiguous arrays of the inputs' types and shapes to the GPU."""
+        for name, array in zip(self.inputs, arrays):
+            self.gpu.write(self.buffers[name], array)
+
+    def empty_outputs(self) -> List[Any]:
+        """An array for each output, of the current batch."""
+        import numpy as np
+
+        return [np.empty(self._shape(name), self.types[name]) for name in self.outputs]
+
+    def get(self, arrays: Sequence[Any]) -> None:
+        """Copy the outputs from the GPU into contiguous arrays of their types and shapes."""
+        for name, array in zip(self.outputs, arrays):
+            self.gpu.read(array, self.buffers[name])
 
     def enqueue(self) -> None:
         """Enqueue one inference into the stream. Raises JobError."""

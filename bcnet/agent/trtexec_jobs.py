@@ -65,17 +65,29 @@ def time_runs(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[float]:
     """Milliseconds of each inference on the GPU, without copies, from the file of `--exportTimes`."""
-    limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
-    with tempfile.TemporaryDirectory() as folder:
-        command = _measuring(model, settings, warmup_ms, seconds, iterations) + ["--exportTimes=times.json"]
-        run_program(command, limit_s, folder)
-        rows = _json(Path(folder, "times.json"))
+    command = _measuring(model, settings, warmup_ms, seconds, iterations)
     try:
-        # Before 8.5, the inferences of the warm-up are exported, too.
-        warm = [row for row in rows if row["startComputeMs"] >= int(warmup_ms)]
-        return [float(row["computeMs"]) for row in warm or rows]
+        return [float(row["computeMs"]) for row in _exported(command, warmup_ms, seconds, iterations)]
     except (KeyError, TypeError, ValueError) as cause:
-        raise JobError("device", "the times that trtexec wrote have an unknown format: %s" % one_line(cause))
+        raise _unknown_times(cause)
+
+
+def time_application(
+    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+) -> List[float]:
+    """Milliseconds from the start of an inference's first copy to the end of its last, by the GPU's events.
+
+    The network is enqueued, without a graph, and each inference ends before the next one begins
+    (`--exposeDMA`). The copies are from and to pinned memory.
+    """
+    command = _measuring(model, settings, warmup_ms, seconds, iterations, application=True)
+    try:
+        return [
+            float(row["endD2hMs"]) - float(row["startH2dMs"])
+            for row in _exported(command, warmup_ms, seconds, iterations)
+        ]
+    except (KeyError, TypeError, ValueError) as cause:
+        raise _unknown_times(cause)
 
 
 def profile(model: bytes, settings: Dict[str, Any], runs: int) -> Dict[str, Any]:
@@ -293,16 +305,43 @@ def _bindings(program: str, engine: Path) -> Dict[str, Any]:
     return _bound[engine]
 
 
+def _exported(command: List[str], warmup_ms: float, seconds: float, iterations: int) -> List[Any]:
+    """The rows of `--exportTimes`, one per inference. Raises JobError, or another error of the format."""
+    limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
+    with tempfile.TemporaryDirectory() as folder:
+        run_program(command + ["--exportTimes=times.json"], limit_s, folder)
+        rows = _json(Path(folder, "times.json"))
+    # Before 8.5, the inferences of the warm-up are exported, too.
+    return [row for row in rows if row["startComputeMs"] >= int(warmup_ms)] or list(rows)
+
+
+def _unknown_times(cause: Exception) -> JobError:
+    return JobError("device", "the times that trtexec wrote have an unknown format: %s" % one_line(cause))
+
+
 def _measuring(
-    model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
+    model: bytes,
+    settings: Dict[str, Any],
+    warmup_ms: float,
+    seconds: float,
+    iterations: int,
+    application: bool = False,
 ) -> List[str]:
-    """The command that times a network. Every option is given, because defaults differ between versions."""
+    """The command that times a network. Every option is given, because defaults differ between versions.
+
+    As an `application` does it: with copies, without a graph, one inference after the other.
+    """
     program, engine = _program(settings), _engine_file(model, settings)
     version = _version(program)
     command = [program, "--loadEngine=%s" % engine, "--warmUp=%d" % warmup_ms, "--iterations=%d" % iterations]
     # Before 8.4 it accepts only whole seconds.
     command.append("--duration=%g" % seconds if version >= (8, 4) else "--duration=%d" % -(-seconds // 1))
-    if version < (11,):  # defaults of later versions
+    old = version < (11,)  # later versions use graphs, spin and do not copy if nothing is given
+    if application:
+        command += ["--exposeDMA"] + (
+            ["--useSpinWait"] if old else ["--includeDataTransfers", "--noCudaGraph"]
+        )
+    elif old:
         command += ["--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
     batch = settings.get("batch") or 1
     if batch > 1:  # the default of a dynamic batch is 1

@@ -51,8 +51,14 @@ class Runtime(Protocol):
         The middle one of three sizes is optimised for.
         """
 
-    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each whole inference on a constant input, after warm-up, without profiling."""
+    def time_network(
+        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
+    ) -> np.ndarray:
+        """Milliseconds of each whole inference on a constant input, after warm-up, without profiling.
+
+        The time is that of the device itself. An `application` also copies inputs and outputs, and begins an
+        inference when the previous one has ended.
+        """
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """The nodes in order of execution: name, and milliseconds in each of `runs` inferences."""

@@ -11,6 +11,12 @@ from bcnet.runtimes.answers import checked
 Job = Mapping[str, Any]
 
 
+def timing_job(warmup_ms: float, seconds: float, iterations: int, application: bool) -> dict[str, Any]:
+    """The arguments of a "time" job; jobs of recordings, which have no application mode, stay the same."""
+    limits = {"warmup_ms": warmup_ms, "seconds": seconds, "iterations": iterations}
+    return {**limits, "application": True} if application else limits
+
+
 class Device(Protocol):
     """A machine that executes jobs (see `bcnet.agent.jobs`); their `bytes` are files and arrays."""
 

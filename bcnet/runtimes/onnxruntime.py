@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bcnet.agent.arrays import pack, unpack
 from bcnet.errors import DeviceError
-from bcnet.runtimes.device import Device
+from bcnet.runtimes.device import Device, timing_job
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 
@@ -49,11 +49,16 @@ class OnnxRuntime:
         info = self._call("build", model=content, batches=list(batches))["info"]
         return Engine(content, info)
 
-    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up."""
+    def time_network(
+        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
+    ) -> np.ndarray:
+        """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up.
+
+        An `application` has new input arrays for each inference.
+        """
         limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
-        limits = {"warmup_ms": warmup_ms, "seconds": seconds, "iterations": iterations}
-        return np.array(self._call("time", limit_s, model=model, **limits)["ms"])
+        job = timing_job(warmup_ms, seconds, iterations, application)
+        return np.array(self._call("time", limit_s, model=model, **job)["ms"])
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """Node names of the optimised graph in order of execution, with their milliseconds in each run.

@@ -13,7 +13,7 @@ import numpy as np
 from bcnet.agent.arrays import pack, unpack
 from bcnet.agent.tensorrt_module import variant_of, wrong_variant
 from bcnet.errors import DeviceError, NetworkError
-from bcnet.runtimes.device import Device
+from bcnet.runtimes.device import Device, timing_job
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.traits import RUNTIMES
@@ -88,11 +88,16 @@ class TensorRt:
             answer = self._job(self.variant, "build", BUILDING_S, model=content, batches=list(batches))
         return Engine(answer["engine"], answer["info"])
 
-    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
-        """Milliseconds of each inference on the GPU, without copies, for at least `seconds`, `iterations`."""
+    def time_network(
+        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
+    ) -> np.ndarray:
+        """Milliseconds of each inference on the GPU, without copies, for at least `seconds`, `iterations`.
+
+        An `application` copies inputs and outputs, and waits for each inference before the next.
+        """
         limit_s = LOADING_S + BUILDING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
-        limits = {"warmup_ms": warmup_ms, "seconds": seconds, "iterations": iterations}
-        return np.array(self._run("time", limit_s, model=self._mine(model), **limits)["ms"])
+        job = timing_job(warmup_ms, seconds, iterations, application)
+        return np.array(self._run("time", limit_s, model=self._mine(model), **job)["ms"])
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """The engine's layers in order of execution, with their milliseconds in each run.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bcnet.agent.arrays import batches as batches_of
+from bcnet.agent.timing import timed
 from bcnet.errors import DeviceError, NetworkError, one_line
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_torch import Step, TorchNetwork, channels_last, load_network
@@ -125,16 +126,37 @@ class TorchCuda:
         }
         return Engine(model, info)
 
-    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
+    def time_network(
+        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
+    ) -> np.ndarray:
         """Milliseconds of each inference between two events, for at least `seconds` and `iterations`.
 
         The whole network is one CUDA graph. Inputs and outputs stay on the GPU, and each inference ends
-        before the next one begins, so the time includes the launch of the graph.
+        before the next one begins, so the time includes the launch of the graph. An `application` launches
+        the same graph, but copies inputs from numpy arrays and outputs to them; the time is the processor's.
         """
         with self._configured():
             network = load_network(model, torch.device(self.device))
             inputs = self._constant_inputs(network)
-            replay = self._captured(lambda: network(*inputs))
+            outputs: list[Tensor] = []
+
+            def run() -> None:
+                outputs[:] = network(*inputs)
+
+            replay = self._captured(run)
+            if application:
+                arrays = [tensor.cpu().numpy() for tensor in inputs]
+
+                def infer(fresh: list[np.ndarray]) -> None:
+                    for place, array in zip(inputs, fresh, strict=True):
+                        place.copy_(torch.from_numpy(array))
+                    replay()
+                    for output in outputs:
+                        output.cpu()
+
+                return np.array(
+                    timed(infer, lambda: [a.copy() for a in arrays], warmup_ms, seconds, iterations)
+                )
             end = time.perf_counter() + warmup_ms / 1000
             self._once_ms([replay])
             while time.perf_counter() < end:

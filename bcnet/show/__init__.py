@@ -7,3 +7,4 @@ from bcnet.show.space import show_space as show_space
 from bcnet.show.stages import show_fields as show_fields
 from bcnet.show.stages import show_summary as show_summary
 from bcnet.show.tables import show_table as show_table
+from bcnet.show.timing import show_timing as show_timing

@@ -278,7 +278,9 @@ class Profiled:
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         return [(name, np.array([ms])) for name, ms in self.rows(model)]
 
-    def time_network(self, model: bytes, warmup_ms: float, seconds: float, iterations: int) -> np.ndarray:
+    def time_network(
+        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
+    ) -> np.ndarray:
         return np.array([0.02 + sum(ms for _, ms in self.rows(model))] * iterations)
 
 

@@ -13,6 +13,7 @@ SHARED = (
     *("--help", "--onnx", "--saveEngine", "--loadEngine", "--timingCacheFile", "--profilingVerbosity"),
     *("--minShapes", "--optShapes", "--maxShapes", "--shapes", "--loadInputs", "--iterations", "--duration"),
     *("--warmUp", "--exportTimes", "--exportProfile", "--exportLayerInfo", "--exportOutput", "--verbose"),
+    "--exposeDMA",
 )
 BEFORE_11 = (
     "--useCudaGraph",
@@ -153,8 +154,9 @@ if "--exportTimes" in given:
         start = warm - 2 + number if number < 2 else warm + number
         if start < warm and VERSION != "v8201":
             continue
-        rows.append('{ "startComputeMs" : %d, "computeMs" : %g, "latencyMs" : %g }'
-                    % (start, 99 if start < warm else 1.5 + number / 1000.0, 2.0))
+        compute = 99 if start < warm else 1.5 + number / 1000.0
+        rows.append('{ "startH2dMs" : %g, "startComputeMs" : %d, "endD2hMs" : %g, "computeMs" : %g }'
+                    % (start - 0.25, start, start + compute + 0.5, compute))
     open(given["--exportTimes"], "w").write("[\n  " + "\n, ".join(rows) + "\n]\n")
 if "--exportProfile" in given:
     rows = ['{ "count" : %s }' % given["--iterations"]]

@@ -258,3 +258,15 @@ def test_a_runtime_on_a_recording_gives_the_same_arrays(tmp_path: Path) -> None:
     assert then == now
     with pytest.raises(DeviceError, match="infer with onnxruntime"):
         OnnxRuntime(Recorded(path)).predictor(network())(images + 1)
+
+
+def test_a_recording_without_the_application_mode_still_has_the_times_of_the_device(tmp_path: Path) -> None:
+    limits = {"warmup_ms": 0.0, "seconds": 0.001, "iterations": 3}
+    before = {"do": "time", "runtime": "onnxruntime", "settings": {"provider": "cpu", "threads": 1}}
+    recorded = Recording(LocalDevice(), tmp_path / "a.jsonl").call(
+        {**before, "model": network(), **limits}, 1.0
+    )
+    runtime = OnnxRuntime(Recorded(tmp_path / "a.jsonl"))
+    assert runtime.time_network(network(), **limits).tolist() == recorded["ms"]
+    with pytest.raises(DeviceError, match=r"has no answer to this job: time .*, application 1; record it"):
+        runtime.time_network(network(), **limits, application=True)

@@ -228,6 +228,21 @@ def test_times_are_those_between_events_around_one_graph(module: Module, gpu: Gp
     assert context.batch == (3 if context.dynamic else 4)  # the usual one
 
 
+def test_an_application_copies_inputs_and_outputs_of_each_inference_and_launches_no_graph(
+    module: Module, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for name in ("write", "synchronize", "read"):
+        real = getattr(gpu, name)
+        monkeypatch.setattr(gpu, name, lambda *ends, n=name, real=real: (order.append(n), real(*ends))[1])
+    samples = runtime().time_network(ENGINE, 0.0, 0.0, 5, application=True)
+    (context,) = module.contexts
+    assert len(samples) == 5
+    assert (samples > 0).all()
+    assert (gpu.launches, context.runs) == (0, 6)  # one is the warm-up
+    assert order == ["write", *["write", "synchronize", "read"] * 6]  # before, the inputs are filled
+
+
 def test_a_dynamic_engine_is_timed_at_the_batch_of_the_profile(module: Module) -> None:
     runtime(batch=2).time_network(ENGINE, 0.0, 0.0, 2)
     assert module.contexts[-1].batch == (2 if module.contexts[-1].dynamic else 4)

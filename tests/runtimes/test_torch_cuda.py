@@ -545,6 +545,15 @@ def test_each_inference_is_a_replay_between_two_events_of_a_graph_that_was_warme
     assert played.calls == capture + 4 * ["event", "replay", "event", "synchronize"]
 
 
+def test_an_application_copies_into_the_inputs_of_the_graph_and_replays_it_once_an_inference(
+    played: PlayedCuda,
+) -> None:
+    samples = TorchCuda(device="cpu:0").time_network(one_node("Relu", (2, 4)), 0, 0, 3, application=True)
+    assert len(samples) == 3
+    assert (samples > 0).all()
+    assert played.calls == ["stream", "end of stream", "graph", "end of graph", *4 * ["replay"]]
+
+
 def test_a_predictor_keeps_the_weights_whose_addresses_its_graph_has(
     played: PlayedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,21 @@ def test_a_measurement_runs_in_a_graph_without_copies_as_long_as_was_asked(tmp_p
     assert not {"--useCudaGraph", "--separateProfileRun"} & calls(latest)[1].keys()
 
 
+@pytest.mark.parametrize("number", VERSIONS)
+def test_an_application_copies_and_runs_one_inference_after_the_other_without_a_graph(
+    number: str, tmp_path: Path
+) -> None:
+    program = fake_trtexec.write(tmp_path, number)
+    limits = {"warmup_ms": 100, "seconds": 0.25, "iterations": 3}
+    times = job(program, "time", model=network(), application=True, **limits)["ms"]
+    assert times == pytest.approx([2.252, 2.253, 2.254])  # copies of 0.25 and 0.5 ms
+    given = calls(program)[1].keys()
+    assert "--exposeDMA" in given
+    assert not {"--useCudaGraph", "--noDataTransfers"} & given
+    latest = {"--includeDataTransfers", "--noCudaGraph"}
+    assert latest & given == (latest if number == "v110100" else set())
+
+
 def test_a_network_is_built_once_and_all_share_a_timing_cache(tmp_path: Path) -> None:
     program = fake_trtexec.write(tmp_path, "v100300")
     for model in (network(2), network(4), network(2)):
