@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from bcnet.cli import main
 
 PAGE = (Path(__file__).parent.parent / "docs/reference/json.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([a-z][a-z0-9_]*)`", PAGE))
-# Of a table's calibration, a group and a profile; other pages and `bcnet devices NAME` describe them.
-ELSEWHERE = ("calibration", "groups")
+# Of a calibration, a group, a profile and a runtime: other pages and `bcnet devices NAME` describe them.
+ELSEWHERE = ("calibration", "groups", "runtime")
 
 
 def keys(value: Any) -> Iterator[str]:
@@ -40,6 +42,17 @@ def keys(value: Any) -> Iterator[str]:
 def test_every_key_of_a_stage_is_documented(project: Path, file: str) -> None:
     stage = json.loads((project / "runs/default" / file).read_text(encoding="utf-8"))
     assert set(keys(stage)) - NAMED == set()
+
+
+def test_every_key_of_a_timed_file_is_documented(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), "a.onnx")
+    assert (
+        main(["time", "a.onnx", "--against", "a.onnx", "--seconds", "0.01", "--rounds", "3", "--json"]) == 0
+    )
+    assert set(keys(json.loads(capfd.readouterr().out))) - NAMED == set()
 
 
 @pytest.mark.parametrize("command", [["train"], ["inspect"], ["runs"]])

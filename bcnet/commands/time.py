@@ -54,8 +54,9 @@ def time_file(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time any ONNX file on a device: the whole network with percentiles, as an application runs it, and its
-    layers. Needs neither training nor the PyTorch model. With --against, the ratio to another file."""
+    """Time any ONNX file on a device. Measures the whole network, with percentiles, as an application runs
+    it, and its layers; with --against, the ratio to another file. Needs neither training nor the PyTorch
+    model."""
     from bcnet.hw_profiles.target import target_profile
     from bcnet.measure.file_timing import TimingSettings
     from bcnet.measure.file_timing import time_file as timed

@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING
 
 from bcnet.plain import cell
-from bcnet.show.tables import COLUMNS, columns, milliseconds, put
+from bcnet.show.tables import columns, put
 
 if TYPE_CHECKING:
     from bcnet.measure.file_timing import TimedFile, TimedRuns, TimingReport
 
-LONGEST = 44  # characters of the name of a layer or a file
+LONGEST = 44  # characters of the name of a layer
+LONGEST_FILE = 18
 SETTING = ("runtime", "runtime_version", "processor")
 
 
@@ -23,9 +24,9 @@ def show_timing(report: "TimingReport", most_layers: int) -> None:
         put(f"input{'' if len(inputs) == 1 else 's'}: {', '.join(inputs)}")
     rows = []
     for own in report.files:
-        label = _cut(own.file) if others else "network"
-        rows += [_row(label, own.device_time), _row("  in an application", own.application)]
-    put("", *columns(["", "ms", "interval (95 %)", "p50", "p90", "p99", "runs", "noise"], rows))
+        label = _cut(own.file, LONGEST_FILE) if others else "network"
+        rows += [_row(label, own.device_time), _row("  application", own.application)]
+    put("", *columns(["", "ms", "interval", "p50", "p90", "p99", "runs", "noise"], rows))
     if first.layers:
         put("", *_layers(first, most_layers))
     elif first.no_layers:
@@ -39,20 +40,20 @@ def show_timing(report: "TimingReport", most_layers: int) -> None:
         put(f"note: {report.recorded}")
     rounds = len(first.device_time.rounds_ms)
     put(f"ms: what an inference takes while nothing else runs, median of {rounds} rounds;")
-    put("    another call is expected inside the interval")
+    put("    another call is expected inside the interval in 95 % of all cases")
     if report.not_quiet:
         put(f"warning: {report.not_quiet}")
 
 
 def _row(name: str, runs: "TimedRuns") -> list[str]:
-    interval = f"{milliseconds(runs.low_ms)}-{milliseconds(runs.high_ms)}"
-    percentiles = [milliseconds(ms) for ms in (runs.p50_ms, runs.p90_ms, runs.p99_ms)]
-    return [name, milliseconds(runs.typical_ms), interval, *percentiles, str(runs.runs), f"{runs.noise:.0%}"]
+    interval = f"{_ms(runs.low_ms)}-{_ms(runs.high_ms)}"
+    percentiles = [_ms(ms) for ms in (runs.p50_ms, runs.p90_ms, runs.p99_ms)]
+    return [name, _ms(runs.typical_ms), interval, *percentiles, str(runs.runs), f"{runs.noise:.0%}"]
 
 
 def _layers(file: "TimedFile", most: int) -> list[str]:
     rows = [
-        [_cut(layer.name), _cut(layer.kind), milliseconds(layer.ms), f"{layer.share:.1%}"]
+        [_cut(layer.name, LONGEST), _cut(layer.kind, 20), _ms(layer.ms), f"{layer.share:.1%}"]
         for layer in file.layers[:most]
     ]
     lines = columns(["layer", "kind", "ms", "share"], rows)
@@ -67,9 +68,7 @@ def _compared(report: "TimingReport") -> str:
     assert found is not None
     ratio, low, high = found.ratio, found.low, found.high
     if not found.separable:
-        return (
-            f"not separable: {second} is {ratio:.2f} times as fast as {first} (95 %: {low:.2f} to {high:.2f})"
-        )
+        return f"{first} and {second} are not separable (ratio {ratio:.2f}, 95 %: {low:.2f} to {high:.2f})"
     if ratio < 1:
         first, second = second, first
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
@@ -80,7 +79,12 @@ def _sides(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _cut(name: str) -> str:
-    """A name of at most `LONGEST` characters; its end distinguishes layers better than its beginning."""
-    text = cell(name, COLUMNS * 10)
-    return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
+def _cut(name: str, most: int) -> str:
+    """A name of at most `most` characters: its end distinguishes better than its beginning."""
+    text = cell(name, 10 * most)
+    return text if len(text) <= most else f"...{text[3 - most :]}"
+
+
+def _ms(ms: float) -> str:
+    """Milliseconds in at most six characters, unless there are a hundred thousand."""
+    return f"{ms:.{0 if ms >= 1000 else 1 if ms >= 100 else 3 if ms >= 1 else 4}f}"

@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sshd import PYTHON, SSHD, Sshd
 
 from bcnet.cli import main
+from bcnet.measure.file_timing import Speedup, TimedFile, TimedRuns, TimingReport
 from bcnet.runtimes import runtime_here, runtime_on_hosts, runtime_recorded
+from bcnet.show import show_timing
 
 QUICK = ("--rounds", "3", "--seconds", "0.03")
 PROFILE = 'description = "briefly"\nruntime = "onnxruntime"\nwarmup_ms = 0.0\niterations = 6\n'
@@ -74,9 +76,7 @@ def test_a_file_is_timed_whole_in_an_application_and_by_layers(capfd: pytest.Cap
     assert sum(layer["ms"] for layer in file["layers"]) == pytest.approx(file["layers_ms"], abs=1e-3)
 
 
-def test_people_read_eighty_columns_with_the_comparison_in_a_sentence(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_people_read_tables_of_eighty_columns(capfd: pytest.CaptureFixture[str]) -> None:
     small, large = network("small.onnx"), network("large.onnx", 64, 64)
     assert main(["time", large, "--against", small, "--layers", "1", *QUICK]) == 0
     out = capfd.readouterr().out
@@ -84,14 +84,40 @@ def test_people_read_eighty_columns_with_the_comparison_in_a_sentence(
     assert max(len(line) for line in lines if not line.startswith(("warning", "large.onnx on"))) <= 80
     assert lines[0].startswith("large.onnx on cpu (onnxruntime, ")
     assert lines[1] == "inputs: image 1x3x64x64 float32, index 1 int64"
-    assert lines[3].split() == ["ms", "interval", "(95", "%)", "p50", "p90", "p99", "runs", "noise"]
-    rows = [line.split("  ")[0] or line.strip().split("  ")[0] for line in lines[5:9]]
-    assert rows == ["large.onnx", "in an application", "small.onnx", "in an application"]
+    assert lines[3].split() == ["ms", "interval", "p50", "p90", "p99", "runs", "noise"]
+    assert [re.split(r"\s\s+\d", line)[0].strip() for line in lines[5:9]] == [
+        "large.onnx",
+        "application",
+        "small.onnx",
+        "application",
+    ]
     assert re.search(r"^stem +Conv\+Relu +\d+\.\d+ +\d+\.\d%$", out, re.MULTILINE)
     assert re.search(r"^\d more layers; all \d take \d+% of the network's time$", out, re.MULTILINE)
-    assert "small.onnx is " in out
-    assert re.search(r"times as fast as large.onnx \(95 %: \d+\.\d\d to \d+\.\d\d\)$", out, re.MULTILINE)
+    assert re.search(r"^\S+ (is|and) .*95 %: \d+\.\d\d to \d+\.\d\d\)$", out, re.MULTILINE)
     assert "note: the two files have different inputs" in lines
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "second_ms", "sentence"),
+    [
+        ((4.0, 4.0, 4.0), (2.0, 2.0, 2.0), "b.onnx is 2.00 times as fast as a.onnx (95 %: 1.98 to 2.02)"),
+        ((2.0, 2.0, 2.0), (4.0, 4.0, 4.0), "a.onnx is 2.00 times as fast as b.onnx (95 %: 1.98 to 2.02)"),
+        ((2, 2.2, 1.8), (2, 2, 2), "a.onnx and b.onnx are not separable (ratio 1.00, 95 %: 0.78 to 1.28)"),
+    ],
+)
+def test_two_files_are_compared_in_a_sentence(
+    first_ms: tuple[float, ...],
+    second_ms: tuple[float, ...],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = []
+    for name, rounds in (("a.onnx", first_ms), ("b.onnx", second_ms)):
+        runs = TimedRuns.of([np.full(9, ms) for ms in rounds])
+        files.append(TimedFile(name, "fp32", (), 100, runs, runs))
+    report = TimingReport("cpu", 1, 1, {}, tuple(files), Speedup.of(first_ms, second_ms), None, (), None)
+    show_timing(report, 0)
+    assert sentence in capsys.readouterr().out.splitlines()
 
 
 def test_a_recording_is_replayed_with_its_numbers(capfd: pytest.CaptureFixture[str]) -> None:
