@@ -18,14 +18,12 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.machine import MEDIAN
 from bcnet.measure.layer_names import layer_names
 from bcnet.measure.network_file import NetworkFile, NetworkInput, Shapes, read_network
-from bcnet.measure.network_latency import replayed, runtime_of
+from bcnet.measure.network_latency import INTERRUPTED, MANY, replayed, runtime_of, uninterrupted_ms
 from bcnet.progress import announce, progress_bar, working
 from bcnet.runtimes import Runtime
 from bcnet.traits import PrecisionName
 
 ROUNDS, FEWEST = 10, 3
-WINDOW_MS = 50.0  # other work on the machine comes in bursts: some windows are free of it
-QUIET = 25  # percentile of the inferences of a window, and of the windows of a round
 APPLICATION = 0.5  # share of a round's duration for which the application is timed
 # Half the width of the narrowest interval: the machine itself drifts by this between calls, which rounds of
 # one call do not show.
@@ -53,10 +51,11 @@ class TimingSettings:
 class TimedRuns:
     """Latencies of a network in ms, in one mode.
 
-    `typical_ms` is the median of the rounds, `rounds_ms`: what an inference takes while nothing else runs
-    (see `quiet_ms`). In 95 % of all cases, `typical_ms` of another call lies from `low_ms` to `high_ms`. The
-    percentiles are those of all single inferences, `noise` is the relative difference between the slowest
-    round and the fastest.
+    `typical_ms` is the median of the rounds, `rounds_ms`, each the median of the inferences that other work
+    did not interrupt, as for all latencies of bcnet. In 95 % of all cases, `typical_ms` of another call lies
+    from `low_ms` to `high_ms`. The percentiles are those of all single inferences, `interrupted` is the share
+    that took over 1.25 times the fastest, `noise` the relative difference between the slowest round and the
+    fastest.
     """
 
     typical_ms: float
@@ -66,13 +65,14 @@ class TimedRuns:
     p90_ms: float
     p99_ms: float
     runs: int
+    interrupted: float
     rounds_ms: tuple[float, ...]
     noise: float
 
     @classmethod
     def of(cls, rounds: Sequence[np.ndarray]) -> "TimedRuns":
         """The statistics of rounds, each the ms of its inferences in order."""
-        values = np.array([quiet_ms(samples) for samples in rounds])
+        values = np.array([uninterrupted_ms(samples) for samples in rounds])
         typical = float(np.median(values))
         half = max(_repeats_within(values), FLOOR * typical)
         samples = np.concatenate(rounds)
@@ -85,6 +85,7 @@ class TimedRuns:
             p90_ms=round(float(p90), 5),
             p99_ms=round(float(p99), 5),
             runs=len(samples),
+            interrupted=round(float(np.mean(samples > INTERRUPTED * samples.min())), 4),
             rounds_ms=tuple(round(float(value), 5) for value in values),
             noise=round(float(values.max() / max(values.min(), 1e-9) - 1), 4),
         )
@@ -163,7 +164,7 @@ class TimingReport:
     recorded: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; docs/json.md describes the keys."""
+        """The report as JSON values; docs/reference/json.md describes the keys."""
         found = asdict(self)
         if self.speedup is not None:
             found["speedup"]["separable"] = self.speedup.separable
@@ -213,18 +214,6 @@ def time_file(
         notes=tuple(_notes(files, profile, settings)),
         recorded=replayed(profile),
     )
-
-
-def quiet_ms(samples: np.ndarray) -> float:
-    """The latency of a round: the lower quartile of its windows of 50 ms, each that of its inferences.
-
-    Other work on the machine only adds time, and comes in bursts; what is free of it agrees.
-    """
-    begins = np.cumsum(samples) - samples
-    last = max(samples.sum() // WINDOW_MS - 1, 0)  # what is left at the end is part of the last whole window
-    window = np.minimum(begins // WINDOW_MS, last)
-    borders = np.flatnonzero(np.diff(window)) + 1
-    return float(np.percentile([np.percentile(part, QUIET) for part in np.split(samples, borders)], QUIET))
 
 
 def _quantile(rounds: int) -> float:
@@ -294,15 +283,17 @@ def _with_layers(result: TimedFile, file: NetworkFile, runtime: Runtime) -> Time
 
 
 def _not_quiet(files: Sequence[TimedFile]) -> str | None:
-    """A warning if rounds of one file disagree: the noisiest is named."""
+    """A warning if rounds of one file disagree, or many of its inferences were interrupted; else None."""
     worst = max(files, key=lambda own: own.device_time.noise)
     runs = worst.device_time
-    if runs.noise <= NOISY:
+    interrupted = max(own.device_time.interrupted for own in files)
+    if runs.noise <= NOISY and interrupted <= MANY:
         return None
     return (
         f"the machine is not quiet: rounds of {worst.file} disagree by {runs.noise:.0%} "
-        f"({min(runs.rounds_ms):.4g} to {max(runs.rounds_ms):.4g} ms); stop other work on it, or keep bcnet "
-        "on its own cores (taskset)"
+        f"({min(runs.rounds_ms):.4g} to {max(runs.rounds_ms):.4g} ms), {interrupted:.0%} of inferences took "
+        f"over {INTERRUPTED:g} times the fastest; stop other work on it, or keep bcnet on its own cores "
+        "(taskset)"
     )
 
 

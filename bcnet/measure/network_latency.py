@@ -135,14 +135,14 @@ def measure_network(
             profile.seconds * share / WINDOWS,
             max(2, round(profile.iterations * share / WINDOWS)),
         )
-        windows = sorted([*windows, samples], key=_uninterrupted_ms)
+        windows = sorted([*windows, samples], key=uninterrupted_ms)
     reason = _busy(windows)
     if reason and not quiet:
         say(reason)
-    return replace(LatencyStat.of(windows[0]), median_ms=round(_uninterrupted_ms(windows[0]), 5))
+    return replace(LatencyStat.of(windows[0]), median_ms=round(uninterrupted_ms(windows[0]), 5))
 
 
-def _uninterrupted_ms(samples: np.ndarray) -> float:
+def uninterrupted_ms(samples: np.ndarray) -> float:
     """The median of the samples, in ms, without those of interrupted inferences."""
     return float(np.median(samples[samples <= INTERRUPTED * samples.min()]))
 
@@ -162,4 +162,4 @@ def _busy(windows: Sequence[np.ndarray]) -> str | None:
 
 def _apart(windows: Sequence[np.ndarray]) -> float:
     """The relative difference between the first two windows, which are the fastest."""
-    return _uninterrupted_ms(windows[1]) / max(_uninterrupted_ms(windows[0]), 1e-9) - 1
+    return uninterrupted_ms(windows[1]) / max(uninterrupted_ms(windows[0]), 1e-9) - 1

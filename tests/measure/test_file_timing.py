@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure import file_timing
-from bcnet.measure.file_timing import FLOOR, Speedup, TimedRuns, TimingSettings, quiet_ms, time_file
+from bcnet.measure.file_timing import FLOOR, Speedup, TimedRuns, TimingSettings, time_file
 
 PROFILE = HwProfile(
     name="there", description="", runtime="onnxruntime", seconds=1.0, iterations=30, warmup_ms=0
@@ -57,13 +57,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return found
 
 
-def test_a_round_counts_what_is_free_of_bursts() -> None:
-    steady = np.full(400, 5.0)
-    disturbed = steady.copy()
+def test_a_round_counts_what_was_not_interrupted_and_percentiles_count_everything() -> None:
+    disturbed = np.full(400, 5.0)
     disturbed[100:300] = 12.0
-    assert quiet_ms(steady) == quiet_ms(disturbed) == 5.0
-    assert quiet_ms(np.array([80.0, 90.0, 100.0, 110.0, 120.0])) == 90.0  # each in a window of its own
-    assert quiet_ms(np.array([3.0])) == 3.0
+    runs = TimedRuns.of([np.full(400, 5.0), disturbed])
+    assert (runs.rounds_ms, runs.typical_ms, runs.noise) == ((5.0, 5.0), 5.0, 0.0)
+    assert (runs.p50_ms, runs.p90_ms, runs.interrupted) == (5.0, 12.0, 0.25)
 
 
 def test_percentiles_are_those_of_single_inferences() -> None:
@@ -147,8 +146,8 @@ def test_rounds_that_disagree_are_a_warning(device: Device, tmp_path: Path) -> N
     device.rounds_ms = [1.0, 1.0, 1.5]
     report = time_file(saved(tmp_path / "a.onnx"), PROFILE, settings=TimingSettings(rounds=3))
     assert report.not_quiet == (
-        "the machine is not quiet: rounds of a.onnx disagree by 50% (1 to 1.5 ms); stop other work on it, or "
-        "keep bcnet on its own cores (taskset)"
+        "the machine is not quiet: rounds of a.onnx disagree by 50% (1 to 1.5 ms), 33% of inferences took "
+        "over 1.25 times the fastest; stop other work on it, or keep bcnet on its own cores (taskset)"
     )
     assert report.files[0].device_time.typical_ms == 1.0
 
