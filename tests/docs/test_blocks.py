@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, str, bool]]:
     found = set()
     for page in pages():
         lines = [line for block in blocks(page, "", "bash", "sh") for line in lines_of(block.text)]
-        inline = re.findall(r"`(bcnet [^`]+)`", without_code(text_of(page)))
+        inline = re.findall(r"`(bcnet [^`(]+)[^`]*`", without_code(text_of(page)))
         found |= {(name(page), " ".join(code.split()), False) for code in inline}
         found |= {(name(page), line.strip(), True) for line in lines}
     return sorted(command for command in found if command[1].startswith("bcnet "))

@@ -31,7 +31,7 @@ def test_the_deployed_file_is_read_with_onnx_runtime_and_with_pytorch_alone(
         exec(block.text, {})
     digit, shape = capsys.readouterr().out.splitlines()
     assert digit in "0123456789"
-    assert shape == "torch.Size([1, 10])"
+    assert shape == "torch.Size([8, 10])"
 
 
 @pytest.mark.usefixtures("folder")
