@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +20,9 @@ from bcnet.hw_profiles.target import Target, target_of, target_profile
 from bcnet.pipeline.results import SearchSummary, TableSummary, target_named
 from bcnet.progress import say
 from bcnet.runs import MANIFEST, RUNS, Run
+
+if TYPE_CHECKING:
+    from bcnet.pipeline.problem import Problem
 
 DEFAULT = "default"
 TABLES = Path("latency_tables")
@@ -138,26 +141,30 @@ def require_table(choice: Choice, *, searched: bool) -> None:
         raise TableError(f"{what}: measure its latency table first, with `{_build(choice, profile)}`")
 
 
-def require_configured(command: str, config: Path | None, run: Run | None, settings: Config) -> None:
+def require_configured(
+    command: str, config: Path | None, run: Run | None, settings: Config
+) -> "Problem | None":
     """Report that the built-in example is used where nothing is configured; `settings` are its defaults.
 
-    Raises ConfigError where a stage other than `bcnet run` would begin a run of the example, and where the
-    existing run is of another network or other data: its configuration is missing then.
+    Returns the example's problem where it was opened for that. Raises ConfigError where a stage other than
+    `bcnet run` would begin a run of the example, and where the existing run is of another network or other
+    data: its configuration is missing then.
     """
     if not is_example(config):
-        return
+        return None
     if run is not None and command not in ("inspect", "check-lut"):
         begun = next((own for own in (run, Run.named(DEFAULT)) if _has_begun(own)), None)
         if begun is not None and (begun == run or command != "run"):
-            _require_example(begun, settings)
+            problem = _example_of(begun, settings)
             say(f"no bcnet.toml here: {run.folder} continues the built-in example, handwritten digits")
-            return
+            return problem
         if command != "run":
             raise ConfigError(
                 "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try "
                 "the built-in example with `bcnet run`"
             )
     say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
+    return None
 
 
 def _has_begun(run: Run) -> bool:
@@ -167,11 +174,15 @@ def _has_begun(run: Run) -> bool:
     return any(path.exists() for path in finished) or any(train.folder.glob(CHECKPOINTS))
 
 
-def _require_example(run: Run, settings: Config) -> None:
-    """Raise ConfigError where a run's supernet, or its table where it has none, is not the example's."""
+def _example_of(run: Run, settings: Config) -> "Problem":
+    """The example's problem.
+
+    Raises ConfigError where a run's supernet, or its table where it has none, is of another one.
+    """
     from bcnet.pipeline.open_problem import open_problem
     from bcnet.pipeline.training_file import inputs_of  # torch with it
 
+    problem = open_problem(settings)
     train, table = run.stage("train"), run.stage("build-lut")
     if train.path(MANIFEST).exists():
         found = train.inputs()
@@ -180,16 +191,18 @@ def _require_example(run: Run, settings: Config) -> None:
     else:
         bound = bound_to(run)
         own = settings if bound is None else _as_in(settings, bound, [])
-        if table.inputs().get("model") == open_problem(own).table.model_key:
-            return
+        measured = problem if own == settings else open_problem(own)
+        if table.inputs().get("model") == measured.table.model_key:
+            return problem
         found = {}
     # Not the space: that of another device may differ.
-    example = open_problem(settings).inputs()
+    example = problem.inputs()
     if any(found.get(key) != example[key] for key in ("model", "data")):
         raise ConfigError(
             f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with "
             f"seed {settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
         )
+    return problem
 
 
 def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:

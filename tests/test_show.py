@@ -3,7 +3,7 @@
 import pytest
 from result_examples import EXPORT, SEARCH, compared, comparison
 
-from bcnet.pipeline.results import AccuracyDifference
+from bcnet.pipeline.results import AccuracyDifference, EstimateSummary
 from bcnet.plain import loss_text
 from bcnet.show import show_summary, show_table
 from bcnet.show.tables import columns, short_count
@@ -23,6 +23,30 @@ def test_a_search_is_told_in_at_most_ten_lines_with_the_next_command_for_its_run
     assert "latency    0.393 ms measured, 0.405 ms predicted; budget 0.410 ms" in lines
     assert "accuracy   98.61% in the supernet, before fine-tuning" in lines
     assert lines[-1] == "next       bcnet slice --run night"
+
+
+def test_an_estimate_shows_latencies_as_latencies(capsys: pytest.CaptureFixture[str]) -> None:
+    show_summary(
+        EstimateSummary(
+            folder="runs/nano/build-lut",
+            table="latency_tables/nano.json",
+            device="nano",
+            target={"device": "nano"},
+            rows_used=12,
+            full_ms=4.0,
+            narrowest_ms=0.5,
+            peaks=None,
+            shares={},
+            fitted_on="cpu",
+            off_there=None,
+        )
+    )
+    assert shown(capsys) == [
+        "estimated  12 layers from the roofline of nano: nothing was measured",
+        "latency    full network about 4.000 ms, narrowest about 0.500 ms",
+        "file       latency_tables/nano.json",
+        "next       bcnet search --latency 60% --run nano",
+    ]
 
 
 def test_an_export_says_what_was_lost_and_gained_against_the_original(

@@ -55,18 +55,17 @@ def export(
     from bcnet.hw_profiles.target import target_profile
     from bcnet.pipeline import export, slice
     from bcnet.pipeline.engine import EngineWanted, engine_profile
-    from bcnet.pipeline.open_problem import open_problem
     from bcnet.progress import say
 
     given = given.with_flags("", batch=batches[0] if batches else None)
-    with chosen_run(Command("export", given, run, as_json)) as (target, settings):
+    with chosen_run(Command("export", given, run, as_json)) as (target, settings, opened):
         wanted = None
         if trt:
             runtime = None if flavour is None else flavours[flavour]
             wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
             engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
         with checking(as_json):
-            problem = open_problem(settings)
+            problem = opened()
             why = target.stage("slice").missing(slice.stage_inputs(target, problem), "supernet", "search")
             if why is not None:
                 say(f"slicing the winner first: {why}")
@@ -89,14 +88,13 @@ def verify(
     """Verify an engine on its device. Checks outputs, accuracy on the test images, latency. Updates the
     verify.json beside it; the exit code is 3 when a check fails, 4 when the device is not available."""
     from bcnet.pipeline import verify_engine as stage
-    from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import run_holding
 
     facts = stage.facts_beside(engine)
     given = given.with_flags("", device=facts.device, batch=facts.batches[0], precision=facts.precision)
     command = Command("verify", given, run or run_holding(engine), as_json)
-    with chosen_run(command) as (target, settings), checking(as_json):
-        summary = stage.run(target, open_problem(settings), engine)
+    with chosen_run(command) as (target, _, opened), checking(as_json):
+        summary = stage.run(target, opened(), engine)
     show(summary, as_json)
 
 

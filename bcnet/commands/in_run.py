@@ -37,8 +37,8 @@ class Command:
 
 
 @contextmanager
-def chosen_run(command: Command) -> Iterator[tuple["Run", "Config"]]:
-    """The run that a command works in, protected from removal meanwhile, and the run's configuration."""
+def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[], Problem]"]]:
+    """The run that a command works in, protected from removal meanwhile; its configuration; what opens it."""
     from bcnet.run_choice import choose, require_configured, require_table
 
     file, settings = command.given.file, command.given.config()
@@ -46,13 +46,19 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config"]]:
     choice = choose(settings, command.run, file, does, replace=command.replace)
     if command.name in ("search", "slice", "export"):
         require_table(choice, searched=command.name != "search")
-    require_configured(command.name, file, choice.run, choice.config)
+    example = require_configured(command.name, file, choice.run, choice.config)
     if command.measures:
         _reach(choice.config)
     if command.name != "build-lut":
         _say_all(choice.notes)
+
+    def opened() -> "Problem":
+        from bcnet.pipeline.open_problem import open_problem  # torch with it, once the device is reached
+
+        return example or open_problem(choice.config)
+
     with choice.run.in_use():
-        yield choice.run, choice.config
+        yield choice.run, choice.config, opened
     if command.name == "build-lut":  # the run may still be refused
         _say_all(choice.notes)
 
@@ -67,10 +73,8 @@ def _say_all(notes: Sequence[str]) -> None:
 def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") -> None:
     """Run one stage and print its summary."""
     # What a user's own code prints is not a result.
-    with chosen_run(command) as (run, settings), redirect_stdout(sys.stderr):
-        from bcnet.pipeline.open_problem import open_problem  # torch with it, once the device is reached
-
-        summary = stage(run, open_problem(settings))
+    with chosen_run(command) as (run, _, opened), redirect_stdout(sys.stderr):
+        summary = stage(run, opened())
     show(summary, command.as_json)
 
 

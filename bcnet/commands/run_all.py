@@ -22,14 +22,13 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
     from bcnet.progress import say
 
     command = Command("run", given, run, as_json, replace, measures=True)
-    with chosen_run(command) as (target, settings):
-        from bcnet.pipeline.open_problem import open_problem
+    with chosen_run(command) as (target, _, opened):
         from bcnet.pipeline.results import CompareSummary, ExportSummary
         from bcnet.pipeline.stage import STAGES
         from bcnet.runs import NOT_DONE
 
         with redirect_stdout(sys.stderr):
-            problem = open_problem(settings)
+            problem = opened()
             if run is None:
                 reuse_supernet_of_default(target, problem)
         for number, (name, stage) in enumerate(STAGES.items(), 1):

@@ -94,7 +94,11 @@ class SearchConfig(Section):
         "millisecond to the one where they are worth most, at equal latency",
     )
     measured: int = Field(
-        5, ge=1, le=100_000, description="best candidates measured as whole networks before one wins"
+        5,
+        ge=1,
+        le=100_000,
+        description="best candidates measured as whole networks before one wins; of several methods, the "
+        "best one of every further method is measured, too",
     )
     trials: int = Field(
         3,

@@ -129,8 +129,8 @@ def _table(summary: "TableSummary") -> list[str]:
 def _estimate(summary: "EstimateSummary") -> list[str]:
     done = f"{summary.rows_used} layers from the roofline of {summary.device}: nothing was measured"
     full, narrowest = milliseconds(summary.full_ms), milliseconds(summary.narrowest_ms)
-    error = f"full network about {full} ms, narrowest about {narrowest} ms"
-    return _lines([("estimated", done), ("error", error), *_after_table(summary)])
+    latency = f"full network about {full} ms, narrowest about {narrowest} ms"
+    return _lines([("estimated", done), ("latency", latency), *_after_table(summary)])
 
 
 def _after_table(summary: "TableSummary | EstimateSummary") -> list[tuple[str, str]]:

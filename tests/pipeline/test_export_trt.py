@@ -421,6 +421,27 @@ def test_an_engine_json_that_was_edited_to_what_could_be_is_refused_all_the_same
     )
 
 
+def test_what_a_search_found_by_a_noisier_table_than_is_accepted_now_is_refused_everywhere(
+    project: Path, refused: Refused
+) -> None:
+    with_engine()
+    noise = json.loads(Path("runs/default/search/result.json").read_text(encoding="utf-8"))["noise"]
+    settings = Path("bcnet.toml").read_text(encoding="utf-8")
+    Path("bcnet.toml").write_text(f"table_noise = 0.0\n{settings}", encoding="utf-8")
+    noisy = (
+        "bcnet: the latency table is noisy: two measurements of one network differed by "
+        f"{noise:.1%}, table_noise accepts 0.0%; "
+    )
+    table = "`bcnet build-lut --device cpu --again`"
+    for command in (["verify", "--engine", str(ENGINE)], ["slice"]):
+        line = refused(1, *command)
+        assert line.startswith(noisy)
+        assert f"then run {table} and `bcnet search`; or accept it: table_noise = " in line
+    line = refused(1, "export")
+    assert line.startswith(noisy)
+    assert f"then measure it again with {table}; or accept it: table_noise = " in line
+
+
 def test_an_engine_of_an_earlier_search_or_slice_is_refused_wherever_it_lies(
     project: Path, done: Done, refused: Refused
 ) -> None:

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Refused, contents
 
 from bcnet.cli import main
+from bcnet.commands.in_run import Command, chosen_run
+from bcnet.commands.options import Given
 from bcnet.config import Config, load_config
 from bcnet.pipeline.kept import reuse_supernet
 from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.problem import Problem
 from bcnet.run_choice import require_configured
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
@@ -89,6 +93,19 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
         require_configured(command, None, Run.named("default"), example)
         continues = "no bcnet.toml here: runs/default continues the built-in example, handwritten digits\n"
         assert capfd.readouterr().err == continues
+
+
+def test_a_run_of_the_example_that_continues_is_opened_once(
+    folder: Path, opened: Callable[[Config], Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, configs = opened(Config()), list[Config]()
+    Run.named("default").stage("train").finish(problem.inputs(), {})
+    monkeypatch.setattr(
+        "bcnet.pipeline.open_problem.open_problem", lambda config: configs.append(config) or problem
+    )
+    with chosen_run(Command("run", Given(None, {}, {}), None, as_json=False)) as (_, config, open_it):
+        assert open_it() is problem
+    assert configs == [config]
 
 
 def test_without_its_configuration_a_training_that_was_stopped_is_not_replaced(
