@@ -35,7 +35,7 @@ from scipy.stats import kendalltau
 from train_step import _processor
 
 from bcnet.config import load_config
-from bcnet.data.dataset import KeptBatches
+from bcnet.data.kept_batches import KeptBatches
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.loss_tables import LossOf
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.space.importance import Importances
 from bcnet.space.subnet import State, Subnet

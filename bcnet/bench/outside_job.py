@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import BcnetError, BudgetError
 from bcnet.training.recipe import Recipe
 

@@ -1,6 +1,6 @@
 """[data]: the images, how they are split and normalised."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +33,34 @@ class DataConfig(Section):
         lt=1,
         description="share of the training images held out to score candidates; unused where a folder has "
         "both test/ and val/",
+    )
+    val_images: int | None = Field(
+        None,
+        ge=1,
+        description="number of training images held out to score candidates, in place of val_fraction",
+        examples=[50000],
+    )
+    storage: Literal["auto", "memory", "disk", "stream"] = Field(
+        "auto",
+        description="where a folder's images are while they are used: 'memory'; 'disk', decoded once into "
+        "data.cache; 'stream', decoded each time; 'auto' is memory for up to 1 GB of pixels, else disk",
+    )
+    cache: str = Field(
+        ".cache/images", min_length=1, description="folder of decoded images, for all runs and commands"
+    )
+    cache_gb: float = Field(
+        100.0,
+        gt=0,
+        description="maximum size of that folder in GB (10^9 bytes); images that were not used for longest "
+        "are removed first",
+    )
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description="number of processes that read data; if not given, none for images in memory, else one "
+        "fewer than the machine's cores, at most 8",
+        examples=[4],
     )
     mean: tuple[float, ...] | None = Field(
         None,

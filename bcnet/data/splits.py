@@ -1,34 +1,30 @@
-"""A part of a dataset: images in memory, or items of a custom Dataset, which are read when needed."""
+"""A part of a dataset: images in memory or on disk, or items of a custom Dataset, read when needed."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from bcnet.data.augment import moved, sent
+from bcnet.data.pixels import ImagesOnDisk
 from bcnet.errors import FOREIGN, DataError, one_line
 
 IGNORED = 255  # the class of a mask's ignored pixels, including those that shifts uncover
 Item = tuple[Any, Any]  # input, target
 
 
-def sent(tensor: Tensor, device: str | torch.device) -> Tensor:
-    """The tensor on a device. The copy to a GPU is asynchronous."""
-    if torch.device(device).type == "cuda" and not tensor.is_cuda:
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 @dataclass(frozen=True)
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
-    `names` are their file names, if there are any; only `divided` keeps them. Images of one number in
-    `sources` (N,) are made from the same source, so they are not independent; without, all images are.
+    `images` are in memory, or on disk and read when needed. `names` are their file names, if there are any;
+    only `divided` keeps them. Images of one number in `sources` (N,) are made from the same source, so they
+    are not independent; without, all images are.
     """
 
-    images: Tensor
+    images: Tensor | ImagesOnDisk
     labels: Tensor
     names: tuple[str, ...] = ()
     sources: Tensor | None = None
@@ -36,14 +32,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images in memory, read now if they are on disk."""
+        return self.images if isinstance(self.images, Tensor) else self.images.read()
+
     def take(self, index: Tensor) -> "Split":
         """The images at `index`."""
         sources = None if self.sources is None else self.sources[index]
         return Split(self.images[index], self.labels[index], sources=sources)
 
-    def to(self, device: str) -> "Split":
-        """The same on a device."""
-        return Split(sent(self.images, device), sent(self.labels, device))
+    def loaded(self, device: str = "cpu") -> "Split":
+        """The same with the images in memory, on a device."""
+        return Split(sent(self.pixels, device), sent(self.labels, device))
 
     @property
     def classified(self) -> bool:
@@ -61,18 +62,16 @@ class Split:
         """Whether flip and shift can change the targets with the images."""
         return self.classified or self.masked
 
-    def moved(self, flip: bool, shift: int, generator: torch.Generator) -> "Split":
-        """Images, randomly mirrored and shifted (see `moved`), and masks in the same way; on their device."""
-        before = generator.get_state()
-        images = moved(self.images, flip, shift, generator)
+    def moved(self, flip: bool, shift: int, draws: Tensor) -> "Split":
+        """Images, randomly mirrored and shifted (see `augment.moved`), and masks in the same way."""
+        images = moved(self.pixels, flip, shift, draws)
         if not self.masked:
             return Split(images, self.labels)
-        generator.set_state(before)
-        return Split(images, moved(self.labels[:, None], flip, shift, generator, fill=IGNORED)[:, 0])
+        return Split(images, moved(self.labels[:, None], flip, shift, draws, fill=IGNORED)[:, 0])
 
-    def items(self) -> list[Item]:
-        """Each image (C, H, W) with its target."""
-        return list(zip(self.images, self.labels, strict=True))
+    def item(self, position: int) -> Item:
+        """One image (C, H, W), in memory already, with its target."""
+        return self.pixels[position], self.labels[position]
 
 
 @dataclass(frozen=True)
@@ -90,39 +89,14 @@ class Items:
         """The subset of these items at `index`."""
         return replace(self, index=self.index[index])
 
-    def items(self) -> list[Item]:
-        """Each (input, target), read now. Raises DataError with the number of an item that fails."""
-        found = []
-        for number in self.index.tolist():
-            try:
-                item = self.dataset[number]
-            except FOREIGN as cause:
-                raise DataError(
-                    f"item {number} of '{self.name}' cannot be read: {one_line(cause)}"
-                ) from cause
-            found.append(pair(item, f"'{self.name}'"))
-        return found
-
-
-def moved(images: Tensor, flip: bool, shift: int, generator: torch.Generator, fill: int = 0) -> Tensor:
-    """Mirror and shift each image of a batch (N, C, H, W) randomly; edges are filled with `fill`.
-
-    The `generator` is on the CPU, so that the result does not depend on the device.
-    """
-    count, _, height, width = images.shape
-    device = images.device
-    if flip:
-        mirrored = sent(torch.rand(count, generator=generator) < 0.5, device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if shift:
-        padded = nn.functional.pad(images, (shift, shift, shift, shift), value=fill)
-        top, left = sent(torch.randint(2 * shift + 1, (2, count, 1), generator=generator), device)
-        rows = (top + torch.arange(height, device=device))[:, :, None]
-        columns = (left + torch.arange(width, device=device))[:, None, :]
-        # Indexing around the channel axis moves it to the end.
-        each = torch.arange(count, device=device)[:, None, None]
-        images = padded[each, :, rows, columns].permute(0, 3, 1, 2)
-    return images
+    def item(self, position: int) -> Item:
+        """(input, target), read now. Raises DataError with the number of an item that fails."""
+        number = int(self.index[position])
+        try:
+            item = self.dataset[number]
+        except FOREIGN as cause:
+            raise DataError(f"item {number} of '{self.name}' cannot be read: {one_line(cause)}") from cause
+        return pair(item, f"'{self.name}'")
 
 
 def pair(value: Any, what: str) -> Item:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import PruningProblem, TrainedNetwork
 from bcnet.config import Section
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.latency_tables.failed import runs
 from bcnet.methods.latency_greedy import cheapest_step, steps
 from bcnet.registry import method

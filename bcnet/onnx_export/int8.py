@@ -17,7 +17,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
 

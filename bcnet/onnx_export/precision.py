@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from onnx import ModelProto
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.hw_profiles import HwProfile
 from bcnet.onnx_export.fp16 import to_fp16
 from bcnet.onnx_export.int8 import Feed, calibration_feeds, quantized, unsigned_activations

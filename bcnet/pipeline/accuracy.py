@@ -52,7 +52,7 @@ def accuracy_interval(
     With `correct`, for as many independent images as have the same variance, where images share sources.
     """
     test = problem.data.test
-    target = test.take(torch.zeros(1, dtype=torch.int64)).items()[0][1]
+    target = test.take(torch.zeros(1, dtype=torch.int64)).item(0)[1]
     if problem.task.metric is not None or torch.as_tensor(target).ndim:
         return None  # a mean over pixels or boxes is none
     count, sources = float(len(test)), _sources(problem)

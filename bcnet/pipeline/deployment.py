@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.onnx_export.onnx_supernet import tensor_names
 from bcnet.runs import json_bytes

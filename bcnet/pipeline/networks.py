@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bcnet.config import Config, TaskConfig
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import FOREIGN, ModelError, TrainingError, one_line
 from bcnet.hw_profiles import HwProfile

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from torch import nn
 
 from bcnet.config import Config
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import ModelError, explaining
 from bcnet.hw_profiles import HwProfile
 from bcnet.models.fresh import Fresh, fresh_network

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bcnet.config import TaskConfig
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.finished import supernet_file

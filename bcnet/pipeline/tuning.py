@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from bcnet.data.dataset import ImageData, KeptBatches
+from bcnet.data.image_data import ImageData
+from bcnet.data.kept_batches import KeptBatches
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.inherit import Source, Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network

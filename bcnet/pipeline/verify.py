@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bcnet.config import ExportConfig
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat

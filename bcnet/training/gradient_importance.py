@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import TrainingError
 from bcnet.models.weights import listed
 from bcnet.progress import progress_bar, say

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.space.importance import kept_channels
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Item
+from bcnet.data.training_batches import TrainingBatches
 from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_line, text_of
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
@@ -47,15 +49,14 @@ class Trainee:
         return {**self.parameters, **{f"buffer:{name}": own for name, own in self.buffers().items()}}
 
 
-def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[tuple[Any, Any]]:
-    """One epoch of (inputs, targets) on the training device, augmented, in shuffled order."""
-    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
-    order = torch.randperm(len(data.train), generator=generator)
-    for number, index in enumerate(torch.split(order, recipe.batch_size)):
-        if len(index) < min(recipe.batch_size, len(order)):
-            return  # a small last batch would disturb the batch statistics
-        seeds = recipe.seed, epoch, number
-        yield data.augmented(data.train.take(index), generator, seeds, recipe.device)
+def training_batches(data: ImageData, recipe: Recipe) -> TrainingBatches:
+    """The training batches of a recipe, on its device."""
+    return TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device)
+
+
+def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[Item]:
+    """Those of one epoch: (inputs, targets)."""
+    return training_batches(data, recipe).epoch(epoch)
 
 
 def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
@@ -89,6 +90,7 @@ def fit(
         _restore(trainee, optimizer, resume.tensors)
     per_epoch = steps_an_epoch(data, recipe)
     curve = []
+    source = training_batches(data, recipe)
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
@@ -106,7 +108,7 @@ def fit(
                 None,
                 None,
             )  # of the previous step: a GPU computes it while the next batch is read
-            for number, (inputs, targets) in enumerate(batches(data, recipe, epoch)):
+            for number, (inputs, targets) in enumerate(source.epoch(epoch)):
                 if loss is not None:
                     losses.append(read(loss, epoch * per_epoch + len(losses), batch))
                 batch = inputs, targets

@@ -13,7 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches
+from bcnet.data.image_data import ImageData
+from bcnet.data.kept_batches import KEPT_BYTES, KeptBatches
 from bcnet.models.weights import listed
 from bcnet.progress import progress_bar, say, working
 from bcnet.space.extract import tensors_of

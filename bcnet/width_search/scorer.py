@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from bcnet.data.dataset import KEPT_BYTES, ImageData, KeptBatches
+from bcnet.data.image_data import ImageData
+from bcnet.data.kept_batches import KEPT_BYTES, KeptBatches
 from bcnet.data.splits import Item, Items, Split, shared_out
 from bcnet.space.channel_rules import Side
 from bcnet.space.inputs import arguments, to_device

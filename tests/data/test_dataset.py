@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, KeptBatches, Split, load_data
-from bcnet.data.splits import Items
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
+from bcnet.data.kept_batches import KeptBatches
+from bcnet.data.splits import Items, Split
 from bcnet.errors import DataError
 from bcnet.training.loop import batches
 from bcnet.training.recipe import Recipe
@@ -140,7 +142,7 @@ def test_an_unknown_dataset_is_answered_with_what_there_is() -> None:
 
 
 def test_two_images_are_too_few_for_training_and_validation() -> None:
-    with pytest.raises(DataError, match="2 training images cannot be split into training and validation"):
+    with pytest.raises(DataError, match="cannot be split into training and 0 validation images"):
         load_data(DataConfig(train_limit=2), 0)
 
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, Split, load_data
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.data.sources.image_folder import working_side
+from bcnet.data.splits import Split
 from bcnet.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -163,7 +165,7 @@ def test_images_that_memory_cannot_hold_are_refused_before_they_are_read(
     with pytest.raises(
         DataError, match=r"^20 images of 10 x 10 pixels take 0 GB of memory, this machine has 0"
     ):
-        load()
+        load(storage="memory")
 
 
 def break_files(*paths: str) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.allocation.limits import Limits
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.methods.group_fisher import (

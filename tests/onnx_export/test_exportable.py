@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import ModelError, TrainingError
 from bcnet.onnx_export.exportable import not_deliverable
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bcnet.cli import main
 from bcnet.config import ExportConfig
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet

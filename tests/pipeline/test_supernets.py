@@ -14,7 +14,8 @@ from torch import nn
 
 from bcnet.cli import main
 from bcnet.config import load_config
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.pipeline import train as stage
 from bcnet.pipeline.finished import trained_supernets, training_records
 from bcnet.pipeline.open_problem import open_problem

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, load_data
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe

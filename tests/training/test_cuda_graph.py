@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space

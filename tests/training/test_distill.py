@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, load_data
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.errors import TrainingError
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.distill import Distillation, relative_error, softened_divergence

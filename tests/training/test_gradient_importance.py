@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of, with_state

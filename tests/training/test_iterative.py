@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, load_data
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.space.discover import discover_space
 from bcnet.space.importance import kept_channels
 from bcnet.space.subnet import Subnet

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcnet.data.dataset import ImageData, Split
-from bcnet.data.splits import moved
+from bcnet.data.augment import item_draws, moved
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import SpaceError, TrainingError
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import train
@@ -258,7 +259,7 @@ def test_accuracy_of_a_constant_answer_is_the_share_of_its_class() -> None:
 def test_augmented_images_are_shifted_and_mirrored_copies() -> None:
     batch = torch.zeros(256, 1, 5, 5, dtype=torch.uint8)
     batch[:, :, 2, 1] = 9
-    out = moved(batch, True, 1, torch.Generator().manual_seed(0))
+    out = moved(batch, True, 1, item_draws(0, 0, torch.arange(256), 3))
     assert out.dtype == torch.uint8
     assert out.shape == batch.shape
     assert (out == 9).flatten(1).sum(1).tolist() == [1] * 256

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import Config, DataConfig, ModelConfig, SearchConfig, TrainConfig
-from bcnet.data.dataset import ImageData
+from bcnet.data.image_data import ImageData
 from bcnet.errors import ConfigError
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import TaskConfig
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.errors import ConfigError, TrainingError
 from bcnet.pipeline.train import train
 from bcnet.space.discover import discover_space

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, load_data
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import Criterion

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import DataConfig
-from bcnet.data.dataset import ImageData, Split, load_data
-from bcnet.data.splits import shared_out
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split, shared_out
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of
 from bcnet.space.subnet import Subnet

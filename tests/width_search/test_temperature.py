@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bcnet.data.dataset import ImageData, Split
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
 from bcnet.pipeline.search_inputs import by_loss_of
 from bcnet.training.task import Batches, Task, mean_iou
 from bcnet.width_search.scorer import score_of

@@ -1,4 +1,4 @@
-"""Folders of images, one folder per class, decoded once. In: a path, settings. Out: parts and findings.
+"""Folders of images, one folder per class. In: a path, settings. Out: parts, and what was found in them.
 
 PATH/train/<class>/* with PATH/test/<class>/*, or with val/, valid/ or validation/ instead; where both exist,
 candidates are scored on the latter's images. Or PATH/<class>/*, of which a fifth is the test set.
@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bcnet.config import DataConfig
-from bcnet.data.pictures import Picture, is_thin, read_picture, shorter_side, squared
+from bcnet.data.decoding import decoded_in_memory
+from bcnet.data.image_cache import GB, ImageCache, file_list_digest
+from bcnet.data.pictures import shorter_side
+from bcnet.data.pixels import ImageFiles, ImagesOnDisk
 from bcnet.data.splits import Split, stratified
 from bcnet.errors import DataError
-from bcnet.progress import progress_bar, say
+from bcnet.progress import say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 NO_IMAGES = ("thumbs.db", "desktop.ini")  # written by file managers, beside hidden files
@@ -34,6 +36,7 @@ PARTS = {
 LISTED = 4  # the most files that a message names
 LINES = 1000  # the most files that are listed, one a line, before it
 SIZED = 2000  # files whose sizes are examined
+MEMORY = 2**30  # bytes of pixels that are kept in memory, if data.storage is "auto"
 BLANK = 16  # images of a part whose pixels are not read
 DEFAULT_SIDE = 224  # pixels; the largest side chosen for images of different sizes
 
@@ -41,14 +44,6 @@ DEFAULT_SIDE = 224  # pixels; the largest side chosen for images of different si
 class _Sample(NamedTuple):
     path: Path
     label: int
-
-
-class _Read(NamedTuple):
-    """An image as it is used, its size in the file, and what was converted."""
-
-    pixels: Tensor
-    size: tuple[int, int]
-    converted: tuple[str, ...]
 
 
 class _Unreadable(NamedTuple):
@@ -115,8 +110,8 @@ def image_folder(path: Path, config: DataConfig, seed: int, *, pixels: bool = Tr
         if not pixels:
             blank = {name: _blank(own[:BLANK], found) for name, own in parts.items()}
             return FolderData(blank["train"], blank.get("val"), blank["test"], classes, found)
-        _check_memory(sum(map(len, parts.values())), found.side)
-        splits = {name: _decoded(own, found) for name, own in parts.items()}
+        storage = _storage(sum(map(len, parts.values())), found.side, config)
+        splits = {name: _images_of(own, storage, config, found) for name, own in parts.items()}
     found.unreadable.sort()
     if found.unreadable and not config.skip_broken:
         _list_all(found.unreadable)
@@ -329,49 +324,43 @@ def working_side(sides: Sequence[int]) -> int:
     return max(side, 8)
 
 
-def _check_memory(count: int, side: int) -> None:
-    """Raise DataError where that many images do not fit into this machine's memory."""
+def _storage(count: int, side: int, config: DataConfig) -> str:
+    """Where that many images are kept: `data.storage`. Raises DataError if the memory is too small."""
+    needed = count * 3 * side * side
+    if config.storage != "memory":
+        return ("memory" if needed <= MEMORY else "disk") if config.storage == "auto" else config.storage
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return
-    needed = count * 3 * side * side
+        return "memory"
     if needed > memory:
         raise DataError(
             f"{count:,} images of {side} x {side} pixels take {needed / 1e9:.0f} GB of memory, this machine "
-            f"has {memory / 1e9:.0f} GB; set data.image_size or data.train_limit"
+            f"has {memory / 1e9:.0f} GB; set data.storage = 'disk', data.image_size or data.train_limit"
         )
+    return "memory"
 
 
-def _decoded(samples: Sequence[_Sample], found: Found) -> Split:
-    """Images of side `found.side` (see `squared`), classes and names; unreadable files go to `found`."""
-    side = found.side
-
-    def read(sample: _Sample) -> _Read | str:
-        try:
-            picture: Picture = read_picture(sample.path)
-        except DataError as cause:
-            return str(cause)
-        pixels = np.array(squared(picture.image, side))
-        return _Read(torch.from_numpy(pixels).permute(2, 0, 1), picture.image.size, picture.converted)
-
-    images = torch.empty((len(samples), 3, side, side), dtype=torch.uint8)
-    kept: list[_Sample] = []
-    with ThreadPoolExecutor() as pool, progress_bar("reading images", len(samples)) as advance:
-        for sample, own in zip(samples, pool.map(read, samples), strict=True):
-            if isinstance(own, str):
-                found.unreadable.append(_Unreadable(sample.path, own))
-            else:
-                images[len(kept)] = own.pixels
-                kept.append(sample)
-                found.converted.update(own.converted)
-                if is_thin(own.size, side):
-                    found.thin.append((sample.path, own.size))
-            advance("")
-    names = tuple(sample.path.relative_to(found.path).as_posix() for sample in kept)
-    return Split(
-        images[: len(kept)], torch.tensor([sample.label for sample in kept], dtype=torch.int64), names
-    )
+def _images_of(samples: Sequence[_Sample], storage: str, config: DataConfig, found: Found) -> Split:
+    """Square images, classes and names of a part; unreadable files go to `found`."""
+    paths, side = [sample.path for sample in samples], found.side
+    images: Tensor | ImagesOnDisk
+    if storage == "stream":
+        files = ImageFiles(tuple(paths), (3, side, side), file_list_digest(paths, found.path))
+        images, rows = ImagesOnDisk(files, torch.arange(len(paths))), list(range(len(paths)))
+    else:
+        if storage == "memory":
+            images, rows, outcome = decoded_in_memory(paths, side)
+        else:
+            cache = ImageCache(Path(config.cache), round(config.cache_gb * GB))
+            images, outcome = cache.images(paths, found.path, side)
+            rows = images.rows.tolist()
+        found.unreadable += [_Unreadable(paths[row], why) for row, why in outcome.unreadable.items()]
+        found.converted.update(outcome.converted)
+        found.thin += [(paths[row], size) for row, size in outcome.thin.items()]
+    names = tuple(paths[row].relative_to(found.path).as_posix() for row in rows)
+    labels = torch.tensor([samples[row].label for row in rows], dtype=torch.int64)
+    return Split(images, labels, names)
 
 
 def _blank(samples: Sequence[_Sample], found: Found) -> Split:

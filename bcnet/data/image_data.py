@@ -1,0 +1,243 @@
+"""Training, validation and test data, and batches of them. In: parts of a dataset. Out: (inputs, targets).
+
+The validation part scores candidates; the test part is never used for decisions.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import default_collate
+
+from bcnet.data.augment import item_draws
+from bcnet.data.loader import Loader
+from bcnet.data.pixels import content_of
+from bcnet.data.sources.image_folder import Found
+from bcnet.data.splits import Item, Items, Split, pair
+from bcnet.errors import DataError, one_line
+from bcnet.seeds import seeded
+from bcnet.space.inputs import to_device
+from bcnet.user_code import code_of
+
+# Maximum number of items that are scored at once, on a CPU and on a GPU, and of values in their inputs.
+EVALUATED = 256
+EVALUATED_CUDA = 2048
+PIXELS = 2**25
+DIGESTED = 256  # number of items of a Dataset whose digest shows whether it has changed
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
+
+    `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
+    "grey" if known. `transforms(input, target)` changes each training item; `collate(items)` makes (inputs,
+    targets). `flip` and `shift` (in pixels) augment training images in memory with class indices or masks.
+    `folder` describes the folder of images from which it was read. `workers` processes read what is not in
+    memory.
+    """
+
+    train: Split | Items
+    val: Split | Items
+    test: Split | Items
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    transforms: Callable[[Any, Any], Item] | None = None
+    collate: Callable[[list[Item]], Item] | None = None
+    folder: Found | None = None
+    colour: str | None = None
+    stated: bool = False
+    flip: bool = False
+    shift: int = 0
+    workers: int = 0
+
+    def __str__(self) -> str:
+        """For people: how many images or items there are, and what was found in a folder of images."""
+        parts = ((self.train, "training"), (self.val, "validation"), (self.test, "test"))
+        what = "images" if isinstance(self.train, Split) else "items"
+        counts = ", ".join(f"{len(part):,} {name}" for part, name in parts)
+        classes = f"; {len(self.classes):,} classes" if self.classes else ""
+        return f"{counts} {what}{classes}" + (f"; {self.folder}" if self.folder else "")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one image; of the first tensor where a network takes several."""
+        if isinstance(self.train, Split):
+            return tuple(self.train.images.shape[1:])
+        example = self.example(1)
+        tensors = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise DataError(f"'{self.train.name}' gives inputs without a tensor ({type(example).__name__})")
+        return tuple(tensors[0].shape[0 if isinstance(example, list) else 1 :])
+
+    @property
+    def evaluated(self) -> int:
+        """The number of items that are scored at once; less for large ones."""
+        return self.evaluated_on("cpu")
+
+    def evaluated_on(self, device: str) -> int:
+        """The same for a device: more on a GPU, which idles between small batches."""
+        most = EVALUATED_CUDA if device.startswith("cuda") else EVALUATED
+        return max(1, min(most, PIXELS // math.prod(self.input_shape)))
+
+    def example(self, count: int) -> Any:
+        """The network's inputs for `count` items, all zero."""
+        first = torch.zeros(count, dtype=torch.int64)
+        inputs, _ = self.batch(self.train.take(first), first)
+        return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
+
+    def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "ImageData":
+        """The same data, normalised with the statistics that a network was trained with. Raises DataError."""
+        if not isinstance(self.train, Split):
+            raise DataError("data.mean normalises images in memory; a Dataset's inputs are final: remove it")
+        if len(mean) != self.input_shape[0]:
+            raise DataError(f"data.mean has {len(mean)} channels, the images have {self.input_shape[0]}")
+        return replace(self, mean=mean, std=std, stated=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, C, H, W) -> float32, channels-last, with zero mean and unit deviation."""
+        mean, std = _of_pixels(self.mean, images.device), _of_pixels(self.std, images.device)
+        return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def batch(self, part: Split | Items, numbers: Tensor, device: str = "cpu") -> Item:
+        """(inputs, targets) of a whole part, on `device`: normalised images, or a Dataset's items.
+
+        Random numbers of custom functions depend only on an item's number, of `numbers` (N,).
+        """
+        return self._joined(part, numbers, (), None, device)
+
+    def augmented(
+        self, part: Split | Items, numbers: Tensor, seeds: tuple[int, int], device: str = "cpu"
+    ) -> Item:
+        """A training batch: `batch` of augmented images, with `transforms`.
+
+        Augmentation and the random numbers of custom functions depend on the `seeds`, e.g. the recipe's and
+        the epoch, and on an item's number; not on dropout, other items or the process.
+        """
+        if isinstance(part, Split) and part.movable and (self.flip or self.shift):
+            draws = item_draws(*seeds, numbers, 3)
+            part = part.loaded(device if self._plain else "cpu").moved(self.flip, self.shift, draws)
+        return self._joined(part, numbers, seeds, self.transforms, device)
+
+    def read(self, numbers: Tensor, seeds: tuple[int, int]) -> Split | Item:
+        """What a worker process does for a training batch: all, or, of plain images, reading their pixels."""
+        part = self.train.take(numbers)
+        if isinstance(part, Split) and self._plain:
+            return part.loaded()
+        return self.augmented(part, numbers, seeds)
+
+    def finished(self, read: Split | Item, numbers: Tensor, seeds: tuple[int, int], device: str) -> Item:
+        """The training batch of what `read` gave, on a device."""
+        if isinstance(read, Split):
+            return self.augmented(read, numbers, seeds, device)
+        inputs, targets = read
+        return to_device(inputs, device), to_device(targets, device)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether batches are made of images in memory, without custom functions."""
+        return self._plain and isinstance(self.train, Split) and isinstance(self.train.images, Tensor)
+
+    @property
+    def _plain(self) -> bool:
+        """Whether no custom function makes batches: such functions get tensors on the CPU."""
+        return self.transforms is None and self.collate is None
+
+    def _joined(
+        self,
+        part: Split | Items,
+        numbers: Tensor,
+        seeds: tuple[int, ...],
+        transforms: Callable[[Any, Any], Item] | None,
+        device: str,
+    ) -> Item:
+        if isinstance(part, Split):
+            part = part.loaded(device if self._plain else "cpu")
+            if transforms is None and self.collate is None:
+                return self.normalise(part.pixels), part.labels
+        items = []
+        for position, number in enumerate(numbers.tolist()):
+            with seeded(*seeds, number):
+                item = part.item(position)
+                if transforms is not None:
+                    item = pair(transforms(*item), "data.transforms")
+            items.append(item)
+        if isinstance(part, Split):
+            items = [(self.normalise(image[None])[0], target) for image, target in items]
+        if self.collate is not None:
+            with seeded(*seeds, int(numbers[0])):
+                inputs, targets = pair(self.collate(items), "data.collate")
+        else:
+            try:
+                inputs, targets = (_as_tuple(items[0][i], v) for i, v in enumerate(default_collate(items)))
+            except (RuntimeError, TypeError, ValueError, KeyError) as cause:
+                raise DataError(
+                    f"items cannot be joined into a batch ({one_line(cause)}); give tensors of one shape, "
+                    "or set data.collate"
+                ) from cause
+        return to_device(tree_map_only(Tensor, _channels_last, inputs), device), to_device(targets, device)
+
+    def batches(self, part: Split | Items, size: int) -> Iterator[Item]:
+        """Batches of a part in order, without transforms."""
+        numbers = torch.split(torch.arange(len(part)), size)
+
+        def read(own: Tensor) -> Item:
+            return self.batch(part.take(own), own)
+
+        return Loader(read, self.workers if len(numbers) > 1 else 0)(numbers)
+
+    def digest(self) -> str:
+        """Every image and target, or some items of a Dataset and its code; the classes' names.
+
+        Images on disk count by the digest of their source.
+        """
+        found = sha256(repr(self.classes).encode())
+        if self.stated:
+            found.update(repr((self.mean, self.std)).encode())
+        for part in (self.train, self.val, self.test):
+            if isinstance(part, Split):
+                found.update(repr(tuple(part.images.shape)).encode())
+                found.update(part.labels.contiguous().numpy().tobytes())
+                found.update(content_of(part.images))
+                continue
+            found.update(repr(part.index.tolist()).encode() + code_of(type(part.dataset)).encode())
+            some = torch.linspace(0, len(part) - 1, min(len(part), DIGESTED)).round().long()
+            chosen = part.take(some)
+            with seeded(0):
+                items = [chosen.item(position) for position in range(len(chosen))]
+            for leaf in tree_leaves(items):
+                found.update(_content(leaf))
+        return found.hexdigest()[:16]
+
+
+@lru_cache(maxsize=16)
+def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values per channel for pixels of 0 to 255, (1, C, 1, 1), copied to a GPU only once."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1) * 255
+
+
+def _content(leaf: object) -> bytes:
+    if isinstance(leaf, Tensor):
+        values = leaf.cpu().contiguous().flatten().view(torch.uint8)
+        return repr((leaf.dtype, leaf.shape)).encode() + values.numpy().tobytes()
+    if isinstance(leaf, np.ndarray):
+        return repr((leaf.dtype, leaf.shape)).encode() + leaf.tobytes()
+    # Of other objects a repr may hold an address, which is another one in each process.
+    return repr(leaf if isinstance(leaf, str | bytes | int | float) else type(leaf)).encode()
+
+
+def _as_tuple(item: Any, joined: Any) -> Any:
+    """default_collate makes a list of tuples, but several inputs are a tuple here."""
+    return tuple(joined) if isinstance(item, tuple) and isinstance(joined, list) else joined
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor

@@ -1,0 +1,34 @@
+"""Training batches in shuffled order. In: data. Out: (inputs, targets) of each epoch, on a device."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bcnet.data.image_data import ImageData
+from bcnet.data.loader import Loader
+from bcnet.data.splits import Item, Split
+
+Key = tuple[Tensor, tuple[int, int]]  # numbers of items; seed and epoch
+
+
+class TrainingBatches:
+    """The training batches of each epoch, augmented, in shuffled order, on the training device."""
+
+    def __init__(self, data: ImageData, batch_size: int, seed: int, device: str) -> None:
+        self._data, self._batch_size, self._seed, self._device = data, batch_size, seed, device
+        self._loader = Loader[Key, Split | Item](self._read, data.workers)
+
+    def epoch(self, epoch: int) -> Iterator[Item]:
+        """(inputs, targets) of each batch. A small last one would disturb batch norm: it is left out."""
+        generator = torch.Generator().manual_seed(self._seed * 100_003 + epoch)
+        count = len(self._data.train)
+        size = min(self._batch_size, count)
+        order = torch.randperm(count, generator=generator)[: count // size * size].view(-1, size)
+        seeds = self._seed, epoch
+        read = self._loader((numbers, seeds) for numbers in order)
+        for numbers, batch in zip(order, read, strict=True):
+            yield self._data.finished(batch, numbers, seeds, self._device)
+
+    def _read(self, key: Key) -> Split | Item:
+        return self._data.read(*key)
