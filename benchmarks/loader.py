@@ -1,0 +1,184 @@
+"""What reading images costs: memory while training, the start of a command, images a second.
+
+    python benchmarks/loader.py --images 50000 --folder /tmp/photographs
+
+Writes a folder of JPEG files of 500 x 375 pixels once. Memory: peak of a process that trains a small network
+for some steps, less that of one that trains on a batch in memory. Throughput: batches of decoded, cropped and
+mirrored images, by torchvision's dataset and transforms in a DataLoader, and by bcnet streaming and from its
+cache, alternately, with as many workers. Prints one JSON object; `--json` also writes it to a file.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bcnet.config import DataConfig
+from bcnet.data.dataset import load_data
+from bcnet.data.training_batches import TrainingBatches
+
+CLASSES, SIZE, SIDE, BATCH, BATCHES = 100, (500, 375), 224, 64, 12
+# Opens the folder and trains some steps; reports the seconds of opening and the peak of memory.
+TRAINING = """
+import json, re, sys, time
+from pathlib import Path
+import torch
+from torch import nn
+from bcnet.config import DataConfig
+from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
+from bcnet.data.training_batches import TrainingBatches
+settings, steps = json.loads(sys.argv[1]), int(sys.argv[2])
+begun = time.perf_counter()
+if settings:
+    data = load_data(DataConfig(**settings), 0)
+    digest = data.digest()
+else:
+    zeros = Split(torch.zeros((64, 3, 224, 224), dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    data = ImageData(zeros, zeros, zeros, ("a",), (0.5,) * 3, (0.5,) * 3)
+opened = time.perf_counter() - begun
+network = nn.Sequential(
+    nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 100)
+)
+done = 0
+while done < steps:
+    for inputs, targets in TrainingBatches(data, 64, 0, "cpu").epoch(done):
+        nn.functional.cross_entropy(network(inputs), targets).backward()
+        done += 1
+        if done == steps:
+            break
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+print(json.dumps({"opened_s": round(opened, 2), "peak_mb": round(int(peak[1]) * 1.024e-3)}))
+"""
+
+
+def main() -> None:
+    """Parse, write the folder where it is missing, measure, print."""
+    parser = argparse.ArgumentParser(description="what reading images costs")
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--folder", type=Path, required=True, help="where the photographs are kept")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of the memory measurement")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the result there")
+    options = parser.parse_args()
+    photographs = options.folder / f"{options.images}"
+    if not photographs.exists():
+        write_photographs(photographs, options.images)
+    own = {"name": f"imagefolder:{photographs}", "image_size": SIDE, "cache": str(options.folder / "cache")}
+    stored = {**own, "storage": "disk", "workers": options.workers, "flip": True, "shift": 0}
+    bare = training({}, options.steps)
+    first, second = training(stored, options.steps), training(stored, options.steps)
+    streamed = training({**stored, "storage": "stream"}, options.steps // 4)
+    found = {
+        "command": "python benchmarks/loader.py " + " ".join(sys.argv[1:]),
+        "images": options.images,
+        "image_size": SIZE,
+        "decode_and_open_s": first["opened_s"],
+        "open_again_s": second["opened_s"],
+        "peak_mb_above_zeros": {
+            "decoding": first["peak_mb"] - bare["peak_mb"],
+            "disk": second["peak_mb"] - bare["peak_mb"],
+            "stream": streamed["peak_mb"] - bare["peak_mb"],
+        },
+        "images_per_second": throughput(photographs, stored, options.workers, options.rounds),
+        "load_average": os.getloadavg()[0],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """JPEG files of smooth random images with some noise, which take about 40 KB each."""
+    rng = np.random.default_rng(0)
+    unfinished = folder.with_name(folder.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    noise = rng.normal(0, 12, (SIZE[1] + 64, SIZE[0] + 64, 3))
+    for number in range(count):
+        part = "test" if number % 50 == 0 else "train"
+        label = number // 50 % CLASSES
+        path = unfinished / part / f"{label:03d}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        left, top = rng.integers(0, 64, 2)
+        pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC), dtype=np.float64)
+        pixels = pixels + noise[top : top + SIZE[1], left : left + SIZE[0]]
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    unfinished.rename(folder)
+
+
+def training(settings: dict[str, object], steps: int) -> dict[str, float]:
+    """Seconds to open the data and peak memory of a process that trains on it."""
+    command = [sys.executable, "-c", TRAINING, json.dumps(settings), str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def throughput(folder: Path, stored: dict[str, object], workers: int, rounds: int) -> dict[str, object]:
+    """Images a second of each way, the median of alternating rounds, and ratios to torchvision's."""
+    ways: dict[str, Callable[[], Iterator[object]]] = {
+        "torchvision": reference(folder, workers),
+        "stream": ours({**stored, "storage": "stream"}),
+        "disk": ours(stored),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            batches = way()
+            next(batches)  # the processes have started
+            begun = time.perf_counter()
+            count = sum(1 for _ in islice(batches, BATCHES))
+            seconds[name].append((time.perf_counter() - begun) / count / BATCH)
+            del batches
+    ratios = [a / b for a, b in zip(seconds["torchvision"], seconds["stream"], strict=True)]
+    return {
+        **{name: round(1 / statistics.median(own)) for name, own in seconds.items()},
+        "stream_to_torchvision": round(statistics.median(ratios), 3),
+        "rounds_stream_to_torchvision": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def ours(settings: dict[str, object]) -> Callable[[], Iterator[object]]:
+    """bcnet's training batches."""
+    data = load_data(DataConfig(**settings), 0)  # type: ignore[arg-type]
+    return lambda: TrainingBatches(data, BATCH, 0, "cpu").epoch(0)
+
+
+def reference(folder: Path, workers: int) -> Callable[[], Iterator[object]]:
+    """torchvision's classification reference: ImageFolder, resize, crop, flip, normalise, DataLoader."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.Resize(SIDE),
+            v2.CenterCrop(SIDE),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    dataset = ImageFolder(str(folder / "train"), transform)
+    loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=workers)
+    return lambda: iter(loader)
+
+
+if __name__ == "__main__":
+    main()
