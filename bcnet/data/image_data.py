@@ -90,8 +90,7 @@ class ImageData:
 
     def example(self, count: int) -> Any:
         """The network's inputs for `count` items, all zero."""
-        first = torch.zeros(count, dtype=torch.int64)
-        inputs, _ = self.batch(self.train.take(first), first)
+        inputs, _ = self.batch(self.train.take(torch.zeros(count, dtype=torch.int64)))
         return tree_map_only(Tensor, lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype), inputs)
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "ImageData":
@@ -107,12 +106,12 @@ class ImageData:
         mean, std = _of_pixels(self.mean, images.device), _of_pixels(self.std, images.device)
         return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
 
-    def batch(self, part: Split | Items, numbers: Tensor, device: str = "cpu") -> Item:
+    def batch(self, part: Split | Items, numbers: Tensor | None = None, device: str = "cpu") -> Item:
         """(inputs, targets) of a whole part, on `device`: normalised images, or a Dataset's items.
 
-        Random numbers of custom functions depend only on an item's number, of `numbers` (N,).
+        Random numbers of custom functions depend on an item's number only: `numbers` (N,), by default from 0.
         """
-        return self._joined(part, numbers, (), None, device)
+        return self._joined(part, torch.arange(len(part)) if numbers is None else numbers, (), None, device)
 
     def augmented(
         self, part: Split | Items, numbers: Tensor, seeds: tuple[int, int], device: str = "cpu"

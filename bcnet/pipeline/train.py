@@ -189,14 +189,6 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         what += ", on slices" if config.train.cuda_graph else ""  # what is recorded is not timed here
         objective = supernet_objective(problem, recipe)
         what += ", with distillation" if objective else ""
-        say(f"data: {problem.data}")
-        if problem.trained:
-            report_given(problem, recipe.device)
-            if config.search.method == "auto":
-                say(
-                    'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
-                    "starts from them (docs/guides/choosing-a-method.md)"
-                )
         recipe = announced(
             run,
             problem,
@@ -205,6 +197,14 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
             lambda own: (count * own.epochs - done) * _seconds_an_epoch(problem, own, objective),
             begun=done > 0,
         )
+        say(f"data: {problem.data}")
+        if problem.trained:
+            report_given(problem, recipe.device)
+            if config.search.method == "auto":
+                say(
+                    'its weights seem to be trained: search.method = "latency-milp" needs no supernet and '
+                    "starts from them (docs/guides/choosing-a-method.md)"
+                )
     start = time.perf_counter()
     for number, own in checkpoints.items():
         results[number] = _trained(problem, number, recipe, objective, own)
