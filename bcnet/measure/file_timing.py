@@ -15,6 +15,7 @@ from scipy.stats import t as student
 
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.machine import MEDIAN
 from bcnet.measure.layer_names import layer_names
 from bcnet.measure.network_file import NetworkFile, NetworkInput, Shapes, read_network
 from bcnet.measure.network_latency import INTERRUPTED, MANY, replayed, runtime_of, uninterrupted_ms
@@ -52,9 +53,9 @@ class TimedRuns:
 
     `typical_ms` is the median of the rounds, `rounds_ms`, each the median of the inferences that other work
     did not interrupt, as for all latencies of bcnet. A further round lies from `low_ms` to `high_ms` in 95 %
-    of all cases, and so does `typical_ms` of another call. The percentiles are those of all single inferences, `interrupted` is the share
-    that took over 1.25 times the fastest, `noise` the relative difference between the slowest round and the
-    fastest.
+    of all cases, and so does `typical_ms` of another call. The percentiles are those of all single
+    inferences, `interrupted` is the share that took over 1.25 times the fastest, `noise` the relative
+    difference between the slowest round and the fastest.
     """
 
     typical_ms: float
@@ -220,13 +221,13 @@ def _quantile(rounds: int) -> float:
 
 
 def _repeats_within(rounds_ms: np.ndarray) -> float:
-    """How far a further round is from the middle of these, in 95 % of all cases.
+    """How far a further round is from the median of these, in 95 % of all cases.
 
     The median of the rounds of another call would be nearer if rounds were independent, but those of one call
     resemble each other: the machine changes slowly.
     """
     count = len(rounds_ms)
-    return _quantile(count) * float(rounds_ms.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    return _quantile(count) * float(rounds_ms.std(ddof=1)) * math.sqrt(1 + MEDIAN**2 / count)
 
 
 def _profile_of(file: NetworkFile, profile: HwProfile) -> HwProfile:
