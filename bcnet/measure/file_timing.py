@@ -17,7 +17,7 @@ from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.machine import MEDIAN
 from bcnet.measure.layer_names import layer_names
-from bcnet.measure.network_file import NetworkFile, NetworkInput, Shapes, read_network
+from bcnet.measure.network_file import NetworkFile, NetworkInput, Shapes, check_names, read_network
 from bcnet.measure.network_latency import INTERRUPTED, MANY, replayed, runtime_of, uninterrupted_ms
 from bcnet.progress import announce, progress_bar, working
 from bcnet.runtimes import Runtime
@@ -185,6 +185,7 @@ def time_file(
     """
     settings = settings or TimingSettings()
     files = [read_network(Path(own), settings.shapes) for own in (path, against) if own is not None]
+    check_names(files, settings.shapes)
     profiles = [_profile_of(own, profile) for own in files]
     runtimes = [_runtime_of(own, at) for own, at in zip(files, profiles, strict=True)]
     with working(f"reaching {profile.name}"):
@@ -304,7 +305,8 @@ def _not_quiet(files: Sequence[TimedFile]) -> str | None:
 def _notes(files: Sequence[NetworkFile], profile: HwProfile, settings: TimingSettings) -> list[str]:
     notes = []
     for own in files:
-        if own.graph is not None and own.batch is not None and own.batch != settings.shapes.batch:
+        given = bool(own.inputs) and own.inputs[0].name in settings.shapes.by_name
+        if own.batch not in (None, settings.shapes.batch) and not given:
             notes.append(f"{own.name} has batch {own.batch}, not {settings.shapes.batch}")
     if len({own.inputs for own in files if own.graph is not None}) > 1:
         notes.append("the two files have different inputs")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from bcnet.agent.onnxruntime_jobs import TYPES
@@ -86,7 +86,10 @@ def read_network(path: Path, shapes: Shapes) -> NetworkFile:
     if shapes.change_batch and _first_size(inputs) not in (0, shapes.batch):
         proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
         inputs = inputs_of(proto.graph)
-    sizes = _sizes(inputs, shapes)
+    try:
+        sizes = _sizes(inputs, shapes)
+    except UsageError as reason:
+        raise UsageError(f"{path.name}: {reason}") from None
     for entry, shape in zip(inputs, sizes.shapes, strict=True):
         _set_shape(entry, shape)
     for value in (*proto.graph.output, *proto.graph.value_info):
@@ -103,6 +106,15 @@ def read_network(path: Path, shapes: Shapes) -> NetworkFile:
         precision_of(proto.graph),
         proto.graph,
     )
+
+
+def check_names(files: Sequence[NetworkFile], shapes: Shapes) -> None:
+    """Raises UsageError if a shape was given for an input that none of the files has."""
+    known = dict.fromkeys(entry.name for own in files for entry in own.inputs)
+    for name in shapes.by_name:
+        if name not in known:
+            has = ", ".join(map(plain, known)) or "none"
+            raise UsageError(f"--input: there is no input {shown(name)}; the network's inputs: {has}")
 
 
 def inputs_of(graph: GraphProto) -> list[ValueInfoProto]:
@@ -138,7 +150,12 @@ def _parsed(path: Path, content: bytes) -> ModelProto:
 def _first_size(inputs: Sequence[ValueInfoProto]) -> int:
     """The fixed batch of a network; 0 if it is dynamic, or there is none."""
     dims = inputs[0].type.tensor_type.shape.dim if inputs else ()
-    return dims[0].dim_value if dims else 0
+    return _fixed(dims[0]) if dims else 0
+
+
+def _fixed(dim: TensorShapeProto.Dimension) -> int:
+    """A dimension's size; 0 if it is dynamic, for which some exporters write -1."""
+    return max(int(dim.dim_value), 0)
 
 
 @dataclass(frozen=True)
@@ -151,18 +168,13 @@ class _Sizes:
 
 def _sizes(inputs: Sequence[ValueInfoProto], shapes: Shapes) -> _Sizes:
     """The shapes of all inputs. Raises UsageError if one does not fit, or is missing."""
-    names = [entry.name for entry in inputs]
-    for name in shapes.by_name:
-        if name not in names:
-            has = ", ".join(map(plain, names)) or "no inputs"
-            raise UsageError(f"--input: there is no input {shown(name)} in the network, which has {has}")
     named: dict[str, int] = {}
     for entry in inputs:
         if entry.name in shapes.by_name:
             _check_fits(entry, shapes.by_name[entry.name], named)
     for entry in inputs:
         dims = entry.type.tensor_type.shape.dim
-        if entry.name not in shapes.by_name and dims and not dims[0].dim_value and dims[0].dim_param:
+        if entry.name not in shapes.by_name and dims and not _fixed(dims[0]) and dims[0].dim_param:
             named.setdefault(dims[0].dim_param, shapes.batch)
     return _Sizes([_shape(entry, shapes, named) for entry in inputs], named)
 
@@ -177,9 +189,9 @@ def _check_fits(entry: ValueInfoProto, shape: Sequence[int], named: dict[str, in
     if len(dims) != len(shape):
         raise UsageError(f"{where}: this input has {len(dims)} dimensions: {_described(entry)}")
     for number, (dim, size) in enumerate(zip(dims, shape, strict=True)):
-        fixed = dim.dim_value or named.get(dim.dim_param, size)
+        fixed = _fixed(dim) or named.get(dim.dim_param, size)
         if fixed != size:
-            hint = "; --batch changes the batch of a network" if number == 0 and dim.dim_value else ""
+            hint = "; --batch changes the batch of a network" if number == 0 and _fixed(dim) else ""
             raise UsageError(f"{where}: dimension {number} is {fixed} in the network{hint}")
         if dim.dim_param:
             named[dim.dim_param] = size
@@ -191,7 +203,7 @@ def _shape(entry: ValueInfoProto, shapes: Shapes, named: Mapping[str, int]) -> t
     if entry.name in shapes.by_name:
         return tuple(shapes.by_name[entry.name])
     dims = entry.type.tensor_type.shape.dim
-    sizes = [dim.dim_value or named.get(dim.dim_param, 0) for dim in dims]
+    sizes = [_fixed(dim) or named.get(dim.dim_param, 0) for dim in dims]
     if sizes and not sizes[0]:
         sizes[0] = shapes.batch
     if 0 in sizes or not entry.type.tensor_type.HasField("shape"):
@@ -206,7 +218,7 @@ def _shape(entry: ValueInfoProto, shapes: Shapes, named: Mapping[str, int]) -> t
 def _described(entry: ValueInfoProto) -> str:
     """An input's shape as the file has it, e.g. batch x 3 x height x width."""
     dims = entry.type.tensor_type.shape.dim
-    return " x ".join(str(dim.dim_value or plain(dim.dim_param) or "?") for dim in dims) or "unknown"
+    return " x ".join(str(_fixed(dim) or plain(dim.dim_param) or "?") for dim in dims) or "unknown"
 
 
 def _dtype(entry: ValueInfoProto) -> str:

@@ -59,8 +59,8 @@ def _layers(file: "TimedFile", most: int) -> list[str]:
     lines = columns(["layer", "kind", "ms", "share"], rows)
     explained = (file.layers_ms or 0.0) / max(file.device_time.typical_ms, 1e-9)
     left = len(file.layers) - most
-    more = f"{left} more layers; all" if left > 0 else "all"
-    return [*lines, f"{more} {len(file.layers)} take {explained:.0%} of the network's time"]
+    more = f"{left} more layers; " if left > 0 else ""
+    return [*lines, f"{more}the sum of all {len(file.layers)} is {explained:.0%} of the network's time"]
 
 
 def _compared(report: "TimingReport") -> str:

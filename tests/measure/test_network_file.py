@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bcnet.errors import NetworkError, UsageError
-from bcnet.measure.network_file import Shapes, inputs_of, read_network
+from bcnet.measure.network_file import Shapes, check_names, inputs_of, read_network
 
 Side = int | str | None
 
@@ -45,12 +45,14 @@ def test_a_dynamic_batch_is_that_of_the_setting_in_every_input(tmp_path: Path) -
         tmp_path / "a.onnx",
         ("half", TensorProto.FLOAT16, ["batch", 3]),
         ("unnamed", TensorProto.UINT8, [None, 2]),
+        ("negative", TensorProto.INT8, [-1, 2]),
         ("again", TensorProto.FLOAT, [7, "batch"]),
         ("scalar", TensorProto.INT32, []),
     )
     assert shapes_of(path, Shapes(batch=4)) == {
         "half": ("float16", (4, 3)),
         "unnamed": ("uint8", (4, 2)),
+        "negative": ("int8", (4, 2)),
         "again": ("float32", (7, 4)),
         "scalar": ("int32", ()),
     }
@@ -69,15 +71,14 @@ def test_a_given_shape_names_the_same_dimensions_of_other_inputs(tmp_path: Path)
     [
         (
             {},
-            "input 'image' has no fixed shape: batch x 3 x height x width; give it, e.g. --input "
+            "a.onnx: input 'image' has no fixed shape: batch x 3 x height x width; give it, e.g. --input "
             "image=1x3x224x224",
         ),
-        ({"picture": (1,)}, "--input: there is no input 'picture' in the network, which has image"),
         (
             {"image": (1, 3, 8)},
-            "--input image=1x3x8: this input has 4 dimensions: batch x 3 x height x width",
+            "a.onnx: --input image=1x3x8: this input has 4 dimensions: batch x 3 x height x width",
         ),
-        ({"image": (1, 4, 8, 8)}, "--input image=1x4x8x8: dimension 1 is 3 in the network"),
+        ({"image": (1, 4, 8, 8)}, "a.onnx: --input image=1x4x8x8: dimension 1 is 3 in the network"),
     ],
 )
 def test_shapes_that_are_missing_or_do_not_fit_are_refused_with_the_shape_of_the_file(
@@ -87,6 +88,15 @@ def test_shapes_that_are_missing_or_do_not_fit_are_refused_with_the_shape_of_the
     with pytest.raises(UsageError) as caught:
         read_network(path, Shapes(by_name=given))
     assert str(caught.value) == error
+
+
+def test_a_shape_for_an_input_of_neither_file_is_refused_with_all_inputs(tmp_path: Path) -> None:
+    shapes = Shapes(by_name={"image": (1, 3, 8, 8), "ids": (1, 4)})
+    files = [read_network(saved(tmp_path / "a.onnx", entry), shapes) for entry in (IMAGE, IDS)]
+    check_names(files, shapes)
+    with pytest.raises(UsageError) as caught:
+        check_names(files, Shapes(by_name={"picture": (1,)}))
+    assert str(caught.value) == "--input: there is no input 'picture'; the network's inputs: image, ids"
 
 
 def test_an_input_of_unknown_rank_needs_a_shape(tmp_path: Path) -> None:
