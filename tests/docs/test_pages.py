@@ -1,6 +1,7 @@
 """Pages lead somewhere, are short, and are checked as a whole."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,16 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 def test_pages_outside_of_the_reference_are_short(page: Path) -> None:
     if "reference" not in page.parts:
         assert len(text_of(page).splitlines()) <= LONGEST
+
+
+def test_make_targets_and_extras_that_pages_name_exist() -> None:
+    texts = {name(page): text_of(page) for page in pages()}
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
+    extras = set(tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"])
+    for page, text in texts.items():
+        assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets, page
+        named = re.findall(r"pip install ['\"](?:bcnet|\.)\[([\w,]+)\]", text)
+        assert {extra for group in named for extra in group.split(",")} <= extras, page
 
 
 def test_messages_of_the_code_name_pages_that_exist() -> None:
