@@ -2,6 +2,7 @@
 
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -10,10 +11,16 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from bcnet.models import NETWORKS
@@ -32,21 +39,67 @@ CLASSIFIERS = (
     *("inception_v3", "shufflenet_v2_x1_0", "convnext_tiny"),
 )
 TIMM = ("ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", "resnest14d")
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+REGNET = BlockParams([1, 2, 1], [32, 64, 128], [16, 16, 16], [1.0, 1.0, 1.0], [2, 2, 2], se_ratio=0.25)
+EFFICIENT = (
+    MBConvConfig(1, 3, 1, 32, 16, 1, 1.0, 1.0),
+    MBConvConfig(6, 3, 2, 16, 24, 2, 1.0, 1.0),
+    MBConvConfig(6, 5, 2, 24, 40, 2, 1.0, 1.0),
+)
+
+
+def small_ghostnet() -> nn.Module:
+    from timm.models.ghostnet import GhostNet
+
+    stages = ([3, 16, 16, 0, 1], [5, 72, 40, 0.25, 2], [3, 240, 80, 0, 2], [3, 480, 112, 0.25, 1])
+    return GhostNet([[stage] for stage in stages])
+
+
+def small_mobilenetv4() -> nn.Module:
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.mobilenetv3 import MobileNetV3
+
+    blocks = ["uir_r1_a5_k5_s2_e3_c48", "uir_r1_a0_k3_s1_e2_c48", "uir_r1_a3_k0_s1_e4_c48"]
+    return MobileNetV3(decode_arch_def([blocks, ["cn_r1_k1_s1_c96"]]), head_bias=False, head_norm=True)
+
+
+def small_repvgg() -> nn.Module:
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+
+    blocks = tuple(ByoBlockCfg(type="rep", d=2, c=channels, s=2, gs=0, br=0) for channels in (48, 96))
+    return ByobNet(ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=48))
+
+
+def small_segmentation() -> nn.Module:
+    features = torchvision.models.mobilenet_v3_small(dilated=True).features
+    return LRASPP(IntermediateLayerGetter(features, {"1": "low", "12": "high"}), 16, 576, num_classes=21)
+
+
 # Networks of the same blocks as others, and fewer of them.
-SMALL = {
+SMALL: dict[str, Callable[[], nn.Module]] = {
     "small densenet": lambda: DenseNet(block_config=(2, 3, 2, 2)),
     "small shufflenet": lambda: ShuffleNetV2([2, 3, 2], [24, 48, 96, 192, 512]),
     "small convnext": lambda: ConvNeXt(
         [CNBlockConfig(48, 96, 1), CNBlockConfig(96, 192, 2), CNBlockConfig(192, None, 1)]
     ),
+    "small resnext": lambda: ResNet(Bottleneck, [1, 2, 1, 1], groups=32, width_per_group=4),
+    "small mobilenet_v2": lambda: MobileNetV2(
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
+    ),
+    "small efficientnet": lambda: EfficientNet(EFFICIENT, dropout=0.2),
+    "small regnet": lambda: RegNet(REGNET),
+    "small ghostnet": small_ghostnet,
+    "small mobilenetv4": small_mobilenetv4,
+    "small repvgg": small_repvgg,
+    "small lraspp": small_segmentation,
 }
-# Each run tries another network of the same kind.
+# Each run tries another network, or a small one, of the same kind.
 TWINS = (
-    *("resnet50", "vgg11", "deeplabv3_mobilenet_v3_large"),
-    *("wide_resnet50_2", "mobilenet_v3_large", "regnet_x_400mf", "vgg16_bn", "inception_v3", "resnet34"),
-    *("mnasnet1_0", "efficientnet_v2_s", "densenet121", "convnext_tiny"),
+    *("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf"),
+    *("regnet_y_400mf", "vgg11", "vgg16_bn", "densenet121", "inception_v3", "shufflenet_v2_x1_0"),
+    *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s"),
+    *("convnext_tiny", "ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", *SEGMENTATION),
 )
-SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
 def timm_model(name: str) -> nn.Module:
@@ -109,8 +162,8 @@ def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *marked("regnet_y_400mf", "densenet121", "small densenet", "resnest14d", "small shufflenet"),
-        pytest.param("shufflenet_v2_x1_0", marks=pytest.mark.slow),
+        *marked("small regnet", "regnet_y_400mf", "small densenet", "densenet121", "resnest14d"),
+        *marked("small shufflenet", "shufflenet_v2_x1_0"),
     ],
 )
 def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
