@@ -54,7 +54,7 @@ LONG_FILES = {
     *("test_wider_original",),
 }
 # Tests that export the same few networks many times; others test the exporter itself.
-REPEATING = {"bench", "faults", "latency_tables", "pipeline"}
+REPEATING = {"bench", "faults", "latency_tables", "pipeline", "test_cli", "test_examples", "test_readme"}
 # The shipped profile times each network for a second; tests of behaviour need no such precision.
 PROFILE = """
 description = "this machine, timed briefly"
@@ -86,8 +86,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Export the same network once for all tests of pipelines, and for the fixtures that they share."""
-    repeating = item.path.parent.name in REPEATING or "project" in getattr(item, "fixturenames", ())
-    with remembered() if repeating else contextlib.nullcontext():
+    repeating = {item.path.parent.name, item.path.stem} & REPEATING
+    with (
+        remembered()
+        if repeating or "project" in getattr(item, "fixturenames", ())
+        else contextlib.nullcontext()
+    ):
         return (yield)
 
 

@@ -26,7 +26,7 @@ COMMANDS: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands")
 HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "sklearn", "rich.progress")
 
 NETWORKS = """
-import torch, torchvision
+import os, time, torch, torchvision
 from torch import nn
 
 def tiny(classes=10):
@@ -35,6 +35,12 @@ def tiny(classes=10):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes),
     )
 
+class Slow(nn.Sequential):
+    def forward(self, x):
+        if self.training: time.sleep(float(os.environ.get("PAUSE", 0)))
+        return super().forward(x)
+
+def slow(): return Slow(*tiny())
 def not_a_network(): return [1, 2]
 def needs_colour(): return nn.Conv2d(3, 10, 1)
 def raises(): raise ValueError("no such depth")
@@ -449,13 +455,15 @@ def test_a_file_where_a_folder_is_needed_is_explained(refused: Refused, command:
     assert f"cannot write or read {blocked}" in refused(1, command)
 
 
+EPOCHS = 40  # at three steps each, they last half a minute with the pauses
+
+
 @pytest.fixture
-def training(request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"]:
-    """`bcnet train` in a process of its own, with epochs enough to be interrupted: 800, or the parameter."""
-    epochs = getattr(request, "param", 800)
+def training() -> Iterator["subprocess.Popen[str]"]:
+    """`bcnet train` in a process of its own, which pauses in each step, so that it can be interrupted."""
     configure(
-        '[model]\nname = "cli_networks:tiny"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
-        f"[space]\nbins = 2\n[train]\nepochs = {epochs}\nbatch_size = 32\nmethod = 'unilateral'\n"
+        '[model]\nname = "cli_networks:slow"\n[data]\nimage_size = 16\ntrain_limit = 100\ntest_limit = 20\n'
+        f"[space]\nbins = 2\n[train]\nepochs = {EPOCHS}\nbatch_size = 32\nmethod = 'unilateral'\n"
     )
     command = [sys.executable, "-m", "bcnet", "train", "--json"]
     Path("tmp").mkdir()
@@ -464,7 +472,7 @@ def training(request: pytest.FixtureRequest) -> Iterator["subprocess.Popen[str]"
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(Path("tmp").absolute())},
+        env={**os.environ, "TMPDIR": str(Path("tmp").absolute()), "PAUSE": "0.3"},
     )
     yield process
     process.kill()
@@ -518,7 +526,6 @@ def test_a_signal_whose_exception_was_lost_is_sent_again(monkeypatch: pytest.Mon
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("training", [200], indirect=True)
 def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     training: "subprocess.Popen[str]", capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -535,9 +542,9 @@ def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
     assert main(["train", "--json"]) == 0
     out, err = capfd.readouterr()
     assert "continuing after epoch " in err
-    assert json.loads(out)["epochs"] == 200
+    assert json.loads(out)["epochs"] == EPOCHS
     curve = Path("runs/default/train/curve.csv").read_text(encoding="utf-8").splitlines()
-    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, 201))]
+    assert [line.split(",")[0] for line in curve] == ["epoch", *map(str, range(1, EPOCHS + 1))]
     assert not checkpoint.exists()
     assert not lines.exists()
 

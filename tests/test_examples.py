@@ -1,10 +1,10 @@
 """The examples do what they say."""
 
+import contextlib
+import io
 import json
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import onnx
@@ -14,7 +14,6 @@ from conftest import PROFILE
 from bcnet.cli import main
 from bcnet.config import load_config
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run at the same time
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -22,16 +21,16 @@ def run_python(folder: Path, script: Path, *arguments: str) -> str:
     """What the script prints in a folder whose device is this machine, timed briefly."""
     (folder / "hw_profiles").mkdir()
     (folder / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script, *arguments],
-        cwd=folder,
-        env=ONE_THREAD,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(folder)
+        patch.setattr("sys.argv", [str(script), *arguments])
+        patch.syspath_prepend(script.parent)
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code  # noqa: PT017
+    return out.getvalue()
 
 
 # Numbers of the example that make it long, and those that are enough for a test.

@@ -20,7 +20,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("method", "step"), [("unilateral", "us-nets"), ("bcnetv2", "plain")])
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("unilateral", "us-nets"), pytest.param("bcnetv2", "plain", marks=pytest.mark.slow)],
+)
 def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     folder: Path, method: str, step: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,9 @@ from typing import Any
 
 import onnx
 
+sys.path.append(str(Path(__file__).parents[1]))
+from remembered import remembered
+
 KILLED = 137
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"))
@@ -184,19 +187,20 @@ def serve() -> None:
     """Make the undisturbed run, then execute the requests, line by line."""
     import torch
 
-    from bcnet.onnx_export.onnx_supernet import to_onnx
+    from bcnet.config import load_config
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
+    from bcnet.pipeline.open_problem import open_problem
 
     steady_device()
-    with contextlib.redirect_stdout(sys.stderr):
-        # PyTorch imports and sets up exports once here, not in each child. Nothing is trained here:
-        # a process whose autograd has begun cannot be forked.
-        model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()).eval()
-        to_onnx(model, torch.zeros(1, 1, 8, 8))
-        slice.program_bytes(model, torch.zeros(2, 1, 8, 8))
-    print(answer({"folder": sys.argv[1], "arguments": ["run"]}), flush=True)
-    for line in sys.stdin:
-        print(answer(json.loads(line)), flush=True)
+    with remembered():
+        with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(sys.argv[1]):
+            # PyTorch imports and sets up exports once here, and exports the network of all folders, not in
+            # each child. Nothing is trained here: a process whose autograd has begun cannot be forked.
+            assert open_problem(load_config(None)).not_deliverable() is None
+            slice.program_bytes(torch.nn.ReLU(), torch.zeros(2, 1, 8, 8))
+        print(answer({"folder": sys.argv[1], "arguments": ["run"]}), flush=True)
+        for line in sys.stdin:
+            print(answer(json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":

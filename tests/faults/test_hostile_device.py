@@ -199,7 +199,13 @@ def test_nonsense_when_it_is_greeted(server: Sshd, fake: Fake, name: str) -> Non
     assert_matches(message, refusal(hostile(fake(on("hello", code)))))
 
 
-@pytest.mark.parametrize("name", ON_JOB)
+# Of the values that no answer has, one goes the whole way; `test_answers.py` has them all.
+VALUES = ("1e400", "a time below zero", "texts for times", "no times", "no answer at all")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in VALUES else ()) for name in ON_JOB]
+)
 def test_nonsense_as_an_answer_to_a_job(server: Sshd, fake: Fake, name: str) -> None:
     code, message = ON_JOB[name]
     kind = NetworkError if "the end" in name else DeviceError

@@ -41,7 +41,7 @@ def printed(capsys: pytest.CaptureFixture[str], *command: str) -> dict[str, Any]
     return found
 
 
-def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
+def test_two_supernets_are_scored_together_and_the_winner_is_cut_out_of_one(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = CONFIG.replace("epochs = 1\nbatch_size", "epochs = 2\nbatch_size")
@@ -49,7 +49,8 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
     single = printed(capsys, "train")
     alone = load_file(TRAINED / "supernet.safetensors")
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
-    found = printed(capsys, "run")
+    for stage in ("train", "search", "slice"):
+        printed(capsys, stage)
     first, second = (load_file(TRAINED / f"supernet{end}.safetensors") for end in ("", "-2"))
     assert all(torch.equal(first[name], alone[name]) for name in alone)
     assert second.keys() == first.keys()
@@ -62,10 +63,8 @@ def test_a_run_of_two_supernets_scores_by_both_and_cuts_out_of_one(
     assert records[0][0] != records[1][0]  # each draws widths of its own
     result = json.loads(Path("runs/default/slice/result.json").read_text(encoding="utf-8"))
     assert result["supernet"] in (1, 2)
-    networks = {network["name"]: network for network in found["networks"]}
-    assert (
-        networks["found (inherited)"]["passes"] == 2 * 2 * 2 + 1
-    )  # supernets, epochs and sides; fine-tuning
+    # Those of supernets, epochs and sides; fine-tuning.
+    assert open_problem(load_config(None)).winner_passes == 2 * 2 * 2 + 1
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int, *flags: str) -> None:

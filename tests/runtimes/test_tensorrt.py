@@ -125,7 +125,7 @@ def test_an_int8_engine_is_built_from_signed_integers() -> None:
     assert len(engine.content) < 0.5 * len(builder().build(content(network("resnet"))).content)
 
 
-@pytest.mark.parametrize("family", ["segmentation", "shufflenet"])
+@pytest.mark.parametrize("family", ["segmentation", pytest.param("shufflenet", marks=pytest.mark.slow)])
 def test_files_of_opset_17_are_built_too(family: str) -> None:
     assert is_engine(builder("fp16").build(content(to_fp16(at_opset(network(family), 17))), (1, 4)).content)
 
