@@ -54,7 +54,10 @@ LONG_FILES = {
     *("test_wider_original",),
 }
 # Tests that export the same few networks many times; others test the exporter itself.
-REPEATING = {"bench", "faults", "latency_tables", "pipeline", "test_cli", "test_examples", "test_readme"}
+REPEATING = {
+    *("bench", "faults", "latency_tables", "pipeline"),  # folders
+    *("test_cli", "test_examples", "test_readme", "project"),  # files, and a fixture
+}
 # The shipped profile times each network for a second; tests of behaviour need no such precision.
 PROFILE = """
 description = "this machine, timed briefly"
@@ -86,12 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Export the same network once for all tests of pipelines, and for the fixtures that they share."""
-    repeating = {item.path.parent.name, item.path.stem} & REPEATING
-    with (
-        remembered()
-        if repeating or "project" in getattr(item, "fixturenames", ())
-        else contextlib.nullcontext()
-    ):
+    names = {item.path.parent.name, item.path.stem, *getattr(item, "fixturenames", ())}
+    with remembered() if names & REPEATING else contextlib.nullcontext():
         return (yield)
 
 

@@ -49,8 +49,8 @@ def test_two_supernets_are_scored_together_and_the_winner_is_cut_out_of_one(
     single = printed(capsys, "train")
     alone = load_file(TRAINED / "supernet.safetensors")
     Path("bcnet.toml").write_text(TWO, encoding="utf-8")
-    for stage in ("train", "search", "slice"):
-        printed(capsys, stage)
+    for command in ("train", "search", "slice"):
+        printed(capsys, command)
     first, second = (load_file(TRAINED / f"supernet{end}.safetensors") for end in ("", "-2"))
     assert all(torch.equal(first[name], alone[name]) for name in alone)
     assert second.keys() == first.keys()
