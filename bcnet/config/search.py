@@ -151,9 +151,9 @@ class SearchConfig(Section):
 
     @property
     def beyond_a_budget(self) -> bool:
-        """Whether only an evolution finds what is wanted: not one network within a latency."""
+        """Whether only an evolution finds what is wanted: no networks within a latency."""
         without_budget = self.bounded and self.latency_ms is None and self.latency is None
-        return self.pareto or self.min_accuracy is not None or self.fitness == "soft" or without_budget
+        return self.min_accuracy is not None or self.fitness == "soft" or without_budget
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
@@ -167,7 +167,7 @@ class SearchConfig(Section):
             raise ValueError(
                 "fitness 'soft' weighs latency against a budget: not with min_accuracy or pareto"
             )
-        if self.method not in METHODS.reserved and self.beyond_a_budget:
+        if self.method not in METHODS.reserved and (self.pareto or self.beyond_a_budget):
             raise ValueError(
                 f"method '{self.method}' finds one network within a latency: for a front, a minimum "
                 "accuracy, a soft fitness or bounds alone, use auto or evolution"

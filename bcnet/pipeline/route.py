@@ -30,7 +30,7 @@ def fine_tuning_rate(problem: Problem) -> float:
 def allocations(problem: Problem) -> tuple[Method, ...]:
     """The methods whose networks are candidates; none: an evolution finds them.
 
-    Where weights are given, `auto` takes all methods, unless more is wanted than a latency budget.
+    Where weights are given, `auto` takes all methods, unless a latency limits nothing.
     """
     search = problem.config.search
     if not on_trained_network(problem):

@@ -4,13 +4,17 @@ Each method proposes networks that should just fit the budget; all are scored as
 measured beside the original, and what the table predicted wrongly moves the next round's limit.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+import numpy as np
+
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import AllocationProblem
 from bcnet.errors import BudgetError
+from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.pipeline.configured_methods import called, settings_for
 from bcnet.pipeline.measured import (
@@ -34,8 +38,11 @@ from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_of
 
 T = TypeVar("T")
+ROUNDING = 1e-9  # relative: sums of the same latencies in another order
 ORIGINAL = "original"
 UNIFORM = "uniform"  # the method that any other has to beat
+# For a front: methods that take seconds, and the number of latencies that they are asked for.
+OF_FRONT, LATENCIES = (UNIFORM, "latency-greedy", "latency-milp"), 8
 
 
 @dataclass
@@ -108,6 +115,16 @@ class Proposals:
         if method.trains and self.pruned is not None:
             return self.pruned.found[widths].score
         return self.scores(widths)
+
+
+def propose_front(proposals: Proposals) -> None:
+    """Score networks for latencies from the lowest possible to the whole network's, in equal ratios."""
+    space, latency = proposals.scores.space, proposals.latency
+    lowest = float(latency(Limits(space, latency, math.inf, proposals.bounds).fastest()))
+    highest = max(lowest, min(float(latency(space.largest())), SLOWEST_MS))
+    quick = replace(proposals, methods=tuple(own for own in proposals.methods if own.name in OF_FRONT))
+    for number, limit_ms in enumerate(np.geomspace(lowest, highest, LATENCIES)):
+        quick.propose(float(limit_ms) * (1 + ROUNDING), number)
 
 
 @dataclass

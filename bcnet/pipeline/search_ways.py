@@ -31,6 +31,7 @@ from bcnet.pipeline.search_state import SearchState
 from bcnet.pipeline.search_trained import (
     Proposals,
     best_measured,
+    propose_front,
     report_losses,
     report_winner,
     tried,
@@ -188,6 +189,7 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     """The best of the networks that the configured methods propose, measured beside the original.
 
     The best few are fine-tuned briefly before one wins: losses of cut networks order them only roughly.
+    Where a front is wanted, networks of all latencies are scored, too.
     """
     settings, problem, search = asked.settings, asked.problem, asked.problem.config.search
     target_ms = asked.budget.target_ms
@@ -212,6 +214,8 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         report_winner(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)
         best, budget, note = winner.candidate, measured.budget_ms, measured.note
+    if settings.pareto:
+        propose_front(proposals)
     candidates = tuple(proposals.found.values())
     evolution = Evolution(scores.space, asked.latency, scores, replace(settings, smooth=False))
     result = result_of(settings, Winner(best, top, candidates, budget, note))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from bcnet.pipeline.measured import alternating
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import allocations, on_trained_network
-from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, propose_front, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
@@ -134,7 +135,7 @@ def test_a_finished_run_is_done_already(
         ({}, True, AUTO),
         ({"method": "evolution"}, False, ()),
         ({"method": "latency-greedy"}, True, ("latency-greedy",)),
-        ({"pareto": True}, True, ()),
+        ({"pareto": True}, True, AUTO),
         ({"min_accuracy": 0.5, "latency": None}, True, ()),
     ],
 )
@@ -252,10 +253,20 @@ def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
     shutil.copytree(Path.cwd(), tmp_path / "copy")
     with contextlib.chdir(tmp_path / "copy"):
         assert main(["search", "--pareto"]) == 0
-        found = result("search")
-        assert found["method"] is None
+        found, front = result("search"), result("search", "pareto.json")
+        assert found["method"] in AUTO
         assert found["criterion"] in CRITERIA
-        assert found["pareto"] >= 2
+        assert found["searched_to_ms"] is None
+        assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+        latencies = [point["predicted_ms"] for point in front]
+        assert latencies == sorted(latencies)
+        space = problem_of().space
+        scored = {tuple(own["widths"]) for own in result("search", "history.json")}
+        assert {space.smallest(), space.largest()} <= scored
+        assert front[0]["widths"] == list(space.smallest())
+        budget = 3 * latencies[0]  # the machine may be busy when it is measured
+        assert main(["slice", "--latency-ms", str(budget), "--epochs", "0"]) == 0
+        assert result("slice")["predicted_ms"] <= budget
 
 
 def test_network_adjustment_as_published_finds_a_network_within_the_budget(
@@ -357,6 +368,22 @@ def beginning(losses: Mapping[Widths, float]) -> Any:
 
 def stat(ms: float) -> LatencyStat:
     return LatencyStat(ms, ms, 0.0, 1)
+
+
+def test_a_front_is_of_networks_from_the_fastest_to_the_whole_one_by_methods_that_take_seconds(
+    proposals: Proposals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[str, ...], float]] = []
+
+    def propose(own: Proposals, limit_ms: float, number: int) -> None:
+        asked.append((tuple(method.name for method in own.methods), limit_ms))
+
+    monkeypatch.setattr(Proposing, "propose", propose)
+    propose_front(replace(proposals, methods=auto_methods()))
+    assert {methods for methods, _ in asked} == {("uniform", "latency-greedy", "latency-milp")}
+    assert [limit_ms for _, limit_ms in asked] == pytest.approx([10 ** (step / 7) for step in range(8)])
+    assert asked[0][1] >= 1.0  # rounded, it must not exclude the fastest
+    assert asked[-1][1] >= 10.0
 
 
 @pytest.mark.parametrize(("factor", "best"), [(1.0, 5), (1.25, 5), (0.8, 5)])
