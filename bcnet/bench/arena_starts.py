@@ -25,7 +25,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.measure.network_latency import measure_network
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.pipeline.measured import ALTERNATIONS
+from bcnet.pipeline.alternating import ALTERNATIONS
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks

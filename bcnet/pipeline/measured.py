@@ -4,25 +4,21 @@ In: whoever proposes candidates, a latency to reach, a device. Out: what was mea
 limit. The original alternates with the candidates, so that a machine that slows down slows both.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bcnet.errors import BudgetError
-from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.repeated import Repeated
-from bcnet.progress import say, working
+from bcnet.pipeline.alternating import MeasureOf, alternating
+from bcnet.progress import working
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
 
-MeasureOf = Callable[[Widths], LatencyStat]
 ROUNDS = 4  # of proposing and measuring
 USED = 0.97  # of the limit: a winner that is faster is followed by larger candidates
 NOTED = 0.01  # a larger error of the table's predictions is reported
-ALTERNATIONS, MOST = 3, 9  # measurements of each network of a round, alternating with the original's
-AGREE = 0.03  # the two fastest measurements of a network may differ by so much
 
 
 @dataclass(frozen=True)
@@ -153,27 +149,3 @@ def too_slow(measured: Measured) -> BudgetError:
         f"the budget of {measured.budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The "
         "machine may be busy: search again, or measure the table again with `bcnet build-lut --again`"
     )
-
-
-def alternating(measure_of: MeasureOf, networks: Sequence[Widths]) -> dict[Widths, LatencyStat]:
-    """The fastest of a few measurements of each network, alternating: other work on the machine only adds.
-
-    They go on until the two fastest of every network agree, or for `MOST` rounds.
-    """
-    found: Mapping[Widths, list[LatencyStat]] = {widths: [] for widths in networks}
-    for number in range(MOST):
-        for widths in reversed(list(found)) if number % 2 else found:
-            found[widths].append(measure_of(widths))
-        if number + 1 >= ALTERNATIONS and all(map(_agree, found.values())):
-            break
-    else:
-        say(
-            f"the machine is busy: after {MOST} measurements, the two fastest of a network still differ by "
-            f"more than {AGREE:.0%}; {QUIETER}"
-        )
-    return {widths: Repeated(tuple(stats)).fastest for widths, stats in found.items()}
-
-
-def _agree(stats: Sequence[LatencyStat]) -> bool:
-    first, second = sorted(stat.median_ms for stat in stats)[:2]
-    return second <= first * (1 + AGREE)

@@ -2,13 +2,16 @@
 best widths.
 
 `search/`: result.json, history.json (every scored candidate), pareto.json; while searching state.jsonl or
-scores.jsonl, from which a stopped search continues; of a method that trains its network (see `pruned.py`).
+scores.jsonl, and latencies.jsonl, from which a stopped search continues; of a method that trains its network
+(see `pruned.py`).
 """
 
 from dataclasses import asdict, replace
 from typing import Any
 
+from bcnet.errors import BudgetError
 from bcnet.hw_profiles.target import target_of
+from bcnet.pipeline.alternating import LATENCIES
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement
@@ -83,7 +86,11 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         else:
             limit = _limit_said(budget, lowest, latency.noise)
     announce_replacement(run, config, "search")
-    found = find(asked)
+    try:
+        found = find(asked)
+    except BudgetError:  # the next search measures again: the machine may have been busy
+        asked.stage.path(LATENCIES).unlink(missing_ok=True)
+        raise
     result = found.result
     if asked.not_measured or problem.table.replayed:
         notes = result.note, asked.not_measured, problem.table.replayed
@@ -139,7 +146,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     contents |= found.files
     networks = asked.stage.folder.glob("*.safetensors")  # of this search, or of the one before
     earlier = [path for path in networks if path.name not in (IMPORTANCES_FILE, *contents)]
-    obsolete = [*found.obsolete, *earlier]
+    obsolete = [*found.obsolete, asked.stage.path(LATENCIES), *earlier]
     asked.stage.finish(asked.inputs, contents, obsolete)
     return summary
 

@@ -13,7 +13,8 @@ import numpy as np
 from bcnet.allocation.limits import Limits
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
-from bcnet.pipeline.measured import ROUNDS, MeasureOf, alternating
+from bcnet.pipeline.alternating import MeasureOf, alternating
+from bcnet.pipeline.measured import ROUNDS
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.budget import Budget

@@ -13,8 +13,8 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import FAILED_MS, runs
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.measure.network_latency import measure_network
+from bcnet.pipeline.alternating import MeasureOf
 from bcnet.pipeline.finished import training_records
-from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run

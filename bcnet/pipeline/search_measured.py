@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bcnet.pipeline.alternating import MeasureOf, alternating
 from bcnet.pipeline.measured import (
     USED,
     BesideOriginal,
-    MeasureOf,
     Timed,
-    alternating,
     measured_until_used,
     too_slow,
 )

@@ -4,6 +4,7 @@ In: candidates, generation by generation. Out: the same, up to the first line th
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.results import ScoredNetwork, parsed
@@ -28,12 +29,7 @@ class SearchState:
         """
         path = stage.path(STATE)
         self.files = [path, stage.path(OLD_STATE)]
-        try:
-            self._lines = SealedLines(path, inputs)
-        except ValueError as cause:
-            raise ArtifactError(
-                f"{path} cannot be read ({cause}); delete it to search from the start"
-            ) from None
+        self._lines = lines_of_search(path, inputs)
         self.candidates = tuple(
             candidate_of(parsed(ScoredNetwork, value, path, stage.command, "search"), space)
             for generation in self._lines.values
@@ -51,6 +47,14 @@ class SearchState:
         new = candidates[len(self.candidates) :]
         self._lines.append([scored_network(candidate).to_json() for candidate in new])
         self.candidates = tuple(candidates)
+
+
+def lines_of_search(path: Path, inputs: Mapping[str, str]) -> SealedLines:
+    """A file from which a stopped search continues. Raises ArtifactError where it cannot be read."""
+    try:
+        return SealedLines(path, inputs)
+    except ValueError as cause:
+        raise ArtifactError(f"{path} cannot be read ({cause}); delete it to search from the start") from None
 
 
 def scored_network(candidate: Candidate) -> ScoredNetwork:

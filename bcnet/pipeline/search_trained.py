@@ -16,11 +16,11 @@ from bcnet.allocation.problem import AllocationProblem
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.pipeline.alternating import MeasureOf
 from bcnet.pipeline.configured_methods import called, settings_for
 from bcnet.pipeline.measured import (
     BesideOriginal,
     Measured,
-    MeasureOf,
     Timed,
     measured_until_used,
     too_slow,

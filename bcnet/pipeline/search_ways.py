@@ -12,9 +12,9 @@ from pathlib import Path
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
+from bcnet.pipeline.alternating import LATENCIES, KeptLatencies, MeasureOf
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
-from bcnet.pipeline.measured import MeasureOf
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
@@ -84,10 +84,12 @@ class Asked:
         """Why no network is measured on the device; empty where they are."""
         return self.problem.table.not_measured(self.latency) or ""
 
-    @property
+    @cached_property
     def measure_of(self) -> MeasureOf | None:
-        """How whole networks are measured, where they are."""
-        return None if self.not_measured else measuring(self.problem)
+        """How whole networks are measured, where they are; rounds are kept until the search is finished."""
+        if self.not_measured:
+            return None
+        return KeptLatencies(measuring(self.problem), self.stage.path(LATENCIES), self.inputs)
 
     @property
     def methods(self) -> tuple[Method, ...]:

@@ -17,11 +17,10 @@ from torch import Tensor
 from bcnet.allocation.loss_tables import loss_tables
 from bcnet.allocation.utilisation import ChannelDropout, utilisation
 from bcnet.data.splits import Items, Split
-from bcnet.errors import ArtifactError
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.search_state import lines_of_search
 from bcnet.plain import loss_text
 from bcnet.progress import say
-from bcnet.sealed import SealedLines
 from bcnet.space.extract import with_state
 from bcnet.space.importance import CRITERIA, Criterion, Importances, channel_order, reordered
 from bcnet.space.inputs import to_device
@@ -71,7 +70,7 @@ class TrainedScores:
             self.importances = importances
         self._scorers: dict[tuple[Criterion, int], Scorer] = {}
         self._known: dict[tuple[str, int, Widths], Score] = {}
-        self._lines = _lines_of(path, inputs or {}) if path else None
+        self._lines = lines_of_search(path, inputs or {}) if path else None
         for line in self._lines.values if self._lines else ():
             by, number, widths, accuracy, loss = (line[key] for key in KEPT)
             self._known[by, number, Widths(widths)] = Score(accuracy, -loss)
@@ -187,13 +186,6 @@ class TrainedScores:
             np.interp(group.choices, few.choices, losses)
             for group, few, losses in zip(self.space.groups, coarse.groups, found.losses, strict=True)
         )
-
-
-def _lines_of(path: Path, inputs: Mapping[str, str]) -> SealedLines:
-    try:
-        return SealedLines(path, inputs)
-    except ValueError as cause:
-        raise ArtifactError(f"{path} cannot be read ({cause}); delete it to search from the start") from None
 
 
 def spread(choices: tuple[int, ...], count: int) -> tuple[int, ...]:

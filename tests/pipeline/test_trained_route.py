@@ -18,9 +18,10 @@ from bcnet.cli import main
 from bcnet.config import Config, DataConfig, SearchConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.alternating import KeptLatencies, MeasureOf, alternating
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
-from bcnet.pipeline.measured import alternating
+from bcnet.pipeline.measured import Measured
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.route import allocations, on_trained_network
@@ -30,6 +31,7 @@ from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning, settled
 from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
+from bcnet.sealed import SealedLines
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA
 from bcnet.space.supernet import cut
@@ -402,6 +404,37 @@ def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates(prop
     found = best_measured(proposals, Budget(4.9), Widths((10,)), lambda w: stat(times[w]), 1)
     assert found.inside[0].candidate.widths == (5,)
     assert found.inside[0].used == pytest.approx(4.8 / 4.9)
+
+
+def test_a_search_that_is_stopped_while_it_measures_measures_no_complete_round_again(
+    proposals: Proposals, tmp_path: Path
+) -> None:
+    """Two batches of networks are measured, since all take half the time that the table says."""
+    path, called = tmp_path / "latencies.jsonl", []
+
+    def half(widths: Widths, last: int | None = None) -> LatencyStat:
+        if len(called) == last:
+            raise KeyboardInterrupt
+        called.append(widths)
+        return stat(widths[0] / 2)
+
+    def found(measure_of: MeasureOf) -> Measured:
+        return best_measured(proposals, Budget(4.0), Widths((10,)), measure_of, 3)
+
+    whole = found(half)
+    total = len(called)
+    called.clear()
+    with pytest.raises(KeyboardInterrupt):
+        found(KeptLatencies(lambda widths: half(widths, 15), path, {}))
+    complete = sum(len(networks) for networks, _ in SealedLines(path, {}).values)
+    assert complete == 12  # the rounds of the first batch
+    assert found(KeptLatencies(half, path, {})) == whole
+    assert len(called) == total + 15 - complete
+    called.clear()
+    assert found(KeptLatencies(half, path, {})) == whole
+    assert called == []
+    assert found(KeptLatencies(half, path, {"device": "other"})) == whole
+    assert len(called) == total
 
 
 def test_where_the_table_is_too_high_larger_networks_follow_until_the_budget_is_used(
