@@ -258,9 +258,10 @@ def uniform_as_fast(problem: Problem, widths: Widths) -> Widths:
     searched = graph.variant(widths)
 
     def fits(option: Widths, share: float) -> bool:
-        limit = measure_network(searched, profile, share).median_ms
+        limit = measure_network(searched, profile, share, quiet=True).median_ms
         try:
-            return measure_network(graph.variant(option), profile, share).median_ms <= limit * (1 + SAME)
+            own = measure_network(graph.variant(option), profile, share, quiet=True)
+            return own.median_ms <= limit * (1 + SAME)
         except NetworkError:
             return False  # it holds a layer that the runtime cannot run
 
