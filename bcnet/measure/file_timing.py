@@ -308,7 +308,7 @@ def _notes(files: Sequence[NetworkFile], profile: HwProfile, settings: TimingSet
         given = bool(own.inputs) and own.inputs[0].name in settings.shapes.by_name
         if own.batch not in (None, settings.shapes.batch) and not given:
             notes.append(f"{own.name} has batch {own.batch}, not {settings.shapes.batch}")
-    if len({own.inputs for own in files if own.graph is not None}) > 1:
+    if len({tuple((entry.dtype, entry.shape) for entry in own.inputs) for own in files if own.inputs}) > 1:
         notes.append("the two files have different inputs")
     if len(profile.host) > 1:
         notes.append(f"of several hosts, only {profile.host[0]} was timed")
