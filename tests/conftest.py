@@ -71,9 +71,9 @@ table_noise = 20.0
 
 def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     """Measure each network of a search a few times, not until its times agree: other tests run meanwhile."""
-    from bcnet.pipeline import measured
+    from bcnet.pipeline import alternating
 
-    patch.setattr(measured, "MOST", measured.ALTERNATIONS)
+    patch.setattr(alternating, "MOST", alternating.ALTERNATIONS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
