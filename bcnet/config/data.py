@@ -13,7 +13,9 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 class DataConfig(Section):
     """The images."""
 
-    name: str = Field("digits", description="digits, cifar10, imagefolder:PATH or package.module:function")
+    name: str = Field(
+        "digits", description="digits, digit-scenes, cifar10, imagefolder:PATH or package.module:function"
+    )
     image_size: int | None = Field(
         None,
         ge=8,

@@ -14,13 +14,15 @@ class ModelConfig(Section):
 
     name: str = Field(
         "digits",
-        description="digits, cbm-mobilenet, cbm-resnet, torchvision:NAME, timm:NAME, package.module:function",
+        description="digits, digit-scenes, cbm-mobilenet, cbm-resnet, torchvision:NAME, timm:NAME, "
+        "package.module:function",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
     weights: str | None = Field(
         None,
         description="trained weights: a file of the same network, .safetensors or saved by torch.save; "
-        "'pretrained' for the libraries' own weights of torchvision and timm networks",
+        "'pretrained' for the libraries' own weights of torchvision and timm networks, and for those of "
+        "digit-scenes",
         examples=["weights.safetensors"],
     )
 

@@ -15,12 +15,13 @@ from bcnet.config import DataConfig
 from bcnet.data.image_data import ImageData
 from bcnet.data.loader import worker_count
 from bcnet.data.sources.builtin import cifar10, digits
+from bcnet.data.sources.digit_scenes import SIDE, digit_scenes
 from bcnet.data.sources.image_folder import image_folder
 from bcnet.data.splits import IGNORED, Items, Split, divided
 from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.user_code import UserFunction, import_function
 
-NAMES = ("digits", "cifar10", "imagefolder:PATH", "package.module:function")
+NAMES = ("digits", "digit-scenes", "cifar10", "imagefolder:PATH", "package.module:function")
 # Number of training images whose mean and deviation normalise all.
 MEASURED, MEASURED_ON_DISK = 10_000, 1_000
 
@@ -42,6 +43,8 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     elif config.name in ("digits", "cifar10"):
         loaded = digits(config.image_size or 32) if config.name == "digits" else cifar10()
         train, test, classes = Split(*loaded[0]), Split(*loaded[1]), loaded[2]
+    elif config.name == "digit-scenes":
+        train, test, classes = digit_scenes(config.image_size or SIDE)
     elif argument:
         train, test, classes = _users_own(config.name)
     else:
@@ -191,7 +194,9 @@ def _resized(part: Split | Items, size: int | None) -> Split | Items:
             for side in part.images.shape[2:]
         )
         labels = labels[:, rows[:, None], columns]
-    return Split(torch.cat([images.round().to(torch.uint8) for images in parts]), labels)
+    return Split(
+        torch.cat([images.round().to(torch.uint8) for images in parts]), labels, sources=part.sources
+    )
 
 
 def _check_split(name: str, split: Split, classes: int) -> None:

@@ -1,6 +1,7 @@
 """Reference networks by name, torchvision's, timm's, or a user's own function; trained weights for them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,29 @@ from bcnet.config import PRETRAINED, ModelConfig
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
-from bcnet.models.digits import digits
+from bcnet.models.digits import digit_scenes, digits
 from bcnet.models.weights import Run, load_weights
 from bcnet.user_code import import_function
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digits": digits,
+    "digit-scenes": digit_scenes,
     "cbm-mobilenet": mobilenet,
     "cbm-resnet": resnet,
+}
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """Trained weights that the package carries, and the statistics of the images that they expect."""
+
+    file: Path
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+PACKAGED = {
+    "digit-scenes": Packaged(Path(__file__).parent / "digit_scenes.safetensors", (0.18,), (0.17,)),
 }
 LIBRARIES: dict[str, Any] = {"torchvision": torchvision_models, "timm": timm_models}
 
@@ -31,10 +47,12 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
     """
     library, _, argument = config.name.partition(":")
     pretrained = config.weights == PRETRAINED
-    if pretrained and library not in LIBRARIES:
+    packaged = PACKAGED.get(config.name) if pretrained else None
+    if pretrained and packaged is None and library not in LIBRARIES:
+        names = ", ".join((*PACKAGED, *(f"{name}:NAME" for name in LIBRARIES)))
         raise ModelError(
-            f"model.weights = '{PRETRAINED}' is for torchvision:NAME and timm:NAME; give a file of weights, "
-            f"or load them in the function of '{config.name}'"
+            f"model.weights = '{PRETRAINED}' is for {names}; give a file of weights, or load them in the "
+            f"function of '{config.name}'"
         )
     given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
     if config.name in NETWORKS:
@@ -57,7 +75,9 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
             f"'{config.name}' returned {type(model).__name__}, not a torch.nn.Module; "
             "it must return the network"
         )
-    if config.weights is not None and not pretrained:
+    if packaged is not None:
+        load_weights(model, packaged.file, run)
+    elif config.weights is not None and not pretrained:
         load_weights(model, Path(config.weights), run)
     return model
 
@@ -65,6 +85,8 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
 def statistics(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation per channel that pretrained weights expect; None where unknown."""
     library, _, argument = config.name.partition(":")
+    if config.weights == PRETRAINED and config.name in PACKAGED:
+        return PACKAGED[config.name].mean, PACKAGED[config.name].std
     if config.weights != PRETRAINED or library not in LIBRARIES:
         return None
     return LIBRARIES[library].statistics(argument)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The embedded default: a small residual network for 32x32 images."""
+"""Small residual networks for 32x32 images: `digits`, and `digit-scenes` with trained weights."""
 
 from torch import Tensor, nn
 
@@ -27,12 +27,22 @@ class ResidualBlock(nn.Module):
 
 def digits(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
     """Stem and three residual blocks: 80, 160 and 320 channels at 16, 8 and 4 pixels."""
+    return _residual(in_channels, (80, 160, 320), num_classes)
+
+
+def digit_scenes(in_channels: int = 1, num_classes: int = 10) -> nn.Module:
+    """Stem and three residual blocks: 32, 64 and 96 channels at 16, 8 and 4 pixels."""
+    return _residual(in_channels, (32, 64, 96), num_classes)
+
+
+def _residual(in_channels: int, widths: tuple[int, int, int], num_classes: int) -> nn.Module:
+    first, second, third = widths
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(in_channels, 80, 3, 2, 1, bias=False), nn.BatchNorm2d(80), nn.ReLU()),
-        ResidualBlock(80, 80, 80, 1),
-        ResidualBlock(80, 160, 160, 2),
-        ResidualBlock(160, 320, 320, 2),
+        nn.Sequential(nn.Conv2d(in_channels, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()),
+        ResidualBlock(first, first, first, 1),
+        ResidualBlock(first, second, second, 2),
+        ResidualBlock(second, third, third, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(320, num_classes),
+        nn.Linear(third, num_classes),
     )

@@ -412,5 +412,7 @@ def test_timms_networks_take_channels_and_classes_of_ones_own(monkeypatch: pytes
 
 
 def test_pretrained_weights_are_a_librarys() -> None:
-    with pytest.raises(ModelError, match=r"'pretrained' is for torchvision:NAME and timm:NAME; give a file"):
+    with pytest.raises(
+        ModelError, match=r"'pretrained' is for digit-scenes, torchvision:NAME, timm:NAME; give a file"
+    ):
         build_model(ModelConfig(name="digits", weights="pretrained"), 1, 4)
