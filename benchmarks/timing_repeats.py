@@ -2,7 +2,7 @@
 
 Each call is a process of its own. After each, the reference times the same file: `onnxruntime_perf_test`, if
 it is on PATH or given, else a loop over IO binding without bcnet. The file is MobileNetV2 with random
-weights, unless one is given: about 5 ms at the default --image-size on a core of 2.5 to 3.5 GHz.
+weights, unless one is given; choose --image-size for about 5 ms.
 
     python benchmarks/timing_repeats.py --pairs 20 --pause 60 --output benchmarks/results/timing_repeats.json
 """
