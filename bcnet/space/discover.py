@@ -24,7 +24,7 @@ from bcnet.space.unsupported import probe_of
 from bcnet.space.width_space import WidthGroup, WidthSpace
 
 
-def discover_space(  # noqa: PLR0913 - the keywords are the keys of [space] in bcnet.toml
+def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
     model: nn.Module,
     example_input: Any,
     *,

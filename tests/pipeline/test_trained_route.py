@@ -18,6 +18,7 @@ from bcnet.cli import main
 from bcnet.config import Config, DataConfig, SearchConfig, load_config
 from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline import search_ways
 from bcnet.pipeline.alternating import KeptLatencies, MeasureOf, alternating
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
@@ -283,6 +284,31 @@ def test_network_adjustment_as_published_finds_a_network_within_the_budget(
         found = result("search")
     assert found["method"] == "network-adjustment"
     assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+
+
+def test_latencies_of_an_interrupted_search_are_kept_and_those_of_one_that_found_no_winner_are_not(
+    problem_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem_of()
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    called, last = [], 5
+
+    def equally_slow(widths: Widths) -> LatencyStat:
+        if len(called) == last:
+            raise KeyboardInterrupt
+        called.append(widths)
+        return stat(50.0)
+
+    monkeypatch.setattr(search_ways, "measuring", lambda _: equally_slow)
+    monkeypatch.chdir(tmp_path / "copy")
+    own = '[search]\nmethod = "uniform"\ntrials = 0'
+    Path("bcnet.toml").write_text((WEIGHTS + CONFIG).replace("[search]", own), encoding="utf-8")
+    assert main(["search"]) == 130
+    assert (RUN / "search/latencies.jsonl").exists()
+    last = -1
+    assert main(["search"]) == 1
+    assert not (RUN / "search/latencies.jsonl").exists()
+    assert (RUN / "search/scores.jsonl").exists()
 
 
 def test_the_whole_trained_network_keeps_its_own_loss_when_it_is_scored(
