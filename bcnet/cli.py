@@ -30,6 +30,7 @@ from bcnet.commands.time import time_file
 from bcnet.commands.train import train
 from bcnet.errors import BcnetError, UsageError, one_line, raised_by_user
 from bcnet.plain import LONGEST, plain
+from bcnet.processes import refuse_several, these
 from bcnet.signals import as_interrupts
 
 INTERRUPTED = 130
@@ -82,6 +83,7 @@ def _root(
     ] = False,
 ) -> None:
     help_without_command(context)
+    refuse_several(context.invoked_subcommand or "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +108,9 @@ def _run(given: list[str], received: Sequence[int]) -> int:
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BcnetError as error:
-        print(f"bcnet: {plain(str(error), LONGEST)}", file=sys.stderr)
+        processes = these()
+        who = "bcnet" if processes.size == 1 else f"bcnet, {processes}"
+        print(f"{who}: {plain(str(error), LONGEST)}", file=sys.stderr)
         return error.exit_code
     except typer.TyperException as error:
         hint = f"(see {_typed_command(command, given)} --help)"

@@ -78,6 +78,30 @@ def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") 
     show(summary, command.as_json)
 
 
+def run_training_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") -> None:
+    """`run_stage` for a stage that may run in several processes: the first one writes and prints."""
+    from bcnet.processes import these
+
+    processes = these()
+    if processes.size == 1:
+        return run_stage(command, stage)
+    from bcnet.progress import stderr
+    from bcnet.training.distributed import together, wait_for_all
+
+    stderr.quiet = not processes.first
+
+    with (
+        together(processes),
+        chosen_run(command) as (run, _, opened),
+        processes.own_run(run) as own,
+        redirect_stdout(sys.stderr),
+    ):
+        wait_for_all()  # nothing is written before it was copied
+        summary = stage(own, opened())
+    if processes.first:
+        show(summary, command.as_json)
+
+
 def _reach(settings: "Config") -> None:
     """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
     from bcnet.hw_profiles.target import target_profile

@@ -46,6 +46,7 @@ from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
+from bcnet.training.distributed import average, world
 from bcnet.training.loop import Trainee, batches, check_trained, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
@@ -90,7 +91,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     if plan.cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
         teacher = "the original network" if objective else "the widest path"
         say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
-    elif plan.cuda_graph and recipe.device == "cuda":
+    elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
         count = plan.paths(len(space.rule.sides), plan.draws)
         paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
     resume = checkpoints.load() if checkpoints else None
@@ -107,8 +108,11 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
         curve.append(round(mean_loss, 5))
         if checkpoints is not None:
-            values = torch.stack([loss for _, loss in unread]).tolist() if unread else []
-            records = [(own, round(value, 5)) for (own, _), value in zip(unread, values, strict=True)]
+            values = torch.stack([loss for _, loss in unread]) if unread else torch.empty(0)
+            average([values])
+            records = [
+                (own, round(value, 5)) for (own, _), value in zip(unread, values.tolist(), strict=True)
+            ]
             checkpoints.save(Checkpoint(snapshot, tuple(curve)), records)
         unread.clear()
 

@@ -14,6 +14,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.progress import announce, say, working
 from bcnet.reading import JSON_BYTES, parse_json, read_text
 from bcnet.runs import Run, digest, json_bytes, write_file
+from bcnet.training.distributed import world
 from bcnet.training.recipe import Recipe
 
 FILE = "precision.json"  # in the run's folder
@@ -67,8 +68,11 @@ def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
 
 
 def _is_open(config: Config, recipe: Recipe) -> bool:
-    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it."""
-    return recipe.amp and recipe.device == "cpu" and config.train.amp is None
+    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it.
+
+    Several processes have to decide alike, so they do not time it.
+    """
+    return recipe.amp and recipe.device == "cpu" and config.train.amp is None and world().size == 1
 
 
 def _inputs(problem: Problem) -> str:

@@ -29,6 +29,7 @@ from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
+from bcnet.training.distributed import average, same_as_first, world
 from bcnet.training.recipe import Objective, Recipe
 
 # (inputs, targets, number of the step) -> loss, a scalar that may not be computed yet on a GPU; adds the
@@ -90,7 +91,10 @@ def fit(
         _restore(trainee, optimizer, resume.tensors)
     per_epoch = steps_an_epoch(data, recipe)
     curve = []
-    source = training_batches(data, recipe)
+    processes = world()
+    share = processes.rank, processes.size
+    source = TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device, share)
+    same_as_first(parameters.values())
     with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
@@ -100,7 +104,7 @@ def fit(
 
         for epoch in range(first, recipe.epochs):
             seed = recipe.seed * 100_003 + epoch
-            torch.manual_seed(seed)  # dropout
+            torch.manual_seed(seed + processes.rank * 7919)  # dropout
             random.seed(seed)  # for custom losses that use random numbers
             np.random.seed(seed % 2**32)
             losses: list[float] = []
@@ -114,11 +118,13 @@ def fit(
                 batch = inputs, targets
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                loss = explained(trainee.step, inputs, targets, epoch * per_epoch + number)
+                loss = explained(trainee.step, inputs, targets, epoch * per_epoch + number).reshape(1)
+                average([*(own.grad for own in parameters.values() if own.grad is not None), loss])
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
                 losses.append(read(loss, epoch * per_epoch + len(losses), batch))
+            average([own for own in trainee.buffers().values() if own.is_floating_point()])
             check_trained(parameters, f"in epoch {epoch + 1}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:

@@ -1,0 +1,213 @@
+"""Several processes train the same network as one: each on its share of every batch."""
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bcnet.cli import main
+from bcnet.data.image_data import ImageData
+from bcnet.data.splits import Split
+from bcnet.errors import BcnetError, DataError, TrainingError, UsageError
+from bcnet.pipeline.train import train
+from bcnet.pipeline.training_file import CheckpointFiles, lines_beside
+from bcnet.processes import Processes
+from bcnet.runs import Run
+from bcnet.sealed import SealedLines
+from bcnet.space.discover import discover_space
+from bcnet.space.supernet import Supernet
+from bcnet.space.widen import supernet_state
+from bcnet.training.distributed import _slurm_address, together
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
+
+RECIPE = Recipe(epochs=2, learning_rate=0.1, batch_size=16)
+
+
+def images() -> ImageData:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (48, 3, 8, 8), generator=generator).to(torch.uint8)
+    part = Split(pixels, torch.arange(48) % 4)
+    return ImageData(part, part, part, ("a", "b", "c", "d"), (0.5,) * 3, (0.3,) * 3, flip=True, shift=1)
+
+
+def network(*norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), *norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64, 4))
+
+
+def in_processes(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(rank)` returns, or the BcnetError that it raises, in connected processes; None if killed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    pipes, processes = [], []
+    for rank in range(count):
+        reading, writing = os.pipe()
+        process = os.fork()
+        if not process:
+            os.environ |= address
+            torch.set_num_threads(1)  # a forked process has none of the others
+            try:
+                with together(Processes(count, rank)):
+                    found = work(rank)
+            except BcnetError as error:
+                found = error
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(found, pipe)
+            os._exit(0)
+        os.close(writing)
+        pipes.append(reading)
+        processes.append(process)
+    contents = []
+    for reading in pipes:
+        with os.fdopen(reading, "rb") as pipe:
+            contents.append(pipe.read())
+    for process in processes:
+        os.waitpid(process, 0)
+    return [pickle.loads(content) if content else None for content in contents]
+
+
+def trained(model: nn.Module) -> tuple[list[float], dict[str, Tensor]]:
+    return fit_network(model, images(), RECIPE, "training"), model.state_dict()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_network_is_trained_as_by_one_process(count: int) -> None:
+    curve, state = trained(network())
+    for own_curve, own in in_processes(count, lambda _: trained(network())):
+        assert own_curve == pytest.approx(curve, abs=1e-6)
+        for name, tensor in state.items():
+            torch.testing.assert_close(own[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_all_processes_end_with_the_same_network_and_mean_batch_norm_statistics() -> None:
+    first, second = in_processes(2, lambda _: trained(network(nn.BatchNorm2d(16))))
+    assert first[0] == second[0]
+    assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+    _, alone = trained(network(nn.BatchNorm2d(16)))
+    # The mean of a batch is that of its shares' means; their variances are a little smaller than its own.
+    torch.testing.assert_close(first[1]["1.running_mean"], alone["1.running_mean"], rtol=0.1, atol=0.02)
+
+
+def test_a_supernet_has_the_same_widths_and_losses_as_in_one_process(tmp_path: Path) -> None:
+    def records(name: str) -> list[Any]:
+        model = network()
+        space = discover_space(model, torch.zeros(1, 3, 8, 8), bins=4, channel_multiple=2)
+        files = CheckpointFiles(tmp_path / f"{name}.safetensors", {})
+        train(Supernet(model, space, supernet_state(model, space)), images(), RECIPE, checkpoints=files)
+        return SealedLines(lines_beside(files.path), {}).values
+
+    alone = records("alone")
+    assert len(alone) == 6
+    for own in in_processes(2, lambda rank: records(str(rank))):
+        assert [widths for widths, _ in own] == [widths for widths, _ in alone]
+        assert [loss for _, loss in own] == pytest.approx([loss for _, loss in alone], abs=2e-5)
+
+
+def test_a_process_that_ends_stops_the_others_with_one_line() -> None:
+    def work(rank: int) -> Any:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trained(network())
+
+    first, second = in_processes(2, work)
+    assert second is None
+    assert isinstance(first, TrainingError)
+    assert str(first).startswith("another process of this training ended; run the same command again")
+
+
+def test_a_loss_that_is_not_finite_in_one_share_stops_all() -> None:
+    def work(rank: int) -> Any:
+        model = network()
+        if rank == 1:
+            model.register_forward_hook(lambda module, inputs, outputs: outputs * float("nan"))
+        return trained(model)
+
+    for error in in_processes(2, work):
+        assert isinstance(error, TrainingError)
+        assert str(error).startswith("training diverged: the loss of step 0 is nan")
+
+
+def test_a_batch_that_cannot_be_divided_is_refused() -> None:
+    for error in in_processes(3, lambda _: trained(network())):
+        assert isinstance(error, DataError)
+        assert str(error) == "a batch of 16 images has no 3 equal parts: set train.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Processes(1, 0, 0)),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Processes(4, 3, 1)),
+        (
+            {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"},
+            Processes(8, 2, 0),
+        ),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Processes(1, 0, 0)),  # a batch script without srun
+    ],
+)
+def test_processes_are_those_of_torchrun_or_of_a_slurm_step(
+    environment: dict[str, str], expected: Processes
+) -> None:
+    assert Processes.of(environment) == expected
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "a", "LOCAL_RANK": "0"}]
+)
+def test_variables_that_name_no_process_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="WORLD_SIZE, RANK, LOCAL_RANK must be set to integers"):
+        Processes.of(environment)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("gpu[03-05,9]", "gpu03"), ("node7,node9", "node7"), ("gpu[7,9-12]", "gpu7")]
+)
+def test_the_first_process_of_a_slurm_step_is_on_its_first_node(nodes: str, first: str) -> None:
+    assert _slurm_address(nodes)["MASTER_ADDR"] == first
+
+
+def test_other_processes_work_on_a_copy_of_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "default")
+    run.folder.mkdir()
+    (run.folder / "a").write_text("before")
+    with Processes(2, 0).own_run(run) as own:
+        assert own == run
+    with Processes(2, 1).own_run(run) as own:
+        assert (own.folder / "a").read_text() == "before"
+        (own.folder / "a").write_text("after")
+    assert (run.folder / "a").read_text() == "before"
+    assert not own.folder.exists()
+
+
+def test_a_command_that_measures_is_refused_in_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["search"]) == 2
+    assert "`bcnet search` runs in one process: start it without torchrun or srun" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchrun_trains_and_slices_a_run_that_one_process_exports(project: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    shutil.rmtree("runs")
+    subprocess.run([*torchrun, "-m", "bcnet", "train"], check=True)
+    assert main(["build-lut"]) == 0
+    assert main(["search"]) == 0
+    subprocess.run([*torchrun, "-m", "bcnet", "slice"], check=True)
+    assert main(["export"]) == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["default"]
