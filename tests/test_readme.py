@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[list[str]]:
-    """Every `bcnet` command of the block under "Your own network", in order, as arguments."""
-    block = README.split("## Your own network")[1].split("```")[1]
+    """Every `bcnet` command of the block that lists the stages, in order, as arguments."""
+    (block,) = re.findall(r"^```\n(bcnet init .+?)^```$", README, flags=re.MULTILINE | re.DOTALL)
     lines = re.findall(r"^bcnet ([^#\n]+)", block, flags=re.MULTILINE)
     return [line.split() for line in lines]
 

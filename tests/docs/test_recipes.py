@@ -27,10 +27,12 @@ RECIPES = "docs/contributing"
 def test_the_deployed_file_is_read_with_onnx_runtime_and_with_pytorch_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for block in blocks("docs/getting-started/deploying.md", "python"):
-        exec(block.text, {})
-    digit, shape = capsys.readouterr().out.splitlines()
-    assert digit in "0123456789"
+    for page in ("README.md", "docs/getting-started/deploying.md"):
+        for block in blocks(page, "python"):
+            exec(block.text, {})
+    *digits, shape = capsys.readouterr().out.splitlines()
+    assert len(digits) == 2
+    assert all(digit in "0123456789" for digit in digits)
     assert shape == "torch.Size([8, 10])"
 
 
