@@ -1,4 +1,4 @@
-# make quickstart: install and run the whole pipeline on the embedded default.
+# make quickstart: install and run the whole pipeline on the built-in example.
 # make test: every check that CI runs. make test-fast: the tests of single parts, in under three minutes.
 # make test-slow: the tests that `make test` leaves out. make docs: the pages of docs/ as a site, in site/.
 # make package: a wheel and an sdist in dist/; installs the wheel into an empty environment and runs `bcnet run` there.

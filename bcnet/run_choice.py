@@ -144,7 +144,7 @@ def require_table(choice: Choice, *, searched: bool) -> None:
 def require_configured(
     command: str, config: Path | None, run: Run | None, settings: Config
 ) -> "Problem | None":
-    """Report that the built-in example is used where nothing is configured; `settings` are its defaults.
+    """Report that the built-in example is used where nothing is configured; `settings` are the example's.
 
     Returns the example's problem where it was opened for that. Raises ConfigError where a stage other than
     `bcnet run` would begin a run of the example, and where the existing run is of another network or other
@@ -195,14 +195,22 @@ def _example_of(run: Run, settings: Config) -> "Problem":
         if table.inputs().get("model") == measured.table.model_key:
             return problem
         found = {}
-    # Not the space: that of another device may differ.
-    example = problem.inputs()
-    if any(found.get(key) != example[key] for key in ("model", "data")):
+
+    def is_of(other: "Problem") -> bool:
+        wanted = other.inputs()  # not the space: that of another device may differ
+        return all(found.get(key) == wanted[key] for key in ("model", "data"))
+
+    if is_of(problem):
+        return problem
+    if found and is_of(open_problem(Config(seed=settings.seed))):  # all defaults, which were the example
         raise ConfigError(
-            f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with "
-            f"seed {settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
+            f"there is no bcnet.toml here, and {run.folder} is of an earlier version's built-in example: "
+            "to continue it, write an empty bcnet.toml; for today's example, use another folder"
         )
-    return problem
+    raise ConfigError(
+        f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with seed "
+        f"{settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
+    )
 
 
 def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:

@@ -1,6 +1,6 @@
 """What paths of trained weights know before any supernet training, with channels ordered and as they are.
 
-Trains the embedded default (digits), then scores paths of its weights at uniform widths, batch-norm
+Trains the digits network, then scores paths of its weights at uniform widths, batch-norm
 recalibrated statistics: channels as they are, and ordered by each importance, for each method and side.
 
     python benchmarks/channel_order.py [--epochs N] [--seeds N]

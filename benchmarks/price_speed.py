@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/price_speed.py --folder runs/price_speed
 
-MobileNetV2 at 224 px and the embedded default, each with a table that `build_lut` measures here and that is
+MobileNetV2 at 224 px and the digits network, each with a table that `build_lut` measures here and that is
 kept in the folder. The straightforward way is bcnet's first one: an array for layers that follow the same
 groups, of their milliseconds and of their weights, each indexed by NumPy with a column of indices a group.
 Both ways price the same random networks, in turn, in one process on one thread, and have to agree. They do so
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def digits(profile: HwProfile) -> OnnxSupernet:
-    """The embedded default."""
+    """The digits network."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(), 1, 10)
     shape = (profile.batch, 1, 32, 32)

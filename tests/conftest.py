@@ -131,19 +131,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 @pytest.fixture(scope="session")
 def opened() -> Callable[..., Any]:
-    """`open_problem`, but the built-in example is opened once for each configuration and profile.
+    """`open_problem`, but bcnet's own networks and data are opened once for each configuration and profile.
 
     Nothing of it lies in the working folder, so it is the same in all copies of the finished run.
     """
-    from bcnet.config import Config, TaskConfig
+    from bcnet.config import EXAMPLE, Config, TaskConfig
     from bcnet.hw_profiles.target import target_profile
     from bcnet.pipeline.open_problem import open_problem
     from bcnet.pipeline.problem import Problem
 
-    example, known = Config(), list[Problem]()
+    examples = [Config(), Config.model_validate(EXAMPLE)]
+    built_in = [(config.model, config.data.name) for config in examples]
+    known = list[Problem]()
 
     def once(config: Config, *, pixels: bool = True) -> Problem:
-        named = config.model == example.model and config.data.name == example.data.name
+        named = (config.model, config.data.name) in built_in
         if not (named and pixels and config.task == TaskConfig()):
             return open_problem(config, pixels=pixels)
         for problem in known:

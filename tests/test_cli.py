@@ -18,7 +18,7 @@ from conftest import CONFIG, PROFILE, LargestFile, Refused
 from PIL import Image
 
 from bcnet.cli import app, main
-from bcnet.config import Config, load_config
+from bcnet.config import EXAMPLE, Config, load_config
 from bcnet.show.tables import show_table
 from bcnet.signals import as_interrupts
 
@@ -207,12 +207,12 @@ def test_a_budget_that_cannot_be_meant_is_wrong_usage(
     assert message in refused(2, command, flag, value)
 
 
-def test_init_writes_a_configuration_of_defaults_and_never_overwrites(
+def test_init_writes_the_built_in_examples_configuration_and_never_overwrites(
     refused: Refused, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["init"]) == 0
     assert capfd.readouterr().out == "wrote bcnet.toml\n"
-    assert load_config(None) == Config()
+    assert load_config(None) == Config.model_validate(EXAMPLE)
     Path("bcnet.toml").write_text("seed = 5\n", encoding="utf-8")
     assert "bcnet.toml is already here; delete it first" in refused(1, "init")
     assert Path("bcnet.toml").read_text(encoding="utf-8") == "seed = 5\n"

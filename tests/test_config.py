@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from bcnet.config import CONFIG_FILE, Config, Section, latency_share, load_config, settings, template
+from bcnet.config import (
+    CONFIG_FILE,
+    EXAMPLE,
+    Config,
+    DataConfig,
+    ModelConfig,
+    Section,
+    latency_share,
+    load_config,
+    settings,
+    template,
+)
 from bcnet.errors import ConfigError, UsageError
 
 
@@ -33,9 +44,35 @@ def keys() -> list[tuple[str, str, str]]:
     return found
 
 
-def test_without_a_file_everything_has_its_default() -> None:
-    assert load_config(None) == Config()
-    assert load_config(None).train.method == "bcnet"
+def test_without_a_file_the_built_in_example_is_configured() -> None:
+    config = load_config(None)
+    assert config == Config.model_validate(EXAMPLE)
+    assert (config.model.name, config.model.weights, config.data.name) == (
+        "digit-scenes",
+        "pretrained",
+        "digit-scenes",
+    )
+    assert load_config(None, {"search": {"latency_ms": 2.0}}).search.latency is None
+
+
+def test_an_empty_file_has_the_defaults() -> None:
+    assert load_config(write("")) == Config()
+    assert Config().train.method == "bcnet"
+
+
+def test_a_typed_network_or_dataset_takes_the_place_of_the_whole_example() -> None:
+    assert load_config(None, {"model": {"name": "cbm-resnet"}}).model == ModelConfig(name="cbm-resnet")
+    own = load_config(None, assigned={"data": {"name": "cifar10"}})
+    assert own == Config(data=DataConfig(name="cifar10"))
+
+
+def test_the_template_of_the_example_loads_to_the_example() -> None:
+    text = template(EXAMPLE)
+    assert load_config(write(text)) == Config.model_validate(EXAMPLE)
+    assert text.splitlines()[1] == (
+        "# Only these are not defaults, but those of the built-in example: model.name, model.weights, "
+        "data.name, search.latency."
+    )
 
 
 def test_the_file_in_the_working_folder_is_read() -> None:

@@ -1,4 +1,4 @@
-"""`bcnet init`: write a bcnet.toml with every setting at its default."""
+"""`bcnet init`: write a bcnet.toml with every setting, and the values of the built-in example."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,9 @@ def init(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a commented bcnet.toml. It holds every setting with its default; nothing is overwritten."""
-    from bcnet.config import CONFIG_FILE, template
+    """Write a commented bcnet.toml. It holds every setting with its default, and the network, data and budget
+    of the built-in example, to be replaced by yours; nothing is overwritten."""
+    from bcnet.config import CONFIG_FILE, EXAMPLE, template
     from bcnet.errors import ConfigError
     from bcnet.runs import write_file
     from bcnet.toml_files import is_there
@@ -24,5 +25,5 @@ def init(
     path = config or CONFIG_FILE
     if is_there(path):
         raise ConfigError(f"{path} is already here; delete it first to write a new one")
-    write_file(path, template().encode())
+    write_file(path, template(EXAMPLE).encode())
     print(json.dumps({"file": str(path)}) if as_json else f"wrote {path}")

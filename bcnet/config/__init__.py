@@ -10,7 +10,7 @@ from bcnet.config.config import Config
 from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
 from bcnet.config.keys import section_of, settings
-from bcnet.config.load import CONFIG_FILE, explained, is_example, load_config
+from bcnet.config.load import CONFIG_FILE, EXAMPLE, explained, is_example, load_config
 from bcnet.config.network import PRETRAINED, ModelConfig, SpaceConfig, TaskConfig
 from bcnet.config.search import SearchConfig
 from bcnet.config.section import Section, latency_share
@@ -19,6 +19,7 @@ from bcnet.config.train import RENAMED_STEPS, TrainConfig
 
 __all__ = [
     "CONFIG_FILE",
+    "EXAMPLE",
     "PRETRAINED",
     "RENAMED_STEPS",
     "Config",

@@ -14,6 +14,12 @@ from bcnet.plain import shown
 from bcnet.toml_files import is_there, read_toml
 
 CONFIG_FILE = Path("bcnet.toml")
+# The built-in example: its settings that are not defaults.
+EXAMPLE: Mapping[str, Mapping[str, Any]] = {
+    "model": {"name": "digit-scenes", "weights": "pretrained"},
+    "data": {"name": "digit-scenes"},
+    "search": {"latency": "35%"},
+}
 # Settings of which only one is given: one that is typed replaces whichever of them the file has.
 ALTERNATIVES = {"search": ("latency_ms", "latency", "min_accuracy"), "slice": ("latency_ms", "latency")}
 # What pydantic's words for a kind of value are in TOML.
@@ -26,8 +32,8 @@ KINDS = {
 
 
 def is_example(file: Path | None) -> bool:
-    """Whether nothing is configured: no file is named and there is no bcnet.toml. Then the defaults apply,
-    which are those of the built-in example, a small network for handwritten digits.
+    """Whether nothing is configured: no file is named and there is no bcnet.toml. Then it is the built-in
+    example, a small trained network for handwritten digits, unless other data or another network is typed.
     """
     return file is None and not is_there(CONFIG_FILE)
 
@@ -37,8 +43,8 @@ def load_config(
     flags: Mapping[str, Mapping[str, Any]] | None = None,
     assigned: Mapping[str, Any] | None = None,
 ) -> Config:
-    """The configuration from `file` (default: bcnet.toml if it is there), overridden by `assigned`, and
-    both by `flags`.
+    """The configuration from `file` (default: bcnet.toml if it is there, else `EXAMPLE`), overridden by
+    `assigned`, and both by `flags`. Where these name a network or data, `EXAMPLE` does not apply.
 
     `flags` maps a section's name ("" for the top level) to `{key: value}`; values of None are left out.
     `assigned` is nested like the file. Raises ConfigError for the file, UsageError for the others.
@@ -49,6 +55,8 @@ def load_config(
         values = read_toml(path, ConfigError)
     elif file is not None:
         raise ConfigError(f"{file} does not exist; create one with `bcnet init`")
+    elif not any("name" in given.get(key, {}) for given in (flags or {}, assigned or {}) for key in EXAMPLE):
+        values = {name: dict(keys) for name, keys in EXAMPLE.items()}
     try:
         config = Config.model_validate(values)
     except ValidationError as cause:

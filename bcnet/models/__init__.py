@@ -76,7 +76,7 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
             "it must return the network"
         )
     if packaged is not None:
-        load_weights(model, packaged.file, run)
+        load_weights(model, packaged.file, run, own=True)
     elif config.weights is not None and not pretrained:
         load_weights(model, Path(config.weights), run)
     return model

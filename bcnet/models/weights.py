@@ -29,12 +29,13 @@ class _OtherNetwork(ModelError):
     """Tensors whose names or shapes are not the network's."""
 
 
-def load_weights(model: nn.Module, path: Path, run: Run | None = None) -> None:
+def load_weights(model: nn.Module, path: Path, run: Run | None = None, *, own: bool = False) -> None:
     """Load a file's tensors into the network, in place, and report it in one line.
 
-    Of several dictionaries in the file, the likeliest that fits is taken. With `run`, layers with another
-    number of outputs are checked to be heads. Raises ModelError: no such file, not a checkpoint, another
-    network's, values that are not finite or not real weights.
+    A file that is bcnet's `own` is only reported where a head is left out. Of several dictionaries in the
+    file, the likeliest that fits is taken. With `run`, layers with another number of outputs are checked to
+    be heads. Raises ModelError: no such file, not a checkpoint, another network's, values that are not finite
+    or not real weights.
     """
     reasons = []
     for found in read_checkpoints(path):
@@ -44,7 +45,8 @@ def load_weights(model: nn.Module, path: Path, run: Run | None = None) -> None:
         except _OtherNetwork as reason:
             reasons.append(reason)
             continue
-        report_weights(model, source, *loaded)
+        if loaded[1] or not own:
+            report_weights(model, source, *loaded)
         return
     raise reasons[0]
 

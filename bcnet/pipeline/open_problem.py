@@ -4,7 +4,7 @@ from bcnet.config import Config
 from bcnet.data.dataset import load_data
 from bcnet.data.splits import Split
 from bcnet.hw_profiles.target import target_profile
-from bcnet.models import statistics
+from bcnet.models import PACKAGED, statistics
 from bcnet.models.weights import fresh_heads
 from bcnet.pipeline.configured_methods import check_method
 from bcnet.pipeline.networks import check_network, check_training_mode, given_model, searched_space
@@ -25,10 +25,11 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     expected = statistics(config.model) if config.data.mean is None else None
     if expected and isinstance(data.train, Split) and len(expected[0]) == data.input_shape[0]:
         data = data.with_statistics(*expected)
-        say(
-            f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
-            f"std {expected[1]}"
-        )
+        if config.model.name not in PACKAGED:
+            say(
+                f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
+                f"std {expected[1]}"
+            )
     model = given_model(config, data)
     heads = fresh_heads(model)
     check_network(config, data, model)

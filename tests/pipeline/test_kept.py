@@ -84,9 +84,15 @@ def test_without_its_configuration_a_run_of_other_data_is_not_taken_for_the_exam
     assert refused(1, "train", "--run", "new") == said  # what would be begun is not configured
     shutil.rmtree("runs/default/train")  # the table alone
     assert refused(1, "build-lut") == said
-    # What is really the example's goes on.
-    example = Config()
+    # A run of the defaults, which were the example's once, can go on without the example.
     train = Run.named("default").stage("train")
+    train.finish(open_problem(Config()).inputs(), {})
+    assert refused(1, "run") == (
+        "bcnet: there is no bcnet.toml here, and runs/default is of an earlier version's built-in example: "
+        "to continue it, write an empty bcnet.toml; for today's example, use another folder"
+    )
+    # What is really the example's goes on.
+    example = load_config(None)
     train.finish(open_problem(example).inputs(), {})
     capfd.readouterr()
     for command in commands:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig
+from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig, load_config
 from bcnet.errors import ModelError, SpaceError
+from bcnet.models import build_model
+from bcnet.models.weights import fresh_heads
 from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.route import on_trained_network
 from bcnet.space.supernet import cut
 from bcnet.training.recipe import fine_tuning_digest, metric_digest, training_digest
 
@@ -214,3 +217,18 @@ def test_groups_are_frozen_and_tied_as_configured() -> None:
     assert len(tied.space.groups) == len(names) - 1
     with pytest.raises(SpaceError, match="cannot be tied: they have 80 and 160 channels"):
         open_problem(Config(space=SpaceConfig(tie=((names[0], names[2]),))))
+
+
+def test_the_built_in_example_needs_no_supernet_and_reports_nothing_that_is_its_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    problem = open_problem(load_config(None))
+    assert on_trained_network(problem)
+    assert problem.untrained_layers == ()
+    assert (problem.data.mean, problem.data.std) == ((0.18,), (0.17,))
+    assert [group.channels for group in problem.space.groups] == [32, 32, 64, 64, 96, 96]
+    assert capsys.readouterr().err == ""
+    # With a head for other classes, its weights are reported.
+    network = build_model(ModelConfig(name="digit-scenes", weights="pretrained"), 1, 7)
+    assert len(fresh_heads(network)) == 1
+    assert "digit_scenes.safetensors; start from their initial weights: '6'" in capsys.readouterr().err
