@@ -3,6 +3,9 @@
 import sys
 import time
 from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from bcnet.commands.in_run import (
     Command,
@@ -14,9 +17,29 @@ from bcnet.commands.in_run import (
 )
 from bcnet.commands.options import BUDGET, TARGET, Given, Json, Replace, RunName, with_settings
 
+if TYPE_CHECKING:
+    from bcnet.pipeline.problem import Problem
+    from bcnet.pipeline.results import StageResult
+    from bcnet.runs import Run
+
+LONG = 3600.0  # seconds: a comparison that trains longer has to be asked for
+
 
 @with_settings(*BUDGET, *TARGET, "train.train_device", "seed")
-def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json: Json = False) -> None:
+def run_all(
+    given: Given,
+    run: RunName = None,
+    compared: Annotated[
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Train and time other networks beside the found one; if not given, where it takes less than "
+            "an hour.",
+        ),
+    ] = None,
+    replace: Replace = False,
+    as_json: Json = False,
+) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
     from bcnet.progress import say
@@ -35,6 +58,9 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
             label = f"[{number}/{len(STAGES)}] {name}"
             with checking(as_json):
                 why = target.stage(name).outdated(stage.stage_inputs(target, problem))
+                if name == "compare" and why is not None and (reason := _left_out(target, problem, compared)):
+                    say(f"{label}: {reason}")
+                    break
                 if why is None:
                     target.stage(name).tidy()
                     say(f"{label}: already done")
@@ -48,4 +74,22 @@ def run_all(given: Given, run: RunName = None, replace: Replace = False, as_json
                 if exported.not_verified:  # nor is there anything to compare with
                     show(exported, as_json)
                     refuse_unverified(exported)
-    show(CompareSummary.read(target.stage("compare")), as_json)
+                summary: StageResult = exported
+        else:
+            summary = CompareSummary.read(target.stage("compare"))
+    show(summary, as_json)
+
+
+def _left_out(run: "Run", problem: "Problem", compared: bool | None) -> str | None:
+    """Why there is no comparison; None if there is one."""
+    from bcnet.pipeline.compare import training_seconds
+
+    if compared is not None:
+        return None if compared else "left out"
+    seconds = training_seconds(run, problem)
+    if seconds <= LONG:
+        return None
+    return (
+        f"left out, since training the networks to compare with would take about {seconds / 3600:.1f} hours; "
+        "`bcnet run --compare` does it"
+    )

@@ -291,15 +291,33 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     }
 
 
+def training_seconds(run: Run, problem: Problem) -> float:
+    """An estimate of how long the networks to compare with are trained, from three steps of two of them."""
+    recipe, widths = _recipe(run, problem), sliced(run, problem).widths
+    small = cut(problem.fresh_model(), problem.space, widths)
+    if inherits(problem):
+        return seconds_to_fit(small, problem.data, recipe)  # the uniform one, about as large
+    if not problem.fresh.from_scratch:
+        return 0.0
+    full = cut(problem.fresh_model(), problem.space, problem.space.original())
+    others = 1 if problem.config.slice.from_scratch else 2
+    return seconds_to_fit(full, problem.data, recipe) + others * seconds_to_fit(small, problem.data, recipe)
+
+
+def _recipe(run: Run, problem: Problem) -> Recipe:
+    """How the networks to compare with are trained."""
+    passes = passes_of(run) if inherits(problem) else problem.winner_passes
+    recipe = Recipe.of(problem.config, passes, problem.config.train.learning_rate)
+    return kept_precision(run, problem, recipe) or recipe
+
+
 @alone_in("compare")
 def run(run: Run, problem: Problem) -> CompareSummary:
     """Compare and save."""
     config = problem.config
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
-    passes = passes_of(run) if inherits(problem) else problem.winner_passes
-    recipe = Recipe.of(config, passes, config.train.learning_rate)
-    recipe = kept_precision(run, problem, recipe) or recipe
-    widths = sliced(run, problem).widths
+    recipe = _recipe(run, problem)
+    passes, widths = recipe.epochs, sliced(run, problem).widths
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)
     tuned = Tuning.of(run, problem) if inherits(problem) else None

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -550,3 +551,23 @@ def test_runs_of_other_names_stand_side_by_side(project: Path, refused: Refused)
     done = run_quietly("run", "--run", "night", "--json")
     assert done.code == 0
     assert len(done.lines) == 6
+
+
+@pytest.mark.usefixtures("project")
+def test_a_comparison_that_would_take_long_is_left_out_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree("runs/default/compare")
+    assert main(["run", "--no-compare", "--json"]) == 0
+    shown, said = capfd.readouterr()
+    assert json.loads(shown)["file"] == "runs/default/export/model.onnx"
+    assert said.splitlines()[-1] == "[6/6] compare: left out"
+    monkeypatch.setattr("bcnet.commands.run_all.LONG", 0.0)
+    assert main(["run"]) == 0
+    assert re.search(
+        r"compare: left out, since training .* about 0\.0 hours; `bcnet run --compare` does it",
+        capfd.readouterr().err,
+    )
+    assert not Path("runs/default/compare").exists()
+    assert main(["run", "--compare"]) == 0
+    assert "found (from scratch)" in capfd.readouterr().out
