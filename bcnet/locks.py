@@ -11,8 +11,8 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -79,6 +79,18 @@ def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[
         for folder in made:  # empty, if the block created nothing
             with suppress(OSError):
                 folder.rmdir()
+
+
+@contextmanager
+def locked_after_waiting(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """`locked`, if necessary after another process; `waiting()` is called before the wait."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path))
+        except Locked:
+            waiting()
+            held.enter_context(locked(path, wait=True))
+        yield
 
 
 def _acquired(file: Path, operation: int) -> int:

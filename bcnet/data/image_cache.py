@@ -8,8 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from bcnet.data.decoding import DECODING, Outcome, decode_all
 from bcnet.data.pixels import DecodedFile, ImagesOnDisk
 from bcnet.errors import DataError
-from bcnet.locks import Locked, locked
+from bcnet.locks import Locked, locked, locked_after_waiting
 from bcnet.progress import progress_bar, say
 from bcnet.sealed import SealedLines
 
@@ -44,7 +43,9 @@ class ImageCache:
         identity = file_list_digest(paths, folder)
         about = {"files": identity, "side": side, "decoding": DECODING, "images": len(paths)}
         own = self.root / sha256(json.dumps(about).encode()).hexdigest()[:16]
-        with _alone(own):
+        with locked_after_waiting(
+            own, lambda: say(f"another process is decoding images into {own}: waiting")
+        ):
             log = SealedLines(own / LOG, about, _whole_blocks(own / PIXELS, len(paths), side))
             if sum(value["count"] for value in log.values) < len(paths):
                 self._make_room(own, len(paths) * 3 * side * side, len(paths))
@@ -161,15 +162,3 @@ def _whole_blocks(file: Path, count: int, side: int) -> int | None:
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-@contextmanager
-def _alone(own: Path) -> Iterator[None]:
-    """Hold the cache's lock; wait, with a message, while another process decodes."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(own))
-        except Locked:
-            say(f"another process is decoding images into {own}: waiting")
-            stack.enter_context(locked(own, wait=True))
-        yield

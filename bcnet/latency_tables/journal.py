@@ -5,14 +5,14 @@ A journal is kept beside its table, and deleted once its rows are in the table.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bcnet.errors import TableError
-from bcnet.locks import Locked, locked
+from bcnet.locks import locked_after_waiting
 from bcnet.progress import say
 from bcnet.runs import digest
 from bcnet.sealed import SealedLines
@@ -70,16 +70,11 @@ def journal_of(table: Path, of: Mapping[str, Any]) -> Path:
     return table.with_name(f".{table.stem}.{digest(dict(of))}.jsonl")
 
 
-@contextmanager
-def alone(table: Path) -> Iterator[None]:
+def alone(table: Path) -> AbstractContextManager[None]:
     """Hold the exclusive lock of a table's file during the block; another build waits for it."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(table))
-        except Locked:
-            say(f"another build is adding to {table}; waiting until it is done")
-            held.enter_context(locked(table, wait=True))
-        yield
+    return locked_after_waiting(
+        table, lambda: say(f"another build is adding to {table}; waiting until it is done")
+    )
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
