@@ -375,7 +375,10 @@ CONFIGURATIONS = [
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),
     ('[train]\nmethod = "slim"', "train.method: unknown method 'slim'; known: bcnet, bcnetv2, unilateral"),
     ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
-    ('[data]\nname = "digit"', "unknown dataset 'digit'; known: digits, cifar10, imagefolder:PATH"),
+    (
+        '[data]\nname = "digit"',
+        "unknown dataset 'digit'; known: digits, digit-scenes, cifar10, imagefolder:PATH",
+    ),
     ('[data]\nname = "imagefolder:gone"', "imagefolder:gone: there is no folder gone"),
     ('[data]\nname = "imagefolder:hw_profiles"', "no images in hw_profiles"),
     ('[data]\nname = "gone_module:make"', "'gone_module:make': No module named 'gone_module'; install it"),

@@ -71,6 +71,11 @@ class Config(Section):
                 f"train: step = {self.train.step} learns from the widest network's class probabilities, "
                 "which needs task.loss = cross-entropy; use alternating, plain or sandwich"
             )
+        if self.data.augment == "imagenet-strong" and (task.loss != "cross-entropy" or task.train_step):
+            raise ValueError(
+                "data: augment = imagenet-strong makes probabilities of the classes, which needs task.loss = "
+                "cross-entropy; use imagenet"
+            )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.
         if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:

@@ -81,12 +81,19 @@ class DataConfig(Section):
     skip_broken: bool = Field(
         False, description="leave out image files that cannot be read, and report how many"
     )
-    flip: bool = Field(False, description="mirror training images at random, masks with them")
+    augment: Literal["none", "light", "imagenet", "imagenet-strong"] = Field(
+        "light",
+        description="augmentation of training images, masks with them: none; light (`flip` and `shift`); "
+        "imagenet (random resized crops, mirrored); imagenet-strong (also RandAugment, random erasing, mixup "
+        "and cutmix)",
+    )
+    flip: bool = Field(False, description="light: mirror training images at random, masks with them")
     shift: int = Field(
         2,
         ge=0,
         le=512,
-        description="maximum number of pixels by which training images, and masks with them, are shifted",
+        description="light: maximum number of pixels by which training images, and masks with them, are "
+        "shifted",
     )
     transforms: str | None = Field(
         None,

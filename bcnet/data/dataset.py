@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from bcnet.config import DataConfig
 from bcnet.data.image_data import ImageData
 from bcnet.data.loader import worker_count
+from bcnet.data.presets import MIXING
 from bcnet.data.sources.builtin import cifar10, digits
 from bcnet.data.sources.digit_scenes import SIDE, digit_scenes
 from bcnet.data.sources.image_folder import image_folder
@@ -50,6 +51,8 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     else:
         raise DataError(f"unknown dataset '{config.name}'; known: {', '.join(NAMES)}")
     _check_settings(config, train)
+    if config.augment == MIXING:
+        _check_mixing(config, train, classes)
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)
     if val is None:
@@ -76,6 +79,7 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
             config.collate,
             "data.collate is called with a list of (input, target) and returns (inputs, targets)",
         ),
+        augment=config.augment,
         flip=config.flip,
         shift=config.shift,
     )
@@ -89,7 +93,7 @@ def _workers(config: DataConfig, data: ImageData) -> int:
     """The configured number of processes that read data; if not given, none for plain images in memory."""
     if config.workers is not None:
         return config.workers
-    return 0 if data.in_memory else worker_count()
+    return worker_count() if data.needs_workers else 0
 
 
 def _colour(config: DataConfig, train: Split | Items) -> str | None:
@@ -154,7 +158,13 @@ def _check_settings(config: DataConfig, train: Split | Items) -> None:
             "data.image_size scales images with class indices or masks, not other targets: remove it, "
             f"and return the images of '{config.name}' at their final size"
         )
-    if not (isinstance(train, Split) and train.movable):
+    movable = isinstance(train, Split) and train.movable
+    if not movable and config.augment.startswith("imagenet"):
+        raise DataError(
+            f"data.augment = '{config.augment}' changes images with class indices or masks, and nothing "
+            "else: set it to 'none', and change images and targets together in data.transforms"
+        )
+    if not movable and config.augment == "light":
         asked = {"flip": config.flip, "shift": config.shift}
         for key in sorted(config.model_fields_set & {key for key, value in asked.items() if value}):
             off = "false" if key == "flip" else "0"
@@ -162,6 +172,20 @@ def _check_settings(config: DataConfig, train: Split | Items) -> None:
                 f"data.{key} moves images in memory with class indices or masks, and nothing else: set it to "
                 f"{off}, and move images and targets together in data.transforms"
             )
+
+
+def _check_mixing(config: DataConfig, train: Split | Items, classes: tuple[str, ...]) -> None:
+    """What RandAugment takes, and what can be mixed."""
+    what = f"data.augment = '{MIXING}'"
+    if not (isinstance(train, Split) and train.classified and len(classes) > 1):
+        raise DataError(f"{what} mixes images with class indices of named classes: set it to 'imagenet'")
+    if train.images.shape[1] not in (1, 3):
+        raise DataError(
+            f"{what} changes colours of grey or RGB images, not of {train.images.shape[1]} channels: set it "
+            "to 'imagenet'"
+        )
+    if config.collate:
+        raise DataError(f"{what} mixes whole batches, which data.collate makes: remove one of the two")
 
 
 def _statistics(part: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,7 @@ The validation part scores candidates; the test part is never used for decisions
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 from bcnet.data.augment import item_draws
 from bcnet.data.loader import Loader
 from bcnet.data.pixels import content_of
+from bcnet.data.presets import Preset, preset
 from bcnet.data.sources.image_folder import Found
 from bcnet.data.splits import Item, Items, Split, pair
 from bcnet.errors import DataError, one_line
@@ -39,7 +40,8 @@ class ImageData:
 
     `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
     "grey" if known. `transforms(input, target)` changes each training item; `collate(items)` makes (inputs,
-    targets). `flip` and `shift` (in pixels) augment training images in memory with class indices or masks.
+    targets). `augment` names what augments training images with class indices or masks: a preset, or "light",
+    `flip` and `shift` (in pixels).
     `folder` describes the folder of images from which it was read. `workers` processes read what is not in
     memory.
     """
@@ -55,6 +57,7 @@ class ImageData:
     folder: Found | None = None
     colour: str | None = None
     stated: bool = False
+    augment: str = "light"
     flip: bool = False
     shift: int = 0
     workers: int = 0
@@ -121,29 +124,47 @@ class ImageData:
         Augmentation and the random numbers of custom functions depend on the `seeds`, e.g. the recipe's and
         the epoch, and on an item's number; not on dropout, other items or the process.
         """
-        if isinstance(part, Split) and part.movable and (self.flip or self.shift):
-            draws = item_draws(*seeds, numbers, 3)
-            part = part.loaded(device if self._plain else "cpu").moved(self.flip, self.shift, draws)
-        return self._joined(part, numbers, seeds, self.transforms, device)
+        return self.finished(self._prepared(part, numbers, seeds), numbers, seeds, device)
 
     def read(self, numbers: Tensor, seeds: tuple[int, int]) -> Split | Item:
-        """What a worker process does for a training batch: all, or, of plain images, reading their pixels."""
-        part = self.train.take(numbers)
-        if isinstance(part, Split) and self._plain:
-            return part.loaded()
-        return self.augmented(part, numbers, seeds)
+        """What a worker process does for a training batch: all, or, of plain images, each one's part."""
+        return self._prepared(self.train.take(numbers), numbers, seeds)
 
     def finished(self, read: Split | Item, numbers: Tensor, seeds: tuple[int, int], device: str) -> Item:
         """The training batch of what `read` gave, on a device."""
         if isinstance(read, Split):
-            return self.augmented(read, numbers, seeds, device)
+            moved = self._moved(read.loaded(device), numbers, seeds)
+            return self._mixed(self._joined(moved, numbers, seeds, None, device), numbers, seeds)
         inputs, targets = read
         return to_device(inputs, device), to_device(targets, device)
 
+    def _prepared(self, part: Split | Items, numbers: Tensor, seeds: tuple[int, int]) -> Split | Item:
+        if isinstance(part, Split):
+            part = self._preset.changed(part, numbers, seeds) if self._preset else part.loaded()
+            if self._plain:
+                return part
+            part = self._moved(part, numbers, seeds)
+        return self._mixed(self._joined(part, numbers, seeds, self.transforms, "cpu"), numbers, seeds)
+
+    def _moved(self, part: Split, numbers: Tensor, seeds: tuple[int, int]) -> Split:
+        if self.augment != "light" or not (part.movable and (self.flip or self.shift)):
+            return part
+        return part.moved(self.flip, self.shift, item_draws(*seeds, numbers, 3))
+
+    def _mixed(self, batch: Item, numbers: Tensor, seeds: tuple[int, int]) -> Item:
+        return self._preset.mixed(batch, numbers, seeds) if self._preset else batch
+
+    @cached_property
+    def _preset(self) -> Preset | None:
+        if not isinstance(self.train, Split):
+            return None
+        return preset(self.augment, self.input_shape, self.mean, len(self.classes))
+
     @property
-    def in_memory(self) -> bool:
-        """Whether batches are made of images in memory, without custom functions."""
-        return self._plain and isinstance(self.train, Split) and isinstance(self.train.images, Tensor)
+    def needs_workers(self) -> bool:
+        """Whether making a batch is more than normalising and shifting images in memory."""
+        in_memory = isinstance(self.train, Split) and isinstance(self.train.images, Tensor)
+        return not (in_memory and self._plain) or self._preset is not None
 
     @property
     def _plain(self) -> bool:

@@ -117,7 +117,8 @@ def training_digest(config: Config) -> str:
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
     named = ["rate"] if _named_rate(config, config.train) else []
-    return digest([train, data.flip, data.shift, config.seed, functions, *named])
+    moves = [data.flip, data.shift] if data.augment == "light" else [data.augment]
+    return digest([train, *moves, config.seed, functions, *named])
 
 
 def fine_tuning_digest(config: Config) -> str:

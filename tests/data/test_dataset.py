@@ -136,7 +136,9 @@ def test_batches_go_through_a_split_in_order_and_keep_the_rest() -> None:
 
 
 def test_an_unknown_dataset_is_answered_with_what_there_is() -> None:
-    message = "unknown dataset 'digit'; known: digits, cifar10, imagefolder:PATH, package.module:function"
+    message = (
+        "unknown dataset 'digit'; known: digits, digit-scenes, cifar10, imagefolder:PATH, package.module:"
+    )
     with pytest.raises(DataError, match=re.escape(message)):
         load_data(DataConfig(name="digit"), 0)
 
