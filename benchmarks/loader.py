@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -54,11 +54,12 @@ network = nn.Sequential(
 )
 done = 0
 while done < steps:
-    for inputs, targets in TrainingBatches(data, 64, 0, "cpu").epoch(done):
-        nn.functional.cross_entropy(network(inputs), targets).backward()
-        done += 1
-        if done == steps:
-            break
+    with TrainingBatches(data, 64, 0, "cpu") as source:
+        for inputs, targets in source.epoch(done):
+            nn.functional.cross_entropy(network(inputs), targets).backward()
+            done += 1
+            if done == steps:
+                break
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
 print(json.dumps({"opened_s": round(opened, 2), "peak_mb": round(int(peak[1]) * 1.024e-3)}))
 """
@@ -145,6 +146,8 @@ def throughput(folder: Path, stored: dict[str, object], workers: int, rounds: in
             begun = time.perf_counter()
             count = sum(1 for _ in islice(batches, BATCHES))
             seconds[name].append((time.perf_counter() - begun) / count / BATCH)
+            if isinstance(batches, Generator):
+                batches.close()  # its processes would disturb the next one
             del batches
     ratios = [a / b for a, b in zip(seconds["torchvision"], seconds["stream"], strict=True)]
     return {
@@ -157,7 +160,12 @@ def throughput(folder: Path, stored: dict[str, object], workers: int, rounds: in
 def ours(settings: dict[str, object]) -> Callable[[], Iterator[object]]:
     """bcnet's training batches."""
     data = load_data(DataConfig(**settings), 0)  # type: ignore[arg-type]
-    return lambda: TrainingBatches(data, BATCH, 0, "cpu").epoch(0)
+
+    def epoch() -> Iterator[object]:
+        with TrainingBatches(data, BATCH, 0, "cpu") as source:
+            yield from source.epoch(0)
+
+    return epoch
 
 
 def reference(folder: Path, workers: int) -> Callable[[], Iterator[object]]:

@@ -9,7 +9,8 @@ import copy
 import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,9 @@ class Loader:
         self._job = job
 
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(batches(self._job.data, self._job.recipe, 0)):
-            if number == BATCHES:
-                return
-            yield to_device(batch, "cpu")
+        with closing(batches(self._job.data, self._job.recipe, 0)) as some:
+            for batch in islice(some, BATCHES):
+                yield to_device(batch, "cpu")
 
     def __len__(self) -> int:
         return BATCHES

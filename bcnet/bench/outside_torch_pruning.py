@@ -4,6 +4,7 @@ In: a job. Out: the network of its first pruning step that meets the target late
 again before every step, as its authors advise for iterative pruning.
 """
 
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -80,7 +81,8 @@ def _pruned(job: Job, tp: Any, importance: Any, *, gradients: bool = False, **ho
 def _gradients(model: nn.Module, job: Job) -> None:
     """Gradients of the loss over a few training batches, which a Taylor importance reads."""
     model.to(job.recipe.device).zero_grad()
-    for inputs, targets in islice(batches(job.data, job.recipe, 0), BATCHES):
-        loss, _ = job.recipe.training_loss(model, inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+    with closing(batches(job.data, job.recipe, 0)) as some:
+        for inputs, targets in islice(some, BATCHES):
+            loss, _ = job.recipe.training_loss(model, inputs, targets)
+            loss.backward()  # type: ignore[no-untyped-call]
     model.cpu()

@@ -212,7 +212,8 @@ class ImageData:
         def read(own: Tensor) -> Item:
             return self.batch(part.take(own), own)
 
-        return Loader(read, self.workers if len(numbers) > 1 else 0)(numbers)
+        with Loader(read, self.workers if len(numbers) > 1 else 0) as load:
+            yield from load(numbers)
 
     def digest(self) -> str:
         """Every image and target, or some items of a Dataset and its code; the classes' names.

@@ -27,7 +27,11 @@ def worker_count() -> int:
 
 
 class Loader(Generic[Key, Batch]):
-    """Reads batches with `read(key)`, in so many processes, which stay for all calls; in this one if 0."""
+    """Reads batches with `read(key)`, in so many processes, which stay for all calls; in this one if 0.
+
+    The processes end with the block: left to the garbage collector, they would end while an interruption is
+    lost, or inside of another loader's process.
+    """
 
     def __init__(self, read: Callable[[Key], Batch], workers: int) -> None:
         self._keys = _Keys[Key]()
@@ -61,6 +65,14 @@ class Loader(Generic[Key, Batch]):
             if isinstance(batch, _Failed):
                 raise batch.error
             yield batch
+
+    def __enter__(self) -> "Loader[Key, Batch]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 @contextmanager

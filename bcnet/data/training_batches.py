@@ -16,7 +16,8 @@ Key = tuple[Tensor, tuple[int, int]]  # numbers of items; seed and epoch
 class TrainingBatches:
     """The training batches of each epoch, augmented, in shuffled order, on the training device.
 
-    `share` is (which, of how many): of each batch, only one of so many equal parts is read.
+    Processes that read end with the block. `share` is (which, of how many): of each batch, only one of so
+    many equal parts is read.
     """
 
     def __init__(
@@ -24,7 +25,13 @@ class TrainingBatches:
     ) -> None:
         self._data, self._batch_size, self._seed, self._device = data, batch_size, seed, device
         self._share = share
-        self._loader = Loader[Key, Split | Item](self._read, data.workers)
+        self._loader = Loader[Key, Split | Item](lambda key: data.read(*key), data.workers)
+
+    def __enter__(self) -> "TrainingBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loader.__exit__()
 
     def epoch(self, epoch: int) -> Iterator[Item]:
         """(inputs, targets) of each batch. A small last one would disturb batch norm: it is left out.
@@ -43,6 +50,3 @@ class TrainingBatches:
         read = self._loader((numbers, seeds) for numbers in order)
         for numbers, batch in zip(order, read, strict=True):
             yield self._data.finished(batch, numbers, seeds, self._device)
-
-    def _read(self, key: Key) -> Split | Item:
-        return self._data.read(*key)

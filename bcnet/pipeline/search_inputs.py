@@ -79,7 +79,7 @@ def budget_of(
 def by_loss_of(problem: Problem) -> float:
     """The part of a loss in a score: less where it is not calibrated, or the metric is not accuracy."""
     task, data = problem.task, problem.data
-    _, targets = next(data.batches(data.val.take(torch.arange(1)), 1))
+    _, targets = data.batch(data.val.take(torch.arange(1)))
     calibrated = task.by_cross_entropy and are_classes(targets)
     return FITTED.by_loss if calibrated and task.metric is None else FITTED.by_other
 

@@ -47,7 +47,7 @@ from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import average, world
-from bcnet.training.loop import Trainee, batches, check_trained, fit, seconds_a_step, steps_an_epoch
+from bcnet.training.loop import Trainee, check_trained, first_batch, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
@@ -93,7 +93,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
         say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
     elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
         count = plan.paths(len(space.rule.sides), plan.draws)
-        paths = fastest_paths(sliced, *next(batches(data, recipe, 0)), count)
+        paths = fastest_paths(sliced, *first_batch(data, recipe), count)
     resume = checkpoints.load() if checkpoints else None
     curve = list(resume.curve) if resume else []
 

@@ -32,7 +32,7 @@ from bcnet.space.importance import (
 )
 from bcnet.space.inputs import entries
 from bcnet.space.width_space import Dimension, WidthGroup, WidthSpace
-from bcnet.training.loop import batches, explained
+from bcnet.training.loop import explained, training_batches
 from bcnet.training.recipe import Recipe
 
 BATCHES = 24
@@ -102,9 +102,13 @@ def gate_importances(
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
-    epochs = chain.from_iterable(batches(data, recipe, epoch) for epoch in count())
-    with torch.random.fork_rng(devices=[]), progress_bar("measuring importance", count_) as advance:
+    with (
+        training_batches(data, recipe) as source,
+        torch.random.fork_rng(devices=[]),
+        progress_bar("measuring importance", count_) as advance,
+    ):
         torch.manual_seed(recipe.seed)
+        epochs = chain.from_iterable(source.epoch(epoch) for epoch in count())
         for number, (inputs, targets) in enumerate(islice(epochs, count_)):
             explained(step, inputs, targets, number)
             taylor.add(dict(probe.named_parameters()))

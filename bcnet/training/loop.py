@@ -12,7 +12,8 @@ import platform
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,9 +56,16 @@ def training_batches(data: ImageData, recipe: Recipe) -> TrainingBatches:
     return TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device)
 
 
-def batches(data: ImageData, recipe: Recipe, epoch: int) -> Iterator[Item]:
-    """Those of one epoch: (inputs, targets)."""
-    return training_batches(data, recipe).epoch(epoch)
+def batches(data: ImageData, recipe: Recipe, epoch: int) -> Generator[Item, None, None]:
+    """Those of one epoch: (inputs, targets). To be closed where it is not exhausted (`closing`)."""
+    with training_batches(data, recipe) as source:
+        yield from source.epoch(epoch)
+
+
+def first_batch(data: ImageData, recipe: Recipe) -> Item:
+    """The first training batch."""
+    with closing(batches(data, recipe, 0)) as some:
+        return next(some)
 
 
 def steps_an_epoch(data: ImageData, recipe: Recipe) -> int:
@@ -93,9 +101,11 @@ def fit(
     curve = []
     processes = world()
     share = processes.rank, processes.size
-    source = TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device, share)
     same_as_first(parameters.values())
-    with progress_bar(description, (recipe.epochs - first) * per_epoch) as advance:
+    with (
+        TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device, share) as source,
+        progress_bar(description, (recipe.epochs - first) * per_epoch) as advance,
+    ):
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
             value = _finite(loss, number, batch)
@@ -275,10 +285,11 @@ def seconds_to_fit(
 def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
     """The time of one step in seconds, the fastest of three. Raises TrainingError if one fails."""
     seconds, start = [], time.perf_counter()
-    for number, (inputs, targets) in zip(range(3), batches(data, recipe, 0), strict=False):
-        _finished(explained(step, inputs, targets, number), number)
-        seconds.append(time.perf_counter() - start)
-        start = time.perf_counter()  # includes reading the next batch
+    with closing(batches(data, recipe, 0)) as some:
+        for number, (inputs, targets) in zip(range(3), some, strict=False):
+            _finished(explained(step, inputs, targets, number), number)
+            seconds.append(time.perf_counter() - start)
+            start = time.perf_counter()  # includes reading the next batch
     return min(seconds)
 
 

@@ -1,8 +1,11 @@
 """Batches are the same whichever process reads them, and random numbers belong to items."""
 
+import gc
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +19,8 @@ from bcnet.data.loader import Loader
 from bcnet.data.splits import Item, Items, Split
 from bcnet.data.training_batches import TrainingBatches
 from bcnet.errors import DataError
+from bcnet.training.loop import batches
+from bcnet.training.recipe import Recipe
 
 
 class Numbers(Dataset[Item]):
@@ -46,8 +51,8 @@ def images() -> ImageData:
 
 
 def epochs(data: ImageData, batch_size: int = 8) -> list[Item]:
-    batches = TrainingBatches(data, batch_size, 3, "cpu")
-    return [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
+    with TrainingBatches(data, batch_size, 3, "cpu") as batches:
+        return [batch for epoch in (0, 1) for batch in batches.epoch(epoch)]
 
 
 @pytest.mark.parametrize("make", [images, items])
@@ -101,14 +106,41 @@ def killed(key: int) -> Iterator[int]:
 
 
 def test_a_process_that_ends_is_reported() -> None:
-    with pytest.raises(DataError, match=r"^a process that reads data ended; .* lower data\.workers$"):
-        list(Loader(killed, 1)([0, 1]))
+    message = r"^a process that reads data ended; .* lower data\.workers$"
+    with Loader(killed, 1) as loader, pytest.raises(DataError, match=message):
+        list(loader([0, 1]))
 
 
 def test_processes_stay_for_all_epochs() -> None:
-    loader: Loader[int, int] = Loader(lambda key: os.getpid(), 1)
-    (first,), (second,) = set(loader(range(3))), set(loader(range(3)))
+    with Loader[int, int](lambda key: os.getpid(), 1) as loader:
+        (first,), (second,) = set(loader(range(3))), set(loader(range(3)))
     assert first == second != os.getpid()
+
+
+def collected(key: int) -> int:
+    gc.collect()
+    return os.getpid()
+
+
+def test_processes_end_with_their_block_and_leave_nothing_to_the_next_ones(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Collected in another loader's process, an unfinished loader would complain there."""
+    with Loader[int, int](collected, 1) as loader:
+        first = next(loader(range(9)))
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    with Loader[int, int](collected, 1) as loader:
+        assert len(set(loader(range(3)))) == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pass_that_is_broken_off_ends_its_processes() -> None:
+    before = {child.pid for child in multiprocessing.active_children()}
+    with closing(batches(replace(items(), workers=1), Recipe(1, 0.1, batch_size=4), 0)) as some:
+        next(some)
+        assert len(multiprocessing.active_children()) > len(before)
+    assert {child.pid for child in multiprocessing.active_children()} == before
 
 
 def test_draws_are_uniform_and_depend_on_seed_epoch_and_item() -> None:
