@@ -46,12 +46,12 @@ epochs = 1
 latency_tolerance = 5.0
 """
 # Runs of the pipeline, real servers and whole published networks: left out of `make test-fast`.
-LONG_FIXTURES = {"finished", "project_of", "trained_run", "training"}
+LONG_FIXTURES = {"commands", "finished", "training"}
 LONG_FILES = {
-    *("test_arena", "test_deployment", "test_examples", "test_faults", "test_hostile_device", "test_int8"),
-    *("test_int8_files", "test_interrupted", "test_models", "test_own_task", "test_pruned", "test_readme"),
-    *("test_ssh", "test_supernet_ranking", "test_supernets", "test_tensorrt", "test_trtexec"),
-    *("test_wider_original",),
+    *("test_arena", "test_deployment", "test_distributed", "test_examples", "test_faults", "test_int8"),
+    *("test_hostile_device", "test_int8_files", "test_interrupted", "test_models", "test_own_task"),
+    *("test_packaging", "test_pruned", "test_readme", "test_ssh", "test_supernet_ranking", "test_supernets"),
+    *("test_tensorrt", "test_trtexec", "test_wider_original"),
 }
 # Tests that export the same few networks many times; others test the exporter itself.
 REPEATING = {
@@ -70,10 +70,16 @@ table_noise = 20.0
 
 
 def measure_briefly(patch: pytest.MonkeyPatch) -> None:
-    """Measure each network of a search a few times, not until its times agree: other tests run meanwhile."""
+    """Measure each network of a search a few times, not until its times agree: other tests run meanwhile.
+
+    Importance that is calculated again and again is measured on few images, too.
+    """
     from bcnet.pipeline import alternating
+    from bcnet.training import iterative
 
     patch.setattr(alternating, "MOST", alternating.ALTERNATIONS)
+    patch.setattr(iterative, "ROUNDS", 2)
+    patch.setattr(iterative, "BATCHES", 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -127,6 +133,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         code = main(["run", "--json"])
     assert code == 0, err.getvalue()
     return path, json.loads(out.getvalue())
+
+
+@pytest.fixture(scope="session")
+def trained_project(finished: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with trained weights, and the finished run's profile and table; to be copied."""
+    import torch
+
+    from bcnet.config import load_config
+    from bcnet.pipeline.open_problem import open_problem
+    from bcnet.training.loop import fit_network
+    from bcnet.training.recipe import Recipe
+
+    path = tmp_path_factory.mktemp("trained")
+    for name in ("hw_profiles", "latency_tables"):
+        shutil.copytree(finished[0] / name, path / name)
+    with contextlib.chdir(finished[0]):
+        config = load_config(None)
+        problem = open_problem(config)
+    fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
+    torch.save(problem.model.state_dict(), path / "trained.pt")
+    return path
 
 
 @pytest.fixture(scope="session")

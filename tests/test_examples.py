@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import PROFILE
+from conftest import PROFILE, measure_briefly
 
 from bcnet.cli import main
 from bcnet.config import load_config
@@ -24,6 +24,7 @@ def run_python(folder: Path, script: Path, *arguments: str) -> str:
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(folder)
+        measure_briefly(patch)
         patch.setattr("sys.argv", [str(script), *arguments])
         patch.syspath_prepend(script.parent)
         try:

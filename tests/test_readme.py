@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, PROFILE, measure_briefly
 
 from bcnet.cli import main
 
@@ -30,6 +30,7 @@ def test_the_readmes_commands_run_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    measure_briefly(monkeypatch)
     Path("hw_profiles").mkdir()
     Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
     for words in commands():

@@ -1,27 +1,28 @@
 """The arena on a tiny trained network: all rows to the same end, resumable, with a table and a figure."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, measure_briefly
 
 from bcnet.bench import arena, arena_rows
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
 from bcnet.bench.outside_job import Failed, NotInstalled, package
 from bcnet.cli import main
-from bcnet.config import Config, DataConfig, load_config
+from bcnet.config import load_config
 from bcnet.errors import UsageError
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.registry import auto_methods
 from bcnet.sealed import unseal_tensors
-from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original
 
@@ -32,26 +33,21 @@ COMMAND = ["bench", "arena", "--budgets", "70%", *(word for row in OWN for word 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained network in whose arena three rows were run at one budget and one seed."""
-    path = tmp_path_factory.mktemp("arena")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-        problem = open_problem(config)
-        fit_network(problem.model, problem.data, Recipe.of(config, 4, 0.1), "training")
-        torch.save(problem.model.state_dict(), "trained.pt")
+    path = shutil.copytree(trained_project, tmp_path_factory.mktemp("arena") / "folder")
+    with contextlib.chdir(path), pytest.MonkeyPatch.context() as patch:
+        measure_briefly(patch)
         Path("bcnet.toml").write_text(TOML, encoding="utf-8")
-        Path("hw_profiles").mkdir()
-        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
         assert main(COMMAND) == 0
-        yield path
+    return path
 
 
 @pytest.fixture
 def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That folder as the working folder."""
     monkeypatch.chdir(folder)
+    measure_briefly(monkeypatch)
     return folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, PROFILE, measure_briefly
 from PIL import Image
 from safetensors import safe_open
 
@@ -60,6 +60,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("delivered")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        measure_briefly(patch)
         photographs()
         Path("hw_profiles").mkdir()
         Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -98,7 +99,7 @@ def test_a_program_without_bcnet_gets_the_promised_accuracy_from_the_files_thems
     right = sum(answers[file] == Path(file).parent.name for file in files)
     verified = json.loads((EXPORT / "verify.json").read_text())
     assert right / len(files) == pytest.approx(verified["accuracy"], abs=1e-9)
-    assert 0.35 < verified["accuracy"] < 1  # harder than chance, not so easy that every rule is right
+    assert 0.4 < verified["accuracy"] < 1  # harder than chance, not so easy that every rule is right
     assert len(set(answers.values())) > 1
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, PROFILE, measure_briefly
 from onnx import numpy_helper
 
 from bcnet.cli import main
@@ -28,8 +28,9 @@ INT8_CONFIG = 'precision = "int8"\n' + CONFIG.replace("train_limit = 120", "trai
 
 
 def test_the_whole_pipeline_in_int8_gives_a_file_as_accurate_as_the_network(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    measure_briefly(monkeypatch)
     (folder / "bcnet.toml").write_text(INT8_CONFIG, encoding="utf-8")
     (folder / "hw_profiles").mkdir()
     (folder / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")

@@ -25,6 +25,7 @@ def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.Cap
     # On a busy machine single layers differ; a factor in all of them would be another way of measuring.
     pairs = [(far.rows[key].stat.median_ms, row.stat.median_ms) for key, row in near.rows.items()]
     ratios = [there_ms / here_ms for there_ms, here_ms in pairs if here_ms > 0]  # below a tick it is zero
+    assert len(ratios) > 0.8 * len(pairs)
     assert 0.5 < statistics.median(ratios) < 2
     assert far.sessions[0].provenance == near.sessions[0].provenance
     assert far.sessions[0].probe.keys() == near.sessions[0].probe.keys()

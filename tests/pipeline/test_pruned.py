@@ -1,18 +1,19 @@
 """search.method = "group-fisher": channels removed while training, the weights go on, nothing is lost."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, measure_briefly
 
 from bcnet.allocation.limits import Limits
 from bcnet.cli import main
-from bcnet.config import Config, DataConfig, load_config
+from bcnet.config import load_config
 from bcnet.errors import ArtifactError
 from bcnet.methods import group_fisher
 from bcnet.pipeline.inherit import Source, ranked_sources, trained_for
@@ -30,8 +31,6 @@ from bcnet.show.stages import show_summary
 from bcnet.space.extract import tensors_of
 from bcnet.space.importance import CRITERIA, importances
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import fit_network
-from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Score, Validation
 
 RUN = Path("runs/default")
@@ -40,21 +39,15 @@ TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", '[search
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained network and the small one that this method made of it."""
-    path = tmp_path_factory.mktemp("pruned")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-        problem = open_problem(config)
-        fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
-        torch.save(problem.model.state_dict(), "trained.pt")
+    path = shutil.copytree(trained_project, tmp_path_factory.mktemp("pruned") / "folder")
+    with contextlib.chdir(path), pytest.MonkeyPatch.context() as patch:
+        measure_briefly(patch)
         Path("bcnet.toml").write_text(TOML, encoding="utf-8")
-        Path("hw_profiles").mkdir()
-        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
         for stage in ("train", "build-lut", "search", "slice"):
             assert main([stage]) == 0
-        yield path
+    return path
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, measure_briefly
 from torch import nn
 
 from bcnet.cli import main
@@ -39,7 +39,6 @@ from bcnet.space.supernet import cut
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gradient_importance
 from bcnet.training.gradient_importance import measured_importances
-from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
@@ -52,20 +51,14 @@ DATA = DataConfig(image_size=16, train_limit=120, test_limit=60)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trained network and its configuration, whose whole run is finished."""
-    path = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        config = Config(data=DATA)
-        problem = open_problem(config)
-        fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
-        torch.save(problem.model.state_dict(), "trained.pt")
+    path = shutil.copytree(trained_project, tmp_path_factory.mktemp("route") / "folder")
+    with contextlib.chdir(path), pytest.MonkeyPatch.context() as patch:
+        measure_briefly(patch)
         Path("bcnet.toml").write_text(WEIGHTS + CONFIG, encoding="utf-8")
-        Path("hw_profiles").mkdir()
-        Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
         assert main(["run", "--json"]) == 0
-        yield path
+    return path
 
 
 @pytest.fixture

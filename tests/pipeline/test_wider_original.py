@@ -1,20 +1,19 @@
 """A wider original (`space.expand`): it is trained first, then made as fast as the given network."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CONFIG, PROFILE
+from conftest import CONFIG, measure_briefly
 
 from bcnet.cli import main
-from bcnet.config import Config, DataConfig, load_config
+from bcnet.config import load_config
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.runs import Run
-from bcnet.training.loop import fit_network
-from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.scorer import evaluate_network
 
@@ -34,15 +33,12 @@ def test_networks_that_may_be_wider_than_the_original_keep_a_margin_to_its_whole
 
 
 def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_network(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    trained_project: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = Config(data=DataConfig(image_size=16, train_limit=120, test_limit=60))
-    problem = open_problem(config)
-    fit_network(problem.model, problem.data, Recipe.of(config, 8, 0.1), "training")
-    torch.save(problem.model.state_dict(), "trained.pt")
+    measure_briefly(monkeypatch)
+    shutil.copy(trained_project / "trained.pt", folder)
+    shutil.copytree(trained_project / "hw_profiles", folder / "hw_profiles")
     Path("bcnet.toml").write_text(TOML, encoding="utf-8")
-    Path("hw_profiles").mkdir()
-    Path("hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
     for stage in ("train", "build-lut", "search", "slice"):
         assert main([stage]) == 0
     assert "trained first, because it is wider than the given one" in capsys.readouterr().err
@@ -53,8 +49,10 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     given, teacher = original_network(Run.named("default"), wide), trained_network(Run.named("default"), wide)
     assert given is not None
     assert teacher is not None
-    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), problem.model.parameters(), strict=True))
-    assert [g.original for g in wide.space.groups] == [g.channels for g in problem.space.groups]
+    state = torch.load("trained.pt")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in given.named_parameters())
+    assert wide.narrow is not None
+    assert [g.original for g in wide.space.groups] == [g.channels for g in wide.narrow.groups]
     assert sum(p.numel() for p in teacher.parameters()) > 2 * sum(p.numel() for p in given.parameters())
     # What is delivered comes from the wider network.
     assert result("slice")["inherited"].startswith("the original's channels by ")
