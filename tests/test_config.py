@@ -71,8 +71,9 @@ def test_the_template_of_the_example_loads_to_the_example() -> None:
     assert load_config(write(text)) == Config.model_validate(EXAMPLE)
     assert text.splitlines()[1] == (
         "# Only these are not defaults, but those of the built-in example: model.name, model.weights, "
-        "data.name, search.latency."
+        "data.name, search.latency, slice.epochs."
     )
+    assert "# passes over the training images (default: 8)\nepochs = 3\n" in text
 
 
 def test_the_file_in_the_working_folder_is_read() -> None:

@@ -18,7 +18,8 @@ CONFIG_FILE = Path("bcnet.toml")
 EXAMPLE: Mapping[str, Mapping[str, Any]] = {
     "model": {"name": "digit-scenes", "weights": "pretrained"},
     "data": {"name": "digit-scenes"},
-    "search": {"latency": "35%"},
+    "search": {"latency": "50%"},
+    "slice": {"epochs": 3},
 }
 # Settings of which only one is given: one that is typed replaces whichever of them the file has.
 ALTERNATIVES = {"search": ("latency_ms", "latency", "min_accuracy"), "slice": ("latency_ms", "latency")}

@@ -33,11 +33,13 @@ def template(values: Mapping[str, Mapping[str, Any]] | None = None) -> str:
 
 
 def _lines(key: str, field: FieldInfo, value: Any) -> list[str]:
+    default = toml(field.get_default(call_default_factory=True))
     if value is not None:
-        return [f"# {field.description}", f"{key} = {toml(value)}"]
+        usual = "" if field.examples else f" (default: {default})"
+        return [f"# {field.description}{usual}", f"{key} = {toml(value)}"]
     if field.examples:
         return [f"# {field.description}", f"# {key} = {toml(field.examples[0])}"]
-    return [f"# {field.description}", f"{key} = {toml(field.get_default(call_default_factory=True))}"]
+    return [f"# {field.description}", f"{key} = {default}"]
 
 
 def toml(value: object) -> str:
