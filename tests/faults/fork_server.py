@@ -190,8 +190,10 @@ def serve() -> None:
     from bcnet.config import load_config
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
     from bcnet.pipeline.open_problem import open_problem
+    from bcnet.training import iterative
 
     steady_device()
+    iterative.ROUNDS, iterative.BATCHES = 2, 1  # how good the winners are is not tested here
     with remembered():
         with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(sys.argv[1]):
             # PyTorch imports and sets up exports once here, and exports the network of all folders, not in
