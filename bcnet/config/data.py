@@ -100,6 +100,12 @@ class DataConfig(Section):
         description="package.module:function(input, target) -> (input, target), for each training item",
         examples=["package.module:function"],
     )
+    eval_transforms: str | None = Field(
+        None,
+        description="package.module:function(input, target) -> (input, target), for each item not for "
+        "training: of validation, test and calibration",
+        examples=["package.module:function"],
+    )
     collate: str | None = Field(
         None,
         description="package.module:function(list of (input, target)) -> (inputs, targets): "

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from bcnet.config import DataConfig
 from bcnet.data.image_data import ImageData
 from bcnet.data.loader import worker_count
+from bcnet.data.normalisation import statistics, with_pictures
 from bcnet.data.presets import MIXING
 from bcnet.data.sources.builtin import cifar10, digits
 from bcnet.data.sources.digit_scenes import SIDE, digit_scenes
@@ -23,8 +24,6 @@ from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.user_code import UserFunction, import_function
 
 NAMES = ("digits", "digit-scenes", "cifar10", "imagefolder:PATH", "package.module:function")
-# Number of training images whose mean and deviation normalise all.
-MEASURED, MEASURED_ON_DISK = 10_000, 1_000
 
 
 def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:
@@ -68,12 +67,16 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
         val,
         test,
         classes,
-        *(_statistics(train) if isinstance(train, Split) else ((), ())),
+        *(statistics(train) if isinstance(train, Split) else ((), ())),
         folder=folder,
         colour=_colour(config, train),
         transforms=_function(
             config.transforms,
             "data.transforms is called as transforms(input, target) and returns (input, target)",
+        ),
+        eval_transforms=_function(
+            config.eval_transforms,
+            "data.eval_transforms is called as eval_transforms(input, target) and returns (input, target)",
         ),
         collate=_function(
             config.collate,
@@ -84,6 +87,8 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
         shift=config.shift,
     )
     data = replace(data, workers=_workers(config, data))
+    if isinstance(train, Items) and data.collate is None:
+        data = with_pictures(data, train)
     if config.mean is None or config.std is None:
         return data
     return data.with_statistics(config.mean, config.std)
@@ -186,21 +191,6 @@ def _check_mixing(config: DataConfig, train: Split | Items, classes: tuple[str, 
         )
     if config.collate:
         raise DataError(f"{what} mixes whole batches, which data.collate makes: remove one of the two")
-
-
-def _statistics(part: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, of pixels scaled to 0..1, from the first images."""
-    most = MEASURED if isinstance(part.images, Tensor) else MEASURED_ON_DISK
-    total = squares = torch.zeros(part.images.shape[1], dtype=torch.float64)
-    values = 0
-    for index in torch.split(torch.arange(min(most, len(part))), 256):
-        pixels = part.take(index).pixels.double().div(255)
-        total = total + pixels.sum((0, 2, 3))
-        squares = squares + pixels.square().sum((0, 2, 3))
-        values += pixels[:, 0].numel()
-    mean = total / values
-    std = (squares / values - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
-    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _resized(part: Split | Items, size: int | None) -> Split | Items:

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import default_collate
 
 from bcnet.data.augment import item_draws
 from bcnet.data.loader import Loader
+from bcnet.data.pictures import pixels_of
 from bcnet.data.pixels import content_of
 from bcnet.data.presets import Preset, preset
 from bcnet.data.sources.image_folder import Found
@@ -25,7 +27,9 @@ from bcnet.data.splits import Item, Items, Split, pair
 from bcnet.errors import DataError, one_line
 from bcnet.seeds import seeded
 from bcnet.space.inputs import to_device
-from bcnet.user_code import code_of
+from bcnet.user_code import UserFunction, code_of
+
+Transforms = Callable[[Any, Any], Item]
 
 # Maximum number of items that are scored at once, on a CPU and on a GPU, and of values in their inputs.
 EVALUATED = 256
@@ -36,12 +40,13 @@ DIGESTED = 256  # number of items of a Dataset whose digest shows whether it has
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have none.
+    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have them only
+    if they are PIL images: others are final.
 
     `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
-    "grey" if known. `transforms(input, target)` changes each training item; `collate(items)` makes (inputs,
-    targets). `augment` names what augments training images with class indices or masks: a preset, or "light",
-    `flip` and `shift` (in pixels).
+    "grey" if known. `transforms(input, target)` changes each training item, `eval_transforms` each other one;
+    `collate(items)` makes (inputs, targets). `augment` names what augments training images with class indices
+    or masks: a preset, or "light", `flip` and `shift` (in pixels).
     `folder` describes the folder of images from which it was read. `workers` processes read what is not in
     memory.
     """
@@ -52,7 +57,8 @@ class ImageData:
     classes: tuple[str, ...]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    transforms: Callable[[Any, Any], Item] | None = None
+    transforms: Transforms | None = None
+    eval_transforms: Transforms | None = None
     collate: Callable[[list[Item]], Item] | None = None
     folder: Found | None = None
     colour: str | None = None
@@ -98,8 +104,11 @@ class ImageData:
 
     def with_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "ImageData":
         """The same data, normalised with the statistics that a network was trained with. Raises DataError."""
-        if not isinstance(self.train, Split):
-            raise DataError("data.mean normalises images in memory; a Dataset's inputs are final: remove it")
+        if not self.mean:
+            raise DataError(
+                "data.mean normalises images; a Dataset's inputs are final, except PIL images without "
+                "data.collate: remove it"
+            )
         if len(mean) != self.input_shape[0]:
             raise DataError(f"data.mean has {len(mean)} channels, the images have {self.input_shape[0]}")
         return replace(self, mean=mean, std=std, stated=True)
@@ -112,9 +121,28 @@ class ImageData:
     def batch(self, part: Split | Items, numbers: Tensor | None = None, device: str = "cpu") -> Item:
         """(inputs, targets) of a whole part, on `device`: normalised images, or a Dataset's items.
 
+        They are changed by `eval_transforms`, as all that is not for training.
+
         Random numbers of custom functions depend on an item's number only: `numbers` (N,), by default from 0.
         """
-        return self._joined(part, torch.arange(len(part)) if numbers is None else numbers, (), None, device)
+        numbers = torch.arange(len(part)) if numbers is None else numbers
+        return self._joined(part, numbers, (), self.eval_transforms, device)
+
+    def items(
+        self, part: Split | Items, numbers: Tensor, seeds: tuple[int, ...], transforms: Transforms | None
+    ) -> list[Item]:
+        """(input, target) of each item of a part, changed by `transforms`, not yet normalised."""
+        items = []
+        for position, number in enumerate(numbers.tolist()):
+            with seeded(*seeds, number):
+                item = part.item(position)
+                if transforms is not None:
+                    which = (
+                        "data.eval_transforms" if transforms is self.eval_transforms else "data.transforms"
+                    )
+                    item = pair(transforms(*item), which)
+            items.append(item)
+        return items
 
     def augmented(
         self, part: Split | Items, numbers: Tensor, seeds: tuple[int, int], device: str = "cpu"
@@ -164,7 +192,8 @@ class ImageData:
     def needs_workers(self) -> bool:
         """Whether making a batch is more than normalising and shifting images in memory."""
         in_memory = isinstance(self.train, Split) and isinstance(self.train.images, Tensor)
-        return not (in_memory and self._plain) or self._preset is not None
+        plain = self._plain and self.eval_transforms is None and self._preset is None
+        return not (in_memory and plain)
 
     @property
     def _plain(self) -> bool:
@@ -176,22 +205,19 @@ class ImageData:
         part: Split | Items,
         numbers: Tensor,
         seeds: tuple[int, ...],
-        transforms: Callable[[Any, Any], Item] | None,
+        transforms: Transforms | None,
         device: str,
     ) -> Item:
+        in_memory = isinstance(part, Split)
         if isinstance(part, Split):
-            part = part.loaded(device if self._plain else "cpu")
-            if transforms is None and self.collate is None:
+            plain = transforms is None and self.collate is None
+            part = part.loaded(device if plain else "cpu")
+            if plain:
                 return self.normalise(part.pixels), part.labels
-        items = []
-        for position, number in enumerate(numbers.tolist()):
-            with seeded(*seeds, number):
-                item = part.item(position)
-                if transforms is not None:
-                    item = pair(transforms(*item), "data.transforms")
-            items.append(item)
-        if isinstance(part, Split):
-            items = [(self.normalise(image[None])[0], target) for image, target in items]
+        items = [
+            (self._input(own, pixels=in_memory), self._target(target))
+            for own, target in self.items(part, numbers, seeds, transforms)
+        ]
         if self.collate is not None:
             with seeded(*seeds, int(numbers[0])):
                 inputs, targets = pair(self.collate(items), "data.collate")
@@ -199,11 +225,26 @@ class ImageData:
             try:
                 inputs, targets = (_as_tuple(items[0][i], v) for i, v in enumerate(default_collate(items)))
             except (RuntimeError, TypeError, ValueError, KeyError) as cause:
+                where = " in data.transforms and data.eval_transforms" if self.mean else ""
                 raise DataError(
-                    f"items cannot be joined into a batch ({one_line(cause)}); give tensors of one shape, "
-                    "or set data.collate"
+                    f"items cannot be joined into a batch ({one_line(cause)}); give tensors of one shape"
+                    f"{where}, or set data.collate"
                 ) from cause
         return to_device(tree_map_only(Tensor, _channels_last, inputs), device), to_device(targets, device)
+
+    def _input(self, value: Any, *, pixels: bool) -> Any:
+        """An input as the network takes it: `pixels` normalised, of a Dataset those of PIL images."""
+        if isinstance(value, Image.Image) and self.mean:
+            value = pixels_of(value, grey=self.colour == "grey")
+        elif not pixels and not (self.mean and isinstance(value, Tensor) and value.dtype == torch.uint8):
+            return value
+        return self.normalise(value[None])[0]
+
+    def _target(self, value: Any) -> Any:
+        """A PIL image as a target is a mask: its pixels' values, (H, W), palette indices as they are."""
+        if isinstance(value, Image.Image) and self.collate is None:
+            return torch.from_numpy(np.array(value))
+        return value
 
     def batches(self, part: Split | Items, size: int) -> Iterator[Item]:
         """Batches of a part in order, without transforms."""
@@ -221,6 +262,11 @@ class ImageData:
         Images on disk count by the digest of their source.
         """
         found = sha256(repr(self.classes).encode())
+        if self.eval_transforms is not None:
+            function = self.eval_transforms
+            found.update(
+                code_of(function.function if isinstance(function, UserFunction) else function).encode()
+            )
         if self.stated:
             found.update(repr((self.mean, self.std)).encode())
         for part in (self.train, self.val, self.test):
@@ -246,6 +292,8 @@ def _of_pixels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def _content(leaf: object) -> bytes:
+    if isinstance(leaf, Image.Image):
+        leaf = np.asarray(leaf)
     if isinstance(leaf, Tensor):
         values = leaf.cpu().contiguous().flatten().view(torch.uint8)
         return repr((leaf.dtype, leaf.shape)).encode() + values.numpy().tobytes()

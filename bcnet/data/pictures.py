@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from bcnet.errors import DataError, one_line
 
@@ -31,22 +33,44 @@ def read_picture(path: Path) -> Picture:
         with Image.open(path) as file:
             file.load()
             upright = _upright(file)
-            converted = [] if upright is file else ["turned by EXIF"]
-            image = _eight_bits(upright)
-            if image is not upright:
-                converted.append("float grey" if upright.mode == "F" else "16-bit grey")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                if image.getchannel("A").getextrema() != (255, 255):
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                    converted.append("transparent (on white)")
-            elif image.mode not in PLAIN:
-                converted.append(image.mode)
-            return Picture(image.convert("RGB"), tuple(converted))
+            turned = () if upright is file else ("turned by EXIF",)
+            found = as_rgb(upright)
+            return Picture(found.image, turned + found.converted)
     except DataError:
         raise
     except Exception as cause:  # Pillow raises SyntaxError, among others, for damaged files
         raise DataError(_reason(cause, path)) from None
+
+
+def as_rgb(given: Image.Image) -> Picture:
+    """An image of any mode as 8-bit RGB, in the orientation that it has. Raises DataError."""
+    converted = []
+    image = _eight_bits(given)
+    if image is not given:
+        converted.append("float grey" if given.mode == "F" else "16-bit grey")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            converted.append("transparent (on white)")
+    elif image.mode not in PLAIN:
+        converted.append(image.mode)
+    return Picture(image.convert("RGB"), tuple(converted))
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether an image has one channel without colours."""
+    return image.mode in ("1", "L", "F", "I") or image.mode.startswith("I;16")
+
+
+def pixels_of(image: Image.Image, *, grey: bool) -> Tensor:
+    """The pixels of an image of any mode, uint8 (C, H, W): one channel if `grey`, else RGB."""
+    try:
+        rgb = as_rgb(image).image
+    except DataError as reason:
+        raise DataError(f"a PIL image cannot be used: {reason}") from None
+    pixels = np.array(rgb.convert("L") if grey else rgb)
+    return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
 
 
 def shorter_side(path: Path) -> int:

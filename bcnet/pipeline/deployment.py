@@ -65,12 +65,15 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
 
 
 def beside_onnx(data: ImageData, task: Task) -> dict[str, bytes]:
-    """Files beside model.onnx for a folder of images: the list of tested files, and a program to classify."""
+    """Files beside model.onnx for a folder of images: the list of tested files, and a program to classify.
+
+    The program cannot do what custom `eval_transforms` do: it is left out with these.
+    """
     if not data.folder:
         return {}
     parts = {"validation": data.val, "test": data.test}
     names = {name: list(part.names) for name, part in parts.items() if isinstance(part, Split)}
     files = {"test_files.json": json_bytes({"folder": str(data.folder.path), **names})}
-    if task.by_cross_entropy and data.classes:
+    if task.by_cross_entropy and data.classes and data.eval_transforms is None:
         files["predict.py"] = SCRIPT.read_bytes()
     return files

@@ -2,7 +2,6 @@
 
 from bcnet.config import Config
 from bcnet.data.dataset import load_data
-from bcnet.data.splits import Split
 from bcnet.hw_profiles.target import target_profile
 from bcnet.models import PACKAGED, statistics
 from bcnet.models.weights import fresh_heads
@@ -23,7 +22,7 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     profile = target_profile(config)
     data = load_data(config.data, config.seed, pixels=pixels)
     expected = statistics(config.model) if config.data.mean is None else None
-    if expected and isinstance(data.train, Split) and len(expected[0]) == data.input_shape[0]:
+    if expected and data.mean and len(expected[0]) == data.input_shape[0]:
         data = data.with_statistics(*expected)
         if config.model.name not in PACKAGED:
             say(
