@@ -56,6 +56,19 @@ class TrainConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases and normalisation")
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     label_smoothing: float = Field(0.05, ge=0, lt=1, description="label smoothing")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of the moving average of the weights over the steps, which is then what is kept",
+        examples=[0.999],
+    )
+    clip_gradients: float | None = Field(
+        None,
+        gt=0,
+        description="maximum norm of the gradients of a step, of all parameters together",
+        examples=[1.0],
+    )
     channel_order: Literal["as-is", "l1", "l2", "bn-scale", "fpgm", "taylor", "fisher"] = Field(
         "as-is",
         description="for trained weights: order of the channels, so that narrow paths begin with the most "

@@ -40,15 +40,13 @@ DIGESTED = 256  # number of items of a Dataset whose digest shows whether it has
 
 @dataclass(frozen=True)
 class ImageData:
-    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; a Dataset's items have them only
-    if they are PIL images: others are final.
+    """A dataset. `mean` and `std` are per channel, of pixels scaled to 0..1; final inputs have none.
 
     `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
     "grey" if known. `transforms(input, target)` changes each training item, `eval_transforms` each other one;
     `collate(items)` makes (inputs, targets). `augment` names what augments training images with class indices
-    or masks: a preset, or "light", `flip` and `shift` (in pixels).
-    `folder` describes the folder of images from which it was read. `workers` processes read what is not in
-    memory.
+    or masks: a preset, or "light", `flip` and `shift` (in pixels). `folder` describes the folder of images.
+    `workers` processes read what is not in memory.
     """
 
     train: Split | Items
@@ -137,10 +135,9 @@ class ImageData:
             with seeded(*seeds, number):
                 item = part.item(position)
                 if transforms is not None:
-                    which = (
-                        "data.eval_transforms" if transforms is self.eval_transforms else "data.transforms"
-                    )
-                    item = pair(transforms(*item), which)
+                    evaluated = transforms is self.eval_transforms
+                    name = "data.eval_transforms" if evaluated else "data.transforms"
+                    item = pair(transforms(*item), name)
             items.append(item)
         return items
 

@@ -130,7 +130,8 @@ def prune_by_group_fisher(
     passes = 0
     if not pruning.done:
         passes = recipe.epochs
-        recipe = replace(recipe, amp=False)  # products of small gradients, squared
+        # Products of small gradients are squared; an average would be of networks of different widths.
+        recipe = replace(recipe, amp=False, ema=None)
         model.to(recipe.device).train()
         trained = plain_step(model, recipe, objective)
 

@@ -29,6 +29,7 @@ from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_lin
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
+from bcnet.training.averaged_weights import AveragedWeights
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.distributed import average, same_as_first, world
 from bcnet.training.recipe import Objective, Recipe
@@ -84,7 +85,8 @@ def fit(
 ) -> list[float]:
     """Train in place; return the mean loss of each epoch that was run.
 
-    `on_epoch(snapshot, mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
+    With `recipe.ema`, their average over the steps replaces the weights in the end. `on_epoch(snapshot,
+    mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
     """
     keep_freed_memory()
     parameters = trainee.parameters
@@ -93,10 +95,13 @@ def fit(
         # Parameters that are not used in every step need a gradient, too. Existing ones are not replaced: a
         # captured step has their addresses.
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+    averages = AveragedWeights(trainee.tensors, recipe.ema) if recipe.ema else None
     first = 0
     if resume is not None:
         first = resume.epoch
         _restore(trainee, optimizer, resume.tensors)
+        if averages is not None:
+            averages.restore(resume.tensors)
     per_epoch = steps_an_epoch(data, recipe)
     curve = []
     processes = world()
@@ -130,15 +135,23 @@ def fit(
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
                 loss = explained(trainee.step, inputs, targets, epoch * per_epoch + number).reshape(1)
                 average([*(own.grad for own in parameters.values() if own.grad is not None), loss])
+                if recipe.clip_gradients:
+                    nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_gradients)
                 optimizer.step()
+                if averages is not None:
+                    averages.update(epoch * per_epoch + number)
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
                 losses.append(read(loss, epoch * per_epoch + len(losses), batch))
-            average([own for own in trainee.buffers().values() if own.is_floating_point()])
+            kept = [*trainee.buffers().values(), *(averages.tensors.values() if averages else ())]
+            average([own for own in kept if own.is_floating_point()])
             check_trained(parameters, f"in epoch {epoch + 1}")
             curve.append(sum(losses) / len(losses))
             if on_epoch is not None:
-                on_epoch(Snapshot(epoch + 1, _tensors(trainee, optimizer)), curve[-1])
+                saved = _tensors(trainee, optimizer) | (averages.saved() if averages else {})
+                on_epoch(Snapshot(epoch + 1, saved), curve[-1])
+    if averages is not None:
+        averages.replace_weights()
     return curve
 
 
@@ -322,6 +335,9 @@ def _tensors(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 def _fits(trainee: Trainee, recipe: Recipe, snapshot: Snapshot) -> bool:
     own = {name: tensor.shape for name, tensor in trainee.tensors().items()}
+    if recipe.ema:
+        averages = AveragedWeights(trainee.tensors, recipe.ema).saved()
+        own |= {name: tensor.shape for name, tensor in averages.items()}
     found = {n: tensor.shape for n, tensor in snapshot.tensors.items() if not n.startswith("optimizer:")}
     return 0 <= snapshot.epoch <= recipe.epochs and found == own
 

@@ -34,6 +34,8 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
+    ema: float | None = None
+    clip_gradients: float | None = None
     amp: bool = False
     device: str = "cpu"
     seed: int = 0
@@ -52,6 +54,8 @@ class Recipe:
             weight_decay=config.train.weight_decay,
             warmup_epochs=config.train.warmup_epochs,
             label_smoothing=config.train.label_smoothing,
+            ema=config.train.ema,
+            clip_gradients=config.train.clip_gradients,
             amp=config.train.amp is not False and _computes_in_bfloat16(device),
             device=device,
             seed=config.seed,
@@ -113,6 +117,9 @@ def training_digest(config: Config) -> str:
     train = config.train.model_dump(exclude={"train_device", "cuda_graph", "supernets", "teacher"})
     # Steps count by their first names, so that supernets of earlier versions stay valid.
     train["step"] = {new: old for old, new in RENAMED_STEPS.items()}.get(train["step"], train["step"])
+    for later in ("ema", "clip_gradients"):  # settings that earlier versions did not have
+        if train[later] is None:
+            del train[later]
     train["amp"] = train["amp"] is not False  # once the default; the precision is chosen for a whole run
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]
