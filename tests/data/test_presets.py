@@ -36,6 +36,7 @@ def test_batches_do_not_depend_on_the_number_of_processes_nor_change_other_rando
 ) -> None:
     before = torch.random.get_rng_state()
     expected = epoch(images(augment))
+    assert [tuple(targets.shape) for _, targets in expected] == [(8, 4) if augment == STRONG else (8,)] * 4
     assert torch.equal(torch.random.get_rng_state(), before)
     for own, other in zip(epoch(replace(images(augment), workers=1)), expected, strict=True):
         assert torch.equal(own[0], other[0])

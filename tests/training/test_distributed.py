@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, learning_rate=0.1, batch_size=16)
+AVERAGED = replace(RECIPE, ema=0.9, clip_gradients=0.5)
 
 
 def images() -> ImageData:
@@ -79,24 +81,30 @@ def in_processes(count: int, work: Callable[[int], Any]) -> list[Any]:
     return [pickle.loads(content) if content else None for content in contents]
 
 
-def trained(model: nn.Module) -> tuple[list[float], dict[str, Tensor]]:
-    return fit_network(model, images(), RECIPE, "training"), model.state_dict()
+def trained(
+    model: nn.Module, recipe: Recipe = RECIPE, augment: str = "light"
+) -> tuple[list[float], dict[str, Tensor]]:
+    data = replace(images(), augment=augment)
+    return fit_network(model, data, recipe, "training"), model.state_dict()
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_network_is_trained_as_by_one_process(count: int) -> None:
-    curve, state = trained(network())
-    for own_curve, own in in_processes(count, lambda _: trained(network())):
+@pytest.mark.parametrize(
+    ("count", "recipe", "augment"), [(2, RECIPE, "light"), (4, RECIPE, "light"), (2, AVERAGED, "imagenet")]
+)
+def test_a_network_is_trained_as_by_one_process(count: int, recipe: Recipe, augment: str) -> None:
+    curve, state = trained(network(), recipe, augment)
+    for own_curve, own in in_processes(count, lambda _: trained(network(), recipe, augment)):
         assert own_curve == pytest.approx(curve, abs=1e-6)
         for name, tensor in state.items():
             torch.testing.assert_close(own[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_all_processes_end_with_the_same_network_and_mean_batch_norm_statistics() -> None:
-    first, second = in_processes(2, lambda _: trained(network(nn.BatchNorm2d(16))))
+@pytest.mark.parametrize("recipe", [RECIPE, AVERAGED])
+def test_all_processes_end_with_the_same_network_and_mean_batch_norm_statistics(recipe: Recipe) -> None:
+    first, second = in_processes(2, lambda _: trained(network(nn.BatchNorm2d(16)), recipe))
     assert first[0] == second[0]
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
-    _, alone = trained(network(nn.BatchNorm2d(16)))
+    _, alone = trained(network(nn.BatchNorm2d(16)), recipe)
     # The mean of a batch is that of its shares' means; their variances are a little smaller than its own.
     torch.testing.assert_close(first[1]["1.running_mean"], alone["1.running_mean"], rtol=0.1, atol=0.02)
 
