@@ -8,6 +8,11 @@ import numpy as np
 import torch
 
 
+def seed_of(*numbers: int) -> int:
+    """A seed of 32 bits that differs with each of the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Seed the generators of Python, NumPy and PyTorch (on the CPU) during a block.
@@ -15,7 +20,7 @@ def seeded(*numbers: int) -> Iterator[None]:
     The same numbers give the same random numbers inside; those after the block do not depend on it.
     """
     kept = random.getstate(), np.random.get_state()
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = seed_of(*numbers)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
