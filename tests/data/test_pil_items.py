@@ -1,6 +1,7 @@
 """A Dataset of PIL images works in training, validation and test; `eval_transforms` change the latter two."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from bcnet.config import DataConfig
 from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
 from bcnet.data.pictures import pixels_of
+from bcnet.data.sources.image_folder import Found
 from bcnet.data.splits import Items
 from bcnet.errors import DataError
+from bcnet.pipeline.deployment import beside_onnx
 from bcnet.training.loop import batches
 from bcnet.training.recipe import Recipe
+from bcnet.training.task import Task
 
 PICTURES = """
 import torch
@@ -209,3 +213,12 @@ def test_an_image_of_an_unknown_range_is_refused() -> None:
         DataError, match=r"^a PIL image cannot be used: its values of 7\.5 to 7\.5 are not in 0"
     ):
         pixels_of(image, grey=True)
+
+
+def test_the_program_that_classifies_files_is_left_out_where_it_cannot_do_the_evaluations_transforms() -> (
+    None
+):
+    data = replace(pictures("memory"), folder=Found(Path("photos")))
+    assert set(beside_onnx(data, Task())) == {"test_files.json", "predict.py"}
+    changed = replace(pictures("memory", eval_transforms="halved"), folder=Found(Path("photos")))
+    assert set(beside_onnx(changed, Task())) == {"test_files.json"}
