@@ -22,6 +22,7 @@ MADE_FROM = {
     "search": {"supernet": "train"},
     "slice": {"supernet": "train", "search": "search"},
     "export": {"search": "search", "slice": "slice"},
+    "compare": {"export": "export"},
 }
 
 
@@ -113,9 +114,9 @@ def _state(folder: Path) -> RunState:
         sliced = SliceSummary.checked(run.stage("slice")) if "slice" in done else None
         exported = ExportSummary.checked(run.stage("export")) if "export" in done else None
         bound = bound_to(run)
-        outdated = tuple(name for name in done if _outdated(run, name, done))
+        stale = tuple(name for name in done if outdated(run, name, done))
         verified = exported.verified if exported else None
-        state = replace(state, target=bound.target if bound else None, verified=verified, outdated=outdated)
+        state = replace(state, target=bound.target if bound else None, verified=verified, outdated=stale)
         if searched:
             best = searched.best
             state = replace(
@@ -129,7 +130,7 @@ def _state(folder: Path) -> RunState:
                 metric=searched.metric,
                 macs=searched.macs,
             )
-        if sliced and "slice" not in outdated:
+        if sliced and "slice" not in stale:
             # The sliced network counts: it may be another point of the front than the search's winner.
             known = state.latency_ms if sliced.widths == state.widths else None
             state = replace(
@@ -141,7 +142,7 @@ def _state(folder: Path) -> RunState:
                 accuracy_on="test",
                 macs=sliced.macs,
             )
-        if exported and "export" not in outdated:
+        if exported and "export" not in stale:
             measured = exported.measured.median_ms if exported.measured else state.latency_ms
             accuracy = state.accuracy if exported.accuracy is None else exported.accuracy
             state = replace(state, latency_ms=measured, accuracy=accuracy, accuracy_on="test")
@@ -150,12 +151,12 @@ def _state(folder: Path) -> RunState:
         return RunState(folder.name, str(folder), done, date=date, problem=str(reason))
 
 
-def _outdated(run: Run, name: str, done: Sequence[str]) -> bool:
+def outdated(run: Run, name: str, done: Sequence[str]) -> bool:
     """Whether a finished stage was made from results that have been replaced since."""
     made_from = {key: stage for key, stage in MADE_FROM.get(name, {}).items() if stage in done}
     inputs = run.stage(name).inputs() if made_from else {}
     return any(
-        inputs.get(key) != run.stage(stage).digest() or _outdated(run, stage, done)
+        inputs.get(key) != run.stage(stage).digest() or outdated(run, stage, done)
         for key, stage in made_from.items()
     )
 

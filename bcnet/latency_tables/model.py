@@ -136,6 +136,10 @@ class LatencyModel:
             self._known[spec] = look_up(spec)
         return self._known[spec]
 
+    def each_layer_ms(self, widths: Sequence[int]) -> tuple[float, ...]:
+        """The latency in ms of each layer of one network, in the order of `slots`, before calibration."""
+        return tuple(self._layer_ms(slot, slot.at(widths)) for slot in self.slots)
+
     def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
         """Choice indices (N, groups) of networks whose widths are all among the choices.
 

@@ -39,7 +39,7 @@ def show_comparison(summary: "CompareSummary") -> None:
     for first, second in summary.not_separable:
         put(f"~ latency not separable in {rounds} rounds: {first} / {second}")
     if summary.difference is not None:
-        put(*_difference(summary.difference))
+        put(*difference_lines(summary.difference))
     for note in summary.notes:
         put(f"note: {note}")
     put(f"verified network: {summary.file}")
@@ -48,7 +48,7 @@ def show_comparison(summary: "CompareSummary") -> None:
         put(f"its widths are better when trained from scratch: set {lines} under [slice], and run again")
 
 
-def _difference(own: "AccuracyDifference") -> list[str]:
+def difference_lines(own: "AccuracyDifference") -> list[str]:
     """Whether the found network is more accurate than the uniform one, in one sentence."""
     points, low, high = (100 * value for value in (own.difference, own.low, own.high))
     if not own.separated:

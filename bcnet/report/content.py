@@ -1,0 +1,234 @@
+"""What a report states of a run. In: the results of its stages, its latency model. Out: `RunReport`.
+
+Nothing is drawn here: `charts.py` chooses the figures, `page.py` and `figures.py` draw them.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.results import ComparedNetwork, ScoredNetwork, SearchSummary, TableSummary, Values
+from bcnet.report.found import Found, Problem, found_in
+from bcnet.report.headline import accuracy_lost, headline, reference, speedup
+from bcnet.report.layers import LayerTime, Prices, Step
+from bcnet.runs import Run
+from bcnet.show.comparison import difference_lines
+
+
+class Candidate(ScoredNetwork):
+    """A network that the search scored; `accuracy` is on the validation images, before fine-tuning."""
+
+    front: bool
+    winner: bool
+
+
+class GroupWidths(Values):
+    """The channels of a group in the original (None where that is unknown) and in the found network."""
+
+    name: str
+    before: int | None
+    after: int
+
+
+class RunReport(Values):
+    """A run as its stages left it.
+
+    `problems` are what must be stated first. `accuracy_lost` and `speedup` are against `reference`.
+    `predicted_ms` is of the delivered network, `measured` its latency on the device. `layers` and `steps`
+    are predictions of the latency table; `no_layers` says why there are none.
+    """
+
+    run: str
+    folder: str
+    headline: str
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    device: str | None
+    metric: str
+    reference: str
+    budget_ms: float | None
+    predicted_ms: float | None
+    measured: LatencyStat | None
+    speedup: float | None
+    accuracy: float | None
+    accuracy_lost: float | None
+    verified: bool
+    networks: tuple[ComparedNetwork, ...]
+    candidates: tuple[Candidate, ...]
+    widths: tuple[GroupWidths, ...]
+    layers: tuple[LayerTime, ...]
+    steps: tuple[Step, ...]
+    no_layers: str | None
+    table_error: float | None
+    curve: tuple[float, ...]
+    environment: Mapping[str, str]
+    settings: Mapping[str, str]
+    commands: tuple[str, ...]
+    deployment: tuple[str, ...]
+
+
+def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> RunReport:
+    """All that is reported of a run.
+
+    `prices` are those of the run's networks, or the reason why there are none; `settings` are those of
+    the configuration as it is now, by their dotted names.
+    """
+    found = found_in(run)
+    search, export = found.search, found.export
+    widths = _widths(found, prices)
+    before, after = tuple(own.before for own in widths), tuple(own.after for own in widths)
+    layers: tuple[LayerTime, ...] = ()
+    saved: tuple[Step, ...] = ()
+    no_layers = prices if isinstance(prices, str) else None
+    if isinstance(prices, Prices) and widths:
+        if len(prices.latency.choices) != len(widths):
+            no_layers = "the run is of a network with other groups than the configured one"
+        else:
+            known = [width for width in before if width is not None]
+            layers = prices.layers(known, after) if len(known) == len(after) else ()
+            saved = prices.steps([own.name for own in widths], after)
+    sliced = found.slice
+    predicted_ms = sliced.predicted_ms if sliced else search.best.predicted_ms if search else None
+    budget_ms = export.budget_ms if export else search.budget_ms if search else None
+    accuracy = export.accuracy if export else sliced.test_accuracy_after if sliced else None
+    return RunReport(
+        run=run.folder.name,
+        folder=str(run.folder),
+        headline=headline(found),
+        problems=found.problems,
+        notes=_notes(found),
+        device=search.device if search else found.table.device if found.table else None,
+        metric=search.metric if search else "accuracy",
+        reference=reference(found),
+        budget_ms=budget_ms,
+        predicted_ms=predicted_ms,
+        measured=export.measured if export else None,
+        speedup=speedup(found),
+        accuracy=accuracy,
+        accuracy_lost=accuracy_lost(found),
+        verified=export is not None and export.verified and not found.is_outdated("export"),
+        networks=found.compare.networks if found.compare else (),
+        candidates=_candidates(search, found.history) if search else (),
+        widths=widths,
+        layers=layers,
+        steps=saved,
+        no_layers=no_layers,
+        table_error=found.table.calibration.mean_error if isinstance(found.table, TableSummary) else None,
+        curve=found.curve,
+        environment=_environment(found),
+        settings={key: _text(value) for key, value in settings.items()},
+        commands=_commands(found),
+        deployment=_deployment(found),
+    )
+
+
+def _candidates(search: SearchSummary, history: tuple[ScoredNetwork, ...]) -> tuple[Candidate, ...]:
+    """All scored networks, in the order in which they were scored; with what was measured of them."""
+    known = {own.widths: own for own in (*search.front, *search.measured, search.best)}
+    measured = {own.widths: own.measured for own in (*search.measured, search.best) if own.measured}
+    front = {own.widths for own in search.front}
+    listed = {own.widths for own in history}
+    further = [own for widths, own in known.items() if widths not in listed]
+    return tuple(
+        Candidate(
+            **{
+                **dict(own),
+                "measured": own.measured or measured.get(own.widths),
+                "front": own.widths in front,
+                "winner": own.widths == search.best.widths,
+            }
+        )
+        for own in (*history, *further)
+    )
+
+
+def _widths(found: Found, prices: Prices | str) -> tuple[GroupWidths, ...]:
+    after = found.widths
+    if after is None or found.search is None:
+        return ()
+    names = found.search.groups or tuple(f"group {number}" for number in range(1, len(after) + 1))
+    whole = found.compare.networks[0].widths if found.compare else ()
+    if not whole and isinstance(prices, Prices):
+        whole = tuple(choices[-1] for choices in prices.latency.choices)
+    before = whole if len(whole) == len(after) else (None,) * len(after)
+    return tuple(
+        GroupWidths(name=name, before=wide, after=narrow)
+        for name, wide, narrow in zip(names, before, after, strict=True)
+    )
+
+
+def _notes(found: Found) -> tuple[str, ...]:
+    compare = found.compare
+    notes = [found.search.note if found.search else "", *(found.export.notes if found.export else ())]
+    if compare is not None:
+        if compare.difference is not None:
+            notes.append(" ".join(line.strip() for line in difference_lines(compare.difference)))
+        notes += compare.notes
+        notes += [f"latency not separable: {first} / {second}" for first, second in compare.not_separable]
+        if compare.better:
+            lines = ", ".join(f"{key} = {json.dumps(value)}" for key, value in compare.better.items())
+            notes.append(
+                f"its widths are better when trained from scratch: set {lines} under [slice], and run again"
+            )
+    return tuple(note for note in notes if note)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _environment(found: Found) -> dict[str, str]:
+    own = dict(found.environment)
+    if found.export:
+        own |= {"backend": found.export.backend, "precision": found.export.precision}
+    return own
+
+
+def _commands(found: Found) -> tuple[str, ...]:
+    """The command that repeats the run, and those of its parts."""
+    search, run = found.search, found.run
+    words = shlex.split(run.stage("compare").command)
+    target = (search.target if search else None) or (found.table.target if found.table else None) or {}
+    for key, value in target.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += [f"--{key}", str(each)]
+    if search is not None:
+        budget = found.slice.budget_ms if found.slice else search.budget_ms
+        share = found.slice.budget_share if found.slice else search.budget_share
+        if share is not None:
+            words += ["--latency", f"{100 * share:.6g}%"]
+        elif budget is not None:
+            words += ["--latency-ms", f"{budget:g}"]
+        elif search.min_accuracy is not None:
+            words += ["--min-accuracy", f"{search.min_accuracy:g}"]
+        words += ["--seed", str(search.seed)]
+    singly = [run.stage(name).command for name in ("train", "build-lut", "search", "slice", "export")]
+    return (shlex.join(words), *singly)
+
+
+def _deployment(found: Found) -> tuple[str, ...]:
+    """Lines to paste: they run the delivered file, with zeros in place of images."""
+    if found.export is None:
+        return ()
+    folder = Path(found.export.file).parent
+    lines = [
+        "import json",
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f"session = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})",
+        'about = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])',
+        "inputs = {",
+        '    own["name"]: np.zeros([n if isinstance(n, int) else 1 for n in own["shape"]], own["dtype"])',
+        '    for own in about["inputs"]',
+        "}  # your images in place of the zeros",
+        "outputs = session.run(None, inputs)",
+    ]
+    if (folder / "predict.py").exists():
+        lines += ["", f"# or: python {shlex.quote(str(folder / 'predict.py'))} photo.jpg"]
+    if found.export.file.endswith(".engine"):
+        lines += ["", f"# the engine: trtexec --loadEngine={shlex.quote(found.export.file)}"]
+    return tuple(lines)
