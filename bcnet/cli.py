@@ -22,6 +22,7 @@ from bcnet.commands.init import init
 from bcnet.commands.inspect import InspectCommand, inspect
 from bcnet.commands.latency_tables import build_lut, check_lut, lut_app
 from bcnet.commands.options import help_without_command
+from bcnet.commands.report import report
 from bcnet.commands.run_all import run_all
 from bcnet.commands.runs import runs_app
 from bcnet.commands.search import search
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "export": export,
     "verify": verify,
     "run": run_all,
+    "report": report,
     "devices": devices,
     "doctor": doctor,
 }

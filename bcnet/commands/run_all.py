@@ -42,42 +42,47 @@ def run_all(
 ) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
-    from bcnet.progress import say
-
     command = Command("run", given, run, as_json, replace, measures=True)
     with chosen_run(command) as (target, _, opened):
-        from bcnet.pipeline.results import CompareSummary, ExportSummary
-        from bcnet.pipeline.stage import STAGES
-        from bcnet.runs import NOT_DONE
+        from bcnet.report.written import reported
 
         with redirect_stdout(sys.stderr):
             problem = opened()
             if run is None:
                 reuse_supernet_of_default(target, problem)
-        for number, (name, stage) in enumerate(STAGES.items(), 1):
-            label = f"[{number}/{len(STAGES)}] {name}"
-            with checking(as_json):
-                why = target.stage(name).outdated(stage.stage_inputs(target, problem))
-                if name == "compare" and why is not None and (reason := _left_out(target, problem, compared)):
-                    say(f"{label}: {reason}")
-                    break
-                if why is None:
-                    target.stage(name).tidy()
-                    say(f"{label}: already done")
-                else:
-                    start = time.perf_counter()
-                    say(label if why == NOT_DONE else f"{label}: {why}")
-                    stage.run(target, problem)
-                    say(f"{label}: done in {time.perf_counter() - start:.0f} s")
-            if name == "export":
-                exported = ExportSummary.read(target.stage("export"))
-                if exported.not_verified:  # nor is there anything to compare with
-                    show(exported, as_json)
-                    refuse_unverified(exported)
-                summary: StageResult = exported
-        else:
-            summary = CompareSummary.read(target.stage("compare"))
+        with reported(target, problem):
+            summary = _stages(target, problem, compared, as_json)
     show(summary, as_json)
+
+
+def _stages(target: "Run", problem: "Problem", compared: bool | None, as_json: bool) -> "StageResult":
+    """Run what is not done; returns the comparison, or where there is none, the export."""
+    from bcnet.pipeline.results import CompareSummary, ExportSummary
+    from bcnet.pipeline.stage import STAGES
+    from bcnet.progress import say
+    from bcnet.runs import NOT_DONE
+
+    for number, (name, stage) in enumerate(STAGES.items(), 1):
+        label = f"[{number}/{len(STAGES)}] {name}"
+        with checking(as_json):
+            why = target.stage(name).outdated(stage.stage_inputs(target, problem))
+            if name == "compare" and why is not None and (reason := _left_out(target, problem, compared)):
+                say(f"{label}: {reason}")
+                return ExportSummary.read(target.stage("export"))
+            if why is None:
+                target.stage(name).tidy()
+                say(f"{label}: already done")
+            else:
+                start = time.perf_counter()
+                say(label if why == NOT_DONE else f"{label}: {why}")
+                stage.run(target, problem)
+                say(f"{label}: done in {time.perf_counter() - start:.0f} s")
+        if name == "export":
+            exported = ExportSummary.read(target.stage("export"))
+            if exported.not_verified:  # nor is there anything to compare with
+                show(exported, as_json)
+                refuse_unverified(exported)
+    return CompareSummary.read(target.stage("compare"))
 
 
 def _left_out(run: "Run", problem: "Problem", compared: bool | None) -> str | None:

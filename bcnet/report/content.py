@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.results import ComparedNetwork, ScoredNetwork, SearchSummary, TableSummary, Values
+from bcnet.pipeline.results import ComparedNetwork, Figure, ScoredNetwork, SearchSummary, TableSummary, Values
 from bcnet.report.found import Found, Problem, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
 from bcnet.report.layers import LayerTime, Prices, Step
@@ -18,9 +18,19 @@ from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
 
 
-class Candidate(ScoredNetwork):
-    """A network that the search scored; `accuracy` is on the validation images, before fine-tuning."""
+class Candidate(Values):
+    """A network that the search scored, as in `ScoredNetwork`; `loss` is None where it was not finite.
 
+    `accuracy` is on the validation images, before fine-tuning.
+    """
+
+    widths: tuple[int, ...]
+    predicted_ms: float
+    measured: LatencyStat | None
+    accuracy: float
+    expected_accuracy: float | None
+    loss: Figure
+    generation: int
     front: bool
     winner: bool
 
@@ -129,7 +139,7 @@ def _candidates(search: SearchSummary, history: tuple[ScoredNetwork, ...]) -> tu
     """All scored networks, in the order in which they were scored; with what was measured of them."""
     known = {own.widths: own for own in (*search.front, *search.measured, search.best)}
     measured = {own.widths: own.measured for own in (*search.measured, search.best) if own.measured}
-    front = {own.widths for own in search.front}
+    front = {own.widths: own.expected_accuracy for own in search.front}
     listed = {own.widths for own in history}
     further = [own for widths, own in known.items() if widths not in listed]
     return tuple(
@@ -137,6 +147,7 @@ def _candidates(search: SearchSummary, history: tuple[ScoredNetwork, ...]) -> tu
             **{
                 **dict(own),
                 "measured": own.measured or measured.get(own.widths),
+                "expected_accuracy": front.get(own.widths),
                 "front": own.widths in front,
                 "winner": own.widths == search.best.widths,
             }

@@ -60,7 +60,7 @@ def only_object(out: str) -> dict[str, Any]:
 
 def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) -> None:
     folder = finished[0] / RUN
-    assert sorted(path.name for path in folder.iterdir()) == sorted(STAGES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*STAGES, "report"])
     for stage, files in FILES.items():
         assert {path.name for path in (folder / stage).iterdir()} == {*files, "manifest.json"}
     assert (finished[0] / TABLE).stat().st_size > 0

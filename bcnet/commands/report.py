@@ -1,0 +1,75 @@
+"""`bcnet report`: one page of a run, or of several side by side."""
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcnet.commands.completion import run_names
+from bcnet.commands.options import Given, Json, with_settings
+from bcnet.errors import UsageError
+from bcnet.show.tables import put
+
+if TYPE_CHECKING:
+    from bcnet.report.content import RunReport
+
+
+@with_settings()
+def report(
+    given: Given,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run",
+            help="Name of the run, whose files are in runs/NAME/; several stand side by side (default: as "
+            "for other commands).",
+            autocompletion=run_names,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The HTML file (default: report/report.html in the run's folder; of several runs, in the "
+            "working folder).",
+        ),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page of a run, or of several side by side. It needs no network and no other file."""
+    from bcnet.report.written import FILE, write_page
+
+    with redirect_stdout(sys.stderr):
+        reports = [_report(given, name) for name in (run or (None,))]
+        path = output or (Path(reports[0].folder) / FILE if len(reports) == 1 else FILE)
+        write_page(path, reports)
+    if as_json:
+        print(json.dumps({"file": str(path), "runs": [own.to_json() for own in reports]}))
+    else:
+        put(*(f"{own.run}: {own.headline}" for own in reports))
+        put(*(f"warning: {problem.text}" for own in reports for problem in own.problems), f"report: {path}")
+    if open_:
+        typer.launch(str(path.resolve()))
+
+
+def _report(given: Given, name: str | None) -> "RunReport":
+    from bcnet.progress import say
+    from bcnet.run_choice import choose
+    from bcnet.run_list import runs
+
+    choice = choose(given.config(), name, given.file, "read")
+    for note in choice.notes:
+        say(note)
+    folder = choice.run.folder
+    if not folder.is_dir():
+        names = ", ".join(state.name for state in runs()) or "none"
+        raise UsageError(f"there is no run '{folder.name}'; available: {names}")
+    with choice.run.in_use():
+        from bcnet.pipeline.open_problem import open_problem
+        from bcnet.report.written import report_of
+
+        return report_of(choice.run, choice.config, lambda: open_problem(choice.config, pixels=False))

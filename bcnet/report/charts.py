@@ -1,0 +1,420 @@
+"""Which figures a report has. In: `RunReport`. Out: charts as values, each with the same numbers as a table.
+
+`page.py` draws them in a browser, `figures.py` as PNG files.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal
+
+from bcnet.report.content import Candidate, RunReport
+from bcnet.show.tables import milliseconds, short_count, value_of
+
+Cell = str | int | float | None
+# What is drawn in a colour of its own, in all figures alike.
+Role = Literal["found", "original", "uniform", "front", "other", "open"]
+ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
+SCRATCH = "found (from scratch)"
+FRONT = "front"
+MOST_BARS = 40  # of a figure; its table has all
+MOST_POINTS = 3000  # scored networks in a figure, those of the lowest losses
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings. A cell is shown as `cell` has it, and sorted by its value."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points, a line, or bars of one meaning. `texts` describe each; `errors` are ends of intervals on y."""
+
+    name: str
+    role: Role
+    kind: Literal["points", "line", "bars"]
+    x: tuple[float | str, ...]
+    y: tuple[float | str, ...]
+    texts: tuple[str, ...] = ()
+    errors: tuple[tuple[float, float], ...] = ()
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its axes; `flat`: bars lie, a category a line; `stacked`: those of one category follow
+    each other. `marks` are vertical lines (text, value on x)."""
+
+    name: str
+    title: str
+    caption: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    table: Table
+    flat: bool = False
+    stacked: bool = False
+    marks: tuple[tuple[str, float], ...] = field(default=())
+
+
+def charts(report: RunReport) -> tuple[Chart, ...]:
+    """The figures of a run, without those for which there is nothing."""
+    makers = (_networks, _search, _widths, _layers, _steps, _predictions, _progress, _training)
+    return tuple(chart for maker in makers for chart in maker(report))
+
+
+def overview(reports: Sequence[RunReport]) -> Chart | None:
+    """What several runs delivered: accuracy against measured latency."""
+    rows = [own for own in reports if own.measured is not None and own.accuracy is not None]
+    if not rows:
+        return None
+    scale, unit = _scale(rows[0].metric)
+    latencies = [own.measured.median_ms for own in rows if own.measured]
+    values = [scale * own.accuracy for own in rows if own.accuracy is not None]
+    names = [own.run for own in rows]
+    return Chart(
+        "runs",
+        "What the runs delivered",
+        "Metric on the test images against the latency measured on each run's device.",
+        "latency (ms)",
+        f"{rows[0].metric}{unit}",
+        (Series("delivered", "found", "points", tuple(latencies), tuple(values), tuple(names), large=True),),
+        Table(("run", "latency (ms)", f"{rows[0].metric}{unit}"), _rows(names, latencies, values)),
+    )
+
+
+def _networks(report: RunReport) -> Iterator[Chart]:
+    if not report.networks:
+        return
+    scale, unit = _scale(report.metric)
+    series = []
+    for own in report.networks:
+        ends = (own.accuracy_low, own.accuracy_high)
+        text = (
+            f"{own.name}: {milliseconds(own.latency.median_ms)} ms, {value_of(report.metric, own.accuracy)}"
+        )
+        role = "front" if own.name == SCRATCH else ROLES.get(own.name.split(" ")[0], "found")
+        point = (own.latency.median_ms,), (scale * own.accuracy,)
+        errors = ((scale * ends[0], scale * ends[1]),) if ends[0] is not None and ends[1] is not None else ()
+        texts = (f"{text}, widths {_text(own.widths)}",)
+        series.append(Series(own.name, role, "points", *point, texts, errors, large=True))
+    interval = " Bars are 95 % intervals." if any(own.errors for own in series) else ""
+    yield Chart(
+        "networks",
+        f"{report.metric.capitalize()} against measured latency",
+        f"On the test images, through ONNX Runtime; latencies measured alternately on {report.device}."
+        f"{interval}",
+        "measured latency (ms)",
+        f"{report.metric}{unit}",
+        tuple(series),
+        comparison(report),
+        marks=_budget(report),
+    )
+
+
+def comparison(report: RunReport) -> Table:
+    """The networks side by side."""
+    scale, unit = _scale(report.metric)
+    first = report.networks[0]
+    rows = [
+        (
+            own.name,
+            scale * own.accuracy,
+            None if own is first else scale * (first.accuracy - own.accuracy),
+            own.latency.median_ms,
+            own.latency.p90_ms,
+            first.latency.median_ms / own.latency.median_ms,
+            100 * own.noise,
+            own.params,
+            own.macs,
+            own.size_bytes / 1e6,
+            "" if own.passes is None else own.passes,
+        )
+        for own in report.networks
+    ]
+    more = ("latency (ms)", "90th percentile (ms)", "times as fast", "noise (%)", "parameters", "MACs")
+    headings = ("network", f"{report.metric}{unit}", "lost", *more, "size (MB)", "passes")
+    return Table(headings, tuple(rows))
+
+
+def _search(report: RunReport) -> Iterator[Chart]:
+    if not report.candidates:
+        return
+    scale, unit = _scale(report.metric)
+    shown = sorted(report.candidates, key=_loss)[:MOST_POINTS]
+    measured = [own for own in report.candidates if own.measured]
+    front = sorted((own for own in report.candidates if own.front), key=lambda own: own.predicted_ms)
+    winner = [own for own in report.candidates if own.winner]
+
+    def points(name: str, role: Role, own: Sequence[Candidate], *, predicted: bool = True) -> Series:
+        texts = tuple(_describe(each, report.metric) for each in own)
+        values = tuple(scale * (_expected(each) if name == FRONT else each.accuracy) for each in own)
+        ms = tuple(each.predicted_ms if predicted else _latency(each) for each in own)
+        kind: Literal["line", "points"] = "line" if name == FRONT else "points"
+        return Series(name, role, kind, ms, values, texts, large=name == "winner")
+
+    drawn = [points("scored (predicted latency)", "other", shown)]
+    smoothed = any(own.expected_accuracy is not None for own in front)
+    expected = " The front is drawn at the accuracies that all scores together give it." if smoothed else ""
+    drawn += [points(FRONT, "front", front)] if front else []
+    if measured:
+        drawn.append(points("measured as a whole", "uniform", measured, predicted=False))
+    drawn.append(points("winner", "found", winner, predicted=False))
+    most = f"the {MOST_POINTS} of the lowest loss of " if len(report.candidates) > MOST_POINTS else ""
+    yield Chart(
+        "search",
+        "What the search scored",
+        f"Validation images, before fine-tuning: {most}{len(report.candidates)} networks. The table has the "
+        f"front and what was measured.{expected}",
+        "latency (ms)",
+        f"{report.metric}{unit}",
+        tuple(drawn),
+        Table(
+            ("widths", "predicted (ms)", "measured (ms)", f"{report.metric}{unit}", "loss", "role"),
+            tuple(
+                (
+                    _text(own.widths),
+                    own.predicted_ms,
+                    own.measured.median_ms if own.measured else None,
+                    scale * own.accuracy,
+                    own.loss,
+                    "winner" if own.winner else "front" if own.front else "measured",
+                )
+                for own in report.candidates
+                if own.front or own.measured or own.winner
+            ),
+        ),
+        marks=_budget(report),
+    )
+
+
+def _widths(report: RunReport) -> Iterator[Chart]:
+    if not report.widths:
+        return
+    names = tuple(own.name for own in report.widths)
+    after = Series("found", "found", "bars", tuple(own.after for own in report.widths), names)
+    known = all(own.before is not None for own in report.widths)
+    wide = tuple(own.before or 0 for own in report.widths)
+    before = (Series("original", "original", "bars", wide, names),) if known else ()
+    rows = [
+        (own.name, own.before, own.after, 100 * own.after / own.before if own.before else None)
+        for own in report.widths
+    ]
+    yield Chart(
+        "widths",
+        "Widths before and after",
+        "Channels of each group, in the order of the network.",
+        "channels",
+        "",
+        (*before, after),
+        Table(("group", "original", "found", "kept (%)"), tuple(rows)),
+        flat=True,
+    )
+
+
+def _layers(report: RunReport) -> Iterator[Chart]:
+    if not report.layers:
+        return
+    shown = report.layers[:MOST_BARS]
+    names = tuple(_unique([own.name for own in shown]))
+    hidden = f" The {MOST_BARS} slowest; the table has all." if len(report.layers) > MOST_BARS else ""
+    first = tuple(own.before_ms or 0.0 for own in shown), tuple(own.after_ms or 0.0 for own in shown)
+    yield Chart(
+        "layers",
+        "Milliseconds by layer",
+        "Predicted by the latency table (layers times the scale of its calibration, without the constant "
+        f"part of a whole network), the slowest first.{hidden}",
+        "ms",
+        "",
+        (
+            Series("original", "original", "bars", first[0], names, tuple(own.before for own in shown)),
+            Series("found", "found", "bars", first[1], names, tuple(own.after for own in shown)),
+        ),
+        Table(
+            ("layer", "original", "found", "original (ms)", "found (ms)", "saved (ms)"),
+            tuple(
+                (
+                    own.name,
+                    own.before,
+                    own.after,
+                    own.before_ms,
+                    own.after_ms,
+                    None if own.before_ms is None or own.after_ms is None else own.before_ms - own.after_ms,
+                )
+                for own in report.layers
+            ),
+        ),
+        flat=True,
+    )
+
+
+def _steps(report: RunReport) -> Iterator[Chart]:
+    if not report.steps:
+        return
+    order = list(dict.fromkeys(own.group for own in report.steps))
+    by_group = {name: [own for own in report.steps if own.group == name] for name in order}
+    series = []
+    for number in range(max(map(len, by_group.values()))):
+        for taken, role in ((True, "found"), (False, "open")):
+            own = [steps[number] for steps in by_group.values() if len(steps) > number]
+            own = [step for step in own if step.taken is taken]
+            if own:
+                name = "saved already" if taken else "could still be saved"
+                texts = tuple(f"{step.wider} to {step.narrower}: {step.saved_ms or 0:.4f} ms" for step in own)
+                ms, groups = tuple(step.saved_ms or 0.0 for step in own), tuple(step.group for step in own)
+                series.append(Series(name, role, "bars", ms, groups, texts))  # type: ignore[arg-type]
+    yield Chart(
+        "sensitivity",
+        "What each step of a group saves",
+        "Predicted milliseconds from each choice of a group to the next narrower one, at the found widths of "
+        "all others; a segment a step, the widest first. Long segments are the device's cliffs.",
+        "ms saved",
+        "",
+        tuple(series),
+        Table(
+            ("group", "from", "to", "saves (ms)", "taken"),
+            tuple(
+                (
+                    own.group,
+                    own.wider,
+                    own.narrower,
+                    own.saved_ms,
+                    "saved already" if own.taken else "could be",
+                )
+                for own in report.steps
+            ),
+        ),
+        flat=True,
+        stacked=True,
+    )
+
+
+def _predictions(report: RunReport) -> Iterator[Chart]:
+    measured = [own for own in report.candidates if own.measured]
+    if not measured:
+        return
+    pairs = [(own.predicted_ms, _latency(own)) for own in measured]
+    ends = min(min(pair) for pair in pairs), max(max(pair) for pair in pairs)
+    error = ""
+    if report.table_error is not None:
+        off = f"{100 * report.table_error:.1f} %"
+        error = f" The table is {off} off on average, on networks that it was not fitted to."
+    yield Chart(
+        "predictions",
+        "Predicted against measured",
+        f"Networks that the search measured as a whole; on the line, both are equal.{error}",
+        "predicted (ms)",
+        "measured (ms)",
+        (
+            Series("equal", "original", "line", ends, ends),
+            Series(
+                "measured as a whole",
+                "found",
+                "points",
+                tuple(pair[0] for pair in pairs),
+                tuple(pair[1] for pair in pairs),
+                tuple(_describe(own, report.metric) for own in measured),
+                large=True,
+            ),
+        ),
+        Table(
+            ("widths", "predicted (ms)", "measured (ms)", "difference (%)"),
+            tuple(
+                (_text(own.widths), low, high, 100 * (high / low - 1) if low else None)
+                for own, (low, high) in zip(measured, pairs, strict=True)
+            ),
+        ),
+    )
+
+
+def _progress(report: RunReport) -> Iterator[Chart]:
+    if len(report.candidates) < 2:
+        return
+    best = list(accumulate(map(_loss, report.candidates), min))
+    last = len(best)
+    steps = [n for n in range(1, last + 1) if n in (1, last) or best[n - 1] < best[n - 2]]
+    steps = [n for n in steps if math.isfinite(best[n - 1])]
+    if not steps:
+        return
+    yield Chart(
+        "progress",
+        "How the search went",
+        "The lowest validation loss among the networks scored so far.",
+        "networks scored",
+        "loss",
+        (Series("lowest loss", "found", "line", tuple(steps), tuple(best[n - 1] for n in steps)),),
+        Table(("networks scored", "lowest loss"), tuple((n, best[n - 1]) for n in steps)),
+    )
+
+
+def _training(report: RunReport) -> Iterator[Chart]:
+    if not report.curve:
+        return
+    epochs = tuple(range(1, len(report.curve) + 1))
+    yield Chart(
+        "training",
+        "Training of the supernet",
+        "Mean loss over the paths of each epoch.",
+        "epoch",
+        "loss",
+        (Series("loss", "found", "line", epochs, report.curve),),
+        Table(("epoch", "loss"), tuple(zip(epochs, report.curve, strict=True))),
+    )
+
+
+def _scale(metric: str) -> tuple[float, str]:
+    """What values of a metric are shown by: accuracy in percent, and the unit on its axis."""
+    return (100.0, " (%)") if metric == "accuracy" else (1.0, "")
+
+
+def _loss(own: Candidate) -> float:
+    return math.inf if own.loss is None else own.loss
+
+
+def _expected(own: Candidate) -> float:
+    return own.accuracy if own.expected_accuracy is None else own.expected_accuracy
+
+
+def _latency(own: Candidate) -> float:
+    return own.measured.median_ms if own.measured else own.predicted_ms
+
+
+def _describe(own: Candidate, metric: str) -> str:
+    measured = f", measured {milliseconds(own.measured.median_ms)} ms" if own.measured else ""
+    reached = value_of(metric, own.accuracy)
+    return f"{_text(own.widths)}: {reached}, predicted {milliseconds(own.predicted_ms)} ms{measured}"
+
+
+def _text(widths: Sequence[int]) -> str:
+    return "-".join(map(str, widths))
+
+
+def _budget(report: RunReport) -> tuple[tuple[str, float], ...]:
+    return () if report.budget_ms is None else (("budget", report.budget_ms),)
+
+
+def _unique(names: Sequence[str]) -> Iterator[str]:
+    """The names, later ones of the same text with a number: a category of an axis is found by its text."""
+    seen: dict[str, int] = {}
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name} ({seen[name]})"
+
+
+def _rows(*columns: Sequence[Cell]) -> tuple[tuple[Cell, ...], ...]:
+    return tuple(zip(*columns, strict=True))
+
+
+def cell(value: Cell) -> str:
+    """A cell of a table as text: four significant digits, short counts."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return short_count(value) if value >= 100_000 else str(value)
+    return value
