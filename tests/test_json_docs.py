@@ -15,7 +15,7 @@ from bcnet.cli import main
 PAGE = (Path(__file__).parent.parent / "docs/reference/json.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([a-z][a-z0-9_]*)`", PAGE))
 # Of a calibration, a group, a profile and a runtime: other pages and `bcnet devices NAME` describe them.
-ELSEWHERE = ("calibration", "groups", "runtime")
+ELSEWHERE = ("calibration", "environment", "groups", "runtime", "settings")
 
 
 def keys(value: Any) -> Iterator[str]:
@@ -55,7 +55,7 @@ def test_every_key_of_a_timed_file_is_documented(folder: Path, capfd: pytest.Cap
     assert set(keys(json.loads(capfd.readouterr().out))) - NAMED == set()
 
 
-@pytest.mark.parametrize("command", [["train"], ["inspect"], ["runs"]])
+@pytest.mark.parametrize("command", [["train"], ["inspect"], ["runs"], ["report"]])
 @pytest.mark.usefixtures("project")
 def test_every_key_of_other_commands_is_documented(
     command: list[str], capfd: pytest.CaptureFixture[str]

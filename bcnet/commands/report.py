@@ -38,20 +38,29 @@ def report(
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    png: Annotated[
+        bool,
+        typer.Option(
+            "--png", help="Also write the figures as PNG files for slides, to figures/ beside the page."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write one HTML page of a run, or of several side by side. It needs no network and no other file."""
-    from bcnet.report.written import FILE, write_page
+    from bcnet.report.written import FILE, write_page, write_pngs
 
     with redirect_stdout(sys.stderr):
         reports = [_report(given, name) for name in (run or (None,))]
         path = output or (Path(reports[0].folder) / FILE if len(reports) == 1 else FILE)
         write_page(path, reports)
+        figures = write_pngs(path.parent, reports) if png else []
     if as_json:
-        print(json.dumps({"file": str(path), "runs": [own.to_json() for own in reports]}))
+        files = {"file": str(path), "figures": [str(figure) for figure in figures]}
+        print(json.dumps({**files, "runs": [own.to_json() for own in reports]}))
     else:
         put(*(f"{own.run}: {own.headline}" for own in reports))
         put(*(f"warning: {problem.text}" for own in reports for problem in own.problems), f"report: {path}")
+        put(*([f"figures: {figures[0].parent}/"] if figures else ()))
     if open_:
         typer.launch(str(path.resolve()))
 

@@ -5,8 +5,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Literal
 
 from bcnet.report.content import Candidate, RunReport
@@ -16,6 +16,7 @@ Cell = str | int | float | None
 # What is drawn in a colour of its own, in all figures alike.
 Role = Literal["found", "original", "uniform", "front", "other", "open"]
 ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
+RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several runs, in turn
 SCRATCH = "found (from scratch)"
 FRONT = "front"
 MOST_BARS = 40  # of a figure; its table has all
@@ -32,11 +33,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """Points, a line, or bars of one meaning. `texts` describe each; `errors` are ends of intervals on y."""
+    """Points, a line or bars of one meaning. `texts` describe each; `errors` are ends of intervals on y.
+
+    A line of "steps" is horizontal up to the next point, a "guide" is no measurement.
+    """
 
     name: str
     role: Role
-    kind: Literal["points", "line", "bars"]
+    kind: Literal["points", "line", "steps", "guide", "bars"]
     x: tuple[float | str, ...]
     y: tuple[float | str, ...]
     texts: tuple[str, ...] = ()
@@ -58,7 +62,15 @@ class Chart:
     table: Table
     flat: bool = False
     stacked: bool = False
-    marks: tuple[tuple[str, float], ...] = field(default=())
+    marks: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Of lying bars, from the top: in the order of the table, where a group has several rows."""
+        names = (
+            (row[0] for row in self.table.rows) if self.stacked else chain(*(own.y for own in self.series))
+        )
+        return tuple(dict.fromkeys(map(str, names)))
 
 
 def charts(report: RunReport) -> tuple[Chart, ...]:
@@ -67,24 +79,36 @@ def charts(report: RunReport) -> tuple[Chart, ...]:
     return tuple(chart for maker in makers for chart in maker(report))
 
 
-def overview(reports: Sequence[RunReport]) -> Chart | None:
-    """What several runs delivered: accuracy against measured latency."""
-    rows = [own for own in reports if own.measured is not None and own.accuracy is not None]
-    if not rows:
-        return None
-    scale, unit = _scale(rows[0].metric)
-    latencies = [own.measured.median_ms for own in rows if own.measured]
-    values = [scale * own.accuracy for own in rows if own.accuracy is not None]
-    names = [own.run for own in rows]
-    return Chart(
-        "runs",
-        "What the runs delivered",
-        "Metric on the test images against the latency measured on each run's device.",
-        "latency (ms)",
-        f"{rows[0].metric}{unit}",
-        (Series("delivered", "found", "points", tuple(latencies), tuple(values), tuple(names), large=True),),
-        Table(("run", "latency (ms)", f"{rows[0].metric}{unit}"), _rows(names, latencies, values)),
+def overview(reports: Sequence[RunReport]) -> tuple[Table, Chart | None]:
+    """What several runs delivered: a row each, and their metric against measured latency."""
+    metric = reports[0].metric
+    scale, unit = _scale(metric)
+    rows = tuple(
+        (
+            own.run,
+            own.device,
+            own.budget_ms,
+            own.predicted_ms,
+            own.measured.median_ms if own.measured else None,
+            own.speedup,
+            None if own.accuracy is None else scale * own.accuracy,
+            None if own.accuracy_lost is None else scale * own.accuracy_lost,
+            "verified" if own.verified else "not verified",
+        )
+        for own in reports
     )
+    more = ("budget (ms)", "predicted (ms)", "measured (ms)", "times as fast", f"{metric}{unit}", "lost")
+    table = Table(("run", "device", *more, "export"), rows)
+    series = tuple(
+        Series(str(row[0]), RUNS[number % len(RUNS)], "points", (row[4],), (row[6],), large=True)
+        for number, (own, row) in enumerate(zip(reports, rows, strict=True))
+        if own.metric == metric and row[4] is not None and row[6] is not None
+    )
+    if not series:
+        return table, None
+    caption = "On the test images, against the latency measured on each run's device."
+    title, y = "What the runs delivered", f"{metric}{unit}"
+    return table, Chart("runs", title, caption, "measured latency (ms)", y, series, table)
 
 
 def _networks(report: RunReport) -> Iterator[Chart]:
@@ -132,7 +156,7 @@ def comparison(report: RunReport) -> Table:
             own.params,
             own.macs,
             own.size_bytes / 1e6,
-            "" if own.passes is None else own.passes,
+            own.passes,
         )
         for own in report.networks
     ]
@@ -226,8 +250,8 @@ def _layers(report: RunReport) -> Iterator[Chart]:
     yield Chart(
         "layers",
         "Milliseconds by layer",
-        "Predicted by the latency table (layers times the scale of its calibration, without the constant "
-        f"part of a whole network), the slowest first.{hidden}",
+        "Predicted by the latency table: its rows, times the scale of its calibration; what a whole network "
+        f"takes beside its layers is not included. The slowest first.{hidden}",
         "ms",
         "",
         (
@@ -310,7 +334,7 @@ def _predictions(report: RunReport) -> Iterator[Chart]:
         "predicted (ms)",
         "measured (ms)",
         (
-            Series("equal", "original", "line", ends, ends),
+            Series("equal", "original", "guide", ends, ends),
             Series(
                 "measured as a whole",
                 "found",
@@ -346,7 +370,7 @@ def _progress(report: RunReport) -> Iterator[Chart]:
         "The lowest validation loss among the networks scored so far.",
         "networks scored",
         "loss",
-        (Series("lowest loss", "found", "line", tuple(steps), tuple(best[n - 1] for n in steps)),),
+        (Series("lowest loss", "found", "steps", tuple(steps), tuple(best[n - 1] for n in steps)),),
         Table(("networks scored", "lowest loss"), tuple((n, best[n - 1]) for n in steps)),
     )
 
@@ -403,10 +427,6 @@ def _unique(names: Sequence[str]) -> Iterator[str]:
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
-
-
-def _rows(*columns: Sequence[Cell]) -> tuple[tuple[Cell, ...], ...]:
-    return tuple(zip(*columns, strict=True))
 
 
 def cell(value: Cell) -> str:

@@ -17,8 +17,8 @@ from bcnet.pipeline.results import Figure, Values
 class LayerTime(Values):
     """A layer in the original and in the found network, with the table's milliseconds of each.
 
-    These are calibrated by the scale of whole networks, without the constant part of a whole network. None
-    for a layer that the runtime could not run.
+    These are rows of the table times the scale of its calibration, whose constant and memory term belong to
+    no layer. None for a layer that the runtime could not run.
     """
 
     name: str

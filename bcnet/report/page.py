@@ -15,7 +15,7 @@ from typing import Any
 from bcnet.plain import plain
 from bcnet.report.charts import Cell, Chart, Series, Table, cell, charts, overview
 from bcnet.report.content import RunReport
-from bcnet.show.tables import milliseconds, value_of
+from bcnet.show.tables import milliseconds
 
 LONGEST = 10_000  # characters of a text: names of a network, a table or a device are foreign text
 LONG = 40  # characters of a cell that may be broken into lines
@@ -67,41 +67,12 @@ def _plotly() -> str:
 
 
 def _overview(reports: Sequence[RunReport]) -> Iterator[str]:
+    table, chart = overview(reports)
     yield "<h1>Runs side by side</h1>"
-    rows: list[tuple[Cell, ...]] = []
-    for own in reports:
-        reached = None if own.accuracy is None else value_of(own.metric, own.accuracy)
-        lost = None if own.accuracy_lost is None else value_of(own.metric, own.accuracy_lost)
-        measured = own.measured.median_ms if own.measured else None
-        verdict = "verified" if own.verified else "not verified"
-        rows.append(
-            (
-                own.run,
-                own.device,
-                own.budget_ms,
-                own.predicted_ms,
-                measured,
-                own.speedup,
-                reached,
-                lost,
-                verdict,
-            )
-        )
-    headings = (
-        "run",
-        "device",
-        "budget (ms)",
-        "predicted (ms)",
-        "measured (ms)",
-        "times as fast",
-        "metric",
-        "lost",
-        "",
-    )
-    yield _table(Table(headings, tuple(rows)))
-    chart = overview(reports)
-    if chart is not None:
-        yield from _figure(chart, "all")
+    if chart is None:
+        yield _table(table)
+    else:
+        yield from _figure(chart, "all", opened=True)
 
 
 def _run(report: RunReport, number: int, several: bool) -> Iterator[str]:
@@ -118,7 +89,7 @@ def _run(report: RunReport, number: int, several: bool) -> Iterator[str]:
         yield from (f"<li>{_text(note)}</li>" for note in report.notes)
         yield "</ul>"
     for chart in charts(report):
-        yield from _figure(chart, f"run{number}")
+        yield from _figure(chart, f"run{number}", opened=chart.name == "networks")
     if report.no_layers:
         yield f'<p class="caption">No milliseconds by layer: {_text(report.no_layers)}</p>'
     if report.deployment:
@@ -133,7 +104,7 @@ def _run(report: RunReport, number: int, several: bool) -> Iterator[str]:
     yield "</section>"
 
 
-def _figure(chart: Chart, prefix: str) -> Iterator[str]:
+def _figure(chart: Chart, prefix: str, *, opened: bool) -> Iterator[str]:
     """A figure, and below it the same numbers as a table."""
     name = f"{prefix}-{chart.name}"
     data = {"data": [_trace(own, chart) for own in chart.series], "layout": _layout(chart)}
@@ -143,8 +114,7 @@ def _figure(chart: Chart, prefix: str) -> Iterator[str]:
     place = f'class="plot" id="{name}" role="img" aria-label="{_text(label)}"'
     yield f'<div {place} style="height:{_height(chart)}px"></div>'
     yield f'<script type="application/json" id="{name}-data">{_json(data)}</script>'
-    opened = " open" if chart.name == "networks" else ""
-    yield f"<details{opened}><summary>Table: {_text(chart.title)}</summary>"
+    yield f"<details{' open' if opened else ''}><summary>Table: {_text(chart.title)}</summary>"
     yield f"{_table(chart.table)}</details></figure>"
 
 
@@ -167,13 +137,11 @@ def _trace(own: Series, chart: Chart) -> dict[str, Any]:
             first = next(each for each in chart.series if each.name == own.name)
             trace |= {"legendgroup": own.name, "showlegend": own is first}
         return trace
-    trace |= {"type": "scatter", "mode": "lines+markers" if own.kind == "line" else "markers"}
-    trace["marker"] = {"size": 12 if own.large else 6}
+    mode = {"points": "markers", "guide": "lines"}.get(own.kind, "lines+markers")
+    trace |= {"type": "scatter", "mode": mode, "marker": {"size": 12 if own.large else 6}}
+    trace["line"] = {"shape": "hv" if own.kind == "steps" else "linear"}
+    trace["line"]["dash"] = "dot" if own.kind == "guide" else "solid"
     trace.pop("textposition", None)
-    if chart.name == "predictions" and own.kind == "line":
-        trace |= {"mode": "lines", "line": {"dash": "dot"}}
-    if chart.name == "progress":
-        trace["line"] = {"shape": "hv"}
     if own.errors:
         ends = list(zip(own.y, own.errors, strict=True))
         above = [high - y for y, (_, high) in ends if not isinstance(y, str)]
@@ -191,7 +159,8 @@ def _layout(chart: Chart) -> dict[str, Any]:
         "hovermode": "closest",
     }
     if chart.flat:
-        layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
+        order = [_label(name) for name in chart.categories]
+        layout["yaxis"] |= {"autorange": "reversed", "type": "category", "categoryarray": order}
     if chart.marks:
         layout["shapes"] = [
             {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dash"}}
@@ -209,8 +178,7 @@ def _height(chart: Chart) -> int:
     """In pixels: of lying bars, as many as there are lines."""
     if not chart.flat:
         return 420
-    categories = {name for own in chart.series for name in own.y}
-    return 120 + (22 if chart.stacked else 30) * len(categories)
+    return 120 + (22 if chart.stacked else 30) * len(chart.categories)
 
 
 def _table(table: Table) -> str:

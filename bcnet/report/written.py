@@ -1,15 +1,17 @@
 """Write a report. In: runs and their configurations. Out: an HTML file, PNG files on request."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bcnet.config import Config
-from bcnet.errors import BcnetError
+from bcnet.errors import BcnetError, CheckFailed, NotVerified
 from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
+from bcnet.report.charts import charts
 from bcnet.report.content import RunReport, run_report
+from bcnet.report.figures import write_figures
 from bcnet.report.layers import Prices
 from bcnet.report.page import page, plotly_installed
 from bcnet.runs import MANIFEST, Run, bytes_digest, file_digest, write_file
@@ -59,15 +61,23 @@ def write_page(path: Path, reports: list[RunReport]) -> bool:
     return True
 
 
+def write_pngs(folder: Path, reports: Sequence[RunReport]) -> list[Path]:
+    """Write the figures of runs to `folder`/figures; of several runs, to a folder each in it."""
+    own = folder / "figures"
+    folders = [own] if len(reports) == 1 else [own / each.run for each in reports]
+    written = [write_figures(at, charts(each)) for at, each in zip(folders, reports, strict=True)]
+    return [path for paths in written for path in paths]
+
+
 @contextmanager
 def reported(run: Run, problem: Problem) -> Iterator[None]:
-    """Write the report of a run at the end of the block, even where a check failed, and say where it is.
+    """Write the report of a run at the end of the block, also where a check failed, and say where it is.
 
     What goes wrong with the report alone is said, too, and does not fail the run.
     """
     try:
         yield
-    except BcnetError:
+    except (CheckFailed, NotVerified):
         _report(run, problem)
         raise
     _report(run, problem)

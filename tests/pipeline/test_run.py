@@ -550,7 +550,8 @@ def test_runs_of_other_names_stand_side_by_side(project: Path, refused: Refused)
     assert "runs/default/train holds no finished train" in refused(1, "search")
     done = run_quietly("run", "--run", "night", "--json")
     assert done.code == 0
-    assert len(done.lines) == 6
+    assert done.lines[-1] == "report: runs/night/report/report.html"
+    assert len(done.lines) == 7
 
 
 @pytest.mark.usefixtures("project")

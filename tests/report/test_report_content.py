@@ -1,0 +1,175 @@
+"""What a report states of a run: whole, with a failed check, without a verification, incomplete, damaged."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bcnet.config import load_config
+from bcnet.latency_tables.rows import Calibration
+from bcnet.report.content import RunReport, run_report
+from bcnet.report.layers import Prices
+from bcnet.runs import Run, json_bytes
+
+RUN = Path("runs/default")
+
+
+@pytest.fixture
+def run(project: Path) -> Run:
+    return Run.named("default")
+
+
+def report(run: Run) -> RunReport:
+    return run_report(run, "not asked for", {})
+
+
+def kinds(found: RunReport) -> list[tuple[str, str]]:
+    return [(own.kind, own.stage) for own in found.problems]
+
+
+def rewrite(run: Run, name: str, file: str, **changes: Any) -> None:
+    """Let a stage finish again with other values in its result."""
+    stage = run.stage(name)
+    manifest = stage.manifest()
+    files = {own: stage.path(own).read_bytes() for own in manifest["outputs"]}
+    files[file] = json_bytes({**json.loads(files[file]), **changes})
+    stage.finish(manifest["inputs"], files)
+
+
+def test_a_verified_run_is_one_sentence_without_problems(run: Run) -> None:
+    exact = {"accuracy": 0.95, "accuracy_lost": 0.004, "state": "given", "median_ms": 9.1, "speedup": 1.9}
+    latency = {"median_ms": 4.8, "p90_ms": 5.0, "spread": 0.01, "samples": 10}
+    rewrite(run, "export", "verify.json", original=exact, measured=latency, budget_ms=5.0)
+    (RUN / "compare/manifest.json").unlink()
+    found = report(run)
+    assert found.headline == (
+        "1.9 times as fast as the original on cpu, 0.4 points less accurate; "
+        "budget 5.000 ms, measured 4.800 ms."
+    )
+    assert kinds(found) == [("missing", "compare")]
+    assert found.verified
+
+
+def test_without_an_original_the_full_network_is_what_it_is_compared_with(run: Run) -> None:
+    found = report(run)
+    verified = json.loads((RUN / "export/verify.json").read_text())
+    (full,) = (own for own in found.networks if own.name == "full (from scratch)")
+    assert found.problems == ()
+    assert found.reference == "the full network"
+    assert found.speedup == verified["original"]["speedup"]
+    assert found.accuracy_lost == pytest.approx(full.accuracy - verified["accuracy"])
+
+
+def test_a_failed_check_comes_first_and_what_was_exported_before_is_what_is_described(run: Run) -> None:
+    verified = json.loads((RUN / "export/verify.json").read_text())
+    failed = {**verified, "passed": False, "verified": False, "failures": ["accuracy is 0.2 lower"]}
+    (RUN / "export/failed.json").write_text(json.dumps(failed))
+    found = report(run)
+    assert found.headline.startswith("The last export failed its checks. Of the export before it: ")
+    assert found.problems[0].text == (
+        "the last export failed its checks: accuracy is 0.2 lower. "
+        "The files are those of an earlier export, which passed."
+    )
+    (RUN / "export/manifest.json").unlink()
+    found = report(run)
+    assert found.headline.startswith("The last export failed its checks. Of what was searched: ")
+    assert found.headline.endswith(" ms, not measured.")
+    assert not found.verified
+    assert found.measured is None
+
+
+def test_an_export_that_was_not_verified_says_why_and_what_to_do(run: Run) -> None:
+    reason = {
+        "verified": False,
+        "executed": False,
+        "measured": None,
+        "full": None,
+        "not_verified": "no jetson",
+    }
+    rewrite(run, "export", "verify.json", **reason, verify_with="copy it", original={"speedup": None})
+    found = report(run)
+    assert found.problems[0].kind == "unverified"
+    assert found.problems[0].text == "not verified: no jetson; to verify it, copy it"
+    assert found.headline.startswith("Predicted to be ")
+    assert found.headline.endswith(" ms, not measured.")
+    assert not found.verified
+
+
+def test_an_estimated_table_is_stated(run: Run) -> None:
+    rewrite(run, "search", "result.json", estimate=True)
+    assert ("estimate", "build-lut") in kinds(report(run))
+
+
+def test_what_is_missing_and_what_is_outdated_is_stated_with_the_command(run: Run) -> None:
+    shutil.rmtree(RUN / "compare")
+    rewrite(run, "search", "result.json", seed=8)
+    found = report(run)
+    assert kinds(found) == [("missing", "compare"), ("outdated", "slice"), ("outdated", "export")]
+    assert found.problems[0].text == "compare has not been done; run `bcnet run`"
+    assert found.headline.startswith("Outdated: ")
+    assert not found.verified
+
+
+def test_a_run_in_which_nothing_is_done_is_reported_as_such(folder: Path) -> None:
+    found = report(Run.named("none"))
+    assert found.headline == "Nothing has been searched yet."
+    assert [own.kind for own in found.problems] == ["unverified"] + ["missing"] * 6
+
+
+def test_a_damaged_result_is_stated_and_all_others_are_shown(run: Run) -> None:
+    (RUN / "compare/result.json").write_text("{}")
+    found = report(run)
+    assert kinds(found) == [("unreadable", "compare")]
+    assert "bcnet run" in found.problems[0].text
+    assert found.networks == ()
+    assert found.candidates != ()
+
+
+def test_layers_and_steps_add_up_to_the_latency_models_predictions(
+    run: Run, opened: Callable[..., Any]
+) -> None:
+    prices = Prices.of(opened(load_config(None)))
+    found = run_report(run, prices, {"seed": 0})
+    model, widths = prices.latency, [own.after for own in found.widths]
+    assert isinstance(model.calibration, Calibration)
+    after = sum(own.after_ms or 0.0 for own in found.layers)
+    layers_ms = float(model.layers_ms(model.indices([widths]))[0])
+    assert after == pytest.approx(model.calibration.scale * layers_ms)
+    assert model(widths) == pytest.approx(found.predicted_ms)
+    assert [own.before_ms for own in found.layers] == sorted(
+        (own.before_ms or 0.0 for own in found.layers), reverse=True
+    )
+    for number, group in enumerate(found.widths):
+        own = [step for step in found.steps if step.group == group.name]
+        ends = [
+            [*widths[:number], choice, *widths[number + 1 :]] for choice in (own[-1].narrower, own[0].wider)
+        ]
+        saved = sum(step.saved_ms or 0.0 for step in own)
+        assert saved == pytest.approx(model(ends[1]) - model(ends[0]), abs=1e-9)
+        taken = sum(step.saved_ms or 0.0 for step in own if step.taken)
+        assert taken == pytest.approx(model(ends[1]) - model(widths), abs=1e-9)
+
+
+def test_every_scored_network_is_there_with_the_winner_and_what_was_measured(run: Run) -> None:
+    found, searched = report(run), json.loads((RUN / "search/result.json").read_text())
+    assert len(found.candidates) == searched["candidates"]
+    (winner,) = (own for own in found.candidates if own.winner)
+    assert list(winner.widths) == searched["best"]["widths"]
+    assert winner.measured is not None
+    assert winner.measured.median_ms == searched["best"]["measured"]["median_ms"]
+    assert sum(own.front for own in found.candidates) == searched["pareto"]
+
+
+def test_the_lines_to_paste_run_the_delivered_file(run: Run) -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(report(run).deployment), names)
+    assert names["outputs"][0].shape == (1, 10)
+
+
+def test_the_command_to_repeat_names_device_budget_and_seed(run: Run) -> None:
+    assert report(run).commands[0] == (
+        "bcnet run --device cpu --batch 1 --threads 1 --precision fp32 --latency 75% --seed 0"
+    )
