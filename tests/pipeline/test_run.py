@@ -562,7 +562,7 @@ def test_a_comparison_that_would_take_long_is_left_out_unless_it_is_asked_for(
     assert main(["run", "--no-compare", "--json"]) == 0
     shown, said = capfd.readouterr()
     assert json.loads(shown)["file"] == "runs/default/export/model.onnx"
-    assert said.splitlines()[-1] == "[6/6] compare: left out"
+    assert "[6/6] compare: left out" in said.splitlines()
     monkeypatch.setattr("bcnet.commands.run_all.LONG", 0.0)
     assert main(["run"]) == 0
     assert re.search(
