@@ -385,7 +385,7 @@ CONFIGURATIONS = [
     ('[data]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
     (
         '[model]\nname = "digit"',
-        "unknown model 'digit'; known: digits, cbm-mobilenet, cbm-resnet",
+        "unknown model 'digit'; known: digits, digit-scenes, cbm-mobilenet, cbm-resnet",
     ),
     ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; similar names: resnet1"),
     ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),
@@ -400,9 +400,9 @@ CONFIGURATIONS = [
         for method, error, message in [
             ("forward", "exit", "does not run on images of (1, 32, 32): SystemExit: 0"),
             ("forward", "text", "does not run on images of (1, 32, 32): Unprintable"),
-            ("forward", "base", "Failing._or() in cli_networks.py, line 23, failed (BaseException: odd)"),
-            ("state_dict", "", "line 23, failed (RuntimeError: not today); finished work is kept"),
-            ("repr", "exit", "line 23, failed (SystemExit: 0); finished work is kept"),
+            ("forward", "base", "Failing._or() in cli_networks.py, line 29, failed (BaseException: odd)"),
+            ("state_dict", "", "line 29, failed (RuntimeError: not today); finished work is kept"),
+            ("repr", "exit", "line 29, failed (SystemExit: 0); finished work is kept"),
         ]
     ),
     ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); known: a10, a100, cpu, h100"),
