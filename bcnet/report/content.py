@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bcnet.errors import TableError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.results import ComparedNetwork, Figure, ScoredNetwork, SearchSummary, TableSummary, Values
 from bcnet.report.found import Found, Problem, found_in
@@ -89,17 +90,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
     found = found_in(run)
     search, export = found.search, found.export
     widths = _widths(found, prices)
-    before, after = tuple(own.before for own in widths), tuple(own.after for own in widths)
-    layers: tuple[LayerTime, ...] = ()
-    saved: tuple[Step, ...] = ()
-    no_layers = prices if isinstance(prices, str) else None
-    if isinstance(prices, Prices) and widths:
-        if len(prices.latency.choices) != len(widths):
-            no_layers = "the run is of a network with other groups than the configured one"
-        else:
-            known = [width for width in before if width is not None]
-            layers = prices.layers(known, after) if len(known) == len(after) else ()
-            saved = prices.steps([own.name for own in widths], after)
+    layers, saved, no_layers = _priced(widths, prices)
     sliced = found.slice
     predicted_ms = sliced.predicted_ms if sliced else search.best.predicted_ms if search else None
     budget_ms = export.budget_ms if export else search.budget_ms if search else None
@@ -135,6 +126,23 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
     )
 
 
+def _priced(
+    widths: tuple[GroupWidths, ...], prices: Prices | str
+) -> tuple[tuple[LayerTime, ...], tuple[Step, ...], str | None]:
+    """The layers and steps of the found network, and why there are none."""
+    if isinstance(prices, str) or not widths:
+        return (), (), prices if isinstance(prices, str) else None
+    if len(prices.latency.choices) != len(widths):
+        return (), (), "the run is of a network with other groups than the configured one"
+    before, after = [own.before for own in widths], [own.after for own in widths]
+    known = [width for width in before if width is not None]
+    try:
+        saved = prices.steps([own.name for own in widths], after)
+        return prices.layers(known, after) if len(known) == len(after) else (), saved, None
+    except TableError as reason:  # widths that are not among the choices of today's configuration
+        return (), (), str(reason)
+
+
 def _candidates(search: SearchSummary, history: tuple[ScoredNetwork, ...]) -> tuple[Candidate, ...]:
     """All scored networks, in the order in which they were scored; with what was measured of them."""
     known = {own.widths: own for own in (*search.front, *search.measured, search.best)}
@@ -160,7 +168,9 @@ def _widths(found: Found, prices: Prices | str) -> tuple[GroupWidths, ...]:
     after = found.widths
     if after is None or found.search is None:
         return ()
-    names = found.search.groups or tuple(f"group {number}" for number in range(1, len(after) + 1))
+    names = found.search.groups
+    if len(names) != len(after):  # an earlier version's, or of another search than the network
+        names = tuple(f"group {number}" for number in range(1, len(after) + 1))
     whole = found.compare.networks[0].widths if found.compare else ()
     if not whole and isinstance(prices, Prices):
         whole = tuple(choices[-1] for choices in prices.latency.choices)

@@ -32,6 +32,7 @@ Result = TypeVar("Result", bound=StageResult)
 Read = TypeVar("Read")
 CURVE = "curve.csv"
 FAILED = "failed.json"
+VERDICTS = ("failed", "unverified", "estimate")  # which come first
 
 
 class Problem(Values):
@@ -142,7 +143,8 @@ def found_in(run: Run) -> Found:
     )
     _verdicts(reader, found)
     reader.state_of_stages()
-    return Found(**{**vars(found), "problems": tuple(reader.problems)})
+    ordered = sorted(reader.problems, key=lambda own: own.kind not in VERDICTS)
+    return Found(**{**vars(found), "problems": tuple(ordered)})
 
 
 def _table(stage: Stage) -> TableSummary | EstimateSummary:

@@ -67,6 +67,7 @@ def test_a_failed_check_comes_first_and_what_was_exported_before_is_what_is_desc
     verified = json.loads((RUN / "export/verify.json").read_text())
     failed = {**verified, "passed": False, "verified": False, "failures": ["accuracy is 0.2 lower"]}
     (RUN / "export/failed.json").write_text(json.dumps(failed))
+    (RUN / "compare/result.json").write_text("{}")
     found = report(run)
     assert found.headline.startswith("The last export failed its checks. Of the export before it: ")
     assert found.problems[0].text == (
@@ -151,6 +152,22 @@ def test_layers_and_steps_add_up_to_the_latency_models_predictions(
         assert saved == pytest.approx(model(ends[1]) - model(ends[0]), abs=1e-9)
         taken = sum(step.saved_ms or 0.0 for step in own if step.taken)
         assert taken == pytest.approx(model(ends[1]) - model(widths), abs=1e-9)
+
+
+def test_widths_that_the_table_does_not_have_leave_out_the_layers_alone(
+    run: Run, opened: Callable[..., Any]
+) -> None:
+    prices = Prices.of(opened(load_config(None)))
+    sliced = json.loads((RUN / "slice/result.json").read_text())
+    rewrite(run, "slice", "result.json", widths=[7, *sliced["widths"][1:]])
+    found = run_report(run, prices, {})
+    assert found.no_layers is not None
+    assert "cpu.json" in found.no_layers or "build-lut" in found.no_layers
+    assert found.layers == found.steps == ()
+    rewrite(run, "slice", "result.json", widths=sliced["widths"][1:])
+    found = run_report(run, prices, {})
+    assert found.no_layers == "the run is of a network with other groups than the configured one"
+    assert found.widths[0].name == "group 1"
 
 
 def test_every_scored_network_is_there_with_the_winner_and_what_was_measured(run: Run) -> None:
