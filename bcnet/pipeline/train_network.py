@@ -113,17 +113,21 @@ def _warn_of_known_images(problem: Problem, model: nn.Module, reached: float) ->
 
 
 def say_reached(problem: Problem, network: str, reached: float) -> None:
-    """Report a network's metric on the images as they are fed here: wrong statistics lower it."""
+    """Report a network's metric on the images as they are fed here: another size or statistics lower it."""
     metric, data = problem.config.task.metric, problem.data
     value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
-    wrong = "" if data.stated or not data.mean else "; if it should be higher, set data.mean and data.std"
+    size = f"the image size (data.image_size, now {data.input_shape[-1]})" if data.folder else ""
+    unset = [] if problem.config.data.image_size or not size else [size]
+    unset += [] if data.stated or not data.mean else ["data.mean and data.std"]
+    wrong = f"; if it should be higher, set {', and '.join(unset)}" if unset else ""
     say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
     interval = accuracy_interval(problem, reached)
     if interval is not None and data.classes and interval[0] <= 1 / len(data.classes):
         say(
             f"this is no better than guessing among {len(data.classes)} classes (95 % interval "
-            f"{interval[0]:.1%} to {interval[1]:.1%}): check the weights, the order of the classes, and "
-            "data.mean and data.std, or train longer (train.epochs); no smaller network can be better"
+            f"{interval[0]:.1%} to {interval[1]:.1%}): check the weights, the order of the classes, "
+            f"{f'{size}, ' if size else ''}and data.mean and data.std, or train longer (train.epochs); no "
+            "smaller network can be better"
         )
 
 

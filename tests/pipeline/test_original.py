@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CONFIG, PROFILE
+from PIL import Image
 
 from bcnet.cli import main
 from bcnet.config import ModelConfig, load_config
@@ -22,10 +23,10 @@ def _configured(folder: Path) -> None:
     (folder / "hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
 
 
-def weights(classes: int) -> None:
+def weights(classes: int, channels: int = 1) -> None:
     """Initial weights of a network for so many classes, as if they were trained ones."""
     torch.manual_seed(0)
-    torch.save(build_model(ModelConfig(), 1, classes).state_dict(), "own.pt")
+    torch.save(build_model(ModelConfig(), channels, classes).state_dict(), "own.pt")
 
 
 def test_weights_that_fit_are_given_and_a_warning_says_that_they_only_guess(
@@ -37,6 +38,29 @@ def test_weights_that_fit_are_given_and_a_warning_says_that_they_only_guess(
     assert "the network's weights are given: they are evaluated and kept, nothing has to be trained" in err
     assert GUESSING in err
     assert state_of_original(open_problem(load_config(None))) == "given"
+
+
+@pytest.mark.parametrize("chosen", ["", "image_size = 16\n"])
+def test_of_a_folder_the_image_size_is_named_where_the_accuracy_is_low(
+    chosen: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Networks run on many sizes, so a size other than that of the training shows only in the accuracy."""
+    for part in ("train", "test"):
+        for value, label in enumerate(("cat", "dog")):
+            folder = Path("pets", part, label)
+            folder.mkdir(parents=True)
+            for file in range(10):
+                Image.new("RGB", (24, 24), (90 * value + file,) * 3).save(folder / f"{file}.png")
+    folder_of_images = 'name = "imagefolder:pets"\nmean = "imagenet"\nstd = "imagenet"\n'
+    own = CONFIG.replace("image_size = 16\n", folder_of_images + chosen)
+    own = own.replace("batch_size = 32", "batch_size = 4").replace("train_limit = 120\ntest_limit = 60\n", "")
+    Path("bcnet.toml").write_text('model.weights = "own.pt"\n' + own, encoding="utf-8")
+    weights(2, channels=3)
+    assert main(["train"]) == 0
+    err = capfd.readouterr().err
+    size = "the image size (data.image_size, now 24)"
+    assert (f"on 20 test images; if it should be higher, set {size}\n" in err) is not bool(chosen)
+    assert f"the order of the classes, {size.replace('24', '16') if chosen else size}, and data.mean" in err
 
 
 def test_a_network_whose_head_is_new_is_compared_after_that_was_trained(
