@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from bcnet.allocation.problem import PruningProblem as PruningProblem
     from bcnet.allocation.problem import TrainedNetwork as TrainedNetwork
     from bcnet.data.dataset import load_data as load_data
+    from bcnet.data.image_data import ImageData as ImageData
+    from bcnet.errors import BudgetError as BudgetError
+    from bcnet.errors import DataError as DataError
+    from bcnet.errors import DeviceError as DeviceError
+    from bcnet.errors import NetworkError as NetworkError
     from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from bcnet.pipeline.verify import Expected as Expected
     from bcnet.pipeline.verify import verify as verify
     from bcnet.registry import method as method
+    from bcnet.space.channel_rules import ChannelRule as ChannelRule
+    from bcnet.space.channel_rules import channel_rule as channel_rule
     from bcnet.space.discover import discover_space as discover_space
     from bcnet.space.extract import tensors_of as tensors_of
     from bcnet.space.extract import with_state as with_state
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from bcnet.space.supernet import Supernet as Supernet
     from bcnet.space.supernet import cut as cut
     from bcnet.space.supernet import forward_path as forward_path
+    from bcnet.space.width_space import WidthGroup as WidthGroup
     from bcnet.space.width_space import Widths as Widths
     from bcnet.space.width_space import WidthSpace as WidthSpace
     from bcnet.training.gradient_importance import measured_importances as measured_importances
@@ -73,13 +81,19 @@ _HOME = {
     "AllocationProblem": "bcnet.allocation.problem",
     "Artifact": "bcnet.pipeline.verify",
     "Budget": "bcnet.width_search.budget",
+    "BudgetError": "bcnet.errors",
+    "ChannelRule": "bcnet.space.channel_rules",
+    "DataError": "bcnet.errors",
+    "DeviceError": "bcnet.errors",
     "Expected": "bcnet.pipeline.verify",
     "FisherSettings": "bcnet.methods.group_fisher",
+    "ImageData": "bcnet.data.image_data",
     "Inherited": "bcnet.width_search.inherit",
     "LatencyModel": "bcnet.latency_tables.model",
     "LatencyTable": "bcnet.latency_tables.table",
     "Limits": "bcnet.allocation.limits",
     "LossTables": "bcnet.allocation.loss_tables",
+    "NetworkError": "bcnet.errors",
     "OnnxSupernet": "bcnet.onnx_export.onnx_supernet",
     "Original": "bcnet.width_search.inherit",
     "Pruned": "bcnet.methods.group_fisher",
@@ -97,6 +111,7 @@ _HOME = {
     "TimingReport": "bcnet.measure.file_timing",
     "TimingSettings": "bcnet.measure.file_timing",
     "TrainedNetwork": "bcnet.allocation.problem",
+    "WidthGroup": "bcnet.space.width_space",
     "WidthSpace": "bcnet.space.width_space",
     "Widths": "bcnet.space.width_space",
     "allocate_by_scales": "bcnet.methods.adapruner",
@@ -105,6 +120,7 @@ _HOME = {
     "allocate_uniformly": "bcnet.methods.uniform",
     "build_lut": "bcnet.pipeline.build_lut",
     "channel_order": "bcnet.space.importance",
+    "channel_rule": "bcnet.space.channel_rules",
     "cut": "bcnet.space.supernet",
     "discover_space": "bcnet.space.discover",
     "export": "bcnet.pipeline.export",

@@ -36,6 +36,7 @@ PACKAGES = {
     "hw_profiles": "Devices",
     "measure": "Measurement",
     "onnx_export": "ONNX",
+    "errors": "Errors",
 }
 
 

@@ -17,12 +17,16 @@ from bcnet.width_search.evolution import LatencyOf, as_share, fastest
 
 
 class Limits:
-    """A latency limit and bounds on one space."""
+    """A latency limit `limit_ms` and further bounds on the networks of one space.
+
+    A network is given by its choice indices: for each group the place of its width among `group.choices`, an
+    integer array (groups,); several networks are an array (N, groups). `index` and `widths` convert.
+    """
 
     def __init__(
         self, space: WidthSpace, latency_of: LatencyOf, limit_ms: float, bounds: Sequence[Bound] = ()
     ) -> None:
-        """A latency table prices many networks at once; of another function each is asked for in turn."""
+        """`latency_of`: a latency table's model, which prices many networks at once, or any function."""
         self.space = space
         self.latency_of = latency_of
         self.limit_ms = limit_ms
@@ -31,7 +35,7 @@ class Limits:
         self.at_most = np.array([limit_ms, *(bound.limit for bound in bounds)], dtype=float)
 
     def widths(self, index: Sequence[int] | np.ndarray) -> Widths:
-        """The widths at one network's choice indices."""
+        """The widths of one network from its choice indices (groups,)."""
         return Widths(int(own[i]) for own, i in zip(self.choices, index, strict=True))
 
     def index(self, widths: Widths) -> np.ndarray:
@@ -40,13 +44,13 @@ class Limits:
         return np.array(found, dtype=np.int64)
 
     def latencies(self, indices: np.ndarray) -> np.ndarray:
-        """Latencies (N,) in ms."""
+        """Predicted latencies (N,) in ms of networks given by choice indices (N, groups)."""
         if isinstance(self.latency_of, LatencyModel):
             return self.latency_of.price_many(indices)
         return np.array([self.latency_of(self.widths(index)) for index in indices], dtype=float)
 
     def costs(self, indices: np.ndarray) -> np.ndarray:
-        """Latency in ms and what each bound counts, (1 + bounds, N)."""
+        """Predicted latency in ms and what each bound counts, (1 + bounds, N), for indices (N, groups)."""
         networks = np.stack(
             [own[column] for own, column in zip(self.choices, indices.T, strict=True)], axis=1
         )
@@ -59,15 +63,18 @@ class Limits:
         return np.asarray(np.maximum(costs - self.at_most[:, None], 0.0))
 
     def fit(self, indices: np.ndarray) -> np.ndarray:
-        """Whether each network (N,) keeps the latency and all bounds."""
+        """Whether each network is within the latency and all bounds, bool (N,), for indices (N, groups)."""
         return np.asarray((self.excess(self.costs(indices)) == 0).all(axis=0))
 
     def narrowest(self) -> Widths:
-        """The widths of the lowest latency within the bounds, found group by group."""
+        """The widths of the lowest predicted latency within the bounds; they may exceed the latency limit."""
         return fastest(self.space, self.latency_of, self.bounds)
 
     def fastest(self) -> Widths:
-        """The same widths. Raises BudgetError, with the lowest possible, where they exceed a limit."""
+        """The widths of the lowest predicted latency within the bounds.
+
+        Raises BudgetError, with the lowest latency or count possible, where no network is within the limits.
+        """
         for bound in self.bounds:
             least = bound.cost(self.space.smallest())
             if least > bound.limit:

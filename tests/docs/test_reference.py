@@ -56,6 +56,25 @@ def test_every_public_name_is_documented_once(hooks: ModuleType) -> None:
     assert sorted(found) == bcnet.__all__
 
 
+def test_names_that_a_method_of_ones_own_needs_are_imported_from_bcnet() -> None:
+    page = text_of("docs/contributing/add-a-method.md")
+    used = {name.lstrip("@") for name in re.findall(r"`(@[a-z]\w+|[A-Z][a-z]\w+)\b[^`]*`", page)}
+    for path in ROOT.glob("docs/contributing/add-a-*.md"):
+        used |= set(re.findall(r"`([A-Z]\w+Error)`", text_of(path)))
+    assert {"AllocationProblem", "BudgetError", "DataError", "WidthGroup", "channel_rule"} <= used
+    assert sorted(used - set(bcnet.__all__)) == []
+
+
+def test_what_a_method_gets_has_the_attributes_that_the_table_names() -> None:
+    table = text_of("docs/contributing/add-a-method.md").split("| of `problem` | |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (.+?) \|", table, flags=re.MULTILINE)[1:]
+    named = {name for row in rows for name in re.findall(r"\.(\w+)", row)}
+    kinds = (bcnet.AllocationProblem, bcnet.Limits, bcnet.WidthSpace, bcnet.WidthGroup)
+    known = {name for kind in kinds for name in (*dir(kind), *getattr(kind, "__annotations__", {}))}
+    assert {"limits", "fastest", "fit", "latency"} <= named
+    assert named <= known
+
+
 def test_pages_with_generated_parts_say_which(hooks: ModuleType) -> None:
     marks = [re.findall(r"<!-- generated: (\S+) -->", text_of(path)) for path in ROOT.glob("docs/**/*.md")]
     assert sorted(mark for own in marks for mark in own) == sorted(hooks.GENERATED)
