@@ -67,7 +67,7 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
         val,
         test,
         classes,
-        *(statistics(train) if isinstance(train, Split) else ((), ())),
+        *_mean_and_std(config, train),
         folder=folder,
         colour=_colour(config, train),
         transforms=_function(
@@ -92,6 +92,15 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     if config.mean is None or config.std is None:
         return data
     return data.with_statistics(config.mean, config.std)
+
+
+def _mean_and_std(config: DataConfig, train: Split | Items) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Those that are configured, else those of the training images; none of a Dataset's items."""
+    if not isinstance(train, Split):
+        return (), ()
+    if config.mean is not None and config.std is not None and len(config.mean) == train.images.shape[1]:
+        return config.mean, config.std  # of another number of channels they are refused
+    return statistics(train)
 
 
 def _workers(config: DataConfig, data: ImageData) -> int:

@@ -92,14 +92,14 @@ class ImageCache:
 
 def file_list_digest(paths: Sequence[Path], folder: Path) -> str:
     """A hash of the files' names below `folder`, their sizes and times of change."""
-    found = sha256()
+    found, above = sha256(), len(folder.parts)
     for path in paths:
         try:
             status = path.stat()
             state = status.st_size, status.st_mtime_ns
         except OSError:
             state = (-1, -1)  # reported when it is decoded
-        found.update(json.dumps([os.fsencode(path.relative_to(folder)).hex(), *state]).encode())
+        found.update(json.dumps([os.fsencode("/".join(path.parts[above:])).hex(), *state]).encode())
     return found.hexdigest()[:16]
 
 
