@@ -151,6 +151,29 @@ def raised_by_user(cause: BaseException) -> str | None:
     return place
 
 
+def user_line(cause: BaseException) -> str:
+    """` in FILE, line N`: the innermost line of the user's code in an exception's traceback; "" without one.
+
+    Where all of that code is installed, it is the innermost line in the first file that was called.
+    """
+    places = [
+        (file, line)
+        for frame, line in traceback.walk_tb(cause.__traceback__)
+        if (file := Path(frame.f_code.co_filename)).is_file()
+        and not file.is_relative_to(_OWN)
+        and not _of_python(file)
+    ]
+    users = [own for own in places if not any(own[0].is_relative_to(folder) for folder in _INSTALLED)]
+    users = users or [own for own in places if own[0] == places[0][0]]
+    return f" in {users[-1][0].name}, line {users[-1][1]}" if users else ""
+
+
+def _of_python(file: Path) -> bool:
+    """Whether a file is of the standard library, in whose folder packages may be, too."""
+    library, *packages = _INSTALLED[0], *_INSTALLED[2:]
+    return file.is_relative_to(library) and not any(file.is_relative_to(folder) for folder in packages)
+
+
 @contextmanager
 def explaining(kind: type[BcnetError], what: str, remedy: str = "") -> Iterator[None]:
     """Turn any exception of a network, a file or a custom function in the block into an error of this kind.

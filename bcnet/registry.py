@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from bcnet.errors import ConfigError, explaining
+from bcnet.errors import FOREIGN, BcnetError, ConfigError, one_line, user_line
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -73,7 +73,8 @@ class Registry(Generic[T]):
         known = (*self.reserved, *names)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"unknown method '{name}'; {hint}known: {', '.join(known)}"
+        others = "a method of another package has to be installed in this Python"
+        return f"unknown method '{name}'; {hint}known: {', '.join(known)}; {others}"
 
     def checked(self, name: str) -> str:
         """A value of the setting. Raises ValueError with what is wrong."""
@@ -100,8 +101,13 @@ class Registry(Generic[T]):
         if len(offered) > 1:
             raise ConfigError(f"{chosen}: {places} both have this name; remove one of the packages")
         remedy = "install what it needs, or choose another method"
-        with explaining(ConfigError, f"{chosen}: {places} cannot be loaded", remedy):
+        try:
             offered[0].load()
+        except BcnetError:
+            raise
+        except FOREIGN as cause:
+            reason = f"({one_line(cause)}){user_line(cause)}"
+            raise ConfigError(f"{chosen}: {places} cannot be loaded {reason}; {remedy}") from cause
         if name not in self._registered:
             raise ConfigError(f"{chosen}: {places} registers no method of this name")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bcnet.errors import FOREIGN, BcnetError, one_line
+from bcnet.errors import FOREIGN, BcnetError, one_line, user_line
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
@@ -30,7 +30,8 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
     except ImportError as cause:
         raise error(f"'{reference}': {cause}; install it, or run bcnet in its folder") from cause
     except FOREIGN as cause:
-        raise error(f"'{reference}': importing '{module_name}' failed: {one_line(cause)}") from cause
+        reason = f"{one_line(cause)}{user_line(cause)}"
+        raise error(f"'{reference}': importing '{module_name}' failed: {reason}") from cause
     function = getattr(module, function_name, None)
     if not callable(function):
         raise error(f"'{reference}': module '{module_name}' has no function '{function_name}'")
@@ -56,7 +57,7 @@ class UserFunction:
         except BcnetError:
             raise
         except FOREIGN as cause:
-            raise self.complaint(f"failed ({one_line(cause)})") from cause
+            raise self.complaint(f"failed ({one_line(cause)}){user_line(cause)}") from cause
 
     def complaint(self, what: str) -> BcnetError:
         """The error for a fault of the function."""

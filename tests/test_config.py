@@ -273,6 +273,14 @@ def test_a_latency_share_is_a_percentage(text: str, share: float) -> None:
     assert latency_share(text) == pytest.approx(share)
 
 
+def test_a_latency_above_the_networks_own_needs_wider_networks() -> None:
+    write('[search]\nlatency = "150%"\n')
+    with pytest.raises(ConfigError, match=r"^bcnet\.toml: search: latency 150% is above the network's own"):
+        load_config(None)
+    write('[search]\nlatency = "150%"\n[space]\nexpand = 1.5\n')
+    assert load_config(None).search.latency == "150%"
+
+
 @pytest.mark.parametrize("text", ["60", "0%", "-5%", "nan%", "inf%", "%", "sixty%", ""])
 def test_other_texts_are_no_latency_share(text: str) -> None:
     with pytest.raises(ValueError, match="a latency share is written as 60%"):

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from bcnet.commands.completion import device_names, one_of, run_names, setting_names
 from bcnet.config import Config, assigned, load_config, settings, toml
-from bcnet.errors import DeviceError, UsageError
+from bcnet.errors import ConfigError, DeviceError, UsageError
 
 Returned = TypeVar("Returned")
 
@@ -78,6 +78,13 @@ class Given:
             try:
                 profile_file(config.device)
             except DeviceError as reason:
+                raise UsageError(str(reason)) from None
+        if "settings" in self.assigned.get("search", {}):
+            from bcnet.pipeline.configured_methods import check_method
+
+            try:
+                check_method(config)
+            except ConfigError as reason:
                 raise UsageError(str(reason)) from None
         return config
 

@@ -6,7 +6,7 @@ from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
 from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
 from bcnet.config.search import SearchConfig
-from bcnet.config.section import Section
+from bcnet.config.section import Section, latency_share
 from bcnet.config.train import TrainConfig
 from bcnet.traits import PrecisionName
 
@@ -76,6 +76,12 @@ class Config(Section):
                 "data: augment = imagenet-strong makes probabilities of the classes, which needs task.loss = "
                 "cross-entropy; use imagenet"
             )
+        for name, given in (("search", self.search.latency), ("slice", self.slice.latency)):
+            if given is not None and latency_share(given) > 1 and self.space.expand == 1:
+                raise ValueError(
+                    f"{name}: latency {given} is above the network's own, which nothing needs to be removed "
+                    "for; give less than 100%, or set space.expand above 1 to search wider networks"
+                )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.
         if wanted is not None and ":" not in self.task.metric and not 0 < wanted <= 1:

@@ -1,15 +1,21 @@
 """The methods that `search.method` names. In: a configuration. Out: methods, and their settings."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from bcnet.allocation.limits import Limits
 from bcnet.config import Config, SearchConfig, explained
 from bcnet.errors import ConfigError
 from bcnet.registry import METHODS, Method
 from bcnet.runs import digest
+from bcnet.space.width_space import Widths
 from bcnet.user_code import UserFunction, code_of
+
+CONTRACT = "docs/contributing/add-a-method.md describes what a method takes and returns"
+ROUNDING = 1e-9  # relative: sums of the same latencies in another order
 
 
 def check_method(config: Config) -> None:
@@ -31,12 +37,26 @@ def settings_for(method: Method, search: SearchConfig) -> Any:
         if own:
             raise ConfigError(f"search.settings: the method '{method.name}' has no settings")
         return None
+    _refuse_unknown(method.settings, own)
     keys = [key for key in method.settings.model_fields if key in type(search).model_fields]
     shared = {key: getattr(search, key) for key in keys}
     try:
         return method.settings.model_validate(shared | own)
     except ValidationError as cause:
         raise ConfigError(f"search.settings: {explained(cause, method.settings)}") from None
+
+
+def _refuse_unknown(model: type[BaseModel], given: Iterable[str]) -> None:
+    """Raise ConfigError for a key that is not a field: a model ignores these unless it says otherwise."""
+    if model.model_config.get("extra") == "allow":
+        return
+    fields = model.model_fields
+    known = [*fields, *(field.alias for field in fields.values() if field.alias)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(fields)}"
+            raise ConfigError(f"search.settings: unknown key '{key}'; {hint}")
 
 
 def called(method: Method, problem: Any, checked: Callable[[Any], Any]) -> Any:
@@ -47,10 +67,38 @@ def called(method: Method, problem: Any, checked: Callable[[Any], Any]) -> Any:
     """
     if method.name in METHODS.own():
         return method.function(problem)
-    contract = "docs/contributing/add-a-method.md describes what a method takes and returns"
-    return UserFunction(method.name, lambda own: checked(method.function(own)), ConfigError, contract)(
+    return UserFunction(method.name, lambda own: checked(method.function(own)), ConfigError, CONTRACT)(
         problem
     )
+
+
+def wrong_result(method: Method, what: str) -> ConfigError:
+    """The error for something that a method must not return."""
+    return ConfigError(f"'{method.name}' returned {what}; {CONTRACT}")
+
+
+def listed(method: Method, found: Any) -> list[Iterable[int]]:
+    """The networks that a method returned. Raises ConfigError where these are no list of widths."""
+    if isinstance(found, Widths) or not isinstance(found, Iterable):
+        kind = type(found).__name__ if found is not None else None
+        raise wrong_result(method, f"{kind}, where a list of Widths is expected")
+    networks = list(found)
+    for own in networks:
+        if not isinstance(own, Iterable) or isinstance(own, str):
+            raise wrong_result(method, f"a {type(found).__name__} of {type(own).__name__}, not of Widths")
+    return networks
+
+
+def check_within(method: Method, widths: Widths, limits: Limits) -> None:
+    """Raise ConfigError where a network that a method returned is not predicted within the limits."""
+    predicted = float(limits.latency_of(widths))
+    if predicted > limits.limit_ms * (1 + ROUNDING):
+        over = f"at {predicted:.3g} ms, above the limit of {limits.limit_ms:.3g} ms"
+        raise wrong_result(method, f"a network predicted {over}")
+    for bound in limits.bounds:
+        if not bound.holds(widths):
+            has, most = bound.shown(bound.cost(widths)), bound.shown(bound.limit)
+            raise wrong_result(method, f"a network of {has} {bound.name}, above the limit of {most}")
 
 
 def settings_recorded(method: Method, search: SearchConfig) -> list[Any]:

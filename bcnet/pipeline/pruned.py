@@ -16,7 +16,13 @@ from torch import nn
 from bcnet.allocation.limits import Limits
 from bcnet.allocation.problem import PruningProblem, TrainedNetwork
 from bcnet.errors import ArtifactError
-from bcnet.pipeline.configured_methods import called, settings_for, settings_recorded
+from bcnet.pipeline.configured_methods import (
+    called,
+    check_within,
+    settings_for,
+    settings_recorded,
+    wrong_result,
+)
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
@@ -158,7 +164,14 @@ class PrunedNetworks:
         announce(what, seconds_to_fit(model, problem.data, recipe, objective))
         settings = settings_for(self.method, config.search)
         asked = PruningProblem(model, limits, problem.data, recipe, objective, settings)
-        pruned: TrainedNetwork = called(self.method, asked, _network)
+
+        def checked(found: Any) -> TrainedNetwork:
+            if not isinstance(found, TrainedNetwork):
+                raise wrong_result(self.method, f"a {type(found).__name__}, not a TrainedNetwork")
+            check_within(self.method, limits.space.check(found.widths), limits)
+            return found
+
+        pruned: TrainedNetwork = called(self.method, asked, checked)
         name = self.method.name
         scored = self._original.scored(own_weights(name), pruned.state)
         return PrunedNetwork(name, pruned.widths, scored.state, scored.score, pruned.passes, limits.limit_ms)
@@ -169,12 +182,6 @@ class PrunedNetworks:
         recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
         images = config.search.recalibration_images
         return Original(self.original, self.problem.space, self.problem.data, recipe, images)
-
-
-def _network(found: Any) -> TrainedNetwork:
-    if not isinstance(found, TrainedNetwork):
-        raise TypeError(f"it returned a {type(found).__name__}, not a TrainedNetwork")
-    return found
 
 
 def pruned_by_search(run: Run, problem: Problem) -> dict[Widths, PrunedNetwork]:

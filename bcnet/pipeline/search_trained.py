@@ -7,7 +7,7 @@ measured beside the original, and what the table predicted wrongly moves the nex
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.pipeline.alternating import MeasureOf
-from bcnet.pipeline.configured_methods import called, settings_for
+from bcnet.pipeline.configured_methods import ROUNDING, called, check_within, listed, settings_for
 from bcnet.pipeline.measured import (
     BesideOriginal,
     Measured,
@@ -38,7 +38,6 @@ from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_of
 
 T = TypeVar("T")
-ROUNDING = 1e-9  # relative: sums of the same latencies in another order
 ORIGINAL = "original"
 UNIFORM = "uniform"  # the method that any other has to beat
 # For a front: methods that take seconds, and the number of latencies that they are asked for.
@@ -99,7 +98,14 @@ class Proposals:
             scores.importance_of,
             settings_for(method, scores.problem.config.search),
         )
-        return list(called(method, asked, lambda found: [self._choices(own) for own in found]))
+
+        def checked(found: Any) -> list[Widths]:
+            networks = [self._choices(own) for own in listed(method, found)]
+            for own in networks:
+                check_within(method, own, asked.limits)
+            return networks
+
+        return list(called(method, asked, checked))
 
     def _choices(self, widths: Iterable[int]) -> Widths:
         """Widths that a method proposes. Raises ValueError where one is not among its group's choices."""

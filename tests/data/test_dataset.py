@@ -606,7 +606,7 @@ def test_transforms_change_images_in_memory_before_they_are_normalised() -> None
         (
             "items",
             {"transforms": "failing"},
-            "'others:failing' failed (ValueError: no such corner); data.transfo",
+            "'others:failing' failed (ValueError: no such corner) in others.py, line ",
         ),
         ("items", {"collate": "masks_of"}, "module 'others' has no function 'masks_of'"),
     ],

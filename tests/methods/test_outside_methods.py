@@ -12,14 +12,18 @@ import torch
 from conftest import CONFIG, Refused
 from torch import nn
 
+from bcnet.allocation.limits import Limits
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import ConfigError
-from bcnet.pipeline.configured_methods import check_method, settings_recorded
-from bcnet.registry import METHODS, SUPERNETS, auto_methods, own_methods
+from bcnet.pipeline.configured_methods import called, check_method, check_within, listed, settings_recorded
+from bcnet.registry import METHODS, SUPERNETS, Method, auto_methods, own_methods
 from bcnet.runs import digest
 from bcnet.space.discover import discover_space
+from bcnet.space.width_space import Widths
 from bcnet.user_code import code_of
+from bcnet.width_search.constraints import Bound
+from tests.methods.tiny import product_bound, space_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDE = (DOCS / "contributing/add-a-method.md").read_text(encoding="utf-8")
@@ -118,8 +122,13 @@ def test_settings_without_a_method_that_has_some_are_refused(method: str, messag
 
 
 BROKEN = {
-    "absent": ("no_such_module", {}, "ModuleNotFoundError: No module named 'no_such_module'"),
-    "broken": ("broken_method", {"broken_method.py": "1 / 0\n"}, "ZeroDivisionError: division by zero"),
+    "absent": ("no_such_module", {}, "ModuleNotFoundError: No module named 'no_such_module'", ""),
+    "broken": (
+        "broken_method",
+        {"broken_method.py": "1 / 0\n"},
+        "ZeroDivisionError: division by zero",
+        " in broken_method.py, line 1",
+    ),
 }
 
 
@@ -127,14 +136,14 @@ BROKEN = {
 def test_a_package_that_cannot_be_loaded_is_reported_in_one_line_where_its_method_is_chosen(
     project: Path, install: Install, refused: Refused, name: str
 ) -> None:
-    module, files, reason = BROKEN[name]
+    module, files, reason, place = BROKEN[name]
     install("wrong", {name: module}, files)
     assert load_config(None).search.method == "auto"
     assert auto_methods()[0].name == "uniform"
     configure(f'method = "{name}"')
     assert refused(1, "search") == (
-        f"bcnet: search.method = '{name}': {module} of the package 'wrong' cannot be loaded ({reason}); "
-        "install what it needs, or choose another method"
+        f"bcnet: search.method = '{name}': {module} of the package 'wrong' cannot be loaded ({reason})"
+        f"{place}; install what it needs, or choose another method"
     )
 
 
@@ -149,12 +158,56 @@ def test_a_module_that_registers_nothing_and_a_name_of_two_packages_are_refused(
 
 @pytest.mark.usefixtures("folder")
 def test_a_method_that_fails_is_reported_in_one_line(install: Install) -> None:
-    from bcnet.pipeline.configured_methods import called
-
     text = 'from bcnet import method\n@method("failing", "fails")\ndef propose(problem):\n    return [][0]\n'
     install("failing", {"failing": "failing_method"}, {"failing_method.py": text})
-    with pytest.raises(ConfigError, match=r"^'failing' failed \(IndexError: .*\); docs/contributing/add"):
+    with pytest.raises(
+        ConfigError, match=r"^'failing' failed \(IndexError: .*\) in failing_method\.py, line 4; docs/contr"
+    ):
         called(METHODS["failing"], None, list)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (Widths((8, 8)), "returned Widths, where a list of Widths is expected"),
+        (None, "returned None, where a list of Widths is expected"),
+        ([8, 8], "returned a list of int, not of Widths"),
+    ],
+)
+def test_what_is_no_list_of_widths_is_named(returned: object, message: str) -> None:
+    own = Method("odd", lambda problem: returned, "")
+    with pytest.raises(ConfigError, match=rf"^'odd' {message}; docs/contributing/add-a-method"):
+        called(own, None, lambda found: listed(own, found))
+
+
+def test_networks_above_a_limit_are_refused_before_they_are_measured() -> None:
+    own, space = Method("slow", list, ""), space_of([(2, 4, 6)])
+
+    def limits(limit_ms: float, *bounds: Bound) -> Limits:
+        return Limits(space, lambda widths: widths[0] / 10, limit_ms, bounds)
+
+    check_within(own, Widths((4,)), limits(0.4))
+    with pytest.raises(
+        ConfigError, match=r"^'slow' returned a network predicted at 0\.6 ms, above the limit o"
+    ):
+        check_within(own, Widths((6,)), limits(0.4))
+    with pytest.raises(
+        ConfigError, match="returned a network of 36 parameters, above the limit of 20; docs/"
+    ):
+        check_within(own, Widths((6,)), limits(0.7, product_bound(1, [(0, 0)], 20)))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_wrong_setting_is_wrong_usage_where_it_is_typed(install: Install, refused: Refused) -> None:
+    install("guide", {"every-other": "every_other"}, {"every_other.py": code("python", 0)})
+    configure('method = "every-other"\nsettings = { narower = 1 }')
+    hint = "search.settings: unknown key 'narower'; did you mean 'narrower'?"
+    with pytest.raises(ConfigError, match=re.escape(hint)):
+        check_method(load_config(None))
+    configure('method = "every-other"')
+    assert hint in refused(2, "search", "--set", "search.settings.narower=1")
+    wrong = "search.settings: narrower: input should be a valid integer"
+    assert wrong in refused(2, "search", "--set", "search.settings.narrower=one")
 
 
 @pytest.mark.usefixtures("folder")
@@ -178,7 +231,7 @@ def test_an_unknown_name_is_refused_with_a_close_one_and_all_that_are_known(inst
     assert METHODS.refusal("latency-mlip") == (
         "unknown method 'latency-mlip'; did you mean 'latency-milp'? known: auto, evolution, adapruner, "
         "group-fisher, iterative-taylor, latency-greedy, latency-milp, network-adjustment, uniform, "
-        "every-other"
+        "every-other; a method of another package has to be installed in this Python"
     )
     assert "did you mean 'every-other'?" in (METHODS.refusal("every-othre") or "")
 

@@ -499,7 +499,7 @@ def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
     before = contents(EXPORT)
     done(0, "build-lut", "--device", "it", "--batch", "2")
     told = "as in the table that was built last in this run"
-    quick = "search", "--latency", "500%"  # the whole network wins, and nothing else is measured
+    quick = "search", "--latency-ms", "1000"  # the whole network wins, and nothing else is measured
     searched, said = done(0, *quick)
     assert f"device other, batch 2: {told}" in said
     assert searched["device"] == "other"

@@ -275,7 +275,7 @@ def test_an_accuracy_that_cannot_be_reached_names_the_best(project: Path) -> Non
 def test_a_budget_above_the_full_network_keeps_it_whole_and_says_so(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", "--latency", "500%", "--json"]) == 0
+    assert main(["search", "--latency-ms", "1000", "--json"]) == 0
     out, err = capfd.readouterr()
     found = only_object(out)
     assert "is above the full network's latency: kept whole" in found["note"]
