@@ -9,7 +9,6 @@ checkpoint: a stopped arena continues with the same command. A row that cannot b
 omitted.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -41,6 +40,7 @@ from bcnet.measure.network_latency import measure_network
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.accuracy import file_answers
+from bcnet.pipeline.fine_tuning import FineTuning, at_lower_rate
 from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import measured_alternately
@@ -48,14 +48,13 @@ from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import bounds_of
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.training_precision import announced
-from bcnet.pipeline.tuning import settled
 from bcnet.pipeline.verify import check_file
 from bcnet.progress import say, working
 from bcnet.reading import read_bytes
 from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import fit_network, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
 FOLDER = "bench/arena"  # in the run's
@@ -203,18 +202,8 @@ class Arena:
             begun=len(self.cells.values) > 1 or checkpoint.path.exists(),  # all cells are trained alike
         )
         began = time.perf_counter()
-        if recipe.epochs:
-            begun = copy.deepcopy(network)
-            fit_network(
-                network,
-                problem.data,
-                recipe,
-                f"fine-tuning: {name}",
-                objective=objective,
-                checkpoint=checkpoint,
-            )
-            images = config.search.recalibration_images
-            network = settled(network, begun, problem.data, images, recipe)
+        tune = FineTuning(problem.data, recipe, config.search.recalibration_images, objective)
+        network = tune(network, f"fine-tuning: {name}", checkpoint).network
         facts = {
             "row": row.name,
             "budget": share,
@@ -226,7 +215,8 @@ class Arena:
             "training_s": round(time.perf_counter() - began, 1),
         }
         facts |= self._evaluated(name, network.eval())
-        checkpoint.path.unlink(missing_ok=True)
+        for path in (checkpoint.path, at_lower_rate(checkpoint.path)):
+            path.unlink(missing_ok=True)
         return facts
 
     def _evaluated(self, name: str, network: nn.Module) -> dict[str, Any]:

@@ -21,11 +21,18 @@ from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import Correct, accuracy_difference, accuracy_interval, file_answers
+from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
 from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
-from bcnet.pipeline.results import AccuracyDifference, ComparedNetwork, CompareSummary, ExportSummary
+from bcnet.pipeline.results import (
+    AccuracyDifference,
+    ComparedNetwork,
+    CompareSummary,
+    ExportSummary,
+    SliceSummary,
+)
 from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.training_precision import kept_precision
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
@@ -98,11 +105,12 @@ class Kept:
 class Given:
     """The original network, where its weights are trained; and where small ones inherit from it, how.
 
-    `tune` trains the network of some widths as the found one was trained.
+    `tune` trains the network of some widths as the found one was trained, with this `outcome`.
     """
 
     original: nn.Module | None = None
-    tune: Callable[[Widths, CheckpointFile | None], nn.Module] | None = None
+    tune: Callable[[Widths, CheckpointFile | None], FineTuned] | None = None
+    outcome: Outcome = AS_ASKED
 
 
 def compare(
@@ -147,10 +155,13 @@ def compare(
         if name not in (found, ORIGINAL, INHERITED)
     }
     _train(networks, problem, recipe, kept)
+    outcomes = {found: given.outcome}
     if given.original is not None:
         networks[ORIGINAL] = given.original
     if given.tune and INHERITED in wanted:
-        networks[INHERITED] = given.tune(wanted[INHERITED], kept.checkpoint(INHERITED) if kept else None)
+        uniform = given.tune(wanted[INHERITED], kept.checkpoint(INHERITED) if kept else None)
+        networks[INHERITED], outcomes[INHERITED] = uniform.network, uniform.outcome
+    notes += [note for name, own in outcomes.items() if (note := own.note(name))]
     files = dict.fromkeys(wanted, searched)  # in the order of the table
     example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
@@ -167,6 +178,7 @@ def compare(
         if correct is not None:
             answered[name] = correct
         low, high = accuracy_interval(problem, accuracy, correct) or (None, None)
+        outcome = outcomes.get(name, AS_ASKED)
         entries.append(
             ComparedNetwork(
                 name=name,
@@ -180,15 +192,17 @@ def compare(
                 params=space.params(wanted[name]),
                 macs=space.macs(wanted[name]),
                 size_bytes=len(content),
-                passes=None if name == ORIGINAL else recipe.epochs,
+                passes=None if name == ORIGINAL else recipe.epochs - outcome.discarded,
+                discarded_passes=outcome.discarded,
+                lower_rate=outcome.lower_rate,
             )
         )
     apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
     noisy = _noisy(entries)
-    uniform = INHERITED if INHERITED in wanted else UNIFORM
+    other = INHERITED if INHERITED in wanted else UNIFORM
     difference = None
-    if uniform in answered:
-        difference = accuracy_difference(problem, (found, answered[found]), (uniform, answered[uniform]))
+    if other in answered:
+        difference = accuracy_difference(problem, (found, answered[found]), (other, answered[other]))
     return Comparison(tuple(entries), apart, difference, (*notes, noisy) if noisy else tuple(notes))
 
 
@@ -318,15 +332,17 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
     recipe = _recipe(run, problem)
     passes, widths = recipe.epochs, sliced(run, problem).widths
+    own = SliceSummary.read(run.stage("slice"))
     export = run.stage("export")
     kept = Kept(stage.folder, inputs)
     tuned = Tuning.of(run, problem) if inherits(problem) else None
 
-    def tune(widths: Widths, checkpoint: CheckpointFile | None) -> nn.Module:
+    def tune(widths: Widths, checkpoint: CheckpointFile | None) -> FineTuned:
         assert tuned is not None
         return tuned(widths, "fine-tuning the uniform network", passes, checkpoint)
 
-    given = Given(original_network(run, problem), tune if tuned else None)
+    outcome = Outcome(own.discarded_epochs, own.lower_rate)
+    given = Given(original_network(run, problem), tune if tuned else None, outcome)
     found = compare(problem, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)
     notes = [*found.notes]

@@ -26,8 +26,9 @@ from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
+from bcnet.training.task import Task
 from bcnet.width_search.inherit import ITERATIVE, Inherited, Original, inherited
-from bcnet.width_search.scorer import Score, Validation, best_first, loss_of
+from bcnet.width_search.scorer import Score, Validation, best_first, loss_name, loss_of
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def ranked_sources(
     return sorted(sources, key=lambda source: best_first(source.score))
 
 
-def say_best(sources: Sequence[Source]) -> None:
+def say_best(sources: Sequence[Source], task: Task) -> None:
     """Report where the weights come from, and the losses of all that were compared."""
     losses = ", ".join(f"{source.short} {loss_text(loss_of(source.score))}" for source in sources)
-    say(f"the small network begins with {sources[0].name}; losses on the validation images: {losses}")
+    say(f"the small network begins with {sources[0].name}; {loss_name(task)}: {losses}")
 
 
 def _of_supernets(supernets: Sequence[Supernet], widths: Widths, by: Validation) -> Iterator[Source]:

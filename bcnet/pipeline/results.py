@@ -226,7 +226,11 @@ class SearchSummary(StageResult):
 
 
 class SliceSummary(StageResult):
-    """The small network: its widths, where its weights came from, how it was trained, its accuracies."""
+    """The small network: its widths, where its weights came from, how it was trained, its accuracies.
+
+    `epochs` are those of the weights that were kept; `discarded_epochs` made the network worse. `lower_rate`
+    is the learning rate where that of the settings did so.
+    """
 
     stage: Literal["slice"] = "slice"
     folder: str
@@ -239,6 +243,8 @@ class SliceSummary(StageResult):
     supernet: int | None
     side: str | None
     epochs: int
+    discarded_epochs: int = 0
+    lower_rate: float | None = None
     pruning_passes: int = 0
     from_scratch: bool
     distilled: bool = False
@@ -323,7 +329,8 @@ class ComparedNetwork(Values):
 
     Accuracy is the task's metric, where it has another; only a share of images has an interval. `latency` is
     the fastest of the rounds, `rounds_ms` the median of each; `noise` is the relative difference between the
-    slowest and the fastest. `passes` is None for the network as it was given.
+    slowest and the fastest. `passes` are those of the weights that were kept, None for the network as it was
+    given; `discarded_passes` and `lower_rate` as in the result of the slice.
     """
 
     name: str
@@ -338,6 +345,8 @@ class ComparedNetwork(Values):
     macs: int
     size_bytes: int
     passes: int | None
+    discarded_passes: int = 0
+    lower_rate: float | None = None
 
 
 class AccuracyDifference(Values):

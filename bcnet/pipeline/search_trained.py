@@ -35,7 +35,7 @@ from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
-from bcnet.width_search.scorer import Score, best_first, loss_of
+from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
 T = TypeVar("T")
 ORIGINAL = "original"
@@ -222,7 +222,8 @@ def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
         widths = own.candidate.widths
 
         def score(widths: Widths = widths, number: int = number) -> Score:
-            return tuning.scored(tuning(widths, f"trying candidate {number} of {len(entries)}", epochs))
+            what = f"trying candidate {number} of {len(entries)}"
+            return tuning.scored(tuning(widths, what, epochs).network)
 
         found[widths] = scores.kept("fine-tuned", epochs, widths, score)
     ordered = sorted(entries, key=lambda own: best_first(found[own.candidate.widths]))
@@ -253,7 +254,8 @@ def report_losses(proposals: Proposals) -> None:
         best[method] = min(best.get(method, float("inf")), loss_of(candidate.score))
     ordered = sorted(best.items(), key=lambda own: own[1])
     scores = ", ".join(f"{method} {loss_text(loss)}" for method, loss in ordered)
-    say(f"validation loss before fine-tuning, the best network of each method: {scores}")
+    measure = loss_name(proposals.scores.problem.task)
+    say(f"{measure}, before fine-tuning, the best network of each method: {scores}")
 
 
 def report_winner(proposals: Proposals, winner: Timed) -> None:

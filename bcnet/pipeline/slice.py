@@ -6,7 +6,6 @@ The widths are those of the search's winner, or of another point of its front.
 checkpoint.safetensors, from which a killed fine-tuning continues.
 """
 
-import copy
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_map
 from bcnet.data.image_data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
+from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
 from bcnet.pipeline.finished import searched
 from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
@@ -30,7 +30,6 @@ from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.training_precision import announced
-from bcnet.pipeline.tuning import settled
 from bcnet.progress import working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
@@ -60,6 +59,7 @@ class SliceResult:
     accuracy_before: float
     accuracy_after: float
     pruning_passes: int = 0  # that went into these weights before
+    outcome: Outcome = AS_ASKED  # of the fine-tuning, where weights came from the trained network
 
 
 def slice(  # noqa: PLR0913 - each keyword is one independent, documented choice of where weights come from
@@ -86,20 +86,21 @@ def slice(  # noqa: PLR0913 - each keyword is one independent, documented choice
     sources = ranked_sources(supernets, widths, trained, Validation(data, images, recipe.task))
     best = sources[0]
     if trained is not None:
-        say_best(sources)
+        say_best(sources, recipe.task)
     small = with_state(whole.model, whole.space, best.state)
     before = evaluate_network(small, data, data.test, recipe.task).accuracy
     if scratch is not None:
         small = cut(scratch, whole.space, widths)
-    if recipe.epochs:
+    outcome = AS_ASKED
+    if trained is not None and scratch is None:
+        tuned = FineTuning(data, recipe, images, objective)(small, "fine-tuning", checkpoint)
+        small, outcome = tuned.network, tuned.outcome
+    elif recipe.epochs:
         what = "training from scratch" if scratch else "fine-tuning"
-        begun = copy.deepcopy(small)
         fit_network(small, data, recipe, what, objective=objective, checkpoint=checkpoint)
-        if trained is not None and scratch is None:
-            small = settled(small, begun, data, images, recipe)
     with working("counting the small network's accuracy on the test images"):
         after = evaluate_network(small, data, data.test, recipe.task).accuracy
-    return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes)
+    return SliceResult(small, best.name, best.supernet, best.side, before, after, best.passes, outcome)
 
 
 def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
@@ -177,10 +178,12 @@ def run(run: Run, problem: Problem) -> SliceSummary:
         inherited=result.source,
         supernet=None if result.supernet is None else result.supernet + 1,
         side=result.side,
-        epochs=epochs,
+        epochs=epochs - result.outcome.discarded,
+        discarded_epochs=result.outcome.discarded,
+        lower_rate=result.outcome.lower_rate,
         pruning_passes=0 if config.slice.from_scratch else result.pruning_passes,
         from_scratch=config.slice.from_scratch,
-        distilled=objective is not None,
+        distilled=objective is not None and not result.outcome.discarded,
         test_accuracy_before=round(result.accuracy_before, 6),
         test_accuracy_after=round(result.accuracy_after, 6),
         params=problem.space.params(widths),
@@ -193,7 +196,7 @@ def run(run: Run, problem: Problem) -> SliceSummary:
         "widths.json": json_bytes({"widths": groups, **came_from}),
         summary.FILE: json_bytes(summary.to_json()),
     }
-    stage.finish(inputs, files, [checkpoint.path])
+    stage.finish(inputs, files, [checkpoint.path, at_lower_rate(checkpoint.path)])
     return summary
 
 

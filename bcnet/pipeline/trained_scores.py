@@ -30,7 +30,7 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.iterative import IterativeImportance
 from bcnet.training.recipe import Recipe
-from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
+from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_name, loss_of
 
 KEPT = ("by", "number", "widths", "accuracy", "loss")  # of each score in the file
 TABLE_IMAGES = 384  # validation images for the losses of single widths, each compared on the same ones
@@ -170,7 +170,8 @@ class TrainedScores:
             scores[criterion] = self(widths)
         self.criterion = min(CRITERIA, key=lambda own: best_first(scores[own]))
         say(
-            f"channels are ordered by {self.criterion}, the best of {len(CRITERIA)} criteria at {widths}: "
+            f"channels are ordered by {self.criterion}, the best of {len(CRITERIA)} criteria at {widths} by "
+            f"{loss_name(self.problem.task)}: "
             + ", ".join(f"{own} {loss_text(loss_of(score))}" for own, score in scores.items())
         )
 

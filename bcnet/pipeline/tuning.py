@@ -4,14 +4,12 @@ The search's trials, the slice stage and the comparison train alike: weights fro
 loss.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from bcnet.data.image_data import ImageData
-from bcnet.data.kept_batches import KeptBatches
+from bcnet.pipeline.fine_tuning import FineTuned, FineTuning
 from bcnet.pipeline.importance_file import kept_importances
 from bcnet.pipeline.inherit import Source, Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
@@ -21,24 +19,14 @@ from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
 from bcnet.pipeline.training_precision import announced
-from bcnet.plain import loss_text
-from bcnet.progress import say, working
 from bcnet.runs import Run
 from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
-from bcnet.space.recalibration import recalibrated
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import fit_network, seconds_to_fit
+from bcnet.training.loop import seconds_to_fit
 from bcnet.training.recipe import Recipe
-from bcnet.width_search.scorer import (
-    Score,
-    Validation,
-    best_first,
-    evaluate_network,
-    first_images,
-    loss_of,
-)
+from bcnet.width_search.scorer import Score, Validation, evaluate_network
 
 
 def inherits(problem: Problem) -> bool:
@@ -47,9 +35,9 @@ def inherits(problem: Problem) -> bool:
 
 
 def passes_of(run: Run) -> int:
-    """Passes over the training images that the finished slice's network took since it left the original."""
+    """Passes over the training images that the finished slice gave its network, kept or not."""
     found = SliceSummary.read(run.stage("slice"))
-    return found.epochs + found.pruning_passes
+    return found.epochs + found.discarded_epochs + found.pruning_passes
 
 
 @dataclass(frozen=True)
@@ -89,15 +77,14 @@ class Tuning:
 
     def __call__(
         self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None
-    ) -> nn.Module:
-        """The network of these widths, fine-tuned for so many epochs, in eval mode on the CPU."""
+    ) -> FineTuned:
+        """The network of these widths, fine-tuned for so many epochs, unless that makes it worse."""
         problem, config = self.problem, self.problem.config
         recipe = Recipe.of(config, epochs, fine_tuning_rate(problem))
         data, images = problem.data, config.search.recalibration_images
         small = with_state(problem.model, problem.space, self.begins(widths).state)
         if not epochs:
-            return small.eval()
-        begun = copy.deepcopy(small)
+            return FineTuned(small.eval())
         objective = objective_for(problem, self.network, small, recipe)
         recipe = announced(
             self.run,
@@ -107,33 +94,8 @@ class Tuning:
             lambda own: seconds_to_fit(small, data, own, objective),
             begun=checkpoint is not None and checkpoint.path.exists(),
         )
-        fit_network(small, data, recipe, what, objective=objective, checkpoint=checkpoint)
-        return settled(small, begun, data, images, recipe)
+        return FineTuning(data, recipe, images, objective)(small, what, checkpoint)
 
     def scored(self, small: nn.Module) -> Score:
         """A small network's score on the validation images."""
         return evaluate_network(small, self.problem.data, self.problem.data.val, self.problem.task)
-
-
-def settled(trained: nn.Module, begun: nn.Module, data: ImageData, images: int, recipe: Recipe) -> nn.Module:
-    """The better of a fine-tuned network and the one that it was before, by the validation images.
-
-    In eval mode; of the fine-tuned one with both kinds of batch-norm statistics: those of the training are
-    moving averages, which lag behind the weights where the momentum is small and the steps are few; the
-    others are the mean over the first `images` training images, augmented.
-    """
-    found = [trained.eval(), begun.eval()]
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trained.modules()):
-        batches = KeptBatches(data, first_images(data, images), 0, augmented=True)
-        found.append(recalibrated(trained, batches))
-    with working("comparing the network with what it was before"):
-        scores = [evaluate_network(own, data, data.val, recipe.task) for own in found]
-    best = min(range(len(found)), key=lambda place: best_first(scores[place]))
-    if found[best] is begun:
-        before, after = loss_of(scores[best]), min(loss_of(scores[n]) for n in range(len(found)) if n != best)
-        say(
-            f"fine-tuning at a rate of {recipe.learning_rate:g} made the network worse (validation loss "
-            f"{loss_text(before)} before, {loss_text(after)} after): it stays as it was; lower "
-            "slice.learning_rate"
-        )
-    return found[best]

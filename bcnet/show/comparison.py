@@ -34,7 +34,9 @@ def show_comparison(summary: "CompareSummary") -> None:
     put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")
     given = f" (original: {original_as(summary.original)})" if entries[0].passes is None else ""
     passes = f"{summary.passes} pass{'' if summary.passes == 1 else 'es'}"
-    put(f"trained for {passes} over the training images each{given}")
+    kept = "up to " if any(entry.discarded_passes for entry in entries) else ""
+    each = "" if kept else " each"
+    put(f"trained for {kept}{passes} over the training images{each}{given}")
     rounds = len(entries[0].rounds_ms)
     for first, second in summary.not_separable:
         put(f"~ latency not separable in {rounds} rounds: {first} / {second}")

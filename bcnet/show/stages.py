@@ -175,7 +175,11 @@ def _slice(summary: "SliceSummary") -> list[str]:
     else:
         source = summary.inherited or f"{summary.side} side of supernet {summary.supernet}"
         distilled = " with distillation" if summary.distilled else ""
-        trained = f"from {source}, fine-tuned for {_epochs(epochs)}{distilled}"
+        rate = f" at a rate of {summary.lower_rate:g}" if summary.lower_rate is not None else ""
+        trained = f"from {source}, fine-tuned for {_epochs(epochs)}{distilled}{rate}"
+        if summary.discarded_epochs:
+            discarded = _epochs(summary.discarded_epochs)
+            trained = f"from {source}; {discarded} of fine-tuning made it worse and were discarded"
         reached = f"{after} on the test images, {before} before fine-tuning"
     budget = summary.budget_ms
     held = f", budget {milliseconds(budget)} ms" if budget is not None else ""

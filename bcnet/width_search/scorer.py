@@ -54,6 +54,11 @@ def loss_of(score: Score) -> float:
     return score.loss if math.isfinite(score.loss) else math.inf
 
 
+def loss_name(task: Task) -> str:
+    """What the loss of a narrow network that was not trained by itself is (see `score_of`), for messages."""
+    return "validation loss at the best temperature" if task.by_cross_entropy else "validation loss"
+
+
 def best_first(score: Score) -> tuple[float, float]:
     """By what scores are sorted wherever one network is to be chosen: the loss, of equal ones the metric."""
     return loss_of(score), -score.accuracy

@@ -20,6 +20,7 @@ from bcnet.errors import ArtifactError, BudgetError, ConfigError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline import search_ways
 from bcnet.pipeline.alternating import KeptLatencies, MeasureOf, alternating
+from bcnet.pipeline.fine_tuning import settled
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE, kept_importances
 from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.measured import Measured
@@ -29,7 +30,7 @@ from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, propose_front, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
-from bcnet.pipeline.tuning import Tuning, settled
+from bcnet.pipeline.tuning import Tuning
 from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines
