@@ -11,7 +11,7 @@ from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.results import ExportSummary
+from bcnet.pipeline.results import ExportSummary, SearchSummary
 from bcnet.progress import say, working
 from bcnet.runs import MANIFEST, Run, Stage, bytes_digest
 
@@ -33,6 +33,26 @@ def announce_replacement(run: Run, config: Config, stage: str) -> None:
     """Say in which run and for which device a stage begins, and warn of a verified export it affects."""
     say(f"{stage}: {run.folder}, for {target_of(config)}")
     warn_of_verified(run, stage)
+
+
+def say_replaced_search(run: Run, inputs: Mapping[str, str]) -> None:
+    """Say before a search which one of other settings it replaces."""
+    stage, changed = run.stage("search"), "search settings"
+    if not stage.path(MANIFEST).exists():
+        return
+    try:
+        before, found = stage.inputs(), SearchSummary.read(stage)
+    except (OSError, ArtifactError):
+        return
+    if before.get(changed) == inputs[changed]:
+        return
+    if found.budget_share is not None:
+        asked = f" of {found.budget_share:.1%} of the original's latency"
+    elif found.budget_ms is not None:
+        asked = f" of {found.budget_ms:.4g} ms"
+    else:
+        asked = f" of an accuracy of {found.min_accuracy:.4g}" if found.min_accuracy is not None else ""
+    say(f"{stage.folder}: this replaces the search{asked}; keep both with --run NAME")
 
 
 def warn_of_verified(run: Run, stage: str) -> None:

@@ -14,7 +14,7 @@ from bcnet.hw_profiles.target import target_of
 from bcnet.pipeline.alternating import LATENCIES
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
-from bcnet.pipeline.kept import announce_replacement
+from bcnet.pipeline.kept import announce_replacement, say_replaced_search
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
@@ -86,6 +86,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         else:
             limit = _limit_said(budget, lowest, latency.noise)
     announce_replacement(run, config, "search")
+    say_replaced_search(run, asked.inputs)
     try:
         found = find(asked)
     except BudgetError:  # the next search measures again: the machine may have been busy

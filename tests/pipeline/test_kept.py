@@ -12,7 +12,7 @@ from bcnet.cli import main
 from bcnet.commands.in_run import Command, chosen_run
 from bcnet.commands.options import Given
 from bcnet.config import Config, load_config
-from bcnet.pipeline.kept import reuse_supernet
+from bcnet.pipeline.kept import reuse_supernet, say_replaced_search
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
 from bcnet.run_choice import require_configured
@@ -48,6 +48,21 @@ def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
     (run,) = json.loads(capfd.readouterr().out.splitlines()[-1])["runs"]
     assert (run["name"], run["verified"], run["target"]["device"]) == ("default", True, "cpu")
     assert run["latency_ms"] == json.loads((EXPORT / "verify.json").read_text())["measured"]["median_ms"]
+
+
+def test_a_search_of_other_settings_says_which_one_it_replaces(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.named("default")
+    inputs = run.stage("search").inputs()
+    say_replaced_search(run, inputs)
+    say_replaced_search(Run.named("other"), inputs)
+    assert capfd.readouterr().err == ""
+    say_replaced_search(run, {**inputs, "search settings": "others"})
+    assert capfd.readouterr().err == (
+        "runs/default/search: this replaces the search of 75.0% of the original's latency; "
+        "keep both with --run NAME\n"
+    )
 
 
 def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_data(
