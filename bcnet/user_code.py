@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bcnet.errors import FOREIGN, BcnetError, one_line, user_line
+from bcnet.nearest import did_you_mean
 
 
 def import_function(reference: str, error: type[BcnetError]) -> Callable[..., Any]:
@@ -34,7 +35,9 @@ def import_function(reference: str, error: type[BcnetError]) -> Callable[..., An
         raise error(f"'{reference}': importing '{module_name}' failed: {reason}") from cause
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise error(f"'{reference}': module '{module_name}' has no function '{function_name}'")
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        hint = did_you_mean(function_name, known, f"define it in {module_name}, or name another")
+        raise error(f"'{reference}': module '{module_name}' has no function '{function_name}'; {hint}")
     return function  # type: ignore[no-any-return]
 
 

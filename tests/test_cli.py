@@ -419,7 +419,7 @@ def test_a_configuration_that_cannot_be_used_is_explained_in_one_line(
 
 @pytest.mark.parametrize("command", ["train", "build-lut", "search", "slice", "export", "run", "inspect"])
 def test_a_named_configuration_that_is_missing_is_an_error(refused: Refused, command: str) -> None:
-    line = refused(1, command, "--config", "nope.toml")
+    line = refused(2, command, "--config", "nope.toml")
     assert "nope.toml does not exist; create one with `bcnet init`" in line
 
 
@@ -559,7 +559,7 @@ def test_control_characters_of_names_reach_no_terminal(
     assert main(["train"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("bcnet: unknown dataset '\\x1b]0;title\\x07x'")
-    assert main(["train", "--config", "a\x1b[2Jb\nc"]) == 1
+    assert main(["train", "--config", "a\x1b[2Jb\nc"]) == 2
     assert capsys.readouterr().err == ("bcnet: a\\x1b[2Jb\\nc does not exist; create one with `bcnet init`\n")
     show_table(["name"], [["\x1b[31mred\u202e"]])
     assert "\\x1b[31mred\\u202e" in capsys.readouterr().out

@@ -210,7 +210,7 @@ def test_a_wrong_flag_is_wrong_usage_and_does_not_blame_the_file() -> None:
 
 
 def test_a_named_file_that_is_missing_names_the_command_that_writes_one() -> None:
-    with pytest.raises(ConfigError, match=r"nope\.toml does not exist; create one with `bcnet init`"):
+    with pytest.raises(UsageError, match=r"nope\.toml does not exist; create one with `bcnet init`"):
         load_config(Path("nope.toml"))
 
 

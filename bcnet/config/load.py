@@ -48,14 +48,15 @@ def load_config(
     `assigned`, and both by `flags`. Where these name a network or data, `EXAMPLE` does not apply.
 
     `flags` maps a section's name ("" for the top level) to `{key: value}`; values of None are left out.
-    `assigned` is nested like the file. Raises ConfigError for the file, UsageError for the others.
+    `assigned` is nested like the file. Raises ConfigError for the file's content, UsageError
+    for the others, and where `file` does not exist.
     """
     path = file if file is not None else CONFIG_FILE
     values: dict[str, Any] = {}
     if is_there(path):  # a broken link is an error; the defaults are never used then
         values = read_toml(path, ConfigError)
     elif file is not None:
-        raise ConfigError(f"{file} does not exist; create one with `bcnet init`")
+        raise UsageError(f"{file} does not exist; create one with `bcnet init`")
     elif not any("name" in given.get(key, {}) for given in (flags or {}, assigned or {}) for key in EXAMPLE):
         values = {name: dict(keys) for name, keys in EXAMPLE.items()}
     try:

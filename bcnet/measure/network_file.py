@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model
 
 from bcnet.agent.onnxruntime_jobs import TYPES
 from bcnet.errors import NetworkError, UsageError, one_line
+from bcnet.nearest import near_path
 from bcnet.plain import plain, shown
 from bcnet.reading import read_bytes
 from bcnet.runtimes.onnx_batch import with_free_batch
@@ -74,7 +75,9 @@ def read_network(path: Path, shapes: Shapes) -> NetworkFile:
     try:
         content = read_bytes(path, LARGEST)
     except OSError as cause:
-        raise UsageError(f"{path} cannot be read: {cause.strerror or cause}") from None
+        missing = "; " + near_path(path, "give the path of an ONNX file")
+        hint = missing if isinstance(cause, FileNotFoundError) else ""
+        raise UsageError(f"{path} cannot be read: {cause.strerror or cause}{hint}") from None
     except ValueError as cause:
         raise UsageError(f"{path} cannot be read: it is {cause}") from None
     if is_engine(content):
@@ -137,7 +140,9 @@ def _parsed(path: Path, content: bytes) -> ModelProto:
     except Exception:
         proto = ModelProto()
     if not proto.graph.output:
-        raise NetworkError(f"{path} is not an ONNX file")
+        raise NetworkError(
+            f"{path} is not an ONNX file; export the network to one first, e.g. with torch.onnx.export"
+        )
     try:
         load_external_data_for_model(proto, str(path.parent))
     except Exception as cause:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bcnet.errors import ModelError, one_line
+from bcnet.nearest import near_path
 
 # Averaged weights come first: a training that averages weights is evaluated with them.
 AVERAGED = ("model_ema", "ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema")
@@ -46,8 +47,10 @@ def read_checkpoints(path: Path) -> list[Checkpoint]:
     """
     try:
         if not path.is_file():
-            there = "is not a regular file" if path.exists() else "does not exist"
-            raise ModelError(f"model.weights: {path} {there}")
+            if path.exists():
+                raise ModelError(f"model.weights: {path} is not a regular file")
+            hint = near_path(path, "give the path of a file, as seen from the working folder")
+            raise ModelError(f"model.weights: {path} does not exist; {hint}")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as cause:

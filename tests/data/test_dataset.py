@@ -203,7 +203,7 @@ def test_images_are_scaled_by_their_shorter_side_and_cropped() -> None:
 @pytest.mark.parametrize("name", ["gone", "file.txt"])
 def test_a_folder_that_is_not_there_is_named(name: str) -> None:
     Path("file.txt").write_text("no folder", encoding="utf-8")
-    with pytest.raises(DataError, match=rf"imagefolder:{name}: there is no folder {name}"):
+    with pytest.raises(DataError, match=rf"imagefolder:{name}: there is no folder {name}; give the path"):
         load_data(DataConfig(name=f"imagefolder:{name}"), 0)
 
 
@@ -270,7 +270,8 @@ def test_a_users_function_gives_the_images() -> None:
             "nowhere_to_be_found:make",
             "No module named 'nowhere_to_be_found'; install it, or run bcnet in its",
         ),
-        ("numbered5:maker", "module 'numbered5' has no function 'maker'"),
+        ("numbered5:numberd", "has no function 'numberd'; did you mean 'numbered'?"),
+        ("numbered5:other", "module 'numbered5' has no function 'other'; define it in numbered5, or"),
         ("numbered5:__name__", "module 'numbered5' has no function '__name__'"),
         (":make", "':make' is not of the form package.module:function"),
     ],

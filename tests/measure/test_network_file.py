@@ -154,14 +154,17 @@ def test_external_data_becomes_part_of_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no ONNX file", b"\x08\x07\x12\x04made"])
 def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(content)
-    with pytest.raises(NetworkError, match=r"a.onnx is not an ONNX file$"):
+    with pytest.raises(NetworkError, match=r"a.onnx is not an ONNX file; export the network to one"):
         read_network(tmp_path / "a.onnx", Shapes())
 
 
 def test_a_folder_and_a_missing_file_are_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: it is a folder, not a file"):
         read_network(tmp_path, Shapes())
-    with pytest.raises(UsageError, match=r"none.onnx cannot be read: No such file or directory"):
+    with pytest.raises(UsageError, match=r"none.onnx cannot be read: No such file or directory; give the pa"):
+        read_network(tmp_path / "none.onnx", Shapes())
+    (tmp_path / "nine.onnx").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"No such file or directory; did you mean 'nine\.onnx'\?"):
         read_network(tmp_path / "none.onnx", Shapes())
 
 

@@ -352,8 +352,11 @@ def test_a_file_that_holds_no_weights_is_named_for_what_it_is(
 def test_a_missing_file_and_a_folder_are_named() -> None:
     with pytest.raises(ModelError, match=r"cannot be read: OSError: .*File name too long"):
         load_weights(network(), Path("w" * 300))
-    with pytest.raises(ModelError, match=r"^model\.weights: w\.pt does not exist$"):
+    with pytest.raises(ModelError, match=r"^model\.weights: w\.pt does not exist; give the path of a file"):
         load_weights(network(), Path("w.pt"))
+    Path("trained.pt").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"traind\.pt does not exist; did you mean 'trained\.pt'\?$"):
+        load_weights(network(), Path("traind.pt"))
     with pytest.raises(ModelError, match=r"^model\.weights: \. is not a regular file$"):
         load_weights(network(), Path("."))
 

@@ -24,6 +24,7 @@ from bcnet.data.pictures import shorter_side
 from bcnet.data.pixels import ImageFiles, ImagesOnDisk
 from bcnet.data.splits import Split, stratified
 from bcnet.errors import DataError
+from bcnet.nearest import near_path
 from bcnet.progress import say
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -96,7 +97,8 @@ def image_folder(path: Path, config: DataConfig, seed: int, *, pixels: bool = Tr
     Without `pixels`, only sizes are read, and each part holds a few blank images.
     """
     if not path.is_dir():
-        raise DataError(f"imagefolder:{path}: there is no folder {path}")
+        hint = near_path(path, "give the path of a folder, as seen from the working folder")
+        raise DataError(f"imagefolder:{path}: there is no folder {path}; {hint}")
     found = Found(path)
     parts, classes = _samples(found)
     # Chosen before they are decoded, so that a part of a large folder costs only that part.
