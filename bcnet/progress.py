@@ -1,5 +1,9 @@
-"""Progress bars and messages, always on stderr, because stdout is for results."""
+"""Progress bars and messages, always on stderr, because stdout is for results.
 
+Without a terminal, as in a log, a plain line says what is going on where nothing else did for a while.
+"""
+
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,16 +13,41 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bcnet.plain import LONGEST, plain
 
 stderr = Console(stderr=True, highlight=False)
+SILENT = 30.0  # seconds without a line
+
+
+class Silence:
+    """How long nothing was printed."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.since = clock()
+
+    @property
+    def long(self) -> bool:
+        """Whether a line is due."""
+        return self.clock() - self.since >= SILENT
+
+    def end(self) -> None:
+        """Something was printed."""
+        self.since = self.clock()
+
+
+silence = Silence()
 
 
 def say(message: str) -> None:
     """Print a message of one line."""
+    silence.end()
     stderr.print(plain(message, LONGEST), markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; yields a function that advances it by one and can show a note."""
+    if not stderr.is_terminal:
+        yield _plain_progress(description, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -26,13 +55,28 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    with Progress(*columns, console=stderr, transient=True) as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(note: str = "") -> None:
             bar.update(task, advance=1, note=note)
 
         yield advance
+
+
+def _plain_progress(description: str, total: int) -> Callable[[str], None]:
+    """The same in lines, for logs."""
+    start, done = silence.clock(), 0
+
+    def advance(note: str = "") -> None:
+        nonlocal done
+        done += 1
+        if silence.long and done < total:
+            left = (silence.clock() - start) / done * (total - done)
+            parts = [f"{done} of {total}", note, f"about {_duration(left)} left"]
+            say(f"{description}: {', '.join(part for part in parts if part)}")
+
+    return advance
 
 
 @contextmanager
@@ -42,10 +86,16 @@ def working(description: str) -> Iterator[None]:
         with stderr.status(description):
             yield
     else:
+        if silence.long:
+            say(description)
         yield
 
 
 def announce(what: str, seconds: float) -> None:
     """Report how long a step will take, if it is more than a minute."""
     if seconds > 60:
-        say(f"{what}: about {seconds / 60:.0f} min" if seconds >= 120 else f"{what}: about {seconds:.0f} s")
+        say(f"{what}: about {_duration(seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -18,6 +18,7 @@ from remembered import remembered
 from sshd import PYTHON, Sshd
 
 from bcnet.cli import main
+from bcnet.progress import silence
 
 # Read when torch is first imported, here and in child processes: on busy cores, threads that wait for each
 # other make these tests several times slower.
@@ -110,6 +111,12 @@ def has_gpu() -> bool:
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove working folders that a test made importable from the import path after it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_silent_before() -> None:
+    """Lines that are due after a silence do not count the time of other tests."""
+    silence.end()
 
 
 @pytest.fixture

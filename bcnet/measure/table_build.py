@@ -28,6 +28,7 @@ from bcnet.space.width_space import Widths
 NOISY = 0.025  # a row with a larger spread is measured again
 PASSES = 2
 EXTRA_PASSES = 2
+TIMED = 4  # visits after which the duration of a build is announced: the first network also loads the runtime
 ATTEMPTS = 2  # to measure everything: once more where whole networks differed by too much
 
 
@@ -62,7 +63,7 @@ class TableBuild:
         self._runtime = runtime_of(profile)
         self._networks = list(plan.networks)  # and those that show what a network that failed has hidden
         self._errors: dict[Widths, str] = {}
-        self._full_ms, self._runs = 0.0, 0
+        self._full_ms, self._runs, self._announced = 0.0, 0, False
         self._keeping = threading.Lock()  # visits are made on several devices at once
         # What failed before the build was stopped is tried again: it may have been the memory.
         self._kept = {
@@ -88,15 +89,13 @@ class TableBuild:
         self.readings.append(self._runtime.probe())
 
     def _prepare(self) -> None:
-        """Load the runtime, choose the runs of a profile, and announce how long the build will take."""
-        start, count, done = time.perf_counter(), len(self.plan.networks), len(self.journal.entries)
-        if count:
+        """Load the runtime, and choose the runs of a profile."""
+        done = len(self.journal.entries)
+        if self.plan.networks:
             self._full_ms = self._first_that_runs([self.graph.space.largest(), *self.plan.networks])
             self._runs = int(np.clip(round(100 / self._full_ms), 12, 60))
-        each = time.perf_counter() - start + self._full_ms * (self._runs - 5) / 1000
         if done:
             say(f"continuing a build that was stopped: {done} measurements of networks are kept")
-        announce(f"measuring {count} networks", each * max(count * PASSES - done, 0))
 
     def _first_that_runs(self, networks: Sequence[Widths]) -> float:
         """The latency in ms of the first network that the runtime can run; the largest one, as a rule.
@@ -132,10 +131,16 @@ class TableBuild:
     ) -> None:
         """Visit all of these once, in random order."""
         order = [(widths, False) for widths in networks] + [(widths, True) for widths in subnets]
+        start, kept = time.perf_counter(), len(self.journal.entries)
         with progress_bar(f"measuring, pass {number + 1}", len(order)) as advance:
             visits = [partial(self._visit, number, *order[index]) for index in rng.permutation(len(order))]
             for _ in at_once(self._runtime.workers, visits):
                 advance("")
+                entries = len(self.journal.entries)
+                if not self._announced and entries - kept >= TIMED:
+                    self._announced = True
+                    each = (time.perf_counter() - start) / (entries - kept)
+                    announce(f"measuring {len(order)} networks", each * (PASSES * len(order) - entries))
 
     def _visit(self, number: int, widths: Widths, whole: bool = False) -> None:
         """One network in one pass, measured now or kept in the journal."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.journal import Entry, Journal, alone
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.measure import table_build
 from bcnet.measure.network_latency import setting_of
 from bcnet.measure.pool import at_once
 from bcnet.models.digits import digits
@@ -86,6 +88,27 @@ def test_a_build_that_is_stopped_continues_where_it_was(
     assert report.measured == len(table.rows)
     assert LatencyTable.load(path) == table
     assert [entry.name for entry in path.parent.iterdir()] == ["cpu.json"]
+
+
+def test_the_duration_that_is_announced_does_not_count_the_loading_of_the_runtime(
+    graph: OnnxSupernet, before_each: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, profiled = 0.0, 0
+
+    def take(count: int, model: bytes) -> None:
+        nonlocal clock, profiled
+        clock += 20.0 if count else 1000.0
+        profiled = count
+
+    announced: list[tuple[str, float, int]] = []
+    before_each(take)
+    monkeypatch.setattr(table_build, "time", SimpleNamespace(perf_counter=lambda: clock))
+    monkeypatch.setattr(table_build, "announce", lambda what, s: announced.append((what, s, profiled)))
+    build_lut(graph, QUICK, LatencyTable("cpu"))
+    ((what, seconds, networks),) = announced  # after four visits; those of whole subnets take no time here
+    visits = 2 * int(what.removeprefix("measuring ").removesuffix(" networks"))
+    assert 0 < networks <= 4
+    assert seconds == pytest.approx(20.0 * networks / 4 * (visits - 4))
 
 
 def test_a_journal_keeps_lines_as_they_were_written_and_forgets_all_from_a_change_on(
