@@ -50,13 +50,13 @@ class CheckReport:
     @property
     def headline(self) -> str:
         """The findings and the verdict in one line."""
-        verdict, everything = self.verdict, self.verdict.everything
+        verdict, everything, total = self.verdict, self.verdict.everything, self.verdict.total
         findings = f"incomplete: {'; '.join(self.findings)}; times: " if self.findings else ""
         if self.recorded:
             findings = f"replayed from {self.recorded}, not measured now: {findings}"
         return (
             f"{findings}{verdict.status}: {verdict.reason} (all {self.rows} rows {everything.change:+.1%}, "
-            f"95 % interval {everything.low:+.1%} to {everything.high:+.1%})"
+            f"95 % interval {everything.low:+.1%} to {everything.high:+.1%}; total time {total.change:+.1%})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def junit(report: CheckReport) -> bytes:
 
     case("every row is there", failure="; ".join(report.findings), kind="incomplete")
     unsure = report.headline if report.exit_code == 4 else ""
-    slower = {change.name: change for change in verdict.slower} if verdict.status == "slower" else {}
+    slower = {change.name: change for change in _slower(verdict)}
     case("all rows together", failure=report.headline if verdict.status == "slower" else "", skipped=unsure)
     kinds = {kind.name: kind for kind in verdict.kinds}
     for name in kinds:
@@ -116,9 +116,15 @@ def annotations(report: CheckReport) -> list[str]:
     level = {0: "notice", 3: "error", 4: "warning"}[code]
     lines = [line("error", finding) for finding in report.findings]
     lines.append(line(level, report.headline))
-    if verdict.status == "slower":
-        lines += [line("error", sentence(change)) for change in verdict.slower[:WORST]]
+    lines += [line("error", sentence(change)) for change in _slower(verdict)[:WORST]]
     return lines
+
+
+def _slower(verdict: Verdict) -> tuple[Change, ...]:
+    """What is slower besides all rows together, if the verdict is that: a part of the rows, kinds, layers."""
+    if verdict.status != "slower":
+        return ()
+    return (*((verdict.part,) if verdict.part else ()), *verdict.slower)
 
 
 def sentence(change: Change) -> str:

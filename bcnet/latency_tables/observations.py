@@ -38,6 +38,11 @@ class Observation:
         return self.layer.kind + (f" ({self.setting})" if self.setting else "")
 
     @property
+    def group(self) -> str:
+        """The kind of its layer and its stride: rows that scatter alike."""
+        return self.kind + self.layer.strided
+
+    @property
     def name(self) -> str:
         """Its layer, for messages."""
         return str(self.layer) + (f" ({self.setting})" if self.setting else "")
@@ -57,7 +62,7 @@ def standard_errors(
     then_ms: np.ndarray,
     now_ms: np.ndarray,
     change: np.ndarray,
-    kinds: np.ndarray,
+    groups: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """Standard errors of the rows' changes, and of the scatter of the rounds that all rows share."""
     rounds = max(len(values) for o in observations for values in o.now_ms)
@@ -82,9 +87,9 @@ def standard_errors(
     ticks = TICK_MS / math.sqrt(12) * np.hypot(1 / then_ms, 1 / now_ms)
     nominal = np.sqrt(np.array(own) ** 2 + then_error**2 + ticks**2 + 0.01**2)
     centres = {
-        name: weighted_median(change[kinds == name], nominal[kinds == name] ** -2.0) for name in set(kinds)
+        name: weighted_median(change[groups == name], nominal[groups == name] ** -2.0) for name in set(groups)
     }
-    residual = np.abs(change - np.array([centres[name] for name in kinds])) / nominal
+    residual = np.abs(change - np.array([centres[name] for name in groups])) / nominal
     factor = max(1.0, MAD * float(np.median(residual)))
     common = QUARTILE * MAD * float(np.median(np.abs(shared))) / math.sqrt(rounds)
     return nominal * factor, common

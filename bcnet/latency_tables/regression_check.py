@@ -5,6 +5,7 @@ Out: a verdict. Pure statistics on log ratios, without any measuring or reading 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ from bcnet.latency_tables.observations import (
 Status = Literal["ok", "slower", "machine differs", "inconclusive"]
 EXIT_CODES: dict[Status, int] = {"ok": 0, "slower": 3, "machine differs": 4, "inconclusive": 4}
 
-# The accepted rate of false alarms, for each of: all rows, kinds of layers, single rows.
+# The accepted rate of false alarms, for each of: all rows, their total time, kinds of layers, a part of the
+# rows, single rows.
 ALPHA = 0.005
 MOVED = 0.05  # below this probability, the machine has changed
 LIKELY = 0.2  # above this corrected probability, a slowdown is not reported
@@ -34,6 +36,8 @@ LIKELY = 0.2  # above this corrected probability, a slowdown is not reported
 DRIFT = 0.02
 MOST_SECONDS = 3600
 DEGREES = 5  # degrees of freedom of Student's t for single rows: their errors have heavy tails
+BEYOND = 2.0  # standard errors beyond the allowed change from which a row counts for a part of the rows
+TOGETHER = 5  # this many rows count as one there: rows of one network share what disturbed it
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,20 @@ class Change:
 class Verdict:
     """The result of a check. `slower` and `faster` list kinds of layers, then single layers, largest first.
 
-    `everything` is the change of all rows together, `probe` that of the reference microbenchmark,
-    `detectable` the smallest slowdown of all rows that such a check detects in 95 % of cases, `relative` the
-    kinds that changed relative to the other rows. `seconds_needed` is None unless measuring longer would
-    help.
+    `everything` is the median change of all rows, `total` that of their total time, `probe` that of the
+    reference microbenchmark, `detectable` the smallest slowdown of all rows that such a check detects in 95 %
+    of cases, `relative` the kinds that changed relative to the other rows. `part` are rows that are slower
+    together where neither all rows nor a kind is; None if there are no such rows. `seconds_needed` is None
+    unless measuring longer would help.
     """
 
     status: Status
     reason: str
     max_slowdown: float
     everything: Change
+    total: Change
     kinds: tuple[Change, ...]
+    part: Change | None
     slower: tuple[Change, ...]
     faster: tuple[Change, ...]
     relative: tuple[Change, ...]
@@ -98,14 +105,21 @@ def verdict_on(
     passes would be lower on a busy machine, where other work only adds time. Its standard error combines the
     scatter of the rounds around the change that all rows share in a round, the row's own spread then, the
     resolution of whole microseconds, and a factor, common to all rows, by which the rows scatter around their
-    kind more than these account for. The changes of all rows and of each kind are weighted medians of d_i.
-    Their errors also include what affects all rows alike: the common scatter of the rounds, the drift between
-    sessions (`DRIFT`) and the error of the reference microbenchmark.
+    kind and stride more than these account for. The changes of all rows and of each kind are weighted medians
+    of d_i. Their errors also include what affects all rows alike: the common scatter of the rounds, the drift
+    between sessions (`DRIFT`) and the error of the reference microbenchmark.
+
+    A median does not see a slowdown of less than half of its rows. The total time, log(sum of now /
+    sum of then), is therefore tested as well; its error is that of a ratio of sums,
+    sqrt(sum of (share_i * max(error_i, |d_i - log ratio|))^2), with the same errors common to all rows.
+    And so is a part of the rows: the numbers of rows that are beyond the allowed slowdown, and beyond as much
+    in the other direction, by two standard errors; without a change, noise makes both equal.
 
     The test is whether d exceeds log(1 + max_slowdown) significantly, after the change that the machine
     explains is subtracted: clock + sensitivity * (memory - clock), with the log changes of the two parts of
     the reference microbenchmark; the three `SENSITIVITY_...` also give the sensitivity's uncertainty. Kinds
-    are also tested against all other rows; the smaller of the two p-values counts, doubled (Bonferroni).
+    are also tested against all other rows; the smaller of the two p-values counts, doubled
+    (Bonferroni).
     Holm's correction is applied over kinds, and over rows; single rows use Student's t. The machine differs
     if a part's change, times the sensitivity of all rows, significantly exceeds max_slowdown, or if
     `other_machine` gives a reason. The check is inconclusive if it would miss a slowdown of four times
@@ -119,13 +133,19 @@ def verdict_on(
     centre, uncertain, explained = sample.together
     p_all = float(norm.sf((centre - explained - sample.allowed) / uncertain))
     everything = sample.described("all rows", sample.every, centre, uncertain, p_all)
+    ratio, error, _ = sample.summed(sample.every, SENSITIVITY_ALL)
+    p_total = float(norm.sf((ratio - explained - sample.allowed) / error))
+    total = sample.described("total time", sample.every, ratio, error, p_total)
     kinds = sample.kinds_tested(1)
+    explains_all = everything.p < ALPHA or any(kind.p < ALPHA for kind in kinds)
+    part = None if explains_all else sample.part_tested()
     slower = (*_worst_first(kinds), *_worst_first(sample.rows_tested(1)))
     faster = (*_worst_first(sample.kinds_tested(-1)), *_worst_first(sample.rows_tested(-1)))
     beyond = float(norm.isf(ALPHA)) + float(norm.isf(0.05))
     detectable = math.expm1(sample.allowed + explained + beyond * uncertain)
     parts = _probe_changes(sample.machine, sample.allowed)
-    status, reason = _decision(everything, kinds, slower, parts, detectable, max_slowdown)
+    together = (everything, total) if part is None else (everything, part, total)
+    status, reason = _decision(together, kinds, slower, parts, detectable, max_slowdown)
     if other_machine:
         status, reason = "machine differs", other_machine
     needed = None
@@ -144,7 +164,9 @@ def verdict_on(
         reason=reason,
         max_slowdown=max_slowdown,
         everything=everything,
+        total=total,
         kinds=kinds,
+        part=part,
         slower=slower,
         faster=faster,
         relative=tuple(each for each in sample.kinds_against_others() if each.p < ALPHA),
@@ -163,6 +185,7 @@ class _Sample:
 
     names: Sequence[str]
     kinds: np.ndarray
+    groups: np.ndarray
     then_ms: np.ndarray
     now_ms: np.ndarray
     change: np.ndarray
@@ -177,10 +200,11 @@ class _Sample:
         now_ms = np.array([time_now(o) for o in observations])
         change = np.log(now_ms / then_ms)
         kinds = np.array([o.kind for o in observations], object)
-        error, shared = standard_errors(observations, then_ms, now_ms, change, kinds)
+        groups = np.array([o.group for o in observations], object)
+        error, shared = standard_errors(observations, then_ms, now_ms, change, groups)
         names = [o.name for o in observations]
         drift = math.hypot(DRIFT, shared)
-        return cls(names, kinds, then_ms, now_ms, change, error, drift, machine, allowed)
+        return cls(names, kinds, groups, then_ms, now_ms, change, error, drift, machine, allowed)
 
     @property
     def every(self) -> np.ndarray:
@@ -200,6 +224,15 @@ class _Sample:
         own = MEDIAN / math.sqrt(float(weights.sum()))
         explained, explained_error = self.machine.explains(sensitivity)
         return centre, math.sqrt(own**2 + self.drift**2 + explained_error**2), explained
+
+    def summed(self, chosen: np.ndarray, sensitivity: tuple[float, float]) -> tuple[float, float, float]:
+        """The same for the total time of the chosen rows."""
+        now = self.now_ms[chosen]
+        ratio = math.log(float(now.sum()) / float(self.then_ms[chosen].sum()))
+        scatter = np.maximum(self.error[chosen], np.abs(self.change[chosen] - ratio))
+        own = float(np.linalg.norm(now / now.sum() * scatter))
+        explained, explained_error = self.machine.explains(sensitivity)
+        return ratio, math.sqrt(own**2 + self.drift**2 + explained_error**2), explained
 
     @cached_property
     def together(self) -> tuple[float, float, float]:
@@ -258,6 +291,22 @@ class _Sample:
             for name, value in zip(self.members, holm(p), strict=True)
         )
 
+    def part_tested(self) -> Change | None:
+        """The rows that are clearly slower, if they are significantly more than those that are faster."""
+        explained, error = self.single
+        slower, faster = (
+            sign * (self.change - explained) - self.allowed > BEYOND * error for sign in (1, -1)
+        )
+        count, opposite = int(slower.sum()), int(faster.sum())
+        p = float(norm.sf((count - opposite) / math.sqrt(TOGETHER * max(count + opposite, 1))))
+        if p >= ALPHA:
+            return None
+        ratio, uncertain, _ = self.summed(slower, SENSITIVITY_ALL)
+        name = f"{count} of {len(slower)} rows"
+        ((group, own),) = Counter(self.groups[slower]).most_common(1)
+        name += f" (mostly {group})" if own >= 0.9 * count else ""
+        return self.described(name, slower, ratio, uncertain, p)
+
     def kinds_against_others(self) -> tuple[Change, ...]:
         """All kinds with their change relative to all other rows, tested in both directions."""
         p = [
@@ -269,12 +318,17 @@ class _Sample:
             for name, value in zip(self.against, holm(p), strict=True)
         )
 
-    def rows_tested(self, sign: int) -> list[Change]:
-        """Single rows that are significantly slower (1) or faster (-1), by Student's t."""
+    @cached_property
+    def single(self) -> tuple[np.ndarray, np.ndarray]:
+        """The changes (N,) of single rows that the machine explains, and their standard errors (N,)."""
         explained, explained_error = np.array(
             [self.machine.explains(sensitivity_of(kind)) for kind in self.kinds]
         ).T
-        error = np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
+        return explained, np.sqrt(self.error**2 + self.drift**2 + explained_error**2)
+
+    def rows_tested(self, sign: int) -> list[Change]:
+        """Single rows that are significantly slower (1) or faster (-1), by Student's t."""
+        explained, error = self.single
         p = holm(t.sf((sign * (self.change - explained) - self.allowed) / error, DEGREES).tolist())
         return [
             self.described(self.names[i], np.arange(len(p)) == i, self.change[i], error[i], value)
@@ -289,24 +343,26 @@ def _worst_first(changes: Sequence[Change]) -> list[Change]:
 
 
 def _decision(
-    everything: Change,
+    together: tuple[Change, ...],
     kinds: tuple[Change, ...],
     slower: tuple[Change, ...],
     probe: tuple[Change, ...],
     detectable: float,
     max_slowdown: float,
 ) -> tuple[Status, str]:
-    """The verdict and its reason."""
+    """The verdict and its reason; `together` are all rows, a part of them, and the total time."""
+    *parts, total = together
+    everything = parts[0]
     moved = [f"{part.name} {part.change:+.0%}" for part in probe if part.p < MOVED]
     if moved:
         return "machine differs", f"the reference microbenchmark changed: {', '.join(moved)}"
-    clear = [everything] if everything.p < ALPHA else list(slower)
+    clear = [each for each in (*parts, *slower, total) if each.p < ALPHA]
     if clear:
-        verb = "are" if clear[0] is everything else "is"
+        verb = "are" if clear[0] in parts else "is"
         return "slower", (
             f"{clear[0].name} {verb} slower by {clear[0].change:.1%}; the maximum is {max_slowdown:.1%}"
         )
-    likely = [each for each in (everything, *kinds) if each.p < LIKELY and each.change > max_slowdown]
+    likely = [each for each in (*together, *kinds) if each.p < LIKELY and each.change > max_slowdown]
     if likely:
         return "inconclusive", f"{likely[0].name}: {likely[0].change:+.1%}, which may be noise"
     if detectable > 4 * max_slowdown:

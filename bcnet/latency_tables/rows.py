@@ -58,9 +58,13 @@ class LayerSpec:
     def __str__(self) -> str:
         """For messages: kind, channels, fused operators, the input's size."""
         follows = f"{' + Add' if self.add else ''}{f' + {self.activation}' if self.activation else ''}"
-        stride = f" stride {'x'.join(map(str, self.stride))}" if any(step > 1 for step in self.stride) else ""
         channels = f"{self.in_channels}->{self.out_channels}"
-        return f"{self.kind} {channels}{follows} at {self.in_height}x{self.in_width}{stride}"
+        return f"{self.kind} {channels}{follows} at {self.in_height}x{self.in_width}{self.strided}"
+
+    @property
+    def strided(self) -> str:
+        """Its stride, for messages; empty for a stride of 1."""
+        return f" stride {'x'.join(map(str, self.stride))}" if any(step > 1 for step in self.stride) else ""
 
     @property
     def kind(self) -> str:

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
 def show_check(report: "CheckReport") -> None:
     """Print the verdict on a latency table in one line, then the evidence and the worst changes."""
     from bcnet.latency_tables.check_report import WORST
+    from bcnet.latency_tables.regression_check import ALPHA
 
     verdict = report.verdict
     put(f"{report.table}: {report.headline}")
-    changes = [verdict.everything, *verdict.kinds]
+    changes = [verdict.everything, verdict.total, *([verdict.part] if verdict.part else []), *verdict.kinds]
     names = {change.name for change in changes}
     slower = [change for change in verdict.slower if change.name not in names]
     faster = [change for change in verdict.faster if change.name not in names]
     marks = {change.name: "slower" for change in verdict.slower}
     marks |= {change.name: "faster" for change in verdict.faster}
+    marks |= {each.name: "slower" for each in (verdict.everything, verdict.total) if each.p < ALPHA}
+    marks |= {verdict.part.name: "slower"} if verdict.part else {}
     show_table(
         ["layers", "rows", "then ms", "now ms", "change", "95 % interval", "verdict"],
         [
@@ -35,6 +38,7 @@ def show_check(report: "CheckReport") -> None:
             for change in (*changes, *slower[:WORST], *faster[:WORST])
         ],
     )
+    put("changes are weighted medians over rows; that of the total time is the ratio of the sums")
     for change in verdict.relative:
         put(f"against all other rows, {change.name}: {change.change:+.1%}")
     if len(slower) > WORST or len(faster) > WORST:
