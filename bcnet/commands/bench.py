@@ -21,6 +21,7 @@ from bcnet.commands.options import (
 )
 from bcnet.config import TrainConfig
 from bcnet.errors import UsageError
+from bcnet.nearest import near_path
 
 TRAIN = TrainConfig.model_fields
 bench_app = typer.Typer(
@@ -104,6 +105,8 @@ def channel_bench_macro(
     _one_of("--space", space, MAXIMA)
     _one_of("--step", step, STEPS)
     target = Run.named(checked_name(run or "channel-bench-macro"), config)
+    if not table.exists():
+        raise UsageError(f"--table: {table} does not exist; {near_path(table, 'give the path of that file')}")
     known = BenchTable.load(table, space)
     size = PRESETS[preset]
     others = len(known) - (sample or size.sample)

@@ -9,6 +9,7 @@ import typer
 from bcnet.commands.in_run import Command, checking, chosen_run, refuse_unverified, show
 from bcnet.commands.options import Given, Json, RunName, with_settings
 from bcnet.errors import UsageError
+from bcnet.nearest import near_path
 from bcnet.traits import RUNTIMES
 
 
@@ -90,6 +91,9 @@ def verify(
     from bcnet.pipeline import verify_engine as stage
     from bcnet.run_choice import run_holding
 
+    if not engine.exists():
+        hint = near_path(engine, "give the path of an engine, e.g. runs/NAME/export/model.engine")
+        raise UsageError(f"--engine: {engine} does not exist; {hint}")
     facts = stage.facts_beside(engine)
     given = given.with_flags("", device=facts.device, batch=facts.batches[0], precision=facts.precision)
     command = Command("verify", given, run or run_holding(engine), as_json)
