@@ -80,8 +80,23 @@ def compare_tables(
         rows=len(observations),
         unchecked=len(head.rows) - len(observations),
         findings=tuple(findings),
-        notes=(*([f"{len(added)} rows are new"] if added else ()), *_versions(head, base, now, then)),
+        notes=(
+            *edited_by_hand(base, then, names[1]),
+            *edited_by_hand(head, now, names[0]),
+            *([f"{len(added)} rows are new"] if added else ()),
+            *_versions(head, base, now, then),
+        ),
     )
+
+
+def edited_by_hand(table: LatencyTable, rows: Iterable[Row], name: str) -> list[str]:
+    """A note for each session of these rows with edits that were accepted."""
+    sessions = [table.sessions[number] for number in sorted({row.session for row in rows})]
+    return [
+        f"{name} was edited: {session.provenance['edited']}"
+        for session in sessions
+        if "edited" in session.provenance
+    ]
 
 
 def refuse_estimates(table: LatencyTable, rows: Iterable[Row], name: str) -> None:

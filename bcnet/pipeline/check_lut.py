@@ -12,7 +12,13 @@ import numpy as np
 
 from bcnet.errors import CheckFailed, NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
-from bcnet.latency_tables.against import other_machine, probed_then, processors, refuse_estimates
+from bcnet.latency_tables.against import (
+    edited_by_hand,
+    other_machine,
+    probed_then,
+    processors,
+    refuse_estimates,
+)
 from bcnet.latency_tables.check_report import CheckReport
 from bcnet.latency_tables.machine import Probed
 from bcnet.latency_tables.observations import TICK_MS, Observation
@@ -107,11 +113,14 @@ def check_lut(
             f"the runtime fails on a network that it ran when the table was measured: {error}"
             for error in sorted(set(errors))
         ),
-        notes=tuple(
-            f"{key}: {value} then, {fingerprint[key]} now"
-            for number in sorted({row.session for row in compared})
-            for key, value in table.sessions[number].provenance.items()
-            if key in fingerprint and fingerprint[key] != value
+        notes=(
+            *edited_by_hand(table, compared, name),
+            *(
+                f"{key}: {value} then, {fingerprint[key]} now"
+                for number in sorted({row.session for row in compared})
+                for key, value in table.sessions[number].provenance.items()
+                if key in fingerprint and fingerprint[key] != value
+            ),
         ),
         networks=len(networks) - len(errors),
         rounds=rounds,

@@ -330,6 +330,21 @@ def report_of(slowdown: float) -> CheckReport:
     )
 
 
+def test_edits_that_were_accepted_are_noted() -> None:
+    edited = {
+        "runtime": "onnxruntime",
+        "processor": "this one",
+        "edited": "3 rows by hand, accepted 2026-11-29",
+    }
+    found = compare_tables(
+        table_of(LAYERS, provenance=edited), table_of(LAYERS), names=("cpu.json", "base.json")
+    )
+    assert found.notes == ("cpu.json was edited: 3 rows by hand, accepted 2026-11-29",)
+    suite = ElementTree.fromstring(junit(found))[0]
+    assert suite.findtext("system-out") == found.notes[0]
+    assert suite.get("tests") == "5"
+
+
 def test_junit_has_a_test_for_each_kind_and_counts_what_failed() -> None:
     suite = ElementTree.fromstring(junit(report_of(1.3)))[0]
     names = [case.get("name") for case in suite]
