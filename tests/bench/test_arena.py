@@ -20,6 +20,7 @@ from bcnet.bench.outside_job import Failed, NotInstalled, package
 from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.errors import UsageError
+from bcnet.pipeline import fine_tuning
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.registry import auto_methods
 from bcnet.sealed import unseal_tensors
@@ -97,7 +98,7 @@ def test_a_finished_arena_neither_trains_nor_measures_again(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = report()
-    monkeypatch.setattr(arena, "fit_network", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(fine_tuning, "fit_network", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(arena, "measured_alternately", lambda *_: pytest.fail("measured again"))
     assert main([*COMMAND, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == before
@@ -107,7 +108,7 @@ def test_measuring_again_trains_nothing_and_replaces_the_latencies(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = report()
-    monkeypatch.setattr(arena, "fit_network", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(fine_tuning, "fit_network", lambda *_, **__: pytest.fail("trained again"))
     assert main([*COMMAND, "--measure"]) == 0
     assert report()["cells"] == before["cells"]
     assert report()["rounds_ms"].keys() == before["rounds_ms"].keys()
