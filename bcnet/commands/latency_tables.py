@@ -20,7 +20,7 @@ from bcnet.commands.options import (
     help_without_command,
     with_settings,
 )
-from bcnet.errors import UsageError
+from bcnet.errors import BcnetError, TableError, UsageError
 from bcnet.plain import plain
 from bcnet.show import show_check
 
@@ -99,30 +99,44 @@ def check_lut(
     if against is not None and any(given.names(key) for key in TARGET if key != "device"):
         raise UsageError("--against compares all settings that both tables have; leave out the setting")
     settings = given.config()
-    with redirect_stdout(sys.stderr):
-        if against is not None:
-            from bcnet.hw_profiles import load_profile
-            from bcnet.latency_tables.against import compare_tables
-            from bcnet.latency_tables.table import LatencyTable
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    try:
+        with redirect_stdout(sys.stderr):
+            if against is not None:
+                from bcnet.hw_profiles import load_profile
+                from bcnet.latency_tables.against import compare_tables
+                from bcnet.latency_tables.table import LatencyTable
 
-            path = table or Path("latency_tables", f"{load_profile(settings.device).name}.json")
-            report = compare_tables(
-                LatencyTable.load(path),
-                LatencyTable.load(against),
-                max_slowdown=allowed,
-                names=(str(path), str(against)),
-            )
-        else:
-            from bcnet.pipeline import check_lut as stage
-            from bcnet.pipeline.open_problem import open_problem
-            from bcnet.run_choice import require_configured
+                if not against.exists():
+                    raise TableError(
+                        f"{against} is missing; give the older table, e.g. "
+                        "`git show main:latency_tables/cpu.json > base.json`"
+                    )
+                path = table or Path("latency_tables", f"{load_profile(settings.device).name}.json")
+                report = compare_tables(
+                    LatencyTable.load(path),
+                    LatencyTable.load(against),
+                    max_slowdown=allowed,
+                    names=(str(path), str(against)),
+                )
+            else:
+                from bcnet.pipeline import check_lut as stage
+                from bcnet.pipeline.open_problem import open_problem
+                from bcnet.run_choice import require_configured
 
-            require_configured("check-lut", given.file, None, settings)
-            problem = open_problem(settings)
-            report = stage.run(problem, table, stage.CheckSettings(rows, seconds, allowed))
+                require_configured("check-lut", given.file, None, settings)
+                problem = open_problem(settings)
+                report = stage.run(problem, table, stage.CheckSettings(rows, seconds, allowed))
+    except BcnetError as cause:
+        # A report of an earlier check must not stand for this one.
+        if junit is not None:
+            write_file(junit, check_report.junit_error(str(cause)))
+        if on_github:
+            print(check_report.annotation("error", str(cause)), file=sys.stderr)
+        raise
     if junit is not None:
         write_file(junit, check_report.junit(report))
-    if os.environ.get("GITHUB_ACTIONS") == "true":
+    if on_github:
         print("\n".join(check_report.annotations(report)), file=sys.stderr)
     if as_json:
         print(json.dumps(report.to_json()))

@@ -105,6 +105,23 @@ def junit(report: CheckReport) -> bytes:
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
+def junit_error(message: str) -> bytes:
+    """JUnit XML of a check that could not be made: one test case with that error."""
+    root = ElementTree.Element("testsuites")
+    suite = ElementTree.SubElement(
+        root, "testsuite", name="bcnet check-lut", tests="1", errors="1", failures="0", skipped="0"
+    )
+    test = ElementTree.SubElement(suite, "testcase", classname="latency_tables", name="the check is made")
+    ElementTree.SubElement(test, "error", message=plain(message, LONGEST), type="error")
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+
+def annotation(level: str, text: str) -> str:
+    """A line that GitHub Actions shows as an annotation of the job."""
+    return f"::{level} title=bcnet check-lut::{plain(text, LONGEST).replace('%', '%25')}"
+
+
 def annotations(report: CheckReport) -> list[str]:
     """Lines that GitHub Actions shows as annotations of the table's file: errors, warnings, or one notice."""
     verdict = report.verdict

@@ -387,4 +387,12 @@ def test_the_command_compares_two_files_and_its_exit_code_is_the_verdict(
     assert "Conv 3x3 depthwise" in capfd.readouterr().out
     assert main(["check-lut", "--against", "base.json", "--max-slowdown", "50%"]) == 0
     assert main(["check-lut", "--against", "base.json", "--max-slowdown", "5"]) == 2
-    assert main(["check-lut", "--against", "missing.json"]) == 1
+    capfd.readouterr()
+    assert main(["check-lut", "--against", "missing.json", "--junit", "out/junit.xml"]) == 1
+    err = capfd.readouterr().err
+    assert "::error title=bcnet check-lut::missing.json is missing; give the older table, e.g." in err
+    (suite,) = ElementTree.parse("out/junit.xml").getroot()
+    assert (suite.get("errors"), suite.get("tests")) == ("1", "1")
+    error = suite.find("testcase/error")
+    assert error is not None
+    assert error.get("message", "").startswith("missing.json is missing; give the older table")
