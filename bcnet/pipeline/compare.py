@@ -193,7 +193,7 @@ def compare(
                 macs=space.macs(wanted[name]),
                 size_bytes=len(content),
                 passes=None if name == ORIGINAL else recipe.epochs - outcome.discarded,
-                discarded_passes=outcome.discarded,
+                discarded_passes=outcome.discarded or None,
                 lower_rate=outcome.lower_rate,
             )
         )
@@ -341,7 +341,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         assert tuned is not None
         return tuned(widths, "fine-tuning the uniform network", passes, checkpoint)
 
-    outcome = Outcome(own.discarded_epochs, own.lower_rate)
+    outcome = Outcome(own.discarded_epochs or 0, own.lower_rate)
     given = Given(original_network(run, problem), tune if tuned else None, outcome)
     found = compare(problem, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)

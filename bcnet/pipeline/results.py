@@ -232,6 +232,8 @@ class SliceSummary(StageResult):
     is the learning rate where that of the settings did so.
     """
 
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_epochs", "lower_rate"})
+
     stage: Literal["slice"] = "slice"
     folder: str
     metric: str = "accuracy"
@@ -243,7 +245,7 @@ class SliceSummary(StageResult):
     supernet: int | None
     side: str | None
     epochs: int
-    discarded_epochs: int = 0
+    discarded_epochs: int | None = None
     lower_rate: float | None = None
     pruning_passes: int = 0
     from_scratch: bool
@@ -333,6 +335,8 @@ class ComparedNetwork(Values):
     given; `discarded_passes` and `lower_rate` as in the result of the slice.
     """
 
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_passes", "lower_rate"})
+
     name: str
     widths: tuple[int, ...]
     accuracy: float
@@ -345,7 +349,7 @@ class ComparedNetwork(Values):
     macs: int
     size_bytes: int
     passes: int | None
-    discarded_passes: int = 0
+    discarded_passes: int | None = None
     lower_rate: float | None = None
 
 

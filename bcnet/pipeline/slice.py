@@ -179,7 +179,7 @@ def run(run: Run, problem: Problem) -> SliceSummary:
         supernet=None if result.supernet is None else result.supernet + 1,
         side=result.side,
         epochs=epochs - result.outcome.discarded,
-        discarded_epochs=result.outcome.discarded,
+        discarded_epochs=result.outcome.discarded or None,
         lower_rate=result.outcome.lower_rate,
         pruning_passes=0 if config.slice.from_scratch else result.pruning_passes,
         from_scratch=config.slice.from_scratch,

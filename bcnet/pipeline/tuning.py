@@ -37,7 +37,7 @@ def inherits(problem: Problem) -> bool:
 def passes_of(run: Run) -> int:
     """Passes over the training images that the finished slice gave its network, kept or not."""
     found = SliceSummary.read(run.stage("slice"))
-    return found.epochs + found.discarded_epochs + found.pruning_passes
+    return found.epochs + (found.discarded_epochs or 0) + found.pruning_passes
 
 
 @dataclass(frozen=True)

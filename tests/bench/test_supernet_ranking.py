@@ -119,7 +119,7 @@ def forget_last(path: Path, count: int) -> None:
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
         (["--step", "leap"], "--step is one of plain, alternating, sandwich, distilled, us-nets, not 'leap'"),
-        (["--table", "none.json"], "none.json is missing"),
+        (["--table", "none.json"], "none.json does not exist"),
         (["--method", "both"], "unknown method 'both'"),
     ],
 )

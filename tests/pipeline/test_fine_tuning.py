@@ -135,11 +135,11 @@ def test_a_run_records_that_all_fine_tuning_was_discarded(
     assert main(["run"]) == 0
     out = capfd.readouterr().out
     sliced = json.loads(Path("runs/default/slice/result.json").read_text(encoding="utf-8"))
-    assert (sliced["epochs"], sliced["discarded_epochs"], sliced["lower_rate"]) == (0, 1, None)
+    assert (sliced["epochs"], sliced["discarded_epochs"], "lower_rate" in sliced) == (0, 1, False)
     assert sliced["test_accuracy_before"] == sliced["test_accuracy_after"]
     compare = json.loads(Path("runs/default/compare/result.json").read_text(encoding="utf-8"))
-    rows = {row["name"]: (row["passes"], row["discarded_passes"]) for row in compare["networks"]}
-    assert rows == {"original": (None, 0), "uniform (inherited)": (0, 1), "found (inherited)": (0, 1)}
+    rows = {row["name"]: (row["passes"], row.get("discarded_passes")) for row in compare["networks"]}
+    assert rows == {"original": (None, None), "uniform (inherited)": (0, 1), "found (inherited)": (0, 1)}
     assert compare["passes"] == 1
     for name in ("uniform (inherited)", "found (inherited)"):
         assert f"note: {name}: its fine-tuning was discarded, since it made it worse" in out

@@ -113,7 +113,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     shape = (2, 3, 64, 64)
     if name in NETWORKS:
-        model, shape = NETWORKS[name](), (2, 1 if name == "digits" else 3, 32, 32)
+        model, shape = NETWORKS[name](), (2, 1 if name.startswith("digit") else 3, 32, 32)
     elif name in TIMM:
         model = timm_model(name)
     elif name in SMALL:

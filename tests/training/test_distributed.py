@@ -1,5 +1,6 @@
 """Several processes train the same network as one: each on its share of every batch."""
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -49,51 +51,83 @@ def network(*norm: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(64, 4))
 
 
-def in_processes(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work(rank)` returns, or the BcnetError that it raises, in connected processes; None if killed."""
+def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(rank, *arguments)` returns, or the BcnetError that it raises; None of a killed process.
+
+    The processes are connected. They are forked from a server, since autograd may have been used here.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bcnet.pipeline.train"])
     pipes, processes = [], []
     for rank in range(count):
-        reading, writing = os.pipe()
-        process = os.fork()
-        if not process:
-            os.environ |= address
-            torch.set_num_threads(1)  # a forked process has none of the others
-            try:
-                with together(Processes(count, rank)):
-                    found = work(rank)
-            except BcnetError as error:
-                found = error
-            with os.fdopen(writing, "wb") as pipe:
-                pickle.dump(found, pipe)
-            os._exit(0)
-        os.close(writing)
+        reading, writing = context.Pipe(duplex=False)
+        own = (address, Processes(count, rank), writing, work, arguments)
+        processes.append(context.Process(target=_process, args=own))
+        processes[-1].start()
+        writing.close()
         pipes.append(reading)
-        processes.append(process)
-    contents = []
-    for reading in pipes:
-        with os.fdopen(reading, "rb") as pipe:
-            contents.append(pipe.read())
-    for process in processes:
-        os.waitpid(process, 0)
-    return [pickle.loads(content) if content else None for content in contents]
+    found = []
+    for reading, process in zip(pipes, processes, strict=True):
+        try:
+            found.append(pickle.loads(reading.recv_bytes()))
+        except EOFError:
+            found.append(None)
+        process.join()
+    return found
+
+
+def _process(
+    address: dict[str, str], own: Processes, pipe: Connection, work: Callable[..., Any], arguments: Any
+) -> None:
+    os.environ |= address
+    torch.set_num_threads(1)
+    found: Any
+    try:
+        with together(own):
+            found = work(own.rank, *arguments)
+    except BcnetError as error:
+        found = error
+    pipe.send_bytes(pickle.dumps(found))
 
 
 def trained(
-    model: nn.Module, recipe: Recipe = RECIPE, augment: str = "light"
+    rank: int, recipe: Recipe = RECIPE, augment: str = "light", batch_norm: bool = False
 ) -> tuple[list[float], dict[str, Tensor]]:
+    model = network(*([nn.BatchNorm2d(16)] if batch_norm else []))
     data = replace(images(), augment=augment)
     return fit_network(model, data, recipe, "training"), model.state_dict()
+
+
+def killed(rank: int) -> Any:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return trained(rank)
+
+
+def not_finite(rank: int) -> Any:
+    model = network()
+    if rank == 1:
+        model.register_forward_hook(lambda module, inputs, outputs: outputs * float("nan"))
+    return fit_network(model, images(), RECIPE, "training")
+
+
+def records(rank: int, folder: Path) -> list[Any]:
+    model = network()
+    space = discover_space(model, torch.zeros(1, 3, 8, 8), bins=4, channel_multiple=2)
+    files = CheckpointFiles(folder / f"{rank}.safetensors", {})
+    train(Supernet(model, space, supernet_state(model, space)), images(), RECIPE, checkpoints=files)
+    return SealedLines(lines_beside(files.path), {}).values
 
 
 @pytest.mark.parametrize(
     ("count", "recipe", "augment"), [(2, RECIPE, "light"), (4, RECIPE, "light"), (2, AVERAGED, "imagenet")]
 )
 def test_a_network_is_trained_as_by_one_process(count: int, recipe: Recipe, augment: str) -> None:
-    curve, state = trained(network(), recipe, augment)
-    for own_curve, own in in_processes(count, lambda _: trained(network(), recipe, augment)):
+    curve, state = trained(0, recipe, augment)
+    for own_curve, own in in_processes(count, trained, recipe, augment):
         assert own_curve == pytest.approx(curve, abs=1e-6)
         for name, tensor in state.items():
             torch.testing.assert_close(own[name], tensor, rtol=0, atol=1e-6)
@@ -101,55 +135,37 @@ def test_a_network_is_trained_as_by_one_process(count: int, recipe: Recipe, augm
 
 @pytest.mark.parametrize("recipe", [RECIPE, AVERAGED])
 def test_all_processes_end_with_the_same_network_and_mean_batch_norm_statistics(recipe: Recipe) -> None:
-    first, second = in_processes(2, lambda _: trained(network(nn.BatchNorm2d(16)), recipe))
+    first, second = in_processes(2, trained, recipe, "light", True)
     assert first[0] == second[0]
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
-    _, alone = trained(network(nn.BatchNorm2d(16)), recipe)
+    _, alone = trained(0, recipe, "light", True)
     # The mean of a batch is that of its shares' means; their variances are a little smaller than its own.
     torch.testing.assert_close(first[1]["1.running_mean"], alone["1.running_mean"], rtol=0.1, atol=0.02)
 
 
 def test_a_supernet_has_the_same_widths_and_losses_as_in_one_process(tmp_path: Path) -> None:
-    def records(name: str) -> list[Any]:
-        model = network()
-        space = discover_space(model, torch.zeros(1, 3, 8, 8), bins=4, channel_multiple=2)
-        files = CheckpointFiles(tmp_path / f"{name}.safetensors", {})
-        train(Supernet(model, space, supernet_state(model, space)), images(), RECIPE, checkpoints=files)
-        return SealedLines(lines_beside(files.path), {}).values
-
-    alone = records("alone")
+    alone = records(9, tmp_path)
     assert len(alone) == 6
-    for own in in_processes(2, lambda rank: records(str(rank))):
+    for own in in_processes(2, records, tmp_path):
         assert [widths for widths, _ in own] == [widths for widths, _ in alone]
         assert [loss for _, loss in own] == pytest.approx([loss for _, loss in alone], abs=2e-5)
 
 
 def test_a_process_that_ends_stops_the_others_with_one_line() -> None:
-    def work(rank: int) -> Any:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trained(network())
-
-    first, second = in_processes(2, work)
+    first, second = in_processes(2, killed)
     assert second is None
     assert isinstance(first, TrainingError)
     assert str(first).startswith("another process of this training ended; run the same command again")
 
 
 def test_a_loss_that_is_not_finite_in_one_share_stops_all() -> None:
-    def work(rank: int) -> Any:
-        model = network()
-        if rank == 1:
-            model.register_forward_hook(lambda module, inputs, outputs: outputs * float("nan"))
-        return trained(model)
-
-    for error in in_processes(2, work):
+    for error in in_processes(2, not_finite):
         assert isinstance(error, TrainingError)
         assert str(error).startswith("training diverged: the loss of step 0 is nan")
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    for error in in_processes(3, lambda _: trained(network())):
+    for error in in_processes(3, trained):
         assert isinstance(error, DataError)
         assert str(error) == "a batch of 16 images has no 3 equal parts: set train.batch_size"
 
