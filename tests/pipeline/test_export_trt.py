@@ -128,7 +128,7 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
         node.name in origins for node in onnx.load_from_string(file).graph.node if node.op_type == "Conv"
     )
     assert "the builder's log" in facts["layers_source"]
-    # What could be checked here was: the FP16 file, by ONNX Runtime. No latency is told.
+    # What could be checked here was: the FP16 file, by ONNX Runtime. No latency is reported.
     assert exported["onnx_file"]["precision"] == "fp16"
     assert 0 < exported["onnx_file"]["output_error"] < 2e-3
     assert exported["onnx_file"]["accuracy"] == pytest.approx(exported["accuracy_torch"], abs=0.005)
@@ -501,25 +501,25 @@ def test_a_search_takes_the_device_of_the_table_that_was_built_last_and_says_so(
     Path("hw_profiles/other.toml").write_text(PROFILE + 'aliases = ["it"]\n', encoding="utf-8")
     before = contents(EXPORT)
     done(0, "build-lut", "--device", "it", "--batch", "2")
-    told = "as in the table that was built last in this run"
+    notice = "as in the table that was built last in this run"
     quick = "search", "--latency-ms", "1000"  # the whole network wins, and nothing else is measured
     searched, said = done(0, *quick)
-    assert f"device other, batch 2: {told}" in said
+    assert f"device other, batch 2: {notice}" in said
     assert searched["device"] == "other"
     _, said = done(0, "slice")
-    assert f"device other, batch 2: {told}" in said
+    assert f"device other, batch 2: {notice}" in said
     exported, said = done(0, "export")
     assert exported["device"] == "other"
     file = onnx.load("runs/other/export/model.onnx")
     assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert contents(EXPORT) == before
     # A device that is named wins, by a flag or in the file; of the same one, the setting is the table's.
-    assert done(0, *quick, "--device", "cpu")[1].count(told) == 0
-    assert f"batch 2: {told}" in done(0, *quick, "--device", "it")[1]
+    assert done(0, *quick, "--device", "cpu")[1].count(notice) == 0
+    assert f"batch 2: {notice}" in done(0, *quick, "--device", "it")[1]
     text = Path("bcnet.toml").read_text(encoding="utf-8")
     Path("bcnet.toml").write_text(f'device = "cpu"\n{text}', encoding="utf-8")
     searched, said = done(0, *quick)
-    assert (searched["device"], said.count(told)) == ("cpu", 0)
+    assert (searched["device"], said.count(notice)) == ("cpu", 0)
 
 
 def test_an_export_slices_the_winner_that_is_not_sliced_yet(project: Path, done: Done) -> None:
