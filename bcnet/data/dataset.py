@@ -3,8 +3,8 @@
 The validation part, which scores candidates, is split from the training part.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,26 +20,32 @@ from bcnet.data.sources.builtin import cifar10, digits
 from bcnet.data.sources.digit_scenes import SIDE, digit_scenes
 from bcnet.data.sources.image_folder import image_folder
 from bcnet.data.splits import IGNORED, Items, Split, divided
+from bcnet.data.stored import Listed
+from bcnet.data.stored_splits import splits_of
 from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.user_code import UserFunction, import_function
 
+# Sources of images that are stored encoded, by the first word of their name.
+STORED: dict[str, Callable[[str, DataConfig], Listed]] = {"imagefolder": image_folder}
 NAMES = ("digits", "digit-scenes", "cifar10", "imagefolder:PATH", "package.module:function")
 
 
 def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:
     """The dataset that `config` names, split and limited; the same for the same seed.
 
-    Without `pixels`, a folder's images are a few blank ones of their size. Raises DataError: unknown name, no
+    Without `pixels`, stored images are a few blank ones of their size. Raises DataError: unknown name, no
     images, unreadable files.
     """
     name, _, argument = config.name.partition(":")
     train: Split | Items
     test: Split | Items
     val: Split | Items | None = None
-    folder = None
-    if name == "imagefolder":
-        found = image_folder(Path(argument), config, seed, pixels=pixels)
-        train, val, test, classes, folder = found.train, found.val, found.test, found.classes, found.found
+    stored = None
+    if name in STORED:
+        listed = STORED[name](argument, config)
+        parts = splits_of(listed, config, seed, pixels=pixels)
+        train, val, test = parts["train"], parts.get("val"), parts["test"]
+        classes, stored = listed.classes, listed.found
     elif config.name in ("digits", "cifar10"):
         loaded = digits(config.image_size or 32) if config.name == "digits" else cifar10()
         train, test, classes = Split(*loaded[0]), Split(*loaded[1]), loaded[2]
@@ -68,8 +74,8 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
         test,
         classes,
         *_mean_and_std(config, train),
-        folder=folder,
-        colour=_colour(config, train),
+        stored=stored,
+        colour="RGB" if stored or config.name == "cifar10" else _colour(train),
         transforms=_function(
             config.transforms,
             "data.transforms is called as transforms(input, target) and returns (input, target)",
@@ -110,13 +116,9 @@ def _workers(config: DataConfig, data: ImageData) -> int:
     return worker_count() if data.needs_workers else 0
 
 
-def _colour(config: DataConfig, train: Split | Items) -> str | None:
-    """The order of colours; for a user's own images only their author knows it."""
-    if not isinstance(train, Split):
-        return None
-    if config.name == "cifar10" or config.name.startswith("imagefolder:"):
-        return "RGB"
-    return "grey" if train.images.shape[1] == 1 else None
+def _colour(train: Split | Items) -> str | None:
+    """The order of colours of a user's own images, which only their author knows, except for grey ones."""
+    return "grey" if isinstance(train, Split) and train.images.shape[1] == 1 else None
 
 
 def _function(name: str | None, contract: str) -> UserFunction | None:

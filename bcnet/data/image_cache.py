@@ -1,14 +1,13 @@
-"""Decoded images of large folders, kept in files for all commands and processes.
+"""Decoded images of large datasets, kept in files for all commands and processes.
 
-In: image files and a side in pixels. Out: their images on disk, and what was found while they were decoded.
-A cache is named by a hash of the files' names, sizes and times; decoding continues where it was killed.
+In: stored images and a side in pixels. Out: the images on disk, and what was found while they were decoded.
+A cache is named by the digest of its part; decoding continues where it was killed.
 """
 
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from bcnet.data.decoding import DECODING, Outcome, decode_all
 from bcnet.data.pixels import DecodedFile, ImagesOnDisk
+from bcnet.data.stored import Part
 from bcnet.errors import DataError
 from bcnet.locks import Locked, locked, locked_after_waiting
 from bcnet.progress import progress_bar, say
@@ -35,27 +35,26 @@ class ImageCache:
     root: Path
     room: int
 
-    def images(self, paths: Sequence[Path], folder: Path, side: int) -> tuple[ImagesOnDisk, Outcome]:
-        """The images of the files that can be read, square, decoded now if they are not there yet.
+    def images(self, part: Part, side: int) -> tuple[ImagesOnDisk, Outcome]:
+        """The images that can be read, square, decoded now if they are not there yet.
 
         Raises DataError if they need more room than there is.
         """
-        identity = file_list_digest(paths, folder)
-        about = {"files": identity, "side": side, "decoding": DECODING, "images": len(paths)}
+        about = {"files": part.digest(), "side": side, "decoding": DECODING, "images": len(part)}
         own = self.root / sha256(json.dumps(about).encode()).hexdigest()[:16]
         with locked_after_waiting(
             own, lambda: say(f"another process is decoding images into {own}: waiting")
         ):
-            log = SealedLines(own / LOG, about, _whole_blocks(own / PIXELS, len(paths), side))
-            if sum(value["count"] for value in log.values) < len(paths):
-                self._make_room(own, len(paths) * 3 * side * side, len(paths))
-                _decode_rest(own / PIXELS, log, paths, side)
+            log = SealedLines(own / LOG, about, _whole_blocks(own / PIXELS, len(part), side))
+            if sum(value["count"] for value in log.values) < len(part):
+                self._make_room(own, len(part) * 3 * side * side, len(part))
+                _decode_rest(own / PIXELS, log, part, side)
             os.utime(own / LOG)  # when it was last used
         blocks = [_Block.from_json(value) for value in log.values]
         outcome = Outcome()
         for block in blocks:
             outcome.include(block.outcome)
-        rows = torch.tensor([row for row in range(len(paths)) if row not in outcome.unreadable])
+        rows = torch.tensor([row for row in range(len(part)) if row not in outcome.unreadable])
         digest = sha256("".join(block.digest for block in blocks).encode()).hexdigest()[:16]
         return ImagesOnDisk(DecodedFile(own / PIXELS, (3, side, side), digest), rows), outcome
 
@@ -90,19 +89,6 @@ class ImageCache:
             )
 
 
-def file_list_digest(paths: Sequence[Path], folder: Path) -> str:
-    """A hash of the files' names below `folder`, their sizes and times of change."""
-    found, above = sha256(), len(folder.parts)
-    for path in paths:
-        try:
-            status = path.stat()
-            state = status.st_size, status.st_mtime_ns
-        except OSError:
-            state = (-1, -1)  # reported when it is decoded
-        found.update(json.dumps([os.fsencode("/".join(path.parts[above:])).hex(), *state]).encode())
-    return found.hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class _Block:
     """Images that were decoded one after the other: how many, a hash of their pixels, what was found."""
@@ -131,18 +117,18 @@ class _Block:
         return cls(value["count"], value["digest"], outcome)
 
 
-def _decode_rest(file: Path, log: SealedLines, paths: Sequence[Path], side: int) -> None:
-    """Decode the files that the log does not have yet. Pixels are on disk before their line is written."""
+def _decode_rest(file: Path, log: SealedLines, part: Part, side: int) -> None:
+    """Decode the images that the log does not have yet. Pixels are on disk before their line is written."""
     done = sum(value["count"] for value in log.values)
     file.parent.mkdir(parents=True, exist_ok=True)
     mode = "r+b" if done else "wb"
-    with open(file, mode) as pixels, progress_bar("decoding images", len(paths) - done) as advance:
+    with open(file, mode) as pixels, progress_bar("decoding images", len(part) - done) as advance:
         pixels.truncate(done * 3 * side * side)
         pixels.seek(0, os.SEEK_END)
-        blank = bytes(3 * side * side)  # in place of a file that cannot be read: rows are numbers of files
-        for start in range(done, len(paths), BLOCK):
+        blank = bytes(3 * side * side)  # in place of one that cannot be read: rows are positions in the part
+        for start in range(done, len(part), BLOCK):
             outcome, digest = Outcome(), sha256()
-            some = paths[start : start + BLOCK]
+            some = part.take(slice(start, start + BLOCK))
             for number, found in enumerate(decode_all(some, side), start):
                 outcome.add(number, found, side)
                 content = blank if isinstance(found, str) else found.pixels.contiguous().numpy().data

@@ -22,8 +22,8 @@ from bcnet.data.loader import Loader
 from bcnet.data.pictures import pixels_of
 from bcnet.data.pixels import content_of
 from bcnet.data.presets import Preset, preset
-from bcnet.data.sources.image_folder import Found
 from bcnet.data.splits import Item, Items, Split, pair
+from bcnet.data.stored import Found
 from bcnet.errors import DataError, one_line
 from bcnet.seeds import seeded
 from bcnet.space.inputs import to_device
@@ -45,7 +45,7 @@ class ImageData:
     `stated`: whether they were given, rather than computed from the training images. `colour`: "RGB" or
     "grey" if known. `transforms(input, target)` changes each training item, `eval_transforms` each other one;
     `collate(items)` makes (inputs, targets). `augment` names what augments training images with class indices
-    or masks: a preset, or "light", `flip` and `shift` (in pixels). `folder` describes the folder of images.
+    or masks: a preset, or "light", `flip` and `shift` (in pixels). `stored` describes what stores the images.
     `workers` processes read what is not in memory.
     """
 
@@ -58,7 +58,7 @@ class ImageData:
     transforms: Transforms | None = None
     eval_transforms: Transforms | None = None
     collate: Callable[[list[Item]], Item] | None = None
-    folder: Found | None = None
+    stored: Found | None = None
     colour: str | None = None
     stated: bool = False
     augment: str = "light"
@@ -67,12 +67,12 @@ class ImageData:
     workers: int = 0
 
     def __str__(self) -> str:
-        """For people: how many images or items there are, and what was found in a folder of images."""
+        """For people: how many images or items there are, and what was found where they are stored."""
         parts = ((self.train, "training"), (self.val, "validation"), (self.test, "test"))
         what = "images" if isinstance(self.train, Split) else "items"
         counts = ", ".join(f"{len(part):,} {name}" for part, name in parts)
         classes = f"; {len(self.classes):,} classes" if self.classes else ""
-        return f"{counts} {what}{classes}" + (f"; {self.folder}" if self.folder else "")
+        return f"{counts} {what}{classes}" + (f"; {self.stored}" if self.stored else "")
 
     @property
     def input_shape(self) -> tuple[int, ...]:

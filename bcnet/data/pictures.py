@@ -1,11 +1,12 @@
-"""Read one image file as 8-bit RGB, as viewers show it, and scale it. Pillow alone can reproduce both.
+"""Read one image as 8-bit RGB, as viewers show it, and scale it. Pillow alone can reproduce both.
 
-In: a path. Out: an image, and descriptions of its conversions. 16-bit grey values are scaled by their depth,
+In: a file. Out: an image, and descriptions of its conversions. 16-bit grey values are scaled by their depth,
 the EXIF orientation is applied, and transparent images are put on white.
 """
 
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ THIN = 8
 PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
 
 
+Stored = Path | BinaryIO | Image.Image  # how a source holds an image: a file, an open one, or already read
+
+
 class Picture(NamedTuple):
     """An RGB image, and its conversions, e.g. "16-bit grey"."""
 
@@ -27,10 +31,10 @@ class Picture(NamedTuple):
     converted: tuple[str, ...]
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(stored: Stored) -> Picture:
     """The image of a file. Raises DataError with the reason if it cannot be read."""
     try:
-        with Image.open(path) as file:
+        with _opened(stored) as file:
             file.load()
             upright = _upright(file)
             turned = () if upright is file else ("turned by EXIF",)
@@ -39,7 +43,7 @@ def read_picture(path: Path) -> Picture:
     except DataError:
         raise
     except Exception as cause:  # Pillow raises SyntaxError, among others, for damaged files
-        raise DataError(_reason(cause, path)) from None
+        raise DataError(_reason(cause, stored)) from None
 
 
 def as_rgb(given: Image.Image) -> Picture:
@@ -73,13 +77,13 @@ def pixels_of(image: Image.Image, *, grey: bool) -> Tensor:
     return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
 
 
-def shorter_side(path: Path) -> int:
+def shorter_side(stored: Stored) -> int:
     """The shorter side of an image in pixels, from its header. Raises DataError if it cannot be read."""
     try:
-        with Image.open(path) as file:
+        with _opened(stored) as file:
             return min(file.size)
     except Exception as cause:
-        raise DataError(_reason(cause, path)) from None
+        raise DataError(_reason(cause, stored)) from None
 
 
 def squared(image: Image.Image, side: int) -> Image.Image:
@@ -129,6 +133,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((pixels / highest * 255).round().astype(np.uint8))
 
 
-def _reason(cause: Exception, path: Path) -> str:
-    """The reason without the path, which is already in the message."""
-    return one_line(cause).replace(f": {str(path)!r}", "").replace(f" {str(path)!r}", "")
+def _opened(stored: Stored) -> Image.Image:
+    return stored if isinstance(stored, Image.Image) else Image.open(stored)
+
+
+def _reason(cause: Exception, stored: Stored) -> str:
+    """The reason without the path, which is already in the message, or the address of an open file."""
+    reason = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", one_line(cause))
+    path = repr(str(stored))
+    return reason.replace(f": {path}", "").replace(f" {path}", "")

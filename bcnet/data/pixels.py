@@ -1,4 +1,4 @@
-"""Images that stay on disk until they are used: in one file of decoded pixels, or in the image files.
+"""Images that stay on disk until they are used: in one file of decoded pixels, or as stored.
 
 In: a source and rows of it. Out: their pixels, uint8 (N, C, H, W).
 """
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bcnet.data.decoding import decode
 from bcnet.errors import DataError
 
 
@@ -64,27 +63,6 @@ class DecodedFile:
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: it opens the file itself."""
         return {name: value for name, value in self.__dict__.items() if name != "_file"}
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files, decoded each time they are used, to `shape`'s height and width, which are equal."""
-
-    paths: tuple[Path, ...]
-    shape: tuple[int, int, int]
-    digest: str
-
-    def read(self, rows: Sequence[int]) -> Tensor:
-        """The images at `rows`. Raises DataError with the name of a file that cannot be read."""
-        images = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
-        for image, row in zip(images, rows, strict=True):
-            try:
-                image.copy_(decode(self.paths[row], self.shape[-1]).pixels)
-            except DataError as reason:
-                raise DataError(
-                    f"{self.paths[row]} cannot be read as an image ({reason}); remove it"
-                ) from None
-        return images
 
 
 @dataclass(frozen=True, eq=False)

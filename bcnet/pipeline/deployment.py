@@ -56,24 +56,24 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
             "std": list(data.std),
             "formula": "(pixel - 255 * mean) / (255 * std)",
         }
-    if data.folder:
+    if data.stored:
         found |= {
             "decode": {"orientation": "EXIF", "grey_16_bit": "value / 257", "transparency": "on white"},
-            "resize": {"shorter_side": data.folder.side, "filter": "bilinear, antialiased", "crop": "centre"},
+            "resize": {"shorter_side": data.stored.side, "filter": "bilinear, antialiased", "crop": "centre"},
         }
     return json.dumps(found)
 
 
 def beside_onnx(data: ImageData, task: Task) -> dict[str, bytes]:
-    """Files beside model.onnx for a folder of images: the list of tested files, and a program to classify.
+    """Files beside model.onnx for stored images: the list of tested files, and a program to classify.
 
     The program cannot do what custom `eval_transforms` do: it is left out with these.
     """
-    if not data.folder:
+    if not data.stored:
         return {}
     parts = {"validation": data.val, "test": data.test}
     names = {name: list(part.names) for name, part in parts.items() if isinstance(part, Split)}
-    files = {"test_files.json": json_bytes({"folder": str(data.folder.path), **names})}
+    files = {"test_files.json": json_bytes({data.stored.kind: data.stored.source, **names})}
     if task.by_cross_entropy and data.classes and data.eval_transforms is None:
         files["predict.py"] = SCRIPT.read_bytes()
     return files

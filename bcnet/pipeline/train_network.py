@@ -116,7 +116,7 @@ def say_reached(problem: Problem, network: str, reached: float) -> None:
     """Report a network's metric on the images as they are fed here: another size or statistics lower it."""
     metric, data = problem.config.task.metric, problem.data
     value = f"{reached:.2%}" if metric == "accuracy" else f"{reached:.6g}"
-    size = f"the image size (data.image_size, now {data.input_shape[-1]})" if data.folder else ""
+    size = f"the image size (data.image_size, now {data.input_shape[-1]})" if data.stored else ""
     unset = [] if problem.config.data.image_size or not size else [size]
     unset += [] if data.stated or not data.mean else ["data.mean and data.std"]
     wrong = f"; if it should be higher, set {', and '.join(unset)}" if unset else ""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
 from bcnet.data.pixels import ImagesOnDisk
 from bcnet.data.splits import Split
+from bcnet.data.stored import Part
 from bcnet.errors import DataError
 
 SIDE = 10
@@ -67,8 +67,8 @@ def of_train() -> Path:
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode_all(paths: Sequence[Path], side: int) -> None:
-        raise AssertionError(f"{len(paths)} files are decoded")
+    def decode_all(part: Part, side: int) -> None:
+        raise AssertionError(f"{len(part)} files are decoded")
 
     monkeypatch.setattr(image_cache, "decode_all", decode_all)
 
@@ -86,7 +86,7 @@ def test_images_are_in_memory_unless_they_are_too_many(monkeypatch: pytest.Monke
     data = load("auto")
     assert isinstance(data.train, Split)
     assert isinstance(data.train.images, torch.Tensor)
-    monkeypatch.setattr("bcnet.data.sources.image_folder.MEMORY", 28 * BYTES - 1)
+    monkeypatch.setattr("bcnet.data.stored_splits.MEMORY", 28 * BYTES - 1)
     assert isinstance(load("auto").train.images, ImagesOnDisk)  # type: ignore[union-attr]
 
 
@@ -126,11 +126,11 @@ def test_a_killed_decoding_continues_after_its_last_block(monkeypatch: pytest.Mo
     asked: list[int] = []
     whole = image_cache.decode_all
 
-    def killed(paths: Sequence[Path], side: int) -> object:
-        asked.append(len(paths))
+    def killed(part: Part, side: int) -> object:
+        asked.append(len(part))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return whole(paths, side)
+        return whole(part, side)
 
     with monkeypatch.context() as patched:
         patched.setattr(image_cache, "decode_all", killed)

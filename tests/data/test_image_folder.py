@@ -12,8 +12,8 @@ from PIL import Image
 from bcnet.config import DataConfig
 from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
-from bcnet.data.sources.image_folder import working_side
 from bcnet.data.splits import Split
+from bcnet.data.stored_splits import working_side
 from bcnet.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("folder")

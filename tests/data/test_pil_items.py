@@ -14,8 +14,8 @@ from bcnet.config import DataConfig
 from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
 from bcnet.data.pictures import pixels_of
-from bcnet.data.sources.image_folder import Found
 from bcnet.data.splits import Items
+from bcnet.data.stored import Found
 from bcnet.errors import DataError
 from bcnet.pipeline.deployment import beside_onnx
 from bcnet.training.loop import batches
@@ -218,7 +218,7 @@ def test_an_image_of_an_unknown_range_is_refused() -> None:
 def test_the_program_that_classifies_files_is_left_out_where_it_cannot_do_the_evaluations_transforms() -> (
     None
 ):
-    data = replace(pictures("memory"), folder=Found(Path("photos")))
+    data = replace(pictures("memory"), stored=Found("photos", "folder"))
     assert set(beside_onnx(data, Task())) == {"test_files.json", "predict.py"}
-    changed = replace(pictures("memory", eval_transforms="halved"), folder=Found(Path("photos")))
+    changed = replace(pictures("memory", eval_transforms="halved"), stored=Found("photos", "folder"))
     assert set(beside_onnx(changed, Task())) == {"test_files.json"}
