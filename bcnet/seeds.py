@@ -1,4 +1,4 @@
-"""Seed the random generators for a block, and restore their states afterwards."""
+"""Seed the random generators: from here on, or for a block, after which their states are restored."""
 
 import random
 from collections.abc import Iterator
@@ -11,6 +11,16 @@ import torch
 def seed_of(*numbers: int) -> int:
     """A seed of 32 bits that differs with each of the numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(seed: int, of_torch: int) -> None:
+    """Seed the generators of Python and NumPy, and those of PyTorch with another number."""
+    # torch.manual_seed looks for all kinds of devices each time, which takes longer than all of this.
+    torch.default_generator.manual_seed(of_torch % 2**64)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(of_torch % 2**64)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 @contextmanager

@@ -33,9 +33,10 @@ class TrainingBatches:
     def __exit__(self, *_: object) -> None:
         self._loader.__exit__()
 
-    def epoch(self, epoch: int) -> Iterator[Item]:
-        """(inputs, targets) of each batch. A small last one would disturb batch norm: it is left out.
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Item]:
+        """(inputs, targets) of each batch from number `first` on; those before it are not read.
 
+        A small last one would disturb batch norm: it is left out.
         Raises DataError where a batch has not so many equal parts.
         """
         generator = torch.Generator().manual_seed(self._seed * 100_003 + epoch)
@@ -45,7 +46,7 @@ class TrainingBatches:
         if size % parts:
             raise DataError(f"a batch of {size} images has no {parts} equal parts: set train.batch_size")
         order = torch.randperm(count, generator=generator)[: count // size * size]
-        order = order.view(-1, parts, size // parts)[:, which]
+        order = order.view(-1, parts, size // parts)[first:, which]
         seeds = self._seed, epoch
         read = self._loader((numbers, seeds) for numbers in order)
         for numbers, batch in zip(order, read, strict=True):

@@ -46,7 +46,7 @@ from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
-from bcnet.training.distributed import average, world
+from bcnet.training.distributed import world
 from bcnet.training.loop import Trainee, check_trained, first_batch, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
@@ -77,7 +77,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
 
     `plan` says how many widths are drawn, which paths are added to theirs, and whether the widest one is
     distilled into the others. With an `objective` all paths are trained by that, and none is distilled.
-    `checkpoints` are updated after each epoch, with the widths and the loss of its steps; a training that was
+    `checkpoints` are updated as `fit` says, with the widths and the loss of the steps; a training that was
     killed continues from them. On a CPU the supernet's own tensors are trained.
     """
     model, space = supernet.model, supernet.space
@@ -97,22 +97,22 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     resume = checkpoints.load() if checkpoints else None
     curve = list(resume.curve) if resume else []
 
-    unread: list[tuple[Widths, Tensor]] = []  # of this epoch: reading one would wait for a GPU
+    # Of the steps since the last checkpoint: reading one would wait for a GPU.
+    unread: list[tuple[list[Widths], Tensor]] = []
 
     def step(inputs: Any, targets: Any, number: int) -> Tensor:
         drawn = [Widths(sampler.at(number * plan.draws + i)) for i in range(plan.draws)]
-        losses = supernet_step(paths, drawn, inputs, targets, plan=plan, number=number)
-        unread.extend(zip(drawn, losses, strict=True))
-        return torch.stack(losses).mean()
+        losses = torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan, number=number))
+        unread.append((drawn, losses))
+        return losses
 
-    def after_epoch(snapshot: Snapshot, mean_loss: float) -> None:
-        curve.append(round(mean_loss, 5))
+    def save(snapshot: Snapshot, mean_loss: float | None) -> None:
+        if mean_loss is not None:
+            curve.append(round(mean_loss, 5))
         if checkpoints is not None:
-            values = torch.stack([loss for _, loss in unread]) if unread else torch.empty(0)
-            average([values])
-            records = [
-                (own, round(value, 5)) for (own, _), value in zip(unread, values.tolist(), strict=True)
-            ]
+            drawn = [own for widths, _ in unread for own in widths]
+            values = torch.cat([losses for _, losses in unread]).tolist()
+            records = [(own, round(value, 5)) for own, value in zip(drawn, values, strict=True)]
             checkpoints.save(Checkpoint(snapshot, tuple(curve)), records)
         unread.clear()
 
@@ -123,7 +123,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
         recipe,
         description,
         resume=resume.snapshot if resume else None,
-        on_epoch=after_epoch,
+        save=save,
     )
     model.cpu().eval()
     trained = {name: tensor.detach() for name, tensor in supernet.state.items()}
@@ -174,14 +174,14 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
         for number in range(count)
         if number not in results
     }
-    stopped = [_epoch_of(own) for own in checkpoints.values() if own.path.exists()]
-    done = len(results) * recipe.epochs + sum(epoch for epoch in stopped if epoch)
+    stopped = [_done(own, problem, recipe) for own in checkpoints.values() if own.path.exists()]
+    done = len(results) * recipe.epochs + sum(epochs for epochs in stopped if epochs)
     if None in stopped:
         say("a training that was stopped had other settings: it does not go on")
     if not checkpoints:
         say(f"trained already; remove {stage.folder} to train again")
     elif done:
-        say(f"continuing after epoch {done} of {count * recipe.epochs}")
+        say(f"continuing after epoch {done:.4g} of {count * recipe.epochs}")
     if config.task != TaskConfig():
         with working("trying the task's functions"):  # now, and not in a search after hours of training
             evaluate_network(problem.model, problem.data, problem.data.val, problem.task)
@@ -302,10 +302,12 @@ def _trained(
     return Finished(result.supernet.state, result.curve, checkpoints.steps())
 
 
-def _epoch_of(checkpoints: CheckpointFiles) -> int | None:
+def _done(checkpoints: CheckpointFiles, problem: Problem, recipe: Recipe) -> float | None:
     """The epochs that a stopped training has run; None for one with other settings."""
     found = checkpoints.load()
-    return found.snapshot.epoch if found else None
+    if found is None:
+        return None
+    return found.snapshot.epoch + found.snapshot.step / steps_an_epoch(problem.data, recipe)
 
 
 def _curves(curves: Sequence[Sequence[float]]) -> str:

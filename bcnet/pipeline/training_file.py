@@ -50,7 +50,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stands after an epoch: its state, and the mean loss of every epoch so far."""
+    """Where a training stands: its state, and the mean loss of every epoch so far."""
 
     snapshot: Snapshot
     curve: tuple[float, ...]
@@ -63,7 +63,7 @@ class Replaced(ValueError):
 class CheckpointFiles:
     """The files that a training continues from; `inputs` are all that its result depends on.
 
-    Lines are appended before the tensors are replaced: those of an epoch without tensors are dropped.
+    Lines are appended before the tensors are replaced: those without tensors are dropped.
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, str]) -> None:
@@ -83,7 +83,7 @@ class CheckpointFiles:
             tensors, about = unseal_tensors(self.path)
             if about["epoch"] is None:
                 raise ValueError("it is a finished supernet")
-            at = Checkpoint(Snapshot(int(about["epoch"]), tensors), tuple(about["curve"]))
+            at = Checkpoint(Snapshot.at(about, tensors), tuple(about["curve"]))
             if isinstance(about["records"], str):  # of an earlier version
                 self.save(at, _inside(about["records"]))
             else:
@@ -99,7 +99,7 @@ class CheckpointFiles:
     def save(self, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
         """Save the state of a training, and the records of its steps since it was saved last."""
         at, beside = checkpoint.snapshot, lines_beside(self.path)
-        about = {"inputs": self.inputs, "epoch": at.epoch, "curve": list(checkpoint.curve)}
+        about = {"inputs": self.inputs, **at.numbers, "curve": list(checkpoint.curve)}
         if self._lines is None:  # what another training left is replaced as a whole
             content, seal = sealed_lines(self.inputs, records)
             tensors = _sealed(at.tensors, about, len(records), seal)

@@ -1,12 +1,15 @@
-"""Checkpoints of a training. In: its state after an epoch. Out: the same, from a file of a plain network.
+"""Checkpoints of a training. In: its state after a step. Out: the same, from a file of a plain network.
 
-A sealed safetensors file holds the state of the training after an epoch. A file that was truncated or edited,
-or that belongs to another training, is not continued.
+A sealed safetensors file holds the state. A file that was truncated or edited, or that belongs to another
+training, is not continued.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -14,16 +17,53 @@ from bcnet.progress import say
 from bcnet.runs import write_file
 from bcnet.sealed import seal_tensors, unseal_tensors
 
+EVERY_S = 300.0  # between two checkpoints within an epoch, at least
+SHARE = 0.01  # of the time that they take, at most
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state between two epochs that a continued training needs.
+    """The state after `epoch` epochs and `step` steps of the next one, whose losses' sum is `loss`.
 
     Parameters by name, buffers as "buffer:NAME", the optimizer's tensors as "optimizer:SLOT:NAME".
     """
 
     epoch: int
     tensors: dict[str, Tensor]
+    step: int = 0
+    loss: float = 0.0
+
+    @classmethod
+    def at(cls, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> "Snapshot":
+        """The state with these `numbers`. Earlier versions wrote none within an epoch."""
+        return cls(int(about["epoch"]), tensors, int(about.get("step", 0)), float(about.get("loss", 0.0)))
+
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """All but the tensors, for the file's JSON values."""
+        within = {"step": self.step, "loss": self.loss} if self.step else {}
+        return {"epoch": self.epoch, **within}
+
+
+class Pace:
+    """When a checkpoint within an epoch is due: after `EVERY_S`, later if writing takes more than `SHARE`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = clock() + EVERY_S
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
+        return self._clock() >= self._next
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A checkpoint is written during the block."""
+        start = self._clock()
+        yield
+        end = self._clock()
+        self._next = end + max(EVERY_S, (end - start) / SHARE)
 
 
 @dataclass(frozen=True)
@@ -34,9 +74,9 @@ class CheckpointFile:
     made_from: Mapping[str, str]
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write the state after an epoch, atomically."""
+        """Write the state, atomically."""
         tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
-        about = {"made_from": dict(self.made_from), "epoch": snapshot.epoch}
+        about = {"made_from": dict(self.made_from), **snapshot.numbers}
         write_file(self.path, seal_tensors(tensors, about))
 
     def load(self) -> Snapshot | None:
@@ -51,4 +91,4 @@ class CheckpointFile:
         if about.get("made_from") != dict(self.made_from):
             say(f"{self.path} has other settings: training starts from the beginning")
             return None
-        return Snapshot(int(about["epoch"]), tensors)
+        return Snapshot.at(about, tensors)

@@ -1,15 +1,14 @@
 """The training loop of supernets and plain networks: batches, optimiser, schedule, snapshots.
 
 In: parameters, and a step that computes their gradients for one batch. Out: trained parameters and the curve.
-Randomness depends only on the seed and the epoch, so a loop that continues from a snapshot gives the same
-result as an uninterrupted one.
+Randomness depends only on the seed, the epoch and the step, so a loop that continues from a snapshot gives
+the same result as an uninterrupted one.
 """
 
 import copy
 import ctypes
 import math
 import platform
-import random
 import re
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -17,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -29,14 +27,17 @@ from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_lin
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
+from bcnet.seeds import seed_all
 from bcnet.training.averaged_weights import AveragedWeights
-from bcnet.training.checkpoints import CheckpointFile, Snapshot
+from bcnet.training.checkpoints import CheckpointFile, Pace, Snapshot
 from bcnet.training.distributed import average, same_as_first, world
 from bcnet.training.recipe import Objective, Recipe
 
-# (inputs, targets, number of the step) -> loss, a scalar that may not be computed yet on a GPU; adds the
-# batch's gradients to the parameters' `.grad`.
+# (inputs, targets, number of the step) -> losses, one or several, that a GPU may not have computed yet; adds
+# the batch's gradients to the parameters' `.grad`. In several processes, the means over all replace them.
 Step = Callable[[Any, Any, int], Tensor]
+# (state, mean loss) after an epoch; within one, the mean loss is None.
+Save = Callable[[Snapshot, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ def fit(
     description: str,
     *,
     resume: Snapshot | None = None,
-    on_epoch: Callable[[Snapshot, float], None] | None = None,
+    save: Save | None = None,
 ) -> list[float]:
-    """Train in place; return the mean loss of each epoch that was run.
+    """Train in place; return the mean loss of each epoch that was run to its end.
 
-    With `recipe.ema`, their average over the steps replaces the weights in the end. `on_epoch(snapshot,
-    mean_loss)` is called after each epoch; `resume` continues after the snapshot's.
+    With `recipe.ema`, their average over the steps replaces the weights in the end. `save` is called after
+    each epoch, and within one every few minutes (see `Pace`); `resume` continues from a snapshot.
     """
     keep_freed_memory()
     parameters = trainee.parameters
@@ -96,9 +97,9 @@ def fit(
         # captured step has their addresses.
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
     averages = AveragedWeights(trainee.tensors, recipe.ema) if recipe.ema else None
-    first = 0
+    first, begun, total = 0, 0, 0.0
     if resume is not None:
-        first = resume.epoch
+        first, begun, total = resume.epoch, resume.step, resume.loss
         _restore(trainee, optimizer, resume.tensors)
         if averages is not None:
             averages.restore(resume.tensors)
@@ -107,9 +108,18 @@ def fit(
     processes = world()
     share = processes.rank, processes.size
     same_as_first(parameters.values())
+    pace = Pace()
+
+    def keep(epoch: int, step: int, mean: float | None = None) -> None:
+        check_trained(parameters, f"in epoch {epoch if mean is not None else epoch + 1}")
+        if save is not None:
+            with pace.writing():
+                tensors = _tensors(trainee, optimizer) | (averages.saved() if averages else {})
+                save(Snapshot(epoch, tensors, step, total if step else 0.0), mean)
+
     with (
         TrainingBatches(data, recipe.batch_size, recipe.seed, recipe.device, share) as source,
-        progress_bar(description, (recipe.epochs - first) * per_epoch) as advance,
+        progress_bar(description, (recipe.epochs - first) * per_epoch - begun) as advance,
     ):
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
@@ -118,38 +128,37 @@ def fit(
             return value
 
         for epoch in range(first, recipe.epochs):
-            seed = recipe.seed * 100_003 + epoch
-            torch.manual_seed(seed + processes.rank * 7919)  # dropout
-            random.seed(seed)  # for custom losses that use random numbers
-            np.random.seed(seed % 2**32)
-            losses: list[float] = []
-            loss, batch = (
-                None,
-                None,
-            )  # of the previous step: a GPU computes it while the next batch is read
-            for number, (inputs, targets) in enumerate(source.epoch(epoch)):
+            before = epoch * per_epoch
+            # Of the previous step: a GPU computes its loss while the next batch is read.
+            loss: Tensor | None = None
+            batch: Any = None
+            for number, (inputs, targets) in enumerate(source.epoch(epoch, begun), begun):
                 if loss is not None:
-                    losses.append(read(loss, epoch * per_epoch + len(losses), batch))
+                    total += read(loss, before + number - 1, batch)
+                    if save is not None and pace.due:
+                        keep(epoch, number)
                 batch = inputs, targets
+                # Custom losses may draw from Python's and NumPy's; dropout differs between processes.
+                seed = (recipe.seed * 100_003 + epoch) * 1_000_003 + number
+                seed_all(seed, seed + processes.rank * 7919)
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(epoch + number / per_epoch)
-                loss = explained(trainee.step, inputs, targets, epoch * per_epoch + number).reshape(1)
-                average([*(own.grad for own in parameters.values() if own.grad is not None), loss])
+                loss = explained(trainee.step, inputs, targets, before + number).reshape(-1)
+                if processes.size > 1:
+                    gradients = [own.grad for own in parameters.values() if own.grad is not None]
+                    buffers = [own for own in trainee.buffers().values() if own.is_floating_point()]
+                    average([*gradients, *buffers, loss])
                 if recipe.clip_gradients:
                     nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_gradients)
                 optimizer.step()
                 if averages is not None:
-                    averages.update(epoch * per_epoch + number)
+                    averages.update(before + number)
                 optimizer.zero_grad(set_to_none=False)
             if loss is not None:
-                losses.append(read(loss, epoch * per_epoch + len(losses), batch))
-            kept = [*trainee.buffers().values(), *(averages.tensors.values() if averages else ())]
-            average([own for own in kept if own.is_floating_point()])
-            check_trained(parameters, f"in epoch {epoch + 1}")
-            curve.append(sum(losses) / len(losses))
-            if on_epoch is not None:
-                saved = _tensors(trainee, optimizer) | (averages.saved() if averages else {})
-                on_epoch(Snapshot(epoch + 1, saved), curve[-1])
+                total += read(loss, before + per_epoch - 1, batch)
+            curve.append(total / per_epoch)
+            begun, total = 0, 0.0
+            keep(epoch + 1, 0, curve[-1])
     if averages is not None:
         averages.replace_weights()
     return curve
@@ -198,7 +207,7 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
 def _finished(loss: Tensor, number: int) -> float:
     """The loss as a number, after waiting for the GPU. Raises TrainingError if the step failed."""
     with explaining(TrainingError, f"training step {number} failed"):
-        return float(loss)
+        return float(loss.mean())
 
 
 def _finite(loss: Tensor, number: int, batch: Any) -> float:
@@ -230,8 +239,8 @@ def fit_network(
     """Train a plain network in place; return the mean loss of each epoch that was run.
 
     Afterwards it is in eval mode, on the CPU. An `objective` replaces the recipe's loss. A `checkpoint` is
-    updated after each epoch; a training that was killed continues from it, on a CPU with the same result
-    to the last bit.
+    updated as `fit` says; a training that was killed continues from it, on a CPU with the same result to the
+    last bit.
     """
     # Batches are channels-last, but weights stay contiguous: channels-last weights make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
@@ -244,24 +253,26 @@ def fit_network(
     else:
         made_from = {"objective": objective.key} if objective else {}
         file = replace(checkpoint, made_from={**checkpoint.made_from, **made_from})
-        resume = _continued(file, trainee, recipe, description)
-        curve = fit(trainee, data, recipe, description, resume=resume, on_epoch=lambda at, _: file.save(at))
+        resume = _continued(file, trainee, data, recipe, description)
+        curve = fit(trainee, data, recipe, description, resume=resume, save=lambda at, _: file.save(at))
     check_trained(model.state_dict(), "at its end", parameters)
     model.cpu().eval()
     return curve
 
 
 def _continued(
-    checkpoint: CheckpointFile, trainee: Trainee, recipe: Recipe, description: str
+    checkpoint: CheckpointFile, trainee: Trainee, data: ImageData, recipe: Recipe, description: str
 ) -> Snapshot | None:
     """The state that a training continues from; None where it starts from the beginning."""
     found = checkpoint.load()
     if found is None:
         return None
-    if not _fits(trainee, recipe, found):
+    steps = steps_an_epoch(data, recipe)
+    if not _fits(trainee, recipe, found) or found.step >= steps:
         say(f"{checkpoint.path} is for another network: training starts from the beginning")
         return None
-    say(f"{description}: continuing after epoch {found.epoch} of {recipe.epochs}")
+    done = found.epoch + found.step / steps
+    say(f"{description}: continuing after epoch {done:.4g} of {recipe.epochs}")
     return found
 
 

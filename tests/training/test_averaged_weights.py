@@ -1,5 +1,6 @@
 """The moving average of weights is what is kept, and continues exactly; gradients are limited in norm."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bcnet.pipeline.train import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet
+from bcnet.training import checkpoints
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe, training_digest
@@ -87,13 +89,18 @@ def test_statistics_of_batch_norm_are_averaged_and_counters_are_not() -> None:
     assert not torch.allclose(kept["1.running_mean"], last["1.running_mean"])
 
 
-@pytest.mark.parametrize("stopped_after", [1, 3])
-def test_a_killed_training_keeps_the_same_average(tmp_path: Path, stopped_after: int) -> None:
+@pytest.mark.parametrize(("epoch", "step"), [(1, 0), (3, 0), (1, 1)])
+def test_a_killed_training_keeps_the_same_average(
+    tmp_path: Path, epoch: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(CheckpointFile):
         def save(self, snapshot: Snapshot) -> None:
             super().save(snapshot)
-            if snapshot.epoch == stopped_after:
+            if (snapshot.epoch, snapshot.step) == (epoch, step):
                 raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", math.inf)
 
     whole, parts = network(), network()
     fit_network(whole, images(), AVERAGED, "training")
@@ -101,7 +108,7 @@ def test_a_killed_training_keeps_the_same_average(tmp_path: Path, stopped_after:
     with pytest.raises(KeyboardInterrupt):
         fit_network(network(), images(), AVERAGED, "training", checkpoint=Killed(file, {}))
     curve = fit_network(parts, images(), AVERAGED, "training", checkpoint=CheckpointFile(file, {}))
-    assert len(curve) == 3 - stopped_after
+    assert len(curve) == 3 - epoch
     for name, tensor in whole.state_dict().items():
         assert torch.equal(parts.state_dict()[name], tensor)
 

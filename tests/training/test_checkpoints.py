@@ -1,16 +1,22 @@
 """A killed training of a plain network ends like an undisturbed one; a damaged checkpoint is not used."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from bcnet.config import DataConfig
 from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
-from bcnet.training.checkpoints import CheckpointFile, Snapshot
+from bcnet.data.splits import Items
+from bcnet.data.training_batches import TrainingBatches
+from bcnet.sealed import seal_tensors, unseal_tensors
+from bcnet.training import checkpoints
+from bcnet.training.checkpoints import EVERY_S, CheckpointFile, Pace, Snapshot
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 
@@ -42,15 +48,22 @@ def trained(data: ImageData, recipe: Recipe = RECIPE, file: CheckpointFile | Non
     return model
 
 
-def killed_after_two_epochs(data: ImageData, recipe: Recipe, path: Path) -> None:
+def killed_after(data: ImageData, recipe: Recipe, path: Path, epoch: int = 2, step: int = 0) -> None:
     class Killed(CheckpointFile):
         def save(self, snapshot: Snapshot) -> None:
             super().save(snapshot)
-            if snapshot.epoch == 2:
+            if (snapshot.epoch, snapshot.step) == (epoch, step):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trained(data, recipe, Killed(path, MADE_FROM))
+
+
+@pytest.fixture
+def after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints are written after each step."""
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", math.inf)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -59,17 +72,72 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("epoch", "step", "done"), [(2, 0, "2"), (0, 1, "0.3333"), (2, 2, "2.667")], ids=str)
+@pytest.mark.usefixtures("after_each_step")
 def test_a_training_that_was_killed_ends_to_the_last_bit_as_one_that_was_not(
-    data: ImageData, tmp_path: Path, optimizer: str, capsys: pytest.CaptureFixture[str]
+    data: ImageData,
+    tmp_path: Path,
+    optimizer: str,
+    epoch: int,
+    step: int,
+    done: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = Recipe(**{**vars(RECIPE), "optimizer": optimizer})
     path = tmp_path / "checkpoint.safetensors"
-    killed_after_two_epochs(data, recipe, path)
-    continued = trained(data, recipe, CheckpointFile(path, MADE_FROM))
-    assert "fine-tuning: continuing after epoch 2 of 3" in capsys.readouterr().err
-    assert same(continued, trained(data, recipe))
+    killed_after(data, recipe, path, epoch, step)
+    continued, whole = network(), network()
+    own = fit_network(continued, data, recipe, "fine-tuning", checkpoint=CheckpointFile(path, MADE_FROM))
+    assert f"fine-tuning: continuing after epoch {done} of 3\n" in capsys.readouterr().err
+    assert own == fit_network(whole, data, recipe, "fine-tuning")[epoch:]
+    assert same(continued, whole)
     finished = trained(data, recipe, CheckpointFile(path, MADE_FROM))  # killed after the last epoch
     assert same(finished, continued)
+
+
+def test_a_checkpoint_of_an_earlier_version_continues_after_its_epoch(
+    data: ImageData, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    killed_after(data, RECIPE, path, 2)
+    tensors, about = unseal_tensors(path)
+    assert about == {"made_from": MADE_FROM, "epoch": 2}
+    path.write_bytes(seal_tensors(tensors, about))
+    assert same(trained(data, RECIPE, CheckpointFile(path, MADE_FROM)), trained(data))
+
+
+def test_checkpoints_within_an_epoch_take_at_most_a_hundredth_of_the_time() -> None:
+    now = 1000.0
+    pace = Pace(lambda: now)
+    for pause, writing in ((EVERY_S, 0.1), (EVERY_S, 20.0), (2000.0, 0.0), (EVERY_S, 0.0)):
+        now += pause - 1
+        assert not pace.due
+        now += 1
+        assert pace.due
+        with pace.writing():
+            now += writing
+
+
+def test_batches_before_the_first_wanted_are_not_read() -> None:
+    read = []
+
+    class Counted(Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, number: int) -> tuple[Tensor, int]:
+            read.append(number)
+            return torch.full((1, 4, 4), float(number)), number % 2
+
+    items = Items(Counted(), torch.arange(12), "counted")
+    data = ImageData(items, items, items, ("a", "b"))
+    with TrainingBatches(data, 4, 0, "cpu") as source:
+        whole = [inputs for inputs, _ in source.epoch(1)]
+        order, _ = list(read), read.clear()
+        last = [inputs for inputs, _ in source.epoch(1, 2)]
+    assert read == order[8:]
+    assert len(last) == 1
+    assert torch.equal(last[0], whole[2])
 
 
 def edited(path: Path) -> None:
@@ -109,7 +177,7 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_not_continued(
     message: str,
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    killed_after_two_epochs(data, RECIPE, path)
+    killed_after(data, RECIPE, path)
     before = path.read_bytes()
     damage(path)
     assert (path.read_bytes() != before) or made_from != MADE_FROM

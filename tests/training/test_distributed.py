@@ -1,5 +1,6 @@
 """Several processes train the same network as one: each on its share of every batch."""
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -30,7 +31,9 @@ from bcnet.sealed import SealedLines
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
-from bcnet.training.distributed import _slurm_address, together
+from bcnet.training import checkpoints
+from bcnet.training.checkpoints import CheckpointFile, Snapshot
+from bcnet.training.distributed import _slurm_address, together, world
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 
@@ -107,6 +110,22 @@ def killed(rank: int) -> Any:
     return trained(rank)
 
 
+class Copied(CheckpointFile):
+    """Written after each step by the first process; what is there in the second epoch is kept, too."""
+
+    def save(self, snapshot: Snapshot) -> None:
+        if world().first:
+            super().save(snapshot)
+            if (snapshot.epoch, snapshot.step) == (1, 2):
+                shutil.copy(self.path, self.path.with_name("within.safetensors"))
+
+
+def with_checkpoints(rank: int, path: Path) -> Any:
+    checkpoints.EVERY_S, checkpoints.SHARE = 0.0, math.inf
+    model = network(nn.BatchNorm2d(16), nn.Dropout(0.2))
+    return fit_network(model, images(), AVERAGED, "training", checkpoint=Copied(path, {})), model.state_dict()
+
+
 def not_finite(rank: int) -> Any:
     model = network()
     if rank == 1:
@@ -141,6 +160,16 @@ def test_all_processes_end_with_the_same_network_and_mean_batch_norm_statistics(
     _, alone = trained(0, recipe, "light", True)
     # The mean of a batch is that of its shares' means; their variances are a little smaller than its own.
     torch.testing.assert_close(first[1]["1.running_mean"], alone["1.running_mean"], rtol=0.1, atol=0.02)
+
+
+def test_processes_that_continue_within_an_epoch_end_to_the_last_bit_as_undisturbed_ones(
+    tmp_path: Path,
+) -> None:
+    whole = in_processes(2, with_checkpoints, tmp_path / "checkpoint.safetensors")
+    continued = in_processes(2, with_checkpoints, tmp_path / "within.safetensors")
+    for (own_curve, own), (curve, state) in zip(continued, whole, strict=True):
+        assert own_curve == curve[1:]
+        assert all(torch.equal(own[name], state[name]) for name in state)
 
 
 def test_a_supernet_has_the_same_widths_and_losses_as_in_one_process(tmp_path: Path) -> None:

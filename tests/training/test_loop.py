@@ -1,6 +1,7 @@
 """Supernet steps, training loops that continue, scores, and the discovery of spaces."""
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training import checkpoints
 from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, StepPlan, supernet_step
@@ -112,10 +114,13 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
+@pytest.mark.parametrize(
+    ("method", "stop"), [("unilateral", 1), ("bcnet", 1), ("bcnetv2", 1), ("bcnetv2", 5)]
+)
 def test_a_continued_training_equals_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str, stop: int
 ) -> None:
+    """Stopped after the first epoch, or, with a checkpoint after each step, in the second one."""
     model, space = setup(method)
     data = replace(images(), flip=True, shift=1)
     recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16)
@@ -127,13 +132,17 @@ def test_a_continued_training_equals_an_uninterrupted_one(
     def stopped(files: CheckpointFiles, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
         save(files, checkpoint, records)
         saved.append(len(records))
-        raise KeyboardInterrupt
+        if len(saved) == stop:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(CheckpointFiles, "save", stopped)
+        if stop > 1:
+            patched.setattr(checkpoints, "EVERY_S", 0.0)
+            patched.setattr(checkpoints, "SHARE", math.inf)
         with pytest.raises(KeyboardInterrupt):
             train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
-    assert saved == [48 // 16]
+    assert saved == ([48 // 16] if stop == 1 else [1] * 5)
     continued = train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
     assert continued.curve == result.curve
     assert whole.path.read_bytes() == parts.path.read_bytes()
@@ -316,7 +325,7 @@ def test_an_epoch_that_ends_in_a_loss_of_nan_is_not_kept() -> None:
             images(),
             Recipe(epochs=3, learning_rate=0.1, batch_size=16),
             "training",
-            on_epoch=lambda snapshot, loss: ended.append((snapshot.epoch, loss)),
+            save=lambda snapshot, loss: ended.append((snapshot.epoch, loss)),
         )
     assert ended == [(1, 1.0)]
 
