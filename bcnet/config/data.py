@@ -14,7 +14,9 @@ class DataConfig(Section):
     """The images."""
 
     name: str = Field(
-        "digits", description="digits, digit-scenes, cifar10, imagefolder:PATH or package.module:function"
+        "digits",
+        description="digits, digit-scenes, cifar10, imagefolder:PATH, hf:NAME, wds:PATTERN, torchvision:NAME "
+        "or package.module:function",
     )
     image_size: int | None = Field(
         None,
@@ -41,6 +43,19 @@ class DataConfig(Section):
         ge=1,
         description="number of training images held out to score candidates, in place of val_fraction",
         examples=[50000],
+    )
+    image_column: str | None = Field(
+        None,
+        min_length=1,
+        description="hf: the column of images; wds: the suffix of images; needed where there are several",
+        examples=["image"],
+    )
+    label_column: str | None = Field(
+        None,
+        min_length=1,
+        description="hf: the column of classes; wds: the suffix of the files with the number or name of a "
+        "class, cls if not given",
+        examples=["label"],
     )
     storage: Literal["auto", "memory", "disk", "stream"] = Field(
         "auto",

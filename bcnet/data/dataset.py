@@ -18,7 +18,10 @@ from bcnet.data.normalisation import statistics, with_pictures
 from bcnet.data.presets import MIXING
 from bcnet.data.sources.builtin import cifar10, digits
 from bcnet.data.sources.digit_scenes import SIDE, digit_scenes
+from bcnet.data.sources.hugging_face import hugging_face
 from bcnet.data.sources.image_folder import image_folder
+from bcnet.data.sources.torchvision_datasets import torchvision_dataset
+from bcnet.data.sources.webdataset_shards import webdataset_shards
 from bcnet.data.splits import IGNORED, Items, Split, divided
 from bcnet.data.stored import Listed
 from bcnet.data.stored_splits import splits_of
@@ -26,8 +29,16 @@ from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.user_code import UserFunction, import_function
 
 # Sources of images that are stored encoded, by the first word of their name.
-STORED: dict[str, Callable[[str, DataConfig], Listed]] = {"imagefolder": image_folder}
-NAMES = ("digits", "digit-scenes", "cifar10", "imagefolder:PATH", "package.module:function")
+STORED: dict[str, Callable[[str, DataConfig], Listed]] = {
+    "imagefolder": image_folder,
+    "hf": hugging_face,
+    "wds": webdataset_shards,
+    "torchvision": torchvision_dataset,
+}
+NAMES = (
+    *("digits", "digit-scenes", "cifar10", "imagefolder:PATH", "hf:NAME", "wds:PATTERN", "torchvision:NAME"),
+    "package.module:function",
+)
 
 
 def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:

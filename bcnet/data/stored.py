@@ -7,11 +7,11 @@ A source gives `Listed`: the images and classes of each part, of which nothing i
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from bcnet.data.pictures import Stored
 from bcnet.data.splits import stratified
 from bcnet.errors import DataError
+from bcnet.plain import shown
 
 PARTS = {
     "train": ("train", "training"),
@@ -161,6 +162,30 @@ def with_test_set(parts: dict[str, Part], names: dict[str, str], found: Found) -
     if "val" in parts:
         found.notes.append(f"candidates are scored on {names['val']}")
     return parts
+
+
+def indexed(
+    labels: Mapping[str, Sequence[Any]], classes: Sequence[str] | None, source: str
+) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """Class indices of each part, and the classes' names. Raises DataError for a class that is not known.
+
+    Without `classes`, these are the values in "train": numbers in numerical order, names in alphabetical.
+    """
+    known = (
+        range(len(classes)) if classes else sorted({*labels["train"]}, key=lambda v: (isinstance(v, str), v))
+    )
+    index = {value: number for number, value in enumerate(known)}
+    for part, own in labels.items():
+        for value in own:
+            if value not in index or not isinstance(value, int | str):
+                others = f"0 to {len(classes) - 1}" if classes else "those of train, as numbers or names"
+                raise DataError(
+                    f"'{source}': an image of {part} has the class {shown(value)}; known are {others}"
+                )
+    return (
+        {part: [index[value] for value in own] for part, own in labels.items()},
+        tuple(classes or map(str, known)),
+    )
 
 
 def file_list_digest(paths: Sequence[Path], folder: Path) -> str:
