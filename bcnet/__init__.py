@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bcnet.errors import DataError as DataError
     from bcnet.errors import DeviceError as DeviceError
     from bcnet.errors import NetworkError as NetworkError
+    from bcnet.handover import load as load
     from bcnet.hw_profiles import load_profile as load_profile
     from bcnet.latency_tables.model import LatencyModel as LatencyModel
     from bcnet.latency_tables.table import LatencyTable as LatencyTable
@@ -130,6 +131,7 @@ _HOME = {
     "importances": "bcnet.space.importance",
     "inherited": "bcnet.width_search.inherit",
     "kept_channels": "bcnet.space.importance",
+    "load": "bcnet.handover",
     "load_data": "bcnet.data.dataset",
     "load_profile": "bcnet.hw_profiles",
     "loss_tables": "bcnet.allocation.loss_tables",

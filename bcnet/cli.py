@@ -21,6 +21,7 @@ from bcnet.commands.export import export, verify
 from bcnet.commands.init import init
 from bcnet.commands.inspect import InspectCommand, inspect
 from bcnet.commands.latency_tables import build_lut, check_lut, lut_app
+from bcnet.commands.load import load
 from bcnet.commands.options import help_without_command
 from bcnet.commands.report import report
 from bcnet.commands.run_all import run_all
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "verify": verify,
     "run": run_all,
     "report": report,
+    "load": load,
     "devices": devices,
     "doctor": doctor,
 }

@@ -100,6 +100,13 @@ def runs() -> list[RunState]:
     ]
 
 
+def require_run(run: Run) -> None:
+    """Raise UsageError, with the names of those that there are, where there is no such run."""
+    if not run.folder.is_dir():
+        names = ", ".join(state.name for state in runs()) or "none"
+        raise UsageError(f"there is no run '{run.folder.name}'; available: {names}")
+
+
 def _state(folder: Path) -> RunState:
     run = Run(folder)
     manifests = {name: run.stage(name).path(MANIFEST) for name in STAGES}
@@ -181,9 +188,8 @@ def removal(name: str) -> Removal:
     if run.folder.is_symlink():
         raise UsageError(f"{run.folder} is a link, and its target is kept: remove the link itself")
     left = [path for path in (lock_file(run.folder), _aside(run.folder)) if path.exists()]
-    if not run.folder.is_dir() and not left:
-        names = ", ".join(state.name for state in runs()) or "none"
-        raise UsageError(f"there is no run '{name}'; available: {names}")
+    if not left:
+        require_run(run)
     if not run.folder.is_dir():
         return Removal(run, len(left), 0, verified=False)
     sizes = [

@@ -25,6 +25,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s:]+)(#[^)\s]*)?\)")
 # The packages of the public names, in the order of the pipeline.
 PACKAGES = {
     "pipeline": "Stages",
+    "handover": "The small network",
     "space": "Width space, supernet, channels",
     "data": "Data",
     "training": "Training",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bcnet.config import Config
     from bcnet.pipeline.problem import Problem
     from bcnet.pipeline.results import ExportSummary, StageResult
-    from bcnet.run_choice import Does
+    from bcnet.run_choice import Choice, Does
     from bcnet.runs import Run
 
 DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read"}
@@ -61,6 +61,19 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[]
         yield choice.run, choice.config, opened
     if command.name == "build-lut":  # the run may still be refused
         _say_all(choice.notes)
+
+
+@contextmanager
+def existing_run(given: Given, name: str | None) -> Iterator["Choice"]:
+    """The run that a command only reads, protected from removal meanwhile. Raises UsageError without one."""
+    from bcnet.run_choice import choose
+    from bcnet.run_list import require_run
+
+    choice = choose(given.config(), name, given.file, "read")
+    _say_all(choice.notes)
+    require_run(choice.run)
+    with choice.run.in_use():
+        yield choice
 
 
 def _say_all(notes: Sequence[str]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bcnet.commands.completion import run_names
+from bcnet.commands.in_run import existing_run
 from bcnet.commands.options import Given, Json, with_settings
-from bcnet.errors import UsageError
 from bcnet.show.tables import put
 
 if TYPE_CHECKING:
@@ -66,18 +66,7 @@ def report(
 
 
 def _report(given: Given, name: str | None) -> "RunReport":
-    from bcnet.progress import say
-    from bcnet.run_choice import choose
-    from bcnet.run_list import runs
-
-    choice = choose(given.config(), name, given.file, "read")
-    for note in choice.notes:
-        say(note)
-    folder = choice.run.folder
-    if not folder.is_dir():
-        names = ", ".join(state.name for state in runs()) or "none"
-        raise UsageError(f"there is no run '{folder.name}'; available: {names}")
-    with choice.run.in_use():
+    with existing_run(given, name) as choice:
         from bcnet.pipeline.open_problem import open_problem
         from bcnet.report.written import report_of
 

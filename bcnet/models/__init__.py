@@ -82,6 +82,26 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
     return model
 
 
+def expression(config: ModelConfig, in_channels: int, num_classes: int) -> tuple[str, str]:
+    """A line of Python that imports what makes a network, and the expression that makes it.
+
+    Its weights are initial ones, unless a function of the user's own loads others.
+    """
+    library, _, argument = config.name.partition(":")
+    given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
+    words: list[str] = []
+    if config.name in NETWORKS:
+        line, maker = "from bcnet.models import NETWORKS", f"NETWORKS[{config.name!r}]"
+    elif library in LIBRARIES:
+        own = LIBRARIES[library]
+        given = own.arguments(argument, *given.values(), pretrained=config.weights == PRETRAINED)
+        line, maker, words = f"import {library}", own.MAKES, [repr(argument)]
+    else:
+        line, maker, given = f"from {library} import {argument}", argument, {}
+    words += [f"{key}={value!r}" for key, value in {**given, **config.args}.items()]
+    return line, f"{maker}({', '.join(words)})"
+
+
 def statistics(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation per channel that pretrained weights expect; None where unknown."""
     library, _, argument = config.name.partition(":")

@@ -10,6 +10,8 @@ from bcnet.errors import ModelError, one_line
 from bcnet.models.weights import report_weights
 from bcnet.progress import working
 
+MAKES = "timm.create_model"
+
 
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
     """The network for that many channels and classes: timm adapts pretrained weights to other channels.
@@ -17,7 +19,7 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
     Raises ModelError: no timm, no such network, or no weights available.
     """
     timm = _timm(name)
-    given = {"in_chans": in_channels, "num_classes": num_classes, **args}
+    given = {**arguments(name, in_channels, num_classes, pretrained=pretrained), **args}
     if not pretrained:
         return timm.create_model(name, pretrained=False, **given)  # type: ignore[no-any-return]
     config = _pretrained(name)
@@ -42,6 +44,11 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
     source = f"timm, {config.hf_hub_id or config.url}"
     report_weights(model, source, tensors, fresh if outputs != config.num_classes else [])
     return model
+
+
+def arguments(name: str, in_channels: int, num_classes: int, *, pretrained: bool) -> dict[str, Any]:
+    """What `MAKES` is called with beside the name, where the configuration says nothing else."""
+    return {"in_chans": in_channels, "num_classes": num_classes}
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

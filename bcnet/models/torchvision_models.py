@@ -14,6 +14,8 @@ from bcnet.models.checkpoint import read_checkpoint
 from bcnet.models.weights import load_tensors, report_weights
 from bcnet.progress import working
 
+MAKES = "torchvision.models.get_model"
+
 
 def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **args: Any) -> nn.Module:
     """The network for that many classes. Raises ModelError: no such network, or no weights available."""
@@ -25,6 +27,19 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
         raise ModelError(f"torchvision has no model '{name}'; similar names: {', '.join(near) or 'none'}")
     if in_channels != 3:
         raise ModelError(f"torchvision's models take 3 channels, the images have {in_channels}")
+    given = arguments(name, in_channels, num_classes, pretrained=pretrained)
+    model: nn.Module = models.get_model(name, **{**given, **args})
+    if pretrained:
+        file = _fetched(name)
+        loaded = load_tensors(model, read_checkpoint(file).tensors, str(file))
+        report_weights(model, f"torchvision, {file.name}", *loaded)
+    return model
+
+
+def arguments(name: str, in_channels: int, num_classes: int, *, pretrained: bool) -> dict[str, Any]:
+    """What `MAKES` is called with beside the name, where the configuration says nothing else."""
+    from torchvision import models
+
     takes = inspect.signature(models.get_model_builder(name)).parameters
     given: dict[str, Any] = {"num_classes": num_classes, "weights": None}
     if "weights_backbone" in takes:
@@ -35,12 +50,7 @@ def build(name: str, in_channels: int, num_classes: int, *, pretrained: bool, **
         given["transform_input"] = pretrained
     if pretrained and "aux_loss" in takes:
         given["aux_loss"] = True  # the weights include the auxiliary head
-    model: nn.Module = models.get_model(name, **{**given, **args})
-    if pretrained:
-        file = _fetched(name)
-        loaded = load_tensors(model, read_checkpoint(file).tensors, str(file))
-        report_weights(model, f"torchvision, {file.name}", *loaded)
-    return model
+    return given
 
 
 def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from bcnet.errors import ArtifactError, SpaceError
@@ -20,6 +21,8 @@ from bcnet.space.extract import with_state
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
+
+WEIGHTS, PROGRAM = "model.safetensors", "model.pt2"  # of the small network
 
 
 def supernet_file(number: int) -> str:
@@ -126,9 +129,27 @@ def _in_space(widths: Sequence[int], stage: Stage, problem: Problem) -> Widths:
 
 
 def sliced_model(run: Run, problem: Problem) -> nn.Module:
-    """The small network of a finished slice stage, in eval mode."""
-    stage = run.stage("slice")
-    tensors = load_tensors(stage.path("model.safetensors"), stage.command, problem.model)
-    model = with_state(problem.model, problem.space, tensors)
-    model.eval()
-    return model
+    """The small network of a finished slice stage, in eval mode.
+
+    Raises ArtifactError where it is missing, or of another network than the problem's.
+    """
+    stage, widths = run.stage("slice"), sliced(run, problem).widths
+    tensors = load_tensors(stage.path(WEIGHTS), stage.command, problem.model)
+    shapes, persistent = problem.space.narrowed(widths).shapes, problem.model.state_dict().keys()
+    buffers = {name for name in problem.space.dimensions if name not in persistent}
+    if buffers:  # narrow buffers that a state does not have
+        constants = torch.export.load(stage.path(PROGRAM)).constants
+        tensors |= {name: constants[name] for name in buffers if name in constants}
+    # A tensor that several modules share has its shape under one of their names.
+    expected = {name: list(shapes[name]) for name in (*persistent, *buffers) if name in shapes}
+    found = {
+        name: list(own.shape) for name, own in tensors.items() if name in shapes or name not in persistent
+    }
+    for name in (*expected, *found):
+        if expected.get(name) != found.get(name):
+            what = f"'{name}' is {found.get(name, 'missing')}, not {expected.get(name, 'there')}"
+            raise ArtifactError(
+                f"{stage.folder} holds another network than the configured one ({what}): restore its "
+                f"bcnet.toml, or run `{stage.command}` again"
+            )
+    return with_state(problem.model, problem.space, tensors).eval()

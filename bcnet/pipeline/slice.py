@@ -20,7 +20,7 @@ from bcnet.data.image_data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
-from bcnet.pipeline.finished import searched
+from bcnet.pipeline.finished import PROGRAM, WEIGHTS, searched
 from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
@@ -123,8 +123,6 @@ def run(run: Run, problem: Problem) -> SliceSummary:
 
     Later stages hold the network to the budget of what was sliced.
     """
-    from safetensors.torch import save
-
     config = problem.config
     inside = point_inside(run, problem)
     stage, inputs = run.stage("slice"), stage_inputs(run, problem)
@@ -165,7 +163,6 @@ def run(run: Run, problem: Problem) -> SliceSummary:
         objective=objective,
         checkpoint=checkpoint,
     )
-    tensors = {name: tensor.contiguous() for name, tensor in result.model.state_dict().items()}
     described = preprocessing(result.model, problem.data, None)
     groups = {g.name: width for g, width in zip(problem.space.groups, widths, strict=True)}
     summary = SliceSummary(
@@ -191,13 +188,24 @@ def run(run: Run, problem: Problem) -> SliceSummary:
     )
     came_from = summary.model_dump(include={"inherited", "supernet", "side"})
     files = {
-        "model.safetensors": save(tensors, {KEY: described}),
-        "model.pt2": program_bytes(result.model, problem.data.example(2), {KEY: described}),
+        **network_files(result.model, problem.data.example(2), {KEY: described}),
         "widths.json": json_bytes({"widths": groups, **came_from}),
         summary.FILE: json_bytes(summary.to_json()),
     }
     stage.finish(inputs, files, [checkpoint.path, at_lower_rate(checkpoint.path)])
     return summary
+
+
+def network_files(model: nn.Module, example: Any, about: Mapping[str, str]) -> dict[str, bytes]:
+    """The files that hold a small network; `example` is inputs of two images."""
+    from safetensors.torch import save
+
+    # Copies: a file of safetensors cannot hold one tensor under the names of several modules.
+    tensors = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    return {WEIGHTS: save(tensors, dict(about)), PROGRAM: program_bytes(model, example, about)}
 
 
 def program_bytes(model: nn.Module, example: Any, extra: Mapping[str, str] | None = None) -> bytes:
