@@ -26,6 +26,7 @@ from bcnet.pipeline.inherit import check_inheritance, weights_of
 from bcnet.pipeline.measured import Measured
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
+from bcnet.pipeline.results import CompareSummary
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, propose_front, tried
 from bcnet.pipeline.teacher import distillation, objective_for
@@ -34,6 +35,7 @@ from bcnet.pipeline.tuning import Tuning
 from bcnet.registry import METHODS, auto_methods
 from bcnet.runs import Run
 from bcnet.sealed import SealedLines
+from bcnet.show.comparison import show_comparison
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA
 from bcnet.space.supernet import cut
@@ -44,6 +46,7 @@ from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, evaluate_network
+from tests.docs.shown import shape, shown
 
 RUN = Path("runs/default")
 AUTO = tuple(own.name for own in auto_methods())
@@ -122,8 +125,22 @@ def test_the_comparison_shows_the_original_and_a_uniform_network_that_inherits_a
 def test_a_finished_run_is_done_already(
     problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "--json"]) == 0
-    assert capsys.readouterr().err.count("already done") == 6
+    assert main(["run"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("already done") == 6
+    assert [line for line in shape(out) if line.startswith("original ")] == ["original # # # # # #"]
+
+
+def test_a_comparison_is_printed_as_the_quickstart_shows_it(
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"found": "found (inherited)", "uniform": "uniform (inherited)"}
+    # What depends on this run's accuracies and latencies is as on the page: a clear difference, no notes.
+    clear = {**names, "difference": 0.0111, "low": 0.0046, "high": 0.0177}
+    changed = {"difference": clear, "not_separable": [], "notes": [], "passes": 3, "better": None}
+    show_comparison(CompareSummary.model_validate_json(json.dumps({**result("compare"), **changed})))
+    page = shown("docs/getting-started/quickstart.md", "network ")
+    assert shape(capsys.readouterr().out) == shape(page)
 
 
 @pytest.mark.parametrize(
