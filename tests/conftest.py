@@ -63,22 +63,29 @@ REPEATING = {
 PROFILE = """
 description = "this machine, timed briefly"
 runtime = "onnxruntime"
-warmup_ms = 2.0
-seconds = 0.05
-iterations = 10
+warmup_ms = 1.0
+seconds = 0.02
+iterations = 6
 table_noise = 20.0
 """
 
 
 def measure_briefly(patch: pytest.MonkeyPatch) -> None:
-    """Measure each network of a search a few times, not until its times agree: other tests run meanwhile.
+    """Measure each layer and each network a few times, not until its times agree: other tests run meanwhile.
 
     Importance that is calculated again and again is measured on few images, too.
     """
-    from bcnet.pipeline import alternating
+    from bcnet.agent import probe
+    from bcnet.measure import network_latency, table_build
+    from bcnet.pipeline import alternating, repeated
     from bcnet.training import iterative
 
+    any_noise = 10.0  # as a share
+    patch.setattr(network_latency, "AGREE", any_noise)
+    patch.setattr(table_build, "NOISY", any_noise)
     patch.setattr(alternating, "MOST", alternating.ALTERNATIONS)
+    patch.setattr(repeated, "MOST", repeated.FEWEST)
+    patch.setattr(probe, "REPEATS", 3)
     patch.setattr(iterative, "ROUNDS", 2)
     patch.setattr(iterative, "BATCHES", 1)
 

@@ -1,6 +1,7 @@
 """ONNX Runtime by its execution providers, and what goes wrong while it runs."""
 
 import time
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,14 @@ from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnxruntime import ATTEMPTS, OnnxRuntime, plausible
 
 MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
-FILE = to_onnx(MODEL, (1, 3, 64, 64)).SerializeToString()
 RUNTIME = OnnxRuntime(LocalDevice())
 OTHERS = [p for p in onnxruntime.get_available_providers() if p != onnxruntime_jobs.CPU]
+
+
+@cache
+def file() -> bytes:
+    """`MODEL` as ONNX."""
+    return bytes(to_onnx(MODEL, (1, 3, 64, 64)).SerializeToString())
 
 
 def fails_when_run() -> bytes:
@@ -48,21 +54,21 @@ def test_a_provider_has_its_short_or_its_full_name(name: str) -> None:
     images = np.ones((2, 3, 64, 64), np.float32)
     with torch.no_grad():
         expected = MODEL(torch.from_numpy(images)).numpy()
-    assert OnnxRuntime(LocalDevice(), name).predictor(FILE)(images)[0] == pytest.approx(expected, abs=1e-5)
+    assert OnnxRuntime(LocalDevice(), name).predictor(file())(images)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_provider_that_is_not_installed_is_refused_with_those_that_are() -> None:
     with pytest.raises(DeviceError, match=r"no execution provider 'nosuch', only .*cpu"):
-        OnnxRuntime(LocalDevice(), "nosuch").time_network(FILE, 0, 0.01, 2)
+        OnnxRuntime(LocalDevice(), "nosuch").time_network(file(), 0, 0.01, 2)
 
 
 @pytest.mark.skipif(OTHERS != ["AzureExecutionProvider"], reason="needs a provider that takes no layer")
 def test_a_provider_that_leaves_all_to_the_cpu_is_refused() -> None:
     azure = OnnxRuntime(LocalDevice(), "azure")
     for use in (
-        lambda: azure.time_network(FILE, 0, 0.01, 2),
-        lambda: azure.profile_nodes(FILE, 2),
-        lambda: azure.predictor(FILE)(np.ones((1, 3, 64, 64), np.float32)),
+        lambda: azure.time_network(file(), 0, 0.01, 2),
+        lambda: azure.profile_nodes(file(), 2),
+        lambda: azure.predictor(file())(np.ones((1, 3, 64, 64), np.float32)),
     ):
         with pytest.raises(DeviceError, match="the whole network on the CPU: AzureExecutionProvider"):
             use()
@@ -95,14 +101,14 @@ def test_runs_with_impossible_times_are_told_from_possible_ones() -> None:
 def test_the_profilers_own_time_is_at_most_that_of_the_shortest_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that was slow while that time was measured would leave a network without any time."""
     monkeypatch.setattr(OnnxRuntime, "_profiler_ms", 1000.0)
-    means = [float(durations.mean()) for _, durations in RUNTIME.profile_nodes(FILE, 20)]
+    means = [float(durations.mean()) for _, durations in RUNTIME.profile_nodes(file(), 20)]
     assert min(means) == pytest.approx(0, abs=1e-9)
     assert max(means) > 0.01
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, stands_still: int) -> list[int]:
     """Let the runtime's clock begin with so many readings of zero; the readings are counted."""
-    RUNTIME.profile_nodes(FILE, 2)  # what the profiler itself adds is measured once, by the real clock
+    RUNTIME.profile_nodes(file(), 2)  # what the profiler itself adds is measured once, by the real clock
     readings = [0]
 
     def perf_counter() -> float:
@@ -115,9 +121,9 @@ def clock(monkeypatch: pytest.MonkeyPatch, stands_still: int) -> list[int]:
 
 def test_runs_in_which_the_clocks_disagree_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     runs, warmup = 5, 3
-    RUNTIME.profile_nodes(FILE, 2)  # what the profiler adds is measured once a process: not by this clock
+    RUNTIME.profile_nodes(file(), 2)  # what the profiler adds is measured once a process: not by this clock
     readings = clock(monkeypatch, stands_still=2 * (warmup + 2))
-    nodes = RUNTIME.profile_nodes(FILE, runs)
+    nodes = RUNTIME.profile_nodes(file(), runs)
     assert all(len(durations) == runs for _, durations in nodes)
     assert readings[0] == 2 * 2 * (warmup + runs)
 
@@ -125,5 +131,5 @@ def test_runs_in_which_the_clocks_disagree_are_made_again(monkeypatch: pytest.Mo
 def test_clocks_that_never_agree_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     readings = clock(monkeypatch, stands_still=10**9)
     with pytest.raises(DeviceError, match="disagrees with the machine's monotonic clock in 8 runs"):
-        RUNTIME.profile_nodes(FILE, 2)
+        RUNTIME.profile_nodes(file(), 2)
     assert readings[0] == ATTEMPTS * 2 * (3 + 2)

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,13 @@ from bcnet.runtimes.ssh_line import CONNECT_S, HostLost
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 
 MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 300, 3)).eval()
-FILE = to_onnx(MODEL, (2, 3, 16, 16)).SerializeToString()
 LONG = {"warmup_ms": 0.0, "seconds": 1.0, "iterations": 2}  # a job that is long enough to be cut
+
+
+@cache
+def file() -> bytes:
+    """`MODEL` as ONNX."""
+    return bytes(to_onnx(MODEL, (2, 3, 16, 16)).SerializeToString())
 
 
 @pytest.fixture
@@ -95,7 +101,7 @@ def whenever_a_job_runs(folder: Path, action: Callable[[], None]) -> Iterator[No
 
 def test_a_network_gives_the_same_outputs_there_as_here(device: SshDevice) -> None:
     images = np.random.default_rng(0).standard_normal((5, 3, 16, 16), dtype=np.float32)
-    (there,) = OnnxRuntime(device).predictor(FILE)(images)
+    (there,) = OnnxRuntime(device).predictor(file())(images)
     with torch.no_grad():
         here = MODEL(torch.from_numpy(images)).numpy()
     assert there.shape == (5, 300, 12, 12)
@@ -107,18 +113,18 @@ def test_a_folder_there_may_have_any_name(sshd: Sshd, tmp_path: Path, name: str)
     device = SshDevice("device", python=PYTHON, folder=str(tmp_path / name))
     try:
         assert device.hello()["folder"] == str(tmp_path / name)
-        assert len(OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)) >= 3
+        assert len(OnnxRuntime(device).time_network(file(), 0, 0.01, 3)) >= 3
     finally:
         device.close()
 
 
 def test_a_file_is_sent_once(device: SshDevice, tmp_path: Path) -> None:
     runtime = OnnxRuntime(device)
-    runtime.time_network(FILE, 0, 0.01, 2)
+    runtime.time_network(file(), 0, 0.01, 2)
     (sent,) = files_of(tmp_path / "there", "files")
     first = sent.stat().st_ctime_ns
     inode = sent.stat().st_ino
-    runtime.time_network(FILE, 0, 0.01, 2)
+    runtime.time_network(file(), 0, 0.01, 2)
     assert files_of(tmp_path / "there", "files") == [sent]
     assert (sent.stat().st_ino, sent.stat().st_ctime_ns >= first) == (inode, True)
 
@@ -129,7 +135,7 @@ def test_an_error_there_is_the_same_error_here_with_the_host(device: SshDevice) 
     with pytest.raises(
         DeviceError, match=r"^device: ONNX Runtime on this device has no execution provider 'nosuch'"
     ):
-        OnnxRuntime(device, "nosuch").time_network(FILE, 0, 0.01, 2)
+        OnnxRuntime(device, "nosuch").time_network(file(), 0, 0.01, 2)
 
 
 def test_a_line_that_is_cut_in_the_middle_of_a_job_gives_its_answer_all_the_same(
@@ -137,7 +143,7 @@ def test_a_line_that_is_cut_in_the_middle_of_a_job_gives_its_answer_all_the_same
 ) -> None:
     device.hello()
     cut = meanwhile(sshd.cut, a_job_runs(tmp_path / "there"))
-    samples = OnnxRuntime(device).time_network(FILE, **LONG)
+    samples = OnnxRuntime(device).time_network(file(), **LONG)
     cut.join()
     assert "the connection was lost" in capsys.readouterr().err
     # The agent that was cut off went on, and kept its answer: it is the one that was heard.
@@ -150,7 +156,7 @@ def test_a_machine_that_comes_back_is_waited_for(sshd: Sshd, device: SshDevice) 
     sshd.stop()
     later = time.monotonic() + 1.5
     back = meanwhile(lambda: sshd.start() and None, lambda: time.monotonic() > later)
-    assert len(OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)) >= 3
+    assert len(OnnxRuntime(device).time_network(file(), 0, 0.01, 3)) >= 3
     back.join()
 
 
@@ -160,7 +166,7 @@ def test_a_machine_that_does_not_come_back_is_given_up(sshd: Sshd, tmp_path: Pat
     sshd.stop()
     start = time.monotonic()
     with pytest.raises(HostLost, match=r"device cannot be reached: .*Connection refused; is sshd running"):
-        OnnxRuntime(device).time_network(FILE, 0, 0.01, 3)
+        OnnxRuntime(device).time_network(file(), 0, 0.01, 3)
     assert time.monotonic() - start < 15
 
 
@@ -170,7 +176,7 @@ def test_an_agent_that_is_killed_does_its_job_again(
     there = tmp_path / "there"
     device.hello()
     killed = meanwhile(lambda: kill(*agents(there)), a_job_runs(there))
-    assert len(OnnxRuntime(device).time_network(FILE, **LONG)) >= 2
+    assert len(OnnxRuntime(device).time_network(file(), **LONG)) >= 2
     killed.join()
     assert "the agent died" in capsys.readouterr().err
 
@@ -183,13 +189,13 @@ def test_a_job_that_always_kills_its_agent_is_a_network_that_cannot_be_run(
         whenever_a_job_runs(tmp_path / "there", lambda: None),
         pytest.raises(NetworkError, match=r"the agent died 3 times in one job"),
     ):
-        OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
+        OnnxRuntime(device).time_network(file(), 0, 5.0, 2)
 
 
 def test_a_job_that_takes_too_long_is_ended_there(device: SshDevice, tmp_path: Path) -> None:
     job = {
         **{"do": "time", "runtime": "onnxruntime", "settings": {"provider": "cpu", "threads": 1}},
-        **{"model": FILE, "warmup_ms": 0.0, "seconds": 60.0, "iterations": 2},
+        **{"model": file(), "warmup_ms": 0.0, "seconds": 60.0, "iterations": 2},
     }
     device.hello()
     (busy,) = agents(tmp_path / "there")
@@ -275,10 +281,10 @@ def test_a_full_disk_there_is_told_and_work_goes_on_when_there_is_room(
     try:
         runtime = OnnxRuntime(device)
         with pytest.raises(DeviceError, match=r"No space left on device; free some space there, or set"):
-            runtime.time_network(FILE, 0, 0.01, 2)
+            runtime.time_network(file(), 0, 0.01, 2)
         assert "matmul_ms" in runtime.probe()
         subprocess.run(["mount", "-o", "remount,size=5m", str(there)], check=True)
-        assert len(runtime.time_network(FILE, 0, 0.01, 2)) >= 2
+        assert len(runtime.time_network(file(), 0, 0.01, 2)) >= 2
     finally:
         device.close()
         subprocess.run(["umount", "--lazy", str(there)], check=True)
@@ -306,7 +312,7 @@ def test_several_hosts_share_the_work_and_one_that_is_lost_is_left_out(
     try:
         runtime = OnnxRuntime(Hosts(devices))
         assert runtime.workers == 2
-        together = [threading.Thread(target=runtime.time_network, args=(FILE, 0, 0.3, 2)) for _ in range(2)]
+        together = [threading.Thread(target=runtime.time_network, args=(file(), 0, 0.3, 2)) for _ in range(2)]
         for thread in together:
             thread.start()
         for thread in together:
@@ -314,7 +320,7 @@ def test_several_hosts_share_the_work_and_one_that_is_lost_is_left_out(
         assert [len(files_of(tmp_path / name, "answers")) for name in ("device", "second")] == [1, 1]
         other.stop()
         for _ in range(2):
-            assert len(runtime.time_network(FILE, 0, 0.01, 3)) >= 3
+            assert len(runtime.time_network(file(), 0, 0.01, 3)) >= 3
         assert runtime.workers == 1
         assert "second cannot be reached" in capsys.readouterr().err
         sshd.stop()
@@ -378,7 +384,7 @@ def test_a_line_that_drops_in_every_attempt_ends_as_a_network_that_cannot_be_run
         whenever_a_job_runs(tmp_path / "there", sshd.cut),
         pytest.raises(NetworkError, match=r"(the connection was lost 6|the agent died 3) times in one job"),
     ):
-        OnnxRuntime(device).time_network(FILE, 0, 5.0, 2)
+        OnnxRuntime(device).time_network(file(), 0, 5.0, 2)
 
 
 def test_another_agents_job_is_waited_for_and_that_time_does_not_count(
