@@ -1,13 +1,14 @@
 # make quickstart: install and run the whole pipeline on the built-in example.
 # make test: every check that CI runs. make test-fast: the tests of single parts, in under three minutes.
 # make test-slow: the tests that `make test` leaves out. make docs: the pages of docs/ as a site, in site/.
-# make package: a wheel and an sdist in dist/; installs the wheel into an empty environment and runs `bcnet run` there.
+# make wheel: a wheel and an sdist in dist/, and a brief `bcnet run` with the wheel and only what it requires.
+# make package: the same in an environment that pip installs the wheel into, and the whole `bcnet run`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-fast test-slow docs package
+.PHONY: quickstart test lint tests test-fast test-slow docs wheel package
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bcnet needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -18,13 +19,18 @@ $(INSTALLED): pyproject.toml
 quickstart: $(INSTALLED)
 	$(BIN)/bcnet run
 
+# The tests take two cores most of the time; all else is done beside them, one after the other.
 test: $(INSTALLED)
+	$(MAKE) --jobs 2 tests lint docs wheel
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(MAKE) docs
+
+tests: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
@@ -35,6 +41,12 @@ test-slow: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: $(INSTALLED)
+	rm -rf dist build/environment
+	$(BIN)/python -m build
+	$(BIN)/python .ci/linked-environment dist/*.whl build/environment
+	.ci/try-pipeline build/environment --brief
 
 package: $(INSTALLED)
 	rm -rf dist
