@@ -17,6 +17,7 @@ import typer
 
 from bcnet.commands.bench import bench_app
 from bcnet.commands.devices import devices, doctor
+from bcnet.commands.diff import diff
 from bcnet.commands.export import export, verify
 from bcnet.commands.init import init
 from bcnet.commands.inspect import InspectCommand, inspect
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "verify": verify,
     "run": run_all,
     "report": report,
+    "diff": diff,
     "load": load,
     "devices": devices,
     "doctor": doctor,

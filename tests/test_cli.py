@@ -101,7 +101,7 @@ def configure(text: str = CONFIG) -> None:
 
 def test_the_commands_are_those_of_the_readme() -> None:
     stages = ["train", "build-lut", "check-lut", "search", "slice", "export"]
-    others = ["verify", "run", "report", "load", "devices", "doctor", "runs", "lut", "bench"]
+    others = ["verify", "run", "report", "diff", "load", "devices", "doctor", "runs", "lut", "bench"]
     assert list(COMMANDS) == ["init", "inspect", "time", *stages, *others]
 
 

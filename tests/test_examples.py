@@ -154,12 +154,21 @@ def test_the_segmentation_example_searches_a_network_that_returns_a_dict(
     assert [dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim] == [1, 4, 64, 64]
 
 
-def test_the_workflow_uses_flags_that_check_lut_has(capfd: pytest.CaptureFixture[str]) -> None:
-    workflow = (EXAMPLES / "ci" / "check-lut.yml").read_text(encoding="utf-8").replace("\\\n", "")
-    command = re.search(r"check-lut (--.*) \|\|", workflow)
-    assert command is not None
-    assert main(["check-lut", "--help"]) == 0
+@pytest.mark.parametrize(
+    ("file", "command", "used"),
+    [
+        ("check-lut.yml", "check-lut", {"--against", "--junit"}),
+        ("compare-runs.yml", "diff", {"--markdown", "--max-slowdown", "--max-loss"}),
+    ],
+)
+def test_the_workflows_use_flags_that_their_commands_have(
+    file: str, command: str, used: set[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    workflow = (EXAMPLES / "ci" / file).read_text(encoding="utf-8").replace("\\\n", "")
+    typed = re.search(rf"bcnet\" {command} (.*) \|\|", workflow)
+    assert typed is not None
+    assert main([command, "--help"]) == 0
     shown = capfd.readouterr().out
-    flags = re.findall(r"--[a-z-]+", command[1])
-    assert {"--against", "--junit"} <= set(flags)
+    flags = re.findall(r"--[a-z-]+", typed[1])
+    assert used <= set(flags)
     assert [flag for flag in flags if flag not in shown] == []

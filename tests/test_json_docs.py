@@ -55,7 +55,10 @@ def test_every_key_of_a_timed_file_is_documented(folder: Path, capfd: pytest.Cap
     assert set(keys(json.loads(capfd.readouterr().out))) - NAMED == set()
 
 
-@pytest.mark.parametrize("command", [["train"], ["inspect"], ["runs"], ["report"]])
+@pytest.mark.parametrize(
+    "command",
+    [["train"], ["inspect"], ["runs"], ["report"], ["load"], ["diff", "default", "default"]],
+)
 @pytest.mark.usefixtures("project")
 def test_every_key_of_other_commands_is_documented(
     command: list[str], capfd: pytest.CaptureFixture[str]

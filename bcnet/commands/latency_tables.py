@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -18,6 +17,7 @@ from bcnet.commands.options import (
     Replace,
     RunName,
     help_without_command,
+    percentage,
     with_settings,
 )
 from bcnet.errors import BcnetError, TableError, UsageError
@@ -95,7 +95,7 @@ def check_lut(
     from bcnet.latency_tables import check_report
     from bcnet.runs import write_file
 
-    allowed = _percentage("--max-slowdown", max_slowdown)
+    allowed = percentage("--max-slowdown", max_slowdown)
     if against is not None and any(given.names(key) for key in TARGET if key != "device"):
         raise UsageError("--against compares all settings that both tables have; leave out the setting")
     settings = given.config()
@@ -177,11 +177,3 @@ def accept_edit(
         print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
     if summary["next"]:
         print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))
-
-
-def _percentage(flag: str, text: str) -> float:
-    """ "5%" as 0.05. Raises UsageError. Minimum 4: two sessions on one machine differ by 2 %."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
-    if match is None or not 4 <= float(match[1]) <= 100:
-        raise UsageError(f"{flag} takes a percentage from 4 to 100, e.g. \"5%\", not '{text}'")
-    return float(match[1]) / 100

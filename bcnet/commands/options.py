@@ -5,6 +5,7 @@ In: what was typed. Out: `Given`, which makes a `Config` of it. Help imports nei
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -187,3 +188,11 @@ def _help(field: FieldInfo) -> str:
     elif not isinstance(default, bool):
         text += f" (default: {toml(default).strip(chr(34))})"
     return sentence(text)
+
+
+def percentage(flag: str, text: str) -> float:
+    """ "5%" as 0.05. Raises UsageError. Minimum 4: two sessions on one machine differ by 2 %."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    if match is None or not 4 <= float(match[1]) <= 100:
+        raise UsageError(f"{flag} takes a percentage from 4 to 100, e.g. \"5%\", not '{text}'")
+    return float(match[1]) / 100

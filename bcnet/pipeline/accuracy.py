@@ -6,7 +6,6 @@ and Zeger, Biometrika 1986).
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,12 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from bcnet.data.splits import Split
+from bcnet.pipeline.answers import Answered, Correct, sources_of
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import AccuracyDifference
 from bcnet.pipeline.verify import file_outputs
-from bcnet.training.task import logits_of
-from bcnet.width_search.temperature import are_classes
 
 LEVEL = 0.95
-Correct = NDArray[np.bool_]  # (N,), for each test image whether its class is predicted correctly
 
 
 def file_answers(problem: Problem, content: bytes) -> tuple[float, Correct | None]:
@@ -31,17 +27,9 @@ def file_answers(problem: Problem, content: bytes) -> tuple[float, Correct | Non
 
     The latter is None where the metric is not accuracy, or targets are not classes.
     """
-    found: list[Correct] = []
-
-    def seen() -> Iterator[tuple[Any, Any]]:
-        for outputs, targets in file_outputs(content, problem.model, problem.data, problem.profile):
-            if problem.task.metric is None and are_classes(targets):
-                found.append((logits_of(outputs).argmax(1) == torch.as_tensor(targets)).numpy())
-            yield outputs, targets
-
-    metric = problem.task.measure(seen())
-    correct = np.concatenate(found) if found else np.zeros(0, dtype=bool)
-    return metric, correct if len(correct) == len(problem.data.test) else None
+    answered = Answered(problem.task, problem.data)
+    outputs = file_outputs(content, problem.model, problem.data, problem.profile)
+    return problem.task.measure(answered.seen(outputs)), answered.correct
 
 
 def accuracy_interval(
@@ -55,7 +43,7 @@ def accuracy_interval(
     target = test.take(torch.zeros(1, dtype=torch.int64)).item(0)[1]
     if problem.task.metric is not None or torch.as_tensor(target).ndim:
         return None  # a mean over pixels or boxes is none
-    count, sources = float(len(test)), _sources(problem)
+    count, sources = float(len(test)), sources_of(problem.data)
     if correct is not None and sources is not None:
         error, independent = standard_error(correct, sources)
         count = min(count, accuracy * (1 - accuracy) / error**2) if error else float(independent)
@@ -69,17 +57,25 @@ def accuracy_difference(
     problem: Problem, found: tuple[str, Correct], uniform: tuple[str, Correct]
 ) -> AccuracyDifference:
     """How much more accurate a found network is than a uniform one, paired by test image (Student's t)."""
-    difference = found[1].astype(float) - uniform[1].astype(float)
-    mean = float(difference.mean())
-    error, independent = standard_error(difference, _sources(problem))
-    half = error * float(student.ppf((1 + LEVEL) / 2, max(1, independent - 1)))
+    mean, low, high = paired_difference(found[1], uniform[1], sources_of(problem.data))
     return AccuracyDifference(
         found=found[0],
         uniform=uniform[0],
         difference=round(mean, 6),
-        low=round(mean - half, 6),
-        high=round(mean + half, 6),
+        low=round(low, 6),
+        high=round(high, 6),
     )
+
+
+def paired_difference(
+    first: Correct, second: Correct, sources: NDArray[np.int64] | None
+) -> tuple[float, float, float]:
+    """How much more often the first answers (N,) are right, and the ends of the interval (Student's t)."""
+    difference = first.astype(float) - second.astype(float)
+    mean = float(difference.mean())
+    error, independent = standard_error(difference, sources)
+    half = error * float(student.ppf((1 + LEVEL) / 2, max(1, independent - 1)))
+    return mean, mean - half, mean + half
 
 
 def standard_error(
@@ -91,8 +87,3 @@ def standard_error(
     independent = len(sums)
     variance = float((sums**2).sum()) / len(values) ** 2
     return math.sqrt(variance * independent / max(1, independent - 1)), independent
-
-
-def _sources(problem: Problem) -> NDArray[np.int64] | None:
-    test = problem.data.test
-    return test.sources.numpy() if isinstance(test, Split) and test.sources is not None else None

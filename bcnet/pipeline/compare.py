@@ -20,7 +20,8 @@ from bcnet.measure.network_latency import measure_network
 from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.pipeline.accuracy import Correct, accuracy_difference, accuracy_interval, file_answers
+from bcnet.pipeline.accuracy import accuracy_difference, accuracy_interval, file_answers
+from bcnet.pipeline.answers import Correct
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
 from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original

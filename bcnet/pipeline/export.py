@@ -15,6 +15,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
     ENGINE,
@@ -143,6 +144,8 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     )
     refuse_failed(summary, stage.path("failed.json"))
     files |= beside_onnx(data, problem.task)
+    if report.answers:
+        files[ANSWERS] = json_bytes(report.answers.to_json())
     finish_export(run, inputs, {**files, summary.FILE: json_bytes(summary.to_json())})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():

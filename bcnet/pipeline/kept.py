@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.hw_profiles.target import target_of
+from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import ExportSummary, SearchSummary
 from bcnet.progress import say, working
@@ -89,7 +90,7 @@ def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, 
     return found["inputs"] == inputs and all(
         found["outputs"].get(name) == outputs.get(name)
         for name in {*outputs, *found["outputs"]}
-        if name != ExportSummary.FILE
+        if name not in (ExportSummary.FILE, ANSWERS)
     )
 
 

@@ -266,6 +266,20 @@ class AgainstOriginal(Values):
     speedup: float | None = None
 
 
+class Answers(Values):
+    """Which test images are classified correctly: packed bits in hexadecimal, most significant first.
+
+    `test` is a digest of the images' targets and names; `sources` are those of images that share some.
+    """
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"sources"})
+
+    test: str
+    images: int
+    correct: str
+    sources: tuple[int, ...] | None = None
+
+
 class VerifyReport(Values):
     """One backend's findings.
 
@@ -297,6 +311,7 @@ class VerifyReport(Values):
     notes: tuple[str, ...] = ()
     passed: bool
     verified: bool
+    answers: Answers | None = Field(default=None, exclude=True)  # in a file of their own
 
 
 class _Exported(StageResult):

@@ -22,6 +22,7 @@ from bcnet.errors import CheckFailed, NetworkError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network, runtime_of
+from bcnet.pipeline.answers import Answered
 from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
 from bcnet.progress import progress_bar, working
@@ -118,7 +119,8 @@ def verify(
     runtime = runtime_of(profile)
     task, budget_ms = expected.task, expected.budget.target_ms
     differences = Differences()
-    batches = file_outputs(content, model, data, profile, differences)
+    answered = Answered(task, data)
+    batches = answered.seen(file_outputs(content, model, data, profile, differences))
     accuracy = task.measure(batches)
     for _ in batches:  # a metric may stop early, the comparison does not
         pass
@@ -179,6 +181,7 @@ def verify(
         notes=notes,
         passed=not failures,
         verified=not failures and not not_measured,
+        answers=answered.answers,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bcnet.errors import ArtifactError, NotVerified
 from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
+from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.problem import Problem
@@ -107,6 +108,8 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
     refuse_failed(summary, engine.with_name("failed.json"))
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
+        if report.answers:
+            kept[ANSWERS] = json_bytes(report.answers.to_json())
         stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary.to_json())})
     else:
         write_file(path, json_bytes(summary.to_json()))

@@ -41,6 +41,13 @@ def columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown: the first column left-aligned, all others right-aligned."""
+    table = [[plain(text, LONGEST).replace("|", "\\|") for text in row] for row in (headings, *rows)]
+    marks = ["---", *["---:"] * (len(headings) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (table[0], marks, *table[1:])]
+
+
 def short_count(count: float) -> str:
     """A count with three significant digits: 1.91M for 1,914,490."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
