@@ -1,6 +1,7 @@
 """The processes that a command runs in, by torchrun or Slurm. In: environment variables. Out: `Processes`.
 
-Every process calls the same command. All train; the first one writes, the others work on copies of the run.
+Every process calls the same command. The first one leads, measures and writes; the others train and score
+with it, and what they write goes into copies of the run.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from bcnet.errors import UsageError
 from bcnet.runs import Run
 
-SEVERAL = ("train", "slice")  # the commands that spend their time training
+SEVERAL = ("train", "search", "slice", "run")  # the commands that spend their time training and scoring
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def these() -> Processes:
 def refuse_several(command: str) -> None:
     """Raise UsageError where several processes were started for a command that needs one."""
     if command not in SEVERAL and these().size > 1:
-        commands = " and ".join(f"`bcnet {name}`" for name in SEVERAL)
+        *others, last = (f"`bcnet {name}`" for name in SEVERAL)
         raise UsageError(
-            f"`bcnet {command}` runs in one process: start it without torchrun or srun; {commands} may run "
-            "in several"
+            f"`bcnet {command}` runs in one process: start it without torchrun or srun; {', '.join(others)} "
+            f"and {last} may run in several"
         )

@@ -16,6 +16,7 @@ from bcnet.errors import SpaceError
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
+from bcnet.training.shared_work import each
 
 LossOf = Callable[[Widths], SupportsFloat]
 UNUSABLE = 10.0  # a loss that is not finite counts as so many times the worst that is
@@ -62,8 +63,8 @@ def loss_tables(
     found = dict(known or {})
     missing = [widths for widths in narrowed_alone(space, around) if widths not in found]
     with progress_bar("measuring the loss of each width", len(missing)) as advance:
-        for widths in missing:
-            found[widths] = float(loss_of(widths))
+        for widths, loss in zip(missing, each(loss_of, missing), strict=True):
+            found[widths] = float(loss)
             if on_score is not None:
                 on_score(widths, found[widths])
             advance(f"{widths}: loss {loss_text(found[widths])}")

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bcnet.commands.options import Given
@@ -38,7 +38,27 @@ class Command:
 
 @contextmanager
 def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[], Problem]"]]:
-    """The run that a command works in, protected from removal meanwhile; its configuration; what opens it."""
+    """The run that a command works in, protected from removal meanwhile; its configuration; what opens it.
+
+    Where the command was started in several processes, they are connected meanwhile.
+    """
+    from bcnet.processes import these
+
+    if these().size == 1:
+        with _chosen_run(command) as chosen:
+            yield chosen
+        return
+    from bcnet.progress import stderr
+    from bcnet.training.distributed import together
+
+    stderr.quiet = not these().first
+    command = replace(command, measures=command.measures and these().first)
+    with together(these()), _chosen_run(command) as chosen:
+        yield chosen
+
+
+@contextmanager
+def _chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[], Problem]"]]:
     from bcnet.run_choice import choose, require_configured, require_table
 
     file, settings = command.given.file, command.given.config()
@@ -84,35 +104,21 @@ def _say_all(notes: Sequence[str]) -> None:
 
 
 def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") -> None:
-    """Run one stage and print its summary."""
+    """Run one stage and print its summary. Of several processes the first one does, and the others help."""
     # What a user's own code prints is not a result.
     with chosen_run(command) as (run, _, opened), redirect_stdout(sys.stderr):
-        summary = stage(run, opened())
-    show(summary, command.as_json)
-
-
-def run_training_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") -> None:
-    """`run_stage` for a stage that may run in several processes: the first one writes and prints."""
-    from bcnet.processes import these
-
-    processes = these()
-    if processes.size == 1:
-        return run_stage(command, stage)
-    from bcnet.progress import stderr
-    from bcnet.training.distributed import together, wait_for_all
-
-    stderr.quiet = not processes.first
-
-    with (
-        together(processes),
-        chosen_run(command) as (run, _, opened),
-        processes.own_run(run) as own,
-        redirect_stdout(sys.stderr),
-    ):
-        wait_for_all()  # nothing is written before it was copied
-        summary = stage(own, opened())
-    if processes.first:
+        summary = led(stage, run, opened())
+    if summary is not None:
         show(summary, command.as_json)
+
+
+def led(
+    work: "Callable[[Run, Problem], StageResult]", run: "Run", problem: "Problem"
+) -> "StageResult | None":
+    """What `work` returns in the first process of a command; None in the others, which help it."""
+    from bcnet.training.shared_work import lead  # torch with it
+
+    return lead(work, run, problem)
 
 
 def _reach(settings: "Config") -> None:

@@ -11,6 +11,7 @@ from bcnet.commands.in_run import (
     Command,
     checking,
     chosen_run,
+    led,
     refuse_unverified,
     reuse_supernet_of_default,
     show,
@@ -43,16 +44,22 @@ def run_all(
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
     command = Command("run", given, run, as_json, replace, measures=True)
-    with chosen_run(command) as (target, _, opened):
+
+    def all_stages(target: "Run", problem: "Problem") -> "StageResult":
         from bcnet.report.written import reported
 
-        with redirect_stdout(sys.stderr):
-            problem = opened()
-            if run is None:
+        if run is None:
+            with redirect_stdout(sys.stderr):
                 reuse_supernet_of_default(target, problem)
         with reported(target, problem):
-            summary = _stages(target, problem, compared, as_json)
-    show(summary, as_json)
+            return _stages(target, problem, compared, as_json)
+
+    with chosen_run(command) as (target, _, opened):
+        with redirect_stdout(sys.stderr):
+            problem = opened()
+        summary = led(all_stages, target, problem)
+    if summary is not None:
+        show(summary, as_json)
 
 
 def _stages(target: "Run", problem: "Problem", compared: bool | None, as_json: bool) -> "StageResult":

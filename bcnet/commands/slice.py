@@ -1,6 +1,6 @@
 """`bcnet slice`: cut out the winner and fine-tune it."""
 
-from bcnet.commands.in_run import Command, run_training_stage
+from bcnet.commands.in_run import Command, run_stage
 from bcnet.commands.options import TARGET, Given, Json, RunName, with_settings
 
 
@@ -20,4 +20,4 @@ def slice_(given: Given, run: RunName = None, as_json: Json = False) -> None:
     default to those of the table that was built last."""
     from bcnet.pipeline import slice as stage
 
-    run_training_stage(Command("slice", given, run, as_json), stage.run)
+    run_stage(Command("slice", given, run, as_json), stage.run)

@@ -1,6 +1,6 @@
 """`bcnet train`: train the supernet."""
 
-from bcnet.commands.in_run import Command, run_training_stage
+from bcnet.commands.in_run import Command, run_stage
 from bcnet.commands.options import Given, Json, RunName, with_settings
 
 
@@ -12,4 +12,4 @@ def train(given: Given, run: RunName = None, as_json: Json = False) -> None:
     network itself is kept, and trained only where a head is new."""
     from bcnet.pipeline import train as stage
 
-    run_training_stage(Command("train", given, run, as_json), stage.run)
+    run_stage(Command("train", given, run, as_json), stage.run)

@@ -7,6 +7,7 @@ measured beside the original, and what the table predicted wrongly moves the nex
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,13 +26,16 @@ from bcnet.pipeline.measured import (
     measured_until_used,
     too_slow,
 )
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.trained_scores import TrainedScores
+from bcnet.pipeline.trained_scores import Key, TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.plain import loss_text
 from bcnet.progress import say, working
 from bcnet.registry import Method
+from bcnet.runs import Run
 from bcnet.space.width_space import Widths
+from bcnet.training.shared_work import Shared, each
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
@@ -74,10 +78,9 @@ class Proposals:
         with working(f"scoring {len(proposed)} networks of up to {limit_ms:.4g} ms"):
             for widths, method in proposed.items():
                 self.origin.setdefault(widths, method.name)
-                if widths not in self.found:
-                    predicted = float(self.latency(widths))
-                    score = self._score(method, widths)
-                    self.found[widths] = Candidate(widths, predicted, score, number)
+            new = [widths for widths in proposed if widths not in self.found]
+            for widths, score in zip(new, self._scores(new), strict=True):
+                self.found[widths] = Candidate(widths, float(self.latency(widths)), score, number)
         return [self.found[widths] for widths in proposed]
 
     def _widths(self, method: Method, limit_ms: float) -> list[Widths]:
@@ -116,11 +119,11 @@ class Proposals:
                 raise ValueError(f"width {width} is not among the choices of group '{group.name}'")
         return proposed
 
-    def _score(self, method: Method, widths: Widths) -> Score:
-        """That of the original's channels, or of the method's own weights."""
-        if method.trains and self.pruned is not None:
-            return self.pruned.found[widths].score
-        return self.scores(widths)
+    def _scores(self, networks: Sequence[Widths]) -> Iterable[Score]:
+        """Those of the original's channels, or of the weights of a method that trains."""
+        if self.pruned is not None:
+            return [self.pruned.found[widths].score for widths in networks]
+        return each(self.scores, networks)
 
 
 def propose_front(proposals: Proposals) -> None:
@@ -189,6 +192,48 @@ def with_every_method(ranked: Sequence[T], count: int, method_of: Callable[[T], 
     return found
 
 
+@dataclass(frozen=True)
+class Trials:
+    """Scores of small networks that inherit weights, as they begin and after a brief fine-tuning.
+
+    Processes share them out, one network to each at a time.
+    """
+
+    tuning: Tuning
+    networks: Sequence[Widths] = ()  # that are tried: for messages
+
+    def begin(self, networks: Sequence[Widths], scores: TrainedScores) -> dict[Widths, Score]:
+        """The scores before; those that `scores` keeps are not computed again."""
+        keys = [("inherited", 0, widths) for widths in networks]
+        return dict(zip(networks, scores.kept(keys, self._shared(Trials.beginning)), strict=True))
+
+    def end(self, networks: Sequence[Widths], epochs: int, scores: TrainedScores) -> dict[Widths, Score]:
+        """The scores after so many epochs."""
+        keys, own = [("fine-tuned", epochs, widths) for widths in networks], replace(self, networks=networks)
+        return dict(zip(networks, scores.kept(keys, own._shared(Trials.tuned)), strict=True))
+
+    def beginning(self, key: Key) -> Score:
+        """The score of a network as it begins."""
+        return self.tuning.begins(key[2]).score
+
+    def tuned(self, key: Key) -> Score:
+        """The score of a network after its fine-tuning."""
+        _, epochs, widths = key
+        what = "trying a candidate"
+        if widths in self.networks:
+            what = f"trying candidate {self.networks.index(widths) + 1} of {len(self.networks)}"
+        return self.tuning.scored(self.tuning(widths, what, epochs).network)
+
+    def _shared(self, method: Callable[["Trials", Key], Score]) -> Callable[[Key], Score]:
+        """Networks with weights of their own are not shared out: only this process has those."""
+        return partial(method, self) if self.tuning.pruned else Shared(trials_of_run, method, self)
+
+
+def trials_of_run(run: Run, problem: Problem) -> Trials:
+    """Those of a run's search, which keeps its importances."""
+    return Trials(Tuning.of(run, problem, pruned={}))
+
+
 def finalists(proposals: Proposals, measured: Measured, count: int, tuning: Tuning) -> list[Timed]:
     """The candidates that are fine-tuned briefly: `count` that begin best, and the best uniform one.
 
@@ -198,12 +243,9 @@ def finalists(proposals: Proposals, measured: Measured, count: int, tuning: Tuni
     def method_of(own: Timed) -> str:
         return proposals.origin[own.candidate.widths]
 
-    def begins(own: Timed) -> Score:
-        widths = own.candidate.widths
-        return proposals.scores.kept("inherited", 0, widths, lambda: tuning.begins(widths).score)
-
     likely = with_every_method(measured.inside, count, method_of)
-    ranked = sorted(likely, key=lambda own: best_first(begins(own)))
+    begins = Trials(tuning).begin([own.candidate.widths for own in likely], proposals.scores)
+    ranked = sorted(likely, key=lambda own: best_first(begins[own.candidate.widths]))
     uniform = [own for own in ranked[count:] if method_of(own) == UNIFORM]
     return [*ranked[:count], *uniform[:1]]
 
@@ -217,15 +259,7 @@ def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
     entries = finalists(proposals, measured, search.trials, tuning)
     if len(entries) < 2:
         return entries[0]
-    found: dict[Widths, Score] = {}
-    for number, own in enumerate(entries, 1):
-        widths = own.candidate.widths
-
-        def score(widths: Widths = widths, number: int = number) -> Score:
-            what = f"trying candidate {number} of {len(entries)}"
-            return tuning.scored(tuning(widths, what, epochs).network)
-
-        found[widths] = scores.kept("fine-tuned", epochs, widths, score)
+    found = Trials(tuning).end([own.candidate.widths for own in entries], epochs, scores)
     ordered = sorted(entries, key=lambda own: best_first(found[own.candidate.widths]))
     shown = ", ".join(
         f"{_described(proposals, own)} {loss_text(loss_of(found[own.candidate.widths]))}" for own in ordered

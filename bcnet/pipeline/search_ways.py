@@ -44,9 +44,10 @@ from bcnet.runs import Run, Stage
 from bcnet.space.extract import with_state
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
+from bcnet.training.shared_work import Shared
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
-from bcnet.width_search.scorer import Score, best_first
+from bcnet.width_search.scorer import Score, Scorer, best_first
 
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
 
@@ -132,10 +133,16 @@ def supernets_for(run: Run, problem: Problem) -> Sequence[Supernet]:
     return trained_supernets(run, problem)
 
 
+def scorer_of_run(run: Run, problem: Problem) -> Scorer:
+    """How widths are scored in a run's supernets."""
+    return scoring(problem, trained_supernets(run, problem))
+
+
 def find(asked: Asked) -> Found:
     """The best widths, on the way that the problem takes. Continues a search that was stopped."""
     if not on_trained_network(asked.problem):
-        result, files = _evolved(asked, scoring(asked.problem, asked.supernets), priors=True)
+        scorer = scoring(asked.problem, asked.supernets)
+        result, files = _evolved(asked, Shared(scorer_of_run, Scorer.__call__, scorer), priors=True)
         return Found(result, files)
     whole = asked.supernets[0]
     network = with_state(whole.model, whole.space, whole.state)

@@ -20,7 +20,7 @@ from bcnet.data.image_data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
-from bcnet.pipeline.finished import PROGRAM, WEIGHTS, searched
+from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, searched
 from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
@@ -40,6 +40,7 @@ from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Objective, Recipe, fine_tuning_digest, metric_digest
+from bcnet.training.shared_work import in_all
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -123,8 +124,13 @@ def run(run: Run, problem: Problem) -> SliceSummary:
 
     Later stages hold the network to the budget of what was sliced.
     """
+    return _sliced(run, problem, point_inside(run, problem))
+
+
+@in_all
+def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
+    """The same, of a point of the front that was measured, or of the winner."""
     config = problem.config
-    inside = point_inside(run, problem)
     stage, inputs = run.stage("slice"), stage_inputs(run, problem)
     supernets, trained = weights_of(run, problem)
     chosen = inside or searched(run, problem)

@@ -49,6 +49,7 @@ from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import world
 from bcnet.training.loop import Trainee, check_trained, first_batch, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
+from bcnet.training.shared_work import in_all
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
 
@@ -151,6 +152,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
 
+@in_all
 @alone_in("train")
 def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
     """Train and save the supernets that are not there yet.

@@ -14,7 +14,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.progress import announce, say, working
 from bcnet.reading import JSON_BYTES, parse_json, read_text
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.training.distributed import world
+from bcnet.training.distributed import connected
 from bcnet.training.recipe import Recipe
 
 FILE = "precision.json"  # in the run's folder
@@ -72,7 +72,7 @@ def _is_open(config: Config, recipe: Recipe) -> bool:
 
     Several processes have to decide alike, so they do not time it.
     """
-    return recipe.amp and recipe.device == "cpu" and config.train.amp is None and world().size == 1
+    return recipe.amp and recipe.device == "cpu" and config.train.amp is None and connected().size == 1
 
 
 def _inputs(problem: Problem) -> str:

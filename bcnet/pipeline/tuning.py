@@ -67,6 +67,11 @@ class Tuning:
         importances = importances or kept_importances(run, problem)
         return cls(run, problem, network, trained_for(problem, network, importances, pruned))
 
+    @property
+    def pruned(self) -> bool:
+        """Whether networks have weights of their own, which a search pruned."""
+        return self.trained is not None and bool(self.trained.pruned)
+
     def begins(self, widths: Widths) -> Source:
         """What the network of these widths begins with: the best of all sources. Found once."""
         if widths not in self._begins:

@@ -1,4 +1,4 @@
-"""Training in several processes: each computes the gradients of its share of every batch.
+"""Several processes, connected. Where they train together, each has its share of every batch.
 
 In: gradients and losses of a share. Out: their means over all processes, the same in each. Widths, batches
 and random numbers of augmentation are drawn from seeds, so nothing else has to be sent.
@@ -8,20 +8,27 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from bcnet.errors import TrainingError
 from bcnet.processes import Processes
 
 PORT = 29_000  # of the first process under Slurm, plus a number of the job
+ENDED = "another process of this command ended; run the same command again to continue"
+
+_store: Any = None  # of the connected processes
+_sharing = True  # whether connected processes train together
 
 
 @contextmanager
 def together(processes: Processes) -> Iterator[None]:
     """Connect the processes for the block. Raises TrainingError if one of them does not come."""
+    global _store
     if processes.size == 1:
         yield
         return
@@ -30,12 +37,12 @@ def together(processes: Processes) -> Iterator[None]:
         torch.cuda.set_device(processes.local_rank)
     if "MASTER_ADDR" not in os.environ:
         os.environ |= _slurm_address(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
+    own, timeout = (processes.rank, processes.size), timedelta(minutes=10)
     try:
+        _store, *_ = next(rendezvous("env://", *own, timeout=timeout))
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            rank=processes.rank,
-            world_size=processes.size,
-            timeout=timedelta(minutes=10),
+            backend, store=_store, rank=processes.rank, world_size=processes.size, timeout=timeout
         )
     except (RuntimeError, ValueError) as cause:
         raise TrainingError(f"the {processes.size} processes could not connect ({cause})") from cause
@@ -43,11 +50,63 @@ def together(processes: Processes) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        _store = None
+
+
+def connected() -> Processes:
+    """The connected processes; one where none are connected."""
+    return Processes(dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else Processes()
 
 
 def world() -> Processes:
-    """The connected processes; one where none are connected."""
-    return Processes(dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else Processes()
+    """The processes that train together now."""
+    return connected() if _sharing else Processes()
+
+
+@contextmanager
+def sharing_batches(shared: bool) -> Iterator[None]:
+    """In the block, connected processes train together, or each trains alone."""
+    global _sharing
+    before, _sharing = _sharing, shared
+    try:
+        yield
+    finally:
+        _sharing = before
+
+
+class Board:
+    """Values by keys that all connected processes read and write. TrainingError where the first one ended."""
+
+    def __init__(self) -> None:
+        assert _store is not None
+        self._store = _store
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write a value."""
+        with _or_ended():
+            self._store.set(key, value)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a value."""
+        with _or_ended():
+            return bool(self._store.check([key]))
+
+    def take(self, key: str) -> bytes:
+        """Read a value that is there, and remove it."""
+        with _or_ended():
+            value = bytes(self._store.get(key))
+            self._store.delete_key(key)
+            return value
+
+    def read(self, key: str) -> bytes:
+        """Read a value that is there."""
+        with _or_ended():
+            return bytes(self._store.get(key))
+
+    def add(self, key: str, count: int) -> int:
+        """Add to a number, 0 at first, and return the sum: no two processes get the same."""
+        with _or_ended():
+            return int(self._store.add(key, count))
 
 
 def average(tensors: Sequence[Tensor]) -> None:
@@ -80,10 +139,10 @@ def same_as_first(tensors: Iterable[Tensor]) -> None:
 
 
 def wait_for_all() -> None:
-    """Return when all processes have called this."""
-    if world().size > 1:
+    """Return when all processes have called this: asleep, on a GPU, too."""
+    if connected().size > 1:
         with _or_ended():
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))
 
 
 @contextmanager
@@ -91,9 +150,7 @@ def _or_ended() -> Iterator[None]:
     try:
         yield
     except RuntimeError as cause:  # gloo's, and torch.distributed.DistBackendError of NCCL
-        raise TrainingError(
-            "another process of this training ended; run the same command again to continue"
-        ) from cause
+        raise TrainingError(ENDED) from cause
 
 
 def _slurm_address(nodes: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ from bcnet.latency_tables.failed import FAILED_MS, SLOWEST_MS, runs
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.training.shared_work import each
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.exchange import exchanged_at_random
@@ -130,8 +131,8 @@ class Evolution:
                 fresh = self._propose(generation, rng, tuple(found.values()), priors)
                 if not fresh:
                     break  # the space is exhausted
-                for widths in fresh:
-                    found[widths] = self.scored(widths, generation)
+                for widths, score in zip(fresh, each(self.score_of, fresh), strict=True):
+                    found[widths] = self._candidate(widths, score, generation)
                     best = max(found.values(), key=lambda c: c.score)
                     advance(f"best {best.score.accuracy:.4f} at {best.predicted_ms:.3g} ms")
                 if on_generation is not None:
@@ -139,7 +140,9 @@ class Evolution:
         return tuple(found.values())
 
     def scored(self, widths: Widths, generation: int) -> Candidate:
-        value = self.score_of(widths)
+        return self._candidate(widths, self.score_of(widths), generation)
+
+    def _candidate(self, widths: Widths, value: Score | float, generation: int) -> Candidate:
         result = value if isinstance(value, Score) else Score(float(value))
         self._scores[widths] = result
         return Candidate(widths, float(self.latency_of(widths)), result, generation)

@@ -3,7 +3,8 @@
 In: lines of JSON on stdin: a command, its folder, and the fault. Out: a line of JSON for each: exit code,
 output, file operations. A child dies before the n-th operation, or before the first that matches a pattern
 (`kill`), as by SIGKILL, or can write only that many more bytes to its disk (`room`). Before it removes a file
-whose path matches a pattern (`keep`), that is copied into another folder (`kept`).
+whose path matches a pattern (`keep`), that is copied into another folder (`kept`). A command may also run in
+several processes (`processes`), as by torchrun; one of them may be killed after some seconds (`victim`).
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -168,19 +170,38 @@ def child(order: dict[str, Any], report: Path) -> None:
 
 
 def answer(order: dict[str, Any]) -> str:
-    """Do one command in a child: its report, a line of JSON."""
-    report = Path(tempfile.mkdtemp()) / "report.json"
-    process = os.fork()
-    if not process:
-        child(order, report)
-    deadline = time.monotonic() + order.get("limit_s", 300)
-    while os.waitpid(process, os.WNOHANG) == (0, 0):
-        if time.monotonic() > deadline:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            break
+    """Do one command in a child, or in several: its report, a line of JSON, with all codes in `codes`."""
+    count, folder = order.get("processes", 1), Path(tempfile.mkdtemp())
+    reports = [folder / f"{rank}.json" for rank in range(count)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children: dict[int, int] = {}
+    for rank in range(count):
+        process = os.fork()
+        if not process:
+            if count > 1:
+                own = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+                os.environ |= {
+                    "MASTER_ADDR": "localhost",
+                    **{name: str(value) for name, value in own.items()},
+                }
+            child(order, reports[rank])
+        children[rank] = process
+    start, victim = time.monotonic(), order.get("victim")
+    while children:
+        passed = time.monotonic() - start
+        late = passed > order.get("limit_s", 300)
+        for rank, process in list(children.items()):
+            if late or (victim and victim["rank"] == rank and passed > victim["seconds"]):
+                os.kill(process, signal.SIGKILL)
+            if os.waitpid(process, os.WNOHANG) != (0, 0):
+                del children[rank]
         time.sleep(0.01)
-    return report.read_text() if report.exists() else '{"code": -2, "said": "no end", "operations": []}'
+    unfinished = {"code": -2 if late else KILLED, "said": "no end" if late else "", "operations": []}
+    found = [json.loads(path.read_text()) if path.exists() else unfinished for path in reports]
+    said = "".join(own["said"] for own in found)
+    return json.dumps({**found[0], "said": said, "codes": [own["code"] for own in found]})
 
 
 def serve() -> None:

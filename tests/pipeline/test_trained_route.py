@@ -212,7 +212,7 @@ def test_scores_of_a_stopped_search_are_not_computed_again(
     widths = problem.space.smallest()
     expected = first(widths)
     again = TrainedScores(problem, tensors, tmp_path / "scores.jsonl", {})
-    monkeypatch.setattr(again, "_scorer", lambda images: pytest.fail("scored again"))
+    monkeypatch.setattr(again, "_scorer", lambda *_: pytest.fail("scored again"))
     assert again(widths) == expected
 
 
@@ -391,7 +391,9 @@ class Proposing(Proposals):
 def proposals() -> Proposals:
     space = WidthSpace("unilateral", (WidthGroup("g", 10, tuple(range(1, 11)), ()),), {}, {}, (), (), (), ())
     problem = SimpleNamespace(config=Config())
-    scores = SimpleNamespace(space=space, importances={}, problem=problem, kept=lambda *key: key[-1]())
+    scores = SimpleNamespace(
+        space=space, importances={}, problem=problem, kept=lambda keys, score: map(score, keys)
+    )
     return Proposing((METHODS["uniform"],), scores, lambda widths: float(widths[0]), ())  # type: ignore[arg-type]
 
 
@@ -399,6 +401,8 @@ def beginning(losses: Mapping[Widths, float]) -> Any:
     """What networks begin with: weights of these losses on the validation images."""
 
     class Beginning:
+        pruned = False
+
         def begins(self, widths: Widths) -> Any:
             return SimpleNamespace(score=Score(0.5, -losses[widths]))
 
@@ -510,7 +514,7 @@ def test_the_lowest_loss_after_a_brief_fine_tuning_wins(
 ) -> None:
     found = best_measured(proposals, Budget(5.0), Widths((10,)), lambda w: stat(w[0]), 3)
     losses = {Widths((5,)): 0.4, Widths((4,)): 0.2, Widths((3,)): 0.3}
-    proposals.scores.kept = lambda by, epochs, widths, _: Score(0.5, -losses[widths])  # type: ignore
+    proposals.scores.kept = lambda keys, _: (Score(0.5, -losses[widths]) for *_, widths in keys)  # type: ignore
     assert tried(proposals, found, beginning({})).candidate.widths == (4,)
     assert (
         "validation loss after 1 epoch of fine-tuning: latency-milp (40.0% of the latency, 0 parameters) "

@@ -1,28 +1,24 @@
 """Several processes train the same network as one: each on its share of every batch."""
 
 import math
-import multiprocessing
 import os
-import pickle
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from several_processes import in_processes
 from torch import Tensor, nn
 
 from bcnet.cli import main
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
-from bcnet.errors import BcnetError, DataError, TrainingError, UsageError
+from bcnet.errors import DataError, TrainingError, UsageError
 from bcnet.pipeline.train import train
 from bcnet.pipeline.training_file import CheckpointFiles, lines_beside
 from bcnet.processes import Processes
@@ -33,7 +29,7 @@ from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.training import checkpoints
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
-from bcnet.training.distributed import _slurm_address, together, world
+from bcnet.training.distributed import _slurm_address, world
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 
@@ -52,48 +48,6 @@ def network(*norm: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3, padding=1), *norm, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(64, 4))
-
-
-def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(rank, *arguments)` returns, or the BcnetError that it raises; None of a killed process.
-
-    The processes are connected. They are forked from a server, since autograd may have been used here.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bcnet.pipeline.train"])
-    pipes, processes = [], []
-    for rank in range(count):
-        reading, writing = context.Pipe(duplex=False)
-        own = (address, Processes(count, rank), writing, work, arguments)
-        processes.append(context.Process(target=_process, args=own))
-        processes[-1].start()
-        writing.close()
-        pipes.append(reading)
-    found = []
-    for reading, process in zip(pipes, processes, strict=True):
-        try:
-            found.append(pickle.loads(reading.recv_bytes()))
-        except EOFError:
-            found.append(None)
-        process.join()
-    return found
-
-
-def _process(
-    address: dict[str, str], own: Processes, pipe: Connection, work: Callable[..., Any], arguments: Any
-) -> None:
-    os.environ |= address
-    torch.set_num_threads(1)
-    found: Any
-    try:
-        with together(own):
-            found = work(own.rank, *arguments)
-    except BcnetError as error:
-        found = error
-    pipe.send_bytes(pickle.dumps(found))
 
 
 def trained(
@@ -184,7 +138,7 @@ def test_a_process_that_ends_stops_the_others_with_one_line() -> None:
     first, second = in_processes(2, killed)
     assert second is None
     assert isinstance(first, TrainingError)
-    assert str(first).startswith("another process of this training ended; run the same command again")
+    assert str(first).startswith("another process of this command ended; run the same command again")
 
 
 def test_a_loss_that_is_not_finite_in_one_share_stops_all() -> None:
@@ -250,8 +204,11 @@ def test_a_command_that_measures_is_refused_in_several_processes(
 ) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert main(["search"]) == 2
-    assert "`bcnet search` runs in one process: start it without torchrun or srun" in capsys.readouterr().err
+    assert main(["build-lut"]) == 2
+    assert capsys.readouterr().err == (
+        "bcnet, process 0 of 2: `bcnet build-lut` runs in one process: start it without torchrun or srun; "
+        "`bcnet train`, `bcnet search`, `bcnet slice` and `bcnet run` may run in several\n"
+    )
 
 
 @pytest.mark.slow
