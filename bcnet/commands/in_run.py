@@ -25,7 +25,8 @@ DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read
 class Command:
     """What the user typed: the command's name, its settings, and the options that every stage has.
 
-    A command that `measures` needs the device from the beginning.
+    A command that `measures` needs the device from the beginning; one without `pixels` needs of images no
+    more than their size.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Command:
     as_json: bool
     replace: bool = False
     measures: bool = False
+    pixels: bool = True
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def _chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[
     def opened() -> "Problem":
         from bcnet.pipeline.open_problem import open_problem  # torch with it, once the device is reached
 
-        return example or open_problem(choice.config)
+        return example or open_problem(choice.config, pixels=command.pixels)
 
     with choice.run.in_use():
         yield choice.run, choice.config, opened
@@ -133,14 +135,14 @@ def _reach(settings: "Config") -> None:
             runtime_of(profile).fingerprint()
 
 
-def reuse_supernet_of_default(run: "Run", problem: "Problem") -> None:
+def reuse_supernet_of_default(run: "Run", opened: "Callable[[], Problem]") -> None:
     """Let a run that has no supernet use that of the default run, if it is of the same network."""
     from bcnet.pipeline.kept import reuse_supernet
     from bcnet.run_choice import DEFAULT
     from bcnet.runs import Run
 
     if run.folder.name != DEFAULT:
-        reuse_supernet(run, problem, Run.named(DEFAULT, run.config))
+        reuse_supernet(run, opened, Run.named(DEFAULT, run.config))
 
 
 @contextmanager

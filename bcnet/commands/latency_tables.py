@@ -58,13 +58,14 @@ def build_lut(
     model, and the error of its predictions; an interrupted build continues where it stopped."""
     if estimate and again:
         raise UsageError("--again measures layers again, and --estimate measures nothing: give one of them")
-    command = Command("build-lut", given, run, as_json, replace, measures=not estimate)
+    command = Command("build-lut", given, run, as_json, replace, measures=not estimate, pixels=False)
 
     def built(run: "Run", problem: "Problem") -> "StageResult":
         from bcnet.pipeline import build_lut, estimate_lut  # torch with them, once the device is reached
+        from bcnet.pipeline.open_problem import open_problem
 
         summary = estimate_lut.run(run, problem) if estimate else build_lut.run(run, problem, again=again)
-        reuse_supernet_of_default(run, problem)
+        reuse_supernet_of_default(run, lambda: open_problem(problem.config))
         return summary
 
     run_stage(command, built)
@@ -125,7 +126,7 @@ def check_lut(
                 from bcnet.run_choice import require_configured
 
                 require_configured("check-lut", given.file, None, settings)
-                problem = open_problem(settings)
+                problem = open_problem(settings, pixels=False)
                 report = stage.run(problem, table, stage.CheckSettings(rows, seconds, allowed))
     except BcnetError as cause:
         # A report of an earlier check must not stand for this one.

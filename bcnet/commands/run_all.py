@@ -50,7 +50,7 @@ def run_all(
 
         if run is None:
             with redirect_stdout(sys.stderr):
-                reuse_supernet_of_default(target, problem)
+                reuse_supernet_of_default(target, lambda: problem)
         with reported(target, problem):
             return _stages(target, problem, compared, as_json)
 

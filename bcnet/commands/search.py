@@ -31,7 +31,7 @@ def search(given: Given, run: RunName = None, as_json: Json = False) -> None:
     from bcnet.pipeline import search as stage
 
     def searched(run: "Run", problem: "Problem") -> "StageResult":
-        reuse_supernet_of_default(run, problem)
+        reuse_supernet_of_default(run, lambda: problem)
         return stage.run(run, problem)
 
     run_stage(Command("search", given, run, as_json), searched)

@@ -28,6 +28,7 @@ from bcnet.data.stored_splits import splits_of
 from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.user_code import UserFunction, import_function
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel
 # Sources of images that are stored encoded, by the first word of their name.
 STORED: dict[str, Callable[[str, DataConfig], Listed]] = {
     "imagefolder": image_folder,
@@ -41,11 +42,14 @@ NAMES = (
 )
 
 
-def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageData:
+def load_data(
+    config: DataConfig, seed: int, *, pixels: bool = True, trained_with: Statistics | None = None
+) -> ImageData:
     """The dataset that `config` names, split and limited; the same for the same seed.
 
-    Without `pixels`, stored images are a few blank ones of their size. Raises DataError: unknown name, no
-    images, unreadable files.
+    Without `pixels`, stored images are a few blank ones of their size. `trained_with` are the mean and the
+    deviation that a network expects: they normalise the images where none are configured, and the channels
+    are as many. Raises DataError: unknown name, no images, unreadable files.
     """
     name, _, argument = config.name.partition(":")
     train: Split | Items
@@ -72,19 +76,22 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     test = _resized(_limit(test, config.test_limit, seed), config.image_size)
     train = _resized(_limit(train, config.train_limit, seed), config.image_size)
     if val is None:
-        val_count = config.val_images or round(len(train) * config.val_fraction) or int(not pixels)
+        val_count = config.val_images or round(len(train) * config.val_fraction)
+        val_count = val_count if pixels else 1
         if not 0 < val_count < len(train):
             raise DataError(
                 f"{len(train)} training images cannot be split into training and {val_count} validation "
                 "images; set data.val_images or data.val_fraction"
             )
         val, train = divided(train, val_count, seed + 1)
+    configured = None if config.mean is None or config.std is None else (config.mean, config.std)
+    given = configured or trained_with
     data = ImageData(
         train,
         val,
         test,
         classes,
-        *_mean_and_std(config, train),
+        *_mean_and_std(given, train),
         stored=stored,
         colour="RGB" if stored or config.name == "cifar10" else _colour(train),
         transforms=_function(
@@ -106,18 +113,16 @@ def load_data(config: DataConfig, seed: int, *, pixels: bool = True) -> ImageDat
     data = replace(data, workers=_workers(config, data))
     if isinstance(train, Items) and data.collate is None:
         data = with_pictures(data, train)
-    if config.mean is None or config.std is None:
-        return data
-    return data.with_statistics(config.mean, config.std)
+    fits = given is not None and bool(data.mean) and len(given[0]) == data.input_shape[0]
+    return data.with_statistics(*given) if given and (configured or fits) else data
 
 
-def _mean_and_std(config: DataConfig, train: Split | Items) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those that are configured, else those of the training images; none of a Dataset's items."""
+def _mean_and_std(given: Statistics | None, train: Split | Items) -> Statistics:
+    """Those that are given, else those of the training images; none of a Dataset's items."""
     if not isinstance(train, Split):
         return (), ()
-    if config.mean is not None and config.std is not None and len(config.mean) == train.images.shape[1]:
-        return config.mean, config.std  # of another number of channels they are refused
-    return statistics(train)
+    # Those of another number of channels are refused, if they were configured.
+    return given if given and len(given[0]) == train.images.shape[1] else statistics(train)
 
 
 def _workers(config: DataConfig, data: ImageData) -> int:

@@ -5,7 +5,7 @@ In: a run. Out: a line for the user, and files that are kept.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
@@ -94,16 +94,17 @@ def _same_delivery(stage: Stage, inputs: Mapping[str, str], files: Mapping[str, 
     )
 
 
-def reuse_supernet(run: Run, problem: Problem, origin: Run) -> None:
+def reuse_supernet(run: Run, opened: Callable[[], Problem], origin: Run) -> None:
     """Give a run without a supernet the finished one of another run, if that is of the same network.
 
-    Its files are linked, or copied where the file system has no links.
+    `opened` is called only where there is such a supernet. Its files are linked, or copied where the file
+    system has no links.
     """
     own, found = run.stage("train"), origin.stage("train")
     if own.folder.exists() or not found.path(MANIFEST).exists():
         return
     try:
-        found.require(problem.inputs())
+        found.require(opened().inputs())
     except ArtifactError as reason:
         say(f"the supernet of {origin.folder} does not fit {run.folder}: {reason}")
         return

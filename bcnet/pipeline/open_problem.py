@@ -20,15 +20,13 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     keep_freed_memory()
     check_method(config)
     profile = target_profile(config)
-    data = load_data(config.data, config.seed, pixels=pixels)
     expected = statistics(config.model) if config.data.mean is None else None
-    if expected and data.mean and len(expected[0]) == data.input_shape[0]:
-        data = data.with_statistics(*expected)
-        if config.model.name not in PACKAGED:
-            say(
-                f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
-                f"std {expected[1]}"
-            )
+    data = load_data(config.data, config.seed, pixels=pixels, trained_with=expected)
+    if expected and data.stated and config.model.name not in PACKAGED:
+        say(
+            f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
+            f"std {expected[1]}"
+        )
     model = given_model(config, data)
     heads = fresh_heads(model)
     check_network(config, data, model)

@@ -136,9 +136,7 @@ def test_batches_go_through_a_split_in_order_and_keep_the_rest() -> None:
 
 
 def test_an_unknown_dataset_is_answered_with_what_there_is() -> None:
-    message = (
-        "unknown dataset 'digit'; known: digits, digit-scenes, cifar10, imagefolder:PATH, package.module:"
-    )
+    message = "unknown dataset 'digit'; known: digits, digit-scenes, cifar10, imagefolder:PATH, hf:NAME, "
     with pytest.raises(DataError, match=re.escape(message)):
         load_data(DataConfig(name="digit"), 0)
 
@@ -696,3 +694,16 @@ def test_a_batch_that_was_changed_in_place_is_read_again() -> None:
         ((inputs, targets),) = kept
         assert torch.equal(inputs[:, 0, 0, 0], targets.float())
     assert dataset.reads == [2] * 10
+
+
+def test_statistics_that_a_network_expects_are_used_without_calculating_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = DataConfig(image_size=16, train_limit=40, test_limit=20)
+    with monkeypatch.context() as patched:
+        patched.setattr("bcnet.data.dataset.statistics", lambda part: pytest.fail("they are calculated"))
+        data = load_data(settings, 0, trained_with=((0.25,), (0.5,)))
+    assert (data.mean, data.std, data.stated) == ((0.25,), (0.5,), True)
+    own = load_data(settings, 0)
+    other = load_data(settings, 0, trained_with=((0.25,) * 3, (0.5,) * 3))  # of images with three channels
+    assert (other.mean, other.std, other.stated) == (own.mean, own.std, False)

@@ -76,6 +76,15 @@ def test_without_pixels_no_image_is_read_and_its_size_is_known() -> None:
         load()
 
 
+def test_without_pixels_and_with_a_configured_size_no_file_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    pets("train", "test", count=20)
+    settings = DataConfig(name="imagefolder:pets", image_size=24, val_images=30)
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", lambda path: pytest.fail(f"{path} is opened"))
+        assert load_data(settings, 0, pixels=False).input_shape == (3, 24, 24)
+    assert len(load_data(settings, 0).val) == 30
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_with_three_folders_candidates_are_scored_on_the_validation_folder(name: str) -> None:
     pets("train", name, "test")

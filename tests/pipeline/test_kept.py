@@ -69,18 +69,18 @@ def test_a_run_without_a_supernet_uses_that_of_another_of_the_same_network_and_d
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     own, origin = Run.named("board"), Run.named("default")
-    reuse_supernet(own, open_problem(load_config(None)), origin)
+    reuse_supernet(own, lambda: open_problem(load_config(None)), origin)
     assert "runs/board uses the supernet of runs/default" in capfd.readouterr().err
     assert contents(own.stage("train").folder) == contents(origin.stage("train").folder)
     assert own.stage("train").outdated(origin.stage("train").manifest()["inputs"]) is None
     # One that it has, or has begun, is its own.
     own.stage("train").path("manifest.json").unlink()
-    reuse_supernet(own, open_problem(load_config(None)), origin)
+    reuse_supernet(own, lambda: open_problem(load_config(None)), origin)
     assert not own.stage("train").path("manifest.json").exists()
     # That of other data is not taken.
     shutil.rmtree(own.folder)
     other = open_problem(load_config(None, {"data": {"train_limit": 100}}))
-    reuse_supernet(own, other, origin)
+    reuse_supernet(own, lambda: other, origin)
     assert "the supernet of runs/default does not fit runs/board: " in capfd.readouterr().err
     assert not own.folder.exists()
 

@@ -18,6 +18,7 @@ from PIL import Image
 from bcnet.config import DataConfig
 from bcnet.data.stored import PARTS, Found, Listed, Part, file_list_digest, indexed, with_test_set
 from bcnet.errors import FOREIGN, DataError, one_line
+from bcnet.locks import locked_after_waiting
 from bcnet.nearest import did_you_mean
 from bcnet.progress import progress_bar, say
 
@@ -114,7 +115,8 @@ def _made(made: type[Any], root: Path, part: Mapping[str, Any], source: str) -> 
     if "download" in parameters and isinstance(reason, RuntimeError | OSError):
         say(f"fetching {source} into {root}")
         try:
-            with redirect_stdout(io.StringIO()):
+            waiting = locked_after_waiting(root, lambda: say("another process fetches it: waiting"))
+            with waiting, redirect_stdout(io.StringIO()):
                 return made(**given, download=True)
         except FOREIGN as cause:
             reason = cause
