@@ -101,15 +101,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, typer.Abort):
             signal = received[0] if received else None
             what = f"ended by {signal.name}" if signal else "interrupted"
-            with suppress(OSError):  # after SIGHUP there may be no terminal to write to
-                print(f"bcnet: {what}; finished work is kept, run the same command again", file=sys.stderr)
+            if these().size == 1:  # what has started several says it for them
+                with suppress(OSError):  # after SIGHUP there may be no terminal to write to
+                    said = f"bcnet: {what}; finished work is kept, run the same command again"
+                    print(said, file=sys.stderr)
             return 128 + signal if signal else INTERRUPTED
 
 
 def _run(given: list[str], received: Sequence[int]) -> int:
     command = typer.main.get_command(app)
     try:
-        result = command.main(args=given, prog_name="bcnet", standalone_mode=False)
+        result = command.main(args=given, prog_name="bcnet", standalone_mode=False, obj=given)
         if result == INTERRUPTED or received:  # typer has caught Ctrl-C, or a signal that is handled like it
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

@@ -17,6 +17,7 @@ from bcnet.commands.in_run import (
     show,
 )
 from bcnet.commands.options import BUDGET, TARGET, Given, Json, Replace, RunName, with_settings
+from bcnet.commands.start import InProcesses, start_processes
 
 if TYPE_CHECKING:
     from bcnet.pipeline.problem import Problem
@@ -29,6 +30,7 @@ LONG = 3600.0  # seconds: a comparison that trains longer has to be asked for
 @with_settings(*BUDGET, *TARGET, "train.train_device", "seed")
 def run_all(
     given: Given,
+    context: typer.Context,
     run: RunName = None,
     compared: Annotated[
         bool | None,
@@ -39,10 +41,12 @@ def run_all(
         ),
     ] = None,
     replace: Replace = False,
+    processes: InProcesses = None,
     as_json: Json = False,
 ) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
+    start_processes(context, processes)
     command = Command("run", given, run, as_json, replace, measures=True)
 
     def all_stages(target: "Run", problem: "Problem") -> "StageResult":

@@ -2,8 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+import typer
+
 from bcnet.commands.in_run import Command, reuse_supernet_of_default, run_stage
 from bcnet.commands.options import BUDGET, TARGET, Given, Json, RunName, with_settings
+from bcnet.commands.start import InProcesses, start_processes
 
 if TYPE_CHECKING:
     from bcnet.pipeline.problem import Problem
@@ -22,12 +25,19 @@ if TYPE_CHECKING:
     "search.generations",
     "seed",
 )
-def search(given: Given, run: RunName = None, as_json: Json = False) -> None:
+def search(
+    given: Given,
+    context: typer.Context,
+    run: RunName = None,
+    processes: InProcesses = None,
+    as_json: Json = False,
+) -> None:
     """Stage 3: search the best widths in the budget. The most accurate few are measured on the device before
     one of them wins; an interrupted search continues where it stopped. With trained weights, the methods of
     search.method propose networks, and the best of them are fine-tuned briefly. With bounds on parameters,
     multiply-accumulates or size and no latency budget, latency is not limited. Device, host, batch, threads
     and precision default to those of the table that was built last."""
+    start_processes(context, processes)
     from bcnet.pipeline import search as stage
 
     def searched(run: "Run", problem: "Problem") -> "StageResult":

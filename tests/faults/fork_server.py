@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from remembered import remembered
 
 KILLED = 137
+NOTICED = 15.0  # seconds without a sign of life: many, since the machine may be busy
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"))
 
@@ -137,6 +138,7 @@ def steady_device() -> None:
 def child(order: dict[str, Any], report: Path) -> None:
     """Run one command; its report is written however it ends."""
     from bcnet.cli import main
+    from bcnet.training import shared_work
 
     folder, said, operations = Path(order["folder"]), io.StringIO(), list[str]()
     os.chdir(folder)
@@ -158,6 +160,7 @@ def child(order: dict[str, Any], report: Path) -> None:
             end(KILLED)
 
     count_operations(folder, before)
+    shared_work.SILENT = NOTICED
     if "room" in order:
         limit_room(order["room"])
     try:

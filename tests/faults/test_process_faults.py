@@ -1,13 +1,19 @@
 """A command in several processes: its results, and that it goes on where one of them was killed."""
 
+import random
 import shutil
+import time
+from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
-from steady_run import Commands, essence, new_folder
+import pytest
+from steady_run import SEED, Commands, essence, new_folder, rounds
 from trained_run import TrainedRun
 
 pytest_plugins = ("fault_fixtures",)
+KILLED = 137
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 
 
@@ -49,3 +55,43 @@ def test_a_run_in_two_processes_is_whole_and_one_process_finds_it_done(
     tables = [name for name in wanted if name.startswith(("latency_tables", "runs/default/build-lut"))]
     assert {name: found[name] for name in tables} == {name: wanted[name] for name in tables}
     assert commands(folder, "run")["said"].count("already done") == len(STAGES)
+
+
+def stage_of(folder: Path) -> str:
+    """The first stage that is not finished."""
+    unfinished = (name for name in STAGES if not (folder / "runs/default" / name / "manifest.json").exists())
+    return next(unfinished, "all done")
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
+    commands: Commands, tmp_path: Path
+) -> None:
+    start, whole = time.monotonic(), new_folder(tmp_path / "whole")
+    assert commands(whole, "run", processes=2)["codes"] == [0, 0]
+    longest, wanted = time.monotonic() - start, essence(whole)
+    rng, kills = random.Random(SEED), Counter[tuple[str, int]]()
+    for number in count():
+        folder = new_folder(tmp_path / str(number))
+        while True:
+            rank, at = rng.randrange(2), stage_of(folder)
+            victim = {"rank": rank, "seconds": rng.uniform(0, longest / 2)}
+            answer = commands(folder, "run", processes=2, victim=victim)
+            if answer["codes"] == [0, 0]:
+                break
+            assert answer["codes"][rank] == KILLED, answer
+            # The other may have had nothing left to do with it.
+            assert answer["codes"][1 - rank] in (0, 1), answer
+            if answer["codes"][1 - rank] == 1:
+                last = answer["said"].splitlines()[-1]
+                assert last.endswith(
+                    "another process of this command ended; run the same command again to continue"
+                )
+            kills[stage_of(folder), rank] += 1
+            print(f"{at} to {stage_of(folder)}: killed process {rank}", flush=True)
+        assert essence(folder) == wanted
+        shutil.rmtree(folder)
+        print(f"whole after {kills.total()} kills", flush=True)
+        if kills.total() >= rounds(50):
+            break
+    print(f"{kills.total()} kills in {number + 1} runs, by stage and process: {dict(kills)}")

@@ -218,6 +218,6 @@ def test_torchrun_trains_and_slices_a_run_that_one_process_exports(project: Path
     subprocess.run([*torchrun, "-m", "bcnet", "train"], check=True)
     assert main(["build-lut"]) == 0
     assert main(["search"]) == 0
-    subprocess.run([*torchrun, "-m", "bcnet", "slice"], check=True)
+    subprocess.run([sys.executable, "-m", "bcnet", "slice", "--processes", "2"], check=True)
     assert main(["export"]) == 0
     assert [path.name for path in Path("runs").iterdir()] == ["default"]
