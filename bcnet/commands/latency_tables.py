@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
-EDITS_SHOWN = 10
+EDITS_SHOWN = 3
 
 lut_app = typer.Typer(
     help="Work on the files of latency tables.",
@@ -175,6 +175,7 @@ def accept_edit(
     for edit in summary["edits"][:EDITS_SHOWN]:
         print(plain(f"accepted: {edit}"))
     if len(summary["edits"]) > EDITS_SHOWN:
-        print(f"accepted: {len(summary['edits']) - EDITS_SHOWN} more")
+        more, rows = len(summary["edits"]) - EDITS_SHOWN, summary["rows_edited"]
+        print(f"accepted: {more} more; {rows} edited rows in all, in {summary['sessions_edited']} session(s)")
     if summary["next"]:
         print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))

@@ -122,7 +122,8 @@ def measured_best(
             if again[widths].used <= used:
                 top = tuple(again.get(each.candidate.widths, each).candidate for each in measured.timed)
                 return Winner(again[widths].candidate, top, tuple(evolved.found.values()), budget_ms, note)
-    raise too_slow(measured)
+    timed = tuple(again.get(own.candidate.widths, own) for own in measured.timed)
+    raise too_slow(replace(measured, timed=timed))
 
 
 def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, float]:

@@ -8,16 +8,21 @@ from typing import Protocol, TypedDict, Unpack
 
 import numpy as np
 
-from bcnet.errors import DeviceError
+from bcnet.errors import DeviceError, NetworkError
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.engine import Engine
-from bcnet.traits import RUNTIMES
+from bcnet.traits import RUNTIMES, RuntimeName, RuntimeTraits
 
 __all__ = [
+    "RUNTIMES",
     "Device",
+    "DeviceError",
     "Engine",
     "LocalDevice",
+    "NetworkError",
     "Runtime",
+    "RuntimeName",
+    "RuntimeTraits",
     "Settings",
     "runtime_here",
     "runtime_on",

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import bcnet
+from bcnet import runtimes
 from bcnet.config import load_config
 from bcnet.hw_profiles import load_profile
 from bcnet.models import build_model
-from bcnet.runtimes import Runtime
+from bcnet.runtimes import Runtime, RuntimeTraits
 from bcnet.space.trace_rules import RULES
-from bcnet.traits import RuntimeTraits
 from tests.docs.pages import ROOT, blocks, text_of
 
 RECIPES = "docs/contributing"
@@ -109,5 +109,8 @@ def test_the_recipe_for_a_runtime_names_every_method_of_one() -> None:
         *(name for name in methods if name != "workers"),
     ]
     assert "fused_profile" in RuntimeTraits.__dataclass_fields__
+    names = set(re.findall(r"`([A-Z]\w+)`", page))
+    assert {"DeviceError", "NetworkError", "RUNTIMES", "Runtime", "RuntimeName", "RuntimeTraits"} <= names
+    assert names <= set(runtimes.__all__)
     for path in re.findall(r"`((?:bcnet|tests)/[\w/.]+)`", page):
         assert (ROOT / path).exists(), path

@@ -168,6 +168,18 @@ def test_an_edit_that_is_meant_is_accepted_and_stays_on_record(
     assert path.read_bytes() == before
 
 
+def test_of_many_edits_the_first_are_named_and_all_are_counted(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"session": "', '"cache_use": 0.5, "session": "'), encoding="utf-8")
+    assert main(["lut", "accept-edit"]) == 0
+    rows = len(seals(path))
+    *named, counted, _ = capsys.readouterr().out.splitlines()
+    assert [line.startswith("accepted: the row of ") for line in named] == [True] * 3
+    assert counted == f"accepted: {rows - 3} more; {rows} edited rows in all, in 1 session(s)"
+
+
 def test_an_edit_that_cannot_be_meant_is_not_accepted(path: Path, refused: Any) -> None:
     edited(path, '"median_ms": 1.0', '"median_ms": 1e400')
     assert "settings.0.rows.0.stat.median_ms (the row of" in refused(1, "lut", "accept-edit")

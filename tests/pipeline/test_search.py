@@ -228,6 +228,17 @@ def test_no_winner_is_handed_over_when_all_are_measured_over_the_budget() -> Non
         search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(1.2)), measure_of=always_over)
 
 
+def test_candidates_that_fit_only_at_first_are_reported_with_what_they_took_later() -> None:
+    times: dict[Widths, int] = {}
+
+    def fits_at_first(widths: Widths) -> LatencyStat:
+        times[widths] = times.get(widths, 0) + 1
+        return LatencyStat.of(np.array([1.2 if times[widths] == 1 else 6.0]))
+
+    with pytest.raises(BudgetError, match=r"the closest exceeds the limit by 400\.0%"):
+        search(SPACE, latency_ms, accuracy, SearchSettings(budget=Budget(1.2)), measure_of=fits_at_first)
+
+
 @pytest.mark.parametrize("wanted", [{"budget": Budget(1.2)}, {"min_accuracy": 0.5}])
 def test_widths_that_the_runtime_cannot_run_are_never_scored(wanted: dict[str, Any]) -> None:
     """Three groups fail at their narrowest: the way to a network that runs is several steps long."""
