@@ -10,10 +10,11 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint tests test-fast test-slow docs wheel package
 
+# pip would compile every file, one after the other; Python compiles what is imported.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("bcnet needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,docs]'
 	touch $@
 
 quickstart: $(INSTALLED)
@@ -44,11 +45,11 @@ docs: $(INSTALLED)
 
 wheel: $(INSTALLED)
 	rm -rf dist build/environment
-	$(BIN)/python -m build
+	$(BIN)/python -m build > /dev/null
 	$(BIN)/python .ci/linked-environment dist/*.whl build/environment
 	.ci/try-pipeline build/environment --brief
 
 package: $(INSTALLED)
 	rm -rf dist
-	$(BIN)/python -m build
+	$(BIN)/python -m build > /dev/null
 	.ci/try-wheel dist/*.whl
