@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bcnet.events import emit
 from bcnet.plain import LONGEST, plain
 
 stderr = Console(stderr=True, highlight=False)
@@ -37,7 +38,13 @@ silence = Silence()
 
 
 def say(message: str) -> None:
-    """Print a message of one line."""
+    """Print a message of one line, and report it as an event."""
+    print_line(message)
+    emit("message", text=message)
+
+
+def print_line(message: str) -> None:
+    """Print a line."""
     silence.end()
     stderr.print(plain(message, LONGEST), markup=False, soft_wrap=True)
 

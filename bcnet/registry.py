@@ -42,12 +42,14 @@ T = TypeVar("T", bound=Described)
 class Registry(Generic[T]):
     """The methods that one setting of bcnet.toml chooses from."""
 
-    def __init__(self, package: str, setting: str, reserved: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, package: str, setting: str, reserved: tuple[str, ...] = (), *, noun: str = "method"
+    ) -> None:
         """`package` is the package of bcnet's own methods, and the entry-point group of all others.
 
-        `reserved` are values of the setting that are not methods.
+        `reserved` are values of the setting that are not methods; `noun` is what messages call a method.
         """
-        self.package, self.setting, self.reserved = package, setting, reserved
+        self.package, self.setting, self.reserved, self.noun = package, setting, reserved, noun
         self._registered: dict[str, T] = {}
 
     def add(self, method: T) -> None:
@@ -73,8 +75,9 @@ class Registry(Generic[T]):
         known = (*self.reserved, *names)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        others = "a method of another package has to be installed in this Python"
-        return f"unknown method '{name}'; {hint}known: {', '.join(known)}; {others}"
+        article = "an" if self.noun[0] in "aeiou" else "a"
+        others = f"{article} {self.noun} of another package has to be installed in this Python"
+        return f"unknown {self.noun} '{name}'; {hint}known: {', '.join(known)}; {others}"
 
     def checked(self, name: str) -> str:
         """A value of the setting. Raises ValueError with what is wrong."""
@@ -134,7 +137,18 @@ class Method:
     settings: "type[BaseModel] | None" = None
 
 
+@dataclass(frozen=True)
+class ObserverKind:
+    """An observer of commands, as `observer` registers it: what makes one."""
+
+    name: str
+    function: Callable[[Any], Any]
+    summary: str
+    paper: str = ""
+
+
 METHODS: Registry[Method] = Registry("bcnet.methods", "search.method", (AUTO, EVOLUTION))
+OBSERVERS: Registry[ObserverKind] = Registry("bcnet.observers", "observers", noun="observer")
 SUPERNETS: "Registry[ChannelRule]" = Registry("bcnet.methods.supernets", "train.method")
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bcnet.errors import ArtifactError
+from bcnet.events import followed_stage
 from bcnet.locks import Locked, is_lock_file, lock_file, locked, remove_if_free
 from bcnet.reading import JSON_BYTES, MIB, opened, parse_json, read_text
 
@@ -398,13 +399,16 @@ _Runs = Callable[Concatenate[Run, P], R]
 
 
 def alone_in(stage: str) -> Callable[[_Runs[P, R]], _Runs[P, R]]:
-    """Decorate a function that needs exclusive access to this stage's folder of a run."""
+    """Decorate a function that needs exclusive access to this stage's folder of a run.
+
+    Its beginning and end are reported as events.
+    """
 
     def kept_alone(function: _Runs[P, R]) -> _Runs[P, R]:
         @wraps(function)
         def alone(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
             with run.stage(stage).at_work():
-                return function(run, *args, **kwargs)
+                return followed_stage(stage)(function)(run, *args, **kwargs)
 
         return alone
 

@@ -93,11 +93,20 @@ def test_flags_override_the_file_and_none_leaves_it() -> None:
     assert (config.seed, config.train.epochs, config.train.batch_size) == (9, 5, 16)
 
 
-@pytest.mark.parametrize("budget", ["latency_ms = 5.0", 'latency = "60%"', "min_accuracy = 0.9"])
+@pytest.mark.parametrize(
+    "budget",
+    ["latency_ms = 5.0", 'latency = "60%"', "fps = 30.0", "p90_ms = 8.0", "min_accuracy = 0.9"],
+)
 def test_a_budget_flag_replaces_the_files_budget_of_any_kind(budget: str) -> None:
     write(f"[search]\n{budget}\npopulation = 5\n")
     search = load_config(None, {"search": {"latency_ms": 2.0}}).search
     assert (search.latency_ms, search.latency, search.min_accuracy, search.population) == (2.0, None, None, 5)
+
+
+def test_images_per_second_are_a_budget_in_milliseconds_per_call() -> None:
+    search = load_config(None, {"search": {"fps": 30.0}}).search
+    assert search.given_ms(batch=1) == pytest.approx(33.333, abs=1e-3)
+    assert search.given_ms(batch=8) == pytest.approx(266.667, abs=1e-3)
 
 
 def test_a_configuration_cannot_be_changed_afterwards() -> None:
@@ -180,6 +189,8 @@ def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
     ("budget", "message"),
     [
         ("latency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
+        ("fps = 0.0", "fps must be a number above zero, not 0.0"),
+        ('p90_ms = "8"', "search.p90_ms: milliseconds are a number, e.g. 5.0, not '8'"),
         ("latency_ms = -1.0", "latency_ms must be a number above zero, not -1.0"),
         ("latency_ms = nan", "latency_ms must be a number above zero, not nan"),
         ("latency_ms = inf", "latency_ms must be a number above zero, not inf"),
@@ -193,7 +204,10 @@ def test_a_wrong_value_is_named_with_its_key(text: str, message: str) -> None:
         ),
         ("min_accuracy = 1.5", "min_accuracy must be above 0 and at most 1, not 1.5"),
         ("min_accuracy = nan", "min_accuracy must be above 0 and at most 1, not nan"),
-        ("latency_ms = 5.0\nmin_accuracy = 0.9", "give only one of latency_ms, latency and min_accuracy"),
+        (
+            "latency_ms = 5.0\nmin_accuracy = 0.9",
+            "give only one of latency_ms, fps, p90_ms, latency and min_accuracy",
+        ),
     ],
 )
 def test_a_budget_that_cannot_be_meant_is_refused(budget: str, message: str) -> None:

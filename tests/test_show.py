@@ -25,6 +25,19 @@ def test_a_search_is_told_in_at_most_ten_lines_with_the_next_command_for_its_run
     assert lines[-1] == "next       bcnet slice --run night"
 
 
+def test_a_budget_of_the_90th_percentile_stands_beside_that_percentile(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_summary(SEARCH.model_copy(update={"budget_p90": True}))
+    lines = shown(capsys)
+    assert max(map(len, lines)) <= 80
+    assert "latency    p90 0.410 ms measured, 0.405 ms predicted; p90 budget 0.410 ms" in lines
+    show_summary(EXPORT.model_copy(update={"budget_p90": True}))
+    (line,) = (line for line in shown(capsys) if line.startswith("latency"))
+    assert line.startswith("latency    p90 ")
+    assert "p90 budget" in line
+
+
 def test_an_estimate_shows_latencies_as_latencies(capsys: pytest.CaptureFixture[str]) -> None:
     show_summary(
         EstimateSummary(

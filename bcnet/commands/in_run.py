@@ -2,11 +2,13 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bcnet import __version__
 from bcnet.commands.options import Given
 from bcnet.errors import CheckFailed, NotVerified
 from bcnet.show import show_summary
@@ -79,7 +81,7 @@ def _chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[
 
         return example or open_problem(choice.config, pixels=command.pixels)
 
-    with choice.run.in_use():
+    with choice.run.in_use(), followed(command, choice.run, choice.config):
         yield choice.run, choice.config, opened
     if command.name == "build-lut":  # the run may still be refused
         _say_all(choice.notes)
@@ -96,6 +98,33 @@ def existing_run(given: Given, name: str | None) -> Iterator["Choice"]:
     require_run(choice.run)
     with choice.run.in_use():
         yield choice
+
+
+@contextmanager
+def followed(command: Command, run: "Run", config: "Config") -> Iterator[None]:
+    """Observe the command during the block: its log, its lines on stderr, and `observers` of bcnet.toml."""
+    from bcnet.config import values_by_name
+    from bcnet.events import Observer, emit, observed
+    from bcnet.observers import Followed, Guarded
+    from bcnet.processes import these
+    from bcnet.run_log import RunLog
+    from bcnet.show.events import EventLines
+
+    if not these().first:
+        yield
+        return
+    about = Followed(command.name, run.folder, values_by_name(config))
+    own: list[Observer] = [RunLog(run.folder, command.name), EventLines(verbose=command.given.verbose)]
+    with observed([*own, *(Guarded(name, about) for name in config.observers)]):
+        emit("command started", version=__version__, settings=about.settings)
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException as reason:
+            text = str(reason) or type(reason).__name__
+            emit("command failed", seconds=time.perf_counter() - start, reason=text)
+            raise
+        emit("command finished", seconds=time.perf_counter() - start)
 
 
 def _say_all(notes: Sequence[str]) -> None:

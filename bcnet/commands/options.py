@@ -17,12 +17,12 @@ import typer
 from pydantic.fields import FieldInfo
 
 from bcnet.commands.completion import device_names, one_of, run_names, setting_names
-from bcnet.config import Config, assigned, load_config, settings, toml
+from bcnet.config import BUDGETS, Config, assigned, load_config, settings, toml
 from bcnet.errors import ConfigError, DeviceError, UsageError
 
 Returned = TypeVar("Returned")
 
-BUDGET = ("search.latency_ms", "search.latency", "search.min_accuracy")
+BUDGET = tuple(f"search.{key}" for key in BUDGETS)
 TARGET = ("device", "batch", "threads", "precision", "host")
 METAVARS = {"host": "USER@NAME", "space.freeze": "PATTERN"}
 
@@ -48,6 +48,14 @@ Assignments = Annotated[
         autocompletion=setting_names,
     ),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        help="Print a line on stderr for everything that is written to runs/NAME/log.jsonl: every epoch, "
+        "generation and measured network.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Reassign a run of another device or setting to this one.")
@@ -61,6 +69,7 @@ class Given:
     file: Path | None
     flags: Mapping[str, Mapping[str, Any]]
     assigned: Mapping[str, Any]
+    verbose: bool = False
 
     def with_flags(self, section: str, **values: Any) -> "Given":
         """The same with further values of a section ("" for the top level); None for those not given."""
@@ -91,12 +100,17 @@ class Given:
 
 
 def with_settings(*keys: str) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
-    """Give a command the options of these settings, --config and --set, all in its parameter `given`."""
+    """Give a command the options of these settings, --config and --set, all in its parameter `given`.
+
+    A command that works in a run also has --verbose.
+    """
 
     def decorated(command: Callable[..., Returned]) -> Callable[..., Returned]:
         signature = inspect.signature(command)
         options = {_name(key): _option(key) for key in keys}
-        common = {"config": ConfigFile, "assignments": Assignments}
+        common: dict[str, Any] = {"config": ConfigFile, "assignments": Assignments}
+        if "run" in signature.parameters:
+            common["verbose"] = Verbose
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for name, parameter in signature.parameters.items()
@@ -108,7 +122,8 @@ def with_settings(*keys: str) -> Callable[[Callable[..., Returned]], Callable[..
             flags: dict[str, dict[str, Any]] = {}
             for key in keys:
                 flags.setdefault(key.rpartition(".")[0], {})[_name(key)] = _typed(typed.pop(_name(key)))
-            given = Given(typed.pop("config"), flags, assigned(typed.pop("assignments") or ()))
+            values = assigned(typed.pop("assignments") or ())
+            given = Given(typed.pop("config"), flags, values, typed.pop("verbose", False))
             return command(given=given, **typed)
 
         parameters = [*_parameters(options), *own, *_parameters(common)]

@@ -9,15 +9,16 @@ from bcnet.config.assignments import assigned
 from bcnet.config.config import Config
 from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
-from bcnet.config.keys import section_of, settings
+from bcnet.config.keys import section_of, settings, values_by_name
 from bcnet.config.load import CONFIG_FILE, EXAMPLE, explained, is_example, load_config
 from bcnet.config.network import PRETRAINED, ModelConfig, SpaceConfig, TaskConfig
-from bcnet.config.search import SearchConfig
+from bcnet.config.search import BUDGETS, SearchConfig
 from bcnet.config.section import Section, latency_share
 from bcnet.config.template import template, toml
 from bcnet.config.train import RENAMED_STEPS, TrainConfig
 
 __all__ = [
+    "BUDGETS",
     "CONFIG_FILE",
     "EXAMPLE",
     "PRETRAINED",
@@ -41,4 +42,5 @@ __all__ = [
     "settings",
     "template",
     "toml",
+    "values_by_name",
 ]

@@ -1,6 +1,8 @@
 """`Config`: all sections of bcnet.toml and what is set above them."""
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
 
 from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
@@ -8,6 +10,7 @@ from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
 from bcnet.config.search import SearchConfig
 from bcnet.config.section import Section, latency_share
 from bcnet.config.train import TrainConfig
+from bcnet.registry import OBSERVERS
 from bcnet.traits import PrecisionName
 
 
@@ -53,6 +56,13 @@ class Config(Section):
         description="where the device is reached over ssh; several devices of one kind share the work; the "
         "device profile's if not given",
         examples=[["user@jetson"]],
+    )
+    observers: tuple[Annotated[str, AfterValidator(OBSERVERS.checked)], ...] = Field(
+        (),
+        strict=False,
+        description="what follows a command beside the log of its run: tensorboard, mlflow, or an observer "
+        "of another package",
+        examples=[["tensorboard"]],
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from bcnet.config.config import Config
 from bcnet.config.keys import section_of
+from bcnet.config.search import BUDGETS
 from bcnet.errors import ConfigError, UsageError
 from bcnet.plain import shown
 from bcnet.toml_files import is_there, read_toml
@@ -22,7 +23,7 @@ EXAMPLE: Mapping[str, Mapping[str, Any]] = {
     "slice": {"epochs": 3},
 }
 # Settings of which only one is given: one that is typed replaces whichever of them the file has.
-ALTERNATIVES = {"search": ("latency_ms", "latency", "min_accuracy"), "slice": ("latency_ms", "latency")}
+ALTERNATIVES = {"search": BUDGETS, "slice": ("latency_ms", "latency")}
 # What pydantic's words for a kind of value are in TOML.
 KINDS = {
     "bool_type": "true or false",

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from bcnet.config.section import Section, checked_ms, checked_share
 from bcnet.registry import AUTO, METHODS
 
+BUDGETS = ("latency_ms", "fps", "p90_ms", "latency", "min_accuracy")  # of which one is given
+
 
 class SearchConfig(Section):
     """The budget, and how the best widths are found."""
@@ -26,6 +28,20 @@ class SearchConfig(Section):
     # Values that are not finite are left to the check below, whose message is clearer.
     latency_ms: float | None = Field(
         None, allow_inf_nan=True, description="latency budget in milliseconds", examples=[5.0]
+    )
+    fps: float | None = Field(
+        None,
+        allow_inf_nan=True,
+        description="latency budget as images per second, one call after the other: `batch` images within "
+        "batch * 1000 / fps milliseconds",
+        examples=[30.0],
+    )
+    p90_ms: float | None = Field(
+        None,
+        allow_inf_nan=True,
+        description="latency budget in milliseconds for the 90th percentile of the measured calls, instead "
+        "of their median",
+        examples=[8.0],
     )
     latency: str | None = Field(
         None,
@@ -142,7 +158,18 @@ class SearchConfig(Section):
     )
 
     _share = field_validator("latency", mode="before")(checked_share)
-    _ms = field_validator("latency_ms", mode="before")(checked_ms)
+    _ms = field_validator("latency_ms", "p90_ms", mode="before")(checked_ms)
+
+    def given_ms(self, batch: int) -> float | None:
+        """The budget in milliseconds per call of `batch` images; None where it is none, or a share."""
+        if self.fps is not None:
+            return batch * 1000 / self.fps
+        return self.latency_ms if self.p90_ms is None else self.p90_ms
+
+    @property
+    def within_latency(self) -> bool:
+        """Whether a latency budget is given, in whatever form."""
+        return any(value is not None for value in (self.latency_ms, self.fps, self.p90_ms, self.latency))
 
     @property
     def bounded(self) -> bool:
@@ -152,15 +179,17 @@ class SearchConfig(Section):
     @property
     def beyond_a_budget(self) -> bool:
         """Whether only an evolution finds what is wanted: no networks within a latency."""
-        without_budget = self.bounded and self.latency_ms is None and self.latency is None
+        without_budget = self.bounded and not self.within_latency
         return self.min_accuracy is not None or self.fitness == "soft" or without_budget
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
-        if sum(value is not None for value in (self.latency_ms, self.latency, self.min_accuracy)) > 1:
-            raise ValueError("give only one of latency_ms, latency and min_accuracy")
-        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
-            raise ValueError(f"latency_ms must be a number above zero, not {self.latency_ms}")
+        if sum(getattr(self, key) is not None for key in BUDGETS) > 1:
+            raise ValueError(f"give only one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}")
+        for key in ("latency_ms", "fps", "p90_ms"):
+            value = getattr(self, key)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{key} must be a number above zero, not {value}")
         if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
             raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
         if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcnet.events import followed_stage
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.calibration import calibrated
@@ -165,6 +166,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     return problem.table.inputs()
 
 
+@followed_stage("build-lut")
 def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     """Add what is missing to `latency_tables/<device>.json`; write the error report."""
     config = problem.config

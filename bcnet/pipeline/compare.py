@@ -356,6 +356,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     summary = CompareSummary(
         device=problem.profile.name,
         budget_ms=verified.budget_ms,
+        budget_p90=verified.budget_p90,
         predicted_ms=verified.predicted_ms,
         metric=config.task.metric,
         test_images=len(problem.data.test),

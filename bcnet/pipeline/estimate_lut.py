@@ -7,6 +7,7 @@ table says so, and no network is called verified on it.
 from dataclasses import asdict, dataclass
 
 from bcnet.errors import DeviceError
+from bcnet.events import followed_stage
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_of
 from bcnet.latency_tables.model import LatencyModel
@@ -107,6 +108,7 @@ def fitted_roofline() -> Fitted:
     return Fitted(DEFAULT, DEFAULT_SOURCE, None)
 
 
+@followed_stage("build-lut")
 def run(run: Run, problem: Problem) -> EstimateSummary:
     """Write `latency_tables/<device>.json` from the device's roofline."""
     config = problem.config

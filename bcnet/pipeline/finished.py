@@ -104,7 +104,7 @@ def searched(run: Run, problem: Problem) -> Chosen:
     found = SearchSummary.read(stage)
     refuse_noisy_search(found, stage, problem)
     widths = _in_space(found.best.widths, stage, problem)
-    return Chosen(widths, found.best.predicted_ms, Budget(found.budget_ms, found.budget_share))
+    return Chosen(widths, found.best.predicted_ms, _budget(found))
 
 
 def refuse_noisy_search(found: SearchSummary, stage: Stage, problem: Problem) -> None:
@@ -118,7 +118,11 @@ def sliced(run: Run, problem: Problem) -> Chosen:
     stage = run.stage("slice")
     found = SliceSummary.read(stage)
     widths = _in_space(found.widths, stage, problem)
-    return Chosen(widths, found.predicted_ms, Budget(found.budget_ms, found.budget_share))
+    return Chosen(widths, found.predicted_ms, _budget(found))
+
+
+def _budget(found: SearchSummary | SliceSummary) -> Budget:
+    return Budget(found.budget_ms, found.budget_share, p90=bool(found.budget_p90))
 
 
 def _in_space(widths: Sequence[int], stage: Stage, problem: Problem) -> Widths:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bcnet.errors import BudgetError
+from bcnet.events import emit
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.alternating import MeasureOf, alternating
 from bcnet.progress import working
@@ -40,12 +41,27 @@ class BesideOriginal:
     def __call__(self, candidates: Sequence[Candidate]) -> tuple[list[Timed], LatencyStat]:
         """The candidates, measured, and what the original took."""
         stats = alternating(self.measure_of, [self.original, *(own.widths for own in candidates)])
-        limit = self.budget.limit_ms(stats[self.original].median_ms)
+        counted_ms = {widths: self.budget.counted_ms(stat) for widths, stat in stats.items()}
+        limit = self.budget.limit_ms(counted_ms[self.original])
         timed = [
-            Timed(replace(own, measured=stats[own.widths]), stats[own.widths].median_ms / limit)
+            Timed(replace(own, measured=stats[own.widths]), counted_ms[own.widths] / limit)
             for own in candidates
         ]
+        for own in timed:
+            emit(
+                "measured",
+                task="measured candidates",
+                widths=list(own.candidate.widths),
+                predicted_ms=own.candidate.predicted_ms,
+                measured_ms=counted_ms[own.candidate.widths],
+                original_ms=counted_ms[self.original],
+                used=own.used,
+            )
         return timed, stats[self.original]
+
+    def asked_ms(self, original: LatencyStat) -> float:
+        """The budget in ms where the original was measured so."""
+        return self.budget.asked_ms(self.budget.counted_ms(original))
 
 
 class Proposer(Protocol):
@@ -123,11 +139,12 @@ def measured_until_used(
         ranked = proposer.ranked([own.candidate for own in timed.values()])
         found = Measured(
             tuple(timed[candidate.widths] for candidate in ranked),
-            budget.asked_ms(original.median_ms),
+            beside.asked_ms(original),
             note,
             original,
         )
-        if stop_at_original and original.median_ms <= budget.limit_ms(original.median_ms):
+        original_ms = budget.counted_ms(original)
+        if stop_at_original and original_ms <= budget.limit_ms(original_ms):
             break
         best = next(iter(found.inside), None)
         if best is not None and best.used >= least_used:
@@ -137,6 +154,8 @@ def measured_until_used(
         off = ratios[len(ratios) // 2]
         if abs(1 / off - 1) > NOTED:
             note = f"at this budget the table's predictions were {1 / off - 1:+.1%} off, which was corrected"
+            if budget.p90:
+                note = f"the 90th percentiles were {off - 1:+.1%} off the table's predictions: corrected"
         predicted_limit_ms = best.candidate.predicted_ms / best.used if best else predicted_limit_ms / off
     return found
 

@@ -183,7 +183,7 @@ class SearchSummary(StageResult):
     """The winner of a search and what it was chosen from; docs/reference/json.md explains each key."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
-        {"fitness", "target_ms", "max_params", "max_macs", "max_size_mb", "size_mb"}
+        {"budget_p90", "fitness", "target_ms", "max_params", "max_macs", "max_size_mb", "size_mb"}
     )
 
     stage: Literal["search"] = "search"
@@ -193,6 +193,7 @@ class SearchSummary(StageResult):
     target: Target | None = None  # earlier versions named the device alone
     budget_ms: float | None
     budget_share: float | None = None
+    budget_p90: bool | None = None  # the 90th percentile is held to the budget
     min_accuracy: float | None
     fitness: str | None = None
     target_ms: float | None = None
@@ -232,7 +233,7 @@ class SliceSummary(StageResult):
     is the learning rate where that of the settings did so.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_epochs", "lower_rate"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "discarded_epochs", "lower_rate"})
 
     stage: Literal["slice"] = "slice"
     folder: str
@@ -241,6 +242,7 @@ class SliceSummary(StageResult):
     predicted_ms: float
     budget_ms: float | None
     budget_share: float | None = None
+    budget_p90: bool | None = None  # the 90th percentile is held to the budget
     inherited: str | None = None
     supernet: int | None
     side: str | None
@@ -292,6 +294,8 @@ class VerifyReport(Values):
     check that could be made passed, `verified` whether the latency on the device is among them.
     """
 
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90"})
+
     backend: str
     precision: str
     executed: bool
@@ -304,6 +308,7 @@ class VerifyReport(Values):
     measured: LatencyStat | None
     full: LatencyStat | None
     budget_ms: float | None
+    budget_p90: bool | None = None
     size_bytes: int
     failures: tuple[str, ...]
     not_verified: str | None = None
@@ -333,7 +338,7 @@ class ExportSummary(VerifyReport, _Exported):
     the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this processor.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"predicted_for", "onnx_file"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "predicted_for", "onnx_file"})
 
     original: AgainstOriginal = AgainstOriginal()
     verify_with: str | None
@@ -389,11 +394,12 @@ class CompareSummary(StageResult):
     `difference` is None where there is no uniform network, and where the metric is not accuracy.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"difference"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "difference"})
 
     stage: Literal["compare"] = "compare"
     device: str
     budget_ms: float | None
+    budget_p90: bool | None = None
     predicted_ms: float
     metric: str
     test_images: int

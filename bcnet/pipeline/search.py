@@ -60,6 +60,8 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
     found = asdict(replace(settings, budget=Budget()))
     del found["budget"]
     found |= {"budget_ms": budget.target_ms, "share": budget.share, "margin": budget.margin}
+    if budget.p90:
+        found["p90"] = True
     return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
 
 
@@ -108,6 +110,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         metric=config.task.metric,
         target=target_of(config).to_json(config.host),
         budget_ms=result.budget_ms,
+        budget_p90=budget.p90 or None,
         budget_share=budget.share if result.budget_ms is not None else None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
@@ -164,8 +167,10 @@ def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
     if budget.target_ms is None:
         return None
     limit = budget.searched_ms(lowest_ms)
+    of_calls = " for 90 % of the calls" if budget.p90 else ""
     say(
-        f"searching below {limit:.4g} ms: budget {budget.target_ms:.4g} ms, margin {budget.margin:.1%}"
+        f"searching below {limit:.4g} ms: budget {budget.target_ms:.4g} ms{of_calls}, "
+        f"margin {budget.margin:.1%}"
         + (f" (capped: the table's noise is {noise:.0%})" if noise > budget.margin == NOISY else "")
     )
     return round(limit, 5)

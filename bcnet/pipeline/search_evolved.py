@@ -74,8 +74,8 @@ def search(  # noqa: PLR0913 - functions of the caller's own, most of them optio
         measured = stats[full] if stats else None
         asked = budget
         if budget is not None and stats is not None:
-            asked = asked_for.asked_ms(stats[space.original()].median_ms)
-        if asked is None or measured is None or measured.median_ms <= asked:
+            asked = asked_for.asked_ms(asked_for.counted_ms(stats[space.original()]))
+        if asked is None or measured is None or asked_for.counted_ms(measured) <= asked:
             best = replace(evolution.scored(full, 0), measured=measured)
             kept = "every bound is" if asked is None else f"the budget of {asked:.4g} ms is"
             kept = f"{kept} above the full network's{'' if asked is None else ' latency'}: kept whole"

@@ -43,12 +43,13 @@ def settings_of(problem: Problem) -> SearchSettings:
     """
     config, latency = problem.config.search, problem.table.latency_model()
     share = share_of(config)
-    own = config.latency_ms is not None or config.latency is not None
     target_ms = None
-    if own or (config.min_accuracy is None and not (config.bounded and config.fitness == "hard")):
-        target_ms = budget_ms(problem, latency, config.latency_ms, config.latency or DEFAULT_SHARE)
+    unlimited = config.min_accuracy is not None or (config.bounded and config.fitness == "hard")
+    if config.within_latency or not unlimited:
+        own_ms = config.given_ms(problem.profile.batch)
+        target_ms = budget_ms(problem, latency, own_ms, config.latency or DEFAULT_SHARE)
     return SearchSettings(
-        budget=budget_of(problem, latency, target_ms, share),
+        budget=replace(budget_of(problem, latency, target_ms, share), p90=config.p90_ms is not None),
         min_accuracy=config.min_accuracy,
         population=config.population,
         generations=config.generations,
@@ -99,7 +100,7 @@ def budget_ms(problem: Problem, latency: LatencyModel, own_ms: float | None, sha
 
 def share_of(search: SearchConfig) -> float | None:
     """The budget as a share of the original's latency; None where it is given in ms, or there is none."""
-    if search.latency_ms is not None or search.min_accuracy is not None:
+    if search.latency is None and (search.within_latency or search.min_accuracy is not None):
         return None
     if search.latency is None and search.bounded and search.fitness == "hard":
         return None

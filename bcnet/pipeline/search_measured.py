@@ -129,4 +129,4 @@ def measured_best(
 def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, float]:
     """The slower of a candidate's measurement and another one, and the budget in ms beside that."""
     (again,), original = beside([own.candidate])
-    return own if own.used >= again.used else again, beside.budget.asked_ms(original.median_ms)
+    return own if own.used >= again.used else again, beside.asked_ms(original)

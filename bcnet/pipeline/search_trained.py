@@ -173,11 +173,12 @@ def best_measured(
         stop_at_original=keep,
     )
     stat = measured.original
-    if keep and stat is not None and stat.median_ms <= (limit := budget.limit_ms(stat.median_ms)):
+    own_ms = budget.counted_ms(stat) if stat is not None else 0.0
+    if keep and stat is not None and own_ms <= (limit := budget.limit_ms(own_ms)):
         whole = Candidate(original, predicted, proposals.scores(original), 0, stat)
         proposals.found[original], proposals.origin[original] = whole, ORIGINAL
         kept = "the original network is within the budget: nothing is removed"
-        return replace(measured, timed=(Timed(whole, stat.median_ms / limit),), note=kept)
+        return replace(measured, timed=(Timed(whole, own_ms / limit),), note=kept)
     if not measured.inside:
         raise too_slow(measured)
     return measured

@@ -25,6 +25,7 @@ from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EARLIER_RECORDS, NetworkSummary, SupernetSummary
 from bcnet.pipeline.route import on_trained_network
+from bcnet.pipeline.subnet_probes import SubnetProbes
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached, train_network
@@ -97,7 +98,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
         paths = fastest_paths(sliced, *first_batch(data, recipe), count)
     resume = checkpoints.load() if checkpoints else None
     curve = list(resume.curve) if resume else []
-
+    probes = SubnetProbes(supernet, data, recipe)
     # Of the steps since the last checkpoint: reading one would wait for a GPU.
     unread: list[tuple[list[Widths], Tensor]] = []
 
@@ -116,6 +117,8 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
             records = [(own, round(value, 5)) for own, value in zip(drawn, values, strict=True)]
             checkpoints.save(Checkpoint(snapshot, tuple(curve)), records)
         unread.clear()
+        if mean_loss is not None:
+            probes(description, snapshot.epoch)
 
     trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers)
     fit(

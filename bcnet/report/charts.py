@@ -418,7 +418,8 @@ def _text(widths: Sequence[int]) -> str:
 
 
 def _budget(report: RunReport) -> tuple[tuple[str, float], ...]:
-    return () if report.budget_ms is None else (("budget", report.budget_ms),)
+    name = "budget for 90 % of the calls" if report.budget_p90 else "budget"
+    return () if report.budget_ms is None else ((name, report.budget_ms),)
 
 
 def _unique(names: Sequence[str]) -> Iterator[str]:

@@ -61,6 +61,7 @@ class RunReport(Values):
     metric: str
     reference: str
     budget_ms: float | None
+    budget_p90: bool
     predicted_ms: float | None
     measured: LatencyStat | None
     speedup: float | None
@@ -105,6 +106,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         metric=search.metric if search else "accuracy",
         reference=reference(found),
         budget_ms=budget_ms,
+        budget_p90=bool(search and search.budget_p90),
         predicted_ms=predicted_ms,
         measured=export.measured if export else None,
         speedup=speedup(found),
@@ -222,7 +224,7 @@ def _commands(found: Found) -> tuple[str, ...]:
         if share is not None:
             words += ["--latency", f"{100 * share:.6g}%"]
         elif budget is not None:
-            words += ["--latency-ms", f"{budget:g}"]
+            words += ["--p90-ms" if search.budget_p90 else "--latency-ms", f"{budget:g}"]
         elif search.min_accuracy is not None:
             words += ["--min-accuracy", f"{search.min_accuracy:g}"]
         words += ["--seed", str(search.seed)]

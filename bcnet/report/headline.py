@@ -2,7 +2,7 @@
 
 from bcnet.pipeline.results import ExportSummary
 from bcnet.report.found import Found
-from bcnet.show.tables import milliseconds, value_of
+from bcnet.show.tables import budget_of, measured_as, milliseconds, value_of
 
 ORIGINAL, FULL = "original", "full (from scratch)"
 
@@ -93,13 +93,13 @@ def _reached(found: Found, export: ExportSummary | None) -> float | None:
 def _budget(found: Found) -> str:
     search, export = found.search, found.export
     assert search is not None
-    budget_ms = export.budget_ms if export else found.slice.budget_ms if found.slice else search.budget_ms
-    if budget_ms is not None:
-        asked = f"budget {milliseconds(budget_ms)} ms, "
+    own = export or found.slice or search
+    if own.budget_ms is not None:
+        asked = f"{budget_of(own.budget_ms, own.budget_p90)}, "
     elif search.min_accuracy is not None:
         asked = f"required {search.metric} {value_of(search.metric, search.min_accuracy)}, "
     else:
         asked = ""
     if export is not None and export.measured is not None:
-        return f"{asked}measured {milliseconds(export.measured.median_ms)} ms"
+        return f"{asked}measured {measured_as(export.measured, own.budget_p90)}"
     return f"{asked}predicted {milliseconds(_predicted_ms(found))} ms, not measured"

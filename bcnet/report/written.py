@@ -1,11 +1,10 @@
 """Write a report. In: runs and their configurations. Out: an HTML file, PNG files on request."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from bcnet.config import Config
+from bcnet.config import Config, values_by_name
 from bcnet.errors import BcnetError, CheckFailed, NotVerified
 from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
@@ -25,7 +24,7 @@ def report_of(run: Run, config: Config, opened: Callable[[], Problem]) -> RunRep
 
     Where that cannot be opened, or has no latency table, milliseconds by layer are missing.
     """
-    return run_report(run, _prices(run, opened), dict(_settings(config.model_dump(exclude_unset=True))))
+    return run_report(run, _prices(run, opened), values_by_name(config))
 
 
 def _prices(run: Run, opened: Callable[[], Problem]) -> Prices | str:
@@ -36,15 +35,6 @@ def _prices(run: Run, opened: Callable[[], Problem]) -> Prices | str:
         return Prices.of(opened())
     except BcnetError as reason:
         return str(reason)
-
-
-def _settings(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _settings(value, f"{section}{key}.")
-        else:
-            yield f"{section}{key}", value
 
 
 def write_page(path: Path, reports: list[RunReport]) -> bool:

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from bcnet.show.tables import columns, milliseconds, original_as, put, short_count, value_of
+from bcnet.show.tables import budget_of, columns, milliseconds, original_as, put, short_count, value_of
 
 if TYPE_CHECKING:
     from bcnet.pipeline.results import AccuracyDifference, ComparedNetwork, CompareSummary
@@ -29,7 +29,8 @@ def show_comparison(summary: "CompareSummary") -> None:
     heading = "accuracy (95 %)" if entries[0].accuracy_low is not None else heading
     more = ["lost", "speed", "noise", "params"] if original is not None else ["noise", "params", "MACs"]
     put(*columns(["network", heading, "ms", *more], rows), "")
-    budget = f"budget {milliseconds(summary.budget_ms)} ms, " if summary.budget_ms is not None else ""
+    asked_ms, p90 = summary.budget_ms, summary.budget_p90
+    budget = f"{budget_of(asked_ms, p90)}, " if asked_ms is not None else ""
     put(f"on {summary.device}: {budget}predicted {milliseconds(summary.predicted_ms)} ms")
     put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")
     given = f" (original: {original_as(summary.original)})" if entries[0].passes is None else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet.plain import loss_text
 from bcnet.show.comparison import show_comparison
-from bcnet.show.tables import milliseconds, original_as, put, text_of, value_of
+from bcnet.show.tables import budget_of, measured_as, milliseconds, original_as, put, text_of, value_of
 
 if TYPE_CHECKING:
     from bcnet.pipeline.results import (
@@ -140,10 +140,10 @@ def _after_table(summary: "TableSummary | EstimateSummary") -> list[tuple[str, s
 def _search(summary: "SearchSummary") -> list[str]:
     best, metric = summary.best, summary.metric
     measured = best.measured
-    latency = f"{milliseconds(measured.median_ms)} ms measured, " if measured else ""
+    latency = f"{measured_as(measured, summary.budget_p90)} measured, " if measured else ""
     latency += f"{milliseconds(best.predicted_ms)} ms predicted"
     if summary.budget_ms is not None:
-        latency += f"; budget {milliseconds(summary.budget_ms)} ms"
+        latency += f"; {budget_of(summary.budget_ms, summary.budget_p90)}"
     wanted, by = summary.min_accuracy, summary.method
     where = "on the validation images" if by or summary.criterion else "in the supernet"
     how = f", channels by {summary.criterion}" if summary.criterion else ""
@@ -182,7 +182,7 @@ def _slice(summary: "SliceSummary") -> list[str]:
             trained = f"from {source}; {discarded} of fine-tuning made it worse and were discarded"
         reached = f"{after} on the test images, {before} before fine-tuning"
     budget = summary.budget_ms
-    held = f", budget {milliseconds(budget)} ms" if budget is not None else ""
+    held = f", {budget_of(budget, summary.budget_p90)}" if budget is not None else ""
     return _lines(
         [
             ("sliced", _widths(summary.widths)),
@@ -202,9 +202,9 @@ def _export(summary: "ExportSummary") -> list[str]:
     measured, budget = summary.measured, summary.budget_ms
     latency = f"{milliseconds(summary.predicted_ms)} ms predicted"
     if measured:
-        latency = f"{milliseconds(measured.median_ms)} ms, {latency}"
+        latency = f"{measured_as(measured, summary.budget_p90)}, {latency}"
     if budget is not None:
-        latency += f", budget {milliseconds(budget)} ms"
+        latency += f", {budget_of(budget, summary.budget_p90)}"
     if summary.noise is not None:
         latency += f"; noise {summary.noise:.0%}"
     speed = ""

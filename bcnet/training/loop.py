@@ -24,6 +24,7 @@ from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Item
 from bcnet.data.training_batches import TrainingBatches
 from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_line, text_of
+from bcnet.events import emit
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
@@ -128,7 +129,7 @@ def fit(
             return value
 
         for epoch in range(first, recipe.epochs):
-            before = epoch * per_epoch
+            before, first_step, start = epoch * per_epoch, begun, time.perf_counter()
             # Of the previous step: a GPU computes its loss while the next batch is read.
             loss: Tensor | None = None
             batch: Any = None
@@ -157,6 +158,17 @@ def fit(
             if loss is not None:
                 total += read(loss, before + per_epoch - 1, batch)
             curve.append(total / per_epoch)
+            seconds = time.perf_counter() - start
+            emit(
+                "epoch",
+                task=description,
+                step=epoch + 1,
+                steps=recipe.epochs,
+                loss=curve[-1],
+                learning_rate=optimizer.param_groups[0]["lr"],
+                seconds=seconds,
+                images_per_second=(per_epoch - first_step) * recipe.batch_size / seconds,
+            )
             begun, total = 0, 0.0
             keep(epoch + 1, 0, curve[-1])
     if averages is not None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bcnet.latency_tables.rows import LatencyStat
 from bcnet.space.width_space import Widths
 from bcnet.width_search.constraints import Bound
 
@@ -13,7 +14,8 @@ class Budget:
     With a `share`, the budget is that fraction of the original's latency: `target_ms` is the fraction of the
     predicted latency, and measured networks are held to that of the original as it is measured beside them.
     `margin` is the fraction by which measured networks stay below the budget, for the noise of the machine.
-    `wider` is whether networks may be wider than the original (`space.expand`).
+    `wider` is whether networks may be wider than the original (`space.expand`), `p90` whether the 90th
+    percentile of the measured latency is held to the budget, and not the median.
     """
 
     target_ms: float | None = None
@@ -21,6 +23,11 @@ class Budget:
     margin: float = 0.0
     bounds: tuple[Bound, ...] = ()
     wider: bool = False
+    p90: bool = False
+
+    def counted_ms(self, measured: LatencyStat) -> float:
+        """The statistic of a measured latency that is held to the budget."""
+        return measured.p90_ms if self.p90 else measured.median_ms
 
     def asked_ms(self, original_ms: float) -> float:
         """The budget itself where the original takes `original_ms`."""

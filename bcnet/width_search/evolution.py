@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from bcnet.events import emit
 from bcnet.latency_tables.failed import FAILED_MS, SLOWEST_MS, runs
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.progress import progress_bar
@@ -135,6 +136,16 @@ class Evolution:
                     found[widths] = self._candidate(widths, score, generation)
                     best = max(found.values(), key=lambda c: c.score)
                     advance(f"best {best.score.accuracy:.4f} at {best.predicted_ms:.3g} ms")
+                emit(
+                    "generation",
+                    task="searching",
+                    step=generation,
+                    steps=self.settings.generations,
+                    candidates=len(found),
+                    best_accuracy=best.score.accuracy,
+                    best_loss=best.score.loss,
+                    best_predicted_ms=best.predicted_ms,
+                )
                 if on_generation is not None:
                     on_generation(tuple(found.values()))
         return tuple(found.values())

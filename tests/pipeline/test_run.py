@@ -29,7 +29,7 @@ FILES = {
     "build-lut": {"report.json"},
     "search": {"result.json", "history.json", "pareto.json"},
     "slice": {"model.safetensors", "widths.json", "model.pt2", "result.json"},
-    "export": {"model.onnx", "verify.json"},
+    "export": {"model.onnx", "verify.json", "answers.json"},
     "compare": {"result.json"},
 }
 RUN = Path("runs/default")
@@ -60,7 +60,7 @@ def only_object(out: str) -> dict[str, Any]:
 
 def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) -> None:
     folder = finished[0] / RUN
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*STAGES, "report"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*STAGES, "log.jsonl", "report"])
     for stage, files in FILES.items():
         assert {path.name for path in (folder / stage).iterdir()} == {*files, "manifest.json"}
     assert (finished[0] / TABLE).stat().st_size > 0
@@ -121,14 +121,43 @@ def test_the_exported_files_agree_without_bcnet(project: Path) -> None:
     assert load_file(RUN / "slice/model.safetensors")["6.weight"].shape[0] == 10
 
 
+def test_the_log_has_every_stage_epoch_generation_and_followed_subnet(project: Path) -> None:
+    lines = [json.loads(line) for line in (RUN / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [line["event"] for line in lines]
+    assert {line["command"] for line in lines} == {"run"}
+    assert (events[0], events[-1]) == ("command started", "command finished")
+    finished = [line for line in lines if line["event"] == "stage finished"]
+    assert [line["stage"] for line in finished] == STAGES
+    assert finished[-1]["result"]["networks"] == read("compare/result.json")["networks"]
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    trained = [line for line in epochs if line["task"] == "training the supernet"]
+    curve = (RUN / "train/curve.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert [f"{line['step']},{line['loss']:.5f}".rstrip("0") for line in trained] == [
+        line.rstrip("0") for line in curve
+    ]
+    assert {line["steps"] for line in trained} == {len(trained)}
+    probes = [line for line in lines if line["event"] == "subnets"]
+    assert probes[0]["step"] == 1
+    names = ("widest", "narrowest", "random 1", "random 2", "random 3")
+    assert all(0 <= probes[0][name] <= 1 for name in names)
+    generations = [line for line in lines if line["event"] == "generation"]
+    assert [line["step"] for line in generations] == list(range(len(generations)))
+    measured = [line["widths"] for line in lines if line["event"] == "measured"]
+    assert read("search/result.json")["best"]["widths"] in measured
+
+
 def test_a_second_run_skips_every_stage_and_prints_the_table(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.is_file()}
+    def times() -> dict[Path, int]:
+        files = (path for path in RUN.rglob("*") if path.is_file() and path.name != "log.jsonl")
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
     assert main(["run"]) == 0
     out, err = capfd.readouterr()
     assert err.splitlines() == [f"[{i}/6] {stage}: already done" for i, stage in enumerate(STAGES, 1)]
-    assert {path: path.stat().st_mtime_ns for path in RUN.rglob("*") if path.is_file()} == before
+    assert times() == before
     lines = out.splitlines()
     assert lines[0].split() == ["network", "accuracy", "(95", "%)", "ms", "noise", "params", "MACs"]
     assert max(map(len, lines[:6])) <= 80

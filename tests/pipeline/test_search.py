@@ -141,6 +141,24 @@ def test_a_share_is_kept_of_an_original_that_the_table_predicts_wrongly() -> Non
     assert result.best.measured.median_ms <= 1.25
 
 
+def test_a_budget_of_the_90th_percentile_is_held_by_it_and_not_by_the_median() -> None:
+    """A fifth of the calls take 1.5 times the median, which is what the table predicts."""
+
+    def with_tail(widths: Widths) -> LatencyStat:
+        ms = latency_ms(widths)
+        return LatencyStat.of(np.array([ms] * 8 + [1.5 * ms] * 2))
+
+    settings = SearchSettings(budget=Budget(1.8, p90=True), generations=6)
+    result = search(SPACE, latency_ms, accuracy, settings, measure_of=with_tail)
+    measured = result.best.measured
+    assert measured is not None
+    assert measured.p90_ms <= 1.8
+    assert measured.p90_ms == pytest.approx(1.5 * measured.median_ms, rel=1e-3)
+    best = max((widths for widths in ALL if 1.5 * latency_ms(widths) <= 1.8), key=accuracy)
+    assert accuracy(result.best.widths) >= accuracy(best) - 0.01
+    assert result.note == "the 90th percentiles were +50.0% off the table's predictions: corrected"
+
+
 def test_a_winner_below_the_limit_is_followed_by_the_next_larger_candidates() -> None:
     """All networks take three quarters of what the table says, and that of the budget would stay unused."""
 

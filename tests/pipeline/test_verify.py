@@ -37,9 +37,10 @@ def report(
     budget_ms: float | None = None,
     full_predicted_ms: float | None = None,
     budget_share: float | None = None,
+    budget_p90: bool = False,
 ) -> VerifyReport:
     full = export(FULL, SHAPE, {}).SerializeToString()
-    budget = Budget(budget_ms, budget_share)
+    budget = Budget(budget_ms, budget_share, p90=budget_p90)
     expected = Expected(SMALL, SPACE, widths, DATA, ExportConfig(), 1.0, budget, full_predicted_ms)
     return verify(Artifact(PROTO, full), expected, QUICK)
 
@@ -63,6 +64,19 @@ def test_a_budget_that_was_missed_fails() -> None:
     (failure,) = report(budget_ms=1e-6).failures
     assert failure.startswith("measured latency is 0.")
     assert failure.endswith("ms, the budget 1e-06 ms")
+
+
+def test_a_budget_of_the_90th_percentile_fails_where_the_median_is_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measure(content: bytes, profile: HwProfile, *, quiet: bool) -> LatencyStat:
+        return LatencyStat(0.75, 1.25, 0.0, 10)
+
+    monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
+    assert report(budget_ms=1.0).passed
+    found = report(budget_ms=1.0, budget_p90=True)
+    assert found.budget_p90
+    assert found.failures == ("90th percentile of the measured latency is 1.25 ms, the budget 1 ms",)
 
 
 @pytest.mark.parametrize(("full_ms", "passed"), [(3.0, True), (1.5, True), (1.0, False)])
