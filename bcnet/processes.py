@@ -8,13 +8,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bcnet.errors import UsageError
+from bcnet.locks import Locked, locked
 from bcnet.runs import Run
 
+COPIES = "bcnet-run-"  # the beginning of the names of temporary folders for copies of runs
 SEVERAL = ("train", "search", "slice", "run")  # the commands that spend their time training and scoring
 
 
@@ -56,11 +58,24 @@ class Processes:
         if self.first:
             yield run
             return
-        with tempfile.TemporaryDirectory(prefix="bcnet-") as folder:
-            copy = Path(folder) / run.folder.name
+        with _copies_folder() as folder:
+            copy = folder / run.folder.name
             if run.folder.exists():
                 shutil.copytree(run.folder, copy)
             yield replace(run, folder=copy)
+
+
+@contextmanager
+def _copies_folder() -> Iterator[Path]:
+    """A temporary folder, locked while it is in use; those that killed processes left are removed."""
+    with ExitStack() as held:
+        with locked(Path(tempfile.gettempdir()) / COPIES, wait=True):
+            for left in Path(tempfile.gettempdir()).glob(f"{COPIES}*"):
+                with suppress(Locked, OSError), locked(left):
+                    shutil.rmtree(left)
+            folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=COPIES)))
+            held.enter_context(locked(folder))
+        yield folder
 
 
 def these() -> Processes:

@@ -1,10 +1,11 @@
-"""How much faster several processes train, against one process on one core.
+"""How much faster several processes train and score, against one process on one core.
 
     python benchmarks/processes.py --folder runs/processes
 
-Trains a supernet of the digits for some epochs with `bcnet train`, by one process and by torchrun with
-several, alternately, one core for each process; the time is that of the training, which the command reports.
-Prints one JSON object; `--json` also writes it to a file.
+Trains a supernet of the digits for some epochs with `bcnet train`, and scores candidates in it as a search
+does, by one process and by several, alternately, one core for each process. The time of a training is what
+the command reports; that of the scoring begins when each process has scored some. Prints one JSON object;
+`--json` also writes it to a file.
 """
 
 import argparse
@@ -14,7 +15,12 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 CONFIG = """
 [model]
@@ -25,29 +31,35 @@ name = "digits"
 batch_size = 128
 amp = false
 """
+SCORED = "--scored"  # the option by which this file is started again, in one process or in several
 
 
 def main() -> None:
-    """Parse, train alternately, print."""
-    parser = argparse.ArgumentParser(description="how much faster several processes train")
+    """Parse, train and score alternately, print."""
+    parser = argparse.ArgumentParser(description="how much faster several processes train and score")
     parser.add_argument("--folder", type=Path, required=True, help="where the runs are made, and removed")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--candidates", type=int, default=100, help="scored in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the result there")
+    parser.add_argument(SCORED, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.scored:
+        score(options.candidates)
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "bcnet.toml").write_text(CONFIG)
-    seconds: dict[int, list[float]] = {1: [], options.processes: []}
+    training: dict[int, list[float]] = {1: [], options.processes: []}
+    scoring: dict[int, list[float]] = {1: [], options.processes: []}
     for _ in range(options.rounds):
-        for count, own in seconds.items():
-            own.append(trained(options.folder, count, options.epochs))
-    ratios = [one / several for one, several in zip(*seconds.values(), strict=True)]
+        for count in training:
+            training[count].append(trained(options.folder, count, options.epochs))
+            scoring[count].append(scored(options.folder, count, options.candidates))
     found = {
         "command": "python benchmarks/processes.py " + " ".join(sys.argv[1:]),
-        "seconds": {str(count): [round(value, 2) for value in own] for count, own in seconds.items()},
-        "times_as_fast": round(statistics.median(ratios), 3),
-        "rounds": [round(ratio, 3) for ratio in ratios],
+        "training": compared(training),
+        "scoring": compared(scoring),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
     }
@@ -57,15 +69,74 @@ def main() -> None:
         options.json.write_text(text + "\n")
 
 
+def compared(seconds: dict[int, list[float]]) -> dict[str, Any]:
+    """The seconds of all rounds, and how many times as fast several processes are: the median, each round."""
+    ratios = [one / several for one, several in zip(*seconds.values(), strict=True)]
+    return {
+        "seconds": {str(count): [round(value, 2) for value in own] for count, own in seconds.items()},
+        "times_as_fast": round(statistics.median(ratios), 3),
+        "rounds": [round(ratio, 3) for ratio in ratios],
+    }
+
+
 def trained(folder: Path, processes: int, epochs: int) -> float:
     """Seconds of one training from the start."""
     shutil.rmtree(folder / "runs", ignore_errors=True)
+    command = ["-m", "bcnet", "train", "--json", "--epochs", str(epochs), "--processes", str(processes)]
+    return float(last_line(folder, command)["seconds"])
+
+
+def scored(folder: Path, processes: int, candidates: int) -> float:
+    """Seconds of scoring so many candidates in the supernet that was trained last."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(several if processes > 1 else []), "-m", "bcnet", "train", "--json"]
-    command += ["--epochs", str(epochs)]
+    this = [str(Path(__file__).resolve()), "--folder", ".", SCORED, "--candidates", str(candidates)]
+    return float(last_line(folder, [*(several if processes > 1 else []), *this])["seconds"])
+
+
+def last_line(folder: Path, command: list[str]) -> dict[str, Any]:
+    """The JSON object that a command prints last, one thread for each of its processes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *command]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def rank_of(scorer: Any, widths: Any) -> int:
+    """Which process has scored a candidate."""
+    from bcnet.processes import these
+
+    scorer(widths)
+    return these().rank
+
+
+def score(candidates: int) -> None:
+    """Score random candidates in this process, or in those that torchrun has started; print the seconds."""
+    from bcnet.config import load_config
+    from bcnet.pipeline.open_problem import open_problem
+    from bcnet.pipeline.problem import Problem
+    from bcnet.pipeline.search_ways import scorer_of_run
+    from bcnet.processes import these
+    from bcnet.runs import Run
+    from bcnet.training.distributed import connected, together
+    from bcnet.training.shared_work import Shared, lead
+    from bcnet.width_search.scorer import Scorer
+
+    def timed(run: Run, problem: Problem) -> float:
+        rng = np.random.default_rng(0)
+        networks = [problem.space.random(rng) for _ in range(candidates)]
+        score_of = Shared(scorer_of_run, Scorer.__call__, scorer_of_run(run, problem))
+        ready: set[int] = set()
+        while len(ready) < connected().size:
+            ready |= set(replace(score_of, method=rank_of).each(networks[: 2 * connected().size]))
+        start = time.perf_counter()
+        list(score_of.each(networks))
+        return time.perf_counter() - start
+
+    with together(these()):
+        seconds = lead(timed, Run.named("default"), open_problem(load_config(None)))
+    if seconds is not None:
+        print(json.dumps({"seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,10 @@ from bcnet.sealed import SealedLines
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.distributed import connected
 from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
+from bcnet.training.shared_work import Shared, each
 
 STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
 SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
@@ -150,12 +152,8 @@ def compare(
     wanted[found] = widths
     if fresh.from_scratch and not scratch and not given.tune:
         wanted[SCRATCH] = widths
-    networks = {
-        name: cut(problem.fresh_model(), space, own)
-        for name, own in wanted.items()
-        if name not in (found, ORIGINAL, INHERITED)
-    }
-    _train(networks, problem, recipe, kept)
+    others = {name: own for name, own in wanted.items() if name not in (found, ORIGINAL, INHERITED)}
+    networks = _trained(others, FromScratch(problem, recipe, kept))
     outcomes = {found: given.outcome}
     if given.original is not None:
         networks[ORIGINAL] = given.original
@@ -207,16 +205,50 @@ def compare(
     return Comparison(tuple(entries), apart, difference, (*notes, noisy) if noisy else tuple(notes))
 
 
-def _train(networks: Mapping[str, nn.Module], problem: Problem, recipe: Recipe, kept: Kept | None) -> None:
+@dataclass(frozen=True)
+class FromScratch:
+    """How networks are trained from fresh weights; with `kept`, a training that was killed continues."""
+
+    problem: Problem
+    recipe: Recipe
+    kept: Kept | None
+
+    def fresh(self, widths: Widths) -> nn.Module:
+        """The network of these widths, not trained yet."""
+        return cut(self.problem.fresh_model(), self.problem.space, widths)
+
+    def __call__(self, name: str, widths: Widths) -> nn.Module:
+        """The network of these widths, trained."""
+        network, checkpoint = self.fresh(widths), self.kept.checkpoint(name) if self.kept else None
+        fit_network(network, self.problem.data, self.recipe, f"training: {name}", checkpoint=checkpoint)
+        return network
+
+    def to_its_end(self, named: tuple[str, Widths]) -> None:
+        """Train a network, so that its checkpoint holds it."""
+        self(*named)
+
+
+def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
+    """How the networks to compare with are trained in a run."""
+    return FromScratch(problem, _recipe(run, problem), kept_of_run(run, problem))
+
+
+def kept_of_run(run: Run, problem: Problem) -> Kept:
+    """What a run's comparison keeps."""
+    return Kept(run.stage("compare").folder, stage_inputs(run, problem))
+
+
+def _trained(networks: Mapping[str, Widths], train: FromScratch) -> dict[str, nn.Module]:
+    """The networks, trained; in several processes one to each, which leaves it in its checkpoint."""
     if not networks:
-        return
-    announce(
-        f"training {len(networks)} networks to compare with",
-        sum(seconds_to_fit(network, problem.data, recipe) for network in networks.values()),
-    )
-    for name, network in networks.items():
-        file = kept.checkpoint(name) if kept else None
-        fit_network(network, problem.data, recipe, f"training: {name}", checkpoint=file)
+        return {}
+    data, recipe = train.problem.data, train.recipe
+    seconds = sum(seconds_to_fit(train.fresh(widths), data, recipe) for widths in networks.values())
+    at_once = min(len(networks), connected().size)
+    announce(f"training {len(networks)} networks to compare with", seconds / at_once)
+    if train.kept and at_once > 1:
+        list(each(Shared(from_scratch_of_run, FromScratch.to_its_end, train), networks.items()))
+    return {name: train(name, widths) for name, widths in networks.items()}
 
 
 def _uniform(problem: Problem, widths: Widths, kept: Kept | None) -> Widths:
@@ -331,11 +363,10 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     """Compare and save."""
     config = problem.config
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
-    recipe = _recipe(run, problem)
+    recipe, kept = _recipe(run, problem), kept_of_run(run, problem)
     passes, widths = recipe.epochs, sliced(run, problem).widths
     own = SliceSummary.read(run.stage("slice"))
     export = run.stage("export")
-    kept = Kept(stage.folder, inputs)
     tuned = Tuning.of(run, problem) if inherits(problem) else None
 
     def tune(widths: Widths, checkpoint: CheckpointFile | None) -> FineTuned:

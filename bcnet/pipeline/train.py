@@ -38,7 +38,7 @@ from bcnet.pipeline.training_file import (
     lines_beside,
     load_finished,
 )
-from bcnet.pipeline.training_precision import announced
+from bcnet.pipeline.training_precision import announced, kept_precision
 from bcnet.progress import say, working
 from bcnet.runs import Content, Run, Stage, alone_in
 from bcnet.space.channel_rules import WidthSampler
@@ -47,10 +47,10 @@ from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
-from bcnet.training.distributed import world
+from bcnet.training.distributed import connected, world
 from bcnet.training.loop import Trainee, check_trained, first_batch, fit, seconds_a_step, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
-from bcnet.training.shared_work import in_all
+from bcnet.training.shared_work import Shared, each, in_all
 from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
 
@@ -155,30 +155,35 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     return inputs if count == 1 else {**inputs, "supernets": str(count)}
 
 
-@in_all
 @alone_in("train")
 def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
     """Train and save the supernets that are not there yet.
 
     What was trained with the same settings is kept: of a killed training all that it had come to, and every
-    supernet that is finished, whatever their number was and is. Those that are not in use lie aside.
+    supernet that is finished, whatever their number was and is. Those that are not in use lie aside. Several
+    processes train together, or where there are as many supernets, one each at a time.
     """
+    if on_trained_network(problem) or problem.config.train.supernets < connected().size:
+        return _together(run, problem)
+    return _supernets(run, problem)
+
+
+@in_all
+def _together(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
+    return train_network(run, problem) if on_trained_network(problem) else _supernets(run, problem)
+
+
+def _supernets(run: Run, problem: Problem) -> SupernetSummary:
     config, count = problem.config, problem.config.train.supernets
-    if on_trained_network(problem):
-        return train_network(run, problem)
     recipe = Recipe.of(config, config.train.epochs, first_rate(problem))
     stage, inputs = run.stage("train"), stage_inputs(run, problem)
-    of_each = {key: value for key, value in inputs.items() if key != "supernets"}
+    of_each = _of_each(inputs)
     results = {}
     for number in range(count):
         found = load_finished(stage.path(supernet_file(number)), of_each)
         if found is not None:
             results[number] = found
-    checkpoints = {
-        number: CheckpointFiles(stage.path(_checkpoint_file(number)), of_each)
-        for number in range(count)
-        if number not in results
-    }
+    checkpoints = {n: _checkpoints(stage, n, of_each) for n in range(count) if n not in results}
     stopped = [_done(own, problem, recipe) for own in checkpoints.values() if own.path.exists()]
     done = len(results) * recipe.epochs + sum(epochs for epochs in stopped if epochs)
     if None in stopped:
@@ -215,8 +220,10 @@ def run(run: Run, problem: Problem) -> SupernetSummary | NetworkSummary:
                     "starts from them (docs/guides/choosing-a-method.md)"
                 )
     start = time.perf_counter()
-    for number, own in checkpoints.items():
-        results[number] = _trained(problem, number, recipe, objective, own)
+    trained = Trainings(problem, recipe, objective, stage, of_each)
+    if world().size < connected().size:
+        list(each(Shared(trainings_of_run, Trainings.to_its_end, trained), checkpoints))
+    results |= {number: trained(number) for number in checkpoints}
     seconds = time.perf_counter() - start
     if checkpoints and problem.trained and not problem.untrained_layers:
         _warn_of_loss(problem, results[0].state, recipe)
@@ -284,27 +291,54 @@ def _check_delivery(problem: Problem) -> None:
         raise ModelError(f"not trained, because the result could not be exported or run: {reason}")
 
 
-def _trained(
-    problem: Problem,
-    number: int,
-    recipe: Recipe,
-    objective: Objective | None,
-    checkpoints: CheckpointFiles,
-) -> Finished:
-    """The run's supernet `number`, from 0, trained as the configuration says."""
-    config, count = problem.config.train, problem.config.train.supernets
-    own = replace(recipe, seed=seed_of(number, recipe.seed))
-    state = first_state(problem, problem.given_model(own.seed) if number else problem.model, own)
-    result = train(
-        Supernet(problem.model, problem.space, state),
-        problem.data,
-        own,
-        plan=StepPlan.of(config),
-        objective=objective,
-        checkpoints=checkpoints,
-        description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
-    )
-    return Finished(result.supernet.state, result.curve, checkpoints.steps())
+@dataclass(frozen=True)
+class Trainings:
+    """How a run's supernets are trained; `inputs` are all that each depends on."""
+
+    problem: Problem
+    recipe: Recipe
+    objective: Objective | None
+    stage: Stage
+    inputs: Mapping[str, str]
+
+    def __call__(self, number: int) -> Finished:
+        """The run's supernet `number`, from 0, trained as the configuration says."""
+        problem, config = self.problem, self.problem.config.train
+        count, checkpoints = config.supernets, _checkpoints(self.stage, number, self.inputs)
+        own = replace(self.recipe, seed=seed_of(number, self.recipe.seed))
+        state = first_state(problem, problem.given_model(own.seed) if number else problem.model, own)
+        result = train(
+            Supernet(problem.model, problem.space, state),
+            problem.data,
+            own,
+            plan=StepPlan.of(config),
+            objective=self.objective,
+            checkpoints=checkpoints,
+            description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
+        )
+        return Finished(result.supernet.state, result.curve, checkpoints.steps())
+
+    def to_its_end(self, number: int) -> None:
+        """Train a supernet, so that its checkpoint holds it."""
+        self(number)
+
+
+def trainings_of_run(run: Run, problem: Problem) -> Trainings:
+    """How a run's supernets are trained, in the precision that was chosen."""
+    recipe = Recipe.of(problem.config, problem.config.train.epochs, first_rate(problem))
+    recipe = kept_precision(run, problem, recipe) or recipe
+    objective, inputs = supernet_objective(problem, recipe), _of_each(stage_inputs(run, problem))
+    return Trainings(problem, recipe, objective, run.stage("train"), inputs)
+
+
+def _of_each(inputs: Mapping[str, str]) -> dict[str, str]:
+    """What each supernet depends on, of what the stage does."""
+    return {key: value for key, value in inputs.items() if key != "supernets"}
+
+
+def _checkpoints(stage: Stage, number: int, inputs: Mapping[str, str]) -> CheckpointFiles:
+    """The files from which a run's supernet `number`, from 0, continues."""
+    return CheckpointFiles(stage.path(_checkpoint_file(number)), inputs)
 
 
 def _done(checkpoints: CheckpointFiles, problem: Problem, recipe: Recipe) -> float | None:

@@ -5,6 +5,7 @@ items of a list, whose results it gets in the list's order (`Shared`), or the sa
 for training on shares of every batch. They wait asleep, for as long as it takes: one measures meanwhile.
 """
 
+import _thread
 import pickle
 import threading
 import time
@@ -239,18 +240,29 @@ def _next(board: Board, key: str) -> int:
 
 @contextmanager
 def _signs_of_life() -> Iterator[None]:
-    """Count on the board while the block runs."""
-    ended, board, key = threading.Event(), Board(), f"alive/{connected().rank}"
+    """Count on the board while the block runs. Raises TrainingError soon after the first process has ended.
+
+    The block is interrupted then, however long its work is: nobody would want it, and the same command may
+    have been started again.
+    """
+    done, lost, board, key = threading.Event(), threading.Event(), Board(), f"alive/{connected().rank}"
 
     def beat() -> None:
-        with suppress(TrainingError):  # the first process has ended
-            while not ended.wait(BEAT):
+        try:
+            while not done.wait(BEAT):
                 board.add(key, 1)
+        except TrainingError:
+            lost.set()
+            _thread.interrupt_main()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
         yield
+    except KeyboardInterrupt:
+        if not lost.is_set():
+            raise
+        raise TrainingError(ENDED) from None
     finally:
-        ended.set()
+        done.set()
         thread.join()

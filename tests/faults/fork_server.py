@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from remembered import remembered
 
 KILLED = 137
-NOTICED = 15.0  # seconds without a sign of life: many, since the machine may be busy
+NOTICED = 30.0  # seconds without a sign of life: many, since the machine may be busy
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"))
 

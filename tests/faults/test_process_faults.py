@@ -14,6 +14,7 @@ from trained_run import TrainedRun
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137
+LIMIT_S = 1800  # for a run at low priority
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 
 
@@ -44,6 +45,27 @@ def test_two_processes_find_and_try_what_one_does_on_a_trained_network(
     assert essence(folder / "runs/default/search") == essence(whole / "runs/default/search")
 
 
+def test_two_processes_train_as_many_supernets_as_one_does(commands: Commands, tmp_path: Path) -> None:
+    alone, several = new_folder(tmp_path / "alone"), new_folder(tmp_path / "several")
+    train = "train", "--supernets", "2", "--epochs", "1"
+    assert commands(alone, *train)["code"] == 0
+    answer = commands(several, *train, processes=2)
+    assert answer["codes"] == [0, 0], answer["said"]
+    assert essence(several) == essence(alone)
+
+
+def test_two_processes_compare_with_the_networks_that_one_trains(
+    commands: Commands, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "folder")
+    shutil.rmtree(folder / "runs/default/compare")
+    answer = commands(folder, "run", processes=2)
+    assert answer["codes"] == [0, 0], answer["said"]
+    assert answer["said"].count("already done") == len(STAGES) - 1
+    assert "training: full (from scratch): continuing after epoch" in answer["said"]  # of a checkpoint
+    assert essence(folder) == essence(whole)
+
+
 def test_a_run_in_two_processes_is_whole_and_one_process_finds_it_done(
     commands: Commands, whole: Path, tmp_path: Path
 ) -> None:
@@ -68,7 +90,7 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
     commands: Commands, tmp_path: Path
 ) -> None:
     start, whole = time.monotonic(), new_folder(tmp_path / "whole")
-    assert commands(whole, "run", processes=2)["codes"] == [0, 0]
+    assert commands(whole, "run", processes=2, limit_s=LIMIT_S)["codes"] == [0, 0]
     longest, wanted = time.monotonic() - start, essence(whole)
     rng, kills = random.Random(SEED), Counter[tuple[str, int]]()
     for number in count():
@@ -76,7 +98,7 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
         while True:
             rank, at = rng.randrange(2), stage_of(folder)
             victim = {"rank": rank, "seconds": rng.uniform(0, longest / 2)}
-            answer = commands(folder, "run", processes=2, victim=victim)
+            answer = commands(folder, "run", processes=2, victim=victim, limit_s=LIMIT_S)
             if answer["codes"] == [0, 0]:
                 break
             assert answer["codes"][rank] == KILLED, answer

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,21 @@ def test_variables_that_name_no_process_are_refused(environment: dict[str, str])
 )
 def test_the_first_process_of_a_slurm_step_is_on_its_first_node(nodes: str, first: str) -> None:
     assert _slurm_address(nodes)["MASTER_ADDR"] == first
+
+
+def test_copies_that_killed_processes_left_are_removed_and_those_in_use_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "bcnet-run-killed"
+    (left / "default").mkdir(parents=True)
+    (tmp_path / ".bcnet-run-killed.lock").touch()
+    with Processes(3, 1).own_run(Run(tmp_path / "a")) as first:
+        assert not left.exists()
+        with Processes(3, 2).own_run(Run(tmp_path / "a")):
+            assert first.folder.parent.exists()
+            assert len(list(tmp_path.glob("bcnet-run-*"))) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_processes_work_on_a_copy_of_the_run(tmp_path: Path) -> None:

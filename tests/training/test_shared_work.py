@@ -40,6 +40,13 @@ class Counter:
         time.sleep(0.05)
         return item
 
+    def wait(self, item: int) -> None:
+        """Ends the first process when the other has begun; that would be busy for a minute."""
+        if connected().rank:
+            time.sleep(60)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def training_together(self, item: int) -> int:
         """With how many processes this one would train."""
         return world().size
@@ -105,6 +112,18 @@ def killed(run: Run, problem: Any) -> Any:
 
 def ended(run: Run, problem: Any) -> Any:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ended_soon(run: Run, problem: Any) -> Any:
+    return list(shared(Counter.wait, [1, 2]))
+
+
+def test_where_the_first_process_is_killed_others_leave_what_they_are_at(tmp_path: Path) -> None:
+    start = time.monotonic()
+    first, other = in_processes(2, led, ended_soon, tmp_path)
+    assert first is None
+    assert str(other).startswith("another process of this command ended")
+    assert time.monotonic() - start < 30
 
 
 def test_where_a_process_is_killed_the_others_end_with_one_line(tmp_path: Path) -> None:
