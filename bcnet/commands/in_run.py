@@ -1,6 +1,7 @@
 """What all commands that work in a run share: choose the run, call the stage, print its result."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,8 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[]
         with _chosen_run(command) as chosen:
             yield chosen
         return
+    # Where one process has ended, the others say so in one line, and PyTorch need not print a stack as well.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from bcnet.progress import stderr
     from bcnet.training.distributed import together
 

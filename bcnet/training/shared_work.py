@@ -5,8 +5,8 @@ items of a list, whose results it gets in the list's order (`Shared`), or the sa
 for training on shares of every batch. They wait asleep, for as long as it takes: one measures meanwhile.
 """
 
-import _thread
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -245,7 +245,9 @@ def _signs_of_life() -> Iterator[None]:
     The block is interrupted then, however long its work is: nobody would want it, and the same command may
     have been started again.
     """
-    done, lost, board, key = threading.Event(), threading.Event(), Board(), f"alive/{connected().rank}"
+    done, lost, main = threading.Event(), threading.Event(), threading.main_thread().ident
+    board, key = Board(), f"alive/{connected().rank}"
+    assert main is not None
 
     def beat() -> None:
         try:
@@ -253,7 +255,7 @@ def _signs_of_life() -> Iterator[None]:
                 board.add(key, 1)
         except TrainingError:
             lost.set()
-            _thread.interrupt_main()
+            signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
