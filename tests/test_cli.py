@@ -331,6 +331,30 @@ def test_inspect_of_a_model_takes_the_size_of_the_configured_data(
     assert found["input_from"].startswith(origin)
 
 
+def test_inspect_with_a_device_says_what_groups_take_and_which_budgets_can_be_met(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    model = ("inspect", "--model", "digits", "--image-size", "16")
+    assert main([*model, "--device", "jetson-nano", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    latency = found["latency"]
+    assert latency["estimate"]
+    assert latency["source"].startswith(
+        "from the roofline of 'jetson-nano', since there is no latency_tables/"
+    )
+    assert list(latency["saved_ms"]) == [group["name"] for group in found["groups"]]
+    assert all(0 < ms < latency["full_ms"] for ms in latency["saved_ms"].values())
+    assert 0 < latency["fastest_ms"] < latency["full_ms"] - max(latency["saved_ms"].values())
+    assert not Path("latency_tables").exists()
+    assert main([*model, "--device", "cpu"]) == 0
+    out = capfd.readouterr().out
+    assert (
+        "latency   unknown on cpu: there is no latency_tables/cpu.json; run `bcnet build-lut --device cpu`; "
+        in out
+    )
+    assert "no estimate: device 'cpu' has no [roofline] peaks" in out
+
+
 def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> None:
     def groups(*flags: str) -> dict[str, tuple[int, int, list[str]]]:
         assert main(["inspect", "--model", "digits", "--image-size", "16", "--json", *flags]) == 0

@@ -15,7 +15,8 @@ from bcnet.cli import main
 PAGE = (Path(__file__).parent.parent / "docs/reference/json.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([a-z][a-z0-9_]*)`", PAGE))
 # Of a calibration, a group, a profile and a runtime: other pages and `bcnet devices NAME` describe them.
-ELSEWHERE = ("calibration", "environment", "groups", "runtime", "settings")
+# Those of `saved_ms` are the names of groups.
+ELSEWHERE = ("calibration", "environment", "groups", "runtime", "saved_ms", "settings")
 
 
 def keys(value: Any) -> Iterator[str]:
@@ -57,7 +58,16 @@ def test_every_key_of_a_timed_file_is_documented(folder: Path, capfd: pytest.Cap
 
 @pytest.mark.parametrize(
     "command",
-    [["train"], ["inspect"], ["runs"], ["report"], ["load"], ["diff", "default", "default"]],
+    [
+        ["train"],
+        ["inspect"],
+        ["runs"],
+        ["report"],
+        ["load"],
+        ["diff", "default", "default"],
+        ["inspect", "--device", "cpu"],
+        ["inspect", "--run", "default"],
+    ],
 )
 @pytest.mark.usefixtures("project")
 def test_every_key_of_other_commands_is_documented(

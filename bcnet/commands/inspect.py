@@ -1,5 +1,6 @@
 """`bcnet inspect`: what can be searched in a model, and whether the result can be exported."""
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -11,11 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand
 
+from bcnet.commands.completion import run_names
+from bcnet.commands.in_run import existing_run
 from bcnet.commands.options import Given, Json, with_settings
+from bcnet.errors import ArtifactError, UsageError
 from bcnet.show import show_space
+from bcnet.show.latency import show_latency, show_reasons
 
 if TYPE_CHECKING:
     from bcnet.config import Config
+    from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+    from bcnet.pipeline.device_table import DeviceTable
+    from bcnet.pipeline.expected_latency import ExpectedLatency
     from bcnet.space.width_space import WidthSpace
 
 
@@ -37,12 +45,13 @@ class InspectCommand(TyperCommand):
 
 @dataclass(frozen=True)
 class Inspected:
-    """A network's space, the shape of its input and where that comes from, and the test of its export."""
+    """A network's space, the shape of its input and where that comes from, its device's latency table."""
 
     space: "WidthSpace"
     shape: tuple[int, ...]
     origin: str
     not_deliverable: Callable[[], str | None]
+    table: "DeviceTable"
 
 
 @with_settings("space.freeze", "space.expand", "device")
@@ -66,11 +75,25 @@ def inspect(
             help="Give two groups one width (e.g. --tie left.conv right.conv); may be repeated.",
         ),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            help="Show instead what the next narrower and wider choice of each group would change in the "
+            "network that this run found.",
+            autocompletion=run_names,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
     and why, parameters and multiply-accumulates, and whether it can be exported. Without --model: the
-    configured model and data."""
+    configured model and data. With --device: what each group takes there, and which budgets can be met."""
+    if run is not None:
+        if model is not None:
+            raise UsageError("--run shows the configured network, and --model another: give one of them")
+        _show_reasons(given, run, as_json)
+        return
     if tie:
         given = given.with_flags("space", tie=tie)
     if model is not None:  # the file's arguments are those of the file's model
@@ -78,10 +101,15 @@ def inspect(
         given = given.with_flags("model", name=model, args=args)
     settings = given.config()
     found = _configured(given, settings) if model is None else _named(given, settings, image_size)
+    latency = _latency(found) if given.names("device") else None
     if as_json:
-        print(json.dumps({**_summary(settings.model.name, found), "not_deliverable": _tried_export(found)}))
+        own = {"latency": latency.to_json()} if latency else {}
+        summary = {**_summary(settings.model.name, found), **own}
+        print(json.dumps({**summary, "not_deliverable": _tried_export(found)}))
         return
     show_space(found.space, found.shape, found.origin)
+    if latency is not None:
+        show_latency(latency)
     reason = _tried_export(found)
     print(f"export    {reason or 'the narrowest network is exported to ONNX and runs in ONNX Runtime'}")
 
@@ -95,7 +123,8 @@ def _configured(given: Given, settings: "Config") -> Inspected:
     with redirect_stdout(sys.stderr):
         problem = open_problem(settings, pixels=False)
     origin = f"the size of the data '{settings.data.name}'"
-    return Inspected(problem.space, tuple(problem.data.input_shape), origin, problem.not_deliverable)
+    shape = tuple(problem.data.input_shape)
+    return Inspected(problem.space, shape, origin, problem.not_deliverable, problem.table)
 
 
 def _named(given: Given, settings: "Config", image_size: int | None) -> Inspected:
@@ -104,6 +133,7 @@ def _named(given: Given, settings: "Config", image_size: int | None) -> Inspecte
 
     from bcnet.hw_profiles.target import target_profile
     from bcnet.models import build_model
+    from bcnet.pipeline.device_table import DeviceTable
     from bcnet.pipeline.networks import searched_space
 
     # A configured file of weights is of the configured network.
@@ -123,7 +153,41 @@ def _named(given: Given, settings: "Config", image_size: int | None) -> Inspecte
 
         return exportable.not_deliverable(graph, network, example)
 
-    return Inspected(space, shape, origin, not_deliverable)
+    @functools.cache
+    def timed() -> "OnnxSupernet":
+        from bcnet.onnx_export.int8 import unsigned_activations
+        from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+
+        batch = torch.zeros(profile.batch, *shape)
+        unsigned = unsigned_activations(profile)
+        return OnnxSupernet(network, space, batch, profile.precision, unsigned=unsigned, opset=profile.opset)
+
+    return Inspected(space, shape, origin, not_deliverable, DeviceTable(profile, timed))
+
+
+def _latency(found: Inspected) -> "ExpectedLatency":
+    from bcnet.pipeline.expected_latency import expected_latency
+    from bcnet.progress import working
+
+    with redirect_stdout(sys.stderr), working("predicting latencies"):
+        return expected_latency(found.table)
+
+
+def _show_reasons(given: Given, name: str, as_json: bool) -> None:
+    """Print what the next choices of each group would change in a run's network."""
+    with existing_run(given, name) as choice, redirect_stdout(sys.stderr):
+        from bcnet.pipeline.open_problem import open_problem
+        from bcnet.report.reasons import basis_of
+        from bcnet.report.written import report_of
+
+        report = report_of(choice.run, choice.config, lambda: open_problem(choice.config, pixels=False))
+    if not report.reasons:
+        missing = report.no_layers or "nothing has been searched yet"
+        raise ArtifactError(f"{choice.run.folder}: {missing}")
+    if as_json:
+        print(json.dumps({"run": report.run, "reasons": [own.to_json() for own in report.reasons]}))
+    else:
+        show_reasons(report.reasons, basis_of(report.reasons))
 
 
 def _summary(model: str, found: Inspected) -> dict[str, Any]:

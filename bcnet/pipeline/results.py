@@ -27,6 +27,7 @@ from bcnet.latency_tables.rows import Calibration, LatencyStat
 from bcnet.runs import Stage, read_json
 
 EARLIER_RECORDS = "records.json"  # of a training; now there is a line for each step beside each supernet
+LOSSES = "losses.json"  # of single widths, which a search measured
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -18,6 +18,7 @@ from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
+from bcnet.pipeline.results import LOSSES
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
@@ -40,7 +41,7 @@ from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce
 from bcnet.registry import Method
-from bcnet.runs import Run, Stage
+from bcnet.runs import Run, Stage, json_bytes
 from bcnet.space.extract import with_state
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
@@ -230,8 +231,10 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     result = result_of(settings, Winner(best, top, candidates, budget, note))
     result = replace(result, pareto=evolution.front(candidates))
     method, files = proposals.origin[best.widths], (asked.stage.path(SCORES),)
+    losses = scores.measured_losses
+    kept = {LOSSES: json_bytes(losses)} if losses else {}
     if pruned is None:
-        return Found(result, files, method, scores.criterion)
+        return Found(result, files, method, scores.criterion, kept)
     own_weights = pruned.found[best.widths]
-    kept = {f"{method}.safetensors": own_weights.sealed(pruned.inputs)}
+    kept |= {f"{method}.safetensors": own_weights.sealed(pruned.inputs)}
     return Found(result, files, method, None, kept, own_weights.passes, pruned.passes)

@@ -2,8 +2,8 @@
 
 The widths are those of the search's winner, or of another point of its front.
 
-`slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json, and while training
-checkpoint.safetensors, from which a killed fine-tuning continues.
+`slice/`: model.safetensors, widths.json, model.pt2 (loads with torch alone), result.json, curve.csv (of each
+epoch loss, rate, validation metric); while training checkpoint.safetensors, from which it continues.
 """
 
 import io
@@ -37,13 +37,14 @@ from bcnet.space.extract import with_state
 from bcnet.space.inputs import arguments
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
-from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.checkpoints import CheckpointFile, Epoch, EpochLog
 from bcnet.training.loop import fit_network, seconds_to_fit
 from bcnet.training.recipe import Objective, Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import in_all
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 CHECKPOINT = "checkpoint.safetensors"
+CURVE = "curve.csv"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
     probe = cut(problem.model, problem.space, widths)
     objective = objective_for(problem, trained_network(run, problem), probe, recipe) if epochs else None
     what = "fine-tuning, with distillation" if objective else "fine-tuning"
-    checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)})
+    data, task = problem.data, problem.task
+    log = EpochLog(lambda network: evaluate_network(network, data, data.val, task).accuracy)
+    checkpoint = CheckpointFile(stage.path(CHECKPOINT), {**inputs, "widths": str(widths)}, log)
     recipe = announced(
         run,
         problem,
@@ -199,8 +202,16 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         "widths.json": json_bytes({"widths": groups, **came_from}),
         summary.FILE: json_bytes(summary.to_json()),
     }
+    if log.epochs:
+        files[CURVE] = _curve(log.epochs).encode()
     stage.finish(inputs, files, [checkpoint.path, at_lower_rate(checkpoint.path)])
     return summary
+
+
+def _curve(epochs: Sequence[Epoch]) -> str:
+    """curve.csv: loss, rate and validation metric of each epoch."""
+    lines = [f"{own.number},{own.loss},{own.rate},{own.accuracy}" for own in epochs]
+    return "\n".join(["epoch,loss,rate,accuracy", *lines, ""])
 
 
 def network_files(model: nn.Module, example: Any, about: Mapping[str, str]) -> dict[str, bytes]:

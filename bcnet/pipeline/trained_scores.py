@@ -203,6 +203,16 @@ class TrainedScores:
             for group, few, losses in zip(self.space.groups, coarse.groups, found.losses, strict=True)
         )
 
+    @property
+    def measured_losses(self) -> dict[str, dict[str, float]]:
+        """The `tables` by group and choice, for a file; empty where no method asked for them."""
+        if "tables" not in vars(self):
+            return {}
+        return {
+            group.name: dict(zip(map(str, group.choices), own.round(6).tolist(), strict=True))
+            for group, own in zip(self.space.groups, self.tables, strict=True)
+        }
+
 
 @dataclass(frozen=True)
 class Losses:

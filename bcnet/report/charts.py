@@ -5,16 +5,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Literal
 
+from bcnet.report.chart import Cell, Chart, Role, Series, Table
 from bcnet.report.content import Candidate, RunReport
+from bcnet.report.reasons import basis_of
 from bcnet.show.tables import milliseconds, short_count, value_of
 
-Cell = str | int | float | None
-# What is drawn in a colour of its own, in all figures alike.
-Role = Literal["found", "original", "uniform", "front", "other", "open"]
 ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
 RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several runs, in turn
 SCRATCH = "found (from scratch)"
@@ -23,59 +21,9 @@ MOST_BARS = 40  # of a figure; its table has all
 MOST_POINTS = 3000  # scored networks in a figure, those of the lowest losses
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings. A cell is shown as `cell` has it, and sorted by its value."""
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points, a line or bars of one meaning. `texts` describe each; `errors` are ends of intervals on y.
-
-    A line of "steps" is horizontal up to the next point, a "guide" is no measurement.
-    """
-
-    name: str
-    role: Role
-    kind: Literal["points", "line", "steps", "guide", "bars"]
-    x: tuple[float | str, ...]
-    y: tuple[float | str, ...]
-    texts: tuple[str, ...] = ()
-    errors: tuple[tuple[float, float], ...] = ()
-    large: bool = False
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure with its axes; `flat`: bars lie, a category a line; `stacked`: those of one category follow
-    each other. `marks` are vertical lines (text, value on x)."""
-
-    name: str
-    title: str
-    caption: str
-    x: str
-    y: str
-    series: tuple[Series, ...]
-    table: Table
-    flat: bool = False
-    stacked: bool = False
-    marks: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Of lying bars, from the top: in the order of the table, where a group has several rows."""
-        names = (
-            (row[0] for row in self.table.rows) if self.stacked else chain(*(own.y for own in self.series))
-        )
-        return tuple(dict.fromkeys(map(str, names)))
-
-
 def charts(report: RunReport) -> tuple[Chart, ...]:
     """The figures of a run, without those for which there is nothing."""
-    makers = (_networks, _search, _widths, _layers, _steps, _predictions, _progress, _training)
+    makers = (_networks, _search, _widths, _layers, _steps, _predictions, _progress, _training, _tuning)
     return tuple(chart for maker in makers for chart in maker(report))
 
 
@@ -224,18 +172,22 @@ def _widths(report: RunReport) -> Iterator[Chart]:
     known = all(own.before is not None for own in report.widths)
     wide = tuple(own.before or 0 for own in report.widths)
     before = (Series("original", "original", "bars", wide, names),) if known else ()
+    why = {own.group: own.sentence for own in report.reasons}
+    kept = [100 * own.after / own.before if own.before else None for own in report.widths]
     rows = [
-        (own.name, own.before, own.after, 100 * own.after / own.before if own.before else None)
-        for own in report.widths
+        (own.name, own.before, own.after, share, why.get(own.name))
+        for own, share in zip(report.widths, kept, strict=True)
     ]
+    headings = "group", "original", "found", "kept (%)", "next choices"
+    basis = f" Of the next choices {basis_of(report.reasons)}." if why else ""
     yield Chart(
         "widths",
         "Widths before and after",
-        "Channels of each group, in the order of the network.",
+        f"Channels of each group, in the order of the network.{basis}",
         "channels",
         "",
         (*before, after),
-        Table(("group", "original", "found", "kept (%)"), tuple(rows)),
+        Table(headings, tuple(rows)) if why else Table(headings[:-1], tuple(row[:-1] for row in rows)),
         flat=True,
     )
 
@@ -387,6 +339,37 @@ def _training(report: RunReport) -> Iterator[Chart]:
         "loss",
         (Series("loss", "found", "line", epochs, report.curve),),
         Table(("epoch", "loss"), tuple(zip(epochs, report.curve, strict=True))),
+    )
+
+
+def _tuning(report: RunReport) -> Iterator[Chart]:
+    if not report.tuning:
+        return
+    scale, unit = _scale(report.metric)
+    epochs = tuple(own.epoch for own in report.tuning)
+    values = tuple(scale * own.accuracy for own in report.tuning)
+    texts = tuple(f"epoch {own.epoch}: loss {own.loss:.4g}, rate {own.rate:.3g}" for own in report.tuning)
+    losses = tuple(own.loss for own in report.tuning)
+    headings = "epoch", "loss", f"validation {report.metric}{unit}", "learning rate"
+    rows = zip(epochs, losses, values, (own.rate for own in report.tuning), strict=True)
+    table = Table(headings, tuple(rows))
+    yield Chart(
+        "tuning",
+        "Training of the small network",
+        "The metric on the validation images after each epoch, of the weights as they were then.",
+        "epoch",
+        f"validation {report.metric}{unit}",
+        (Series(f"validation {report.metric}", "found", "line", epochs, values, texts),),
+        table,
+    )
+    yield Chart(
+        "tuning-loss",
+        "Loss of the small network's training",
+        "Mean of each epoch; with a teacher it includes what is learned from it.",
+        "epoch",
+        "loss",
+        (Series("loss", "found", "line", epochs, losses, texts),),
+        Table(("epoch", "loss"), tuple(zip(epochs, losses, strict=True))),
     )
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.results import ComparedNetwork, Figure, ScoredNetwork, SearchSummary, TableSummary, Values
-from bcnet.report.found import Found, Problem, found_in
+from bcnet.report.found import Found, Problem, TuningEpoch, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
 from bcnet.report.layers import LayerTime, Prices, Step
+from bcnet.report.reasons import Reason, reasons_of
 from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
 
@@ -73,9 +74,11 @@ class RunReport(Values):
     widths: tuple[GroupWidths, ...]
     layers: tuple[LayerTime, ...]
     steps: tuple[Step, ...]
+    reasons: tuple[Reason, ...]
     no_layers: str | None
     table_error: float | None
     curve: tuple[float, ...]
+    tuning: tuple[TuningEpoch, ...]
     environment: Mapping[str, str]
     settings: Mapping[str, str]
     commands: tuple[str, ...]
@@ -118,9 +121,11 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         widths=widths,
         layers=layers,
         steps=saved,
+        reasons=reasons_of(saved, found.losses),
         no_layers=no_layers,
         table_error=found.table.calibration.mean_error if isinstance(found.table, TableSummary) else None,
         curve=found.curve,
+        tuning=found.tuning,
         environment=_environment(found),
         settings={key: _text(value) for key, value in settings.items()},
         commands=_commands(found),

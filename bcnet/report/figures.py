@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bcnet.errors import BcnetError
 from bcnet.plain import plain
-from bcnet.report.charts import Chart, Series
+from bcnet.report.chart import Chart, Series
 from bcnet.runs import write_file
 
 if TYPE_CHECKING:

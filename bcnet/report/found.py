@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from bcnet.errors import ArtifactError, BcnetError
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.pipeline.results import (
+    LOSSES,
     CompareSummary,
     EstimateSummary,
     ExportSummary,
@@ -25,6 +26,7 @@ from bcnet.pipeline.results import (
     scored_networks,
 )
 from bcnet.reading import read_text
+from bcnet.report.reasons import Losses
 from bcnet.run_list import STAGES, outdated
 from bcnet.runs import MANIFEST, Run, Stage, read_json
 
@@ -33,6 +35,15 @@ Read = TypeVar("Read")
 CURVE = "curve.csv"
 FAILED = "failed.json"
 VERDICTS = ("failed", "unverified", "estimate")  # which come first
+
+
+class TuningEpoch(Values):
+    """An epoch of the small network's training; `accuracy`: the metric on the validation images after it."""
+
+    epoch: int
+    loss: float
+    rate: float
+    accuracy: float
 
 
 class Problem(Values):
@@ -47,8 +58,9 @@ class Problem(Values):
 class Found:
     """The results of a run's stages, None where there is none; `failed` is an export that was refused.
 
-    `history` are all scored networks, `curve` the mean loss of each epoch of the first stage, `environment`
-    the machine and the versions that measured the latency table.
+    `history` are all scored networks, `curve` the mean loss of each epoch of the first stage, `tuning` the
+    epochs of the small network's training, `losses` those of single widths, where they were kept;
+    `environment` the machine and the versions that measured the latency table.
     """
 
     run: Run
@@ -60,6 +72,8 @@ class Found:
     failed: ExportSummary | None
     compare: CompareSummary | None
     curve: tuple[float, ...]
+    tuning: tuple[TuningEpoch, ...]
+    losses: Losses
     environment: Mapping[str, str]
     problems: tuple[Problem, ...]
 
@@ -127,7 +141,8 @@ def found_in(run: Run) -> Found:
     history = reader.read("search", lambda stage: scored_networks(stage, "history.json")) if search else None
     export = reader.read("export", ExportSummary.checked)
     failed = reader.attempt("export", lambda: _failed(run.stage("export")))
-    environment = reader.attempt("build-lut", lambda: _environment(Path(table.table))) if table else None
+    measured = run.folder.parent.parent / (table.table if table else "")  # as seen from here
+    environment = reader.attempt("build-lut", lambda: _environment(measured)) if table else None
     found = Found(
         run,
         table,
@@ -138,6 +153,8 @@ def found_in(run: Run) -> Found:
         failed,
         reader.read("compare", CompareSummary.checked),
         tuple(reader.read("train", _curve) or ()),
+        tuple(reader.read("slice", _tuning) or ()),
+        reader.read("search", _losses) or {},
         environment or {},
         (),
     )
@@ -160,13 +177,35 @@ def _failed(stage: Stage) -> ExportSummary | None:
 
 
 def _curve(stage: Stage) -> list[float]:
+    return _rows(stage, lambda row: float(row["loss"]))
+
+
+def _tuning(stage: Stage) -> list[TuningEpoch]:
+    return _rows(stage, lambda row: TuningEpoch.model_validate_strings(dict(row)))
+
+
+def _losses(stage: Stage) -> Losses:
+    if LOSSES not in stage.manifest()["outputs"]:
+        return {}
+    try:
+        return {
+            group: {int(width): float(loss) for width, loss in own.items()}
+            for group, own in stage.json(LOSSES).items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        what = f"{stage.path(LOSSES)} is not what search wrote"
+        raise ArtifactError(f"{what}; run `{stage.command}` again") from None
+
+
+def _rows(stage: Stage, row_of: Callable[[Mapping[str, str]], Read]) -> list[Read]:
+    """The rows of a stage's curve.csv; none where it has no such file. Raises ArtifactError."""
     path = stage.path(CURVE)
     if not path.exists():
         return []
     try:
-        return [float(row["loss"]) for row in csv.DictReader(io.StringIO(read_text(path)))]
+        return [row_of(row) for row in csv.DictReader(io.StringIO(read_text(path)))]
     except (KeyError, TypeError, ValueError):
-        raise ArtifactError(f"{path} is not what train wrote; run `{stage.command}` again") from None
+        raise ArtifactError(f"{path} is not what {stage.name} wrote; run `{stage.command}` again") from None
 
 
 def _environment(path: Path) -> dict[str, str]:

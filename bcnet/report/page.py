@@ -13,7 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 from bcnet.plain import plain
-from bcnet.report.charts import Cell, Chart, Series, Table, cell, charts, overview
+from bcnet.report.chart import Cell, Chart, Series, Table
+from bcnet.report.charts import cell, charts, overview
 from bcnet.report.content import RunReport
 from bcnet.show.tables import milliseconds
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training. In: its state after a step. Out: the same, from a file of a plain network.
+"""Checkpoints and the record of a training. In: its state after a step. Out: the same, from a file.
 
 A sealed safetensors file holds the state. A file that was truncated or edited, or that belongs to another
 training, is not continued.
@@ -7,11 +7,11 @@ training, is not continued.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bcnet.progress import say
 from bcnet.runs import write_file
@@ -67,16 +67,49 @@ class Pace:
 
 
 @dataclass(frozen=True)
+class Epoch:
+    """An epoch of a training: its number from 1, the mean loss of its steps, the rate in its middle.
+
+    `accuracy` is the task's metric on the validation images after it.
+    """
+
+    number: int
+    loss: float
+    rate: float
+    accuracy: float
+
+
+@dataclass
+class EpochLog:
+    """What is recorded of a training after each epoch; `metric_of` evaluates the network."""
+
+    metric_of: Callable[[nn.Module], float]
+    epochs: list[Epoch] = field(default_factory=list)
+
+    def add(self, number: int, loss: float, rate: float, network: nn.Module) -> None:
+        """Evaluate the network, which is in training mode afterwards, and record the epoch."""
+        accuracy = self.metric_of(network)
+        network.train()
+        self.epochs.append(Epoch(number, round(loss, 5), float(f"{rate:.5g}"), round(accuracy, 6)))
+
+
+@dataclass(frozen=True)
 class CheckpointFile:
-    """A file that a killed training continues from; `made_from` is everything that its result depends on."""
+    """A file that a killed training continues from; `made_from` is everything that its result depends on.
+
+    With a `log`, each epoch is recorded there, and in the file.
+    """
 
     path: Path
     made_from: Mapping[str, str]
+    log: EpochLog | None = None
 
     def save(self, snapshot: Snapshot) -> None:
         """Write the state, atomically."""
         tensors = {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}
-        about = {"made_from": dict(self.made_from), **snapshot.numbers}
+        about: dict[str, Any] = {"made_from": dict(self.made_from), **snapshot.numbers}
+        if self.log is not None:
+            about["epochs"] = [asdict(epoch) for epoch in self.log.epochs]
         write_file(self.path, seal_tensors(tensors, about))
 
     def load(self) -> Snapshot | None:
@@ -91,4 +124,6 @@ class CheckpointFile:
         if about.get("made_from") != dict(self.made_from):
             say(f"{self.path} has other settings: training starts from the beginning")
             return None
+        if self.log is not None:  # earlier versions recorded none
+            self.log.epochs[:] = [Epoch(**epoch) for epoch in about.get("epochs", ())]
         return Snapshot.at(about, tensors)

@@ -252,7 +252,7 @@ def fit_network(
 
     Afterwards it is in eval mode, on the CPU. An `objective` replaces the recipe's loss. A `checkpoint` is
     updated as `fit` says; a training that was killed continues from it, on a CPU with the same result to the
-    last bit.
+    last bit. Its log, if it has one, then holds the epochs of this training alone.
     """
     # Batches are channels-last, but weights stay contiguous: channels-last weights make the backward pass of
     # depthwise convolutions on a CPU more than twice as slow.
@@ -264,9 +264,17 @@ def fit_network(
         curve = fit(trainee, data, recipe, description)
     else:
         made_from = {"objective": objective.key} if objective else {}
-        file = replace(checkpoint, made_from={**checkpoint.made_from, **made_from})
+        file, log = replace(checkpoint, made_from={**checkpoint.made_from, **made_from}), checkpoint.log
         resume = _continued(file, trainee, data, recipe, description)
-        curve = fit(trainee, data, recipe, description, resume=resume, save=lambda at, _: file.save(at))
+        if log is not None and resume is None:
+            log.epochs.clear()  # of an earlier training
+
+        def save(at: Snapshot, mean: float | None) -> None:
+            if log is not None and mean is not None:
+                log.add(at.epoch, mean, recipe.rate(at.epoch - 0.5), model)
+            file.save(at)
+
+        curve = fit(trainee, data, recipe, description, resume=resume, save=save)
     check_trained(model.state_dict(), "at its end", parameters)
     model.cpu().eval()
     return curve

@@ -104,6 +104,26 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     assert verified["original"]["accuracy"] == pytest.approx(given, abs=1e-6)
 
 
+def test_the_losses_of_single_widths_are_kept_and_explain_what_was_found(
+    problem_of: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses, space = result("search", "losses.json"), problem_of().space
+    assert {group: sorted(map(int, own)) for group, own in losses.items()} == {
+        group.name: sorted(group.choices) for group in space.groups
+    }
+    assert all(
+        own[str(group.channels)] == 0 for own, group in zip(losses.values(), space.groups, strict=True)
+    )
+    capsys.readouterr()
+    assert main(["inspect", "--run", "default", "--json"]) == 0
+    reasons = json.loads(capsys.readouterr().out)["reasons"]
+    assert [own["width"] for own in reasons] == result("slice")["widths"]
+    for own in reasons:
+        known = losses[own["group"]]
+        if own["narrower"] is not None:
+            assert own["loses"] == pytest.approx(known[str(own["narrower"])] - known[str(own["width"])])
+
+
 def test_the_small_network_inherits_from_the_original_and_learns_from_it(
     problem_of: Callable[..., Any],
 ) -> None:

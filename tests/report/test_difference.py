@@ -135,13 +135,17 @@ def test_other_test_images_are_not_paired(capfd: pytest.CaptureFixture[str]) -> 
     assert " to " not in next(line for line in out.splitlines() if line.strip().startswith("accuracy"))
 
 
-def test_an_export_keeps_which_images_it_classifies_correctly(project: Path) -> None:
+def test_an_export_keeps_which_images_it_classifies_correctly(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = Answers.model_validate_json(Path("runs/default/export/answers.json").read_text())
     verified = json.loads(Path("runs/default/export/verify.json").read_text())
     correct = correct_of(answers)
     assert len(correct) == answers.images == 60
     assert correct.mean() == pytest.approx(verified["accuracy"])
-    found = difference_of(Run.named("default"), Run.named("default"))
+    monkeypatch.chdir(project.parent)
+    run = Run(Path("project/runs/default"))
+    found = difference_of(run, run)
     assert (found.changes[0].low, found.changes[0].high) == (0, 0)
     assert found.notes == ()
 

@@ -152,6 +152,8 @@ def test_layers_and_steps_add_up_to_the_latency_models_predictions(
         assert saved == pytest.approx(model(ends[1]) - model(ends[0]), abs=1e-9)
         taken = sum(step.saved_ms or 0.0 for step in own if step.taken)
         assert taken == pytest.approx(model(ends[1]) - model(widths), abs=1e-9)
+    assert [own.width for own in found.reasons] == widths
+    assert all(own.loses is own.gains is None for own in found.reasons)  # a supernet's search measures none
 
 
 def test_widths_that_the_table_does_not_have_leave_out_the_layers_alone(
@@ -168,6 +170,18 @@ def test_widths_that_the_table_does_not_have_leave_out_the_layers_alone(
     found = run_report(run, prices, {})
     assert found.no_layers == "the run is of a network with other groups than the configured one"
     assert found.widths[0].name == "group 1"
+
+
+def test_every_epoch_of_the_fine_tuning_is_there(run: Run) -> None:
+    found = report(run)
+    sliced = json.loads((RUN / "slice/result.json").read_text())
+    assert [own.epoch for own in found.tuning] == list(range(1, sliced["epochs"] + 1))
+    assert all(0 < own.rate < 1 and own.loss > 0 and 0 <= own.accuracy <= 1 for own in found.tuning)
+    path = RUN / "slice/curve.csv"
+    path.write_text(path.read_text().replace("epoch,loss", "epoch,lost"))
+    found = report(run)
+    assert found.tuning == ()
+    assert ("unreadable", "slice") in kinds(found)
 
 
 def test_every_scored_network_is_there_with_the_winner_and_what_was_measured(run: Run) -> None:

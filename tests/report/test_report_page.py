@@ -28,6 +28,8 @@ FIGURES = [
     "predictions",
     "progress",
     "training",
+    "tuning",
+    "tuning-loss",
 ]
 
 pytest.importorskip("plotly", reason="needs what draws the figures: pip install '.[report]'")

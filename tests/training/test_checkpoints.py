@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from bcnet.data.splits import Items
 from bcnet.data.training_batches import TrainingBatches
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.training import checkpoints
-from bcnet.training.checkpoints import EVERY_S, CheckpointFile, Pace, Snapshot
+from bcnet.training.checkpoints import EVERY_S, CheckpointFile, EpochLog, Pace, Snapshot
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.scorer import evaluate_network
 
 RECIPE = Recipe(epochs=3, learning_rate=0.05, batch_size=16, warmup_epochs=1)
 MADE_FROM = {"supernet": "1", "widths": "8"}
@@ -48,15 +50,21 @@ def trained(data: ImageData, recipe: Recipe = RECIPE, file: CheckpointFile | Non
     return model
 
 
-def killed_after(data: ImageData, recipe: Recipe, path: Path, epoch: int = 2, step: int = 0) -> None:
-    class Killed(CheckpointFile):
-        def save(self, snapshot: Snapshot) -> None:
-            super().save(snapshot)
-            if (snapshot.epoch, snapshot.step) == (epoch, step):
-                raise KeyboardInterrupt
+@dataclass(frozen=True)
+class Killed(CheckpointFile):
+    """A training that is killed after the checkpoint of this epoch and step."""
 
+    at: tuple[int, int] = (2, 0)
+
+    def save(self, snapshot: Snapshot) -> None:
+        super().save(snapshot)
+        if (snapshot.epoch, snapshot.step) == self.at:
+            raise KeyboardInterrupt
+
+
+def killed_after(data: ImageData, recipe: Recipe, path: Path, epoch: int = 2, step: int = 0) -> None:
     with pytest.raises(KeyboardInterrupt):
-        trained(data, recipe, Killed(path, MADE_FROM))
+        trained(data, recipe, Killed(path, MADE_FROM, at=(epoch, step)))
 
 
 @pytest.fixture
@@ -93,6 +101,28 @@ def test_a_training_that_was_killed_ends_to_the_last_bit_as_one_that_was_not(
     assert same(continued, whole)
     finished = trained(data, recipe, CheckpointFile(path, MADE_FROM))  # killed after the last epoch
     assert same(finished, continued)
+
+
+def test_a_log_has_every_epoch_of_a_training_that_was_killed_and_the_network_is_the_same(
+    data: ImageData, tmp_path: Path
+) -> None:
+    def accuracy(model: nn.Module) -> float:
+        return evaluate_network(model, data, data.val).accuracy
+
+    whole, parts = EpochLog(accuracy), EpochLog(accuracy)
+    expected = trained(data, file=CheckpointFile(tmp_path / "whole", MADE_FROM, whole))
+    assert same(expected, trained(data))
+    with pytest.raises(KeyboardInterrupt):
+        trained(data, file=Killed(tmp_path / "parts", MADE_FROM, EpochLog(accuracy), at=(2, 0)))
+    assert same(trained(data, file=CheckpointFile(tmp_path / "parts", MADE_FROM, parts)), expected)
+    assert parts.epochs == whole.epochs
+    assert [own.number for own in whole.epochs] == [1, 2, 3]
+    assert [own.rate for own in whole.epochs] == pytest.approx([0.02505, 0.042678, 0.0073223], abs=1e-5)
+    assert whole.epochs[-1].accuracy == pytest.approx(accuracy(expected), abs=1e-6)
+    curve = fit_network(network(), data, RECIPE, "fine-tuning")
+    assert [own.loss for own in whole.epochs] == [round(loss, 5) for loss in curve]
+    trained(data, file=CheckpointFile(tmp_path / "another", MADE_FROM, parts))
+    assert parts.epochs == whole.epochs  # and not those of the training before
 
 
 def test_a_checkpoint_of_an_earlier_version_continues_after_its_epoch(
