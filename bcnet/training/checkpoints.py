@@ -68,7 +68,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of a training: its number from 1, the mean loss of its steps, the rate in its middle.
+    """An epoch of a training: its number from 1, the mean loss of its steps, the rate of its last step.
 
     `accuracy` is the task's metric on the validation images after it.
     """
@@ -86,11 +86,12 @@ class EpochLog:
     metric_of: Callable[[nn.Module], float]
     epochs: list[Epoch] = field(default_factory=list)
 
-    def add(self, number: int, loss: float, rate: float, network: nn.Module) -> None:
+    def add(self, number: int, loss: float, rate: float, network: nn.Module) -> Epoch:
         """Evaluate the network, which is in training mode afterwards, and record the epoch."""
         accuracy = self.metric_of(network)
         network.train()
         self.epochs.append(Epoch(number, round(loss, 5), float(f"{rate:.5g}"), round(accuracy, 6)))
+        return self.epochs[-1]
 
 
 @dataclass(frozen=True)

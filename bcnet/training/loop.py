@@ -271,7 +271,15 @@ def fit_network(
 
         def save(at: Snapshot, mean: float | None) -> None:
             if log is not None and mean is not None:
-                log.add(at.epoch, mean, recipe.rate(at.epoch - 0.5), model)
+                rate = recipe.rate(at.epoch - 1 / steps_an_epoch(data, recipe))
+                epoch = log.add(at.epoch, mean, rate, model)
+                emit(
+                    "validation",
+                    task=description,
+                    step=epoch.number,
+                    steps=recipe.epochs,
+                    accuracy=epoch.accuracy,
+                )
             file.save(at)
 
         curve = fit(trainee, data, recipe, description, resume=resume, save=save)

@@ -15,6 +15,7 @@ from bcnet.data.dataset import load_data
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Items
 from bcnet.data.training_batches import TrainingBatches
+from bcnet.events import Event, observed
 from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.training import checkpoints
 from bcnet.training.checkpoints import EVERY_S, CheckpointFile, EpochLog, Pace, Snapshot
@@ -103,6 +104,21 @@ def test_a_training_that_was_killed_ends_to_the_last_bit_as_one_that_was_not(
     assert same(finished, continued)
 
 
+class Seen:
+    """The events of a training."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def close(self) -> None: ...
+
+    def values(self, name: str, key: str) -> list[float]:
+        return [event.values[key] for event in self.events if event.name == name]
+
+
 def test_a_log_has_every_epoch_of_a_training_that_was_killed_and_the_network_is_the_same(
     data: ImageData, tmp_path: Path
 ) -> None:
@@ -110,14 +126,20 @@ def test_a_log_has_every_epoch_of_a_training_that_was_killed_and_the_network_is_
         return evaluate_network(model, data, data.val).accuracy
 
     whole, parts = EpochLog(accuracy), EpochLog(accuracy)
-    expected = trained(data, file=CheckpointFile(tmp_path / "whole", MADE_FROM, whole))
+    seen = Seen()
+    with observed([seen]):
+        expected = trained(data, file=CheckpointFile(tmp_path / "whole", MADE_FROM, whole))
     assert same(expected, trained(data))
     with pytest.raises(KeyboardInterrupt):
         trained(data, file=Killed(tmp_path / "parts", MADE_FROM, EpochLog(accuracy), at=(2, 0)))
     assert same(trained(data, file=CheckpointFile(tmp_path / "parts", MADE_FROM, parts)), expected)
     assert parts.epochs == whole.epochs
     assert [own.number for own in whole.epochs] == [1, 2, 3]
-    assert [own.rate for own in whole.epochs] == pytest.approx([0.02505, 0.042678, 0.0073223], abs=1e-5)
+    assert [own.rate for own in whole.epochs] == pytest.approx([0.033383, 0.0375, 0.0033494], abs=1e-6)
+    assert seen.values("epoch", "learning_rate") == pytest.approx(
+        [own.rate for own in whole.epochs], rel=1e-4
+    )
+    assert seen.values("validation", "accuracy") == [own.accuracy for own in whole.epochs]
     assert whole.epochs[-1].accuracy == pytest.approx(accuracy(expected), abs=1e-6)
     curve = fit_network(network(), data, RECIPE, "fine-tuning")
     assert [own.loss for own in whole.epochs] == [round(loss, 5) for loss in curve]
