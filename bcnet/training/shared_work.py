@@ -27,7 +27,7 @@ P = ParamSpec("P")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
-POLL = 0.02  # seconds between two looks at what others have done
+POLL, LONGEST = 0.02, 0.5  # seconds between two looks at what others have done: at first, and in a long wait
 BEAT, SILENT = 1.0, 60.0  # seconds between signs of life, and without any until a process counts as ended
 FAREWELL = 5.0  # seconds that the first process waits for the others to leave
 
@@ -200,9 +200,10 @@ class _Follower:
     def follow(self) -> None:
         """Do one thing after another."""
         for number in count():
-            key = _key(number)
+            key, pause = _key(number), POLL
             while not self.board.has(key):
-                time.sleep(POLL)
+                time.sleep(pause)
+                pause = min(1.2 * pause, LONGEST)
             what = pickle.loads(self.board.read(key))
             if what is None:
                 self.board.add("left", 1)

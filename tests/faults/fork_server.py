@@ -30,6 +30,7 @@ import onnx
 sys.path.append(str(Path(__file__).parents[1]))
 from remembered import remembered
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as a command in several processes does
 KILLED = 137
 NOTICED = 30.0  # seconds without a sign of life: many, since the machine may be busy
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
