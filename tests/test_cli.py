@@ -355,9 +355,21 @@ def test_inspect_with_a_device_says_what_groups_take_and_which_budgets_can_be_me
     assert "no estimate: device 'cpu' has no [roofline] peaks" in out
 
 
-def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> None:
+FOUR = """
+from torch import nn
+
+def net():
+    sides = ((3, 32), (32, 32), (32, 64), (64, 64))
+    layers = [layer for a, b in sides for layer in (nn.Conv2d(a, b, 3), nn.ReLU())]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_inspect_freezes_ties_and_expands(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("cli_four.py").write_text(FOUR, encoding="utf-8")
+
     def groups(*flags: str) -> dict[str, tuple[int, int, list[str]]]:
-        assert main(["inspect", "--model", "digits", "--image-size", "16", "--json", *flags]) == 0
+        assert main(["inspect", "--model", "cli_four:net", "--image-size", "16", "--json", *flags]) == 0
         found = json.loads(capfd.readouterr().out)["groups"]
         return {g["name"]: (g["original"], g["channels"], g["layers"]) for g in found}
 
@@ -368,7 +380,7 @@ def test_inspect_freezes_ties_and_expands(capfd: pytest.CaptureFixture[str]) -> 
     assert tied.keys() == plain.keys() - {second}
     assert sorted(tied[first][2]) == sorted(plain[first][2] + plain[second][2])
     assert len(groups("--tie", first, second, "--tie", *list(plain)[2:4])) == len(plain) - 2
-    assert groups("--expand", "1.5")[third][:2] == (160, 240)
+    assert groups("--expand", "1.5")[third][:2] == (64, 96)
 
 
 def test_inspect_says_what_is_wrong_with_a_pair_to_tie(refused: Refused) -> None:

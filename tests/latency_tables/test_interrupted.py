@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import measure_briefly
 
 from bcnet.errors import NetworkError, TableError
 from bcnet.hw_profiles import HwProfile
@@ -24,7 +25,7 @@ from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure import table_build
 from bcnet.measure.network_latency import setting_of
 from bcnet.measure.pool import at_once
-from bcnet.models.digits import digits
+from bcnet.models.digits import digit_scenes
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes.onnxruntime import OnnxRuntime
@@ -34,10 +35,15 @@ QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1
 Profiled = list[tuple[str, np.ndarray]]
 
 
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_briefly(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def graph() -> OnnxSupernet:
     torch.manual_seed(0)
-    model = digits().eval()
+    model = digit_scenes().eval()
     space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=2, min_width=0.4)
     return OnnxSupernet(model, space, (1, 1, 16, 16))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import measure_briefly
 from torch import Tensor, nn
 
 from bcnet.errors import TableError
@@ -17,7 +18,7 @@ from bcnet.latency_tables.rows import Calibration, LatencyStat, LayerSpec, Row, 
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.layer_attribution import attribute
 from bcnet.measure.network_design import covering_design
-from bcnet.models.digits import digits
+from bcnet.models.digits import digit_scenes
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.runtimes import runtime_here
@@ -27,6 +28,11 @@ from bcnet.space.width_space import Layer, Segment, WidthGroup, Widths, WidthSpa
 SETTING = Setting("onnxruntime", "fp32", 1, 1, "default")
 CONV = LayerSpec("Conv", 8, 8, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1, "Relu", False, 16, 16)
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
+
+
+@pytest.fixture(autouse=True)
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_briefly(monkeypatch)
 
 
 def stat(ms: float) -> LatencyStat:
@@ -233,7 +239,7 @@ def test_estimates_are_exact_at_rows_and_follow_the_arithmetic_between_them() ->
 
 def small_graph(bins: int = 2, width: int = 10) -> OnnxSupernet:
     torch.manual_seed(0)
-    model = digits(num_classes=width).eval()
+    model = digit_scenes(num_classes=width).eval()
     space = discover_space(model, torch.zeros(1, 1, 16, 16), bins=bins, min_width=0.4)
     return OnnxSupernet(model, space, (1, 1, 16, 16))
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import measure_briefly
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -265,6 +266,7 @@ def test_a_device_without_the_python_module_is_used_through_its_program(
 
 
 def test_a_table_is_built_through_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_briefly(monkeypatch)
     fake_trtexec.write(tmp_path, "v100300")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
