@@ -46,7 +46,7 @@ def run_all(
 ) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
-    start_processes(context, processes)
+    start_processes(context, given, processes)
     command = Command("run", given, run, as_json, replace, measures=True)
 
     def all_stages(target: "Run", problem: "Problem") -> "StageResult":

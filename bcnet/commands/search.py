@@ -37,7 +37,7 @@ def search(
     search.method propose networks, and the best of them are fine-tuned briefly. With bounds on parameters,
     multiply-accumulates or size and no latency budget, latency is not limited. Device, host, batch, threads
     and precision default to those of the table that was built last."""
-    start_processes(context, processes)
+    start_processes(context, given, processes)
     from bcnet.pipeline import search as stage
 
     def searched(run: "Run", problem: "Problem") -> "StageResult":

@@ -27,7 +27,7 @@ def slice_(
     result is a plain network that needs no bcnet. With a latency, another point of the front that `search
     --pareto` found is sliced, which `export` and `verify` then compare with that latency. Device and setting
     default to those of the table that was built last."""
-    start_processes(context, processes)
+    start_processes(context, given, processes)
     from bcnet.pipeline import slice as stage
 
     run_stage(Command("slice", given, run, as_json), stage.run)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from bcnet.commands.options import Given
 from bcnet.errors import TrainingError, UsageError
 from bcnet.processes import these
 
@@ -26,17 +27,18 @@ InProcesses = Annotated[
 ]
 
 
-def start_processes(context: typer.Context, count: int | None) -> None:
+def start_processes(context: typer.Context, given: Given, count: int | None) -> None:
     """Start the command that was typed in `count` processes, and end with their exit code.
 
-    Returns in each of them, and where none are asked for. Raises UsageError where there are fewer GPUs,
-    TrainingError where one of them was killed.
+    Returns in each of them, and where none are asked for. Raises ConfigError for the file, UsageError where
+    there are fewer GPUs, TrainingError where one of the processes was killed.
     """
     own = these()
     if own.size > 1 and count not in (None, own.size):
         raise UsageError(f"--processes {count}: {own.size} were started already, by torchrun or srun")
     if count in (None, 1, own.size):
         return
+    given.config()  # an error is reported once, and not by each process
     import torch  # here, since help needs no torch
 
     gpus = torch.cuda.device_count()

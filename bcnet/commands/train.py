@@ -19,7 +19,7 @@ def train(
     training continues where it stopped; what is trained already with these settings is not trained again.
     With trained weights (model.weights) no supernet is trained, unless search.method is evolution: the
     network itself is kept, and trained only where a head is new."""
-    start_processes(context, processes)
+    start_processes(context, given, processes)
     from bcnet.pipeline import train as stage
 
     run_stage(Command("train", given, run, as_json), stage.run)

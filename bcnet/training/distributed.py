@@ -19,6 +19,7 @@ from bcnet.errors import TrainingError
 from bcnet.processes import Processes
 
 PORT = 29_000  # of the first process under Slurm, plus a number of the job
+CONNECTING, STEP = timedelta(minutes=10), timedelta(minutes=10)  # waits for others: to come, for a result
 ENDED = "another process of this command ended; run the same command again to continue"
 
 _store: Any = None  # of the connected processes
@@ -37,12 +38,11 @@ def together(processes: Processes) -> Iterator[None]:
         torch.cuda.set_device(processes.local_rank)
     if "MASTER_ADDR" not in os.environ:
         os.environ |= _slurm_address(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
-    own, timeout = (processes.rank, processes.size), timedelta(minutes=10)
     try:
-        _store, *_ = next(rendezvous("env://", *own, timeout=timeout))
+        _store, *_ = next(rendezvous("env://", processes.rank, processes.size, timeout=CONNECTING))
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(
-            backend, store=_store, rank=processes.rank, world_size=processes.size, timeout=timeout
+            backend, store=_store, rank=processes.rank, world_size=processes.size, timeout=STEP
         )
     except (RuntimeError, ValueError) as cause:
         raise TrainingError(f"the {processes.size} processes could not connect ({cause})") from cause

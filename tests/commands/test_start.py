@@ -32,6 +32,13 @@ def test_each_process_needs_a_gpu_where_there_are_some(
     )
 
 
+def test_a_wrong_setting_is_reported_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("bcnet.toml").write_text("[train]\nepoch = 3\n")
+    assert main(["train", "--processes", "2"]) == 1
+    error = capfd.readouterr().err
+    assert error == "bcnet: bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?\n"
+
+
 def test_another_number_than_torchrun_has_started_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from remembered import remembered
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as a command in several processes does
 KILLED = 137
-NOTICED = 30.0  # seconds without a sign of life: many, since the machine may be busy
+NOTICED = 60.0  # seconds that processes wait for each other: many, since the machine may be busy
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"))
 
@@ -139,7 +140,7 @@ def steady_device() -> None:
 def child(order: dict[str, Any], report: Path) -> None:
     """Run one command; its report is written however it ends."""
     from bcnet.cli import main
-    from bcnet.training import shared_work
+    from bcnet.training import distributed, shared_work
 
     folder, said, operations = Path(order["folder"]), io.StringIO(), list[str]()
     os.chdir(folder)
@@ -162,6 +163,7 @@ def child(order: dict[str, Any], report: Path) -> None:
 
     count_operations(folder, before)
     shared_work.SILENT = NOTICED
+    distributed.CONNECTING = distributed.STEP = timedelta(seconds=NOTICED)
     if "room" in order:
         limit_room(order["room"])
     try:
