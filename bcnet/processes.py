@@ -83,6 +83,11 @@ def these() -> Processes:
     return Processes.of(os.environ)
 
 
+def cores() -> int:
+    """How many cores of the processor this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def refuse_several(command: str) -> None:
     """Raise UsageError where several processes were started for a command that needs one."""
     if command not in SEVERAL and these().size > 1:

@@ -53,7 +53,7 @@ LONG_FILES = {
     *("test_arena", "test_deployment", "test_distributed", "test_examples", "test_faults", "test_int8"),
     *("test_hostile_device", "test_int8_files", "test_interrupted", "test_models", "test_own_task"),
     *("test_packaging", "test_pruned", "test_readme", "test_ssh", "test_supernet_ranking", "test_supernets"),
-    *("test_tensorrt", "test_trtexec", "test_wider_original"),
+    *("test_shared_work", "test_tensorrt", "test_trtexec", "test_wider_original"),
 }
 # Tests that export the same few networks many times; others test the exporter itself.
 REPEATING = {

@@ -13,7 +13,7 @@ import typer
 
 from bcnet.commands.options import Given
 from bcnet.errors import TrainingError, UsageError
-from bcnet.processes import these
+from bcnet.processes import cores, these
 
 InProcesses = Annotated[
     int | None,
@@ -56,7 +56,7 @@ def _run(count: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -4,7 +4,6 @@ In: a function that reads a batch, and what it is called with. Out: the batches,
 depends neither on the number of workers nor on which of them reads it.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bcnet.errors import BcnetError, DataError
+from bcnet.processes import cores
 
 Key = TypeVar("Key")
 Batch = TypeVar("Batch")
@@ -22,8 +22,7 @@ MOST_WORKERS = 8
 
 def worker_count() -> int:
     """How many processes read, if nothing is configured: one core is left for the training itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MOST_WORKERS)
+    return min(cores() - 1, MOST_WORKERS)
 
 
 class Loader(Generic[Key, Batch]):

@@ -5,8 +5,9 @@ items of a list, whose results it gets in the list's order (`Shared`), or the sa
 for training on shares of every batch. They wait asleep, for as long as it takes: one measures meanwhile.
 """
 
+import os
 import pickle
-import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 POLL, LONGEST = 0.02, 0.5  # seconds between two looks at what others have done: at first, and in a long wait
 BEAT, SILENT = 1.0, 60.0  # seconds between signs of life, and without any until a process counts as ended
+PATIENCE = 5.0  # seconds in which a process may notice by itself that the first one has ended
 FAREWELL = 5.0  # seconds that the first process waits for the others to leave
 
 
@@ -241,31 +243,26 @@ def _next(board: Board, key: str) -> int:
 
 @contextmanager
 def _signs_of_life() -> Iterator[None]:
-    """Count on the board while the block runs. Raises TrainingError soon after the first process has ended.
+    """Count on the board while the block runs. Soon after the first process has ended, this one does.
 
-    The block is interrupted then, however long its work is: nobody would want it, and the same command may
-    have been started again.
+    However long the work of the block is: nobody would want it, and the same command may have been started
+    again.
     """
-    done, lost, main = threading.Event(), threading.Event(), threading.main_thread().ident
-    board, key = Board(), f"alive/{connected().rank}"
-    assert main is not None
+    done, board, who = threading.Event(), Board(), connected()
 
     def beat() -> None:
         try:
             while not done.wait(BEAT):
-                board.add(key, 1)
-        except TrainingError:
-            lost.set()
-            signal.pthread_kill(main, signal.SIGINT)
+                board.add(f"alive/{who.rank}", 1)
+        except TrainingError as error:
+            if not done.wait(PATIENCE):  # the block has not noticed it, and an interruption might get lost
+                print(f"bcnet, {who}: {error}", file=sys.stderr, flush=True)
+                os._exit(error.exit_code)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
         yield
-    except KeyboardInterrupt:
-        if not lost.is_set():
-            raise
-        raise TrainingError(ENDED) from None
     finally:
         done.set()
         thread.join()

@@ -102,8 +102,8 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
             if answer["codes"] == [0, 0]:
                 break
             assert answer["codes"][rank] == KILLED, answer
-            # The other may have had nothing left to do with it.
-            assert answer["codes"][1 - rank] in (0, 1), answer
+            # The other may have had nothing left to do with it, or leaves what it is at without a report.
+            assert answer["codes"][1 - rank] in (0, 1, KILLED), answer
             if answer["codes"][1 - rank] == 1 and "could not connect" not in answer["said"]:
                 last = answer["said"].splitlines()[-1]
                 assert last.endswith(
