@@ -190,7 +190,12 @@ def _widths(found: Found, prices: Prices | str) -> tuple[GroupWidths, ...]:
 
 def _notes(found: Found) -> tuple[str, ...]:
     compare = found.compare
+    own = found.slice
     notes = [found.search.note if found.search else "", *(found.export.notes if found.export else ())]
+    if own is not None and own.discarded_epochs:
+        notes.append("fine-tuning made the network worse and was discarded: its curve is of other weights")
+    elif own is not None and own.lower_rate is not None:
+        notes.append(f"fine-tuned at a rate of {own.lower_rate:g}, since a higher one made the network worse")
     if compare is not None:
         if compare.difference is not None:
             notes.append(" ".join(line.strip() for line in difference_lines(compare.difference)))
@@ -255,6 +260,8 @@ def _deployment(found: Found) -> tuple[str, ...]:
         "}  # your images in place of the zeros",
         "outputs = session.run(None, inputs)",
     ]
+    load = f"bcnet.load({found.run.folder.name!r})"
+    lines += ["", f"# in PyTorch, to be trained further: import bcnet; network = {load}"]
     if (folder / "predict.py").exists():
         lines += ["", f"# or: python {shlex.quote(str(folder / 'predict.py'))} photo.jpg"]
     if found.export.file.endswith(".engine"):

@@ -23,6 +23,7 @@ from bcnet.pipeline.load_network import load_network
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.slice import network_files
 from bcnet.runs import Run, json_bytes
+from bcnet.space.widen import widened
 from tests.space.test_attention import Attention
 from tests.space.test_hard_layers import Between
 from tests.space.test_models import network
@@ -82,6 +83,16 @@ def test_the_loader_makes_the_small_network_from_the_users_class_and_it_trains(
     again.load_state_dict(torch.load(file))
     with torch.no_grad():
         assert torch.equal(again.eval()(x), expected)
+
+
+def test_a_network_that_became_wider_than_it_was_given_is_loaded() -> None:
+    given, x = made("small repvgg")
+    wide = widened(given, bcnet.discover_space(given, x), 1.5, channel_multiple=8)
+    space = bcnet.discover_space(wide, x)
+    small = bcnet.cut(wide, space, space.random(0))
+    shapes = [{name: parameter.shape for name, parameter in own.named_parameters()} for own in (given, small)]
+    assert any(shapes[1][name].numel() > shape.numel() for name, shape in shapes[0].items())
+    check_loader(handover_files(given, small, {}, {}), lambda: made("small repvgg")[0], small, x)
 
 
 def test_the_loader_is_short_and_needs_torch_and_safetensors_alone() -> None:

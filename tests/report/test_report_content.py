@@ -177,6 +177,9 @@ def test_every_epoch_of_the_fine_tuning_is_there(run: Run) -> None:
     sliced = json.loads((RUN / "slice/result.json").read_text())
     assert [own.epoch for own in found.tuning] == list(range(1, sliced["epochs"] + 1))
     assert all(0 < own.rate < 1 and own.loss > 0 and 0 <= own.accuracy <= 1 for own in found.tuning)
+    rewrite(run, "slice", "result.json", epochs=0, discarded_epochs=1)
+    discarded = "fine-tuning made the network worse and was discarded: its curve is of other weights"
+    assert discarded in report(run).notes
     path = RUN / "slice/curve.csv"
     path.write_text(path.read_text().replace("epoch,loss", "epoch,lost"))
     found = report(run)
