@@ -28,10 +28,10 @@ from typing import Any
 
 import onnx
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as a command in several processes does
 sys.path.append(str(Path(__file__).parents[1]))
 from remembered import remembered
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as a command in several processes does
 KILLED = 137
 NOTICED = 60.0  # seconds that processes wait for each other: many, since the machine may be busy
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

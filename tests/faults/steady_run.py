@@ -109,6 +109,8 @@ def fork_server(whole: Path) -> Iterator[Commands]:
 def essence(folder: Path) -> dict[str, Any]:
     """All files of a folder; JSON without how long it took, and without digests of files that hold that.
 
+    Of logs and archives, which hold the time, only that they are there.
+
     A build of the table reports how many rows and networks it measured itself. A command that continues a
     killed build measures fewer, so both are left out, too.
     """
@@ -120,7 +122,7 @@ def essence(folder: Path) -> dict[str, Any]:
             if path.parent.name == "build-lut":
                 for own in ("rows_measured", "networks"):
                     found[name].pop(own, None)
-        elif path.is_file() and path.suffix != ".pt2":  # an archive: it holds the time
+        elif path.is_file() and path.suffix != ".pt2" and path.name != "log.jsonl":
             found[name] = path.read_bytes()
         else:
             found[name] = path.is_dir()
