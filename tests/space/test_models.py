@@ -3,6 +3,7 @@
 import functools
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -30,7 +31,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import cut, forward_path
 from bcnet.space.trace import OUTPUT
 from bcnet.space.width_space import WidthSpace
-from tests.space.witnesses import assert_agree, distance, drawn, leaves, masked, scattered
+from tests.space.witnesses import assert_agree, assert_loaded, distance, drawn, leaves, masked, scattered
 
 CLASSIFIERS = (
     *("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2"),
@@ -157,6 +158,18 @@ def test_path_cut_masked_network_and_onnx_file_agree(name: str) -> None:
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert distance([torch.from_numpy(array) for array in found], expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    marked(
+        *("resnet18", "small resnext", "small mobilenet_v2", "mobilenet_v3_small", "small efficientnet"),
+        *("small densenet", "small shufflenet", "small regnet", "small convnext", "squeezenet1_0", "vgg11"),
+        "small repvgg",
+    ),
+)
+def test_the_loader_that_is_handed_over_makes_the_small_network(name: str, tmp_path: Path) -> None:
+    assert_loaded(lambda: network(name)[0], space_of(name), network(name)[1], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Three witnesses of one narrow network: the subnet, its extracted network, the masked full network."""
 
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from bcnet.pipeline.handover import handover_files
+from bcnet.pipeline.load_network import load_network
 from bcnet.space.extract import tensors_of
 from bcnet.space.inputs import arguments
 from bcnet.space.subnet import Subnet, ranges
@@ -152,3 +156,31 @@ def assert_same_gradients(
         found.append({"loss": loss, **{name: p.grad for name, p in sliced.parameters.items()}})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def assert_loaded(made: Callable[[], nn.Module], space: WidthSpace, x: Tensor, folder: Path) -> None:
+    """The loader makes a small network of one that is `made` again; it answers alike, trains and is saved."""
+    given, other = made(), made()
+    small = cut(given, space, drawn(space))
+    for file, content in handover_files(given, small, {}, {}).items():
+        (folder / file).write_bytes(content)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    loaded = load_network(other, folder)
+    assert loaded is other
+    assert str(loaded) == str(small)
+    with torch.no_grad():
+        expected = small(x)
+        assert torch.equal(loaded(x), expected)
+    saved = io.BytesIO()
+    torch.save(loaded.state_dict(), saved)
+    before = [parameter.detach().clone() for parameter in loaded.parameters()]
+    optimizer = torch.optim.SGD(loaded.train().parameters(), lr=0.1)
+    loaded(x).square().mean().backward()
+    optimizer.step()
+    pairs = zip(before, loaded.parameters(), strict=True)
+    assert sum(not torch.equal(old, new) for old, new in pairs) > 0.8 * len(before)
+    saved.seek(0)
+    loaded.load_state_dict(torch.load(saved))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), expected)
