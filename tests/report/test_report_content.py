@@ -10,6 +10,7 @@ import pytest
 
 from bcnet.config import load_config
 from bcnet.latency_tables.rows import Calibration
+from bcnet.pipeline.expected_latency import expected_latency
 from bcnet.report.content import RunReport, run_report
 from bcnet.report.layers import Prices
 from bcnet.runs import Run, json_bytes
@@ -154,6 +155,23 @@ def test_layers_and_steps_add_up_to_the_latency_models_predictions(
         assert taken == pytest.approx(model(ends[1]) - model(widths), abs=1e-9)
     assert [own.width for own in found.reasons] == widths
     assert all(own.loses is own.gains is None for own in found.reasons)  # a supernet's search measures none
+
+
+def test_by_a_measured_table_budgets_from_the_fastest_to_the_full_network_can_be_met(
+    run: Run, opened: Callable[..., Any]
+) -> None:
+    problem = opened(load_config(None))
+    model, space = problem.table.latency_model(), problem.space
+    found = expected_latency(problem.table)
+    assert (found.estimate, found.source) == (False, "latency_tables/cpu.json")
+    assert found.full_ms == pytest.approx(model(space.original()))
+    assert found.fastest_ms is not None
+    assert 0 < found.fastest_ms <= model(space.smallest()) + 1e-9
+    for number, (name, saved) in enumerate(found.saved_ms.items()):
+        own = list(space.original())
+        own[number] = space.groups[number].choices[0]
+        assert name == space.groups[number].name
+        assert saved == pytest.approx(model(space.original()) - model(own))
 
 
 def test_widths_that_the_table_does_not_have_leave_out_the_layers_alone(
