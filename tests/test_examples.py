@@ -73,6 +73,14 @@ def test_the_cifar_example_is_a_valid_configuration() -> None:
     assert config.data.name == "imagefolder:.cache/cifar10"
 
 
+def test_the_imagenet_example_searches_a_wider_efficientnet_at_the_originals_latency() -> None:
+    config = load_config(EXAMPLES / "imagenet-efficientnet-b0.toml")
+    assert config.model.name == "torchvision:efficientnet_b0"
+    assert (config.space.expand, config.search.latency, config.search.method) == (1.5, "100%", "evolution")
+    assert (config.data.augment, config.data.val_images, config.train.ema) == ("imagenet", 50_000, 0.9998)
+    assert config.slice.from_scratch
+
+
 def test_the_segmentation_example_is_a_valid_configuration() -> None:
     config = load_config(EXAMPLES / "segmentation.toml")
     assert config.task.metric == "mean-iou"

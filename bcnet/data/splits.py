@@ -110,13 +110,13 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random indices in two parts, the first of `count`, stratified by the classes (N,)."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
-    labels = labels[shuffled]
+    _, of, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
+    by_class = of.argsort(stable=True)
     # The relative position of each image within its class: taking the lowest ones takes the same fraction of
     # every class.
-    rank = torch.empty(len(labels), dtype=torch.float64)
-    for label in sorted(set(labels.tolist())):
-        where = (labels == label).nonzero().flatten()
-        rank[where] = (torch.arange(len(where), dtype=torch.float64) + 0.5) / len(where)
+    position = torch.arange(len(of)) - (counts.cumsum(0) - counts)[of[by_class]]
+    rank = torch.empty(len(of), dtype=torch.float64)
+    rank[by_class] = (position.double() + 0.5) / counts[of[by_class]]
     order = shuffled[rank.argsort(stable=True)]
     return order[:count], order[count:]
 
