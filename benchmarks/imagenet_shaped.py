@@ -5,21 +5,24 @@
 Writes a folder of JPEG files once: 1,000 classes, a few images each, in sizes as they occur in ImageNet. Runs
 the stages on it with the settings in `REDUCED` in place of the example's, in several processes by torchrun
 where a stage has them. Records seconds and peak resident memory of the largest process of each stage, and
-the loader's images a second beside torchvision's (`loader.py`, at the example's 224 pixels). Prints one JSON
-object; `--json` also writes it. A call that was killed is continued by the same one.
+the images that one core reads a second at the example's 224 pixels, beside torchvision's loader: by processor
+time, in alternating rounds. Prints one JSON object; `--json` also writes it. A call that was killed is
+continued by the same one.
 """
 
 import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from loader import SIDE, throughput
+import torch
+from loader import BATCH, BATCHES, SIDE, ours, reference
 from PIL import Image
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "imagenet-efficientnet-b0.toml"
@@ -72,7 +75,7 @@ def main() -> None:
     stages = run_all(options.folder, options.processes)
     stored = {
         **{"name": f"imagefolder:{images}", "image_size": SIDE, "cache": str(options.folder / "cache")},
-        **{"storage": "disk", "workers": 1, "augment": "light", "flip": True, "shift": 0},
+        **{"workers": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3, "flip": True, "shift": 0},
     }
     found = {
         "command": "python benchmarks/imagenet_shaped.py " + " ".join(sys.argv[1:]),
@@ -82,8 +85,8 @@ def main() -> None:
         "reduced": REDUCED,
         "processes": options.processes,
         "stages": stages,
-        "verified": verdict(options.folder / "runs" / "imagenet"),
-        "images_per_second": throughput(images, stored, 1, options.rounds),
+        "verified": json.loads((options.folder / "runs/imagenet/export/verify.json").read_text())["passed"],
+        "images_per_second_of_a_core": of_a_core(images, stored, options.rounds),
         "load_average": os.getloadavg()[0],
         "cores": len(os.sched_getaffinity(0)),
     }
@@ -165,10 +168,33 @@ def run(stage: str, folder: Path, processes: int) -> dict[str, float]:
     }
 
 
-def verdict(run: Path) -> dict[str, object]:
-    """What the last stage says of the file that it has written."""
-    report = json.loads((run / "export" / "verify.json").read_text())
-    return {key: report[key] for key in ("passed", "checks") if key in report}
+def of_a_core(images: Path, stored: dict[str, object], rounds: int) -> dict[str, object]:
+    """Images a second of processor time of each way, the median of rounds, and ratios to torchvision's."""
+    torch.set_num_threads(1)
+    ways = {
+        "torchvision": reference(images, 0),
+        "stream": ours({**stored, "storage": "stream"}),
+        "disk": ours({**stored, "storage": "disk"}),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            batches = way()
+            next(batches)
+            begun = time.process_time()
+            for _ in range(BATCHES):
+                next(batches)
+            seconds[name].append((time.process_time() - begun) / BATCHES / BATCH)
+    ratios = {
+        name: [round(a / b, 3) for a, b in zip(seconds["torchvision"], own, strict=True)]
+        for name, own in seconds.items()
+        if name != "torchvision"
+    }
+    return {
+        **{name: round(1 / statistics.median(own)) for name, own in seconds.items()},
+        **{f"{name}_to_torchvision": statistics.median(own) for name, own in ratios.items()},
+        "rounds": ratios,
+    }
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ class ImageData:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32, channels-last, with zero mean and unit deviation."""
         mean, std = _of_pixels(self.mean, images.device), _of_pixels(self.std, images.device)
-        return ((images.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+        pixels = images.to(torch.float32, copy=True).sub_(mean).div_(std)  # in place: half the time on a CPU
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def batch(self, part: Split | Items, numbers: Tensor | None = None, device: str = "cpu") -> Item:
         """(inputs, targets) of a whole part, on `device`: normalised images, or a Dataset's items.

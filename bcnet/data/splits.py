@@ -110,7 +110,7 @@ def stratified(labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random indices in two parts, the first of `count`, stratified by the classes (N,)."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
-    _, of, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
+    _, of, counts = torch.unique(labels[shuffled], return_inverse=True, return_counts=True)
     by_class = of.argsort(stable=True)
     # The relative position of each image within its class: taking the lowest ones takes the same fraction of
     # every class.
