@@ -158,7 +158,8 @@ class _Leader:
                         self._wait()
                 yield own.pop(place) if place in own else self._received(f"{key}/{place}")
         finally:
-            self.board.add(f"{key}/next", len(items))  # items that nobody has begun are left out
+            with suppress(TrainingError):
+                self.board.add(f"{key}/next", len(items))  # items that nobody has begun are left out
 
     def dismiss(self) -> None:
         """Let the others leave. This process may host what they read that from, so it waits for them."""
@@ -181,11 +182,12 @@ class _Leader:
         if now < self.looked + BEAT:
             return
         self.looked = now
-        for rank, (seen, since) in self.signs.items():
+        for rank, (seen, since) in list(self.signs.items()):
             beats = self.board.add(f"alive/{rank}", 0)
             if beats != seen:
                 self.signs[rank] = beats, now
             elif now - since > SILENT:
+                del self.signs[rank]
                 raise TrainingError(ENDED)
 
 
