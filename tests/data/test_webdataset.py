@@ -74,7 +74,7 @@ def test_samples_of_all_shards_are_read_with_their_classes(storage: str) -> None
         assert isinstance(part, Split)
         assert part.labels.tolist() == [number % 2 for number in numbers(part)]
     assert data.test.names[0] == "val-0.tar/images/0040"
-    assert "val (1 shards) is the test set" in str(data)
+    assert "val is the test set" in str(data)
     assert load(storage=storage).digest() == data.digest()
 
 

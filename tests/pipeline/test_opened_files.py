@@ -26,7 +26,7 @@ source = "assumed"
 """
 
 
-def test_tables_are_built_and_checked_and_models_inspected_without_opening_an_image(
+def test_tables_are_estimated_and_checked_without_opening_an_image(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for part in ("train", "val"):
@@ -39,7 +39,6 @@ def test_tables_are_built_and_checked_and_models_inspected_without_opening_an_im
     Path("hw_profiles/cpu.toml").write_text(f"{PROFILE}{PEAKS}", encoding="utf-8")
     opened: list[str] = []
     monkeypatch.setattr(Image, "open", lambda path: opened.append(str(path)))
-    assert main(["inspect"]) == 0
     assert main(["build-lut", "--estimate"]) == 0
     assert "images" not in capfd.readouterr().err
     assert main(["check-lut"]) == 1

@@ -77,8 +77,7 @@ def webdataset_shards(argument: str, config: DataConfig) -> Listed:
         part: Part.all(_Samples(parts[part], [entry[:4] for entry in own]), indices[part])
         for part, own in indexes.items()
     }
-    names = {part: f"{part} ({len(own):,} shards)" for part, own in parts.items()}
-    return Listed(with_test_set(listed, names, found), classes, found)
+    return Listed(with_test_set(listed, {part: part for part in listed}, found), classes, found)
 
 
 def _shards(pattern: str, source: str) -> list[Path]:
