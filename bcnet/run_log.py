@@ -3,6 +3,7 @@
 import errno
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,13 @@ class RunLog:
         self._waiting = []
 
     def close(self) -> None:
-        """All is written already."""
+        """Remove the log where there is nothing else but locks: a refused command leaves no new run."""
+        if self._folder.is_dir():
+            names = (entry.name for entry in self._folder.iterdir())
+            if [name for name in names if not name.startswith(".")] == [LOG]:
+                (self._folder / LOG).unlink()
+                with suppress(OSError):  # of another command's lock
+                    self._folder.rmdir()
 
 
 def _finite(value: Any) -> Any:

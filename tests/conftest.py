@@ -20,6 +20,7 @@ from sshd import PYTHON, Sshd
 
 from bcnet.cli import main
 from bcnet.progress import silence
+from bcnet.run_log import LOG
 
 # Read when torch is first imported, here and in child processes: on busy cores, threads that wait for each
 # other make these tests several times slower.
@@ -299,9 +300,12 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
 
 
 def contents(path: Path) -> dict[str, bytes | None]:
-    """Every file under `path` with its bytes, every folder with None. Python's caches do not count."""
+    """Every file under `path` with its bytes, every folder with None.
+
+    Python's caches do not count, nor does the log of a run, which has a line for each command.
+    """
     return {
         str(entry.relative_to(path)): entry.read_bytes() if entry.is_file() else None
         for entry in sorted(path.rglob("*"))
-        if "__pycache__" not in entry.parts
+        if "__pycache__" not in entry.parts and entry.name != LOG
     }

@@ -75,6 +75,17 @@ def test_the_log_begins_with_the_runs_folder_and_has_what_came_before(tmp_path: 
     ]
 
 
+def test_a_command_that_leaves_nothing_else_in_a_run_leaves_no_log(tmp_path: Path) -> None:
+    (tmp_path / ".train.lock").touch()
+    for left in (False, True):
+        log = RunLog(tmp_path, "train")
+        log(Event("command failed", {"reason": "none"}))
+        if left:
+            (tmp_path / "train").mkdir()
+        log.close()
+        assert (tmp_path / "log.jsonl").exists() is left
+
+
 def test_a_log_that_cannot_be_written_is_reported_once_and_the_command_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
