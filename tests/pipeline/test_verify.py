@@ -1,14 +1,18 @@
 """What is exported is evaluated by what its file really does."""
 
 import json
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import ModelProto, numpy_helper
+from torch import nn
 
 from bcnet.config import DataConfig, ExportConfig
 from bcnet.data.dataset import load_data
+from bcnet.data.image_data import ImageData
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
@@ -18,31 +22,58 @@ from bcnet.pipeline.results import AgainstOriginal, VerifyReport
 from bcnet.pipeline.verify import Artifact, Expected, against_original, check_file, verify
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
-from bcnet.space.width_space import Widths
+from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.budget import Budget
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
-DATA = load_data(DataConfig(image_size=16, train_limit=40, test_limit=40), 0)
-torch.manual_seed(0)
-FULL = digits().eval()
-SPACE = discover_space(FULL, torch.zeros(1, *DATA.input_shape), bins=2)
-WIDTHS = SPACE.smallest()
-SMALL = cut(FULL, SPACE, WIDTHS).eval()
-SHAPE = (1, *DATA.input_shape)
-PROTO = export(SMALL, SHAPE, {"widths": str(WIDTHS)})
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network, its narrowest subnet, and the file of that."""
+
+    data: ImageData
+    full: nn.Module
+    space: WidthSpace
+    widths: Widths
+    small: nn.Module
+    proto: ModelProto
+
+
+@cache
+def exported() -> Exported:
+    """What all tests here verify."""
+    data = load_data(DataConfig(image_size=16, train_limit=40, test_limit=40), 0)
+    torch.manual_seed(0)
+    full = digits().eval()
+    space = discover_space(full, data.example(1), bins=2)
+    widths = space.smallest()
+    small = cut(full, space, widths).eval()
+    proto = export(small, data.example(1), {"widths": str(widths)})
+    return Exported(data, full, space, widths, small, proto)
 
 
 def report(
-    widths: Widths = WIDTHS,
+    widths: Widths | None = None,
     budget_ms: float | None = None,
     full_predicted_ms: float | None = None,
     budget_share: float | None = None,
     budget_p90: bool = False,
 ) -> VerifyReport:
-    full = export(FULL, SHAPE, {}).SerializeToString()
+    own = exported()
+    full = export(own.full, own.data.example(1), {}).SerializeToString()
     budget = Budget(budget_ms, budget_share, p90=budget_p90)
-    expected = Expected(SMALL, SPACE, widths, DATA, ExportConfig(), 1.0, budget, full_predicted_ms)
-    return verify(Artifact(PROTO, full), expected, QUICK)
+    expected = Expected(
+        own.small,
+        own.space,
+        widths or own.widths,
+        own.data,
+        ExportConfig(),
+        1.0,
+        budget,
+        full_predicted_ms,
+    )
+    return verify(Artifact(own.proto, full), expected, QUICK)
 
 
 def test_a_faithful_file_passes_every_check() -> None:
@@ -53,11 +84,13 @@ def test_a_faithful_file_passes_every_check() -> None:
     assert found.accuracy == found.accuracy_torch
     assert found.top1_agreement == 1.0
     assert 0 < found.measured.median_ms < found.full.median_ms
-    assert found.size_bytes == len(PROTO.SerializeToString())
+    assert found.size_bytes == len(exported().proto.SerializeToString())
 
 
 def test_shapes_that_are_not_the_searched_widths_fail() -> None:
-    assert report(widths=SPACE.largest()).failures == ("the file's shapes are not the searched widths",)
+    assert report(widths=exported().space.largest()).failures == (
+        "the file's shapes are not the searched widths",
+    )
 
 
 def test_a_budget_that_was_missed_fails() -> None:
@@ -86,7 +119,9 @@ def test_a_share_is_of_the_full_network_as_it_is_measured_beside_the_file(
     """The budget was 0.5 ms when it was searched; meanwhile the machine has become slower, or faster."""
 
     def measure(content: bytes, profile: HwProfile, *, quiet: bool) -> LatencyStat:
-        return LatencyStat(0.75 if content == PROTO.SerializeToString() else full_ms, 0.75, 0.0, 10)
+        return LatencyStat(
+            0.75 if content == exported().proto.SerializeToString() else full_ms, 0.75, 0.0, 10
+        )
 
     monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
     found = report(budget_ms=0.5, budget_share=0.5)
@@ -106,7 +141,7 @@ def test_measurements_that_disagree_are_repeated_and_reported(monkeypatch: pytes
     own, whole = iter([0.877, 0.693, 0.7, 0.7, 0.7]), iter([2.0] * 5)
 
     def measure(content: bytes, profile: HwProfile, *, quiet: bool) -> LatencyStat:
-        ms = next(own if content == PROTO.SerializeToString() else whole)
+        ms = next(own if content == exported().proto.SerializeToString() else whole)
         return LatencyStat(ms, ms, 0.0, 10)
 
     monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
@@ -131,12 +166,12 @@ def test_measurements_that_disagree_are_repeated_and_reported(monkeypatch: pytes
     ("factor", "message"), [(1.5, "outputs differ from PyTorch"), (np.nan, "not finite")]
 )
 def test_outputs_that_are_not_the_networks_fail(factor: float, message: str) -> None:
-    proto = type(PROTO)()
-    proto.CopyFrom(PROTO)
+    own, proto = exported(), ModelProto()
+    proto.CopyFrom(own.proto)
     (head,) = (entry for entry in proto.graph.initializer if entry.name.endswith("6.weight"))
     head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * np.float32(factor), head.name))
     limits = ExportConfig(accuracy_tolerance=1.0)
-    expected = Expected(SMALL, SPACE, WIDTHS, DATA, limits, 1.0)
+    expected = Expected(own.small, own.space, own.widths, own.data, limits, 1.0)
     found = verify(Artifact(proto, proto.SerializeToString()), expected, QUICK)
     assert len(found.failures) == 1
     assert message in found.failures[0]
@@ -144,8 +179,8 @@ def test_outputs_that_are_not_the_networks_fail(factor: float, message: str) -> 
 
 
 def test_a_file_that_is_no_onnx_network_is_refused() -> None:
-    proto = type(PROTO)()
-    proto.CopyFrom(PROTO)
+    proto = ModelProto()
+    proto.CopyFrom(exported().proto)
     proto.graph.node[0].op_type = "Convolution"
     with pytest.raises(CheckFailed, match=r"onnx\.checker refuses the exported file"):
         check_file(proto)
