@@ -3,7 +3,6 @@
 import errno
 import json
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,22 @@ from bcnet.events import Event
 from bcnet.progress import say
 
 LOG = "log.jsonl"
-WAITING = 1000  # events that are kept until the run's folder is there
+WAITING = 1000  # events that are kept until the first line is written
+BEFORE_WORK = ("command started", "stage started", "message", "command failed", "command finished")
 
 
 class RunLog:
     """Appends events to a run's log, of several commands at once, too.
 
-    Each line has `at` (UTC), `command`, `event` and the event's values. Nothing is written before the run
-    has a folder. Where it cannot be written, that is reported once, and the command goes on.
+    Each line has `at` (UTC), `command`, `event` and the event's values. Nothing is written before the command
+    has done some work, as an epoch: one that is refused leaves no line. Where the log cannot be written, that
+    is reported once, and the command goes on.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
         self._folder, self._command = folder, command
         self._waiting: list[str] = []
-        self._stopped = False
+        self._works = self._stopped = False
 
     def __call__(self, event: Event) -> None:
         """Append a line."""
@@ -33,7 +34,8 @@ class RunLog:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(event.at)) + f".{int(event.at % 1 * 1000):03}Z"
         line = {"at": at, "command": self._command, "event": event.name, **event.values}
         self._waiting = [*self._waiting, json.dumps(_finite(line), default=str) + "\n"][-WAITING:]
-        if self._folder.is_dir():
+        self._works = self._works or event.name not in BEFORE_WORK
+        if self._works and self._folder.is_dir():
             self._write()
 
     def _write(self) -> None:
@@ -48,13 +50,7 @@ class RunLog:
         self._waiting = []
 
     def close(self) -> None:
-        """Remove the log where there is nothing else but locks: a refused command leaves no new run."""
-        if self._folder.is_dir():
-            names = (entry.name for entry in self._folder.iterdir())
-            if [name for name in names if not name.startswith(".")] == [LOG]:
-                (self._folder / LOG).unlink()
-                with suppress(OSError):  # of another command's lock
-                    self._folder.rmdir()
+        """All is written already."""
 
 
 def _finite(value: Any) -> Any:

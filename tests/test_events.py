@@ -62,28 +62,27 @@ def test_observers_are_called_inside_the_block_and_closed_after_it_even_by_an_er
     assert seen.closed
 
 
-def test_the_log_begins_with_the_runs_folder_and_has_what_came_before(tmp_path: Path) -> None:
+def test_the_log_begins_with_the_first_work_and_has_what_came_before(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     log = RunLog(folder, "train")
     log(Event("message", {"text": "first"}, at=0.25))
     assert not folder.exists()
     folder.mkdir()
+    log(Event("stage started", {"stage": "train"}, at=1.0))
+    log(Event("command failed", {"reason": "refused"}, at=2.0))
+    assert list(folder.iterdir()) == []
     log(Event("epoch", {**EPOCH, "loss": float("nan")}, at=60.0))
     assert lines_of(folder / "log.jsonl") == [
         {"at": "1970-01-01T00:00:00.250Z", "command": "train", "event": "message", "text": "first"},
+        {"at": "1970-01-01T00:00:01.000Z", "command": "train", "event": "stage started", "stage": "train"},
+        {
+            "at": "1970-01-01T00:00:02.000Z",
+            "command": "train",
+            "event": "command failed",
+            "reason": "refused",
+        },
         {"at": "1970-01-01T00:01:00.000Z", "command": "train", "event": "epoch", **EPOCH, "loss": None},
     ]
-
-
-def test_a_command_that_leaves_nothing_else_in_a_run_leaves_no_log(tmp_path: Path) -> None:
-    (tmp_path / ".train.lock").touch()
-    for left in (False, True):
-        log = RunLog(tmp_path, "train")
-        log(Event("command failed", {"reason": "none"}))
-        if left:
-            (tmp_path / "train").mkdir()
-        log.close()
-        assert (tmp_path / "log.jsonl").exists() is left
 
 
 def test_a_log_that_cannot_be_written_is_reported_once_and_the_command_goes_on(
