@@ -171,7 +171,10 @@ def test_without_a_command_the_help_is_shown(capfd: pytest.CaptureFixture[str]) 
         (["runs", "remove"], "(see bcnet runs remove --help)"),
         (["runs", "remove", "a b"], "begins with a letter or a digit, not 'a b'"),
         (["lut", "accept"], "(see bcnet lut --help)"),
-        (["search", "--latency-ms", "5", "--latency", "60%"], "give only one of latency_ms, fps, p90_ms, latency and"),
+        (
+            ["search", "--latency-ms", "5", "--latency", "60%"],
+            "give only one of latency_ms, fps, p90_ms, latency and",
+        ),
         (["search", "--population", "1"], "search.population: input should be greater than or equal to 2"),
         (["slice", "--epochs", "-1"], "slice.epochs: input should be greater than or equal to 0"),
         (["build-lut", "--seed", "-1"], "seed: input should be greater than or equal to 0"),

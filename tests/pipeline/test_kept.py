@@ -42,7 +42,17 @@ def test_a_verified_export_that_is_replaced_is_kept_whole_and_announced(
     assert main(["export"]) == 0
     assert contents(PREVIOUS) == before
     assert sorted(path.name for path in EXPORT.parent.iterdir()) == sorted(
-        ["train", "build-lut", "search", "slice", "export", "export.previous", "compare", "log.jsonl", "report"]
+        [
+            "train",
+            "build-lut",
+            "search",
+            "slice",
+            "export",
+            "export.previous",
+            "compare",
+            "log.jsonl",
+            "report",
+        ]
     )
     assert main(["runs", "--json"]) == 0
     (run,) = json.loads(capfd.readouterr().out.splitlines()[-1])["runs"]
