@@ -4,7 +4,8 @@ In: lines of JSON on stdin: a command, its folder, and the fault. Out: a line of
 output, file operations. A child dies before the n-th operation, or before the first that matches a pattern
 (`kill`), as by SIGKILL, or can write only that many more bytes to its disk (`room`). Before it removes a file
 whose path matches a pattern (`keep`), that is copied into another folder (`kept`). A command may also run in
-several processes (`processes`), as by torchrun; one of them may be killed after some seconds (`victim`).
+several processes (`processes`), as by torchrun; one of them may be killed after some seconds, or before the
+first one's n-th operation (`victim`).
 """
 
 import contextlib
@@ -137,8 +138,8 @@ def steady_device() -> None:
     LocalDevice.call = steady  # type: ignore[assignment, method-assign]
 
 
-def child(order: dict[str, Any], report: Path) -> None:
-    """Run one command; its report is written however it ends."""
+def child(order: dict[str, Any], report: Path, others: dict[int, int]) -> None:
+    """Run one command; its report is written however it ends. `others` are process ids of other ranks."""
     from bcnet.cli import main
     from bcnet.training import distributed, shared_work
 
@@ -160,6 +161,8 @@ def child(order: dict[str, Any], report: Path) -> None:
         kill = order.get("kill", 0)
         if re.search(kill, operation) if isinstance(kill, str) else len(operations) == kill:
             end(KILLED)
+        if others and len(operations) == order.get("victim", {}).get("operation"):
+            os.kill(others.get(order["victim"]["rank"], os.getpid()), signal.SIGKILL)
 
     count_operations(folder, before)
     shared_work.SILENT = NOTICED
@@ -183,7 +186,7 @@ def answer(order: dict[str, Any]) -> str:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     children: dict[int, int] = {}
-    for rank in range(count):
+    for rank in reversed(range(count)):
         process = os.fork()
         if not process:
             if count > 1:
@@ -192,14 +195,14 @@ def answer(order: dict[str, Any]) -> str:
                     "MASTER_ADDR": "localhost",
                     **{name: str(value) for name, value in own.items()},
                 }
-            child(order, reports[rank])
+            child(order, reports[rank], children)
         children[rank] = process
-    start, victim = time.monotonic(), order.get("victim")
+    start, victim = time.monotonic(), order.get("victim", {})
     while children:
         passed = time.monotonic() - start
         late = passed > order.get("limit_s", 300)
         for rank, process in list(children.items()):
-            if late or (victim and victim["rank"] == rank and passed > victim["seconds"]):
+            if late or (victim.get("rank") == rank and passed > victim.get("seconds", math.inf)):
                 os.kill(process, signal.SIGKILL)
             if os.waitpid(process, os.WNOHANG) != (0, 0):
                 del children[rank]

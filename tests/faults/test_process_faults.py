@@ -97,7 +97,8 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
         folder = new_folder(tmp_path / str(number))
         while True:
             rank, at = rng.randrange(2), stage_of(folder)
-            victim = {"rank": rank, "seconds": rng.uniform(0, longest / 2)}
+            when = {"seconds": rng.uniform(0, longest / 2)}, {"operation": rng.randint(1, 120)}
+            victim = {"rank": rank, **rng.choice(when)}
             answer = commands(folder, "run", processes=2, victim=victim, limit_s=LIMIT_S)
             if answer["codes"] == [0, 0]:
                 break
