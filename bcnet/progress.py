@@ -80,7 +80,7 @@ def _plain_progress(description: str, total: int) -> Callable[[str], None]:
         done += 1
         if silence.long and done < total:
             left = (silence.clock() - start) / done * (total - done)
-            parts = [f"{done} of {total}", note, f"about {_duration(left)} left"]
+            parts = [f"{done} of {total}", note, f"about {duration(left)} left"]
             say(f"{description}: {', '.join(part for part in parts if part)}")
 
     return advance
@@ -101,8 +101,11 @@ def working(description: str) -> Iterator[None]:
 def announce(what: str, seconds: float) -> None:
     """Report how long a step will take, if it is more than a minute."""
     if seconds > 60:
-        say(f"{what}: about {_duration(seconds)}")
+        say(f"{what}: about {duration(seconds)}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: "90 s", "12 min", "2.5 hours"."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

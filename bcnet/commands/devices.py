@@ -1,6 +1,8 @@
 """`bcnet devices` and `bcnet doctor`: which devices there are, and whether one can be measured."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Annotated
 
@@ -8,7 +10,7 @@ import typer
 
 from bcnet.commands.completion import device_names
 from bcnet.commands.options import Given, Json, with_settings
-from bcnet.show import show_fields, show_steps, show_table
+from bcnet.show import show_costs, show_fields, show_steps, show_table
 
 
 def devices(
@@ -55,18 +57,38 @@ def devices(
 
 
 @with_settings("device", "host")
-def doctor(given: Given, as_json: Json = False) -> int:
+def doctor(
+    given: Given,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Estimate the time and memory of each stage of `bcnet run`, by trials."),
+    ] = False,
+    as_json: Json = False,
+) -> int:
     """Check whether the device can be measured. Tests the connection, the runtime and the machine step by
-    step, over ssh with --host, and says how to fix what fails. Exit code 3 when a step fails."""
+    step, over ssh with --host, and says how to fix what fails. Exit code 3 when a step fails. With --cost, it
+    estimates what this configuration takes on this machine, stage by stage, from trials of some seconds."""
     from bcnet.doctor import examine
     from bcnet.hw_profiles.target import target_profile
 
-    profile = target_profile(given.config())
+    config = given.config()
+    profile = target_profile(config)
     found = examine(profile)
-    if as_json:
-        # `mend` is the former name of `fix`.
-        steps = [{**asdict(step), "mend": step.fix} for step in found]
-        print(json.dumps({"device": profile.name, "steps": steps}))
-    else:
+    # `mend` is the former name of `fix`.
+    steps = [{**asdict(step), "mend": step.fix} for step in found]
+    report: dict[str, object] = {"device": profile.name, "steps": steps}
+    if not as_json:
         show_steps(found)
+    if cost:
+        from bcnet.pipeline.cost import costs
+        from bcnet.pipeline.open_problem import open_problem
+        from bcnet.progress import working
+
+        with redirect_stdout(sys.stderr), working("trying what the stages do"):
+            stages = costs(open_problem(config))
+        report["cost"] = [asdict(own) for own in stages]
+        if not as_json:
+            show_costs(stages)
+    if as_json:
+        print(json.dumps(report))
     return 0 if all(step.passed is not False for step in found) else 3

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bcnet.pipeline.results import StageResult
     from bcnet.runs import Run
 
-LONG = 3600.0  # seconds: a comparison that trains longer has to be asked for
+LONG = 3600.0  # seconds: a comparison that takes longer has to be asked for
 
 
 @with_settings(*BUDGET, *TARGET, "train.train_device", "seed")
@@ -36,8 +36,8 @@ def run_all(
         bool | None,
         typer.Option(
             "--compare/--no-compare",
-            help="Train and time other networks beside the found one; if not given, where it takes less than "
-            "an hour.",
+            help="Train and time other networks beside the found one; if not given, where that takes at most "
+            "an hour, by an estimate that is printed before.",
         ),
     ] = None,
     replace: Replace = False,
@@ -77,9 +77,11 @@ def _stages(target: "Run", problem: "Problem", compared: bool | None, as_json: b
         label = f"[{number}/{len(STAGES)}] {name}"
         with checking(as_json):
             why = target.stage(name).outdated(stage.stage_inputs(target, problem))
-            if name == "compare" and why is not None and (reason := _left_out(target, problem, compared)):
-                say(f"{label}: {reason}")
-                return ExportSummary.read(target.stage("export"))
+            if name == "compare" and why is not None:
+                wanted, cost = _comparison(target, problem, compared)
+                say(f"{label}: {cost}")
+                if not wanted:
+                    return ExportSummary.read(target.stage("export"))
             if why is None:
                 target.stage(name).tidy()
                 say(f"{label}: already done")
@@ -96,16 +98,19 @@ def _stages(target: "Run", problem: "Problem", compared: bool | None, as_json: b
     return CompareSummary.read(target.stage("compare"))
 
 
-def _left_out(run: "Run", problem: "Problem", compared: bool | None) -> str | None:
-    """Why there is no comparison; None if there is one."""
-    from bcnet.pipeline.compare import training_seconds
+def _comparison(run: "Run", problem: "Problem", compared: bool | None) -> tuple[bool, str]:
+    """Whether there is a comparison, and what it costs, or why there is none."""
+    from bcnet.pipeline.compare import recipe_of
+    from bcnet.pipeline.cost import comparison
+    from bcnet.pipeline.finished import sliced
+    from bcnet.pipeline.trial import Trial
+    from bcnet.progress import duration, working
 
-    if compared is not None:
-        return None if compared else "left out"
-    seconds = training_seconds(run, problem)
-    if seconds <= LONG:
-        return None
-    return (
-        f"left out, since training the networks to compare with would take about {seconds / 3600:.1f} hours; "
-        "`bcnet run --compare` does it"
-    )
+    if compared is False:
+        return False, "left out"
+    with working("estimating what the comparison costs"):
+        cost = comparison(Trial(problem, sliced(run, problem).widths, recipe_of(run, problem)))
+    takes = f"about {duration(cost.seconds or 0.0)}"
+    if not compared and (cost.seconds or 0.0) > LONG:
+        return False, f"left out, since it would take {takes}; `bcnet run --compare` does it"
+    return True, f"{takes} (--no-compare leaves it out)"

@@ -41,6 +41,11 @@ class Plan:
     subnets: Sequence[Widths]
 
 
+def runs_of_a_profile(full_ms: float) -> int:
+    """How often a network is run to profile its layers, by the latency of the full one."""
+    return int(np.clip(round(100 / full_ms), 12, 60))
+
+
 class TableBuild:
     """One build: what it has measured so far, from its journal or now.
 
@@ -93,7 +98,7 @@ class TableBuild:
         done = len(self.journal.entries)
         if self.plan.networks:
             self._full_ms = self._first_that_runs([self.graph.space.largest(), *self.plan.networks])
-            self._runs = int(np.clip(round(100 / self._full_ms), 12, 60))
+            self._runs = runs_of_a_profile(self._full_ms)
         if done:
             say(f"continuing a build that was stopped: {done} measurements of networks are kept")
 

@@ -38,14 +38,14 @@ from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.training_precision import kept_precision
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file
-from bcnet.progress import announce, say, working
+from bcnet.progress import say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.sealed import SealedLines
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.distributed import connected
-from bcnet.training.loop import fit_network, seconds_to_fit
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import Shared, each
 
@@ -230,7 +230,7 @@ class FromScratch:
 
 def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
     """How the networks to compare with are trained in a run."""
-    return FromScratch(problem, _recipe(run, problem), kept_of_run(run, problem))
+    return FromScratch(problem, recipe_of(run, problem), kept_of_run(run, problem))
 
 
 def kept_of_run(run: Run, problem: Problem) -> Kept:
@@ -242,11 +242,7 @@ def _trained(networks: Mapping[str, Widths], train: FromScratch) -> dict[str, nn
     """The networks, trained; in several processes one to each, which leaves it in its checkpoint."""
     if not networks:
         return {}
-    data, recipe = train.problem.data, train.recipe
-    seconds = sum(seconds_to_fit(train.fresh(widths), data, recipe) for widths in networks.values())
-    at_once = min(len(networks), connected().size)
-    announce(f"training {len(networks)} networks to compare with", seconds / at_once)
-    if train.kept and at_once > 1:
+    if train.kept and min(len(networks), connected().size) > 1:
         list(each(Shared(from_scratch_of_run, FromScratch.to_its_end, train), networks.items()))
     return {name: train(name, widths) for name, widths in networks.items()}
 
@@ -338,20 +334,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     }
 
 
-def training_seconds(run: Run, problem: Problem) -> float:
-    """An estimate of how long the networks to compare with are trained, from three steps of two of them."""
-    recipe, widths = _recipe(run, problem), sliced(run, problem).widths
-    small = cut(problem.fresh_model(), problem.space, widths)
-    if inherits(problem):
-        return seconds_to_fit(small, problem.data, recipe)  # the uniform one, about as large
-    if not problem.fresh.from_scratch:
-        return 0.0
-    full = cut(problem.fresh_model(), problem.space, problem.space.original())
-    others = 1 if problem.config.slice.from_scratch else 2
-    return seconds_to_fit(full, problem.data, recipe) + others * seconds_to_fit(small, problem.data, recipe)
-
-
-def _recipe(run: Run, problem: Problem) -> Recipe:
+def recipe_of(run: Run, problem: Problem) -> Recipe:
     """How the networks to compare with are trained."""
     passes = passes_of(run) if inherits(problem) else problem.winner_passes
     recipe = Recipe.of(problem.config, passes, problem.config.train.learning_rate)
@@ -363,7 +346,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     """Compare and save."""
     config = problem.config
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
-    recipe, kept = _recipe(run, problem), kept_of_run(run, problem)
+    recipe, kept = recipe_of(run, problem), kept_of_run(run, problem)
     passes, widths = recipe.epochs, sliced(run, problem).widths
     own = SliceSummary.read(run.stage("slice"))
     export = run.stage("export")

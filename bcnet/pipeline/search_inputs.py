@@ -32,6 +32,7 @@ from bcnet.width_search.temperature import are_classes
 
 DEFAULT_SHARE = "60%"  # of the full network's latency, where no budget is given
 SHARE_MARGIN = 0.01  # of a budget that is a share: what alternating measurements differ by
+SHARE_OF_SEARCH = 0.5  # of the profile's duration, for each whole network that a search measures
 BUDGETS = 4  # that the first generation of a front is drawn for
 
 
@@ -158,4 +159,5 @@ def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = T
 
 def measuring(problem: Problem) -> MeasureOf:
     """How whole networks are measured on the device."""
-    return lambda widths: measure_network(problem.graph.variant(widths), problem.profile, 0.5, quiet=True)
+    graph, profile = problem.graph, problem.profile
+    return lambda widths: measure_network(graph.variant(widths), profile, SHARE_OF_SEARCH, quiet=True)

@@ -39,19 +39,19 @@ from bcnet.pipeline.training_file import (
     load_finished,
 )
 from bcnet.pipeline.training_precision import announced, kept_precision
+from bcnet.pipeline.trial import seconds_a_supernet_step
 from bcnet.progress import say, working
 from bcnet.runs import Content, Run, Stage, alone_in
-from bcnet.space.channel_rules import WidthSampler
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import connected, world
-from bcnet.training.loop import Trainee, check_trained, first_batch, fit, seconds_a_step, steps_an_epoch
+from bcnet.training.loop import Trainee, check_trained, first_batch, fit, steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.shared_work import Shared, each, in_all
-from bcnet.training.supernet_step import STEPS, Paths, SlicedPaths, StepPlan, supernet_step, trainable
+from bcnet.training.supernet_step import STEPS, DrawnSteps, Paths, SlicedPaths, StepPlan, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 POINT = 0.01  # of accuracy: more than this is a loss
@@ -84,8 +84,6 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     """
     model, space = supernet.model, supernet.space
     supernet = trainable(supernet, recipe.device)
-    choices = tuple(group.choices for group in space.groups)
-    sampler = WidthSampler(space.rule, choices, recipe.seed, plan.complementary)
     model.to(recipe.device).train()
     sliced = SlicedPaths(supernet, recipe, objective)
     paths: Paths = sliced
@@ -96,6 +94,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
         count = plan.paths(len(space.rule.sides), plan.draws)
         paths = fastest_paths(sliced, *first_batch(data, recipe), count)
+    steps = DrawnSteps.of(paths, plan, recipe.seed)
     resume = checkpoints.load() if checkpoints else None
     curve = list(resume.curve) if resume else []
     probes = SubnetProbes(supernet, data, recipe)
@@ -103,8 +102,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     unread: list[tuple[list[Widths], Tensor]] = []
 
     def step(inputs: Any, targets: Any, number: int) -> Tensor:
-        drawn = [Widths(sampler.at(number * plan.draws + i)) for i in range(plan.draws)]
-        losses = torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan, number=number))
+        drawn, losses = steps(inputs, targets, number)
         unread.append((drawn, losses))
         return losses
 
@@ -208,7 +206,11 @@ def _supernets(run: Run, problem: Problem) -> SupernetSummary:
             problem,
             what,
             recipe,
-            lambda own: (count * own.epochs - done) * _seconds_an_epoch(problem, own, objective),
+            lambda own: (
+                (count * own.epochs - done)
+                * steps_an_epoch(problem.data, own)
+                * seconds_a_supernet_step(problem, own, objective)
+            ),
             begun=done > 0,
         )
         say(f"data: {problem.data}")
@@ -356,24 +358,6 @@ def _curves(curves: Sequence[Sequence[float]]) -> str:
         mean = round(sum(losses) / len(losses), 5)
         lines.append(",".join(map(str, [epoch, mean, *(losses if len(losses) > 1 else ())])))
     return "\n".join([*lines, ""])
-
-
-def _seconds_an_epoch(problem: Problem, recipe: Recipe, objective: Objective | None) -> float:
-    """Time one epoch's cost from two steps on a copy of the supernet."""
-    supernet = trainable(Supernet.with_extra(problem.model, problem.space), recipe.device)
-    plan = StepPlan.of(problem.config.train)
-    plan = replace(plan, distilled=plan.distilled and objective is None)
-    drawn = [problem.space.uniform(0.55)] * plan.draws
-    model = problem.model.to(recipe.device)
-    model.train()
-    paths = SlicedPaths(supernet, recipe, objective)
-
-    def step(inputs: Any, targets: Any, _: int) -> Tensor:
-        return torch.stack(supernet_step(paths, drawn, inputs, targets, plan=plan)).mean()
-
-    seconds = seconds_a_step(step, problem.data, recipe)
-    model.cpu().eval()
-    return seconds * steps_an_epoch(problem.data, recipe)
 
 
 def _checkpoint_file(number: int) -> str:

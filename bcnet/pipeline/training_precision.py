@@ -46,6 +46,13 @@ def announced(
     return recipe
 
 
+def faster(config: Config, recipe: Recipe, seconds_of: Callable[[Recipe], float]) -> Recipe:
+    """The recipe in the precision that a run of this configuration would choose for a training."""
+    if not _is_open(config, recipe) or (seconds := seconds_of(recipe)) <= LONG:
+        return recipe
+    return _faster(recipe, seconds_of, seconds)[0]
+
+
 def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
     """The recipe in the precision that was chosen for the run; None where none was, or the setting is fixed.
 

@@ -28,7 +28,7 @@ from bcnet.events import emit
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
-from bcnet.seeds import seed_all
+from bcnet.seeds import seed_all, seeded
 from bcnet.training.averaged_weights import AveragedWeights
 from bcnet.training.checkpoints import CheckpointFile, Pace, Snapshot
 from bcnet.training.distributed import average, same_as_first, world
@@ -37,6 +37,9 @@ from bcnet.training.recipe import Objective, Recipe
 # (inputs, targets, number of the step) -> losses, one or several, that a GPU may not have computed yet; adds
 # the batch's gradients to the parameters' `.grad`. In several processes, the means over all replace them.
 Step = Callable[[Any, Any, int], Tensor]
+FEWEST, MOST = 4, 100  # steps of which the time is taken
+TRIAL_S = 0.2  # for these
+
 # (state, mean loss) after an epoch; within one, the mean loss is None.
 Save = Callable[[Snapshot, float | None], None]
 
@@ -327,22 +330,40 @@ def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = N
 def seconds_to_fit(
     model: nn.Module, data: ImageData, recipe: Recipe, objective: Objective | None = None
 ) -> float:
-    """An estimate of the duration of `fit_network` in seconds, from three steps on a copy."""
+    """An estimate of the duration of `fit_network` in seconds, from a few steps on a copy."""
     copied = copy.deepcopy(model).to(recipe.device)
     copied.train()
-    step = plain_step(copied, recipe, objective)
-    return seconds_a_step(step, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
+    parameters = trainable_parameters(copied, objective)
+    trainee = Trainee(parameters, plain_step(copied, recipe, objective), lambda: dict(copied.named_buffers()))
+    return seconds_a_step(trainee, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
 
 
-def seconds_a_step(step: Step, data: ImageData, recipe: Recipe) -> float:
-    """The time of one step in seconds, the fastest of three. Raises TrainingError if one fails."""
-    seconds, start = [], time.perf_counter()
-    with closing(batches(data, recipe, 0)) as some:
-        for number, (inputs, targets) in zip(range(3), some, strict=False):
-            _finished(explained(step, inputs, targets, number), number)
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()  # includes reading the next batch
-    return min(seconds)
+def seconds_a_step(trainee: Trainee, data: ImageData, recipe: Recipe) -> float:
+    """The time of one step of `fit` in seconds, at a rate of zero. Raises TrainingError if one fails.
+
+    After a few steps, which are slower, the mean of as many as take `TRIAL_S`.
+    """
+    with seeded(recipe.seed):
+        first = torch.tensor([_mean_seconds(trainee, data, recipe, FEWEST)])
+        average([first])  # several processes go on alike
+        count = min(int(TRIAL_S / float(first)), MOST)
+        return float(first) if count < FEWEST else _mean_seconds(trainee, data, recipe, count)
+
+
+def _mean_seconds(trainee: Trainee, data: ImageData, recipe: Recipe, count: int) -> float:
+    """That of `count` steps without the first and the last one."""
+    starts = []
+
+    def step(inputs: Any, targets: Any, number: int) -> Tensor:
+        starts.append(time.perf_counter())
+        return trainee.step(inputs, targets, number)
+
+    part = data.train.take(torch.arange(min(len(data.train), count * recipe.batch_size)))
+    few = replace(data, train=part)
+    epochs = -(-count // steps_an_epoch(few, recipe))
+    short = replace(recipe, epochs=epochs, learning_rate=0.0)
+    fit(replace(trainee, step=step), few, short, "timing training steps")
+    return (starts[-1] - starts[1]) / (len(starts) - 2)
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.config import TrainConfig
-from bcnet.space.channel_rules import Side
+from bcnet.space.channel_rules import Side, WidthSampler
 from bcnet.space.subnet import Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
@@ -117,6 +117,28 @@ class SlicedPaths:
             loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
         (loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), outputs
+
+
+@dataclass(frozen=True)
+class DrawnSteps:
+    """The steps of a supernet's training: each draws its widths, and trains their paths as the plan says."""
+
+    paths: Paths
+    plan: StepPlan
+    sampler: WidthSampler
+
+    @classmethod
+    def of(cls, paths: Paths, plan: StepPlan, seed: int) -> "DrawnSteps":
+        """Those of this seed, in which every group goes through all its choices."""
+        choices = tuple(group.choices for group in paths.space.groups)
+        return cls(paths, plan, WidthSampler(paths.space.rule, choices, seed, plan.complementary))
+
+    def __call__(self, inputs: Any, targets: Any, number: int) -> tuple[list[Widths], Tensor]:
+        """The widths that step `number` draws, and the loss of each, (draws,); adds gradients."""
+        plan = self.plan
+        drawn = [Widths(self.sampler.at(number * plan.draws + own)) for own in range(plan.draws)]
+        losses = supernet_step(self.paths, drawn, inputs, targets, plan=plan, number=number)
+        return drawn, torch.stack(losses)
 
 
 def trainable(supernet: Supernet, device: str) -> Supernet:

@@ -1,0 +1,188 @@
+"""What a configuration costs on this machine, stage by stage. In: short trials. Out: seconds, memory, why.
+
+One function a stage, each a number of units of work times the seconds of one. A quiet machine is assumed: no
+measurement is repeated because others disagreed, and no search needs a further round.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bcnet.measure.network_latency import why_not_here
+from bcnet.measure.table_build import PASSES
+from bcnet.pipeline.alternating import ALTERNATIONS
+from bcnet.pipeline.compare import SHARE_OF_A_ROUND, STEPS
+from bcnet.pipeline.original import is_given
+from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.repeated import FEWEST
+from bcnet.pipeline.route import allocations, on_trained_network
+from bcnet.pipeline.search_inputs import SHARE_OF_SEARCH
+from bcnet.pipeline.trained_scores import TABLE_CHOICES, TABLE_IMAGES, spread
+from bcnet.pipeline.trial import Trial, Unit
+from bcnet.pipeline.tuning import inherits
+from bcnet.pipeline.verify import AT_LEAST
+from bcnet.space.importance import CRITERIA
+
+CONFIRMED = 2  # networks that are measured again: the winner of an evolution, beside the original
+SOURCES = len(CRITERIA) + 1  # of what a small network inherits from a trained one
+
+
+@dataclass(frozen=True)
+class Part:
+    """`count` units of work, called `what`; `unit` tries one, unless there are none."""
+
+    count: float
+    what: str
+    unit: Callable[[], Unit]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A stage's estimated seconds, and bytes of memory at its peak, on a GPU separately.
+
+    None of them is known where the stage needs a device that is not here. `basis` is what the estimate is of.
+    """
+
+    stage: str
+    seconds: float | None
+    memory: int | None
+    gpu_memory: int | None
+    basis: str
+
+    @classmethod
+    def of(cls, stage: str, *parts: Part) -> "Cost":
+        """The cost of all parts, one after the other."""
+        tried = [(part, part.unit()) for part in parts if part.count]
+        return cls(
+            stage,
+            round(sum(part.count * unit.seconds for part, unit in tried), 1),
+            max((unit.memory for _, unit in tried), default=0),
+            max((unit.gpu_memory for _, unit in tried), default=0),
+            ", ".join(f"{part.count:,.0f} {part.what} of {_each(unit)}" for part, unit in tried)
+            or "nothing to do",
+        )
+
+
+def _each(unit: Unit) -> str:
+    return f"{unit.seconds:.2g} s" if unit.seconds >= 0.1 else f"{1e3 * unit.seconds:.2g} ms"
+
+
+def train(trial: Trial) -> Cost:
+    """Stage 1: supernets, or the network itself."""
+    problem, config = trial.problem, trial.problem.config.train
+    if not on_trained_network(problem):
+        steps = config.supernets * config.epochs * trial.steps
+        return Cost.of("train", Part(steps, "steps", lambda: trial.supernet_step))
+    return Cost.of(
+        "train",
+        Part(0 if is_given(problem) else config.epochs, "epochs", lambda: trial.full_epoch),
+        Part(1, "evaluation", lambda: trial.test),
+    )
+
+
+def build_lut(trial: Trial) -> Cost:
+    """Stage 2: the layers that the table lacks."""
+    networks, subnets = trial.missing
+    return Cost.of(
+        "build-lut",
+        Part(PASSES * networks, "profiles", lambda: trial.profiled),
+        Part(PASSES * subnets, "whole networks", lambda: trial.whole(0.1)),
+    )
+
+
+def search(trial: Trial) -> Cost:
+    """Stage 3: scores, measurements of whole networks, and on a trained network the trials of candidates."""
+    problem, config = trial.problem, trial.problem.config.search
+    methods = allocations(problem)
+    scores, networks, epochs = config.population * (config.generations + 1), config.measured + CONFIRMED, 0
+    if methods:
+        few, statistics = min(TABLE_IMAGES, len(trial.data.val)), config.recalibration_images
+        narrowed = sum(len(spread(group.choices, TABLE_CHOICES)) - 1 for group in trial.space.groups)
+        share = (statistics + few) / (statistics + len(trial.data.val))
+        scores = round(narrowed * share) + len(CRITERIA) + len(methods)
+        networks = config.measured + len(methods)
+        if config.trials and not problem.config.slice.from_scratch:
+            scores += (config.trials + 1) * SOURCES
+            epochs = (config.trials + 1) * config.trial_epochs
+    measured = 0 if why_not_here(problem.profile) else ALTERNATIONS * (networks + 1)
+    return Cost.of(
+        "search",
+        Part(scores, "scores", lambda: trial.score),
+        Part(measured, "measurements", lambda: trial.whole(SHARE_OF_SEARCH)),
+        Part(epochs, "epochs of trials", lambda: trial.tuned_epoch),
+    )
+
+
+def slice(trial: Trial) -> Cost:
+    """Stage 4: fine-tuning."""
+    config = trial.problem.config.slice
+    return Cost.of(
+        "slice",
+        Part(SOURCES if on_trained_network(trial.problem) else 1, "scores", lambda: trial.score),
+        Part(
+            config.epochs,
+            "epochs",
+            lambda: trial.small_epoch if config.from_scratch else trial.tuned_epoch,
+        ),
+        Part(2, "evaluations", lambda: trial.test),
+    )
+
+
+def export(trial: Trial) -> Cost:
+    """Stage 5: the ONNX file."""
+    return Cost.of("export", Part(1, "export", lambda: trial.graph))
+
+
+def verification(trial: Trial) -> Cost:
+    """What follows in the same stage: the file on all test images, beside PyTorch, and timed."""
+    here = why_not_here(trial.problem.profile) is None
+    return Cost.of(
+        "verify",
+        Part(1, "evaluation of the file", lambda: trial.test_of_file),
+        Part(2, "evaluations", lambda: trial.test),
+        Part(2 * AT_LEAST if here else 0, "measurements", lambda: trial.whole(1.0)),
+    )
+
+
+def comparison(trial: Trial) -> Cost:
+    """The comparison: networks that are trained beside the found one, and all of them timed."""
+    problem, config = trial.problem, trial.problem.config.slice
+    full, small, networks = 0, 0, 1
+    if inherits(problem):
+        small, networks = config.epochs, 3 if is_given(problem) else 2
+    elif problem.fresh.from_scratch:
+        full, networks = problem.winner_passes, 3 if config.from_scratch else 4
+        small = (networks - 2) * full
+    return Cost.of(
+        "compare",
+        Part(full, "epochs of the full network", lambda: trial.full_epoch),
+        Part(
+            small,
+            "epochs of small networks",
+            lambda: trial.tuned_epoch if inherits(problem) else trial.small_epoch,
+        ),
+        Part(2 * math.ceil(math.log2(STEPS)), "measurements of uniform networks", lambda: trial.whole(0.1)),
+        Part(FEWEST * networks, "measurements", lambda: trial.whole(SHARE_OF_A_ROUND)),
+        Part(networks, "exports", lambda: trial.graph),
+        Part(networks, "evaluations of files", lambda: trial.test_of_file),
+    )
+
+
+STAGES: dict[str, tuple[Callable[[Trial], Cost], bool]] = {  # and whether it needs the device
+    "train": (train, False),
+    "build-lut": (build_lut, True),
+    "search": (search, False),
+    "slice": (slice, False),
+    "export": (export, False),
+    "verify": (verification, False),
+    "compare": (comparison, True),
+}
+
+
+def costs(problem: Problem) -> list[Cost]:
+    """The cost of every stage, by one set of trials."""
+    trial, away = Trial(problem), why_not_here(problem.profile)
+    return [
+        Cost(name, None, None, None, away) if away and measures else function(trial)
+        for name, (function, measures) in STAGES.items()
+    ]
