@@ -21,7 +21,8 @@ from bcnet.reading import MIB, opened, parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-LINES_BYTES = 1024 * MIB
+LINES_BYTES = 1024 * MIB  # of a file whose values are all kept
+LINE_BYTES = 16 * MIB  # of a line in any other
 SCHEMA = 1
 SEAL = 16  # hex digits
 OTHERS = "it was begun with other settings"
@@ -36,23 +37,24 @@ class SealedLines:
     """
 
     def __init__(
-        self, path: Path, belongs_to: Mapping[str, Any], most: int | None = None, *, keep: bool = True
+        self, path: Path, belongs_to: Mapping[str, Any], most: int | None = None, *, last: int | None = None
     ) -> None:
         """Read the file if it exists. With another `belongs_to`, all values are dropped.
 
-        With `most`, values after that number are dropped, too. Without `keep`, values are only checked and
-        counted, line by line: the memory does not grow with the file. Raises ValueError if the path is not a
-        file.
+        With `most`, values after that number are dropped, too. With `last`, all are checked and counted, line
+        by line, and `values` are only so many of the last ones: the memory does not grow with the file.
+        Raises ValueError if the path is not a file.
         """
-        self.path, self._most, self._keep = path, most, keep
+        self.path, self._most, self._last = path, most, last
         self.values: list[Any] = []
         self.count = 0
         self.dropped = ""
         self._head = _head(belongs_to)
         self.kept, self.seal = 0, ""  # the number of valid bytes, and the hash of their last line
         if path.exists():
-            with opened(path, LINES_BYTES) as file:
+            with opened(path, LINES_BYTES if last is None else None) as file:
                 self._read(file)
+            self._trim(0)
 
     def _read(self, file: BufferedReader) -> None:
         number = 0
@@ -78,14 +80,19 @@ class SealedLines:
 
     def _add(self, values: Sequence[Any]) -> None:
         self.count += len(values)
-        if self._keep:
-            self.values += values
+        self.values += values
+        self._trim(self._last or 0)
+
+    def _trim(self, beyond: int) -> None:
+        """Drop all but the last values where there are so many more."""
+        if self._last is not None and len(self.values) > self._last + beyond:
+            del self.values[: len(self.values) - self._last]
 
     def _blocks(self, file: BufferedReader) -> Iterator[tuple[bytes, int]]:
         """Complete lines that were written together, and their end in the file, without a truncated one."""
         if self.path.suffix != ".gz":
             end = 0
-            for line in file:
+            while line := file.readline(LINES_BYTES if self._last is None else LINE_BYTES):
                 if not line.endswith(b"\n"):
                     self._check_cut(line, end)
                     return

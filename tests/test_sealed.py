@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,36 @@ def test_values_come_back_and_others_are_added(path: Path) -> None:
     assert SealedLines(path, OWN).values == [*VALUES, []]
     again.remove()
     assert SealedLines(path, OWN).values == []
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0, []), (2, VALUES[2:]), (3, VALUES[1:]), (9, VALUES)])
+def test_only_the_last_values_are_kept_where_that_is_wanted(
+    path: Path, last: int, kept: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = SealedLines(path, OWN)
+    monkeypatch.setattr(sealed, "LINES_BYTES", 10)  # of files whose values are all kept
+    some = SealedLines(path, OWN, last=last)
+    assert (some.values, some.count, some.seal, some.kept) == (kept, 4, whole.seal, whole.kept)
+    for number in range(50):
+        some.append(number)
+    assert len(some.values) <= 2 * last
+    assert (some.count, SealedLines(path, OWN, last=2).values) == (54, [48, 49])
+    with pytest.raises(ValueError, match="at most 10 are read"):
+        SealedLines(path, OWN)
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "LINE_BYTES", 1 << 20)
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    tracemalloc.start()
+    try:
+        some = SealedLines(path, OWN, last=2)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert some.values == VALUES[2:]
+    assert peak < 1 << 23
 
 
 def test_a_file_cut_anywhere_holds_the_lines_that_are_whole(path: Path) -> None:

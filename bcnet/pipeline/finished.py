@@ -63,10 +63,14 @@ def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor
     return tensors
 
 
+RECORDS = 1_000_000  # steps of a training from which a search begins, at most
+
+
 def training_records(run: Run) -> tuple[Record, ...]:
     """Widths and loss of every step of a finished training; of several supernets, step by step.
 
-    So the second half of the records is that of the training. Raises ArtifactError.
+    So the second half of the records is that of the training. Of longer ones than `RECORDS`, the last so many
+    steps of each. Raises ArtifactError.
     """
     stage = run.stage("train")
     if stage.path(EARLIER_RECORDS).exists():
@@ -81,7 +85,7 @@ def _steps(path: Path, stage: Stage, inputs: Mapping[str, str]) -> tuple[Record,
     if not path.exists():
         raise ArtifactError(f"{path} is missing; run `{stage.command}` again")
     try:
-        lines = SealedLines(path, inputs)
+        lines = SealedLines(path, inputs, last=RECORDS)
     except ValueError as cause:
         raise ArtifactError(f"{path} cannot be read ({cause}); run `{stage.command}` again") from None
     if lines.dropped:

@@ -104,7 +104,7 @@ class CheckpointFiles:
             content, seal = sealed_lines(self.inputs, records)
             tensors = _sealed(at.tensors, about, len(records), seal)
             write_files({beside: content, self.path: tensors})
-            self._lines = SealedLines(beside, self.inputs, keep=False)
+            self._lines = SealedLines(beside, self.inputs, last=0)
             return
         lines = self._lines
         lines.extend(records)
@@ -172,7 +172,7 @@ def _lines_of(path: Path, about: Mapping[str, Any]) -> SealedLines:
 
     Raises ValueError where some are not what was written.
     """
-    lines = SealedLines(lines_beside(path), about["inputs"], about["records"], keep=False)
+    lines = SealedLines(lines_beside(path), about["inputs"], about["records"], last=0)
     if lines.dropped == OTHERS:
         raise Replaced(lines.dropped)
     if lines.count != about["records"] or lines.seal != about["seal"]:

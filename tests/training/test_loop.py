@@ -2,6 +2,7 @@
 
 import gc
 import math
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,31 @@ def test_only_the_records_of_the_running_epoch_are_in_memory(
     assert max(alive) <= 48 // 16
     assert SealedLines(lines_beside(path), {}).values == records
     assert len(records) == 4 * 48 // 16
+
+
+def test_no_memory_grows_with_the_steps_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor with their records, which are written every few minutes; here after each step."""
+    model, space = setup()
+    data, allocated, save = images(1200), [], CheckpointFiles.save
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", math.inf)
+
+    def measured(files: CheckpointFiles, checkpoint: Checkpoint, own: Sequence[Record]) -> None:
+        if checkpoint.snapshot.step % 100 == 0:
+            save(files, checkpoint, own)
+            gc.collect()
+            allocated.append(tracemalloc.get_traced_memory()[0])
+
+    monkeypatch.setattr(CheckpointFiles, "save", measured)
+    recipe = Recipe(epochs=1, learning_rate=0.01, batch_size=2)
+    tracemalloc.start()
+    try:
+        files = CheckpointFiles(tmp_path / "checkpoint.safetensors", {})
+        train(Supernet.with_extra(model, space), data, recipe, checkpoints=files)
+    finally:
+        tracemalloc.stop()
+    assert len(allocated) == 6
+    assert allocated[-1] - allocated[1] < 40_000  # in 400 steps; their records alone would take 100,000
 
 
 def test_weights_that_are_no_numbers_end_the_training_before_they_are_kept(tmp_path: Path) -> None:
