@@ -28,7 +28,8 @@ def accuracies(run: Run, problem: Problem, table: BenchTable, index: list[int], 
     path = run.folder / "bench" / "from_scratch.jsonl"
     recipe = Recipe.of(config, epochs, config.train.learning_rate)
     made_from = {key: value for key, value in problem.inputs().items() if key != "space"}
-    inputs = digest([made_from, {**vars(recipe), "task": config.task.model_dump()}])
+    settings = {key: value for key, value in vars(recipe).items() if key != "half"}  # which the device has
+    inputs = digest([made_from, {**settings, "task": config.task.model_dump()}])
     kept = Kept(path, inputs, lambda accuracy: finite(accuracy, most=1.0))
     waiting = [i for i in index if table.key(i) not in kept.values]
     start = time.perf_counter()

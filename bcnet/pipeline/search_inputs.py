@@ -152,7 +152,7 @@ def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = T
         problem.data,
         config.search.recalibration_images,
         problem.task,
-        amp=recipe.amp,
+        amp=recipe.bfloat16,
         shared=shared,
     )
 

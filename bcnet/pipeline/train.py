@@ -118,7 +118,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
         if mean_loss is not None:
             probes(description, snapshot.epoch)
 
-    trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers)
+    trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers, sliced.scaler)
     fit(
         trainee,
         data,

@@ -136,7 +136,7 @@ class TrainedScores:
                 replace(problem.data, val=self._some(images)),
                 problem.config.search.recalibration_images,
                 problem.task,
-                amp=self.recipe.amp,
+                amp=self.recipe.bfloat16,
             )
         return self._scorers[key]
 

@@ -1,12 +1,15 @@
 """The precision of a run's trainings. In: a recipe, what estimates its duration. Out: the faster recipe.
 
-On a CPU, bfloat16 may be slower than float32, as for the weight gradients of depthwise convolutions. Both
-are timed before the first long training of a run, and `precision.json` keeps the choice: a training that
-continues gives the same result, and networks that are compared are trained alike.
+On a CPU, bfloat16 may be slower than float32, as for the weight gradients of depthwise convolutions; so may
+float16 on GPUs before tensor cores. Both are timed before the first long training of a run, and
+`precision.json` keeps the choice: a training that continues gives the same result, and networks that are
+compared are trained alike.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+
+import torch
 
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
@@ -18,8 +21,9 @@ from bcnet.training.distributed import connected
 from bcnet.training.recipe import Recipe
 
 FILE = "precision.json"  # in the run's folder
-LONG = 60.0  # seconds; shorter trainings take bfloat16
-FASTER = 0.95  # of bfloat16's time: float32 is taken where it needs less
+HALVES = {"bfloat16", "float16"}
+LONG = 60.0  # seconds; shorter trainings take half precision
+FASTER = 0.95  # of its time: float32 is taken where it needs less
 
 
 def announced(
@@ -39,9 +43,9 @@ def announced(
     recipe = known or recipe
     seconds = seconds_of(recipe)
     if seconds > LONG and known is None and not begun and _is_open(problem.config, recipe):
-        with working("timing training steps in bfloat16 and in float32"):
+        with working(f"timing training steps in {_half(recipe)} and in float32"):
             recipe, seconds = _faster(recipe, seconds_of, seconds)
-        write_file(run.folder / FILE, json_bytes({"inputs": _inputs(problem), "bfloat16": recipe.amp}))
+        write_file(run.folder / FILE, json_bytes({"inputs": _inputs(problem), _half(recipe): recipe.amp}))
     announce(what, seconds)
     return recipe
 
@@ -63,12 +67,13 @@ def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
         return None
     try:
         found = parse_json(read_text(path, JSON_BYTES))
-        if found["inputs"] != _inputs(problem):
-            return None
-        if not isinstance(found["bfloat16"], bool):
-            raise ValueError("bfloat16 is not true or false")
-        return replace(recipe, amp=found["bfloat16"])
-    except (ValueError, KeyError, TypeError) as cause:
+        chosen = found.get(_half(recipe))
+        if found["inputs"] != _inputs(problem) or (chosen is None and found.keys() & HALVES):
+            return None  # for another network, or another device
+        if not isinstance(chosen, bool):
+            raise ValueError(f"{_half(recipe)} is not true or false")
+        return replace(recipe, amp=chosen)
+    except (ValueError, KeyError, TypeError, AttributeError) as cause:
         raise ArtifactError(
             f"{path} cannot be read ({cause}): set train.amp, or delete it to time both precisions again"
         ) from None
@@ -79,7 +84,13 @@ def _is_open(config: Config, recipe: Recipe) -> bool:
 
     Several processes have to decide alike, so they do not time it.
     """
-    return recipe.amp and recipe.device == "cpu" and config.train.amp is None and connected().size == 1
+    slower = recipe.device == "cpu" or recipe.half == torch.float16
+    return recipe.amp and slower and config.train.amp is None and connected().size == 1
+
+
+def _half(recipe: Recipe) -> str:
+    """The name of the recipe's half precision."""
+    return str(recipe.half).removeprefix("torch.")
 
 
 def _inputs(problem: Problem) -> str:
@@ -87,14 +98,15 @@ def _inputs(problem: Problem) -> str:
 
 
 def _faster(recipe: Recipe, seconds_of: Callable[[Recipe], float], first: float) -> tuple[Recipe, float]:
-    """The faster recipe and its duration, by two alternating estimates each, of bfloat16 with the `first`."""
+    """The faster recipe and its duration, by two alternating estimates each; the `first` is known."""
     found = {True: [first], False: []}
     for amp in (False, True, False):
         found[amp].append(seconds_of(replace(recipe, amp=amp)))
+    half = _half(recipe)
     share = min(found[False]) / min(found[True])
     amp = share >= FASTER
     say(
-        f"training in {'bfloat16' if amp else 'float32'}: here float32 takes {share:.0%} of bfloat16's time "
+        f"training in {half if amp else 'float32'}: here float32 takes {share:.0%} of {half}'s time "
         "(train.amp sets one of them)"
     )
     return replace(recipe, amp=amp), min(found[amp])

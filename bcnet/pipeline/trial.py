@@ -87,7 +87,7 @@ def seconds_a_supernet_step(problem: Problem, recipe: Recipe, objective: Objecti
     plan = StepPlan.of(problem.config.train)
     paths = SlicedPaths(supernet, recipe, objective)
     steps = DrawnSteps.of(paths, replace(plan, distilled=plan.distilled and objective is None), recipe.seed)
-    trainee = Trainee(paths.parameters, lambda *batch: steps(*batch)[1], lambda: paths.buffers)
+    trainee = Trainee(paths.parameters, lambda *batch: steps(*batch)[1], lambda: paths.buffers, paths.scaler)
     problem.model.to(recipe.device).train()
     try:
         return seconds_a_step(trainee, problem.data, recipe)

@@ -90,7 +90,10 @@ class MaskedPath:
         called = bound_to(sliced.model.forward, NarrowNetwork(sliced.model, sliced.space, state).run)
         loss, _ = sliced.recipe.training_loss(called, inputs, targets)
         found = torch.autograd.grad(
-            loss / count, list(leaves.values()), allow_unused=True, materialize_grads=True
+            sliced.scaler.scale(loss / count),
+            list(leaves.values()),
+            allow_unused=True,
+            materialize_grads=True,
         )
         split = len(self._masked)
         torch._foreach_addcmul_(

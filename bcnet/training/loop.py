@@ -13,11 +13,12 @@ import re
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils._pytree import tree_leaves
 
 from bcnet.data.image_data import ImageData
@@ -39,6 +40,7 @@ from bcnet.training.recipe import Objective, Recipe
 Step = Callable[[Any, Any, int], Tensor]
 FEWEST, MOST = 4, 100  # steps of which the time is taken
 TRIAL_S = 0.2  # for these
+SCALE, SCALED = "scaler:state", ("scale", "_growth_tracker")  # of a snapshot, and of a GradScaler's state
 
 # (state, mean loss) after an epoch; within one, the mean loss is None.
 Save = Callable[[Snapshot, float | None], None]
@@ -46,11 +48,15 @@ Save = Callable[[Snapshot, float | None], None]
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a loop trains: parameters, in place, by a step. Snapshots hold its buffers, too."""
+    """What a loop trains: parameters, in place, by a step. Snapshots hold its buffers, too.
+
+    The step has scaled its losses by the `scaler` before the backward pass.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     step: Step
     buffers: Callable[[], Mapping[str, Tensor]] = dict
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers, by their names in a snapshot."""
@@ -153,8 +159,11 @@ def fit(
                     buffers = [own for own in trainee.buffers().values() if own.is_floating_point()]
                     average([*gradients, *buffers, loss])
                 if recipe.clip_gradients:
+                    trainee.scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_gradients)
-                optimizer.step()
+                # Where gradients of any process are not finite, none steps, and the scale is halved.
+                trainee.scaler.step(optimizer)
+                trainee.scaler.update()
                 if averages is not None:
                     averages.update(before + number)
                 optimizer.zero_grad(set_to_none=False)
@@ -209,6 +218,8 @@ def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
         remedy = ""
         if "bfloat16" in str(cause).lower():
             remedy = "; set train.amp = false: it does not support bfloat16"
+        elif "'Half'" in str(cause):
+            remedy = "; set train.amp = false: it does not support float16"
         elif isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(cause):
             remedy = "; lower train.batch_size"
         elif _SIZES.search(str(cause)):
@@ -261,8 +272,9 @@ def fit_network(
     # depthwise convolutions on a CPU more than twice as slow.
     model.to(recipe.device).train()
     parameters = trainable_parameters(model, objective)
-    step = plain_step(model, recipe, objective)
-    trainee = Trainee(parameters, step, lambda: dict(model.named_buffers()))
+    scaler = recipe.scaler()
+    step = plain_step(model, recipe, objective, scaler)
+    trainee = Trainee(parameters, step, lambda: dict(model.named_buffers()), scaler)
     if checkpoint is None:
         curve = fit(trainee, data, recipe, description)
     else:
@@ -313,15 +325,18 @@ def trainable_parameters(model: nn.Module, objective: Objective | None = None) -
     return {**own, **(objective.parameters if objective else {})}
 
 
-def plain_step(model: nn.Module, recipe: Recipe, objective: Objective | None = None) -> Step:
+def plain_step(
+    model: nn.Module, recipe: Recipe, objective: Objective | None = None, scaler: GradScaler | None = None
+) -> Step:
     """The training step of a plain network, which is in training mode on the recipe's device."""
+    scaled = scaler or recipe.scaler()
 
     def step(inputs: Any, targets: Any, _: int) -> Tensor:
         if objective is not None:
             loss = objective.loss(model, inputs, targets, recipe)
         else:
             loss, _ = recipe.training_loss(model, inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scaled.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     return step
@@ -334,7 +349,9 @@ def seconds_to_fit(
     copied = copy.deepcopy(model).to(recipe.device)
     copied.train()
     parameters = trainable_parameters(copied, objective)
-    trainee = Trainee(parameters, plain_step(copied, recipe, objective), lambda: dict(copied.named_buffers()))
+    scaler = recipe.scaler()
+    step = plain_step(copied, recipe, objective, scaler)
+    trainee = Trainee(parameters, step, lambda: dict(copied.named_buffers()), scaler)
     return seconds_a_step(trainee, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
 
 
@@ -390,6 +407,9 @@ def _tensors(trainee: Trainee, optimizer: torch.optim.Optimizer) -> dict[str, Te
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer:{key}:{name}"] = value.cpu()
+    scale = trainee.scaler.state_dict()
+    if scale:
+        tensors[SCALE] = torch.tensor([scale[key] for key in SCALED], dtype=torch.float64)
     return tensors
 
 
@@ -398,7 +418,8 @@ def _fits(trainee: Trainee, recipe: Recipe, snapshot: Snapshot) -> bool:
     if recipe.ema:
         averages = AveragedWeights(trainee.tensors, recipe.ema).saved()
         own |= {name: tensor.shape for name, tensor in averages.items()}
-    found = {n: tensor.shape for n, tensor in snapshot.tensors.items() if not n.startswith("optimizer:")}
+    others = ("optimizer:", SCALE)
+    found = {n: tensor.shape for n, tensor in snapshot.tensors.items() if not n.startswith(others)}
     return 0 <= snapshot.epoch <= recipe.epochs and found == own
 
 
@@ -412,6 +433,9 @@ def _restore(trainee: Trainee, optimizer: torch.optim.Optimizer, tensors: Mappin
             parameter = trainee.parameters[name]
             # AdamW keeps its step counter on the CPU unless it is fused; `to` is right in both cases.
             optimizer.state[parameter][slot] = tensor.clone().to(parameter.device)
+    if trainee.scaler.is_enabled() and SCALE in tensors:
+        known = dict(zip(SCALED, tensors[SCALE].tolist(), strict=True))
+        trainee.scaler.load_state_dict(trainee.scaler.state_dict() | known)
 
 
 def keep_freed_memory() -> None:

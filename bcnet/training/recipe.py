@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils._pytree import tree_map_only
 
 from bcnet.config import RENAMED_STEPS, Config, SliceConfig, TrainConfig
@@ -37,6 +38,7 @@ class Recipe:
     ema: float | None = None
     clip_gradients: float | None = None
     amp: bool = False
+    half: torch.dtype = torch.bfloat16  # what `amp` computes in
     device: str = "cpu"
     seed: int = 0
     task: Task = field(default_factory=Task)
@@ -45,6 +47,7 @@ class Recipe:
     def of(cls, config: Config, epochs: int, learning_rate: float) -> "Recipe":
         """The recipe of a configuration, with this number of epochs and learning rate."""
         device = training_device(config)
+        half = _half_of(device)
         return cls(
             epochs=epochs,
             learning_rate=learning_rate,
@@ -56,7 +59,8 @@ class Recipe:
             label_smoothing=config.train.label_smoothing,
             ema=config.train.ema,
             clip_gradients=config.train.clip_gradients,
-            amp=config.train.amp is not False and _computes_in_bfloat16(device),
+            amp=config.train.amp is not False and half is not None,
+            half=half or torch.bfloat16,
             device=device,
             seed=config.seed,
             task=Task.of(config.task),
@@ -86,8 +90,20 @@ class Recipe:
         return self.loss(outputs, targets), outputs
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 if `amp` is set: unlike float16 it needs no loss scaling."""
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.amp)
+        """Half precision if `amp` is set."""
+        return torch.autocast(self.device, dtype=self.half, enabled=self.amp)
+
+    def scaler(self) -> GradScaler:
+        """What scales losses before a backward pass, of a new training; it does nothing but for float16.
+
+        Small gradients would be zero in float16, whose exponent has five bits; bfloat16 has those of float32.
+        """
+        return GradScaler(self.device, enabled=self.amp and self.half == torch.float16)
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether bfloat16 is used, in which networks are scored, too: float16 might overflow there."""
+        return self.amp and self.half == torch.bfloat16
 
     def rate(self, progress: float) -> float:
         """The learning rate after `progress` epochs: linear warm-up, then cosine decay to zero."""
@@ -165,8 +181,10 @@ def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _computes_in_bfloat16(device: str) -> bool:
-    """Whether the device supports bfloat16 natively, without emulation."""
+def _half_of(device: str) -> torch.dtype | None:
+    """The half precision that the device supports natively: bfloat16, or on older GPUs float16; or none."""
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return platform.machine() in ("x86_64", "AMD64") and bool(torch.cpu._is_avx512_bf16_supported())
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    native = platform.machine() in ("x86_64", "AMD64") and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else None

@@ -86,6 +86,7 @@ class SlicedPaths:
         With an `objective` all paths learn by that, and give no outputs for others to learn from.
         """
         self.supernet, self.recipe, self.objective = supernet, recipe, objective
+        self.scaler = recipe.scaler()
         self.model, self.space = supernet.model, supernet.space
         tensors = supernet.state.items()
         self.parameters = {name: own for name, own in tensors if isinstance(own, nn.Parameter)}
@@ -94,7 +95,7 @@ class SlicedPaths:
     def __call__(
         self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        """Add the gradients of one path of `count` to the parameters'; its loss, a scalar, and outputs.
+        """Add the gradients of one path of `count` to the parameters', by the `scaler`; its loss and outputs.
 
         With a `teacher`'s logits the path learns from those in place of the targets.
         """
@@ -115,7 +116,7 @@ class SlicedPaths:
             loss, outputs = self.objective.loss(called, inputs, targets, self.recipe), None
         else:
             loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
-        (loss / count).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), outputs
 
 

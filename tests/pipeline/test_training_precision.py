@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bcnet.config import Config, DataConfig
 from bcnet.errors import ArtifactError
@@ -64,6 +65,18 @@ def test_bfloat16_is_taken_unless_float32_is_clearly_faster(
     assert announced(run, problem, "training", RECIPE, own) == RECIPE
     assert f"training in bfloat16: here float32 takes {share} of" in capsys.readouterr().err
     assert kept_precision(run, problem, RECIPE) == RECIPE
+
+
+def test_on_a_gpu_only_float16_is_timed_and_its_choice_is_of_no_other_precision(
+    run: Run, problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = replace(RECIPE, device="cuda")
+    assert announced(run, problem, "training", gpu, timed([267.0], [])) == gpu
+    old = replace(gpu, half=torch.float16)
+    assert announced(run, problem, "training", old, timed([267.0, 400.0], [900.0, 167.0])).amp is False
+    assert "training in float32: here float32 takes 63% of float16's time" in capsys.readouterr().err
+    assert kept_precision(run, problem, old) == replace(old, amp=False)
+    assert kept_precision(run, problem, RECIPE) is None  # on a CPU
 
 
 def test_short_and_begun_trainings_stay_in_bfloat16_and_decide_nothing(run: Run, problem: Problem) -> None:

@@ -31,7 +31,7 @@ from bcnet.space.widen import supernet_state
 from bcnet.training import checkpoints
 from bcnet.training.checkpoints import CheckpointFile, Snapshot
 from bcnet.training.distributed import _slurm_address, world
-from bcnet.training.loop import fit_network
+from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, learning_rate=0.1, batch_size=16)
@@ -79,6 +79,20 @@ def with_checkpoints(rank: int, path: Path) -> Any:
     checkpoints.EVERY_S, checkpoints.SHARE = 0.0, math.inf
     model = network(nn.BatchNorm2d(16), nn.Dropout(0.2))
     return fit_network(model, images(), AVERAGED, "training", checkpoint=Copied(path, {})), model.state_dict()
+
+
+def overflowing(rank: int) -> Any:
+    """Weight and scale after each step of a training in float16; the second one overflows in one process."""
+    recipe = replace(RECIPE, amp=True, half=torch.float16, momentum=0.0, weight_decay=0.0)
+    weight, scaler, found = nn.Parameter(torch.ones(1)), recipe.scaler(), []
+
+    def step(inputs: Any, targets: Any, number: int) -> Tensor:
+        found.append((float(weight), scaler.get_scale()))
+        scaler.scale(weight.sum() * (torch.inf if (number, rank) == (1, 1) else 1.0 + rank)).backward()
+        return torch.ones(())
+
+    fit(Trainee({"weight": weight}, step, scaler=scaler), images(), recipe, "training")
+    return found
 
 
 def not_finite(rank: int) -> Any:
@@ -146,6 +160,14 @@ def test_a_loss_that_is_not_finite_in_one_share_stops_all() -> None:
     for error in in_processes(2, not_finite):
         assert isinstance(error, TrainingError)
         assert str(error).startswith("training diverged: the loss of step 0 is nan")
+
+
+def test_a_step_that_overflows_in_one_process_is_left_out_in_all() -> None:
+    first, second = in_processes(2, overflowing)
+    assert first == second
+    weights, scales = zip(*first, strict=True)
+    assert weights[0] > weights[1] == weights[2] > weights[3]
+    assert scales[:3] == (scales[0], scales[0], scales[0] / 2)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
