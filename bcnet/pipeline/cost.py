@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bcnet.measure.network_latency import why_not_here
 from bcnet.measure.table_build import PASSES
 from bcnet.pipeline.alternating import ALTERNATIONS
 from bcnet.pipeline.compare import SHARE_OF_A_ROUND, STEPS
@@ -104,7 +103,7 @@ def search(trial: Trial) -> Cost:
         if config.trials and not problem.config.slice.from_scratch:
             scores += (config.trials + 1) * SOURCES
             epochs = (config.trials + 1) * config.trial_epochs
-    measured = 0 if why_not_here(problem.profile) else ALTERNATIONS * (networks + 1)
+    measured = 0 if trial.away else ALTERNATIONS * (networks + 1)
     return Cost.of(
         "search",
         Part(scores, "scores", lambda: trial.score),
@@ -135,12 +134,11 @@ def export(trial: Trial) -> Cost:
 
 def verification(trial: Trial) -> Cost:
     """What follows in the same stage: the file on all test images, beside PyTorch, and timed."""
-    here = why_not_here(trial.problem.profile) is None
     return Cost.of(
         "verify",
         Part(1, "evaluation of the file", lambda: trial.test_of_file),
         Part(2, "evaluations", lambda: trial.test),
-        Part(2 * AT_LEAST if here else 0, "measurements", lambda: trial.whole(1.0)),
+        Part(0 if trial.away else 2 * AT_LEAST, "measurements", lambda: trial.whole(1.0)),
     )
 
 
@@ -181,8 +179,8 @@ STAGES: dict[str, tuple[Callable[[Trial], Cost], bool]] = {  # and whether it ne
 
 def costs(problem: Problem) -> list[Cost]:
     """The cost of every stage, by one set of trials."""
-    trial, away = Trial(problem), why_not_here(problem.profile)
+    trial = Trial(problem)
     return [
-        Cost(name, None, None, None, away) if away and measures else function(trial)
+        Cost(name, None, None, None, trial.away) if trial.away and measures else function(trial)
         for name, (function, measures) in STAGES.items()
     ]

@@ -19,7 +19,7 @@ from bcnet.config.section import latency_share
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.measure.layer_attribution import layers_ms
 from bcnet.measure.network_design import calibration_subnets, plan
-from bcnet.measure.network_latency import measure_network, setting_of, why_not_here
+from bcnet.measure.network_latency import measure_network, replayed, setting_of, why_not_here
 from bcnet.measure.table_build import runs_of_a_profile
 from bcnet.pipeline.original import is_given
 from bcnet.pipeline.problem import Problem
@@ -126,6 +126,11 @@ class Trial:
         return faster(config, recipe, lambda own: steps * seconds_a_supernet_step(self.problem, own))
 
     @cached_property
+    def away(self) -> str | None:
+        """Why nothing can be measured on the device now; None where it can."""
+        return why_not_here(self.problem.profile) or replayed(self.problem.profile)
+
+    @cached_property
     def steps(self) -> int:
         """Steps in one pass over the training images."""
         return max(1, len(self.data.train) // self.problem.config.train.batch_size)
@@ -183,8 +188,7 @@ class Trial:
         """The same of its ONNX file, where the device is, else on this processor."""
         problem, count = self.problem, len(self.data.test)
         some = replace(self.data, test=self.data.test.take(torch.arange(min(EVALUATED, count))))
-        away = why_not_here(problem.profile) is not None
-        profile = on_this_processor(problem.profile) if away else problem.profile
+        profile = on_this_processor(problem.profile) if self.away else problem.profile
         content = problem.graph.variant(self.small)
         unit = tried(lambda: file_metric(content, problem.model, some, profile, problem.task))
         return replace(unit, seconds=unit.seconds / len(some.test) * count)
