@@ -82,3 +82,14 @@ def observed(observers: Sequence[Observer]) -> Iterator[None]:
         del _observers[before:]
         for observer in observers:
             observer.close()
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Report no events for the length of the block: what it does is only a trial."""
+    before = tuple(_observers)
+    _observers.clear()
+    try:
+        yield
+    finally:
+        _observers[:] = before

@@ -21,6 +21,7 @@ from bcnet.pipeline.trial import Trial, Unit
 from bcnet.pipeline.tuning import inherits
 from bcnet.pipeline.verify import AT_LEAST
 from bcnet.space.importance import CRITERIA
+from bcnet.training.distributed import connected
 
 CONFIRMED = 2  # networks that are measured again: the winner of an evolution, beside the original
 SOURCES = len(CRITERIA) + 1  # of what a small network inherits from a trained one
@@ -145,17 +146,18 @@ def verification(trial: Trial) -> Cost:
 def comparison(trial: Trial) -> Cost:
     """The comparison: networks that are trained beside the found one, and all of them timed."""
     problem, config = trial.problem, trial.problem.config.slice
-    full, small, networks = 0, 0, 1
+    full, small, networks, at_once = 0, 0, 1, 1
     if inherits(problem):
         small, networks = config.epochs, 3 if is_given(problem) else 2
     elif problem.fresh.from_scratch:
         full, networks = problem.winner_passes, 3 if config.from_scratch else 4
         small = (networks - 2) * full
+        at_once = min(networks - 1, connected().size)
     return Cost.of(
         "compare",
-        Part(full, "epochs of the full network", lambda: trial.full_epoch),
+        Part(full / at_once, "epochs of the full network", lambda: trial.full_epoch),
         Part(
-            small,
+            small / at_once,
             "epochs of small networks",
             lambda: trial.tuned_epoch if inherits(problem) else trial.small_epoch,
         ),

@@ -25,7 +25,7 @@ from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Item
 from bcnet.data.training_batches import TrainingBatches
 from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_line, text_of
-from bcnet.events import emit
+from bcnet.events import emit, unobserved
 from bcnet.models.finite import not_finite
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
@@ -360,7 +360,7 @@ def seconds_a_step(trainee: Trainee, data: ImageData, recipe: Recipe) -> float:
 
     After a few steps, which are slower, the mean of as many as take `TRIAL_S`.
     """
-    with seeded(recipe.seed):
+    with seeded(recipe.seed), unobserved():
         first = torch.tensor([_mean_seconds(trainee, data, recipe, FEWEST)])
         average([first])  # several processes go on alike
         count = min(int(TRIAL_S / float(first)), MOST)

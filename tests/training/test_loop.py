@@ -17,6 +17,7 @@ from bcnet.data.augment import item_draws, moved
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import SpaceError, TrainingError
+from bcnet.events import Event, emit, observed
 from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record, lines_beside
@@ -26,7 +27,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import checkpoints
-from bcnet.training.loop import Trainee, fit, fit_network
+from bcnet.training.loop import Trainee, fit, fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe
 from bcnet.training.supernet_step import STEPS, SlicedPaths, StepPlan, supernet_step
 from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
@@ -173,6 +174,28 @@ def test_only_the_records_of_the_running_epoch_are_in_memory(
     assert max(alive) <= 48 // 16
     assert SealedLines(lines_beside(path), {}).values == records
     assert len(records) == 4 * 48 // 16
+
+
+def test_timing_a_step_changes_nothing_and_reports_nothing() -> None:
+    model, seen = Concatenating(), []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    drawn = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
+
+    class Observer:
+        def __call__(self, event: Event) -> None:
+            seen.append(event.name)
+
+        def close(self) -> None: ...
+
+    recipe = Recipe(epochs=3, learning_rate=0.05, batch_size=16, ema=0.9, clip_gradients=1.0)
+    with observed([Observer()]):
+        seconds = seconds_to_fit(model, images(), recipe)
+        emit("after")
+    assert 0 < seconds < 60
+    assert seen == ["after"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), drawn[0])
+    assert np.random.get_state()[1].tolist() == drawn[1]
 
 
 def test_no_memory_grows_with_the_steps_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
