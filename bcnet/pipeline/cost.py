@@ -22,6 +22,8 @@ from bcnet.pipeline.tuning import inherits
 from bcnet.pipeline.verify import AT_LEAST
 from bcnet.space.importance import CRITERIA
 from bcnet.training.distributed import connected
+from bcnet.training.iterative import BATCHES, ROUNDS
+from bcnet.width_search.inherit import ITERATIVE
 
 CONFIRMED = 2  # networks that are measured again: the winner of an evolution, beside the original
 SOURCES = len(CRITERIA) + 1  # of what a small network inherits from a trained one
@@ -94,7 +96,8 @@ def search(trial: Trial) -> Cost:
     """Stage 3: scores, measurements of whole networks, and on a trained network the trials of candidates."""
     problem, config = trial.problem, trial.problem.config.search
     methods = allocations(problem)
-    scores, networks, epochs = config.population * (config.generations + 1), config.measured + CONFIRMED, 0
+    scores, networks = config.population * (config.generations + 1), config.measured + CONFIRMED
+    begun = epochs = 0
     if methods:
         few, statistics = min(TABLE_IMAGES, len(trial.data.val)), config.recalibration_images
         narrowed = sum(len(spread(group.choices, TABLE_CHOICES)) - 1 for group in trial.space.groups)
@@ -102,23 +105,26 @@ def search(trial: Trial) -> Cost:
         scores = round(narrowed * share) + len(CRITERIA) + len(methods)
         networks = config.measured + len(methods)
         if config.trials and not problem.config.slice.from_scratch:
-            scores += (config.trials + 1) * SOURCES
+            begun = config.trials + len(methods) - 1
+            scores += begun * SOURCES
             epochs = (config.trials + 1) * config.trial_epochs
     measured = 0 if trial.away else ALTERNATIONS * (networks + 1)
     return Cost.of(
         "search",
         Part(scores, "scores", lambda: trial.score),
         Part(measured, "measurements", lambda: trial.whole(SHARE_OF_SEARCH)),
+        Part(begun * _rounds(problem), "batches of importance", lambda: trial.importance),
         Part(epochs, "epochs of trials", lambda: trial.tuned_epoch),
     )
 
 
 def slice(trial: Trial) -> Cost:
     """Stage 4: fine-tuning."""
-    config = trial.problem.config.slice
+    config, trained = trial.problem.config.slice, on_trained_network(trial.problem)
     return Cost.of(
         "slice",
-        Part(SOURCES if on_trained_network(trial.problem) else 1, "scores", lambda: trial.score),
+        Part(SOURCES if trained else 1, "scores", lambda: trial.score),
+        Part(_rounds(trial.problem) if trained else 0, "batches of importance", lambda: trial.importance),
         Part(
             config.epochs,
             "epochs",
@@ -161,11 +167,17 @@ def comparison(trial: Trial) -> Cost:
             "epochs of small networks",
             lambda: trial.tuned_epoch if inherits(problem) else trial.small_epoch,
         ),
+        Part(_rounds(problem) if inherits(problem) else 0, "batches of importance", lambda: trial.importance),
         Part(2 * math.ceil(math.log2(STEPS)), "measurements of uniform networks", lambda: trial.whole(0.1)),
         Part(FEWEST * networks, "measurements", lambda: trial.whole(SHARE_OF_A_ROUND)),
         Part(networks, "exports", lambda: trial.graph),
         Part(networks, "evaluations of files", lambda: trial.test_of_file),
     )
+
+
+def _rounds(problem: Problem) -> int:
+    """Batches of the importance that is calculated again while channels are removed, for one network."""
+    return ROUNDS * BATCHES if problem.config.slice.inherit in ("auto", ITERATIVE) else 0
 
 
 STAGES: dict[str, tuple[Callable[[Trial], Cost], bool]] = {  # and whether it needs the device

@@ -32,6 +32,7 @@ from bcnet.pipeline.verify import file_metric, on_this_processor
 from bcnet.space.extract import tensors_of
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
+from bcnet.training.gradient_importance import gate_importances
 from bcnet.training.loop import Trainee, seconds_a_step, seconds_to_fit
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.training.supernet_step import DrawnSteps, SlicedPaths, StepPlan, trainable
@@ -40,6 +41,7 @@ from bcnet.width_search.scorer import evaluate_network
 T = TypeVar("T")
 KIB = 1024
 EVALUATED = 1024  # test images of a trial, at most
+IMPORTANCES = 4  # batches of a trial
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,14 @@ class Trial:
             score = scoring(self.problem, [supernet] * self.problem.config.train.supernets)
         score(self.space.largest())
         return tried(lambda: score(self.small))
+
+    @cached_property
+    def importance(self) -> Unit:
+        """One batch of calculating the importance of channels, of the small network."""
+        small, space = cut(self.problem.model, self.space, self.small), self.space.narrowed(self.small)
+        gate_importances(small, space, self.data, self.recipe, 1)  # the first one is slower
+        unit = tried(lambda: gate_importances(small, space, self.data, self.recipe, IMPORTANCES))
+        return replace(unit, seconds=unit.seconds / IMPORTANCES)
 
     @cached_property
     def test(self) -> Unit:
