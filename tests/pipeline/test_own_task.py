@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CONFIG, PROFILE, Refused
+from conftest import CONFIG, PROFILE, Refused, measure_briefly
 from torch import Tensor, nn
 
 from bcnet.cli import main
@@ -218,8 +218,9 @@ train_step = "own_task:step"
 
 
 @pytest.fixture
-def own(folder: Path) -> Path:
+def own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a Dataset, a network, a training step and a metric of the user's own."""
+    measure_briefly(monkeypatch)
     (folder / "own_task.py").write_text(OWN, encoding="utf-8")
     (folder / "bcnet.toml").write_text(OWN_CONFIG, encoding="utf-8")
     (folder / "hw_profiles").mkdir()
