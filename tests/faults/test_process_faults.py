@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from steady_run import SEED, Commands, essence, new_folder, rounds
-from trained_run import TrainedRun
+from trained_run import TrainedRun, trained_folder
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137
@@ -86,15 +86,22 @@ def stage_of(folder: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["with a supernet", "from a trained network"])
 def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
-    commands: Commands, tmp_path: Path
+    commands: Commands, whole: Path, tmp_path: Path, way: str
 ) -> None:
-    start, whole = time.monotonic(), new_folder(tmp_path / "whole")
-    assert commands(whole, "run", processes=2, limit_s=LIMIT_S)["codes"] == [0, 0]
-    longest, wanted = time.monotonic() - start, essence(whole)
+    def new(name: str) -> Path:
+        path = tmp_path / name
+        return (
+            new_folder(path) if way == "with a supernet" else trained_folder(path, whole, "auto", classes=7)
+        )
+
+    start, undisturbed = time.monotonic(), new("undisturbed")
+    assert commands(undisturbed, "run", processes=2, limit_s=LIMIT_S)["codes"] == [0, 0]
+    longest, wanted = time.monotonic() - start, essence(undisturbed)
     rng, kills = random.Random(SEED), Counter[tuple[str, int]]()
     for number in count():
-        folder = new_folder(tmp_path / str(number))
+        folder = new(str(number))
         while True:
             rank, at = rng.randrange(2), stage_of(folder)
             when = {"seconds": rng.uniform(0, longest / 2)}, {"operation": rng.randint(1, 120)}
