@@ -157,7 +157,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     quiet = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
     with contextlib.chdir(path), quiet[0], quiet[1], pytest.MonkeyPatch.context() as patch:
         measure_briefly(patch)
-        code = main(["run", "--json"])
+        # On a busy machine no candidate may be inside the budget: the message says to search again.
+        code = next((0 for _ in range(3) if main(["run", "--json"]) == 0), 1)
     assert code == 0, err.getvalue()
     return path, json.loads(out.getvalue())
 

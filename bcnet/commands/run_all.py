@@ -1,8 +1,10 @@
 """`bcnet run`: all stages and a comparison, without those whose results still match."""
 
+import json
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,11 +43,20 @@ def run_all(
         ),
     ] = None,
     replace: Replace = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Run nothing: print which stages would run, why, and by trials how long each would take.",
+        ),
+    ] = False,
     processes: InProcesses = None,
     as_json: Json = False,
 ) -> None:
     """Run all stages and a comparison. Stages whose results still match are skipped; at the end, the original
     or the full network, a uniformly narrowed one and the found one stand side by side."""
+    if dry_run:
+        return _show_planned(Command("run", given, run, as_json, replace))
     start_processes(context, given, processes)
     command = Command("run", given, run, as_json, replace, measures=True)
 
@@ -64,6 +75,22 @@ def run_all(
         summary = led(all_stages, target, problem)
     if summary is not None:
         show(summary, as_json)
+
+
+def _show_planned(command: Command) -> None:
+    """Print what the command would do."""
+    from bcnet.pipeline.planned import planned
+    from bcnet.progress import working
+    from bcnet.show import show_planned
+
+    with chosen_run(command) as (target, _, opened), redirect_stdout(sys.stderr):
+        problem = opened()
+        with working("trying what the stages do"):
+            stages = planned(target, problem)
+    if command.as_json:
+        print(json.dumps({"stages": [asdict(stage) for stage in stages]}))
+    else:
+        show_planned(stages)
 
 
 def _stages(target: "Run", problem: "Problem", compared: bool | None, as_json: bool) -> "StageResult":

@@ -3,6 +3,7 @@
 from bcnet.show.check import show_check as show_check
 from bcnet.show.comparison import show_comparison as show_comparison
 from bcnet.show.doctor import show_costs as show_costs
+from bcnet.show.doctor import show_planned as show_planned
 from bcnet.show.doctor import show_steps as show_steps
 from bcnet.show.space import show_space as show_space
 from bcnet.show.stages import show_fields as show_fields

@@ -1,4 +1,4 @@
-"""Print the checks of a device, and what a configuration costs there."""
+"""Print the checks of a device, what a configuration costs there, and what a run would do."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from bcnet.show.tables import columns, put, short_count
 if TYPE_CHECKING:
     from bcnet.doctor import Step
     from bcnet.pipeline.cost import Cost
+    from bcnet.pipeline.planned import PlannedStage
 
 MARKS = {True: "ok", False: "NO", None: "?"}
 
@@ -39,6 +40,21 @@ def show_costs(stages: "Sequence[Cost]") -> None:
         *columns(["stage", "time", "memory", "on the GPU"], [*rows, ["all", duration(sum(known)), "", ""]]),
     )
     put("", *(f"{own.stage}: {own.basis}" for own in stages))
+
+
+def show_planned(stages: "Sequence[PlannedStage]") -> None:
+    """Print which stages would run, about how long each takes, and why."""
+    rows = [
+        ("stage", "takes", "why"),
+        *(
+            (own.name, "", "already done")
+            if own.reason is None
+            else (own.name, "?" if own.seconds is None else duration(own.seconds), own.reason)
+            for own in stages
+        ),
+        ("all", duration(sum(own.seconds or 0.0 for own in stages)), ""),
+    ]
+    put(*(f"{name:<10} {takes:>9}  {why}".rstrip() for name, takes, why in rows))
 
 
 def _bytes(count: int | None) -> str:

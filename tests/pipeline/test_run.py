@@ -66,6 +66,32 @@ def test_a_run_leaves_every_stage_finished_with_its_files(finished: Finished) ->
     assert (finished[0] / TABLE).stat().st_size > 0
 
 
+def test_a_dry_run_says_what_would_run_and_why_and_changes_nothing(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(project)
+    assert main(["run", "--dry-run"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines == [
+        "stage          takes  why",
+        *(f"{stage:<10}            already done" for stage in STAGES),
+        "all              0 s",
+    ]
+    assert main(["run", "--dry-run", "--json", "--latency", "61%"]) == 0
+    stages = only_object(capfd.readouterr().out)["stages"]
+    assert [(own["name"], own["reason"]) for own in stages] == [
+        ("train", None),
+        ("build-lut", None),
+        ("search", "search settings changed"),
+        ("slice", "follows search"),
+        ("export", "follows search"),
+        ("compare", "follows search"),
+    ]
+    assert [own["seconds"] is None for own in stages] == [True, True, False, False, False, False]
+    assert all(own["seconds"] > 0 for own in stages[2:])
+    assert contents(project) == before
+
+
 def test_a_run_compares_the_searched_network_with_others_of_as_many_passes(finished: Finished) -> None:
     networks = finished[1]["networks"]
     assert [entry["name"] for entry in networks] == [
