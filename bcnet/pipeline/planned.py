@@ -6,7 +6,9 @@ from bcnet.pipeline import cost
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.stage import STAGES
 from bcnet.pipeline.trial import Trial
-from bcnet.runs import Run
+from bcnet.runs import MANIFEST, NOT_DONE, Run
+
+INDEPENDENT = ("build-lut",)  # of the results of stages before
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,12 @@ def planned(run: Run, problem: Problem) -> list[PlannedStage]:
     """All stages in their order; what follows a stage that would run is assumed to run, too."""
     trial, found, first = Trial(problem), list[PlannedStage](), None
     for name, stage in STAGES.items():
-        if first is None:
-            reason = run.stage(name).outdated(stage.stage_inputs(run, problem))
-            first = name if reason is not None else None
+        own = run.stage(name)
+        if first is None or name in INDEPENDENT:
+            reason = own.outdated(stage.stage_inputs(run, problem))
         else:
-            reason = f"follows {first}"
+            reason = f"follows {first}" if own.path(MANIFEST).exists() else NOT_DONE
+        first = first or (name if reason is not None else None)
         found.append(PlannedStage(name, reason, None if reason is None else _seconds(name, trial)))
     return found
 
