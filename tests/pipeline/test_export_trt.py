@@ -156,6 +156,7 @@ def test_an_engine_is_built_ahead_of_time_and_not_called_verified(done: Done) ->
         "model.engine",
         "engine.json",
         "verify.json",
+        "answers.json",
     }
 
 
