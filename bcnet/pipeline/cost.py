@@ -57,7 +57,7 @@ class Cost:
         tried = [(part, part.unit()) for part in parts if part.count]
         return cls(
             stage,
-            round(sum(part.count * unit.seconds for part, unit in tried), 1),
+            round(sum(part.count * unit.seconds for part, unit in tried), 3),
             max((unit.memory for _, unit in tried), default=0),
             max((unit.gpu_memory for _, unit in tried), default=0),
             ", ".join(f"{part.count:,.0f} {part.what} of {_each(unit)}" for part, unit in tried)
