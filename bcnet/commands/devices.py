@@ -61,7 +61,7 @@ def doctor(
     given: Given,
     cost: Annotated[
         bool,
-        typer.Option("--cost", help="Estimate the time and memory of each stage of `bcnet run`, by trials."),
+        typer.Option("--cost", help="Also estimate the time and memory of each stage, from short trials."),
     ] = False,
     as_json: Json = False,
 ) -> int:

@@ -32,22 +32,22 @@ def diff(
     ],
     max_slowdown: Annotated[
         str | None,
-        typer.Option(help="Fail where RUN_B is slower by more, from 4% to 100% (default: it may be)."),
+        typer.Option(help="Fail if RUN_B is slower than RUN_A by more, from 4% to 100% (default: no limit)."),
     ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Fail where RUN_B loses more accuracy, in percentage points; of another metric, in its unit "
-            "(default: it may).",
+            help="Fail if RUN_B is less accurate than RUN_A by more, in percentage points, or in the unit of "
+            "another metric (default: no limit).",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Compare two runs. Accuracy, latency, predicted latency, parameters, multiply-accumulates, size of the
-    file, widths, from what their stages left; neither network nor data is loaded. Exit code 0: compared; with
-    a limit, 3: worse than allowed, 4: that cannot be decided."""
+    """Compare two runs. Shows how accuracy, latency, predicted latency, parameters, multiply-accumulates,
+    file size and widths differ, from the stored results: neither network nor data is loaded. Exit code 0:
+    compared; with a limit, 3: worse than allowed, 4: that cannot be decided."""
     slowdown = None if max_slowdown is None else percentage("--max-slowdown", max_slowdown)
     if markdown and as_json:
         raise UsageError("--markdown and --json exclude each other: give one of them")

@@ -79,8 +79,8 @@ def inspect(
         str | None,
         typer.Option(
             "--run",
-            help="Show instead what the next narrower and wider choice of each group would change in the "
-            "network that this run found.",
+            help="Show instead, for the network that this run found, what each group's next narrower and "
+            "next wider choice would change.",
             autocompletion=run_names,
         ),
     ] = None,
@@ -88,7 +88,8 @@ def inspect(
 ) -> None:
     """Show what can be searched in the model. Width groups, their layers and choices, what stays as it is
     and why, parameters and multiply-accumulates, and whether it can be exported. Without --model: the
-    configured model and data. With --device: what each group takes there, and which budgets can be met."""
+    configured model and data. With --device, it also shows what narrowing each group
+    saves there, and which budgets can be met."""
     if run is not None:
         if model is not None:
             raise UsageError("--run shows the configured network, and --model another: give one of them")

@@ -33,9 +33,9 @@ def load(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the small network for PyTorch code without bcnet. Weights, widths, and a short load_network.py,
-    which narrows an instance of your own class; it needs torch and safetensors alone. Prints the lines to
-    paste. Where bcnet is installed, `bcnet.load("RUN")` returns the same network."""
+    """Write the small network for PyTorch code without bcnet. The files are weights, widths, and a short
+    load_network.py, which narrows an instance of your own class and needs only torch and safetensors. Prints
+    the lines to paste into your code. If bcnet is installed, `bcnet.load("RUN")` returns the same network."""
     with existing_run(given, run) as choice, redirect_stdout(sys.stderr):
         from bcnet.handover import FOLDER, Loaded
 

@@ -38,8 +38,8 @@ def run_all(
         bool | None,
         typer.Option(
             "--compare/--no-compare",
-            help="Train and time other networks beside the found one; if not given, where that takes at most "
-            "an hour, by an estimate that is printed before.",
+            help="Also train and time other networks, to compare the found one with them (default: only if "
+            "that takes at most an hour, by an estimate that is printed first).",
         ),
     ] = None,
     replace: Replace = False,
@@ -47,7 +47,8 @@ def run_all(
         bool,
         typer.Option(
             "--dry-run",
-            help="Run nothing: print which stages would run, why, and by trials how long each would take.",
+            help="Run no stage. Print which ones would run, why, and how long each would take, estimated "
+            "from short trials.",
         ),
     ] = False,
     processes: InProcesses = None,

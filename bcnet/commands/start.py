@@ -21,8 +21,8 @@ InProcesses = Annotated[
         "--processes",
         metavar="N",
         min=1,
-        help="Run in so many processes of this machine, each on a GPU of its own, or on a share of the "
-        "processor's cores where there is none.",
+        help="Run in N processes on this machine, each with a GPU of its own, or on a machine without GPUs "
+        "with a share of the processor's cores.",
     ),
 ]
 

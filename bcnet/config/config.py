@@ -60,8 +60,8 @@ class Config(Section):
     observers: tuple[Annotated[str, AfterValidator(OBSERVERS.checked)], ...] = Field(
         (),
         strict=False,
-        description="what follows a command beside the log of its run: tensorboard, mlflow, or an observer "
-        "of another package",
+        description="what receives the events of each command, in addition to the run's log: tensorboard, "
+        "mlflow, or an observer of another package",
         examples=[["tensorboard"]],
     )
     model: ModelConfig = Field(default_factory=ModelConfig)

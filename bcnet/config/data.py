@@ -47,14 +47,14 @@ class DataConfig(Section):
     image_column: str | None = Field(
         None,
         min_length=1,
-        description="hf: the column of images; wds: the suffix of images; needed where there are several",
+        description="hf: the column of images; wds: the suffix of image files; needed if there are several",
         examples=["image"],
     )
     label_column: str | None = Field(
         None,
         min_length=1,
-        description="hf: the column of classes; wds: the suffix of the files with the number or name of a "
-        "class, cls if not given",
+        description="hf: the column of classes, needed if there are several; wds: the suffix of the files "
+        "that hold the number or name of the class, cls if not given",
         examples=["label"],
     )
     storage: Literal["auto", "memory", "disk", "stream"] = Field(

@@ -32,8 +32,8 @@ class SearchConfig(Section):
     fps: float | None = Field(
         None,
         allow_inf_nan=True,
-        description="latency budget as images per second, one call after the other: `batch` images within "
-        "batch * 1000 / fps milliseconds",
+        description="latency budget as images per second, one call after the other: each call of `batch` "
+        "images may take batch * 1000 / fps milliseconds",
         examples=[30.0],
     )
     p90_ms: float | None = Field(

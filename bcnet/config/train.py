@@ -83,8 +83,8 @@ class TrainConfig(Section):
     )
     amp: bool | None = Field(
         None,
-        description="train in bfloat16 where the training device supports it, on other GPUs in float16 with "
-        "scaled losses; if not given, on a CPU and in float16 only where that is faster than float32",
+        description="train in bfloat16 if the training device supports it, on other GPUs in float16 with "
+        "scaled losses; if not given, bfloat16 on a CPU and float16 are used only if faster than float32",
         examples=[True],
     )
     train_device: Literal["auto", "cpu", "cuda"] = Field(
