@@ -1,7 +1,7 @@
 """Make text from outside safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
 Text from a device, a file or a library may contain escape codes or line breaks, or be arbitrarily long. Also
-the common format of losses.
+the common formats of losses and durations.
 """
 
 import re
@@ -35,6 +35,13 @@ def cell(text: str, most: int = MOST) -> str:
 def loss_text(loss: float) -> str:
     """A loss with four significant digits, so that losses of any size can be compared."""
     return f"{loss:#.4g}".rstrip(".")
+
+
+def duration(seconds: float) -> str:
+    """For people: "90 s", "12 min", "2.5 hours"."""
+    if seconds >= 7200:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 def shown(value: object, most: int = 80) -> str:

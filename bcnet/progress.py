@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bcnet.events import emit
-from bcnet.plain import LONGEST, plain
+from bcnet.plain import LONGEST, duration, plain
 
 stderr = Console(stderr=True, highlight=False)
 SILENT = 30.0  # seconds without a line
@@ -102,10 +102,3 @@ def announce(what: str, seconds: float) -> None:
     """Report how long a step will take, if it is more than a minute."""
     if seconds > 60:
         say(f"{what}: about {duration(seconds)}")
-
-
-def duration(seconds: float) -> str:
-    """For people: "90 s", "12 min", "2.5 hours"."""
-    if seconds >= 7200:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -132,7 +132,8 @@ def _comparison(run: "Run", problem: "Problem", compared: bool | None) -> tuple[
     from bcnet.pipeline.cost import comparison
     from bcnet.pipeline.finished import sliced
     from bcnet.pipeline.trial import Trial
-    from bcnet.progress import duration, working
+    from bcnet.plain import duration
+    from bcnet.progress import working
 
     if compared is False:
         return False, "left out"

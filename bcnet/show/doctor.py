@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bcnet.progress import duration
+from bcnet.plain import duration
 from bcnet.show.tables import columns, put, short_count
 
 if TYPE_CHECKING:
