@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from signal import SIGINT
 from typing import Annotated, Any
 
 import typer
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(given, received)
         except (KeyboardInterrupt, typer.Abort):
             signal = received[0] if received else None
-            what = f"ended by {signal.name}" if signal else "interrupted"
+            what = "interrupted" if signal in (None, SIGINT) else f"ended by {signal.name}"
             if these().size == 1:  # what has started several says it for them
                 with suppress(OSError):  # after SIGHUP there may be no terminal to write to
                     said = f"bcnet: {what}; finished work is kept, run the same command again"

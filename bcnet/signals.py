@@ -1,4 +1,4 @@
-"""End a command on signals as on Ctrl-C. In: SIGTERM, SIGHUP. Out: an exception in the main thread.
+"""End a command on signals. In: SIGINT (Ctrl-C), SIGTERM, SIGHUP. Out: an exception in the main thread.
 
 Running work ends in the same way: locks are released, temporary files removed, and finished work is kept.
 """
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 AGAIN_SECONDS = 5.0
 
 
@@ -35,6 +36,8 @@ def as_interrupts() -> Iterator[list[signal.Signals]]:
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != own:  # a forked worker process keeps the default behaviour
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         else:
@@ -47,7 +50,7 @@ def as_interrupts() -> Iterator[list[signal.Signals]]:
         yield received
         return
     before = {number: signal.getsignal(number) for number in ENDING}
-    caught = {number: handler for number, handler in before.items() if handler == signal.SIG_DFL}
+    caught = {number: handler for number, handler in before.items() if handler in DEFAULTS}
     try:
         for number in caught:
             signal.signal(number, end)

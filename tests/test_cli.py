@@ -558,15 +558,19 @@ def test_a_signal_that_is_ignored_already_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_whose_exception_was_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_whose_exception_was_lost_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    before = signal.getsignal(sent)
     monkeypatch.setattr("bcnet.signals.AGAIN_SECONDS", 0.05)
     with as_interrupts() as received:
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
         with pytest.raises(KeyboardInterrupt):
             time.sleep(10)
-        assert received == [signal.SIGTERM, signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert received == [sent, sent]
+    assert signal.getsignal(sent) == before
 
 
 def test_ctrl_c_ends_training_with_130_and_the_next_one_continues(
