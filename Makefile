@@ -22,7 +22,7 @@ quickstart: $(INSTALLED)
 
 # The tests take two cores most of the time; all else is done beside them, one after the other.
 test: $(INSTALLED)
-	$(MAKE) --jobs 2 tests lint docs wheel
+	$(MAKE) --jobs 2 tests lint docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ def before_search(whole: Path, path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does_in_supernets(
     commands: Commands, whole: Path, tmp_path: Path
 ) -> None:
@@ -45,6 +46,7 @@ def test_two_processes_find_and_try_what_one_does_on_a_trained_network(
     assert essence(folder / "runs/default/search") == essence(whole / "runs/default/search")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_many_supernets_as_one_does(commands: Commands, tmp_path: Path) -> None:
     alone, several = new_folder(tmp_path / "alone"), new_folder(tmp_path / "several")
     train = "train", "--supernets", "2", "--epochs", "1"
@@ -54,6 +56,7 @@ def test_two_processes_train_as_many_supernets_as_one_does(commands: Commands, t
     assert essence(several) == essence(alone)
 
 
+@pytest.mark.slow
 def test_two_processes_compare_with_the_networks_that_one_trains(
     commands: Commands, whole: Path, tmp_path: Path
 ) -> None:
