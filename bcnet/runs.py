@@ -405,10 +405,12 @@ def alone_in(stage: str) -> Callable[[_Runs[P, R]], _Runs[P, R]]:
     """
 
     def kept_alone(function: _Runs[P, R]) -> _Runs[P, R]:
+        followed = followed_stage(stage)(function)
+
         @wraps(function)
         def alone(run: Run, /, *args: P.args, **kwargs: P.kwargs) -> R:
             with run.stage(stage).at_work():
-                return followed_stage(stage)(function)(run, *args, **kwargs)
+                return followed(run, *args, **kwargs)
 
         return alone
 

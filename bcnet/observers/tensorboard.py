@@ -13,7 +13,7 @@ class TensorBoard:
         self._writer: Any = tensorboard.SummaryWriter(followed.folder / "tensorboard" / followed.command)
 
     def __call__(self, event: Event) -> None:
-        """Add the figures of an epoch, a generation or a measured network."""
+        """Add the figures of an event that has a step, as an epoch or a generation."""
         step = event.values.get("step")
         if step is None:
             return

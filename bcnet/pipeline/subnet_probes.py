@@ -8,7 +8,6 @@ import time
 import torch
 
 from bcnet.data.image_data import ImageData
-from bcnet.data.kept_batches import KeptBatches
 from bcnet.errors import BcnetError
 from bcnet.events import emit, is_observed
 from bcnet.progress import say
@@ -16,7 +15,7 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
-from bcnet.width_search.scorer import evaluate, first_images
+from bcnet.width_search.scorer import Validation, evaluate
 
 IMAGES = 256  # of validation, and as many of training for batch-norm statistics
 AT_RANDOM = 3
@@ -32,6 +31,7 @@ class SubnetProbes:
     def __init__(self, supernet: Supernet, data: ImageData, recipe: Recipe) -> None:
         space = supernet.space
         self._supernet, self._recipe = supernet, recipe
+        self._by = Validation(data, IMAGES, recipe.task)
         self._data, self._images = data, data.val.take(torch.arange(min(IMAGES, len(data.val))))
         self._widths: dict[str, Widths] = {"widest": space.largest(), "narrowest": space.smallest()}
         for number in range(AT_RANDOM):
@@ -58,7 +58,6 @@ class SubnetProbes:
 
     def _reached(self, widths: Widths) -> float:
         """The metric on some validation images, with batch-norm statistics of its own."""
-        part = first_images(self._data, IMAGES)
-        batches = KeptBatches(self._data, part, 0, str(self._supernet.device), augmented=True)
-        narrow = self._supernet.recalibrate(Subnet.at(self._supernet.space, widths), batches)
+        supernet = self._supernet
+        narrow = self._by.recalibrated(supernet, Subnet.at(supernet.space, widths))
         return evaluate(narrow, self._data, self._images, self._recipe.task).accuracy
