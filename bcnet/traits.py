@@ -48,7 +48,8 @@ class RuntimeTraits:
     variant of TensorRT. `fused_profile`: a row of its profile is a fused layer of several ONNX nodes. With
     `full_fp32`, products of float32 have all their bits (newer GPUs multiply it as TF32). `system_clock`: its
     profiler uses a clock that may be set while it runs. With `signed_int8`, integers of activations are
-    signed, which processors multiply more slowly.
+    signed, which processors multiply more slowly. With `antialias` it has ONNX's Resize with antialiasing,
+    and other operators on integers of 8 bits.
     """
 
     name: RuntimeName
@@ -62,6 +63,7 @@ class RuntimeTraits:
     full_fp32: bool = False
     signed_int8: bool = True
     system_clock: bool = False
+    antialias: bool = False
     providers: bool = False
     over_ssh: bool = True
 
@@ -76,6 +78,7 @@ RUNTIMES: dict[str, RuntimeTraits] = {
             full_fp32=True,
             signed_int8=False,
             system_clock=True,
+            antialias=True,
             providers=True,
         ),
         RuntimeTraits(

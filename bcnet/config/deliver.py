@@ -1,6 +1,6 @@
 """[slice] and [export]: the fine-tuning of the winner, and the tolerances of its verification."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,8 +76,22 @@ class SliceConfig(Section):
 
 
 class ExportConfig(Section):
-    """The tolerances of the exported file's verification."""
+    """What the exported file takes, and the tolerances of its verification."""
 
+    preprocess: bool = Field(
+        False,
+        description="put scaling, cropping and normalisation into the file, which then takes uint8 images "
+        "(N, height, width, channels); budgets then include them",
+    )
+    input_size: (
+        tuple[Annotated[int, Field(ge=8, le=16_384)], Annotated[int, Field(ge=8, le=16_384)]] | None
+    ) = Field(
+        None,
+        strict=False,
+        description="preprocess only: height and width of the images that the application has; that of the "
+        "test images if not given and all have the same",
+        examples=[[1080, 1920]],
+    )
     output_tolerance: float = Field(
         1e-3, gt=0, description="largest allowed output error of fp32, relative to the largest output"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bcnet.data.pictures import Stored, is_thin, read_picture, shorter_side, squared
+from bcnet.data.pictures import Picture, Stored, is_thin, read_picture, shorter_side, squared, upright_size
 from bcnet.data.stored import Part
 from bcnet.errors import FOREIGN, DataError, one_line
 from bcnet.progress import progress_bar
@@ -29,9 +29,19 @@ class Decoded(NamedTuple):
 
 def decode(part: Part, position: int, side: int) -> Decoded:
     """One image of a part (see `read_picture`, `squared`). Raises DataError with the reason."""
-    picture = read_picture(_stored(part, position))
+    picture = picture_of(part, position)
     pixels = np.array(squared(picture.image, side))
     return Decoded(torch.from_numpy(pixels).permute(2, 0, 1), picture.image.size, picture.converted)
+
+
+def picture_of(part: Part, position: int) -> Picture:
+    """One image of a part at its own size. Raises DataError with the reason."""
+    return read_picture(_stored(part, position))
+
+
+def size_of(part: Part, position: int) -> tuple[int, int]:
+    """Width and height of an image, from its header. Raises DataError if it cannot be read."""
+    return upright_size(_stored(part, position))
 
 
 def shorter_side_of(part: Part, position: int) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from bcnet.errors import DataError, one_line
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+QUARTER_TURNS = (5, 6, 7, 8)
 LONGEST_SIDE = 16  # times the shorter side; predict.py, which is exported, has the same number
 THIN = 8
 PLAIN = ("RGB", "L", "1", "P")  # modes that convert to RGB without loss
@@ -86,6 +87,17 @@ def shorter_side(stored: Stored) -> int:
         raise DataError(_reason(cause, stored)) from None
 
 
+def upright_size(stored: Stored) -> tuple[int, int]:
+    """Width and height of an image in its EXIF orientation. Raises DataError if it cannot be read."""
+    try:
+        with _opened(stored) as file:
+            width, height = file.size
+            turned = file.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+            return (height, width) if turned else (width, height)
+    except Exception as cause:
+        raise DataError(_reason(cause, stored)) from None
+
+
 def squared(image: Image.Image, side: int) -> Image.Image:
     """The image with its shorter side scaled to `side` pixels (bilinear), cropped to the centre square.
 
@@ -97,11 +109,17 @@ def squared(image: Image.Image, side: int) -> Image.Image:
     if (width, height) != image.size:
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))
-    if short != side:
-        width, height = int(side * width / short), int(side * height / short)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - side) / 2), round((height - side) / 2)
+    scaled, (left, top) = scaled_and_cropped(image.size, side)
+    if image.size != scaled:
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
     return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def scaled_and_cropped(size: tuple[int, int], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """To what (width, height) an image of this size is scaled, and where its centre square then begins."""
+    short = min(size)
+    width, height = (length if short == side else int(side * length / short) for length in size)
+    return (width, height), (round((width - side) / 2), round((height - side) / 2))
 
 
 def is_thin(size: tuple[int, int], side: int) -> bool:

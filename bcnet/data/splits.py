@@ -1,7 +1,7 @@
 """A part of a dataset: images in memory or on disk, or items of a custom Dataset, read when needed."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from bcnet.data.augment import moved, sent
 from bcnet.data.pixels import ImagesOnDisk
 from bcnet.errors import FOREIGN, DataError, one_line
 
+if TYPE_CHECKING:
+    from bcnet.data.stored import Part
+
 IGNORED = 255  # the class of a mask's ignored pixels, including those that shifts uncover
 Item = tuple[Any, Any]  # input, target
 
@@ -19,15 +22,16 @@ Item = tuple[Any, Any]  # input, target
 class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
-    `images` are in memory, or on disk and read when needed. `names` are their file names, if there are any;
-    only `divided` keeps them. Images of one number in `sources` (N,) are made from the same source, so they
-    are not independent; without, all images are.
+    `images` are in memory, or on disk and read when needed. `names` are their file names, if there are any,
+    and `originals` the images as they are stored; only `divided` keeps these. Images of one number in
+    `sources` (N,) are made from the same source, so they are not independent; without, all images are.
     """
 
     images: Tensor | ImagesOnDisk
     labels: Tensor
     names: tuple[str, ...] = ()
     sources: Tensor | None = None
+    originals: "Part | None" = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,7 +139,8 @@ def _taken(part: Split | Items, index: Tensor) -> Split | Items:
     taken = part.take(index)
     if not isinstance(part, Split) or not isinstance(taken, Split) or not part.names:
         return taken
-    return replace(taken, names=tuple(part.names[i] for i in index.tolist()))
+    originals = None if part.originals is None else part.originals.take(index)
+    return replace(taken, names=tuple(part.names[i] for i in index.tolist()), originals=originals)
 
 
 def shared_out(part: Split | Items, count: int) -> list[Split | Items]:

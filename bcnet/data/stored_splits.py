@@ -130,7 +130,8 @@ def _images_of(part: Part, storage: str, config: DataConfig, found: Found) -> Sp
         found.unreadable += [Unreadable(part.place(row), why) for row, why in outcome.unreadable.items()]
         found.converted.update(outcome.converted)
         found.thin += [(part.place(row), size) for row, size in outcome.thin.items()]
-    return Split(images, part.labels[torch.tensor(rows, dtype=torch.int64)], tuple(map(part.name, rows)))
+    kept = part.take(torch.tensor(rows, dtype=torch.int64))
+    return Split(images, kept.labels, tuple(map(part.name, rows)), originals=kept)
 
 
 def _blank(part: Part, found: Found) -> Split:

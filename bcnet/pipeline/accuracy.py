@@ -15,9 +15,9 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from bcnet.pipeline.answers import Answered, Correct, sources_of
+from bcnet.pipeline.file_outputs import file_outputs
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import AccuracyDifference
-from bcnet.pipeline.verify import file_outputs
 
 LEVEL = 0.95
 
@@ -28,7 +28,7 @@ def file_answers(problem: Problem, content: bytes) -> tuple[float, Correct | Non
     The latter is None where the metric is not accuracy, or targets are not classes.
     """
     answered = Answered(problem.task, problem.data)
-    outputs = file_outputs(content, problem.model, problem.data, problem.profile)
+    outputs = file_outputs(content, problem.model, problem.tested, problem.profile)
     return problem.task.measure(answered.seen(outputs)), answered.correct
 
 

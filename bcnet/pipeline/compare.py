@@ -165,7 +165,7 @@ def compare(
     example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
-            proto = problem.at_precision(to_onnx(network, example))
+            proto = problem.delivered(problem.at_precision(to_onnx(network, example)))
         check_file(proto)
         files[name] = proto.SerializeToString()
     timed = measured_alternately(

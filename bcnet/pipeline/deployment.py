@@ -15,18 +15,24 @@ from torch.utils._pytree import tree_leaves
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.onnx_export.onnx_supernet import tensor_names
+from bcnet.onnx_export.preprocess import INPUT, LAYOUT, Preprocessing
 from bcnet.runs import json_bytes
 from bcnet.runtimes.onnx_batch import BATCH
 from bcnet.space.inputs import arguments
 from bcnet.training.task import Task
 
 KEY = "bcnet.preprocessing"
-FORMAT = 1
+FORMAT, FORMAT_WITH_PREPROCESSING = 1, 2  # programs that read the first would normalise twice
 SCRIPT = Path(__file__).with_name("predict.py")
 
 
-def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
-    """The JSON for a network that takes `batch` images at once, or any number of them if that is None."""
+def preprocessing(
+    model: nn.Module, data: ImageData, batch: int | None, own: Preprocessing | None = None
+) -> str:
+    """The JSON for a network that takes `batch` images at once, or any number of them if that is None.
+
+    With its `own` pre-processing, a file takes images as they are.
+    """
     example = data.example(1)
     args, kwargs = arguments(example)
     model.eval()
@@ -47,21 +53,26 @@ def preprocessing(model: nn.Module, data: ImageData, batch: int | None) -> str:
         "outputs": tensor_names(outputs, "output"),
         "classes": list(data.classes),
     }
+    rules: dict[str, Any] = {}
     if data.mean:  # a Dataset's items are final: only its author knows what it does to images
-        found |= {
-            "layout": "NCHW",
-            "colour": data.colour,
-            "pixel_range": [0, 255],
+        found |= {"layout": "NCHW", "colour": data.colour, "pixel_range": [0, 255]}
+        rules = {
             "mean": list(data.mean),
             "std": list(data.std),
             "formula": "(pixel - 255 * mean) / (255 * std)",
         }
     if data.stored:
-        found |= {
-            "decode": {"orientation": "EXIF", "grey_16_bit": "value / 257", "transparency": "on white"},
-            "resize": {"shorter_side": data.stored.side, "filter": "bilinear, antialiased", "crop": "centre"},
+        found["decode"] = {"orientation": "EXIF", "grey_16_bit": "value / 257", "transparency": "on white"}
+        rules["resize"] = {
+            "shorter_side": data.stored.side,
+            "filter": "bilinear, antialiased",
+            "crop": "centre",
         }
-    return json.dumps(found)
+    if own is None:
+        return json.dumps(found | rules)
+    shape = own.shape(BATCH if batch is None else batch)
+    found |= {"inputs": [{"name": INPUT, "shape": shape, "dtype": "uint8"}], "layout": LAYOUT}
+    return json.dumps({**found, "format": FORMAT_WITH_PREPROCESSING, "in_file": rules})
 
 
 def beside_onnx(data: ImageData, task: Task) -> dict[str, bytes]:

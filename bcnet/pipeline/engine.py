@@ -86,7 +86,9 @@ def build_and_verify(
         reason = f"the engine was built ahead of time and not executed: {reason}"
         ahead = {"not_verified": reason, "size_bytes": len(engine.content)}
         return Built(of_file.model_copy(update=ahead), of_file, engine)
-    executed = Artifact(artifact.proto, full_engine(builder, artifact.full, batches), engine.content)
+    full = full_engine(builder, artifact.full, batches)
+    alone = None if artifact.alone is None else builder.build(artifact.alone, batches).content
+    executed = Artifact(artifact.proto, full, engine.content, alone)
     return Built(verify(executed, expected, target), of_file, engine)
 
 

@@ -15,6 +15,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.onnx_export.preprocess import LAYOUT
 from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
@@ -27,9 +28,11 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
+from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.finished import Chosen, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.original import original_network, state_of_original
+from bcnet.pipeline.preprocessed import preprocessing_input, with_added
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, ScoredNetwork, SearchSummary, VerifyReport
@@ -37,7 +40,6 @@ from bcnet.pipeline.verify import (
     Artifact,
     Expected,
     against_original,
-    file_metric,
     on_this_processor,
     refuse_failed,
     verify,
@@ -62,11 +64,13 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
     config = problem.config
     supernet = run.stage("train").require(problem.inputs())
-    search = run.stage("search").require({"supernet": supernet, "device": problem.device_key})
+    made_from = {"supernet": supernet, "device": problem.device_key, **preprocessing_input(problem)}
+    search = run.stage("search").require(made_from)
     return {
         "slice": run.stage("slice").require({"supernet": supernet, "search": search}),
         "search": search,
-        "limits": digest(config.export.model_dump()),
+        "limits": digest(config.export.model_dump(exclude={"preprocess", "input_size"})),
+        **preprocessing_input(problem),
         "metric": metric_digest(config),
         "device": problem.device_key,
     }
@@ -90,12 +94,15 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     data = problem.data
     with working("exporting to ONNX"):
         metadata = _metadata(problem, widths, found.estimate, bool(batches))
-        metadata[KEY] = preprocessing(model, data, None if batches else target.batch)
+        metadata[KEY] = preprocessing(model, data, None if batches else target.batch, problem.preprocessing)
         proto = problem.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
+        alone = proto.SerializeToString() if problem.preprocessing else None
+        proto = problem.delivered(proto)
     content = proto.SerializeToString()
-    predicted_ms = chosen.predicted_ms
+    added_ms = chosen.budget.added_ms if problem.preprocessing else 0.0
+    predicted_ms = chosen.predicted_ms + added_ms
     announce_replacement(run, config, "export")
     announce("verifying on the test images", len(data.test) / target.batch * predicted_ms / 1000)
     expected = Expected(
@@ -105,21 +112,24 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         data,
         config.export,
         predicted_ms,
-        chosen.budget,
-        found.full_predicted_ms if target == problem.profile else None,
+        chosen.budget.delivered,
+        found.full_predicted_ms + added_ms if target == problem.profile else None,
         problem.task,
+        problem.raw_images,
     )
     not_measured = problem.table.not_measured(problem.table.latency_model()) or problem.table.replayed
-    full = b"" if not_measured and not wanted else problem.graph.variant(problem.space.original())
+    full = b"" if not_measured and not wanted else problem.delivered_original()
+    artifact = Artifact(proto, full, alone=alone)
     files = {"model.onnx": content}
     if wanted:
-        built = build_and_verify(Artifact(proto, full), expected, target, batches)
+        built = build_and_verify(artifact, expected, target, batches)
         report = built.report
         if built.engine:
             facts = facts_of(built.engine, content, target, batches, inputs)
             files |= {ENGINE: built.engine.content, FACTS: json_bytes(facts)}
     else:
-        built, report = None, verify(Artifact(proto, full), expected, target, not_measured)
+        built, report = None, verify(artifact, expected, target, not_measured)
+    report = with_added(report, chosen)
     file = str(stage.path(ENGINE if ENGINE in files else "model.onnx"))
     verify_with = None
     if report.not_verified:
@@ -187,15 +197,16 @@ def original_accuracy(run: Run, problem: Problem) -> float | None:
         return None
     proto = problem.at_precision(to_onnx(original, problem.data.example(problem.profile.batch)))
     profile = on_this_processor(problem.profile)
-    content = proto.SerializeToString()
-    return round(file_metric(content, problem.model, problem.data, profile, problem.task), 6)
+    content = problem.delivered(proto).SerializeToString()
+    return round(file_metric(content, problem.model, problem.tested, profile, problem.task), 6)
 
 
 def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport) -> list[str]:
     """A note where the winner was much faster or slower during the search than it is now."""
     if best.measured is None or best.widths != chosen.widths or report.measured is None:
         return []
-    both = [best.measured.median_ms, report.measured.median_ms]
+    alone = report.preprocess.without if report.preprocess else None  # the search measures networks alone
+    both = [best.measured.median_ms, (alone or report.measured).median_ms]
     note = disagreement({"the winner, in the search and now,": both})
     return [note] if note else []
 
@@ -212,9 +223,12 @@ def _metadata(problem: Problem, widths: Widths, estimate: bool, any_batch: bool)
         metadata["latency"] = "estimate, not measured"
     elif problem.table.replayed:
         metadata["latency"] = problem.table.replayed
+    batch = BATCH if any_batch else problem.profile.batch
+    if own := problem.preprocessing:
+        metadata["input"] = json.dumps({"layout": LAYOUT, "shape": own.shape(batch)})
+        return metadata
     if isinstance(example, Tensor) and example.ndim == 4:
-        shape = [BATCH if any_batch else example.shape[0], *example.shape[1:]]
-        metadata["input"] = json.dumps({"layout": "NCHW", "shape": shape})
+        metadata["input"] = json.dumps({"layout": "NCHW", "shape": [batch, *example.shape[1:]]})
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
         metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     return metadata

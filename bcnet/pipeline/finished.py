@@ -126,7 +126,8 @@ def sliced(run: Run, problem: Problem) -> Chosen:
 
 
 def _budget(found: SearchSummary | SliceSummary) -> Budget:
-    return Budget(found.budget_ms, found.budget_share, p90=bool(found.budget_p90))
+    added_ms = found.preprocess_ms or 0.0
+    return Budget(found.budget_ms, found.budget_share, p90=bool(found.budget_p90), added_ms=added_ms)
 
 
 def _in_space(widths: Sequence[int], stage: Stage, problem: Problem) -> Widths:

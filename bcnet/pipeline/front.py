@@ -43,14 +43,15 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     stage.require({"supernet": supernet, "device": problem.device_key})
     budget = budget_ms(problem, latency, own.latency_ms, own.latency or "")
     share = None if own.latency is None else latency_share(own.latency)
-    wanted = budget_of(problem, latency, budget, share)
+    result = SearchSummary.read(stage)
+    wanted = budget_of(problem, latency, budget, share).with_added(result.preprocess_ms or 0.0)
+    budget = wanted.target_ms or budget
 
     def read(file: str) -> list[Candidate]:
         found = [candidate_of(own, problem.space) for own in scored_networks(stage, file)]
         return [replace(c, predicted_ms=float(latency(c.widths))) for c in found]
 
     front = [c for c in read("pareto.json") if wanted.bounds_hold(c.widths)]
-    result = SearchSummary.read(stage)
     flag = f"--latency {own.latency}" if own.latency else f"--latency-ms {own.latency_ms:g}"
     _require_front(result, budget, f"`{stage.command} --pareto`", f"`{stage.command} {flag}`")
     inside = tuple(c for c in front if c.predicted_ms <= budget)
@@ -93,7 +94,7 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
         assert best.measured is not None
         note = f" ({winner.note})" if winner.note else ""
         say(f"{best.widths}, measured at {best.measured.median_ms:.4g} ms, is sliced{note}")
-    return Chosen(best.widths, best.predicted_ms, Budget(budget, share))
+    return Chosen(best.widths, best.predicted_ms, Budget(budget, share, added_ms=wanted.added_ms))
 
 
 def _require_front(result: SearchSummary, budget: float, whole: str, alone: str) -> None:

@@ -6,7 +6,9 @@ cannot be read is one line on stderr, and the exit code is 1; wrong usage is 2.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,8 +17,8 @@ from PIL import Image, ImageOps
 MODEL = Path(__file__).with_name("model.onnx")
 
 
-def pixels_of(name: str, side: int) -> np.ndarray:
-    """An image file as (3, side, side) float32 pixels, as the network was trained with them."""
+def rgb(name: str) -> Image.Image:
+    """An image file as it is seen."""
     image = ImageOps.exif_transpose(Image.open(name))
     if image.mode == "F" or image.mode.startswith("I"):  # grey: floats from 0 to 1, or 16 bits
         depth = 1 if image.mode == "F" else 65535
@@ -24,13 +26,29 @@ def pixels_of(name: str, side: int) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def pixels_of(name: str, side: int) -> np.ndarray:
+    """An image file as (3, side, side) float32 pixels, as the network was trained with them."""
+    image = rgb(name)
     width, height = (min(length, 16 * min(image.size)) for length in image.size)  # the centre of thin images
     left, top = (image.width - width) // 2, (image.height - height) // 2
     image = image.crop((left, top, left + width, top + height))
     width, height = (int(side * length / min(image.size)) for length in image.size)
     left, top = round((width - side) / 2), round((height - side) / 2)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image.crop((left, top, left + side, top + side)), np.float32).transpose(2, 0, 1)
+
+
+def preparation(rules: dict[str, Any]) -> Callable[[str], np.ndarray]:
+    """The function that reads an image file as the model takes it."""
+    if "in_file" in rules:  # the model scales and normalises uint8 pixels (height, width, 3) itself
+        height, width = rules["inputs"][0]["shape"][1:3]
+        return lambda name: np.asarray(ImageOps.fit(rgb(name), (width, height), Image.Resampling.BILINEAR))
+    mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    side = rules["resize"]["shorter_side"]
+    return lambda name: (pixels_of(name, side) - mean) / std
 
 
 def failed(what: str, cause: Exception) -> int:
@@ -47,19 +65,18 @@ def main(names: list[str]) -> int:
     try:
         session = onnxruntime.InferenceSession(MODEL)
         rules = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])
-        mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("mean", "std"))
-        entry, side = rules["inputs"][0], rules["resize"]["shorter_side"]
+        entry, count = rules["inputs"][0], rules["inputs"][0]["shape"][0]
+        prepared = preparation(rules)
     except Exception as cause:
         return failed(f"{MODEL} is not a model that bcnet exported for a folder of images", cause)
-    count = 1 if entry["shape"][0] == "batch" else entry["shape"][0]
-    code = 0
+    count, code = (1 if count == "batch" else count), 0
     for name in names:
         try:
-            pixels = pixels_of(name, side)
+            image = prepared(name)
         except Exception as cause:  # Pillow raises many kinds for a damaged file
             code = failed(f"{name} cannot be read as an image", cause)
             continue
-        batch = np.repeat(((pixels - mean) / std)[None], count, axis=0)
+        batch = np.repeat(image[None], count, axis=0)
         logits = session.run([rules["outputs"][0]], {entry["name"]: batch})[0][0]
         print(name, rules["classes"][logits.argmax()], sep="\t")
     return code

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+import onnx
 import torch
 from onnx import ModelProto
 from torch import nn
@@ -18,8 +19,10 @@ from bcnet.onnx_export.exportable import not_deliverable
 from bcnet.onnx_export.int8 import unsigned_activations
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.onnx_export.precision import at_precision
+from bcnet.onnx_export.preprocess import Preprocessing
 from bcnet.pipeline.device_table import DeviceTable
 from bcnet.pipeline.networks import fresh_model, given_model, widened_as_configured
+from bcnet.pipeline.raw_images import RawImages, preprocessing_of
 from bcnet.progress import working
 from bcnet.runs import digest
 from bcnet.space.width_space import WidthSpace
@@ -61,6 +64,33 @@ class Problem:
     def at_precision(self, proto: ModelProto) -> ModelProto:
         """An exported network at the profile's opset and precision; INT8 is calibrated (seconds)."""
         return at_precision(proto, self.data, self.profile, self.config.seed)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the delivered file does to images itself; None where it takes normalised ones."""
+        return preprocessing_of(self.config, self.data, self.profile)
+
+    @cached_property
+    def raw_images(self) -> RawImages | None:
+        """The test images as such a file takes them."""
+        return RawImages(self.data, self.preprocessing) if self.preprocessing else None
+
+    @property
+    def tested(self) -> ImageData | RawImages:
+        """The test images in the form that the delivered file takes."""
+        return self.raw_images or self.data
+
+    def delivered(self, proto: ModelProto) -> ModelProto:
+        """An exported network as it is delivered: with its pre-processing, where that is configured."""
+        return self.preprocessing.before(proto) if self.preprocessing else proto
+
+    def delivered_original(self) -> bytes:
+        """The original network's file in the same form, which delivered ones are timed beside."""
+        original = self.graph.variant(self.space.original())
+        if self.preprocessing is None:
+            return original
+        content: bytes = self.delivered(onnx.load_from_string(original)).SerializeToString()
+        return content
 
     @cached_property
     def task(self) -> Task:

@@ -184,7 +184,10 @@ class SearchSummary(StageResult):
     """The winner of a search and what it was chosen from; docs/reference/json.md explains each key."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
-        {"budget_p90", "fitness", "target_ms", "max_params", "max_macs", "max_size_mb", "size_mb"}
+        {
+            *("budget_p90", "preprocess_ms", "fitness", "target_ms"),
+            *("max_params", "max_macs", "max_size_mb", "size_mb"),
+        }
     )
 
     stage: Literal["search"] = "search"
@@ -195,6 +198,7 @@ class SearchSummary(StageResult):
     budget_ms: float | None
     budget_share: float | None = None
     budget_p90: bool | None = None  # the 90th percentile is held to the budget
+    preprocess_ms: float | None = None  # of the delivered file, which is not in the budget here
     min_accuracy: float | None
     fitness: str | None = None
     target_ms: float | None = None
@@ -234,7 +238,9 @@ class SliceSummary(StageResult):
     is the learning rate where that of the settings did so.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "discarded_epochs", "lower_rate"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset(
+        {"budget_p90", "preprocess_ms", "discarded_epochs", "lower_rate"}
+    )
 
     stage: Literal["slice"] = "slice"
     folder: str
@@ -244,6 +250,7 @@ class SliceSummary(StageResult):
     budget_ms: float | None
     budget_share: float | None = None
     budget_p90: bool | None = None  # the 90th percentile is held to the budget
+    preprocess_ms: float | None = None  # as in the search's
     inherited: str | None = None
     supernet: int | None
     side: str | None
@@ -283,6 +290,26 @@ class Answers(Values):
     sources: tuple[int, ...] | None = None
 
 
+class PreprocessReport(Values):
+    """What a file's own pre-processing does, and how it compares with Pillow's on the test images.
+
+    `input_size` is height and width of the images that it takes, `resized_by` what interpolates their pixels;
+    None where nothing has to. `scaled_first` test images had another size. Errors are of pixels, from 0 to
+    255; `agreement` is the share of predictions that PyTorch gives, too, for what Pillow has scaled.
+    `added_ms` is what the search took off the budget for it, None where it was not measured; `without` is the
+    latency of the network alone, measured alternately with the file's.
+    """
+
+    input_size: tuple[int, int]
+    resized_by: str | None
+    scaled_first: int
+    pixel_error: Figure
+    pixel_error_mean: Figure
+    agreement: Figure
+    added_ms: float | None = None
+    without: LatencyStat | None = None
+
+
 class VerifyReport(Values):
     """One backend's findings.
 
@@ -292,10 +319,11 @@ class VerifyReport(Values):
     slowest of one network and its fastest, `notes` what to know about it. `executed` is whether the file, or
     the engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and
     `full` are None, and all else was checked with ONNX Runtime on this processor. `passed` is whether every
-    check that could be made passed, `verified` whether the latency on the device is among them.
+    check that could be made passed, `verified` whether the latency on the device is among them. With
+    `preprocess`, all of it is of files that pre-process their images.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "preprocess"})
 
     backend: str
     precision: str
@@ -317,6 +345,7 @@ class VerifyReport(Values):
     notes: tuple[str, ...] = ()
     passed: bool
     verified: bool
+    preprocess: PreprocessReport | None = None
     answers: Answers | None = Field(default=None, exclude=True)  # in a file of their own
 
 
@@ -339,7 +368,7 @@ class ExportSummary(VerifyReport, _Exported):
     the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this processor.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "predicted_for", "onnx_file"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "preprocess", "predicted_for", "onnx_file"})
 
     original: AgainstOriginal = AgainstOriginal()
     verify_with: str | None

@@ -15,6 +15,7 @@ from bcnet.pipeline.alternating import LATENCIES
 from bcnet.pipeline.configured_methods import settings_recorded
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement, say_replaced_search
+from bcnet.pipeline.preprocessed import preprocessing_input
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
@@ -22,7 +23,7 @@ from bcnet.pipeline.route import allocations
 from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
-from bcnet.pipeline.search_ways import Asked, find, supernets_for
+from bcnet.pipeline.search_ways import PREPROCESSING, Asked, find, supernets_for
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.training.recipe import fine_tuning_digest, metric_digest
@@ -51,6 +52,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
             ]
         ),
         "metric": metric_digest(config),
+        **preprocessing_input(problem),
     }
 
 
@@ -96,7 +98,9 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         raise
     result = found.result
     if asked.not_measured or problem.table.replayed:
-        notes = result.note, asked.not_measured, problem.table.replayed
+        added = "the budget does not include pre-processing, which was not measured"
+        unknown = added if asked.not_measured and problem.preprocessing else ""
+        notes = result.note, asked.not_measured, problem.table.replayed, unknown
         result = replace(result, note="; ".join(note for note in notes if note))
     if result.note:
         say(result.note)
@@ -111,6 +115,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         target=target_of(config).to_json(config.host),
         budget_ms=result.budget_ms,
         budget_p90=budget.p90 or None,
+        preprocess_ms=budget.added_ms or None,
         budget_share=budget.share if result.budget_ms is not None else None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
@@ -150,16 +155,18 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     contents |= found.files
     networks = asked.stage.folder.glob("*.safetensors")  # of this search, or of the one before
     earlier = [path for path in networks if path.name not in (IMPORTANCES_FILE, *contents)]
-    obsolete = [*found.obsolete, asked.stage.path(LATENCIES), *earlier]
+    unfinished = [asked.stage.path(name) for name in (LATENCIES, PREPROCESSING)]
+    obsolete = [*found.obsolete, *unfinished, *earlier]
     asked.stage.finish(asked.inputs, contents, obsolete)
     return summary
 
 
 def _say_share(budget: Budget, share: float) -> None:
     """Report how far networks are searched, as a share of the original's measured latency."""
-    limit = budget.limit_ms(1.0)
+    limit = share / budget.within_margin
     less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
-    say(f"searching up to {limit:.1%} of the original's measured latency{less}")
+    alone = f", with {budget.added_ms:.4g} ms of pre-processing in both" if budget.added_ms else ""
+    say(f"searching up to {limit:.1%} of the original's measured latency{less}{alone}")
 
 
 def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
@@ -169,8 +176,9 @@ def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
     limit = budget.searched_ms(lowest_ms)
     of_calls = " for 90 % of the calls" if budget.p90 else ""
     say(
-        f"searching below {limit:.4g} ms: budget {budget.target_ms:.4g} ms{of_calls}, "
-        f"margin {budget.margin:.1%}"
+        f"searching below {limit:.4g} ms: budget {budget.delivered.target_ms:.4g} ms{of_calls}, "
+        + (f"{budget.added_ms:.4g} ms of it for pre-processing, " if budget.added_ms else "")
+        + f"margin {budget.margin:.1%}"
         + (f" (capped: the table's noise is {noise:.0%})" if noise > budget.margin == NOISY else "")
     )
     return round(limit, 5)

@@ -111,7 +111,7 @@ def measured_best(
     for used, note in (
         (1.0, measured.note),
         (
-            budget.asked_ms(1.0) / budget.limit_ms(1.0),
+            budget.within_margin,
             f"inside the budget, but by less than the machine's noise of {budget.margin:.1%}",
         ),
     ):

@@ -16,6 +16,7 @@ from bcnet.pipeline.alternating import LATENCIES, KeptLatencies, MeasureOf
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_network, trained_state
+from bcnet.pipeline.preprocessed import preprocessing_ms
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.results import LOSSES
@@ -28,7 +29,7 @@ from bcnet.pipeline.search_inputs import (
     settings_of,
 )
 from bcnet.pipeline.search_measured import Winner
-from bcnet.pipeline.search_state import SearchState
+from bcnet.pipeline.search_state import SearchState, lines_of_search
 from bcnet.pipeline.search_trained import (
     Proposals,
     best_measured,
@@ -50,6 +51,7 @@ from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.scorer import Score, Scorer, best_first
 
+PREPROCESSING = "preprocessing.jsonl"  # its milliseconds, while searching
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
 
 
@@ -67,9 +69,24 @@ class Asked:
 
     @cached_property
     def settings(self) -> SearchSettings:
-        """The configured ones; where nothing is measured, a share is that of the predicted latency."""
+        """The configured ones, for the network alone: without what pre-processing takes in its file.
+
+        Where nothing is measured, a share is that of the predicted latency.
+        """
         found = settings_of(self.problem)
-        return replace(found, budget=replace(found.budget, share=None)) if self.not_measured else found
+        if self.not_measured:
+            return replace(found, budget=replace(found.budget, share=None))
+        return replace(found, budget=found.budget.with_added(self.added_ms)) if self.added_ms else found
+
+    @cached_property
+    def added_ms(self) -> float:
+        """What the delivered file's pre-processing takes on the device; measured once for a search."""
+        if self.problem.preprocessing is None or self.not_measured:
+            return 0.0
+        kept = lines_of_search(self.stage.path(PREPROCESSING), self.inputs)
+        if not kept.values:
+            kept.append(preprocessing_ms(self.problem))
+        return float(kept.values[-1])
 
     @property
     def budget(self) -> Budget:

@@ -182,6 +182,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         budget_ms=chosen.budget.target_ms,
         budget_share=chosen.budget.share,
         budget_p90=chosen.budget.p90 or None,
+        preprocess_ms=chosen.budget.added_ms or None,
         inherited=result.source,
         supernet=None if result.supernet is None else result.supernet + 1,
         side=result.side,

@@ -21,6 +21,7 @@ from bcnet.measure.layer_attribution import layers_ms
 from bcnet.measure.network_design import calibration_subnets, plan
 from bcnet.measure.network_latency import measure_network, replayed, setting_of, why_not_here
 from bcnet.measure.table_build import runs_of_a_profile
+from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.original import is_given
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import on_trained_network
@@ -28,7 +29,7 @@ from bcnet.pipeline.search_inputs import DEFAULT_SHARE, scoring
 from bcnet.pipeline.teacher import objective_for
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.training_precision import faster
-from bcnet.pipeline.verify import file_metric, on_this_processor
+from bcnet.pipeline.verify import on_this_processor
 from bcnet.space.extract import tensors_of
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths

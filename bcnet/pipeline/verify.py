@@ -4,17 +4,12 @@ In: a network, its ONNX bytes, what was promised. Out: a VerifyReport; `passed` 
 """
 
 import contextlib
-import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx
-import torch
 from onnx import ModelProto
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch import nn
 
 from bcnet.config import ExportConfig
 from bcnet.data.image_data import ImageData
@@ -23,11 +18,12 @@ from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network, runtime_of
 from bcnet.pipeline.answers import Answered
+from bcnet.pipeline.file_outputs import Compared, file_outputs
+from bcnet.pipeline.raw_images import RawImages
 from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
-from bcnet.progress import progress_bar, working
+from bcnet.progress import working
 from bcnet.runs import json_bytes, write_file
-from bcnet.space.inputs import arguments
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Task
 from bcnet.width_search.budget import Budget
@@ -70,12 +66,14 @@ def shapes_match(proto: ModelProto, space: WidthSpace, widths: Widths) -> bool:
 class Artifact:
     """A network's ONNX file, and what the device's runtime built from it where that is run in its place.
 
-    `full` is the unpruned network, timed beside it: a file, or an engine where there is one.
+    `full` is the unpruned network, timed beside it: a file, or an engine where there is one. `alone` is the
+    network without the file's pre-processing, where there is any, in the same form.
     """
 
     proto: ModelProto
     full: bytes
     engine: bytes | None = None
+    alone: bytes | None = None
 
     @property
     def content(self) -> bytes:
@@ -88,7 +86,8 @@ class Expected:
     """What an artifact is held to: the network in PyTorch, its widths, test images, limits, latency in ms.
 
     Accuracy is the task's metric, where it has another. The prediction for the full network serves to tell a
-    slower machine from a slower network in a failure's text.
+    slower machine from a slower network in a failure's text. With `raw`, the artifact takes these images, and
+    latencies are of files that do.
     """
 
     model: nn.Module
@@ -100,6 +99,12 @@ class Expected:
     budget: Budget = field(default_factory=Budget)
     full_predicted_ms: float | None = None
     task: Task = field(default_factory=Task)
+    raw: RawImages | None = None
+
+    @property
+    def tested(self) -> ImageData | RawImages:
+        """The test images in the form that the artifact takes."""
+        return self.raw or self.data
 
 
 def verify(
@@ -118,20 +123,28 @@ def verify(
         profile = on_this_processor(profile)
     runtime = runtime_of(profile)
     task, budget_ms = expected.task, expected.budget.target_ms
-    differences = Differences()
+    compared = Compared.of(expected.tested)
+    differences = compared.differences
     answered = Answered(task, data)
-    batches = answered.seen(file_outputs(content, model, data, profile, differences))
+    batches = answered.seen(file_outputs(content, model, expected.tested, profile, compared))
     accuracy = task.measure(batches)
     for _ in batches:  # a metric may stop early, the comparison does not
         pass
     with working("the same test images in PyTorch"):
-        accuracy_torch = evaluate_network(model, data, data.test, task).accuracy
+        accuracy_torch = (
+            task.measure(iter(compared.by_pillow))
+            if compared.pillow
+            else evaluate_network(model, data, data.test, task).accuracy
+        )
     error = differences.relative
+    preprocess = compared.pillow.report() if compared.pillow else None
     measured, full_stat, noise, notes = None, None, None, tuple[str, ...]()
     if not not_measured:
         with working("timing the exported and the full network"):
-            own, whole = _timed(content, artifact.full, profile, expected.budget)
+            own, whole, alone = _timed(content, artifact, profile, expected.budget)
         measured, full_stat = own.fastest, whole.fastest if whole else None
+        if preprocess and alone:
+            preprocess = preprocess.model_copy(update={"without": alone.fastest})
         if expected.budget.share is not None and full_stat is not None:
             budget_ms = expected.budget.asked_ms(expected.budget.counted_ms(full_stat))
         noise = round(max(own.noise, whole.noise if whole else 0.0), 4)
@@ -184,6 +197,7 @@ def verify(
         notes=notes,
         passed=not failures,
         verified=not failures and not not_measured,
+        preprocess=preprocess,
         answers=answered.answers,
     )
 
@@ -210,26 +224,31 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 
 
 def _timed(
-    content: bytes, full: bytes, profile: HwProfile, budget: Budget
-) -> tuple[Repeated, Repeated | None]:
-    """A few measurements of each, alternating; more where they disagree, or exceed the budget.
+    content: bytes, artifact: Artifact, profile: HwProfile, budget: Budget
+) -> tuple[Repeated, Repeated | None, Repeated | None]:
+    """A few measurements of the network, the full one and the one without pre-processing, alternating.
 
-    A machine's other work only adds time, and passes. None for a full network that the runtime cannot run.
+    More where they disagree, or exceed the budget: a machine's other work only adds time, and passes. None
+    for a full network that the runtime cannot run, and where there is no pre-processing.
     """
     first: list[LatencyStat] = []
     second: list[LatencyStat] = []
+    alone: list[LatencyStat] = []
     budget_ms = budget.target_ms
     for number in range(1, PATIENCE + 1):
         first.append(measure_network(content, profile, quiet=True))
         with contextlib.suppress(NetworkError):
-            second.append(measure_network(full, profile, quiet=True))
+            second.append(measure_network(artifact.full, profile, quiet=True))
+        if artifact.alone is not None:
+            alone.append(measure_network(artifact.alone, profile, quiet=True))
         own = Repeated(tuple(first))
         if budget.share is not None and second:
             budget_ms = budget.asked_ms(budget.counted_ms(Repeated(tuple(second)).fastest))
         inside = budget_ms is None or budget.counted_ms(own.fastest) <= budget_ms
         if number >= AT_LEAST and inside and own.noise <= NOISY:
             break
-    return own, Repeated(tuple(second)) if second else None
+    others = [Repeated(tuple(stats)) if stats else None for stats in (second, alone)]
+    return own, others[0], others[1]
 
 
 def against_original(report: VerifyReport, accuracy: float | None, state: str | None) -> AgainstOriginal:
@@ -250,79 +269,3 @@ def against_original(report: VerifyReport, accuracy: float | None, state: str | 
             else None
         ),
     )
-
-
-class Differences:
-    """How far a file's outputs are from PyTorch's, over all batches that were added."""
-
-    def __init__(self) -> None:
-        self.finite = True
-        self._largest: dict[int, tuple[float, float]] = {}  # output -> its largest difference and value
-        self._agreed = self._answers = 0
-
-    def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-        """One batch, each output beside its own. Raises CheckFailed where they are of other shapes."""
-        shapes, wanted = ([tuple(tensor.shape) for tensor in side] for side in (outputs, expected))
-        if shapes != wanted:
-            raise CheckFailed(f"the exported file gives outputs of {shapes}, PyTorch of {wanted}")
-        for number, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
-            if not output.numel():
-                continue
-            self.finite = self.finite and bool(output.isfinite().all())
-            before = self._largest.get(number, (0.0, 0.0))
-            # In double: integers, too, and the largest of floats.
-            found = (output.double() - reference.double()).abs().max(), reference.double().abs().max()
-            self._largest[number] = max(before[0], float(found[0])), max(before[1], float(found[1]))
-        if outputs and outputs[0].ndim > 1:
-            same = outputs[0].argmax(1) == expected[0].argmax(1)
-            self._agreed += int(same.sum())
-            self._answers += same.numel()
-
-    @property
-    def relative(self) -> float:
-        """The largest difference of an output, relative to its largest value; of the worst output."""
-        return max((error / max(size, 1e-12) for error, size in self._largest.values()), default=0.0)
-
-    @property
-    def agreement(self) -> float:
-        """The share of the first output's answers (largest along axis 1) that are the same."""
-        return self._agreed / self._answers if self._answers else 1.0
-
-
-def file_metric(content: bytes, model: nn.Module, data: ImageData, profile: HwProfile, task: Task) -> float:
-    """The task's metric of an ONNX file on the whole test set, through the profile's runtime.
-
-    `model` is the network in PyTorch: its outputs' structure is the file's.
-    """
-    return task.measure(file_outputs(content, model, data, profile))
-
-
-def file_outputs(
-    content: bytes,
-    model: nn.Module,
-    data: ImageData,
-    profile: HwProfile,
-    differences: Differences | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """(outputs, targets) of an ONNX file on the test images, through the profile's runtime.
-
-    Outputs have the structure that `model` gives them; `differences` gets both beside each other.
-    """
-    model.eval()
-    predict = runtime_of(profile).predictor(content)
-    with progress_bar(
-        f"test images in {profile.runtime}", math.ceil(len(data.test) / data.evaluated)
-    ) as advance:
-        for number, (inputs, targets) in enumerate(data.batches(data.test, data.evaluated)):
-            if number == 0 or differences is not None:
-                args, kwargs = arguments(inputs)
-                with torch.no_grad():
-                    leaves, structure = tree_flatten(model(*args, **kwargs))
-            arrays = [leaf.contiguous().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-            outputs = [torch.from_numpy(array) for array in predict(*arrays)]
-            if differences is not None:
-                differences.add(outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
-            waiting = iter(outputs)
-            filled = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            yield tree_unflatten(filled, structure), targets
-            advance("")

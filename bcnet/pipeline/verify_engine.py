@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bcnet.errors import ArtifactError, NotVerified
 from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
+from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.engine import FACTS, full_engine
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
+from bcnet.pipeline.preprocessed import with_added
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary, parsed
 from bcnet.pipeline.verify import Artifact, Expected, against_original, refuse_failed, verify
@@ -79,20 +81,26 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
         )
     chosen, model = sliced(run, problem), sliced_model(run, problem)
     batches = facts.batches if facts.dynamic else ()
-    full = full_engine(runtime_of(target), problem.graph.variant(problem.space.original()), batches)
-    artifact = Artifact(onnx.load(engine.with_name("model.onnx")), full, engine.read_bytes())
+    builder = runtime_of(target)
+    full, alone = full_engine(builder, problem.delivered_original(), batches), None
+    if problem.preprocessing:
+        own = problem.at_precision(to_onnx(model, problem.data.example(target.batch)))
+        alone = builder.build(own.SerializeToString(), batches).content
+    artifact = Artifact(onnx.load(engine.with_name("model.onnx")), full, engine.read_bytes(), alone)
+    added_ms = chosen.budget.added_ms if problem.preprocessing else 0.0
     expected = Expected(
         model,
         problem.space,
         chosen.widths,
         problem.data,
         config.export,
-        chosen.predicted_ms,
-        replace(chosen.budget, share=None),  # what it came to when the file was exported
-        found.full_predicted_ms if target == problem.profile else None,
+        chosen.predicted_ms + added_ms,
+        replace(chosen.budget.delivered, share=None),  # what it came to when the file was exported
+        found.full_predicted_ms + added_ms if target == problem.profile else None,
         problem.task,
+        problem.raw_images,
     )
-    report = verify(artifact, expected, target)
+    report = with_added(verify(artifact, expected, target), chosen)
     original = before.original if before else AgainstOriginal()
     executed = {
         "file": str(engine),

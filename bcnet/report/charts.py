@@ -84,7 +84,7 @@ def _networks(report: RunReport) -> Iterator[Chart]:
         f"{report.metric}{unit}",
         tuple(series),
         comparison(report),
-        marks=_budget(report),
+        marks=_budget(report, report.budget_ms),
     )
 
 
@@ -160,7 +160,7 @@ def _search(report: RunReport) -> Iterator[Chart]:
                 if own.front or own.measured or own.winner
             ),
         ),
-        marks=_budget(report),
+        marks=_budget(report, report.search_budget_ms),
     )
 
 
@@ -400,9 +400,9 @@ def _text(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def _budget(report: RunReport) -> tuple[tuple[str, float], ...]:
+def _budget(report: RunReport, ms: float | None) -> tuple[tuple[str, float], ...]:
     name = "budget for 90 % of the calls" if report.budget_p90 else "budget"
-    return () if report.budget_ms is None else ((name, report.budget_ms),)
+    return () if ms is None else ((name, ms),)
 
 
 def _unique(names: Sequence[str]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from bcnet.report.layers import LayerTime, Prices, Step
 from bcnet.report.reasons import Reason, reasons_of
 from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
+from bcnet.show.tables import milliseconds
 
 
 class Candidate(Values):
@@ -49,8 +50,9 @@ class RunReport(Values):
     """A run as its stages left it.
 
     `problems` are what must be stated first. `accuracy_lost` and `speedup` are against `reference`.
-    `predicted_ms` is of the delivered network, `measured` its latency on the device. `layers` and `steps`
-    are predictions of the latency table; `no_layers` says why there are none.
+    `predicted_ms` is of the delivered network, `measured` its latency on the device. `search_budget_ms` is
+    what the budget leaves for the network alone, where the delivered file pre-processes its images. `layers`
+    and `steps` are predictions of the latency table; `no_layers` says why there are none.
     """
 
     run: str
@@ -62,6 +64,7 @@ class RunReport(Values):
     metric: str
     reference: str
     budget_ms: float | None
+    search_budget_ms: float | None
     budget_p90: bool
     predicted_ms: float | None
     measured: LatencyStat | None
@@ -97,7 +100,11 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
     layers, saved, no_layers = _priced(widths, prices)
     sliced = found.slice
     predicted_ms = sliced.predicted_ms if sliced else search.best.predicted_ms if search else None
-    budget_ms = export.budget_ms if export else search.budget_ms if search else None
+    added_ms = (search.preprocess_ms or 0.0) if search else 0.0
+    if predicted_ms is not None:
+        predicted_ms += added_ms
+    alone_ms = search.budget_ms if search else None
+    budget_ms = export.budget_ms if export else alone_ms if alone_ms is None else alone_ms + added_ms
     accuracy = export.accuracy if export else sliced.test_accuracy_after if sliced else None
     return RunReport(
         run=run.folder.name,
@@ -109,6 +116,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         metric=search.metric if search else "accuracy",
         reference=reference(found),
         budget_ms=budget_ms,
+        search_budget_ms=alone_ms if added_ms else budget_ms,
         budget_p90=bool(search and search.budget_p90),
         predicted_ms=predicted_ms,
         measured=export.measured if export else None,
@@ -192,6 +200,11 @@ def _notes(found: Found) -> tuple[str, ...]:
     compare = found.compare
     own = found.slice
     notes = [found.search.note if found.search else "", *(found.export.notes if found.export else ())]
+    if found.search is not None and found.search.preprocess_ms is not None:
+        notes.append(
+            "latencies of the delivered file and of what it is compared with include its pre-processing, "
+            f"{milliseconds(found.search.preprocess_ms)} ms; those of the search are of networks alone"
+        )
     if own is not None and own.discarded_epochs:
         notes.append("fine-tuning made the network worse and was discarded: its curve is of other weights")
     elif own is not None and own.lower_rate is not None:
@@ -231,6 +244,8 @@ def _commands(found: Found) -> tuple[str, ...]:
     if search is not None:
         budget = found.slice.budget_ms if found.slice else search.budget_ms
         share = found.slice.budget_share if found.slice else search.budget_share
+        if budget is not None:
+            budget += search.preprocess_ms or 0.0
         if share is not None:
             words += ["--latency", f"{100 * share:.6g}%"]
         elif budget is not None:

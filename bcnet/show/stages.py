@@ -219,11 +219,29 @@ def _export(summary: "ExportSummary") -> list[str]:
             ("original", _against(metric, original)),
             ("latency", latency),
             ("speed", speed),
+            ("takes", _takes(summary)),
             ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest output"),
             ("size", f"{summary.size_bytes / 1e6:.2f} MB"),
             ("file", summary.file),
             ("next", summary.verify_with or ""),
         ]
+    )
+
+
+def _takes(summary: "ExportSummary") -> str:
+    """What a file with its own pre-processing takes, and how that compares with Pillow's."""
+    own = summary.preprocess
+    if own is None:
+        return ""
+    height, width = own.input_size
+    alone = f"; {milliseconds(own.without.median_ms)} ms without pre-processing" if own.without else ""
+    if own.resized_by is None:
+        return f"uint8 images of {height} x {width} pixels, (N, H, W, C){alone}"
+    agreement = "?" if own.agreement is None else f"{own.agreement:.2%}"
+    return (
+        f"uint8 images of {height} x {width} pixels, (N, H, W, C), scaled by {own.resized_by}: pixels differ "
+        f"from Pillow's by at most {own.pixel_error or 0:.2g} of 255, {agreement} of predictions are the same"
+        f"{alone}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bcnet.onnx_export.fp16 import to_fp16
 from bcnet.onnx_export.int8 import quantized
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.onnx_export.opset import at_opset
+from bcnet.onnx_export.preprocess import Preprocessing
 from bcnet.runtimes import runtime_on
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.onnx_batch import with_free_batch
@@ -128,6 +130,19 @@ def test_an_int8_engine_is_built_from_signed_integers() -> None:
 @pytest.mark.parametrize("family", ["segmentation", pytest.param("shufflenet", marks=pytest.mark.slow)])
 def test_files_of_opset_17_are_built_too(family: str) -> None:
     assert is_engine(builder("fp16").build(content(to_fp16(at_opset(network(family), 17))), (1, 4)).content)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_images_are_scaled_in_an_engine_by_matrices_because_tensorrt_has_no_antialiasing(
+    precision: str,
+) -> None:
+    proto = network("tiny") if precision == "fp32" else to_fp16(network("tiny"))
+    own = Preprocessing((120, 160), 64, (0.5,) * 3, (0.25,) * 3, by_operator=False)
+    taking_any = onnx.load_from_string(with_free_batch(content(proto)))
+    for taking, batches in ((proto, ()), (taking_any, (1, 2, 4))):
+        assert is_engine(builder(precision).build(content(own.before(taking)), batches).content)
+    with pytest.raises(NetworkError, match="Antialiasing is not supported"):
+        builder(precision).build(content(replace(own, by_operator=True).before(proto)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

@@ -1,0 +1,44 @@
+"""How far a file's outputs are from PyTorch's. In: outputs of both, by batches. Out: the largest error."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bcnet.errors import CheckFailed
+
+
+class Differences:
+    """How far a file's outputs are from PyTorch's, over all batches that were added."""
+
+    def __init__(self) -> None:
+        self.finite = True
+        self._largest: dict[int, tuple[float, float]] = {}  # output -> its largest difference and value
+        self._agreed = self._answers = 0
+
+    def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+        """One batch, each output beside its own. Raises CheckFailed where they are of other shapes."""
+        shapes, wanted = ([tuple(tensor.shape) for tensor in side] for side in (outputs, expected))
+        if shapes != wanted:
+            raise CheckFailed(f"the exported file gives outputs of {shapes}, PyTorch of {wanted}")
+        for number, (output, reference) in enumerate(zip(outputs, expected, strict=True)):
+            if not output.numel():
+                continue
+            self.finite = self.finite and bool(output.isfinite().all())
+            before = self._largest.get(number, (0.0, 0.0))
+            # In double: integers, too, and the largest of floats.
+            found = (output.double() - reference.double()).abs().max(), reference.double().abs().max()
+            self._largest[number] = max(before[0], float(found[0])), max(before[1], float(found[1]))
+        if outputs and outputs[0].ndim > 1:
+            same = outputs[0].argmax(1) == expected[0].argmax(1)
+            self._agreed += int(same.sum())
+            self._answers += same.numel()
+
+    @property
+    def relative(self) -> float:
+        """The largest difference of an output, relative to its largest value; of the worst output."""
+        return max((error / max(size, 1e-12) for error, size in self._largest.values()), default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """The share of the first output's answers (largest along axis 1) that are the same."""
+        return self._agreed / self._answers if self._answers else 1.0

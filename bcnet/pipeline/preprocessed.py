@@ -1,0 +1,42 @@
+"""What pre-processing in the delivered file costs, and which stages depend on it.
+
+In: a problem. Out: its milliseconds on the device, which are taken off the budget of the network alone.
+"""
+
+from dataclasses import asdict
+
+from bcnet.measure.network_latency import measure_network
+from bcnet.pipeline.finished import Chosen
+from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.repeated import measured_alternately
+from bcnet.pipeline.results import VerifyReport
+from bcnet.progress import working
+from bcnet.runs import digest
+
+
+def preprocessing_ms(problem: Problem) -> float:
+    """How much longer the original network takes with pre-processing in its file, measured alternately."""
+    files = {
+        "with pre-processing": problem.delivered_original(),
+        "without": problem.graph.variant(problem.space.original()),
+    }
+    with working("measuring what pre-processing adds to the original network"):
+        found = measured_alternately(
+            lambda name: measure_network(files[name], problem.profile, quiet=True), dict.fromkeys(files)
+        )
+    with_it, without = (own.fastest.median_ms for own in found.values())
+    return round(max(with_it - without, 0.0), 5)
+
+
+def preprocessing_input(problem: Problem) -> dict[str, str]:
+    """What manifests record of it; nothing where there is none: results without it are not outdated."""
+    own = problem.preprocessing
+    return {"pre-processing": digest(asdict(own))} if own else {}
+
+
+def with_added(report: VerifyReport, chosen: Chosen) -> VerifyReport:
+    """A report of a file with pre-processing, with what the search took off the budget for it."""
+    if report.preprocess is None:
+        return report
+    added = report.preprocess.model_copy(update={"added_ms": chosen.budget.added_ms or None})
+    return report.model_copy(update={"preprocess": added})
