@@ -26,6 +26,7 @@ from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
 from bcnet.pipeline.finished import sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.quantisation import QuantisationAware, through_integers
 from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
 from bcnet.pipeline.results import (
     AccuracyDifference,
@@ -108,12 +109,14 @@ class Kept:
 class Given:
     """The original network, where its weights are trained; and where small ones inherit from it, how.
 
-    `tune` trains the network of some widths as the found one was trained, with this `outcome`.
+    `tune` trains the network of some widths as the found one was trained, with this `outcome`. At INT8, that
+    was trained through integers for `integers` further passes.
     """
 
     original: nn.Module | None = None
     tune: Callable[[Widths, CheckpointFile | None], FineTuned] | None = None
     outcome: Outcome = AS_ASKED
+    integers: int = 0
 
 
 def compare(
@@ -153,7 +156,7 @@ def compare(
     if fresh.from_scratch and not scratch and not given.tune:
         wanted[SCRATCH] = widths
     others = {name: own for name, own in wanted.items() if name not in (found, ORIGINAL, INHERITED)}
-    networks = _trained(others, FromScratch(problem, recipe, kept))
+    networks = _trained(others, FromScratch(problem, recipe, kept, given.integers))
     outcomes = {found: given.outcome}
     if given.original is not None:
         networks[ORIGINAL] = given.original
@@ -178,6 +181,7 @@ def compare(
             answered[name] = correct
         low, high = accuracy_interval(problem, accuracy, correct) or (None, None)
         outcome = outcomes.get(name, AS_ASKED)
+        discarded = outcome.discarded + outcome.integers
         entries.append(
             ComparedNetwork(
                 name=name,
@@ -191,8 +195,8 @@ def compare(
                 params=space.params(wanted[name]),
                 macs=space.macs(wanted[name]),
                 size_bytes=len(content),
-                passes=None if name == ORIGINAL else recipe.epochs - outcome.discarded,
-                discarded_passes=outcome.discarded or None,
+                passes=None if name == ORIGINAL else recipe.epochs + given.integers - discarded,
+                discarded_passes=discarded or None,
                 lower_rate=outcome.lower_rate,
             )
         )
@@ -207,11 +211,15 @@ def compare(
 
 @dataclass(frozen=True)
 class FromScratch:
-    """How networks are trained from fresh weights; with `kept`, a training that was killed continues."""
+    """How networks are trained from fresh weights; with `kept`, a training that was killed continues.
+
+    At INT8, `integers` passes through integers follow.
+    """
 
     problem: Problem
     recipe: Recipe
     kept: Kept | None
+    integers: int = 0
 
     def fresh(self, widths: Widths) -> nn.Module:
         """The network of these widths, not trained yet."""
@@ -221,7 +229,10 @@ class FromScratch:
         """The network of these widths, trained."""
         network, checkpoint = self.fresh(widths), self.kept.checkpoint(name) if self.kept else None
         fit_network(network, self.problem.data, self.recipe, f"training: {name}", checkpoint=checkpoint)
-        return network
+        if not self.integers:
+            return network
+        aware, what = QuantisationAware(self.problem), f"training through integers: {name}"
+        return aware(network, what, self.integers, checkpoint and through_integers(checkpoint)).network
 
     def to_its_end(self, named: tuple[str, Widths]) -> None:
         """Train a network, so that its checkpoint holds it."""
@@ -230,7 +241,13 @@ class FromScratch:
 
 def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
     """How the networks to compare with are trained in a run."""
-    return FromScratch(problem, recipe_of(run, problem), kept_of_run(run, problem))
+    integers = integer_passes(SliceSummary.read(run.stage("slice")))
+    return FromScratch(problem, recipe_of(run, problem), kept_of_run(run, problem), integers)
+
+
+def integer_passes(found: SliceSummary) -> int:
+    """Passes through integers that the found network had, kept or not."""
+    return (found.integer_epochs or 0) + (found.discarded_integer_epochs or 0)
 
 
 def kept_of_run(run: Run, problem: Problem) -> Kept:
@@ -347,17 +364,18 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     config = problem.config
     stage, inputs = run.stage("compare"), stage_inputs(run, problem)
     recipe, kept = recipe_of(run, problem), kept_of_run(run, problem)
-    passes, widths = recipe.epochs, sliced(run, problem).widths
+    widths = sliced(run, problem).widths
     own = SliceSummary.read(run.stage("slice"))
+    integers = integer_passes(own)
     export = run.stage("export")
     tuned = Tuning.of(run, problem) if inherits(problem) else None
 
     def tune(widths: Widths, checkpoint: CheckpointFile | None) -> FineTuned:
         assert tuned is not None
-        return tuned(widths, "fine-tuning the uniform network", passes, checkpoint)
+        return tuned(widths, "fine-tuning the uniform network", recipe.epochs, checkpoint, integers)
 
-    outcome = Outcome(own.discarded_epochs or 0, own.lower_rate)
-    given = Given(original_network(run, problem), tune if tuned else None, outcome)
+    outcome = Outcome(own.discarded_epochs or 0, own.lower_rate, own.discarded_integer_epochs or 0)
+    given = Given(original_network(run, problem), tune if tuned else None, outcome, integers)
     found = compare(problem, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)
     notes = [*found.notes]
@@ -374,7 +392,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         predicted_ms=verified.predicted_ms,
         metric=config.task.metric,
         test_images=len(problem.data.test),
-        passes=recipe.epochs,
+        passes=recipe.epochs + integers,
         original=None if given.original is None else state_of_original(problem),
         networks=found.entries,
         not_separable=found.not_separable,

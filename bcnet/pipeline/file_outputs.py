@@ -90,16 +90,18 @@ def file_outputs(
     tested: ImageData | RawImages,
     profile: HwProfile,
     compared: Compared | None = None,
+    kind: str = "test",
 ) -> Iterator[tuple[Any, Any]]:
     """(outputs, targets) of an ONNX file on the test images, through the profile's runtime.
 
-    Outputs have the structure that `model` gives them; `compared` gets them beside PyTorch's.
+    Outputs have the structure that `model` gives them; `compared` gets them beside PyTorch's. Where other
+    images stand in the place of the test images, `kind` tells the user of what.
     """
     model.eval()
     predict = runtime_of(profile).predictor(content)
     data = tested.data if isinstance(tested, RawImages) else tested
     steps = math.ceil(len(data.test) / (tested.count if isinstance(tested, RawImages) else data.evaluated))
-    with progress_bar(f"test images in {profile.runtime}", steps) as advance:
+    with progress_bar(f"{kind} images in {profile.runtime}", steps) as advance:
         for number, fed in enumerate(_batches(tested)):
             if number == 0 or compared is not None:
                 args, kwargs = arguments(fed.inputs)

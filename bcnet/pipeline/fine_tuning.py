@@ -27,10 +27,14 @@ LOWER = 5  # by which the rate is divided where it made a network worse
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fine-tuning: passes that were discarded, and the rate if it had to be lowered."""
+    """What became of a fine-tuning: passes that were discarded, and the rate if it had to be lowered.
+
+    `integers` are passes through the integers of the INT8 file that were discarded.
+    """
 
     discarded: int = 0
     lower_rate: float | None = None
+    integers: int = 0
 
     def note(self, name: str) -> str | None:
         """What the reader of a comparison should know of this network; None where all is as asked."""
@@ -38,6 +42,8 @@ class Outcome:
             return f"{name}: its fine-tuning was discarded, since it made it worse"
         if self.lower_rate is not None:
             return f"{name}: fine-tuned at a rate of {self.lower_rate:g}, since a higher one made it worse"
+        if self.integers:
+            return f"{name}: its training through integers was discarded, since it made it worse"
         return None
 
 

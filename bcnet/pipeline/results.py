@@ -235,11 +235,15 @@ class SliceSummary(StageResult):
     """The small network: its widths, where its weights came from, how it was trained, its accuracies.
 
     `epochs` are those of the weights that were kept; `discarded_epochs` made the network worse. `lower_rate`
-    is the learning rate where that of the settings did so.
+    is the learning rate where that of the settings did so. `integer_epochs` are the further ones through the
+    integers of the INT8 file.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
-        {"budget_p90", "preprocess_ms", "discarded_epochs", "lower_rate"}
+        {
+            *("budget_p90", "preprocess_ms", "discarded_epochs", "lower_rate"),
+            *("integer_epochs", "discarded_integer_epochs"),
+        }
     )
 
     stage: Literal["slice"] = "slice"
@@ -257,6 +261,8 @@ class SliceSummary(StageResult):
     epochs: int
     discarded_epochs: int | None = None
     lower_rate: float | None = None
+    integer_epochs: int | None = None
+    discarded_integer_epochs: int | None = None
     pruning_passes: int = 0
     from_scratch: bool
     distilled: bool = False

@@ -70,7 +70,7 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
 def _trial_settings(problem: Problem) -> list[Any]:
     """What the trials of candidates depend on, beside the search's settings."""
     config = problem.config
-    training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"})
+    training = config.slice.model_dump(exclude={"epochs", "latency", "latency_ms"}, exclude_none=True)
     return [config.search.trials, config.search.trial_epochs, training, fine_tuning_digest(config)]
 
 

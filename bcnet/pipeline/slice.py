@@ -9,7 +9,7 @@ epoch loss, rate, validation metric); while training checkpoint.safetensors, fro
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,13 @@ from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.quantisation import (
+    QuantisationAware,
+    Quantised,
+    aware_passes,
+    is_aware,
+    through_integers,
+)
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for, teacher_digest
@@ -110,6 +117,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     config = problem.config
     supernet = run.stage("train").require(problem.inputs())
     return {
+        **({"integers": "trained through"} if is_aware(problem) else {}),
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest(
@@ -172,6 +180,11 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         objective=objective,
         checkpoint=checkpoint,
     )
+    integers = _through_integers(run, problem, result, checkpoint)
+    if integers.passes:
+        with working("counting its accuracy on the test images again"):
+            score = evaluate_network(integers.network, data, data.test, task)
+        result = replace(result, model=integers.network, accuracy_after=score.accuracy)
     described = preprocessing(result.model, problem.data, None)
     groups = {g.name: width for g, width in zip(problem.space.groups, widths, strict=True)}
     summary = SliceSummary(
@@ -189,6 +202,8 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         epochs=epochs - result.outcome.discarded,
         discarded_epochs=result.outcome.discarded or None,
         lower_rate=result.outcome.lower_rate,
+        integer_epochs=integers.passes or None,
+        discarded_integer_epochs=integers.discarded or None,
         pruning_passes=0 if config.slice.from_scratch else result.pruning_passes,
         from_scratch=config.slice.from_scratch,
         distilled=objective is not None and not result.outcome.discarded,
@@ -205,8 +220,20 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
     }
     if log.epochs:
         files[CURVE] = _curve(log.epochs).encode()
-    stage.finish(inputs, files, [checkpoint.path, at_lower_rate(checkpoint.path)])
+    begun = [checkpoint.path, at_lower_rate(checkpoint.path), through_integers(checkpoint).path]
+    stage.finish(inputs, files, begun)
     return summary
+
+
+def _through_integers(
+    run: Run, problem: Problem, result: SliceResult, checkpoint: CheckpointFile
+) -> Quantised:
+    """The fine-tuned network, at INT8 trained further through the integers of its file."""
+    passes = aware_passes(problem, problem.config.slice.epochs)
+    if not passes:
+        return Quantised(result.model)
+    aware = QuantisationAware(problem, trained_network(run, problem))
+    return aware(result.model, "fine-tuning through integers", passes, through_integers(checkpoint))
 
 
 def _curve(epochs: Sequence[Epoch]) -> str:

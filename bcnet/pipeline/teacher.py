@@ -4,6 +4,7 @@
 """
 
 import copy
+from dataclasses import replace
 
 from torch import nn
 
@@ -59,13 +60,21 @@ def distillation(problem: Problem, original: nn.Module | None) -> Distillation |
 
 
 def objective_for(
-    problem: Problem, original: nn.Module | None, student: nn.Module, recipe: Recipe
+    problem: Problem,
+    original: nn.Module | None,
+    student: nn.Module,
+    recipe: Recipe,
+    *,
+    features: bool = True,
 ) -> Objective | None:
     """The loss that a small network is trained with; None for the task's own.
 
-    Where nobody asked for the teacher, one that does not fit is reported and left out.
+    Without `features`, it has those of no module. Where nobody asked for the teacher, one that does not fit
+    is reported and left out.
     """
     found = distillation(problem, original)
+    if found is not None and not features:
+        found = replace(found, features=())
     return _fitting(found, problem, student, recipe, asked=problem.config.slice.teacher != AUTO)
 
 

@@ -5,7 +5,7 @@ loss.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -15,6 +15,12 @@ from bcnet.pipeline.inherit import Source, Trained, ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
+from bcnet.pipeline.quantisation import (
+    QuantisationAware,
+    aware_passes,
+    delivered_score,
+    through_integers,
+)
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate, on_trained_network
 from bcnet.pipeline.teacher import objective_for
@@ -26,7 +32,7 @@ from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import seconds_to_fit
 from bcnet.training.recipe import Recipe
-from bcnet.width_search.scorer import Score, Validation, evaluate_network
+from bcnet.width_search.scorer import Score, Validation
 
 
 def inherits(problem: Problem) -> bool:
@@ -35,7 +41,10 @@ def inherits(problem: Problem) -> bool:
 
 
 def passes_of(run: Run) -> int:
-    """Passes over the training images that the finished slice gave its network, kept or not."""
+    """Passes over the training images that the finished slice gave its network, kept or not.
+
+    Those through integers, which follow, are not among them.
+    """
     found = SliceSummary.read(run.stage("slice"))
     return found.epochs + (found.discarded_epochs or 0) + found.pruning_passes
 
@@ -81,9 +90,17 @@ class Tuning:
         return self._begins[widths]
 
     def __call__(
-        self, widths: Widths, what: str, epochs: int, checkpoint: CheckpointFile | None = None
+        self,
+        widths: Widths,
+        what: str,
+        epochs: int,
+        checkpoint: CheckpointFile | None = None,
+        integers: int | None = None,
     ) -> FineTuned:
-        """The network of these widths, fine-tuned for so many epochs, unless that makes it worse."""
+        """The network of these widths, fine-tuned for so many epochs, unless that makes it worse.
+
+        At INT8, `integers` further passes follow through its integers, if not given as many as are usual.
+        """
         problem, config = self.problem, self.problem.config
         recipe = Recipe.of(config, epochs, fine_tuning_rate(problem))
         data, images = problem.data, config.search.recalibration_images
@@ -99,8 +116,14 @@ class Tuning:
             lambda own: seconds_to_fit(small, data, own, objective),
             begun=checkpoint is not None and checkpoint.path.exists(),
         )
-        return FineTuning(data, recipe, images, objective)(small, what, checkpoint)
+        tuned = FineTuning(data, recipe, images, objective)(small, what, checkpoint)
+        passes = aware_passes(problem, epochs) if integers is None else integers
+        if not passes:
+            return tuned
+        aware, name = QuantisationAware(problem, self.network), f"{what}, through integers"
+        found = aware(tuned.network, name, passes, checkpoint and through_integers(checkpoint))
+        return FineTuned(found.network, replace(tuned.outcome, integers=found.discarded))
 
     def scored(self, small: nn.Module) -> Score:
-        """A small network's score on the validation images."""
-        return evaluate_network(small, self.problem.data, self.problem.data.val, self.problem.task)
+        """A small network's score on the validation images, as it would be delivered."""
+        return delivered_score(self.problem, small)

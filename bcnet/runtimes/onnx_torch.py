@@ -16,6 +16,8 @@ from torch import Tensor
 from bcnet.errors import NetworkError, one_line
 from bcnet.runtimes.torch_operators import LISTS, OPERATORS, dtype_of, tensor_of
 
+Operators = Mapping[str, Callable[..., Any]]
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,7 +58,10 @@ class TorchNetwork:
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """All outputs for all inputs, in the file's order."""
-        values = dict(zip(self.inputs, map(channels_last, inputs), strict=True))
+        return self.run(dict(zip(self.inputs, map(channels_last, inputs), strict=True)))
+
+    def run(self, values: dict[str, Tensor]) -> list[Tensor]:
+        """The same for inputs by name, as they are; what is not needed any more is removed from `values`."""
         for step in self.steps:
             values.update(zip(step.outputs, step(values), strict=False))
             for name in step.last_uses:
@@ -64,7 +69,7 @@ class TorchNetwork:
         return [self.constants[name] if name in self.constants else values[name] for name in self.outputs]
 
 
-def load_network(model: bytes, device: torch.device) -> TorchNetwork:
+def load_network(model: bytes, device: torch.device, operators: Operators = OPERATORS) -> TorchNetwork:
     """The network of an ONNX file, with constants folded. Raises NetworkError if it cannot be executed."""
     try:
         graph = onnx.load_from_string(model).graph
@@ -79,9 +84,10 @@ def load_network(model: bytes, device: torch.device) -> TorchNetwork:
         names = [name for name in node.input if name and name not in constants]
         if names:
             ending = {name for name in (*names, *node.output) if used.get(name, number) <= number}
-            steps.append(_step(node, constants, device, tuple(sorted(ending - {*outputs, ""}))))
+            unused = tuple(sorted(ending - {*outputs, ""}))
+            steps.append(_step(node, constants, device, operators, unused))
         else:
-            folded = _step(node, constants, torch.device("cpu"), ())
+            folded = _step(node, constants, torch.device("cpu"), operators, ())
             constants.update(zip(node.output, folded({}), strict=False))
     kept = {name: constants[name].to(device) for name in outputs if name in constants}
     return TorchNetwork(inputs, tuple(steps), outputs, kept)
@@ -101,11 +107,15 @@ def _described(entry: ValueInfoProto) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 def _step(
-    node: NodeProto, constants: Mapping[str, Tensor], device: torch.device, last_uses: tuple[str, ...]
+    node: NodeProto,
+    constants: Mapping[str, Tensor],
+    device: torch.device,
+    operators: Operators,
+    last_uses: tuple[str, ...],
 ) -> Step:
     name = node.name or node.output[0]
     domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
-    execute = OPERATORS.get(domain + node.op_type)
+    execute = operators.get(domain + node.op_type)
     if execute is None:
         raise NetworkError(
             f"torch-cuda has no operator {domain}{node.op_type} (node '{name}'); use another runtime"

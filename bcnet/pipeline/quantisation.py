@@ -1,0 +1,128 @@
+"""Networks in the device's precision: how good they are as they are delivered, and trained to be so at INT8.
+
+In: a problem, a network in floats. Out: its score through the file that would be exported; the network after
+a few passes through the integers of that file (quantisation-aware training).
+"""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from bcnet.errors import ModelError
+from bcnet.onnx_export.int8 import Feed, calibration_feeds, unsigned_activations
+from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.route import fine_tuning_rate
+from bcnet.pipeline.teacher import objective_for
+from bcnet.pipeline.verify import file_outputs, on_this_processor
+from bcnet.plain import loss_text
+from bcnet.progress import announce, say, working
+from bcnet.training.checkpoints import CheckpointFile
+from bcnet.training.distributed import same_as_first
+from bcnet.training.loop import fit_network, seconds_to_fit, steps_an_epoch
+from bcnet.training.quantised_network import Calibration, QuantisedNetwork
+from bcnet.training.recipe import Objective, Recipe
+from bcnet.width_search.scorer import Score, best_first, evaluate_network, loss_of, score_of
+
+SHARE = 4  # of the passes of fine-tuning: one further pass through integers for each so many
+RATE = 0.1  # of the rate of fine-tuning: weights move little further
+
+
+def is_aware(problem: Problem) -> bool:
+    """Whether networks are trained through the integers of their files."""
+    wanted = problem.config.slice.quantization_aware is not False
+    return wanted and problem.profile.number_format.calibrated
+
+
+def aware_passes(problem: Problem, epochs: int) -> int:
+    """The passes through integers that follow so many of fine-tuning; 0 where there are no integers."""
+    return max(1, epochs // SHARE) if epochs and is_aware(problem) else 0
+
+
+def quantised_network(problem: Problem, network: nn.Module, every: int | None = None) -> QuantisedNetwork:
+    """A network as its INT8 file for the problem's device computes it (see `QuantisedNetwork`)."""
+    profile, data = problem.profile, problem.data
+
+    def feeds(proto: ModelProto) -> Iterable[Feed]:
+        names = [entry.name for entry in proto.graph.input]
+        return calibration_feeds(data, names, profile.batch, problem.config.seed)
+
+    calibration = Calibration(feeds, unsigned_activations(profile), profile.opset)
+    return QuantisedNetwork(network, data.example(profile.batch), calibration, every=every)
+
+
+def delivered_score(problem: Problem, network: nn.Module) -> Score:
+    """A network's score on the validation images, in the device's precision.
+
+    In any but full precision, its file is executed by ONNX Runtime on this processor.
+    """
+    data = problem.data
+    if problem.profile.number_format.full:
+        return evaluate_network(network, data, data.val, problem.task)
+    with working(f"scoring a network at {problem.profile.precision}"):
+        proto = problem.at_precision(to_onnx(network, data.example(problem.profile.batch)))
+        profile = on_this_processor(problem.profile)
+        outputs = file_outputs(proto.SerializeToString(), network, data, profile, split=data.val)
+        return score_of(outputs, problem.task, calibrate=False)
+
+
+def through_integers(checkpoint: CheckpointFile) -> CheckpointFile:
+    """The checkpoint of the training through integers, beside that of the fine-tuning before it."""
+    path = checkpoint.path
+    return replace(checkpoint, path=path.with_stem(f"{path.stem}-integers"), log=None)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A network after its training through integers, and how many passes of that were kept and discarded."""
+
+    network: nn.Module
+    passes: int = 0
+    discarded: int = 0
+
+
+@dataclass(frozen=True)
+class QuantisationAware:
+    """How networks are trained through integers; `original` is the trained network, where there is one."""
+
+    problem: Problem
+    original: nn.Module | None = None
+
+    def __call__(
+        self, begun: nn.Module, what: str, passes: int, checkpoint: CheckpointFile | None = None
+    ) -> Quantised:
+        """Train a copy of `begun` for so many passes; it stays as it was where its file is not better then.
+
+        Where PyTorch cannot execute the file, it is said, and the network stays as it was, too.
+        """
+        problem = self.problem
+        data, config = problem.data, problem.config
+        recipe = replace(Recipe.of(config, passes, RATE * fine_tuning_rate(problem)), amp=False)
+        try:
+            with working("making the INT8 network"):
+                integers = quantised_network(problem, begun, steps_an_epoch(data, recipe))
+        except ModelError as reason:
+            say(f"{what}: not trained through integers: {reason}")
+            return Quantised(begun)
+        objective = self._objective(integers, recipe)
+        announce(what, seconds_to_fit(integers, data, recipe, objective))
+        fit_network(integers, data, recipe, what, objective=objective, checkpoint=checkpoint)
+        trained = copy.deepcopy(begun)
+        trained.load_state_dict(integers.network.state_dict())
+        before, after = (delivered_score(problem, own) for own in (begun, trained.eval()))
+        kept = torch.tensor(int(best_first(after) < best_first(before)))
+        same_as_first([kept])  # several processes go on alike
+        better = bool(kept)
+        losses = " before, ".join(loss_text(loss_of(own)) for own in (before, after))
+        say(f"{what}: validation loss at int8 {losses} after{'' if better else ': discarded'}")
+        return Quantised(trained, passes) if better else Quantised(begun, 0, passes)
+
+    def _objective(self, integers: QuantisedNetwork, recipe: Recipe) -> Objective | None:
+        """The loss of fine-tuning without features: the modules whose outputs these are do not run."""
+        if self.problem.task.train_step is not None:
+            return None
+        return objective_for(self.problem, self.original, integers, recipe, features=False)
