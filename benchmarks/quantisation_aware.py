@@ -27,6 +27,7 @@ from torch import nn
 
 from bcnet.config import EXAMPLE, Config
 from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.fine_tuning import FineTuning
 from bcnet.pipeline.inherit import ranked_sources, trained_for
 from bcnet.pipeline.open_problem import open_problem
@@ -35,7 +36,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.quantisation import RATE, QuantisationAware, aware_passes
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
-from bcnet.pipeline.verify import file_metric, on_this_processor
+from bcnet.pipeline.verify import on_this_processor
 from bcnet.space.extract import with_state
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe

@@ -15,10 +15,11 @@ from torch import nn
 from bcnet.errors import ModelError
 from bcnet.onnx_export.int8 import Feed, calibration_feeds, unsigned_activations
 from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.pipeline.file_outputs import file_outputs
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
-from bcnet.pipeline.verify import file_outputs, on_this_processor
+from bcnet.pipeline.verify import on_this_processor
 from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
 from bcnet.training.checkpoints import CheckpointFile
@@ -63,11 +64,12 @@ def delivered_score(problem: Problem, network: nn.Module) -> Score:
     data = problem.data
     if problem.profile.number_format.full:
         return evaluate_network(network, data, data.val, problem.task)
-    with working(f"scoring a network at {problem.profile.precision}"):
+    with working(f"exporting a network at {problem.profile.precision}"):
         proto = problem.at_precision(to_onnx(network, data.example(problem.profile.batch)))
-        profile = on_this_processor(problem.profile)
-        outputs = file_outputs(proto.SerializeToString(), network, data, profile, split=data.val)
-        return score_of(outputs, problem.task, calibrate=False)
+    content, profile = proto.SerializeToString(), on_this_processor(problem.profile)
+    tested = replace(data, test=data.val)
+    outputs = file_outputs(content, network, tested, profile, kind="validation")
+    return score_of(outputs, problem.task, calibrate=False)
 
 
 def through_integers(checkpoint: CheckpointFile) -> CheckpointFile:
