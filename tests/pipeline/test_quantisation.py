@@ -28,7 +28,8 @@ DATA = {"image_size": 16, "train_limit": 120, "test_limit": 20}
 
 
 def problem_at(precision: str) -> Problem:
-    return open_problem(Config.model_validate({"precision": precision, "data": DATA}))
+    training = {"train": {"batch_size": 16}, "slice": {"learning_rate": 0.5}}
+    return open_problem(Config.model_validate({"precision": precision, "data": DATA, **training}))
 
 
 @pytest.fixture(scope="module")
