@@ -185,7 +185,8 @@ class Arena:
         start = self.starts.of(row, share, seed)
         network = with_state(problem.model, problem.space, start.state)
         rate = config.train.learning_rate if row.scratch else fine_tuning_rate(problem)
-        before = start.about.get("pruning_passes", 0)  # every network gets as many in all
+        # Every network gets as many in all.
+        before = start.about.get("pruning_passes", 0) + start.about.get("supernet_passes", 0)
         recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
         objective = objective_for(problem, self.teacher, network, recipe) if row.distilled else None
         say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))

@@ -3,6 +3,7 @@
 In: names, as the command line gives them. Out: `Row`s.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from bcnet.bench.outside import COMPETITORS
@@ -13,6 +14,7 @@ from bcnet.space.importance import CRITERIA, Criterion
 
 ORIGINAL = "original"
 PLAIN = ", no distillation"
+SUPERNET = re.compile(r"supernet, ([1-9]\d{0,3}) pass(es)?")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Row:
     `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
     Weights are those of the original by the best of `criteria`, or freshly initialised with
     `scratch`; a method that trains provides its own. `prune_by` is what group-fisher divides information by.
+    With `supernet_passes`, they come from a supernet that began as the original and was trained for so long.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Row:
     scratch: bool = False
     distilled: bool = True
     prune_by: NormalisedBy = "latency"
+    supernet_passes: int = 0
 
     @property
     def pruned(self) -> bool:
@@ -61,6 +65,11 @@ class Row:
         return auto_methods() if self.method == AUTO else (METHODS[self.method],)
 
 
+def _of_supernet(passes: int) -> Row:
+    name = f"supernet, {passes} {'pass' if passes == 1 else 'passes'}"
+    return Row(name, AUTO, supernet_passes=passes)
+
+
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
@@ -68,6 +77,7 @@ ROWS: dict[str, Row] = {
         *(Row(method.name, method.name) for method in own_methods()),
         Row("group-fisher, macs", "group-fisher", prune_by="macs"),
         Row("group-fisher, memory", "group-fisher", prune_by="memory"),
+        *(_of_supernet(passes) for passes in (2, 4)),
         Row("uniform, l1", "uniform", ("l1",)),
         Row("uniform (from scratch)", "uniform", scratch=True),
         *(Row(name, name) for name in COMPETITORS),
@@ -86,6 +96,8 @@ def rows_of(names: tuple[str, ...], plain: bool = False) -> tuple[Row, ...]:
         own = ROWS.get(plainly)
         if own is None and plainly in METHODS.names():
             own = Row(plainly, plainly)  # of another package
+        if own is None and (passes := SUPERNET.fullmatch(plainly)):
+            own = _of_supernet(int(passes[1]))
         if own is None:
             raise UsageError(f"unknown row '{name}'; known: {'; '.join(ROWS)}; each may end in '{PLAIN}'")
         wanted = [own] if not name.endswith(PLAIN) else []

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.bench.arena_rows import Row
+from bcnet.bench.arena_supernet import trained_supernet
 from bcnet.bench.kept import Kept
 from bcnet.bench.outside import COMPETITORS
 from bcnet.bench.outside_job import Failed, Job, NotInstalled
@@ -39,12 +40,13 @@ from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA, Criterion, Importances
 from bcnet.space.inputs import arguments
-from bcnet.space.subnet import State
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.inherit import Inherited, Original, inherited
+from bcnet.width_search.scorer import best_first
 
 RECALIBRATED = "recalibrated"  # of a start: batch norms were recalibrated
 QUICK, THOROUGH = 0.1, 0.5  # of the profile's duration, for one measurement
@@ -88,10 +90,12 @@ class Starts:
     def of(self, row: Row, share: float, seed: int) -> Start:
         """The start of a row at a budget; `seed` is that of fresh weights.
 
-        Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor.
+        Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor,
+        Failed where the row takes more passes before fine-tuning than there are.
         """
         if row.outside:
             return self._outside(row.method, share)
+        self._check_passes(row)
         about = self._allocated(row, share)
         widths = self.space.check(Widths(about["widths"]))
         if row.scratch:
@@ -105,8 +109,20 @@ class Starts:
         if row.pruned:
             pruned = self._pruned(row, share).found[widths]
             return Start(pruned.state, {**about, "source": pruned.source})
+        if row.supernet_passes:
+            own = self._of_supernet(widths, row.supernet_passes)
+            return Start(own.state, {**about, "source": own.source, "supernet_passes": row.supernet_passes})
         own = self._inherited(widths, share, row.criteria)
         return Start(own.state, {**about, "source": own.source})
+
+    def _check_passes(self, row: Row) -> None:
+        config = self.problem.config
+        before = config.search.prune_epochs if row.pruned else row.supernet_passes
+        if before > config.slice.epochs:
+            raise Failed(
+                f"it needs {before} passes before fine-tuning, and every network gets {config.slice.epochs} "
+                "in all (slice.epochs)"
+            )
 
     def _allocated(self, row: Row, share: float) -> dict[str, Any]:
         key = f"{percent(share)} {row.allocation}"
@@ -137,17 +153,22 @@ class Starts:
         self._allocations.add(key, about)
         return about
 
-    def _pruned(self, row: Row, share: float) -> PrunedNetworks:
-        """The networks of a method that trains; its passes are subtracted from those of fine-tuning.
-
-        Raises Failed where it takes more passes than there are.
-        """
-        config = self.problem.config
-        if config.search.prune_epochs > config.slice.epochs:
-            raise Failed(
-                f"search.prune_epochs is {config.search.prune_epochs}, and every network gets "
-                f"{config.slice.epochs} passes in all (slice.epochs)"
+    def _of_supernet(self, widths: Widths, passes: int) -> Inherited:
+        """The better side of a supernet, recalibrated; fine-tuning is shorter by the supernet's passes."""
+        supernet = trained_supernet(self.problem, passes, self.folder / "starts", self.inputs)
+        space = supernet.space
+        found = [
+            self._inherit.scored(
+                f"the {side} side of a supernet trained for {passes} of the passes",
+                supernet.narrow(Subnet.at(space, widths, side)).state,
             )
+            for side in space.rule.sides
+        ]
+        return min(found, key=lambda own: best_first(own.score))
+
+    def _pruned(self, row: Row, share: float) -> PrunedNetworks:
+        """The networks of a method that trains; its passes are subtracted from those of fine-tuning."""
+        config = self.problem.config
         folder = self.folder / "starts" / slug(percent(share), row.allocation)
         inputs = {"inputs": self.inputs, "distilled": str(row.distilled)}
         search = config.search.model_copy(update={"prune_by": row.prune_by})

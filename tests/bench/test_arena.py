@@ -28,7 +28,7 @@ from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original
 
 FOLDER = Path("runs/arena/bench/arena")
-OWN = ("auto", "group-fisher", "uniform, l1", "uniform (from scratch)")
+OWN = ("auto", "group-fisher", "supernet, 1 pass", "uniform, l1", "uniform (from scratch)")
 TOML = '[model]\nweights = "trained.pt"\n' + CONFIG.replace("[search]", "[search]\nprune_epochs = 1")
 COMMAND = ["bench", "arena", "--budgets", "70%", *(word for row in OWN for word in ("--row", row))]
 
@@ -70,6 +70,10 @@ def test_all_rows_are_run_to_the_same_end_and_compared_with_the_original(here: P
         assert rows[name]["macs"] < rows["original"]["macs"]
     assert rows["uniform, l1"]["source"] == "l1"
     assert rows["group-fisher"]["source"] == "group-fisher's own weights"
+    assert rows["supernet, 1 pass"]["source"] in [
+        f"the {side} side of a supernet trained for 1 of the passes" for side in ("left", "right")
+    ]
+    assert rows["supernet, 1 pass"]["widths"] == rows["auto"]["widths"]
     assert rows["uniform, l1"]["widths"] == rows["uniform (from scratch)"]["widths"]
     assert rows["uniform (from scratch)"]["source"].startswith("from scratch")
     assert sum(row["best"] for row in budget["rows"]) == 1
@@ -139,12 +143,12 @@ def test_only_auto_is_run_again_where_it_chooses_among_other_methods(
         patch.setattr(arena_rows, "auto_methods", lambda: auto_methods()[:2])
         patch.setattr(arena.Arena, "_tuned", tuned)
         assert main(COMMAND) == 0
-        assert made == ["auto at 70%, seed 0"]
+        assert made == ["auto at 70%, seed 0", "supernet, 1 pass at 70%, seed 0"]  # of the same widths
         shown = capsys.readouterr().err
         assert "auto at 70%, seed 0 did not choose among uniform, latency-greedy: it is made again" in shown
         (budget,) = report()["budgets"]
-        assert budget["omitted"] == {"auto": "not now"}
-        assert [row["row"] for row in budget["rows"]] == ["original", *OWN[1:]]
+        assert budget["omitted"] == {"auto": "not now", "supernet, 1 pass": "not now"}
+        assert [row["row"] for row in budget["rows"]] == ["original", OWN[1], *OWN[3:]]
     assert main(COMMAND) == 0
     assert report() == before
 
@@ -156,11 +160,14 @@ def test_rows_that_cannot_be_made_are_reported_and_the_arena_goes_on(
         package("no_such_package", "no-such-package")
 
     monkeypatch.setitem(arena_competitors(), "fastnas", absent)
-    rows = ["--row", "fastnas", "--row", "uniform", "--run", "other"]
+    rows = ["--row", "fastnas", "--row", "supernet, 4 passes", "--row", "uniform", "--run", "other"]
     assert main(["bench", "arena", "--budgets", "2%", *rows, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["budgets"][0]
     assert [row["row"] for row in found["rows"]] == ["original"]
     assert found["omitted"]["fastnas"] == "not installed: pip install no-such-package"
+    assert found["omitted"]["supernet, 4 passes"] == (
+        "it needs 4 passes before fine-tuning, and every network gets 1 in all (slice.epochs)"
+    )
     assert "the fastest takes" in found["omitted"]["uniform"]
 
 

@@ -1,0 +1,43 @@
+"""A supernet that begins as the trained network, for the rows that inherit from it.
+
+In: a trained network, passes. Out: the supernet after so many passes. It begins in the order of importance
+and is distilled from the frozen original at a low rate; a step trains one side of drawn widths, so that an
+epoch is one pass. What is finished is kept in `starts/`, and a stopped training continues.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.supernet_start import first_state
+from bcnet.pipeline.teacher import supernet_objective
+from bcnet.pipeline.train import train
+from bcnet.pipeline.train_network import first_rate
+from bcnet.pipeline.training_file import CheckpointFiles, Finished, finished_files, load_finished
+from bcnet.runs import write_files
+from bcnet.space.supernet import Supernet
+from bcnet.training.recipe import Recipe
+from bcnet.training.supernet_step import STEPS
+
+
+def trained_supernet(problem: Problem, passes: int, folder: Path, inputs: str) -> Supernet:
+    """The supernet in `folder` that was trained for so many passes; trains it where it is not there yet."""
+    name, own = f"supernet-{passes}.safetensors", {"inputs": inputs, "passes": str(passes)}
+    supernet = Supernet(problem.model, problem.space, {})
+    found = load_finished(folder / name, own)
+    if found is None:
+        recipe = Recipe.of(problem.config, passes, first_rate(problem))
+        checkpoints = CheckpointFiles(folder / f"unfinished-{name}", own)
+        result = train(
+            replace(supernet, state=first_state(problem, problem.model, recipe)),
+            problem.data,
+            recipe,
+            plan=STEPS["alternating"],
+            objective=supernet_objective(problem, recipe),
+            checkpoints=checkpoints,
+            description=f"training a supernet for {passes} passes",
+        )
+        found = Finished(result.supernet.state, result.curve, checkpoints.steps())
+        files = finished_files(name, found, own)
+        write_files({folder / file: content for file, content in files.items()}, [checkpoints.path])
+    return replace(supernet, state=dict(found.state))
