@@ -1,7 +1,7 @@
 """Make text from outside safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
 Text from a device, a file or a library may contain escape codes or line breaks, or be arbitrarily long. Also
-the common formats of losses and durations.
+the common formats of latencies, losses and durations.
 """
 
 import re
@@ -35,6 +35,13 @@ def cell(text: str, most: int = MOST) -> str:
 def loss_text(loss: float) -> str:
     """A loss with four significant digits, so that losses of any size can be compared."""
     return f"{loss:#.4g}".rstrip(".")
+
+
+def milliseconds(ms: float) -> str:
+    """A latency in ms, without its unit: three decimals; one from 100 on, and two digits below 0.01."""
+    if 0 < abs(ms) < 0.01:
+        return f"{ms:.2g}"
+    return f"{ms:.3f}" if abs(ms) < 100 else f"{ms:.1f}"
 
 
 def duration(seconds: float) -> str:

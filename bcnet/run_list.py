@@ -12,8 +12,10 @@ from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
 from bcnet.pipeline.results import ExportSummary, SearchSummary, SliceSummary, TableSummary
+from bcnet.plain import milliseconds
 from bcnet.run_choice import bound_to, checked_name
 from bcnet.runs import MANIFEST, RUNS, Run
+from bcnet.width_search.latency_budget import LatencyBudget
 
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 HEADINGS = ("run", "device", "budget", "winner, accuracy", "export", "date")
@@ -41,7 +43,7 @@ class RunState:
     folder: str
     stages: tuple[str, ...]
     target: Target | None = None
-    budget_ms: float | None = None
+    budget: LatencyBudget | None = None
     min_accuracy: float | None = None
     widths: tuple[int, ...] | None = None
     latency_ms: float | None = None
@@ -56,7 +58,11 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
-        return {**asdict(self), "target": self.target.to_json() if self.target else None}
+        own = {
+            "target": self.target.to_json() if self.target else None,
+            "budget": self.budget.model_dump(mode="json") if self.budget else None,
+        }
+        return {**asdict(replace(self, budget=None)), **own}
 
     def row(self) -> list[str]:
         """The row of the printed table, below `HEADINGS`."""
@@ -75,15 +81,15 @@ class RunState:
         return f"{own.device}, {own.precision}{batch}{threads}"
 
     def _budget(self) -> str:
-        if self.budget_ms is not None:
-            return f"{self.budget_ms:.4g} ms"
+        if self.budget is not None:
+            return self.budget.amount
         return "" if self.min_accuracy is None else f"accuracy {self.min_accuracy:.4g}"
 
     def _winner(self) -> str:
         if self.latency_ms is None:
             return f"none yet, {self.stages[-1]} done" if self.stages else "none yet"
         outdated = ", outdated" if "search" in self.outdated else ""
-        return f"{self.latency_ms:.4g} ms{self._accuracy()}{outdated}"
+        return f"{milliseconds(self.latency_ms)} ms{self._accuracy()}{outdated}"
 
     def _accuracy(self) -> str:
         if self.accuracy is None:
@@ -128,7 +134,7 @@ def _state(folder: Path) -> RunState:
             best = searched.best
             state = replace(
                 state,
-                budget_ms=searched.budget_ms,
+                budget=searched.budget,
                 min_accuracy=searched.min_accuracy,
                 widths=best.widths,
                 latency_ms=best.measured.median_ms if best.measured else best.predicted_ms,
@@ -142,7 +148,7 @@ def _state(folder: Path) -> RunState:
             known = state.latency_ms if sliced.widths == state.widths else None
             state = replace(
                 state,
-                budget_ms=sliced.budget_ms,
+                budget=sliced.budget,
                 widths=sliced.widths,
                 latency_ms=sliced.predicted_ms if known is None else known,
                 accuracy=sliced.test_accuracy_after,

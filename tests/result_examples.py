@@ -12,7 +12,9 @@ from bcnet.pipeline.results import (
     SearchSummary,
     SliceSummary,
 )
+from bcnet.width_search.latency_budget import LatencyBudget
 
+BUDGET = LatencyBudget(ms=0.41)
 LATENCY = LatencyStat(median_ms=0.393, p90_ms=0.41, spread=0.01, samples=100)
 BEST = ScoredNetwork(
     widths=(80,) * 40, predicted_ms=0.405, accuracy=0.9861, loss=0.05, generation=3, measured=LATENCY
@@ -20,7 +22,7 @@ BEST = ScoredNetwork(
 SEARCH = SearchSummary(
     folder="runs/night/search",
     device="cpu",
-    budget_ms=0.41,
+    budget=BUDGET,
     min_accuracy=None,
     best=BEST,
     params=1_429_466,
@@ -38,7 +40,7 @@ SLICE = SliceSummary(
     folder="runs/night/slice",
     widths=(80,) * 40,
     predicted_ms=0.405,
-    budget_ms=0.41,
+    budget=BUDGET,
     supernet=1,
     side="left",
     epochs=2,
@@ -63,7 +65,7 @@ EXPORT = ExportSummary(
     predicted_ms=0.405,
     measured=LATENCY,
     full=None,
-    budget_ms=0.41,
+    budget=BUDGET,
     size_bytes=5_719_418,
     failures=(),
     noise=0.021,
@@ -97,7 +99,7 @@ def comparison(*networks: ComparedNetwork, **changed: Any) -> CompareSummary:
     """A comparison of these networks."""
     own: dict[str, Any] = {
         "device": "cpu",
-        "budget_ms": 0.41,
+        "budget": BUDGET,
         "predicted_ms": 0.405,
         "metric": "accuracy",
         "test_images": 359,

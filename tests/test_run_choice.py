@@ -264,13 +264,13 @@ def finish_run(budget_ms: float, *stages: str) -> None:
     own = {name: Run.named("default").stage(name) for name in ("search", "slice")}
     if "search" in stages:
         best = {**BEST.to_json(), "widths": [8], "predicted_ms": budget_ms, "accuracy": 0.5, "measured": None}
-        finish("search", {}, target=CPU, budget_ms=budget_ms, best=best)
+        finish("search", {}, target=CPU, budget={"ms": budget_ms}, best=best)
     if "slice" in stages:
         finish(
             "slice",
             {"search": own["search"].digest()},
             widths=[8],
-            budget_ms=budget_ms,
+            budget={"ms": budget_ms},
             predicted_ms=budget_ms,
             test_accuracy_after=0.875,
         )
@@ -283,19 +283,19 @@ def finish_run(budget_ms: float, *stages: str) -> None:
 def test_an_export_of_an_earlier_search_is_listed_as_outdated(capfd: pytest.CaptureFixture[str]) -> None:
     finish_run(4.0, "search", "slice", "export")
     (state,) = runs()
-    assert (state.row()[2:5], state.outdated) == (["4 ms", "2 ms, 90.00% (test)", "verified"], ())
+    assert (state.row()[2:5], state.outdated) == (["4.000 ms", "2.000 ms, 90.00% (test)", "verified"], ())
     finish_run(3.0, "search")
     (state,) = runs()
-    assert state.row()[2:5] == ["3 ms", "3 ms, 50.00% (validation)", "verified, outdated"]
+    assert state.row()[2:5] == ["3.000 ms", "3.000 ms, 50.00% (validation)", "verified, outdated"]
     assert state.outdated == ("slice", "export")
     finish_run(3.0, "slice")
-    assert runs()[0].row()[3] == "3 ms, 87.50% (test)"
+    assert runs()[0].row()[3] == "3.000 ms, 87.50% (test)"
     assert main(["runs", "--json"]) == 0
     (listed,) = json.loads(capfd.readouterr().out)["runs"]
     assert listed["outdated"] == ["export"]
-    assert (listed["budget_ms"], listed["latency_ms"], listed["verified"]) == (3.0, 3.0, True)
+    assert (listed["budget"]["ms"], listed["latency_ms"], listed["verified"]) == (3.0, 3.0, True)
     finish_run(3.0, "export")
-    assert runs()[0].row()[2:5] == ["3 ms", "1.5 ms, 90.00% (test)", "verified"]
+    assert runs()[0].row()[2:5] == ["3.000 ms", "1.500 ms, 90.00% (test)", "verified"]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_an_edited_result_is_never_listed_as_what_was_found(
     ("stage", "changed", "where"),
     [
         ("search", {"target": CPU, "best": {**BEST.to_json(), "widths": [float("inf")]}}, "best.widths.0"),
-        ("search", {"target": CPU, "budget_ms": float("nan")}, "budget_ms"),
+        ("search", {"target": CPU, "budget": {"ms": float("nan")}}, "budget.ms"),
         ("export", {"verified": "x"}, "verified"),
         ("export", {"measured": {**asdict(LATENCY), "median_ms": "fast"}}, "measured.median_ms"),
     ],

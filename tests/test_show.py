@@ -7,6 +7,7 @@ from bcnet.pipeline.results import AccuracyDifference, EstimateSummary
 from bcnet.plain import loss_text
 from bcnet.show import show_summary, show_table
 from bcnet.show.tables import columns, short_count
+from bcnet.width_search.latency_budget import LatencyBudget
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -28,11 +29,12 @@ def test_a_search_is_told_in_at_most_ten_lines_with_the_next_command_for_its_run
 def test_a_budget_of_the_90th_percentile_stands_beside_that_percentile(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    show_summary(SEARCH.model_copy(update={"budget_p90": True}))
+    p90 = {"budget": LatencyBudget(ms=0.41, p90=True)}
+    show_summary(SEARCH.model_copy(update=p90))
     lines = shown(capsys)
     assert max(map(len, lines)) <= 80
     assert "latency    p90 0.410 ms measured, 0.405 ms predicted; p90 budget 0.410 ms" in lines
-    show_summary(EXPORT.model_copy(update={"budget_p90": True}))
+    show_summary(EXPORT.model_copy(update=p90))
     (line,) = (line for line in shown(capsys) if line.startswith("latency"))
     assert line.startswith("latency    p90 ")
     assert "p90 budget" in line

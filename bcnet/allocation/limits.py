@@ -11,6 +11,7 @@ import numpy as np
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import runs
 from bcnet.latency_tables.model import LatencyModel
+from bcnet.plain import milliseconds
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import LatencyOf, as_share, fastest
@@ -96,10 +97,11 @@ class Limits:
 
     def too_low(self, lowest_ms: float, kind: str = "network") -> BudgetError:
         """The error for a limit that no network, or none of a kind, can meet."""
+        limit, lowest = milliseconds(self.limit_ms), milliseconds(lowest_ms)
+        share = as_share(self.latency_of, self.space, lowest_ms)
         return BudgetError(
-            f"no {kind} meets {self.limit_ms:.4g} ms: the fastest takes {lowest_ms:.4g} ms{self._within}"
-            f"{as_share(self.latency_of, self.space, lowest_ms)}; raise the budget, or widen the "
-            "choices (space.min_width, space.bins)"
+            f"no {kind} meets {limit} ms: the fastest takes {lowest} ms{self._within}{share}; raise the "
+            "budget, or widen the choices (space.min_width, space.bins)"
         )
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bcnet.latency_tables.regression_check import Change, Verdict
-from bcnet.plain import LONGEST, plain
+from bcnet.plain import LONGEST, milliseconds, plain
 
 WORST = 10  # maximum number of single layers that are listed; all are counted
 
@@ -151,5 +151,6 @@ def sentence(change: Change) -> str:
     word = "slower" if change.change > 0 else "faster"
     return (
         f"{change.name}: {abs(change.change):.1%} {word} ({change.low:+.1%} to {change.high:+.1%}; "
-        f"{change.then_ms:.4g} ms then, {change.now_ms:.4g} ms now, {change.rows} row(s))"
+        f"{milliseconds(change.then_ms)} ms then, {milliseconds(change.now_ms)} ms now, "
+        f"{change.rows} row(s))"
     )

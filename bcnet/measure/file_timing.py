@@ -19,6 +19,7 @@ from bcnet.latency_tables.machine import MEDIAN
 from bcnet.measure.layer_names import layer_names
 from bcnet.measure.network_file import NetworkFile, NetworkInput, Shapes, check_names, read_network
 from bcnet.measure.network_latency import INTERRUPTED, MANY, replayed, runtime_of, uninterrupted_ms
+from bcnet.plain import milliseconds
 from bcnet.progress import announce, progress_bar, working
 from bcnet.runtimes import Runtime
 from bcnet.traits import PrecisionName
@@ -296,9 +297,9 @@ def _not_quiet(files: Sequence[TimedFile]) -> str | None:
         return None
     return (
         f"the machine is not quiet: rounds of {worst.file} disagree by {runs.noise:.0%} "
-        f"({min(runs.rounds_ms):.4g} to {max(runs.rounds_ms):.4g} ms), {interrupted:.0%} of inferences took "
-        f"over {INTERRUPTED:g} times the fastest; stop other work on it, or keep bcnet on its own cores "
-        "(taskset)"
+        f"({milliseconds(min(runs.rounds_ms))} to {milliseconds(max(runs.rounds_ms))} ms), "
+        f"{interrupted:.0%} of inferences took over {INTERRUPTED:g} times the fastest; "
+        "stop other work on it, or keep bcnet on its own cores (taskset)"
     )
 
 

@@ -387,8 +387,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
         device=problem.profile.name,
-        budget_ms=verified.budget_ms,
-        budget_p90=verified.budget_p90,
+        budget=verified.budget,
         predicted_ms=verified.predicted_ms,
         metric=config.task.metric,
         test_images=len(problem.data.test),

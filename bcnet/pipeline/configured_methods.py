@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from bcnet.allocation.limits import Limits
 from bcnet.config import Config, SearchConfig, explained
 from bcnet.errors import ConfigError
+from bcnet.plain import milliseconds
 from bcnet.registry import METHODS, Method
 from bcnet.runs import digest
 from bcnet.space.width_space import Widths
@@ -93,7 +94,7 @@ def check_within(method: Method, widths: Widths, limits: Limits) -> None:
     """Raise ConfigError where a network that a method returned is not predicted within the limits."""
     predicted = float(limits.latency_of(widths))
     if predicted > limits.limit_ms * (1 + ROUNDING):
-        over = f"at {predicted:.3g} ms, above the limit of {limits.limit_ms:.3g} ms"
+        over = f"at {milliseconds(predicted)} ms, above the limit of {milliseconds(limits.limit_ms)} ms"
         raise wrong_result(method, f"a network predicted {over}")
     for bound in limits.bounds:
         if not bound.holds(widths):

@@ -164,12 +164,10 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         stage.path(FACTS).unlink(missing_ok=True)
     if report.not_verified:
         return summary
-    counted_ms = chosen.budget.counted_ms(report.measured) if report.measured else None
-    if report.budget_ms is not None and counted_ms and counted_ms > report.budget_ms:
-        say(
-            f"measured {counted_ms:.4g} ms is over the budget of {report.budget_ms:.4g} ms, "
-            f"within the {config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
-        )
+    budget, measured = report.budget, report.measured
+    if budget is not None and measured and budget.counted_ms(measured) > budget.ms:
+        allowed = f"{config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
+        say(f"measured {budget.counted(measured)} is over the {budget}, within the {allowed}")
     for note in summary.notes:
         say(note)
     if beside := _against_original(summary.original, config.task.metric):

@@ -1,7 +1,7 @@
 """What later stages take from finished ones: tensors, widths. Errors name the command to repeat."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -126,8 +126,7 @@ def sliced(run: Run, problem: Problem) -> Chosen:
 
 
 def _budget(found: SearchSummary | SliceSummary) -> Budget:
-    added_ms = found.preprocess_ms or 0.0
-    return Budget(found.budget_ms, found.budget_share, p90=bool(found.budget_p90), added_ms=added_ms)
+    return replace(Budget.of(found.budget), added_ms=found.preprocess_ms or 0.0)
 
 
 def _in_space(widths: Sequence[int], stage: Stage, problem: Problem) -> Widths:

@@ -18,6 +18,7 @@ from bcnet.pipeline.search_inputs import budget_ms, budget_of, measuring, scorin
 from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_of
 from bcnet.pipeline.trained_scores import TrainedScores
+from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.runs import Run
 from bcnet.space.importance import CRITERIA
@@ -25,7 +26,6 @@ from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
-SAME = 1.001  # budgets are rounded when they are printed
 
 
 def point_inside(run: Run, problem: Problem) -> Chosen | None:
@@ -59,10 +59,10 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
         least = min((c.predicted_ms for c in front), default=None)
         known = "none is within the bounds"
         if least is not None:
-            known = f"the fastest takes {least:.4g} ms{as_share(latency, problem.space, least)}"
+            known = f"the fastest takes {milliseconds(least)} ms{as_share(latency, problem.space, least)}"
         raise BudgetError(
-            f"no point of the search's front is within {budget:.4g} ms: {known}; raise the budget, or search "
-            f"for this one with `{stage.command} {flag}`"
+            f"no point of the search's front is within {milliseconds(budget)} ms: {known}; raise the budget, "
+            f"or search for this one with `{stage.command} {flag}`"
         )
     _say_what_is_unused(front, inside, budget)
     settings = replace(
@@ -86,14 +86,15 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     not_measured = problem.table.not_measured(latency)
     if not_measured:
         share, best = None, evolution.ranked(inside)[0]
-        say(f"{best.widths}, predicted {best.predicted_ms:.4g} ms, is sliced: {not_measured}")
+        predicted = milliseconds(best.predicted_ms)
+        say(f"{best.widths}, predicted {predicted} ms, is sliced: {not_measured}")
     else:
         # No larger ones follow: nothing is searched again.
         winner = measured_best(evolution, settings, inside, measuring(problem), least_used=0.0)
         best, budget = winner.best, winner.budget_ms or budget
         assert best.measured is not None
         note = f" ({winner.note})" if winner.note else ""
-        say(f"{best.widths}, measured at {best.measured.median_ms:.4g} ms, is sliced{note}")
+        say(f"{best.widths}, measured at {milliseconds(best.measured.median_ms)} ms, is sliced{note}")
     return Chosen(best.widths, best.predicted_ms, Budget(budget, share, added_ms=wanted.added_ms))
 
 
@@ -106,10 +107,12 @@ def _require_front(result: SearchSummary, budget: float, whole: str, alone: str)
     searched = result.searched_to_ms
     if searched is None:
         return
-    if not min(result.best.predicted_ms, searched) <= budget <= searched * SAME:
+    shown, asked = milliseconds(searched), milliseconds(budget)
+    as_shown = budget <= searched or asked == shown  # it may have been typed as it was printed
+    if not (min(result.best.predicted_ms, searched) <= budget and as_shown):
         raise BudgetError(
-            f"this search looked for one budget of {searched:.4g} ms and has no front to take a network of "
-            f"{budget:.4g} ms from: search the front with {whole}, or this budget with {alone}"
+            f"this search looked for one budget of {shown} ms and has no front to take a network of {asked} "
+            f"ms from: search the front with {whole}, or this budget with {alone}"
         )
 
 
@@ -118,5 +121,6 @@ def _say_what_is_unused(front: Sequence[Candidate], inside: Sequence[Candidate],
     used = max(c.predicted_ms for c in inside)
     if used < USED * budget:
         beyond = min((c.predicted_ms for c in front if c.predicted_ms > budget), default=None)
-        more = "it has none beyond" if beyond is None else f"its next one takes {beyond:.4g} ms"
-        say(f"the front's most accurate point inside {budget:.4g} ms takes {used:.4g} ms: {more}")
+        more = "it has none beyond" if beyond is None else f"its next one takes {milliseconds(beyond)} ms"
+        asked, takes = milliseconds(budget), milliseconds(used)
+        say(f"the front's most accurate point inside {asked} ms takes {takes} ms: {more}")

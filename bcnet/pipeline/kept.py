@@ -47,13 +47,10 @@ def say_replaced_search(run: Run, inputs: Mapping[str, str]) -> None:
         return
     if before.get(changed) == inputs[changed]:
         return
-    if found.budget_share is not None:
-        asked = f" of {found.budget_share:.1%} of the original's latency"
-    elif found.budget_ms is not None:
-        calls = " for 90 % of the calls" if found.budget_p90 else ""
-        asked = f" of {found.budget_ms:.4g} ms{calls}"
+    if found.budget is not None:
+        asked = f" ({found.budget.explained})"
     else:
-        asked = f" of an accuracy of {found.min_accuracy:.4g}" if found.min_accuracy is not None else ""
+        asked = f" (accuracy {found.min_accuracy:.4g})" if found.min_accuracy is not None else ""
     say(f"{stage.folder}: this replaces the search{asked}; keep both with --run NAME")
 
 

@@ -12,6 +12,7 @@ from bcnet.errors import BudgetError
 from bcnet.events import emit
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.alternating import MeasureOf, alternating
+from bcnet.plain import milliseconds
 from bcnet.progress import working
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
@@ -165,6 +166,7 @@ def too_slow(measured: Measured) -> BudgetError:
     closest = min(own.used for own in measured.timed)
     return BudgetError(
         f"none of the {len(measured.timed)} best candidates, measured beside the original network, is within "
-        f"the budget of {measured.budget_ms:.4g} ms; the closest exceeds the limit by {closest - 1:.1%}. The "
-        "machine may be busy: search again, or measure the table again with `bcnet build-lut --again`"
+        f"the budget of {milliseconds(measured.budget_ms)} ms; the closest exceeds the limit by "
+        f"{closest - 1:.1%}. The machine may be busy: search again, or measure the table again "
+        "with `bcnet build-lut --again`"
     )

@@ -26,6 +26,7 @@ from bcnet.pipeline.configured_methods import (
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
+from bcnet.plain import milliseconds
 from bcnet.progress import announce, say
 from bcnet.registry import Method
 from bcnet.runs import MANIFEST, Run, write_file
@@ -160,7 +161,7 @@ class PrunedNetworks:
         model = with_state(problem.model, limits.space, tensors_of(self.original))
         recipe = Recipe.of(config, config.search.prune_epochs, RATE * fine_tuning_rate(problem))
         objective = objective_for(problem, self.original, model, recipe) if self._distilled else None
-        what = f"removing channels while training, down to {limits.limit_ms:.4g} ms"
+        what = f"removing channels while training, down to {milliseconds(limits.limit_ms)} ms"
         announce(what, seconds_to_fit(model, problem.data, recipe, objective))
         settings = settings_for(self.method, config.search)
         asked = PruningProblem(model, limits, problem.data, recipe, objective, settings)

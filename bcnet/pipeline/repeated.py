@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.plain import milliseconds
 from bcnet.progress import progress_bar
 
 NOISY = 0.05  # a larger relative difference between measurements of one network is reported
@@ -56,8 +57,8 @@ def disagreement(medians_ms: Mapping[str, Sequence[float]]) -> str | None:
     if noise <= NOISY:
         return None
     return (
-        f"the machine is noisy: measurements of {what} disagree by {noise:.0%}, {min(worst):.4g} to "
-        f"{max(worst):.4g} ms, of which the fastest counts; {QUIETER}"
+        f"the machine is noisy: measurements of {what} disagree by {noise:.0%}, "
+        f"{milliseconds(min(worst))} to {milliseconds(max(worst))} ms, of which the fastest counts; {QUIETER}"
     )
 
 

@@ -20,13 +20,16 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
 from bcnet.errors import ArtifactError
 from bcnet.latency_tables.rows import Calibration, LatencyStat
 from bcnet.runs import Stage, read_json
+from bcnet.width_search.latency_budget import LatencyBudget
 
 EARLIER_RECORDS = "records.json"  # of a training; now there is a line for each step beside each supernet
+EARLIER_BUDGET = "budget_ms", "budget_share", "budget_p90"  # now they are `budget`
 LOSSES = "losses.json"  # of single widths, which a search measured
 
 M = TypeVar("M", bound=BaseModel)
@@ -54,6 +57,22 @@ class Values(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         return self.model_dump(mode="json")
+
+
+class Budgeted(Values):
+    """A part of a result that is held to a latency budget; None: no latency is demanded."""
+
+    budget: LatencyBudget | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        """Files of earlier versions have the parts of a budget as keys of their own."""
+        if not isinstance(values, dict) or "budget_ms" not in values:
+            return values
+        ms, share, p90 = (values.get(key) for key in EARLIER_BUDGET)
+        budget = None if ms is None else {"ms": ms, "share": share, "p90": bool(p90)}
+        return {**{key: own for key, own in values.items() if key not in EARLIER_BUDGET}, "budget": budget}
 
 
 class StageResult(Values):
@@ -180,12 +199,12 @@ class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
     pass
 
 
-class SearchSummary(StageResult):
+class SearchSummary(Budgeted, StageResult):
     """The winner of a search and what it was chosen from; docs/reference/json.md explains each key."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("budget_p90", "preprocess_ms", "fitness", "target_ms"),
+            *("preprocess_ms", "fitness", "target_ms"),
             *("max_params", "max_macs", "max_size_mb", "size_mb"),
         }
     )
@@ -195,9 +214,6 @@ class SearchSummary(StageResult):
     device: str
     metric: str = "accuracy"
     target: Target | None = None  # earlier versions named the device alone
-    budget_ms: float | None
-    budget_share: float | None = None
-    budget_p90: bool | None = None  # the 90th percentile is held to the budget
     preprocess_ms: float | None = None  # of the delivered file, which is not in the budget here
     min_accuracy: float | None
     fitness: str | None = None
@@ -231,7 +247,7 @@ class SearchSummary(StageResult):
     pruning_passes_of_all_rounds: int = 0
 
 
-class SliceSummary(StageResult):
+class SliceSummary(Budgeted, StageResult):
     """The small network: its widths, where its weights came from, how it was trained, its accuracies.
 
     `epochs` are those of the weights that were kept; `discarded_epochs` made the network worse. `lower_rate`
@@ -241,7 +257,7 @@ class SliceSummary(StageResult):
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("budget_p90", "preprocess_ms", "discarded_epochs", "lower_rate"),
+            *("preprocess_ms", "discarded_epochs", "lower_rate"),
             *("integer_epochs", "discarded_integer_epochs"),
         }
     )
@@ -251,9 +267,6 @@ class SliceSummary(StageResult):
     metric: str = "accuracy"
     widths: tuple[int, ...]
     predicted_ms: float
-    budget_ms: float | None
-    budget_share: float | None = None
-    budget_p90: bool | None = None  # the 90th percentile is held to the budget
     preprocess_ms: float | None = None  # as in the search's
     inherited: str | None = None
     supernet: int | None
@@ -316,7 +329,7 @@ class PreprocessReport(Values):
     without: LatencyStat | None = None
 
 
-class VerifyReport(Values):
+class VerifyReport(Budgeted):
     """One backend's findings.
 
     `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is
@@ -329,7 +342,7 @@ class VerifyReport(Values):
     `preprocess`, all of it is of files that pre-process their images.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "preprocess"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess"})
 
     backend: str
     precision: str
@@ -342,8 +355,6 @@ class VerifyReport(Values):
     predicted_ms: float
     measured: LatencyStat | None
     full: LatencyStat | None
-    budget_ms: float | None
-    budget_p90: bool | None = None
     size_bytes: int
     failures: tuple[str, ...]
     not_verified: str | None = None
@@ -374,7 +385,7 @@ class ExportSummary(VerifyReport, _Exported):
     the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this processor.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "preprocess", "predicted_for", "onnx_file"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file"})
 
     original: AgainstOriginal = AgainstOriginal()
     verify_with: str | None
@@ -424,18 +435,16 @@ class AccuracyDifference(Values):
         return self.low > 0 or self.high < 0
 
 
-class CompareSummary(StageResult):
+class CompareSummary(Budgeted, StageResult):
     """The networks side by side; `better` are settings under [slice] that deliver a better network.
 
     `difference` is None where there is no uniform network, and where the metric is not accuracy.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"budget_p90", "difference"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"difference"})
 
     stage: Literal["compare"] = "compare"
     device: str
-    budget_ms: float | None
-    budget_p90: bool | None = None
     predicted_ms: float
     metric: str
     test_images: int

@@ -24,6 +24,7 @@ from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
 from bcnet.pipeline.search_ways import PREPROCESSING, Asked, find, supernets_for
+from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.training.recipe import fine_tuning_digest, metric_digest
@@ -113,10 +114,8 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         device=problem.profile.name,
         metric=config.task.metric,
         target=target_of(config).to_json(config.host),
-        budget_ms=result.budget_ms,
-        budget_p90=budget.p90 or None,
+        budget=None if result.budget_ms is None else budget.stated(result.budget_ms),
         preprocess_ms=budget.added_ms or None,
-        budget_share=budget.share if result.budget_ms is not None else None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
         target_ms=budget.target_ms if soft else None,
@@ -165,19 +164,19 @@ def _say_share(budget: Budget, share: float) -> None:
     """Report how far networks are searched, as a share of the original's measured latency."""
     limit = share / budget.within_margin
     less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
-    alone = f", with {budget.added_ms:.4g} ms of pre-processing in both" if budget.added_ms else ""
+    alone = f", with {milliseconds(budget.added_ms)} ms of pre-processing in both" if budget.added_ms else ""
     say(f"searching up to {limit:.1%} of the original's measured latency{less}{alone}")
 
 
 def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
     """Report the latency limit of the search, and return it in ms; None without a budget."""
-    if budget.target_ms is None:
+    stated = budget.delivered.stated()
+    if stated is None:
         return None
     limit = budget.searched_ms(lowest_ms)
-    of_calls = " for 90 % of the calls" if budget.p90 else ""
     say(
-        f"searching below {limit:.4g} ms: budget {budget.delivered.target_ms:.4g} ms{of_calls}, "
-        + (f"{budget.added_ms:.4g} ms of it for pre-processing, " if budget.added_ms else "")
+        f"searching below {milliseconds(limit)} ms: {stated}, "
+        + (f"{milliseconds(budget.added_ms)} ms of it for pre-processing, " if budget.added_ms else "")
         + f"margin {budget.margin:.1%}"
         + (f" (capped: the table's noise is {noise:.0%})" if noise > budget.margin == NOISY else "")
     )

@@ -77,7 +77,7 @@ def search(  # noqa: PLR0913 - functions of the caller's own, most of them optio
             asked = asked_for.asked_ms(asked_for.counted_ms(stats[space.original()]))
         if asked is None or measured is None or asked_for.counted_ms(measured) <= asked:
             best = replace(evolution.scored(full, 0), measured=measured)
-            kept = "every bound is" if asked is None else f"the budget of {asked:.4g} ms is"
+            kept = "every bound is" if asked is None else f"the {asked_for.stated(asked)} is"
             kept = f"{kept} above the full network's{'' if asked is None else ' latency'}: kept whole"
             kept = kept if measured else f"{kept}, {NOT_MEASURED}"
             result = result_of(settings, Winner(best, (best,), (best,), asked, kept))
@@ -127,7 +127,7 @@ def _winner(
         winner = measured_best(evolution, settings, candidates, measure_of)
     result = result_of(settings, winner)
     if free:
-        target = f"the budget of {budget:.4g} ms is a target that need not be kept (over_budget)"
+        target = f"the {settings.budget.stated()} is a target that need not be kept (over_budget)"
         result = replace(result, budget_ms=None, note="; ".join(filter(None, (target, result.note))))
     return result
 

@@ -49,8 +49,9 @@ def settings_of(problem: Problem) -> SearchSettings:
     if config.within_latency or not unlimited:
         own_ms = config.given_ms(problem.profile.batch)
         target_ms = budget_ms(problem, latency, own_ms, config.latency or DEFAULT_SHARE)
+    asked = budget_of(problem, latency, target_ms, share)
     return SearchSettings(
-        budget=replace(budget_of(problem, latency, target_ms, share), p90=config.p90_ms is not None),
+        budget=replace(asked, p90=config.p90_ms is not None, fps=config.fps),
         min_accuracy=config.min_accuracy,
         population=config.population,
         generations=config.generations,

@@ -30,7 +30,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.trained_scores import Key, TrainedScores
 from bcnet.pipeline.tuning import Tuning
-from bcnet.plain import loss_text
+from bcnet.plain import loss_text, milliseconds
 from bcnet.progress import say, working
 from bcnet.registry import Method
 from bcnet.runs import Run
@@ -74,8 +74,8 @@ class Proposals:
             except BudgetError as reason:
                 infeasible = infeasible or reason
         if not proposed:
-            raise infeasible or BudgetError(f"no network of {limit_ms:.4g} ms was found")
-        with working(f"scoring {len(proposed)} networks of up to {limit_ms:.4g} ms"):
+            raise infeasible or BudgetError(f"no network of {milliseconds(limit_ms)} ms was found")
+        with working(f"scoring {len(proposed)} networks of up to {milliseconds(limit_ms)} ms"):
             for widths, method in proposed.items():
                 self.origin.setdefault(widths, method.name)
             new = [widths for widths in proposed if widths not in self.found]

@@ -22,6 +22,7 @@ from bcnet.pipeline.file_outputs import Compared, file_outputs
 from bcnet.pipeline.raw_images import RawImages
 from bcnet.pipeline.repeated import NOISY, Repeated, disagreement
 from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
+from bcnet.plain import milliseconds
 from bcnet.progress import working
 from bcnet.runs import json_bytes, write_file
 from bcnet.space.width_space import Widths, WidthSpace
@@ -167,7 +168,7 @@ def verify(
     counted_ms = expected.budget.counted_ms(measured) if measured else None
     if budget_ms is not None and counted_ms and counted_ms > budget_ms * (1 + limits.latency_tolerance):
         what_counts = "90th percentile of the measured latency" if expected.budget.p90 else "measured latency"
-        over = f"{what_counts} is {counted_ms:.4g} ms, the budget {budget_ms:.4g} ms"
+        over = f"{what_counts} is {milliseconds(counted_ms)} ms, over the {expected.budget.stated(budget_ms)}"
         predicted_ms = expected.full_predicted_ms
         slower = full_stat.median_ms / predicted_ms - 1 if full_stat and predicted_ms else 0.0
         if slower > limits.latency_tolerance / 2:
@@ -188,8 +189,7 @@ def verify(
         predicted_ms=expected.predicted_ms,
         measured=measured,
         full=full_stat,
-        budget_ms=budget_ms,
-        budget_p90=expected.budget.p90 or None,
+        budget=expected.budget.stated(budget_ms),
         size_bytes=len(content),
         failures=tuple(failures),
         not_verified=not_measured,

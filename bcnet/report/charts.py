@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Literal
 
+from bcnet.plain import milliseconds
 from bcnet.report.chart import Cell, Chart, Role, Series, Table
 from bcnet.report.content import Candidate, RunReport
 from bcnet.report.reasons import basis_of
-from bcnet.show.tables import milliseconds, short_count, value_of
+from bcnet.show.tables import short_count, value_of
+from bcnet.width_search.latency_budget import LatencyBudget
 
 ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
 RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several runs, in turn
@@ -35,7 +37,7 @@ def overview(reports: Sequence[RunReport]) -> tuple[Table, Chart | None]:
         (
             own.run,
             own.device,
-            own.budget_ms,
+            own.budget.ms if own.budget else None,
             own.predicted_ms,
             own.measured.median_ms if own.measured else None,
             own.speedup,
@@ -84,7 +86,7 @@ def _networks(report: RunReport) -> Iterator[Chart]:
         f"{report.metric}{unit}",
         tuple(series),
         comparison(report),
-        marks=_budget(report, report.budget_ms),
+        marks=_budget(report.budget),
     )
 
 
@@ -160,7 +162,7 @@ def _search(report: RunReport) -> Iterator[Chart]:
                 if own.front or own.measured or own.winner
             ),
         ),
-        marks=_budget(report, report.search_budget_ms),
+        marks=_budget(report.search_budget),
     )
 
 
@@ -240,7 +242,10 @@ def _steps(report: RunReport) -> Iterator[Chart]:
             own = [step for step in own if step.taken is taken]
             if own:
                 name = "saved already" if taken else "could still be saved"
-                texts = tuple(f"{step.wider} to {step.narrower}: {step.saved_ms or 0:.4f} ms" for step in own)
+                texts = tuple(
+                    f"{step.wider} to {step.narrower}: {milliseconds(step.saved_ms or 0.0)} ms"
+                    for step in own
+                )
                 ms, groups = tuple(step.saved_ms or 0.0 for step in own), tuple(step.group for step in own)
                 series.append(Series(name, role, "bars", ms, groups, texts))  # type: ignore[arg-type]
     yield Chart(
@@ -400,9 +405,8 @@ def _text(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def _budget(report: RunReport, ms: float | None) -> tuple[tuple[str, float], ...]:
-    name = "budget for 90 % of the calls" if report.budget_p90 else "budget"
-    return () if ms is None else ((name, ms),)
+def _budget(budget: LatencyBudget | None) -> tuple[tuple[str, float], ...]:
+    return () if budget is None else ((str(budget), budget.ms),)
 
 
 def _unique(names: Sequence[str]) -> Iterator[str]:
@@ -413,12 +417,12 @@ def _unique(names: Sequence[str]) -> Iterator[str]:
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
 
 
-def cell(value: Cell) -> str:
-    """A cell of a table as text: four significant digits, short counts."""
+def cell(value: Cell, heading: str = "") -> str:
+    """A cell of a table as text: milliseconds, by the heading; four significant digits, short counts."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return milliseconds(value) if heading.endswith("(ms)") else f"{value:.4g}"
     if isinstance(value, int):
         return short_count(value) if value >= 100_000 else str(value)
     return value

@@ -12,13 +12,14 @@ from typing import Any
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.results import ComparedNetwork, Figure, ScoredNetwork, SearchSummary, TableSummary, Values
+from bcnet.plain import milliseconds
 from bcnet.report.found import Found, Problem, TuningEpoch, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
 from bcnet.report.layers import LayerTime, Prices, Step
 from bcnet.report.reasons import Reason, reasons_of
 from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
-from bcnet.show.tables import milliseconds
+from bcnet.width_search.latency_budget import LatencyBudget
 
 
 class Candidate(Values):
@@ -50,7 +51,7 @@ class RunReport(Values):
     """A run as its stages left it.
 
     `problems` are what must be stated first. `accuracy_lost` and `speedup` are against `reference`.
-    `predicted_ms` is of the delivered network, `measured` its latency on the device. `search_budget_ms` is
+    `predicted_ms` is of the delivered network, `measured` its latency on the device. `search_budget` is
     what the budget leaves for the network alone, where the delivered file pre-processes its images. `layers`
     and `steps` are predictions of the latency table; `no_layers` says why there are none.
     """
@@ -63,9 +64,8 @@ class RunReport(Values):
     device: str | None
     metric: str
     reference: str
-    budget_ms: float | None
-    search_budget_ms: float | None
-    budget_p90: bool
+    budget: LatencyBudget | None
+    search_budget: LatencyBudget | None
     predicted_ms: float | None
     measured: LatencyStat | None
     speedup: float | None
@@ -103,8 +103,8 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
     added_ms = (search.preprocess_ms or 0.0) if search else 0.0
     if predicted_ms is not None:
         predicted_ms += added_ms
-    alone_ms = search.budget_ms if search else None
-    budget_ms = export.budget_ms if export else alone_ms if alone_ms is None else alone_ms + added_ms
+    alone = search.budget if search else None
+    whole = alone and alone.model_copy(update={"ms": alone.ms + added_ms})
     accuracy = export.accuracy if export else sliced.test_accuracy_after if sliced else None
     return RunReport(
         run=run.folder.name,
@@ -115,9 +115,8 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         device=search.device if search else found.table.device if found.table else None,
         metric=search.metric if search else "accuracy",
         reference=reference(found),
-        budget_ms=budget_ms,
-        search_budget_ms=alone_ms if added_ms else budget_ms,
-        budget_p90=bool(search and search.budget_p90),
+        budget=export.budget if export else whole,
+        search_budget=alone if added_ms else export.budget if export else whole,
         predicted_ms=predicted_ms,
         measured=export.measured if export else None,
         speedup=speedup(found),
@@ -242,14 +241,10 @@ def _commands(found: Found) -> tuple[str, ...]:
         for each in value if isinstance(value, list | tuple) else [value]:
             words += [f"--{key}", str(each)]
     if search is not None:
-        budget = found.slice.budget_ms if found.slice else search.budget_ms
-        share = found.slice.budget_share if found.slice else search.budget_share
+        budget = (found.slice or search).budget
         if budget is not None:
-            budget += search.preprocess_ms or 0.0
-        if share is not None:
-            words += ["--latency", f"{100 * share:.6g}%"]
-        elif budget is not None:
-            words += ["--p90-ms" if search.budget_p90 else "--latency-ms", f"{budget:g}"]
+            asked = budget.model_copy(update={"ms": budget.ms + (search.preprocess_ms or 0.0)})
+            words += asked.option
         elif search.min_accuracy is not None:
             words += ["--min-accuracy", f"{search.min_accuracy:g}"]
         words += ["--seed", str(search.seed)]

@@ -16,6 +16,7 @@ from bcnet.pipeline.results import Answers, Values
 from bcnet.report.content import run_report
 from bcnet.report.found import Found, found_in
 from bcnet.runs import Run, Stage
+from bcnet.width_search.latency_budget import LatencyBudget
 
 Name = Literal["accuracy", "latency", "predicted", "parameters", "MACs", "size"]
 
@@ -59,6 +60,7 @@ class RunDifference(Values):
     changes: tuple[Change, ...]
     groups: tuple[GroupChange, ...]
     of_groups: int
+    budgets: tuple[LatencyBudget | None, LatencyBudget | None]
     verified: tuple[bool, bool]
     notes: tuple[str, ...]
     status: Literal["ok", "worse", "inconclusive"]
@@ -152,6 +154,7 @@ def difference_of(first: Run, second: Run, allowed: Allowed | None = None) -> Ru
             if widths[0].get(name) != widths[1].get(name)
         ),
         of_groups=len(names),
+        budgets=(reports[0].budget, reports[1].budget),
         verified=(reports[0].verified, reports[1].verified),
         notes=tuple(notes),
         status=status,

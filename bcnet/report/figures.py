@@ -65,7 +65,7 @@ def _drawn(chart: Chart) -> bytes:
         for series in chart.series:
             _points(axes, series)
     for text, at in chart.marks:
-        axes.axvline(at, color="#b3131b", linestyle="--", label=f"{text} {at:.3g} ms")
+        axes.axvline(at, color="#b3131b", linestyle="--", label=_text(text))
     axes.set_title(_text(chart.title), fontweight="bold", loc="left")
     axes.set_xlabel(_text(chart.x))
     axes.set_ylabel(_text(chart.y))

@@ -1,8 +1,9 @@
 """What came out of a run, in one sentence. In: its results. Out: text."""
 
 from bcnet.pipeline.results import ExportSummary
+from bcnet.plain import milliseconds
 from bcnet.report.found import Found
-from bcnet.show.tables import budget_of, measured_as, milliseconds, value_of
+from bcnet.show.tables import measured_as, value_of
 
 ORIGINAL, FULL = "original", "full (from scratch)"
 
@@ -93,13 +94,13 @@ def _reached(found: Found, export: ExportSummary | None) -> float | None:
 def _budget(found: Found) -> str:
     search, export = found.search, found.export
     assert search is not None
-    own = export or found.slice or search
-    if own.budget_ms is not None:
-        asked = f"{budget_of(own.budget_ms, own.budget_p90)}, "
+    budget = (export or found.slice or search).budget
+    if budget is not None:
+        asked = f"{budget}, "
     elif search.min_accuracy is not None:
         asked = f"required {search.metric} {value_of(search.metric, search.min_accuracy)}, "
     else:
         asked = ""
     if export is not None and export.measured is not None:
-        return f"{asked}measured {measured_as(export.measured, own.budget_p90)}"
+        return f"{asked}measured {measured_as(export.measured, budget)}"
     return f"{asked}predicted {milliseconds(_predicted_ms(found))} ms, not measured"

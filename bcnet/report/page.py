@@ -16,7 +16,6 @@ from bcnet.plain import plain
 from bcnet.report.chart import Cell, Chart, Series, Table
 from bcnet.report.charts import cell, charts, overview
 from bcnet.report.content import RunReport
-from bcnet.show.tables import milliseconds
 
 LONGEST = 10_000  # characters of a text: names of a network, a table or a device are foreign text
 LONG = 40  # characters of a cell that may be broken into lines
@@ -168,7 +167,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
             for _, at in chart.marks
         ]
         layout["annotations"] = [
-            {"x": at, "y": 0, "yref": "paper", "text": f"{text} {milliseconds(at)} ms", "showarrow": False}
+            {"x": at, "y": 0, "yref": "paper", "text": _label(text), "showarrow": False}
             | {"xanchor": "left", "yanchor": "bottom"}
             for text, at in chart.marks
         ]
@@ -185,7 +184,7 @@ def _height(chart: Chart) -> int:
 def _table(table: Table) -> str:
     """Rows are sorted by the values of their cells, not by what is shown of them."""
     heads = "".join(_head(name, [row[n] for row in table.rows]) for n, name in enumerate(table.headings))
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    rows = "".join(f"<tr>{''.join(map(_cell, row, table.headings))}</tr>" for row in table.rows)
     inside = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll" tabindex="0">{inside}</div>'
 
@@ -195,12 +194,12 @@ def _head(name: str, column: Sequence[Cell]) -> str:
     return f'<th scope="col" aria-sort="none"{kind}><button type="button">{_text(name)}</button></th>'
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: Cell, heading: str) -> str:
     sort = "" if value is None else value
     kind = ""
     if isinstance(value, str):
         kind = ' class="text long"' if len(value) > LONG else ' class="text"'
-    return f'<td{kind} data-value="{_text(str(sort))}">{_text(cell(value))}</td>'
+    return f'<td{kind} data-value="{_text(str(sort))}">{_text(cell(value, heading))}</td>'
 
 
 def _code(lines: Sequence[str]) -> str:

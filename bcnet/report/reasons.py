@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from bcnet.pipeline.results import Figure, Values
+from bcnet.plain import milliseconds
 from bcnet.report.layers import Step
 
 Losses = Mapping[str, Mapping[int, float]]  # by group and choice, less the loss of the whole network
@@ -85,7 +86,7 @@ def _time(ms: float | None, verb: str) -> str:
     if ms is None:
         return "be of a layer that the runtime cannot run"
     other = {"save": "cost", "cost": "save"}[verb]  # a narrower layer can be the slower one
-    return f"{verb if ms >= 0 else other} {abs(ms):.4f} ms"
+    return f"{verb if ms >= 0 else other} {milliseconds(abs(ms))} ms"
 
 
 def _loss(verb: str, loss: float | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bcnet.errors import DeviceError
+from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.runtimes import Runtime
 from bcnet.runtimes.device import Job
@@ -82,6 +83,6 @@ def check_probes(readings: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         if fastest[worst] > (1 + ALIKE) * fastest[best]:
             raise DeviceError(
                 f"{worst} is slower than {best}: its reference microbenchmark ({part}) takes "
-                f"{fastest[worst]:.4g} ms, that of {best} {fastest[best]:.4g} ms; 5 % is allowed; set both "
-                "to the same power mode, or remove one from the list of hosts"
+                f"{milliseconds(fastest[worst])} ms, that of {best} {milliseconds(fastest[best])} ms; 5 % is "
+                "allowed; set both to the same power mode, or remove one from the list of hosts"
             )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from bcnet.plain import milliseconds
 from bcnet.show.tables import put, show_table
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def show_check(report: "CheckReport") -> None:
             [
                 change.name,
                 str(change.rows),
-                f"{change.then_ms:.4g}",
-                f"{change.now_ms:.4g}",
+                milliseconds(change.then_ms),
+                milliseconds(change.now_ms),
                 f"{change.change:+.1%}",
                 f"{change.low:+.1%} to {change.high:+.1%}",
                 marks.get(change.name, ""),

@@ -3,7 +3,8 @@
 import json
 from typing import TYPE_CHECKING
 
-from bcnet.show.tables import budget_of, columns, milliseconds, original_as, put, short_count, value_of
+from bcnet.plain import milliseconds
+from bcnet.show.tables import columns, original_as, put, short_count, value_of
 
 if TYPE_CHECKING:
     from bcnet.pipeline.results import AccuracyDifference, ComparedNetwork, CompareSummary
@@ -29,8 +30,7 @@ def show_comparison(summary: "CompareSummary") -> None:
     heading = "accuracy (95 %)" if entries[0].accuracy_low is not None else heading
     more = ["lost", "speed", "noise", "params"] if original is not None else ["noise", "params", "MACs"]
     put(*columns(["network", heading, "ms", *more], rows), "")
-    asked_ms, p90 = summary.budget_ms, summary.budget_p90
-    budget = f"{budget_of(asked_ms, p90)}, " if asked_ms is not None else ""
+    budget = f"{summary.budget}, " if summary.budget else ""
     put(f"on {summary.device}: {budget}predicted {milliseconds(summary.predicted_ms)} ms")
     put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")
     given = f" (original: {original_as(summary.original)})" if entries[0].passes is None else ""

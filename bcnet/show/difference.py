@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.show.tables import markdown, milliseconds, put, short_count, show_table, value_of
+from bcnet.plain import milliseconds
+from bcnet.show.tables import markdown, put, short_count, show_table, value_of
 
 if TYPE_CHECKING:
     from bcnet.report.difference import Change, RunDifference
@@ -40,6 +41,9 @@ def _figures(found: "RunDifference") -> list[list[str]]:
         values = [_value(own, value, found.metric) for value in (own.first, own.second)]
         change = _signed(own, own.change, found.metric)
         rows.append([names.get(own.name, own.name), *values, change, _interval(own, found.metric)])
+    if any(found.budgets):
+        budgets = [own.amount if own else "" for own in found.budgets]
+        rows.append(["budget", *budgets, "", ""])
     verified = ["yes" if own else "no" for own in found.verified]
     return [*rows, ["verified", *verified, "", ""]]
 

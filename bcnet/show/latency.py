@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bcnet.show.tables import milliseconds, put, show_table
+from bcnet.plain import milliseconds
+from bcnet.show.tables import put, show_table
 
 if TYPE_CHECKING:
     from bcnet.pipeline.expected_latency import ExpectedLatency
@@ -18,7 +19,7 @@ def show_latency(found: "ExpectedLatency") -> None:
         return
     ordered = sorted(found.saved_ms.items(), key=lambda own: -(own[1] or 0.0))
     rows = [
-        [name, "cannot be run", ""] if ms is None else [name, f"{ms:.4f}", f"{ms / found.full_ms:.1%}"]
+        [name, "cannot be run", ""] if ms is None else [name, milliseconds(ms), f"{ms / found.full_ms:.1%}"]
         for name, ms in ordered
     ]
     show_table(["group", "narrowest saves (ms)", "of the original"], rows)

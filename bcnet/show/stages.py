@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from bcnet.plain import loss_text
+from bcnet.plain import loss_text, milliseconds
 from bcnet.show.comparison import show_comparison
-from bcnet.show.tables import budget_of, measured_as, milliseconds, original_as, put, text_of, value_of
+from bcnet.show.tables import measured_as, original_as, put, text_of, value_of
 
 if TYPE_CHECKING:
     from bcnet.pipeline.results import (
@@ -140,10 +140,10 @@ def _after_table(summary: "TableSummary | EstimateSummary") -> list[tuple[str, s
 def _search(summary: "SearchSummary") -> list[str]:
     best, metric = summary.best, summary.metric
     measured = best.measured
-    latency = f"{measured_as(measured, summary.budget_p90)} measured, " if measured else ""
+    latency = f"{measured_as(measured, summary.budget)} measured, " if measured else ""
     latency += f"{milliseconds(best.predicted_ms)} ms predicted"
-    if summary.budget_ms is not None:
-        latency += f"; {budget_of(summary.budget_ms, summary.budget_p90)}"
+    if summary.budget is not None:
+        latency += f"; {summary.budget}"
     wanted, by = summary.min_accuracy, summary.method
     where = "on the validation images" if by or summary.criterion else "in the supernet"
     how = f", channels by {summary.criterion}" if summary.criterion else ""
@@ -181,8 +181,7 @@ def _slice(summary: "SliceSummary") -> list[str]:
             discarded = _epochs(summary.discarded_epochs)
             trained = f"from {source}; {discarded} of fine-tuning made it worse and were discarded"
         reached = f"{after} on the test images, {before} before fine-tuning"
-    budget = summary.budget_ms
-    held = f", {budget_of(budget, summary.budget_p90)}" if budget is not None else ""
+    held = f", {summary.budget}" if summary.budget is not None else ""
     return _lines(
         [
             ("sliced", _widths(summary.widths)),
@@ -199,12 +198,12 @@ def _slice(summary: "SliceSummary") -> list[str]:
 def _export(summary: "ExportSummary") -> list[str]:
     metric, original = summary.metric, summary.original
     accuracy = f"{value_of(metric, summary.accuracy)}, {value_of(metric, summary.accuracy_torch)} in PyTorch"
-    measured, budget = summary.measured, summary.budget_ms
+    measured, budget = summary.measured, summary.budget
     latency = f"{milliseconds(summary.predicted_ms)} ms predicted"
     if measured:
-        latency = f"{measured_as(measured, summary.budget_p90)}, {latency}"
+        latency = f"{measured_as(measured, budget)}, {latency}"
     if budget is not None:
-        latency += f", {budget_of(budget, summary.budget_p90)}"
+        latency += f", {budget}"
     if summary.noise is not None:
         latency += f"; noise {summary.noise:.0%}"
     speed = ""

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bcnet.plain import cell, plain
+from bcnet.plain import cell, milliseconds, plain
 
 if TYPE_CHECKING:
     from bcnet.latency_tables.rows import LatencyStat
+    from bcnet.width_search.latency_budget import LatencyBudget
 
 LONGEST = 10_000  # characters of a cell or a line: names in a network, a table or a device are foreign text
 COLUMNS = 80  # where the width of the page is unknown, as in a pipe
@@ -60,19 +61,9 @@ def short_count(count: float) -> str:
     return f"{count:.0f}"
 
 
-def milliseconds(ms: float) -> str:
-    """A latency in ms, without its unit."""
-    return f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
-
-
-def budget_of(ms: float, p90: bool | None) -> str:
-    """A budget; `p90`: for the 90th percentile of the calls, and not their median."""
-    return f"{'p90 ' if p90 else ''}budget {milliseconds(ms)} ms"
-
-
-def measured_as(measured: "LatencyStat", p90: bool | None) -> str:
+def measured_as(measured: "LatencyStat", budget: "LatencyBudget | None") -> str:
     """The statistic of a measured latency that is held to the budget, in ms."""
-    return f"p90 {milliseconds(measured.p90_ms)} ms" if p90 else f"{milliseconds(measured.median_ms)} ms"
+    return budget.counted(measured) if budget else f"{milliseconds(measured.median_ms)} ms"
 
 
 def original_as(state: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.plain import cell
+from bcnet.plain import cell, milliseconds
 from bcnet.show.tables import columns, put
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ def show_timing(report: "TimingReport", most_layers: int) -> None:
 
 
 def _row(name: str, runs: "TimedRuns") -> list[str]:
-    interval = f"{_ms(runs.low_ms)}-{_ms(runs.high_ms)}"
-    percentiles = [_ms(ms) for ms in (runs.p50_ms, runs.p90_ms, runs.p99_ms)]
-    return [name, _ms(runs.typical_ms), interval, *percentiles, str(runs.runs), f"{runs.noise:.0%}"]
+    interval = f"{milliseconds(runs.low_ms)}-{milliseconds(runs.high_ms)}"
+    percentiles = [milliseconds(ms) for ms in (runs.p50_ms, runs.p90_ms, runs.p99_ms)]
+    return [name, milliseconds(runs.typical_ms), interval, *percentiles, str(runs.runs), f"{runs.noise:.0%}"]
 
 
 def _layers(file: "TimedFile", most: int) -> list[str]:
     rows = [
-        [_cut(layer.name, LONGEST), _cut(layer.kind, 20), _ms(layer.ms), f"{layer.share:.1%}"]
+        [_cut(layer.name, LONGEST), _cut(layer.kind, 20), milliseconds(layer.ms), f"{layer.share:.1%}"]
         for layer in file.layers[:most]
     ]
     lines = columns(["layer", "kind", "ms", "share"], rows)
@@ -83,8 +83,3 @@ def _cut(name: str, most: int) -> str:
     """A name of at most `most` characters: its end distinguishes better than its beginning."""
     text = cell(name, 10 * most)
     return text if len(text) <= most else f"...{text[3 - most :]}"
-
-
-def _ms(ms: float) -> str:
-    """Milliseconds in at most six characters, unless there are a hundred thousand."""
-    return f"{ms:.{0 if ms >= 1000 else 1 if ms >= 100 else 3 if ms >= 1 else 4}f}"

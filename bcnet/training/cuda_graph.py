@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
+from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.space.subnet import Subnet, membership
 from bcnet.space.supernet import NarrowNetwork
@@ -262,7 +263,8 @@ def _trial(
     if reason is not None:
         return None, reason
     own_s, sliced_s = (_seconds(paths, _tried(sliced), *batch) for paths in (recorded, sliced))
-    times = f"a path takes {own_s * 1e3:.1f} ms recorded, {sliced_s * 1e3:.1f} on slices"
+    times = f"a path takes {milliseconds(own_s * 1e3)} ms recorded, "
+    times += f"{milliseconds(sliced_s * 1e3)} on slices"
     return recorded if own_s < sliced_s else None, times
 
 

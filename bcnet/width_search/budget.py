@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.plain import milliseconds
 from bcnet.space.width_space import Widths
 from bcnet.width_search.constraints import Bound
+from bcnet.width_search.latency_budget import LatencyBudget
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class Budget:
     predicted latency, and measured networks are held to that of the original as it is measured beside them.
     `margin` is the fraction by which measured networks stay below the budget, for the noise of the machine.
     `wider` is whether networks may be wider than the original (`space.expand`), `p90` whether the 90th
-    percentile of the measured latency is held to the budget, and not the median. `added_ms` is what the
-    delivered file takes beside the network (its pre-processing): all latencies here are without it.
+    percentile of the measured latency is held to the budget, and not the median; `fps` the images per second
+    that it was given as. `added_ms` is what the delivered file takes beside the network (its pre-processing):
+    all latencies here are without it.
     """
 
     target_ms: float | None = None
@@ -27,6 +30,17 @@ class Budget:
     wider: bool = False
     p90: bool = False
     added_ms: float = 0.0
+    fps: float | None = None
+
+    @classmethod
+    def of(cls, stated: LatencyBudget | None) -> "Budget":
+        """That of a result, without margin and bounds."""
+        return cls() if stated is None else cls(stated.ms, stated.share, p90=stated.p90, fps=stated.fps)
+
+    def stated(self, ms: float | None = None) -> LatencyBudget | None:
+        """As results hold it; `ms`: what it came to where that was measured. None: no latency is demanded."""
+        ms = self.target_ms if ms is None else ms
+        return None if ms is None else LatencyBudget(ms=ms, share=self.share, fps=self.fps, p90=self.p90)
 
     def with_added(self, added_ms: float) -> "Budget":
         """The budget of the network alone, where this one is that of a file that takes `added_ms` more.
@@ -43,10 +57,10 @@ class Budget:
 
     def _check_left(self, left_ms: float) -> None:
         if self.added_ms and left_ms <= 0:
+            whole, added = milliseconds(left_ms + self.added_ms), milliseconds(self.added_ms)
             raise BudgetError(
-                f"the budget of {left_ms + self.added_ms:.4g} ms leaves nothing for the network: the "
-                f"pre-processing in the file takes {self.added_ms:.4g} ms; raise the budget, or set "
-                "export.preprocess = false"
+                f"the budget of {whole} ms leaves nothing for the network: the pre-processing in the file "
+                f"takes {added} ms; raise the budget, or set export.preprocess = false"
             )
 
     @property

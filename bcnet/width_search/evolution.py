@@ -15,6 +15,7 @@ import numpy as np
 from bcnet.events import emit
 from bcnet.latency_tables.failed import FAILED_MS, SLOWEST_MS, runs
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.plain import milliseconds
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.shared_work import each
@@ -135,7 +136,7 @@ class Evolution:
                 for widths, score in zip(fresh, each(self.score_of, fresh), strict=True):
                     found[widths] = self._candidate(widths, score, generation)
                     best = max(found.values(), key=lambda c: c.score)
-                    advance(f"best {best.score.accuracy:.4f} at {best.predicted_ms:.3g} ms")
+                    advance(f"best {best.score.accuracy:.4f} at {milliseconds(best.predicted_ms)} ms")
                 emit(
                     "generation",
                     task="searching",

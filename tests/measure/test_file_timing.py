@@ -148,8 +148,8 @@ def test_rounds_that_disagree_are_a_warning(device: Device, tmp_path: Path) -> N
     device.rounds_ms = [1.0, 1.0, 1.5]
     report = time_file(saved(tmp_path / "a.onnx"), PROFILE, settings=TimingSettings(rounds=3))
     assert report.not_quiet == (
-        "the machine is not quiet: rounds of a.onnx disagree by 50% (1 to 1.5 ms), 33% of inferences took "
-        "over 1.25 times the fastest; stop other work on it, or keep bcnet on its own cores (taskset)"
+        "the machine is not quiet: rounds of a.onnx disagree by 50% (1.000 to 1.500 ms), 33% of inferences "
+        "took over 1.25 times the fastest; stop other work on it, or keep bcnet on its own cores (taskset)"
     )
     assert report.files[0].device_time.typical_ms == 1.0
 

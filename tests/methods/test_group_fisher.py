@@ -190,7 +190,7 @@ def test_what_no_network_meets_is_refused_before_any_training(
     tiny: Tiny, space: WidthSpace, data: ImageData
 ) -> None:
     before = copy.deepcopy(tiny.state_dict())
-    with pytest.raises(BudgetError, match=r"no network meets 1 ms: the fastest takes 2 ms"):
+    with pytest.raises(BudgetError, match=r"no network meets 1.000 ms: the fastest takes 2.000 ms"):
         pruned_by(tiny, data, Limits(space, latency(1.0, 1.0), 1.0))
     with pytest.raises(BudgetError, match=r"no network has at most 0.5 parameters: the narrowest has 1"):
         pruned_by(tiny, data, Limits(space, latency(1.0, 1.0), 9.0, [product_bound(2, [(0, 1)], 0.5)]))

@@ -84,5 +84,5 @@ def test_the_fastest_network_is_taken_where_only_that_is_fast_enough() -> None:
 
 
 def test_what_no_network_meets_is_refused() -> None:
-    with pytest.raises(BudgetError, match="no network meets 2 ms: the fastest takes 3 ms"):
+    with pytest.raises(BudgetError, match=r"no network meets 2\.000 ms: the fastest takes 3\.000 ms"):
         remove_iteratively(Limits(SPACE, cost, 2), Importance())

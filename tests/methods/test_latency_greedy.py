@@ -64,7 +64,8 @@ def test_a_network_inside_the_limits_is_kept_whole() -> None:
 
 def test_what_no_network_meets_is_refused_with_the_lowest_latency() -> None:
     with pytest.raises(
-        BudgetError, match=r"meets 1.5 ms: the fastest takes 2 ms \(25% of the original network's\); raise"
+        BudgetError,
+        match=r"meets 1.500 ms: the fastest takes 2.000 ms \(25% of the original network's\); raise",
     ):
         allocate_greedily(TWO, [np.ones(4)] * 2, lambda w: float(sum(w)), 1.5)
     bound = product_bound(2, [(0, 1)], 0.5)

@@ -71,7 +71,7 @@ def test_the_guides_package_is_searched_with(
         assert main([stage]) == 0, capfd.readouterr().err
     found = json.loads((RUN / "search/result.json").read_text(encoding="utf-8"))
     assert (found["method"], found["methods"]) == ("every-other", ["every-other"])
-    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
     from bcnet.pipeline.open_problem import open_problem
 
     space = open_problem(load_config(None)).space

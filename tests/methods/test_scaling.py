@@ -45,8 +45,10 @@ def test_bounds_hold_too() -> None:
 
 
 def test_what_no_network_of_the_kind_meets_is_refused() -> None:
-    with pytest.raises(BudgetError, match="no network meets 2 ms: the fastest takes 3 ms \\("):
+    with pytest.raises(BudgetError, match=r"no network meets 2\.000 ms: the fastest takes 3\.000 ms \("):
         allocate_uniformly(SPACE, [], cost, 2)
     # The fastest has its groups at different shares.
-    with pytest.raises(BudgetError, match="no uniformly narrowed network meets 2 ms: the fastest takes 3 ms"):
+    with pytest.raises(
+        BudgetError, match=r"no uniformly narrowed network meets 2\.000 ms: the fastest takes"
+    ):
         allocate_uniformly(SPACE, [], lambda w: 1.0 if w == (1, 4) else 3.0, 2)

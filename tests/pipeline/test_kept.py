@@ -15,6 +15,7 @@ from bcnet.config import Config, load_config
 from bcnet.pipeline.kept import reuse_supernet, say_replaced_search
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
+from bcnet.pipeline.results import SearchSummary
 from bcnet.run_choice import require_configured
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
@@ -69,8 +70,9 @@ def test_a_search_of_other_settings_says_which_one_it_replaces(
     say_replaced_search(Run.named("other"), inputs)
     assert capfd.readouterr().err == ""
     say_replaced_search(run, {**inputs, "search settings": "others"})
+    budget = SearchSummary.read(run.stage("search")).budget
     assert capfd.readouterr().err == (
-        "runs/default/search: this replaces the search of 75.0% of the original's latency; "
+        f"runs/default/search: this replaces the search ({budget}, 75% of the original's latency); "
         "keep both with --run NAME\n"
     )
 

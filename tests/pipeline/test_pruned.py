@@ -66,7 +66,7 @@ def test_the_search_delivers_a_network_within_the_budget_and_counts_its_passes(
 ) -> None:
     found, sliced = result("search"), result("slice")
     assert (found["method"], found["methods"]) == ("group-fisher", ["group-fisher"])
-    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
     assert found["pruning_passes"] == 2
     assert found["criterion"] is None
     show_summary(SearchSummary.read(Run.named("default").stage("search")))

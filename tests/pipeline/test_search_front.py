@@ -189,7 +189,7 @@ def test_a_soft_fitness_may_hand_over_what_is_beyond_the_budget_where_that_is_wa
     assert result.best.measured is not None
     assert result.best.measured.median_ms > 0.5
     assert result.budget_ms is None
-    assert "0.5 ms is a target" in result.note
+    assert "budget 0.500 ms is a target" in result.note
     best = max(fitness(w, -0.02, 0.5) for w in ALL)
     assert fitness(result.best.widths, -0.02, 0.5) == pytest.approx(best, abs=0.005)
 

@@ -11,6 +11,7 @@ from conftest import CONFIG, Refused
 from onnx import numpy_helper
 
 from bcnet.cli import main
+from bcnet.plain import milliseconds
 
 RUN = Path("runs/default")
 
@@ -43,12 +44,12 @@ def test_a_point_of_the_front_is_sliced_exported_and_verified_against_its_own_bu
     sliced, said = done(capfd, "slice", "--latency-ms", str(budget))
     assert "is sliced" in said
     assert "measured at" in said
-    assert sliced["budget_ms"] == budget
+    assert sliced["budget"]["ms"] == budget
     assert sliced["predicted_ms"] <= budget
     assert read("search/result.json") == found  # nothing was searched again
     exported, said = done(capfd, "export")
     assert "slicing" not in said
-    assert exported["budget_ms"] == budget
+    assert exported["budget"]["ms"] == budget
     assert exported["predicted_ms"] == sliced["predicted_ms"]
     assert exported["measured"]["median_ms"] <= budget * 6
     metadata = {entry.key: entry.value for entry in onnx.load(RUN / "export/model.onnx").metadata_props}
@@ -64,10 +65,10 @@ def test_a_run_with_a_budget_of_its_own_for_the_slice_compares_that_point(
     found, _ = done(capfd, "run")
     sliced = read("slice/result.json")
     assert found["networks"][2]["widths"] == sliced["widths"]
-    assert found["budget_ms"] == read("export/verify.json")["budget_ms"]
-    assert sliced["budget_share"] == 0.9
+    assert found["budget"]["ms"] == read("export/verify.json")["budget"]["ms"]
+    assert sliced["budget"]["share"] == 0.9
     exported = read("export/verify.json")
-    assert exported["budget_ms"] == pytest.approx(0.9 * exported["full"]["median_ms"])
+    assert exported["budget"]["ms"] == pytest.approx(0.9 * exported["full"]["median_ms"])
     _, said = done(capfd, "run")
     assert said.count("already done") == 6
     # Without it the winner is sliced, from the same search.
@@ -87,17 +88,20 @@ def test_a_search_for_one_budget_has_no_front_and_only_its_winner_serves_another
     assert winner["predicted_ms"] < between < reached
     for wanted in (1.2 * reached, winner["predicted_ms"] / 2):
         line = refused(1, "slice", "--latency-ms", str(wanted))
-        assert f"this search looked for one budget of {reached:.4g} ms and has no front to take" in line
-        assert f"a network of {wanted:.4g} ms from" in line
+        assert (
+            f"this search looked for one budget of {milliseconds(reached)} ms and has no front to take"
+            in line
+        )
+        assert f"a network of {milliseconds(wanted)} ms from" in line
         assert (
             "the front with `bcnet search --pareto`, or this budget with `bcnet search --latency-ms" in line
         )
     assert "`bcnet search --latency 90%`" in refused(1, "slice", "--latency", "90%")
     sliced, _ = done(capfd, "slice", "--latency-ms", str(between), "--epochs", "0")
-    assert sliced["budget_ms"] == between
+    assert sliced["budget"]["ms"] == between
     assert sliced["predicted_ms"] <= between
     done(capfd, "slice")
-    assert read("slice/result.json")["budget_ms"] == read("search/result.json")["budget_ms"]
+    assert read("slice/result.json")["budget"]["ms"] == read("search/result.json")["budget"]["ms"]
 
 
 def test_a_front_that_is_far_from_a_budget_or_above_it_says_where_its_points_are(
@@ -106,7 +110,9 @@ def test_a_front_that_is_far_from_a_budget_or_above_it_says_where_its_points_are
     done(capfd, "search", "--pareto")
     slowest = read("search/pareto.json")[-1]["predicted_ms"]
     _, said = done(capfd, "slice", "--latency-ms", str(50 * slowest), "--epochs", "0")
-    assert f"inside {50 * slowest:.4g} ms takes {slowest:.4g} ms: it has none beyond" in said
+    assert (
+        f"inside {milliseconds(50 * slowest)} ms takes {milliseconds(slowest)} ms: it has none beyond" in said
+    )
     line = refused(1, "slice", "--latency-ms", "0.00001")
     assert "no point of the search's front is within 1e-05 ms: the fastest takes 0." in line
     assert "% of the original network's); raise the budget, or search for this one with `bcnet search" in line
@@ -126,13 +132,13 @@ def test_bounds_alone_and_beside_a_budget_hold_for_the_exported_file(
     found, _ = done(
         capfd, "search", "--max-params", "900000", "--max-macs", "12000000", "--max-size-mb", "2.5"
     )
-    assert found["budget_ms"] is None
+    assert found["budget"] is None
     assert found["params"] <= 900_000
     assert found["macs"] <= 12_000_000
     assert found["max_size_mb"] == 2.5
     assert found["best"]["measured"]["median_ms"] > 0
     exported, _ = done(capfd, "export")
-    assert exported["budget_ms"] is None
+    assert exported["budget"] is None
     weights = onnx.load(RUN / "export/model.onnx").graph.initializer
     stored = sum(numpy_helper.to_array(entry).nbytes for entry in weights)
     assert stored <= 2_500_000
@@ -167,6 +173,6 @@ def test_a_soft_fitness_may_hand_over_what_is_over_the_budget_and_nothing_is_hel
     assert "no network meets" in capfd.readouterr().err
     Path("bcnet.toml").write_text(text, encoding="utf-8")
     found, _ = done(capfd, "search")
-    assert found["budget_ms"] is None
+    assert found["budget"] is None
     assert found["target_ms"] == pytest.approx(0.75 * found["full_predicted_ms"], rel=1e-3)
     assert np.isfinite(found["best"]["measured"]["median_ms"])

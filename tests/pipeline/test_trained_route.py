@@ -94,9 +94,9 @@ def test_the_delivered_network_is_a_verified_one_that_fits_the_measured_share(
     assert found["method"] in AUTO
     assert found["methods"] == list(AUTO)
     assert verified["verified"]
-    assert found["budget_share"] == 0.75
-    assert verified["budget_ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
-    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["budget"]["share"] == 0.75
+    assert verified["budget"]["ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
     problem = problem_of()
     original = original_network(Run.named("default"), problem)
     assert original is not None
@@ -291,7 +291,7 @@ def test_the_front_of_a_trained_network_is_searched_without_a_supernet(
         assert found["method"] in AUTO
         assert found["criterion"] in CRITERIA
         assert found["searched_to_ms"] is None
-        assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+        assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
         latencies = [point["predicted_ms"] for point in front]
         assert latencies == sorted(latencies)
         space = problem_of().space
@@ -314,7 +314,7 @@ def test_network_adjustment_as_published_finds_a_network_within_the_budget(
         assert main(["search"]) == 0
         found = result("search")
     assert found["method"] == "network-adjustment"
-    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
 
 
 def test_latencies_of_an_interrupted_search_are_kept_and_those_of_one_that_found_no_winner_are_not(

@@ -24,6 +24,7 @@ from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.budget import Budget
+from bcnet.width_search.latency_budget import LatencyBudget
 
 QUICK = HwProfile(name="cpu", description="", runtime="onnxruntime", warmup_ms=1, seconds=0.02, iterations=6)
 
@@ -96,7 +97,7 @@ def test_shapes_that_are_not_the_searched_widths_fail() -> None:
 def test_a_budget_that_was_missed_fails() -> None:
     (failure,) = report(budget_ms=1e-6).failures
     assert failure.startswith("measured latency is 0.")
-    assert failure.endswith("ms, the budget 1e-06 ms")
+    assert failure.endswith("ms, over the budget 1e-06 ms")
 
 
 def test_a_budget_of_the_90th_percentile_fails_where_the_median_is_inside(
@@ -108,8 +109,10 @@ def test_a_budget_of_the_90th_percentile_fails_where_the_median_is_inside(
     monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
     assert report(budget_ms=1.0).passed
     found = report(budget_ms=1.0, budget_p90=True)
-    assert found.budget_p90
-    assert found.failures == ("90th percentile of the measured latency is 1.25 ms, the budget 1 ms",)
+    assert found.budget == LatencyBudget(ms=1.0, p90=True)
+    assert found.failures == (
+        "90th percentile of the measured latency is 1.250 ms, over the p90 budget 1.000 ms",
+    )
 
 
 @pytest.mark.parametrize(("full_ms", "passed"), [(3.0, True), (1.5, True), (1.0, False)])
@@ -125,7 +128,7 @@ def test_a_share_is_of_the_full_network_as_it_is_measured_beside_the_file(
 
     monkeypatch.setattr("bcnet.pipeline.verify.measure_network", measure)
     found = report(budget_ms=0.5, budget_share=0.5)
-    assert found.budget_ms == 0.5 * full_ms
+    assert found.budget == LatencyBudget(ms=0.5 * full_ms, share=0.5)
     assert found.passed is passed
 
 

@@ -44,7 +44,7 @@ def test_a_wider_original_is_trained_and_narrowed_to_the_latency_of_the_given_ne
     assert "trained first, because it is wider than the given one" in capsys.readouterr().err
     found = result("search")
     assert found["method"] == "latency-greedy"
-    assert found["best"]["measured"]["median_ms"] <= found["budget_ms"]
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
     wide = open_problem(load_config(None))
     given, teacher = original_network(Run.named("default"), wide), trained_network(Run.named("default"), wide)
     assert given is not None

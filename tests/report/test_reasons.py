@@ -21,8 +21,8 @@ def test_a_sentence_has_milliseconds_and_losses_of_the_next_choices() -> None:
     assert found.loses == pytest.approx(0.036)
     assert found.gains == pytest.approx(0.004)
     assert found.sentence == (
-        "40 would save 0.0100 ms and lose 0.036 of the validation loss; "
-        "56 would cost 0.0300 ms and gain 0.004 of the validation loss"
+        "40 would save 0.010 ms and lose 0.036 of the validation loss; "
+        "56 would cost 0.030 ms and gain 0.004 of the validation loss"
     )
     assert basis_of([found]).endswith("with only that group narrowed, before fine-tuning")
 
@@ -31,7 +31,7 @@ def test_ends_cliffs_and_layers_that_do_not_run_are_stated_as_such() -> None:
     narrowest = steps("a", 8, (16, 8, -0.005))
     widest = steps("b", 16, (16, 8, None))
     first, second = reasons_of([*narrowest, *widest], {})
-    assert first.sentence == "8 is the narrowest choice; 16 would save 0.0050 ms"
+    assert first.sentence == "8 is the narrowest choice; 16 would save 0.005 ms"
     assert second.sentence == "8 would be of a layer that the runtime cannot run; 16 is the widest choice"
     assert (first.narrower, first.loses, second.wider, second.gains) == (None,) * 4
     assert "the search measured none of single widths" in basis_of([first, second])

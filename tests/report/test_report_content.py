@@ -44,7 +44,7 @@ def rewrite(run: Run, name: str, file: str, **changes: Any) -> None:
 def test_a_verified_run_is_one_sentence_without_problems(run: Run) -> None:
     exact = {"accuracy": 0.95, "accuracy_lost": 0.004, "state": "given", "median_ms": 9.1, "speedup": 1.9}
     latency = {"median_ms": 4.8, "p90_ms": 5.0, "spread": 0.01, "samples": 10}
-    rewrite(run, "export", "verify.json", original=exact, measured=latency, budget_ms=5.0)
+    rewrite(run, "export", "verify.json", original=exact, measured=latency, budget={"ms": 5.0})
     (RUN / "compare/manifest.json").unlink()
     found = report(run)
     # The guide quotes this sentence.

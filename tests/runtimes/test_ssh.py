@@ -336,7 +336,7 @@ def test_hosts_whose_probes_are_more_than_five_percent_apart_are_refused_by_name
     same = {"a": [{"matmul_ms": 1.0}, {"matmul_ms": 3.0}], "b": [{"matmul_ms": 1.04}, {"matmul_ms": 1.2}]}
     check_probes(same)
     with pytest.raises(
-        DeviceError, match=r"b is slower than a: its reference microbenchmark \(matmul_ms\) takes 1.06 ms"
+        DeviceError, match=r"b is slower than a: its reference microbenchmark \(matmul_ms\) takes 1.060 ms"
     ):
         check_probes({"a": same["a"], "b": [{"matmul_ms": 1.06}, {"matmul_ms": 1.2}]})
 

@@ -119,13 +119,13 @@ def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
     of_speeds(monkeypatch, 0.002, 0.010)
     assert isinstance(fastest_paths(sliced, *batch(), 2, at_once), RecordedPaths)
     assert (
-        "training by a recorded CUDA graph: a path takes 2.0 ms recorded, 10.0 on slices"
+        "training by a recorded CUDA graph: a path takes 2.000 ms recorded, 10.000 on slices"
         in capsys.readouterr().err
     )
     of_speeds(monkeypatch, 0.010, 0.002)
     assert fastest_paths(sliced, *batch(), 2, at_once) is sliced
     assert (
-        "training on slices, not by a recorded CUDA graph: a path takes 10.0 ms recorded"
+        "training on slices, not by a recorded CUDA graph: a path takes 10.000 ms recorded"
         in capsys.readouterr().err
     )
     for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]:

@@ -30,7 +30,7 @@ def test_the_original_fits_a_budget_of_all_its_latency_whatever_is_added() -> No
 
 
 def test_a_budget_that_pre_processing_uses_up_is_refused() -> None:
-    with pytest.raises(BudgetError, match=r"budget of 2 ms leaves nothing .* takes 2\.5 ms"):
+    with pytest.raises(BudgetError, match=r"budget of 2\.000 ms leaves nothing .* takes 2\.500 ms"):
         Budget(2.0).with_added(2.5)
     share = Budget(5.0, 0.5).with_added(2.0)
     with pytest.raises(BudgetError, match="leaves nothing for the network"):
