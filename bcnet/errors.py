@@ -6,6 +6,7 @@ BcnetError (exit 1)
 ├── ModelError         model unknown or not loadable
 ├── SpaceError         widths or a space that do not match a network
 ├── TrainingError      a training step or a user's function of [task] fails, or the loss is not finite
+│   └── ProcessEnded       another process of the command has ended
 ├── ArtifactError      a file of a run is missing, stale, truncated or edited
 ├── TableError         a latency table is unreadable or has missing rows
 ├── DeviceError        a hardware profile is unknown or its runtime is not available
@@ -51,6 +52,10 @@ class SpaceError(BcnetError):
 
 class TrainingError(BcnetError):
     """A training step or a custom function of [task] fails, or the loss is not finite."""
+
+
+class ProcessEnded(TrainingError):
+    """Another process of this command has ended, so that this one cannot go on."""
 
 
 class ArtifactError(BcnetError):

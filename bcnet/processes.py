@@ -17,7 +17,8 @@ from bcnet.locks import Locked, locked
 from bcnet.runs import Run
 
 COPIES = "bcnet-run-"  # the beginning of the names of temporary folders for copies of runs
-SEVERAL = ("train", "search", "slice", "run")  # the commands that spend their time training and scoring
+# The commands that spend their time training and scoring.
+SEVERAL = "train", "search", "slice", "run", "bench"
 
 
 @dataclass(frozen=True)

@@ -4,64 +4,41 @@ In: a trained network with its table and device, budgets, seeds, rows. Out: in `
 arena.json, arena.txt and arena.svg; for each cell, a row at a budget and a seed, a fine-tuned network as ONNX
 in `networks/`. Fine-tuning is the slice stage's; seeds are those of fine-tuning and of fresh weights.
 
-Finished work is kept (`cells.jsonl`, `latencies.jsonl`, see also `arena_starts.py`), and a training has a
-checkpoint: a stopped arena continues with the same command. A row that cannot be made is reported and
-omitted.
+For each budget, the first process finds what all rows start from, which takes measurements; then processes
+share the cells out, one to each at a time. Finished work is kept (`cells.jsonl`, `latencies.jsonl`, see also
+`arena_starts.py`), and a training has a checkpoint: a stopped arena continues with the same command, in any
+number of processes. A row that cannot be made is reported and omitted.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
+from bcnet.bench.arena_cells import AMONG, OMITTED, Cell, Networks, cell_name, networks_of_run
 from bcnet.bench.arena_figure import figure
 from bcnet.bench.arena_report import as_text, report_of
 from bcnet.bench.arena_rows import ORIGINAL, Row
-from bcnet.bench.arena_starts import Starts, counts, percent, slug
+from bcnet.bench.arena_starts import percent
 from bcnet.bench.kept import Kept
-from bcnet.bench.outside_job import Failed, NotInstalled
-from bcnet.errors import (
-    ArtifactError,
-    BudgetError,
-    ConfigError,
-    DeviceError,
-    ModelError,
-    NetworkError,
-    TrainingError,
-)
+from bcnet.errors import ArtifactError, ConfigError, DeviceError, ProcessEnded
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure.network_latency import measure_network
-from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline import build_lut, train
 from bcnet.pipeline.accuracy import file_answers
-from bcnet.pipeline.fine_tuning import FineTuning, at_lower_rate
-from bcnet.pipeline.original import original_network, trained_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import bounds_of
-from bcnet.pipeline.teacher import objective_for, teacher_digest
-from bcnet.pipeline.training_precision import announced
-from bcnet.pipeline.verify import check_file
 from bcnet.progress import say, working
 from bcnet.reading import read_bytes
-from bcnet.runs import Run, alone_in, bytes_digest, digest, json_bytes, write_file
-from bcnet.space.extract import tensors_of, with_state
-from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import seconds_to_fit
-from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
+from bcnet.runs import Run, alone_in, bytes_digest, json_bytes, write_file
+from bcnet.training.shared_work import Shared, each
 
-FOLDER = "bench/arena"  # in the run's
 ONNX_BYTES = 1 << 31  # no file of that format is larger
-AMONG = "chosen_among"  # of a cell: the methods whose networks were compared, where there are several
 DURATION = 0.25  # of the profile's, for each measurement of a network
-OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
 
 
 @dataclass(frozen=True)
@@ -79,7 +56,6 @@ class Arena:
     def __init__(self, run: Run, problem: Problem, plan: Plan) -> None:
         """Prepare the run: its first stage and the latency table. Raises ConfigError without weights."""
         self.run, self.problem, self.plan, self.config = run, problem, plan, problem.config
-        self.folder = run.folder / FOLDER
         bounds = [f"search.{bound.key}" for bound in bounds_of(problem)]
         if bounds:
             raise ConfigError(
@@ -95,70 +71,83 @@ class Arena:
         reason = problem.table.not_measured(problem.table.latency_model())
         if reason:
             raise DeviceError(f"the arena measures networks on the device: {reason}")
-        teacher = trained_network(run, problem)
-        assert teacher is not None
-        self.teacher = teacher
+        self.networks = Networks(run, problem)
+        self.folder = self.networks.folder
         self.cells = Kept(
-            self.folder / "cells.jsonl", self._cell_inputs, lambda value: isinstance(value, dict)
+            self.folder / "cells.jsonl", self.networks.inputs, lambda value: isinstance(value, dict)
         )
         self.latencies = Kept(
             self.folder / "latencies.jsonl", self.problem.device_key, lambda value: isinstance(value, dict)
         )
-        self.omitted: dict[tuple[str, float], str] = {}
-
-    @cached_property
-    def starts(self) -> Starts:
-        """The networks before fine-tuning."""
-        return Starts(self.run, self.problem, self.teacher, self.folder, self._start_inputs)
-
-    @property
-    def _start_inputs(self) -> str:
-        """A digest of all that starts depend on: of fine-tuning's settings, all but its length."""
-        config = self.config
-        search = config.search.model_dump(
-            include={"recalibration_images", "measured", "trials", "trial_epochs"}
-        )
-        own = config.search.model_dump(include={"adjust_by"}, exclude_defaults=True)
-        tuning = config.slice.model_dump(
-            exclude={"epochs", "inherit", "from_scratch", "latency", "latency_ms"}
-        )
-        of_project = self.problem.inputs(), self.problem.device_key, teacher_digest(self.problem)
-        parts = [of_project, search, tuning, fine_tuning_digest(config), metric_digest(config)]
-        return digest([*parts, *own.values()])
-
-    @property
-    def _cell_inputs(self) -> str:
-        passes = self.config.search.model_dump(include={"prune_epochs"}, exclude_defaults=True)
-        return digest([self._start_inputs, self.config.slice.epochs, *passes.values()])
 
     def train(self) -> None:
         """Make every missing cell, seed by seed."""
-        self._cell(ORIGINAL, self._original)
+        self.networks.adopt()
+        if self._is_missing(ORIGINAL):
+            self._keep(ORIGINAL, self.networks.original())
         for share in self.plan.budgets:
-            for seed in self.plan.seeds:
-                for row in self.plan.rows:
-                    self._try(row, share, seed)
+            cells = list(self._missing(share))
+            made = each(Shared(networks_of_run, Networks.tuned, self.networks), cells)
+            for cell, own in zip(cells, made, strict=True):
+                if (cell.row.name, share) not in self.networks.omitted:  # since a seed before this one failed
+                    self._finish(cell, own)
 
-    def _try(self, row: Row, share: float, seed: int) -> None:
-        if (row.name, share) in self.omitted:
-            return
-        name = cell_name(row.name, share, seed)
+    def _missing(self, share: float) -> Iterator[Cell]:
+        """The cells to be made at a budget. What their rows start from is found, which takes measurements."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for seed in self.plan.seeds:
+            for row in self.plan.rows:
+                if (row.name, share) in self.networks.omitted:
+                    continue
+                if not self._is_missing(cell_name(row.name, share, seed), row.chosen_among):
+                    continue
+                try:
+                    found[row.name] = found.get(row.name) or self.networks.starts.found(row, share)
+                except ProcessEnded:
+                    raise
+                except OMITTED as reason:
+                    self._omit(row.name, share, str(reason))
+                else:
+                    yield Cell(row, share, seed, found[row.name])
+
+    def _finish(self, cell: Cell, made: dict[str, Any] | str) -> None:
+        """Keep a cell; a text is why it cannot be made."""
         try:
-            self._cell(name, lambda: self._tuned(name, row, share, seed), row.chosen_among)
+            if isinstance(made, dict):
+                self._keep(cell.name, made)
+            else:
+                self._omit(cell.row.name, cell.share, made)
         except OMITTED as reason:
-            self.omitted[row.name, share] = str(reason)
-            say(f"{row.name} at {percent(share)} is left out: {reason}")
+            self._omit(cell.row.name, cell.share, str(reason))
+        self.networks.forget(cell.name)
 
-    def _cell(self, name: str, make: Callable[[], dict[str, Any]], among: tuple[str, ...] = ()) -> None:
+    def _omit(self, row: str, share: float, reason: str) -> None:
+        self.networks.omitted[row, share] = reason
+        say(f"{row} at {percent(share)} is left out: {reason}")
+
+    def _keep(self, name: str, made: Mapping[str, Any]) -> None:
+        """Keep a cell's facts, with its accuracy through the runtime and the images classified correctly."""
+        content = self._network(made)
+        if content is None:
+            raise self._lost(made)
+        with working(f"the test images: {name}"):
+            accuracy, correct = file_answers(self.problem, content)
+        # As bits in hexadecimal, the first image first.
+        bits = None if correct is None else np.packbits(correct).tobytes().hex()
+        self.cells.add(name, {**made, "accuracy": round(accuracy, 6), "correct": bits})
+        self.networks.begun = len(self.cells.values) > 1
+        self.publish()
+
+    def _is_missing(self, name: str, among: tuple[str, ...] = ()) -> bool:
+        """Whether a cell is to be made, and why where it was made before."""
         known = self._known(name, among)
         if known is not None:
             if self._network(known) is not None:
-                return
+                return False
             say(f"{self.folder / known['file']} is missing or was changed: it is made again")
         elif name in self.cells.values:
             say(f"{name} did not choose among {', '.join(among)}: it is made again")
-        self.cells.add(name, make())
-        self.publish()
+        return True
 
     def _known(self, name: str, among: tuple[str, ...]) -> dict[str, Any] | None:
         """A finished cell; None for one that chose among other methods, or does not say which."""
@@ -173,73 +162,11 @@ class Arena:
                 return content
         return None
 
-    def _original(self) -> dict[str, Any]:
-        network = original_network(self.run, self.problem)
-        if network is None:
-            network = self.teacher
-        facts = {"row": ORIGINAL, "widths": list(self.problem.space.original()), "passes": None}
-        return {**facts, **self._evaluated(ORIGINAL, network)}
-
-    def _tuned(self, name: str, row: Row, share: float, seed: int) -> dict[str, Any]:
-        problem, config = self.problem, self.config
-        start = self.starts.of(row, share, seed)
-        network = with_state(problem.model, problem.space, start.state)
-        rate = config.train.learning_rate if row.scratch else fine_tuning_rate(problem)
-        # Every network gets as many in all.
-        before = start.about.get("pruning_passes", 0) + start.about.get("supernet_passes", 0)
-        recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=seed)
-        objective = objective_for(problem, self.teacher, network, recipe) if row.distilled else None
-        say(f"{name}: {start.about['source']}" + (", distilled from the original" if objective else ""))
-        checkpoint = CheckpointFile(
-            self.folder / "checkpoint.safetensors",
-            {"cell": name, "inputs": self._cell_inputs, "start": digest(start.about)},
+    def _lost(self, cell: Mapping[str, Any]) -> ArtifactError:
+        return ArtifactError(
+            f"{self.folder / cell['file']} is missing or was changed: run the same command without "
+            "--measure to make it again"
         )
-        recipe = announced(
-            self.run,
-            problem,
-            "fine-tuning",
-            recipe,
-            lambda own: seconds_to_fit(network, problem.data, own, objective),
-            begun=len(self.cells.values) > 1 or checkpoint.path.exists(),  # all cells are trained alike
-        )
-        began = time.perf_counter()
-        tune = FineTuning(problem.data, recipe, config.search.recalibration_images, objective)
-        network = tune(network, f"fine-tuning: {name}", checkpoint).network
-        facts = {
-            "row": row.name,
-            "budget": share,
-            "seed": seed,
-            **start.about,
-            **({AMONG: list(row.chosen_among)} if row.chosen_among else {}),
-            "distilled": objective is not None,
-            "passes": before + recipe.epochs,
-            "training_s": round(time.perf_counter() - began, 1),
-        }
-        facts |= self._evaluated(name, network.eval())
-        for path in (checkpoint.path, at_lower_rate(checkpoint.path)):
-            path.unlink(missing_ok=True)
-        return facts
-
-    def _evaluated(self, name: str, network: nn.Module) -> dict[str, Any]:
-        """Export a network: its accuracy through the runtime, images it classifies correctly, its size."""
-        problem = self.problem
-        with working(f"exporting to ONNX: {name}"):
-            proto = problem.at_precision(to_onnx(network, problem.data.example(problem.profile.batch)))
-        check_file(proto)
-        content = proto.SerializeToString()
-        file = Path("networks") / f"{slug(name)}.onnx"
-        accuracy, correct = file_answers(problem, content)
-        write_file(self.folder / file, content)
-        shapes = {own: tuple(tensor.shape) for own, tensor in tensors_of(network).items()}
-        return {
-            "accuracy": round(accuracy, 6),
-            # As bits in hexadecimal, the first image first.
-            "correct": None if correct is None else np.packbits(correct).tobytes().hex(),
-            "shape": digest(shapes),
-            **counts(problem, network),
-            "file": str(file),
-            "digest": bytes_digest(content),
-        }
 
     def measure(self, again: bool) -> None:
         """Time the networks of each budget and the original alternately; timed ones only if `again`."""
@@ -255,10 +182,7 @@ class Arena:
         for shape, cell in cells.items():
             content = self._network(cell)
             if content is None:
-                raise ArtifactError(
-                    f"{self.folder / cell['file']} is missing or was changed: run the same command without "
-                    "--measure to make it again"
-                )
+                raise self._lost(cell)
             contents[shape] = content
 
         def timed(shape: str) -> LatencyStat:
@@ -294,7 +218,9 @@ class Arena:
             "teacher": config.slice.teacher,
             "seeds": list(self.plan.seeds),
         }
-        report = report_of(about, [row.name for row in self.plan.rows], cells, latencies, self.omitted)
+        report = report_of(
+            about, [row.name for row in self.plan.rows], cells, latencies, self.networks.omitted
+        )
         write_file(self.folder / "arena.json", json_bytes(report))
         write_file(self.folder / "arena.txt", (as_text(report) + "\n").encode())
         return report
@@ -313,8 +239,3 @@ def run_arena(run: Run, problem: Problem, plan: Plan, measure_only: bool = False
     if not figure(arena.folder / "arena.svg", report):
         say('no figure: it needs matplotlib (pip install "bcnet[arena]")')
     return report
-
-
-def cell_name(row: str, share: float, seed: int) -> str:
-    """What a cell is called, also in messages."""
-    return f"{row} at {percent(share)}, seed {seed}"

@@ -2,7 +2,8 @@
 
 Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries and of methods
 that train in `starts/`: both depend on measurements, and a stopped arena continues with what it had found.
-All rows may use the whole budget, without a margin, as measured alternately with the original.
+One process finds them (`found`); then any may make a start of them (`of`). All rows may use the whole budget,
+without a margin, as measured alternately with the original.
 """
 
 import re
@@ -27,6 +28,7 @@ from bcnet.measure.network_latency import measure_network
 from bcnet.methods.uniform import allocate_uniformly
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.alternating import ALTERNATIONS
+from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
@@ -41,7 +43,7 @@ from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.importance import CRITERIA, Criterion, Importances
 from bcnet.space.inputs import arguments
 from bcnet.space.subnet import State, Subnet
-from bcnet.space.supernet import cut
+from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.budget import Budget
@@ -77,26 +79,47 @@ class Starts:
         self.problem, self.space, self.folder, self.inputs = problem, problem.space, folder, inputs
         self.run = run
         self.original = original
-        self.latency: LatencyModel = problem.table.latency_model()
         self.recipe = Recipe.of(problem.config, epochs=1, learning_rate=1.0)
         self._tensors = trained_state(run, problem)
-        self._full = problem.graph.variant(self.space.original())
         self._scores: dict[float, TrainedScores] = {}  # of the current budget
-        self._known: dict[tuple[float, Any], Inherited] = {}
+        self._known: dict[float, dict[Any, Inherited]] = {}  # of the current budget
         self._allocations = Kept(folder / "allocations.jsonl", inputs, lambda value: isinstance(value, dict))
         images = problem.config.search.recalibration_images
         self._inherit = Original(original, self.space, problem.data, self.recipe, images)
 
-    def of(self, row: Row, share: float, seed: int) -> Start:
-        """The start of a row at a budget; `seed` is that of fresh weights.
+    @cached_property
+    def latency(self) -> LatencyModel:
+        """The table's predictions."""
+        return self.problem.table.latency_model()
+
+    @cached_property
+    def _full(self) -> bytes:
+        return self.problem.graph.variant(self.space.original())
+
+    def found(self, row: Row, share: float) -> dict[str, Any]:
+        """What a row's starts at a budget are made of: found by measuring and training, once, and kept.
 
         Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor,
         Failed where the row takes more passes before fine-tuning than there are.
         """
         if row.outside:
-            return self._outside(row.method, share)
+            return self._outside(row.method, share).about
         self._check_passes(row)
-        about = self._allocated(row, share)
+        found = self._allocated(row, share)
+        if row.supernet_passes:
+            self._supernet(row.supernet_passes)
+        elif not (row.scratch or row.pruned):
+            _ = self._importances  # kept, so that all processes have the same
+        return found
+
+    def of(self, row: Row, share: float, seed: int, found: Mapping[str, Any]) -> Start:
+        """The start of a row at a budget, of what was found for it; `seed` is that of fresh weights.
+
+        Raises Failed where there are no fresh weights.
+        """
+        if row.outside:
+            return self._outside(row.method, share)
+        about = dict(found)
         widths = self.space.check(Widths(about["widths"]))
         if row.scratch:
             fresh = self.problem.fresh
@@ -155,7 +178,7 @@ class Starts:
 
     def _of_supernet(self, widths: Widths, passes: int) -> Inherited:
         """The better side of a supernet, recalibrated; fine-tuning is shorter by the supernet's passes."""
-        supernet = trained_supernet(self.problem, passes, self.folder / "starts", self.inputs)
+        supernet = self._supernet(passes)
         space = supernet.space
         found = [
             self._inherit.scored(
@@ -165,6 +188,9 @@ class Starts:
             for side in space.rule.sides
         ]
         return min(found, key=lambda own: best_first(own.score))
+
+    def _supernet(self, passes: int) -> Supernet:
+        return trained_supernet(self.problem, passes, self.folder / "starts", self.inputs)
 
     def _pruned(self, row: Row, share: float) -> PrunedNetworks:
         """The networks of a method that trains; its passes are subtracted from those of fine-tuning."""
@@ -183,7 +209,6 @@ class Starts:
             scores = TrainedScores(self.problem, self._tensors, path, inputs, self._importances)
             scores.choose_criterion(self._typical(share))
             self._scores = {share: scores}
-            self._known.clear()
         return self._scores[share]
 
     def _typical(self, share: float) -> Widths:
@@ -195,16 +220,18 @@ class Starts:
             return Widths(group.choices[len(group.choices) // 2] for group in self.space.groups)
 
     def _inherited(self, widths: Widths, share: float, criteria: tuple[Criterion, ...]) -> Inherited:
-        key = share, (widths, criteria)
-        if key not in self._known:
+        if share not in self._known:
+            self._known = {share: {}}
+        known, key = self._known[share], (widths, criteria)
+        if key not in known:
             importances = self._importances
             own: Importances = {by: importances[by] for by in criteria}
-            self._known[key] = inherited(self._inherit, widths, own, iterative=criteria == CRITERIA)[0]
-        return self._known[key]
+            known[key] = inherited(self._inherit, widths, own, iterative=criteria == CRITERIA)[0]
+        return known[key]
 
     @cached_property
     def _importances(self) -> Importances:
-        return self._inherit.importances()
+        return importances_of(self.run, self.problem, self.original)
 
     def _outside(self, method: str, share: float) -> Start:
         path = self.folder / "starts" / f"{slug(percent(share), method)}.safetensors"

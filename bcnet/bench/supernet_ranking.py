@@ -2,6 +2,7 @@
 
 In: the authors' table, CIFAR-10, a method. Out: report.json and scatter.png in `runs/NAME/bench/`. The
 supernet is an ordinary run of stage 1, in `runs/NAME/train/`; it and the scoring continue when stopped.
+Processes share out supernets, settings to be scored, and settings to be trained from scratch.
 """
 
 import json
@@ -9,6 +10,7 @@ import platform
 import subprocess
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import torch
 
 from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
-from bcnet.bench.kept import Kept, finite
+from bcnet.bench.kept import Kept
+from bcnet.bench.scored_settings import Settings, scores_of, settings_of_run
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.finished import trained_supernets
@@ -25,13 +28,12 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.train import run as train
 from bcnet.pipeline.train import stage_inputs
-from bcnet.progress import announce, progress_bar, say
+from bcnet.progress import say
 from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
-from bcnet.space.width_space import Widths
 from bcnet.training.recipe import training_device
+from bcnet.training.shared_work import Shared
 from bcnet.training.supernet_step import STEPS
-from bcnet.width_search.scorer import Scorer, SupernetSide, score_of
 from bcnet.width_search.surrogate import Ridge, denoised_scores, features_of, with_losses
 
 
@@ -156,7 +158,10 @@ def rank_settings(
             at_once,
         ]
     )
-    scores = _scores(run.folder / "bench" / "scores.jsonl", inputs, scorer, table, index + own)
+    settings = Settings(scorer)
+    kept = Kept(run.folder / "bench" / "scores.jsonl", inputs, settings.valid)
+    share = Shared(partial(settings_of_run, shared=sample.shared), Settings.scores, settings)
+    scores = scores_of(kept, share, table, index + own)
     scored_s = time.perf_counter() - start - trained_s
     columns = _columns(scores, table, index)
     start = time.perf_counter()
@@ -254,52 +259,6 @@ def _regressions(
 def _values(scores: dict[str, dict[str, list[float]]], table: BenchTable, index: list[int]) -> np.ndarray:
     """Accuracy, loss and calibrated loss of each side, (N, sides, 3)."""
     return np.array([list(scores[table.key(i)].values()) for i in index])
-
-
-def _scores(
-    path: Path, inputs: str, scorer: Scorer, table: BenchTable, index: list[int]
-) -> dict[str, dict[str, list[float]]]:
-    """Each setting's {side: [accuracy, loss, calibrated loss]}, of a second supernet {"left 2": ...}.
-
-    Kept in `path`: what a stopped run of the same `inputs` scored is not scored again.
-    """
-    maxima, sides = scorer.space.largest(), len(scorer.space.rule.sides)
-    names = [
-        f"{side.name} {n // sides + 1}" if n >= sides else side.name for n, side in enumerate(scorer.sides)
-    ]
-
-    def valid(value: Any) -> bool:
-        return isinstance(value, dict) and list(value) == names and all(map(_is_score, value.values()))
-
-    kept = Kept(path, inputs, valid)
-    waiting = [i for i in index if table.key(i) not in kept.values]
-    if kept.values and waiting:
-        say(f"continuing with {len(index) - len(waiting)} settings scored")
-    start = time.perf_counter()
-    with progress_bar("scoring settings", len(waiting)) as advance:
-        for number, i in enumerate(waiting, 1):
-            widths = Widths(table.widths(i, maxima))
-            scores = {
-                name: _scores_of(scorer, side, widths) for name, side in zip(names, scorer.sides, strict=True)
-            }
-            kept.add(table.key(i), scores)
-            if number == 1:
-                announce("scoring settings", (time.perf_counter() - start) * len(waiting))
-            advance("")
-    return kept.values
-
-
-def _is_score(value: Any) -> bool:
-    match value:
-        case [accuracy, loss, calibrated]:
-            return finite(accuracy, most=1.0) and finite(loss) and finite(calibrated)
-    return False
-
-
-def _scores_of(scorer: Scorer, side: SupernetSide, widths: Widths) -> list[float]:
-    predictions = list(scorer.predictions(side, widths))
-    plain, own = (score_of(predictions, scorer.task, calibrate=calibrate) for calibrate in (False, True))
-    return [plain.accuracy, round(plain.loss, 5), round(own.loss, 5)]
 
 
 def _machine(config: Config) -> dict[str, Any]:

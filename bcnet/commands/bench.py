@@ -5,11 +5,13 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bcnet.commands.in_run import connected_processes, led
 from bcnet.commands.options import (
     ConfigFile,
     Given,
@@ -19,6 +21,7 @@ from bcnet.commands.options import (
     sentence,
     with_settings,
 )
+from bcnet.commands.start import InProcesses, start_processes
 from bcnet.config import TrainConfig
 from bcnet.errors import UsageError
 from bcnet.nearest import near_path
@@ -34,6 +37,7 @@ bench_app.callback(invoke_without_command=True)(help_without_command)
 
 @bench_app.command("channel-bench-macro")
 def channel_bench_macro(
+    context: typer.Context,
     table: Annotated[
         Path,
         typer.Option(help="The authors' table, e.g. Results_MobileNet.json.", show_default=False),
@@ -88,6 +92,7 @@ def channel_bench_macro(
     seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
     run: RunName = "channel-bench-macro",
     config: ConfigFile = None,
+    processes: InProcesses = None,
     as_json: Json = False,
 ) -> None:
     """Measure how well a supernet ranks. Trains one on CIFAR-10, scores settings of Channel-Bench-Macro, and
@@ -95,7 +100,6 @@ def channel_bench_macro(
     that is lost by choosing by score. If interrupted, the same command continues. Needs no device."""
     from bcnet.bench.channel_bench_macro import MAXIMA, BenchTable
     from bcnet.bench.supernet_ranking import PRESETS, Sample, Setup, as_text, rank_settings, summary_json
-    from bcnet.config import load_config
     from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import checked_name
     from bcnet.runs import Run
@@ -116,19 +120,21 @@ def channel_bench_macro(
             f"not {scratch}"
         )
     setup = Setup(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)
-    given = setup.flags()
-    given["train"]["cuda_graph"] = cuda_graph
-    with redirect_stdout(sys.stderr):
-        problem = open_problem(load_config(config, given))
-        scored = Sample(sample or size.sample, scratch, scratch_epochs, shared)
-        report = rank_settings(target, problem, known, scored)
-    print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
+    given = Given(config, setup.flags(), {}).with_flags("train", cuda_graph=cuda_graph)
+    start_processes(context, given, processes)
+    scored = Sample(sample or size.sample, scratch, scratch_epochs, shared)
+    with connected_processes(), redirect_stdout(sys.stderr):
+        ranked = partial(rank_settings, table=known, sample=scored)
+        report = led(ranked, target, open_problem(given.config()))
+    if report is not None:
+        print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 
 @bench_app.command("arena")
 @with_settings("device")
 def arena(
     given: Given,
+    context: typer.Context,
     budgets: Annotated[
         str,
         typer.Option(help="Percentages of the original's measured latency (e.g. 75%,50%,30%)."),
@@ -155,6 +161,7 @@ def arena(
         ),
     ] = False,
     run: RunName = "arena",
+    processes: InProcesses = None,
     as_json: Json = False,
 ) -> None:
     """Compare pruning methods on your network. All methods of bcnet and other libraries start from its
@@ -170,11 +177,14 @@ def arena(
     plan = Plan(rows_of(tuple(row or ()), without_distillation), _shares(budgets), _seeds(seeds))
     # The route of a trained network, whatever else is configured for its search.
     own = {"method": "auto", "pareto": False, "fitness": "hard", "over_budget": False, "settings": {}}
-    settings = given.with_flags("slice", epochs=passes).with_flags("search", **own).config()
+    given = given.with_flags("slice", epochs=passes).with_flags("search", **own)
+    start_processes(context, given, processes)
     target = Run.named(checked_name(run or "arena"), given.file)
-    with target.in_use(), redirect_stdout(sys.stderr):
-        report = run_arena(target, open_problem(settings), plan, measure)
-    print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
+    with connected_processes(), target.in_use(), redirect_stdout(sys.stderr):
+        made = partial(run_arena, plan=plan, measure_only=measure)
+        report = led(made, target, open_problem(given.config()))
+    if report is not None:
+        print(json.dumps(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/arena/arena.json")
 
 
 def _shares(text: str) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bcnet import __version__
 from bcnet.commands.options import Given
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bcnet.run_choice import Choice, Does
     from bcnet.runs import Run
 
+Returned = TypeVar("Returned")
 DOES: dict[str, "Does"] = {"build-lut": "begin", "run": "begin", "verify": "read"}
 
 
@@ -49,9 +50,18 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[]
     """
     from bcnet.processes import these
 
+    command = replace(command, measures=command.measures and these().first)
+    with connected_processes(), _chosen_run(command) as chosen:
+        yield chosen
+
+
+@contextmanager
+def connected_processes() -> Iterator[None]:
+    """Connect the processes of the command for the block, where there are several. Only the first prints."""
+    from bcnet.processes import these
+
     if these().size == 1:
-        with _chosen_run(command) as chosen:
-            yield chosen
+        yield
         return
     # Where one process has ended, the others say so in one line, and PyTorch need not print a stack as well.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -59,9 +69,8 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[]
     from bcnet.training.distributed import together
 
     stderr.quiet = not these().first
-    command = replace(command, measures=command.measures and these().first)
-    with together(these()), _chosen_run(command) as chosen:
-        yield chosen
+    with together(these()):
+        yield
 
 
 @contextmanager
@@ -146,9 +155,7 @@ def run_stage(command: Command, stage: "Callable[[Run, Problem], StageResult]") 
         show(summary, command.as_json)
 
 
-def led(
-    work: "Callable[[Run, Problem], StageResult]", run: "Run", problem: "Problem"
-) -> "StageResult | None":
+def led(work: "Callable[[Run, Problem], Returned]", run: "Run", problem: "Problem") -> "Returned | None":
     """What `work` returns in the first process of a command; None in the others, which help it."""
     from bcnet.training.shared_work import lead  # torch with it
 

@@ -42,7 +42,7 @@ def announced(
     known = kept_precision(run, problem, recipe)
     recipe = known or recipe
     seconds = seconds_of(recipe)
-    if seconds > LONG and known is None and not begun and _is_open(problem.config, recipe):
+    if seconds > LONG and known is None and not begun and _is_timed(problem.config, recipe):
         with working(f"timing training steps in {_half(recipe)} and in float32"):
             recipe, seconds = _faster(recipe, seconds_of, seconds)
         write_file(run.folder / FILE, json_bytes({"inputs": _inputs(problem), _half(recipe): recipe.amp}))
@@ -52,7 +52,7 @@ def announced(
 
 def faster(config: Config, recipe: Recipe, seconds_of: Callable[[Recipe], float]) -> Recipe:
     """The recipe in the precision that a run of this configuration would choose for a training."""
-    if not _is_open(config, recipe) or (seconds := seconds_of(recipe)) <= LONG:
+    if not _is_timed(config, recipe) or (seconds := seconds_of(recipe)) <= LONG:
         return recipe
     return _faster(recipe, seconds_of, seconds)[0]
 
@@ -80,12 +80,14 @@ def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
 
 
 def _is_open(config: Config, recipe: Recipe) -> bool:
-    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it.
-
-    Several processes have to decide alike, so they do not time it.
-    """
+    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it."""
     slower = recipe.device == "cpu" or recipe.half == torch.float16
-    return recipe.amp and slower and config.train.amp is None and connected().size == 1
+    return recipe.amp and slower and config.train.amp is None
+
+
+def _is_timed(config: Config, recipe: Recipe) -> bool:
+    """Whether it is decided here. Several processes have to decide alike: they take what one has chosen."""
+    return _is_open(config, recipe) and connected().size == 1
 
 
 def _half(recipe: Recipe) -> str:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from bcnet.errors import TrainingError
+from bcnet.errors import ProcessEnded, TrainingError
 from bcnet.processes import Processes
 
 PORT = 29_000  # of the first process under Slurm, plus a number of the job
@@ -75,7 +75,7 @@ def sharing_batches(shared: bool) -> Iterator[None]:
 
 
 class Board:
-    """Values by keys that all connected processes read and write. TrainingError where the first one ended."""
+    """Values by keys that all connected processes read and write. ProcessEnded where the first one has."""
 
     def __init__(self) -> None:
         assert _store is not None
@@ -112,7 +112,7 @@ class Board:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace floating-point tensors by their means over all processes, sent as one buffer of each type.
 
-    Raises TrainingError if another process has ended.
+    Raises ProcessEnded if another process has.
     """
     size = world().size
     if size == 1:
@@ -150,7 +150,7 @@ def _or_ended() -> Iterator[None]:
     try:
         yield
     except RuntimeError as cause:  # gloo's, and torch.distributed.DistBackendError of NCCL
-        raise TrainingError(ENDED) from cause
+        raise ProcessEnded(ENDED) from cause
 
 
 def _slurm_address(nodes: str) -> dict[str, str]:

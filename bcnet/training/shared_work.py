@@ -17,7 +17,7 @@ from functools import wraps
 from itertools import count
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
 
-from bcnet.errors import FOREIGN, BcnetError, TrainingError, one_line, raised_by_user
+from bcnet.errors import FOREIGN, BcnetError, ProcessEnded, TrainingError, one_line, raised_by_user
 from bcnet.runs import Run
 from bcnet.training.distributed import ENDED, Board, connected, sharing_batches, wait_for_all
 
@@ -55,7 +55,7 @@ class Shared(Generic[Made, T, R]):
     """A function of items whose list the processes share out: `method(own, item)`.
 
     The others make an object that answers as `own` does by `make(run, problem)`, once for all lists in a row.
-    `make` and `method` are functions of modules or classes.
+    `make` and `method` are functions of modules or classes, or `partial` of these.
     """
 
     make: Callable[[Run, Any], Made]
@@ -93,7 +93,7 @@ def in_all(function: Callable[Concatenate[Run, Any, P], R]) -> Callable[Concaten
 def lead(work: Callable[[Run, Any], R], run: Run, problem: Any) -> R | None:
     """`work(run, problem)` in the first process, which the others help until it is done; None in those.
 
-    Raises TrainingError where another process has ended.
+    Raises ProcessEnded where another process has ended.
     """
     global _leader
     if connected().size == 1:
@@ -176,7 +176,7 @@ class _Leader:
         return value
 
     def _wait(self) -> None:
-        """Sleep a little. Raises TrainingError where one of the others has ended."""
+        """Sleep a little. Raises ProcessEnded where one of the others has."""
         time.sleep(POLL)
         now = time.monotonic()
         if now < self.looked + BEAT:
@@ -188,7 +188,7 @@ class _Leader:
                 self.signs[rank] = beats, now
             elif now - since > SILENT:
                 del self.signs[rank]
-                raise TrainingError(ENDED)
+                raise ProcessEnded(ENDED)
 
 
 _leader: _Leader | None = None  # in the first process, while it leads

@@ -14,6 +14,7 @@ import torch
 from conftest import CONFIG, measure_briefly
 
 from bcnet.bench import arena, arena_rows
+from bcnet.bench.arena_cells import Cell, Networks
 from bcnet.bench.arena_report import as_text, interval, paired, report_of
 from bcnet.bench.arena_rows import PLAIN, ROWS, rows_of
 from bcnet.bench.outside_job import Failed, NotInstalled, package
@@ -133,15 +134,15 @@ def test_only_auto_is_run_again_where_it_chooses_among_other_methods(
 ) -> None:
     before, made = report(), list[str]()
 
-    def tuned(_: arena.Arena, name: str, *__: Any) -> None:
-        made.append(name)
+    def tuned(_: Networks, cell: Cell) -> None:
+        made.append(cell.name)
         raise Failed("not now")
 
     (auto,) = (own for own in before["cells"] if own["row"] == "auto")
     assert auto["chosen_among"] == [own.name for own in auto_methods()]
     with monkeypatch.context() as patch:
         patch.setattr(arena_rows, "auto_methods", lambda: auto_methods()[:2])
-        patch.setattr(arena.Arena, "_tuned", tuned)
+        patch.setattr(Networks, "_tuned", tuned)
         assert main(COMMAND) == 0
         assert made == ["auto at 70%, seed 0", "supernet, 1 pass at 70%, seed 0"]  # of the same widths
         shown = capsys.readouterr().err
@@ -151,6 +152,50 @@ def test_only_auto_is_run_again_where_it_chooses_among_other_methods(
         assert [row["row"] for row in budget["rows"]] == ["original", OWN[1], *OWN[3:]]
     assert main(COMMAND) == 0
     assert report() == before
+
+
+def test_a_cell_whose_training_was_finished_but_not_kept_is_not_trained_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("runs/arena", "runs/stopped")
+    made, command = Path("runs/stopped/bench/arena"), [*COMMAND, "--run", "stopped"]
+    (made / "networks/uniform-l1-at-70-seed-0.onnx").unlink()
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(arena.Arena, "_finish", stopped)
+        assert main(command) == 130
+    checkpoint = made / "checkpoint-uniform-l1-at-70-seed-0.safetensors"
+    assert checkpoint.exists()
+    checkpoint.rename(made / "checkpoint.safetensors")  # as earlier versions called that of any cell
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "fine-tuning: uniform, l1 at 70%, seed 0: continuing after epoch 1" in capsys.readouterr().err
+    assert not list(made.glob("checkpoint*"))
+    kept = json.loads((made / "arena.json").read_text(encoding="utf-8"))["cells"]
+    assert [cell["digest"] for cell in kept] == [cell["digest"] for cell in report()["cells"]]
+
+
+def test_where_a_seed_fails_later_ones_of_the_row_are_left_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned = Networks.tuned
+
+    def failing(networks: Networks, cell: Cell) -> dict[str, Any] | str:
+        if cell.seed == 2:
+            return tuned(networks, cell)
+        return "diverged" if cell.seed == 1 else {"made": "by another process at the same time"}
+
+    monkeypatch.setattr(Networks, "tuned", failing)
+    monkeypatch.setattr(Networks, "_tuned", lambda *_: pytest.fail("trained for nothing"))
+    row = ["--row", "uniform, l1", "--seeds", "1,2,0", "--run", "failing"]
+    assert main(["bench", "arena", "--budgets", "70%", *row]) == 0
+    text = Path("runs/failing/bench/arena/arena.json").read_text(encoding="utf-8")
+    (budget,) = json.loads(text)["budgets"]
+    assert budget["omitted"] == {"uniform, l1": "diverged"}
+    assert [row["row"] for row in budget["rows"]] == ["original"]
 
 
 def test_rows_that_cannot_be_made_are_reported_and_the_arena_goes_on(

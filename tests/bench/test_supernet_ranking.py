@@ -1,10 +1,13 @@
 """The benchmark's command, in its tiny form: the machinery, not the science."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from several_processes import as_by_torchrun
 from test_channel_bench_macro import KEYS, rows
 
 from bcnet.cli import main
@@ -56,6 +59,25 @@ def test_supernets_share_the_passes_and_each_scores_every_setting(
     report = json.loads((folder / "runs/channel-bench-macro/bench/report.json").read_text())
     assert all(list(own) == ["left", "right", "left 2", "right 2"] for own in report["scores"].values())
     assert {"accuracy, left", "accuracy, right 2"} <= set(told["figures"])
+
+
+def ranked(rank: int, folder: Path, arguments: list[str]) -> int:
+    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()):
+        return main(arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_supernets_and_settings_and_report_what_one_does(folder: Path) -> None:
+    command = [*COMMAND, "--method", "bcnet", "--supernets", "2", "--from-scratch", "10", "--run"]
+    assert as_by_torchrun(2, ranked, folder, [*command, "several"]) == [0, 0]
+    assert as_by_torchrun(1, ranked, folder, [*command, "one"]) == [0]
+    one, several = (
+        json.loads(Path("runs", name, "bench/report.json").read_text()) for name in ("one", "several")
+    )
+    assert one.pop("seconds").keys() == several.pop("seconds").keys()
+    assert one == several
+    weights = [Path("runs", name, "train/supernet-2.safetensors").read_bytes() for name in ("one", "several")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

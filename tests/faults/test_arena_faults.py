@@ -15,6 +15,7 @@ from trained_run import ARENA, TrainedRun
 
 from bcnet.bench import arena, arena_starts
 from bcnet.bench.arena import Arena, Plan
+from bcnet.bench.arena_cells import Networks
 from bcnet.bench.arena_rows import rows_of
 from bcnet.config import load_config
 from bcnet.errors import BcnetError
@@ -37,8 +38,8 @@ def files(
 ) -> list[Path]:
     """The files of a finished arena, in the working folder, where nothing is trained or measured again."""
     go_to(shutil.copytree(trained_run("auto", *ARENA).folder, tmp_path / "damaged"), monkeypatch)
-    for method in "_tuned", "_original":
-        monkeypatch.setattr(Arena, method, again)
+    for method in "tuned", "original":
+        monkeypatch.setattr(Networks, method, again)
     monkeypatch.setattr(arena, "measure_network", again)
     monkeypatch.setattr(arena_starts, "best_measured", again)
     return sorted(path for path in Path("runs").rglob("*") if path.is_file())
@@ -90,8 +91,8 @@ def test_no_damage_to_what_an_arena_continues_from_changes_what_its_networks_are
     config = load_config(None, {"search": {"method": "auto"}})
 
     def starts() -> list[Any]:
-        own = Arena(run, open_problem(config), plan).starts
-        found = [own.of(row, 0.75, 0) for row in plan.rows]
+        own = Arena(run, open_problem(config), plan).networks.starts
+        found = [own.of(row, 0.75, 0, own.found(row, 0.75)) for row in plan.rows]
         return [[start.about, values(start.state)] for start in found]
 
     wanted = starts()

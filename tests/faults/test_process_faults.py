@@ -1,5 +1,6 @@
 """A command in several processes: its results, and that it goes on where one of them was killed."""
 
+import json
 import random
 import shutil
 import time
@@ -7,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from steady_run import SEED, Commands, essence, new_folder, rounds
-from trained_run import TrainedRun, trained_folder
+from trained_run import ARENA, TrainedRun, trained_folder
 
 pytest_plugins = ("fault_fixtures",)
 KILLED = 137
 LIMIT_S = 1800  # for a run at low priority
+ENDED = "another process of this command ended; run the same command again to continue"
 STAGES = ("train", "build-lut", "search", "slice", "export", "compare")
 
 
@@ -116,10 +119,7 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
             # The other may have had nothing left to do with it, or leaves what it is at without a report.
             assert answer["codes"][1 - rank] in (0, 1, KILLED), answer
             if answer["codes"][1 - rank] == 1 and "could not connect" not in answer["said"]:
-                last = answer["said"].splitlines()[-1]
-                assert last.endswith(
-                    "another process of this command ended; run the same command again to continue"
-                )
+                assert answer["said"].splitlines()[-1].endswith(ENDED)
             kills[stage_of(folder), rank] += 1
             print(f"{at} to {stage_of(folder)}: killed process {rank}", flush=True)
         assert essence(folder) == wanted
@@ -128,3 +128,54 @@ def test_a_run_whose_processes_are_killed_at_any_time_ends_as_one_that_was_not(
         if kills.total() >= rounds(50):
             break
     print(f"{kills.total()} kills in {number + 1} runs, by stage and process: {dict(kills)}")
+
+
+def arena_of(folder: Path) -> dict[str, Any]:
+    """What an arena has made: its cells and rows without how long they took, and the networks."""
+    made = folder / "runs/arena/bench/arena"
+    report = json.loads((made / "arena.json").read_text(encoding="utf-8"))
+    rows = [*report["cells"], *(row for budget in report["budgets"] for row in budget["rows"])]
+    kept = [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
+    networks = {path.name: path.read_bytes() for path in made.glob("networks/*")}
+    return {"rows": kept, **networks, "left": [path.name for path in made.glob("checkpoint*")]}
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_arena_that_one_does(
+    trained_run: Callable[..., TrainedRun], commands: Commands, whole: Path, tmp_path: Path
+) -> None:
+    wanted = arena_of(trained_run("auto", *ARENA).folder)
+    assert len(wanted["rows"]) == 2 * len(("original", "uniform, l1", "group-fisher"))
+    assert wanted["left"] == []
+    folder = trained_folder(tmp_path / "folder", whole, "auto", classes=7)
+    answer = commands(folder, *ARENA, processes=2)
+    assert answer["codes"] == [0, 0], answer["said"]
+    assert arena_of(folder) == wanted
+
+
+@pytest.mark.slow
+def test_an_arena_whose_processes_are_killed_at_any_time_ends_as_one_process_does(
+    trained_run: Callable[..., TrainedRun], commands: Commands, whole: Path, tmp_path: Path
+) -> None:
+    start = time.monotonic()
+    wanted = arena_of(trained_run("auto", *ARENA).folder)
+    longest, kills, rng = time.monotonic() - start + 1, Counter[int](), random.Random(SEED)
+    for number in count():
+        folder = trained_folder(tmp_path / str(number), whole, "auto", classes=7)
+        while True:
+            processes, rank = rng.choice((1, 2, 2, 2)), rng.randrange(2)
+            when = {"seconds": rng.uniform(0, longest)}, {"operation": rng.randint(1, 120)}
+            victim = {"rank": rank % processes, **rng.choice(when)}
+            answer = commands(folder, *ARENA, processes=processes, victim=victim, limit_s=LIMIT_S)
+            if not any(answer["codes"]):
+                break
+            assert answer["codes"][rank % processes] == KILLED, answer
+            assert set(answer["codes"]) <= {0, 1, KILLED}, answer
+            if 1 in answer["codes"] and "could not connect" not in answer["said"]:
+                assert answer["said"].splitlines()[-1].endswith(ENDED)
+            kills[rank % processes] += 1
+        assert arena_of(folder) == wanted
+        shutil.rmtree(folder)
+        if kills.total() >= rounds(12):
+            break
+    print(f"{kills.total()} kills in {number + 1} arenas, by process: {dict(kills)}")

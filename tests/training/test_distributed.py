@@ -245,7 +245,7 @@ def test_a_command_that_measures_is_refused_in_several_processes(
     assert main(["build-lut"]) == 2
     assert capsys.readouterr().err == (
         "bcnet, process 0 of 2: `bcnet build-lut` runs in one process: start it without torchrun or srun; "
-        "`bcnet train`, `bcnet search`, `bcnet slice` and `bcnet run` may run in several\n"
+        "`bcnet train`, `bcnet search`, `bcnet slice`, `bcnet run` and `bcnet bench` may run in several\n"
     )
 
 
