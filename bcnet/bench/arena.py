@@ -143,6 +143,7 @@ class Arena:
         known = self._known(name, among)
         if known is not None:
             if self._network(known) is not None:
+                self.networks.forget(name)  # of a command that was stopped as soon as the cell was kept
                 return False
             say(f"{self.folder / known['file']} is missing or was changed: it is made again")
         elif name in self.cells.values:

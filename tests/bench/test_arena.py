@@ -159,7 +159,9 @@ def test_a_cell_whose_training_was_finished_but_not_kept_is_not_trained_again(
 ) -> None:
     shutil.copytree("runs/arena", "runs/stopped")
     made, command = Path("runs/stopped/bench/arena"), [*COMMAND, "--run", "stopped"]
-    (made / "networks/uniform-l1-at-70-seed-0.onnx").unlink()
+    cells = (made / "cells.jsonl").read_bytes().splitlines(keepends=True)
+    last = next(number for number, line in enumerate(cells) if b'"uniform (from scratch) at' in line)
+    (made / "cells.jsonl").write_bytes(b"".join(cells[:last]))
 
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -167,12 +169,13 @@ def test_a_cell_whose_training_was_finished_but_not_kept_is_not_trained_again(
     with monkeypatch.context() as patch:
         patch.setattr(arena.Arena, "_finish", stopped)
         assert main(command) == 130
-    checkpoint = made / "checkpoint-uniform-l1-at-70-seed-0.safetensors"
+    checkpoint = made / "checkpoint-uniform-from-scratch-at-70-seed-0.safetensors"
     assert checkpoint.exists()
     checkpoint.rename(made / "checkpoint.safetensors")  # as earlier versions called that of any cell
     capsys.readouterr()
     assert main(command) == 0
-    assert "fine-tuning: uniform, l1 at 70%, seed 0: continuing after epoch 1" in capsys.readouterr().err
+    continuing = "fine-tuning: uniform (from scratch) at 70%, seed 0: continuing after epoch 1 of 1"
+    assert continuing in capsys.readouterr().err
     assert not list(made.glob("checkpoint*"))
     kept = json.loads((made / "arena.json").read_text(encoding="utf-8"))["cells"]
     assert [cell["digest"] for cell in kept] == [cell["digest"] for cell in report()["cells"]]
