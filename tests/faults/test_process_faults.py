@@ -140,14 +140,23 @@ def arena_of(folder: Path) -> dict[str, Any]:
     return {"rows": kept, **networks, "left": [path.name for path in made.glob("checkpoint*")]}
 
 
+def before_arena(whole: Path, path: Path) -> Path:
+    """A copy of a folder as it was before its arena, with the network that one process has trained."""
+    folder = shutil.copytree(whole, path)
+    for name in "bench", "search":
+        shutil.rmtree(folder / "runs/arena" / name)
+    return folder
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_arena_that_one_does(
-    trained_run: Callable[..., TrainedRun], commands: Commands, whole: Path, tmp_path: Path
+    trained_run: Callable[..., TrainedRun], commands: Commands, tmp_path: Path
 ) -> None:
-    wanted = arena_of(trained_run("auto", *ARENA).folder)
+    whole = trained_run("auto", *ARENA).folder
+    wanted = arena_of(whole)
     assert len(wanted["rows"]) == 2 * len(("original", "uniform, l1", "group-fisher"))
     assert wanted["left"] == []
-    folder = trained_folder(tmp_path / "folder", whole, "auto", classes=7)
+    folder = before_arena(whole, tmp_path / "folder")
     answer = commands(folder, *ARENA, processes=2)
     assert answer["codes"] == [0, 0], answer["said"]
     assert arena_of(folder) == wanted
@@ -155,13 +164,15 @@ def test_two_processes_make_the_arena_that_one_does(
 
 @pytest.mark.slow
 def test_an_arena_whose_processes_are_killed_at_any_time_ends_as_one_process_does(
-    trained_run: Callable[..., TrainedRun], commands: Commands, whole: Path, tmp_path: Path
+    trained_run: Callable[..., TrainedRun], commands: Commands, tmp_path: Path
 ) -> None:
-    start = time.monotonic()
-    wanted = arena_of(trained_run("auto", *ARENA).folder)
-    longest, kills, rng = time.monotonic() - start + 1, Counter[int](), random.Random(SEED)
+    whole = trained_run("auto", *ARENA).folder
+    start, wanted = time.monotonic(), arena_of(whole)
+    undisturbed = commands(before_arena(whole, tmp_path / "undisturbed"), *ARENA, processes=2)
+    assert undisturbed["codes"] == [0, 0], undisturbed["said"]
+    longest, kills, rng = time.monotonic() - start, Counter[int](), random.Random(SEED)
     for number in count():
-        folder = trained_folder(tmp_path / str(number), whole, "auto", classes=7)
+        folder = before_arena(whole, tmp_path / str(number))
         while True:
             processes, rank = rng.choice((1, 2, 2, 2)), rng.randrange(2)
             when = {"seconds": rng.uniform(0, longest)}, {"operation": rng.randint(1, 120)}
