@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -69,17 +69,22 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
             warnings.simplefilter("ignore")
             with torch.no_grad():
                 outputs = model(*args, **kwargs)
-            with quick_export():
-                program = torch.onnx.export(
-                    model,
-                    args,
-                    kwargs=kwargs,
-                    input_names=tensor_names(kwargs or (args[0] if len(args) == 1 else args), "input"),
-                    output_names=tensor_names(outputs, "output"),
-                    opset_version=OPSET,
-                    dynamo=True,
-                    verbose=False,
-                )
+            export = partial(
+                torch.onnx.export,
+                model,
+                args,
+                kwargs=kwargs,
+                input_names=tensor_names(kwargs or (args[0] if len(args) == 1 else args), "input"),
+                output_names=tensor_names(outputs, "output"),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            try:
+                with quick_export():
+                    program = export()
+            except FOREIGN:
+                program = export()  # its error names the line of the operator that cannot be exported
     except FOREIGN as cause:
         reason, line = one_line(cause), source_line(cause)
         if "data-dependent" in reason:

@@ -5,9 +5,11 @@ import gc
 import importlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
+import torch.fx.config
 from torch import nn
 
 from bcnet.errors import ModelError
@@ -86,10 +88,47 @@ print(*(node.op_type for node in to_onnx(Deformed(), {SHAPE}).graph.node))
     assert done.stdout.split() == ["Conv", "DeformConv"], done.stderr
 
 
+def test_operators_are_looked_up_again_only_when_others_have_been_registered_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module(quick_export.OPERATORS)
+    looked = []
+    monkeypatch.setattr(module, "_materialize_cpp_cia_ops", lambda: looked.append(1))
+    library = torch.library.Library("bcnet_tests", "FRAGMENT")
+    for expected in (1, 2):
+        with quick_export.quick_export():
+            module._materialize_cpp_cia_ops()
+            module._materialize_cpp_cia_ops()
+        assert len(looked) == expected
+        library.define(f"another{expected}(Tensor x) -> Tensor")
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.fx.config, "do_not_emit_stack_traces"), reason="this PyTorch always reads them"
+)
+def test_lines_of_source_are_read_only_for_an_export_that_failed(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks = []
+    export = torch.onnx.export
+
+    def watched(*given: Any, **named: Any) -> Any:
+        stacks.append(not torch.fx.config.do_not_emit_stack_traces)
+        return export(*given, **named)
+
+    monkeypatch.setattr(torch.onnx, "export", watched)
+    to_onnx(network, SHAPE)
+    assert stacks == [False]
+    with pytest.raises(ModelError):
+        to_onnx(Branching(), SHAPE)
+    assert stacks == [False, False, True]
+
+
 def test_an_exporter_with_other_internals_is_used_as_it_is(
     network: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = to_onnx(network, SHAPE)
     for name in ("torch.onnx._internal.moved", "torch.onnx"):
         monkeypatch.setattr(quick_export, "REGISTRY", name)
+        monkeypatch.setattr(quick_export, "OPERATORS", name)
         assert to_onnx(network, SHAPE) == expected
