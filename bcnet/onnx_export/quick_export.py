@@ -12,6 +12,7 @@ import torch.fx.config
 
 REGISTRY = "torch.onnx._internal.exporter._registration"
 OPERATORS = "torch._export.utils"
+LIST = "_collect_all_valid_cia_ops_for_namespace"  # PyTorch does not change the sets that it returns
 
 
 @contextlib.contextmanager
@@ -19,14 +20,16 @@ def quick_export() -> Iterator[None]:
     """Leave out what every export repeats, and garbage collection.
 
     For every export, the exporter parses the source of all its five hundred operators, which takes longer
-    than exporting a small network, looks up all of PyTorch's operators twice, and reads the line of source of
-    every operator and weight. It creates so many objects that garbage collection takes a third of its time.
-    If its internals are not as expected, they are left as they are.
+    than exporting a small network, looks through all of PyTorch's operators twice, and reads the lines of
+    source that each operator and weight comes from. It creates so many objects that garbage collection takes
+    a third of its time. If its internals are not as expected, they are left as they are.
     """
     enabled = gc.isenabled()
     gc.disable()
+    # Torchvision's operators exist only after its import.
+    existing = tuple(torch._C._dispatch_get_all_op_names())
     try:
-        with _kept_registry(), _operators_looked_up_once(), _no_lines_of_source():
+        with _kept_registry(existing), _kept_list_of_operators(existing), _no_lines_of_source():
             yield
     finally:
         if enabled:
@@ -34,12 +37,11 @@ def quick_export() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kept_registry() -> Iterator[None]:
+def _kept_registry(existing: tuple[str, ...]) -> Iterator[None]:
     try:
         registry = importlib.import_module(REGISTRY).ONNXRegistry
         original = vars(registry)["from_torchlib"]
-        # It has only operators that exist when it is created: torchvision's only after its import.
-        make = functools.partial(_kept, original.__get__(None, registry), _operators())
+        make = functools.partial(_kept, original.__get__(None, registry), existing)
     except (ImportError, AttributeError, KeyError):
         yield
         return
@@ -51,19 +53,18 @@ def _kept_registry() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _operators_looked_up_once() -> Iterator[None]:
-    """Looking one up adds it to `torch.ops`, where it stays."""
+def _kept_list_of_operators(existing: tuple[str, ...]) -> Iterator[None]:
     try:
         module = importlib.import_module(OPERATORS)
-        original = vars(module)["_materialize_cpp_cia_ops"]
+        original = vars(module)[LIST]
     except (ImportError, KeyError):
         yield
         return
-    vars(module)["_materialize_cpp_cia_ops"] = lambda: _kept(original, _operators())
+    setattr(module, LIST, functools.partial(_kept_list, original, existing))
     try:
         yield
     finally:
-        vars(module)["_materialize_cpp_cia_ops"] = original
+        setattr(module, LIST, original)
 
 
 @contextlib.contextmanager
@@ -79,10 +80,11 @@ def _no_lines_of_source() -> Iterator[None]:
         torch.fx.config.do_not_emit_stack_traces = before
 
 
-def _operators() -> tuple[str, ...]:
-    return tuple(torch._C._dispatch_get_all_op_names())
-
-
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _kept(make: Any, existing: tuple[str, ...], /, *args: Any, **named: Any) -> Any:
     return make(*args, **named)
+
+
+@functools.lru_cache(maxsize=128)
+def _kept_list(make: Any, existing: tuple[str, ...], /, *args: Any) -> Any:
+    return make(*args)

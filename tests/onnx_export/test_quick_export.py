@@ -88,19 +88,20 @@ print(*(node.op_type for node in to_onnx(Deformed(), {SHAPE}).graph.node))
     assert done.stdout.split() == ["Conv", "DeformConv"], done.stderr
 
 
-def test_operators_are_looked_up_again_only_when_others_have_been_registered_since(
+def test_operators_are_listed_again_only_when_others_have_been_registered_since(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = importlib.import_module(quick_export.OPERATORS)
-    looked = []
-    monkeypatch.setattr(module, "_materialize_cpp_cia_ops", lambda: looked.append(1))
+    listed = list[object]()
+    monkeypatch.setattr(module, quick_export.LIST, lambda namespace: set(listed.append(namespace) or ()))
     library = torch.library.Library("bcnet_tests", "FRAGMENT")
-    for expected in (1, 2):
-        with quick_export.quick_export():
-            module._materialize_cpp_cia_ops()
-            module._materialize_cpp_cia_ops()
-        assert len(looked) == expected
-        library.define(f"another{expected}(Tensor x) -> Tensor")
+    for name in ("first", "second"):
+        library.define(f"{name}(Tensor x) -> Tensor")
+        for _ in range(2):
+            with quick_export.quick_export():
+                for namespace in (torch.ops.aten, torch.ops.prims):
+                    assert getattr(module, quick_export.LIST)(namespace) == set()
+    assert listed == [torch.ops.aten, torch.ops.prims] * 2
 
 
 @pytest.mark.skipif(
