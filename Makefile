@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Containers often ask Python to keep nothing of what it compiles. Then each of the many processes that the tests
+# start compiles PyTorch again, for eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test lint tests test-fast test-slow docs wheel package
 
