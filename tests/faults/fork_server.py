@@ -40,7 +40,10 @@ EVENTS = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.trunca
 
 
 def count_operations(folder: Path, before: Callable[[str], None]) -> None:
-    """Call `before(operation)` ahead of each change of a file under `folder`, for the rest of the process."""
+    """Call `before(operation)` ahead of each change of a file under `folder`, for the rest of the process.
+
+    What Python itself keeps of the modules there does not count.
+    """
     inside = str(folder.resolve()) + os.sep
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -57,7 +60,8 @@ def count_operations(folder: Path, before: Callable[[str], None]) -> None:
                 return
         else:
             return
-        if os.path.abspath(os.fsdecode(path)).startswith(inside):
+        full = os.path.abspath(os.fsdecode(path))
+        if full.startswith(inside) and "__pycache__" not in full:
             before(f"{event} {os.path.relpath(os.fsdecode(path))}")
 
     sys.addaudithook(hook)

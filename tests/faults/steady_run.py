@@ -109,13 +109,13 @@ def fork_server(whole: Path) -> Iterator[Commands]:
 def essence(folder: Path) -> dict[str, Any]:
     """All files of a folder; JSON without how long it took, and without digests of files that hold that.
 
-    Of logs and archives, which hold the time, only that they are there.
+    Of logs and archives, which hold the time, only that they are there; nothing of what Python has compiled.
 
     A build of the table reports how many rows and networks it measured itself. A command that continues a
     killed build measures fewer, so both are left out, too.
     """
     found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts):
         name = str(path.relative_to(folder))
         if path.suffix == ".json" and path.is_file():
             found[name] = _timeless(json.loads(path.read_text(encoding="utf-8")))
