@@ -413,7 +413,10 @@ CONFIGURATIONS = [
     ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
     ('[train]\nepochs = "three"', "bcnet.toml: train.epochs: input should be a valid integer, not 'three'"),
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),
-    ('[train]\nmethod = "slim"', "train.method: unknown method 'slim'; known: bcnet, bcnetv2, unilateral"),
+    (
+        '[train]\nmethod = "slim"',
+        "train.method: unknown method 'slim'; known: bcnet, bcnetv2, cafenet, unilateral",
+    ),
     ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
     (
         '[data]\nname = "digit"',

@@ -157,6 +157,14 @@ class SearchConfig(Section):
         description="training images for batch-norm recalibration, augmented as in training",
     )
 
+    assignments: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="train.method cafenet: sets of free channels of a network that are compared on one half "
+        "of the validation images; the best one is scored on the other half, and cut out if it wins",
+    )
+
     _share = field_validator("latency", mode="before")(checked_share)
     _ms = field_validator("latency_ms", "p90_ms", mode="before")(checked_ms)
 

@@ -50,6 +50,25 @@ class TrainConfig(Section):
         description="follow widths c by their complements, l - c (bcnet) or l + b - c (bcnetv2), as in the "
         "papers",
     )
+    offset: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="cafenet: free channels on either side of a width's edge, in steps of the choices",
+    )
+    assignments: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="cafenet: sets of free channels that are compared in each step, by their loss on the "
+        "batch before; the best one is trained",
+    )
+    random_share: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="cafenet: share of the steps, the first ones, that train any set of free channels",
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     batch_size: int = Field(64, ge=1, le=65_536, description="images per step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")

@@ -41,8 +41,7 @@ def trained_supernets(run: Run, problem: Problem) -> tuple[Supernet, ...]:
     if "network" in inputs:
         raise ArtifactError(f"{stage.folder} holds the network, not a supernet; run `{stage.command}` again")
     paths = [stage.path(supernet_file(number)) for number in range(int(inputs.get("supernets", 1)))]
-    own, space = problem.model, problem.space
-    return tuple(Supernet(own, space, load_tensors(path, stage.command, own)) for path in paths)
+    return tuple(problem.supernet(load_tensors(path, stage.command, problem.model)) for path in paths)
 
 
 def load_tensors(path: Path, command: str, model: nn.Module) -> dict[str, Tensor]:

@@ -61,6 +61,9 @@ class Source:
     passes: int = 0
 
 
+Place = tuple[int, Side]  # a supernet, from 0, and a side of it
+
+
 def weights_of(run: Run, problem: Problem) -> tuple[tuple[Supernet, ...], Trained | None]:
     """The run's supernets, and its trained network, as `slice.inherit` asks for them.
 
@@ -117,11 +120,18 @@ def trained_for(
 
 
 def ranked_sources(
-    supernets: Sequence[Supernet], widths: Widths, trained: Trained | None, by: Validation
+    supernets: Sequence[Supernet],
+    widths: Widths,
+    trained: Trained | None,
+    by: Validation,
+    assigned: Mapping[Place, Subnet] | None = None,
 ) -> list[Source]:
-    """What the small network can begin with, the lowest loss on the validation images first."""
+    """What the small network can begin with, the lowest loss on the validation images first.
+
+    `assigned` are the channels that the widths take of supernets, where these are not those of the side.
+    """
     with working("scoring the weights that the small network can begin with"):
-        sources = list(_of_supernets(supernets, widths, by))
+        sources = list(_of_supernets(supernets, widths, by, assigned or {}))
     if trained is not None:
         found = inherited(trained.original, widths, trained.importances, iterative=trained.iterative)
         sources += [_of_original(own) for own in found]
@@ -137,10 +147,13 @@ def say_best(sources: Sequence[Source], task: Task) -> None:
     say(f"the small network begins with {sources[0].name}; {loss_name(task)}: {losses}")
 
 
-def _of_supernets(supernets: Sequence[Supernet], widths: Widths, by: Validation) -> Iterator[Source]:
+def _of_supernets(
+    supernets: Sequence[Supernet], widths: Widths, by: Validation, assigned: Mapping[Place, Subnet]
+) -> Iterator[Source]:
     for number, supernet in enumerate(supernets):
         for side in supernet.space.rule.sides:
-            network = by.recalibrated(supernet, Subnet.at(supernet.space, widths, side))
+            subnet = assigned.get((number, side)) or Subnet.at(supernet.space, widths, side)
+            network = by.recalibrated(supernet, subnet)
             name, short = f"the {side} side of supernet {number + 1}", f"supernet {number + 1}, {side}"
             yield Source(name, short, dict(network.state), by.score(network), number, side)
 

@@ -1,6 +1,7 @@
 """The problem of a configuration, for all stages: its data, network, space and target device."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -8,7 +9,7 @@ from hashlib import sha256
 import onnx
 import torch
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from bcnet.config import Config
 from bcnet.data.image_data import ImageData
@@ -25,6 +26,8 @@ from bcnet.pipeline.networks import fresh_model, given_model, widened_as_configu
 from bcnet.pipeline.raw_images import RawImages, preprocessing_of
 from bcnet.progress import working
 from bcnet.runs import digest
+from bcnet.space.free_channels import Assignments
+from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthSpace
 from bcnet.training.supernet_step import STEPS
 from bcnet.training.task import Task
@@ -124,6 +127,14 @@ class Problem:
         """Passes behind a winner's weights: the supernets', unless it begins from scratch, and its own."""
         own = self.config.slice
         return own.epochs + (0 if own.from_scratch else self.supernet_passes)
+
+    def supernet(self, state: Mapping[str, Tensor]) -> Supernet:
+        """The supernet of these tensors, whose widths take channels as configured."""
+        train, assignments = self.config.train, None
+        if self.space.rule.free:
+            scored = self.config.search.assignments
+            assignments = Assignments(train.offset, train.assignments, scored, train.random_share)
+        return Supernet(self.model, self.space, state, assignments)
 
     def given_model(self, seed: int) -> nn.Module:
         """The network of this space as it is given, as wide as the supernet's, from another seed.

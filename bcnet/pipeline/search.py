@@ -19,7 +19,7 @@ from bcnet.pipeline.preprocessed import preprocessing_input
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import SearchSummary
-from bcnet.pipeline.route import allocations
+from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
 from bcnet.pipeline.search_state import scored_network
@@ -50,11 +50,17 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
                 *(value for own in methods for value in settings_recorded(own, config.search)),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
+                *([config.search.assignments] if _assigned(problem) else ()),
             ]
         ),
         "metric": metric_digest(config),
         **preprocessing_input(problem),
     }
+
+
+def _assigned(problem: Problem) -> bool:
+    """Whether networks are scored by the best of several assignments of channels."""
+    return problem.space.rule.free and not on_trained_network(problem)
 
 
 def _recorded(settings: SearchSettings) -> dict[str, Any]:

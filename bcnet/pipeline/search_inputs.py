@@ -18,9 +18,13 @@ from bcnet.pipeline.finished import training_records
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
 from bcnet.runs import Run
+from bcnet.space.channel_rules import Side
 from bcnet.space.inputs import to_device
+from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
+from bcnet.space.width_space import Widths
 from bcnet.training.recipe import Recipe
+from bcnet.width_search.assigned_scorer import AssignedScorer
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
 from bcnet.width_search.evolution import Prior, SearchSettings, fastest
@@ -148,7 +152,8 @@ def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = T
     """
     config = problem.config
     recipe = Recipe.of(config, epochs=1, learning_rate=1.0)
-    return Scorer(
+    kind = AssignedScorer if supernets[0].assignments else Scorer
+    return kind(
         [replace(own, state=to_device(own.state, recipe.device)) for own in supernets],
         problem.data,
         config.search.recalibration_images,
@@ -156,6 +161,20 @@ def scoring(problem: Problem, supernets: Sequence[Supernet], *, shared: bool = T
         amp=recipe.bfloat16,
         shared=shared,
     )
+
+
+def assigned_channels(
+    problem: Problem, supernets: Sequence[Supernet], widths: Widths
+) -> dict[tuple[int, Side], Subnet]:
+    """The channels by which the widths were scored in each supernet (from 0), on each side.
+
+    Empty where these are simply those of the side.
+    """
+    if not supernets or not supernets[0].assignments:
+        return {}
+    scorer = scoring(problem, supernets)
+    count = len(problem.space.rule.sides)
+    return {(n // count, side.name): scorer.subnet(side, widths) for n, side in enumerate(scorer.sides)}
 
 
 def measuring(problem: Problem) -> MeasureOf:

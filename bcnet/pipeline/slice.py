@@ -22,7 +22,7 @@ from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
 from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, searched
 from bcnet.pipeline.front import point_inside
-from bcnet.pipeline.inherit import Trained, ranked_sources, say_best, weights_of
+from bcnet.pipeline.inherit import Place, Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.problem import Problem
@@ -35,6 +35,7 @@ from bcnet.pipeline.quantisation import (
 )
 from bcnet.pipeline.results import SliceSummary
 from bcnet.pipeline.route import fine_tuning_rate
+from bcnet.pipeline.search_inputs import assigned_channels
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.training_precision import announced
 from bcnet.progress import working
@@ -42,6 +43,7 @@ from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
 from bcnet.space.extract import with_state
 from bcnet.space.inputs import arguments
+from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, Epoch, EpochLog
@@ -82,17 +84,19 @@ def slice(  # noqa: PLR0913 - each keyword is one independent, documented choice
     scratch: nn.Module | None = None,
     objective: Objective | None = None,
     checkpoint: CheckpointFile | None = None,
+    assigned: Mapping[Place, Subnet] | None = None,
 ) -> SliceResult:
     """Cut out what scores best on the validation images, and fine-tune it.
 
     Of all sides of all supernets, and of a `trained` network's most important channels by each of its
     criteria, what has the lowest loss is taken; `images` are used for batch-norm statistics. With `scratch`,
     a freshly initialised network, its cut is trained instead. `objective` is the loss, where that is not the
-    task's alone. With a `checkpoint`, a training that was killed continues.
+    task's alone. With a `checkpoint`, a training that was killed continues. `assigned` are the channels that
+    the widths take of supernets, where these are not those of the side.
     """
     whole = supernets[0] if trained is None else trained.original
     widths = whole.space.check(widths)
-    sources = ranked_sources(supernets, widths, trained, Validation(data, images, recipe.task))
+    sources = ranked_sources(supernets, widths, trained, Validation(data, images, recipe.task), assigned)
     best = sources[0]
     if trained is not None:
         say_best(sources, recipe.task)
@@ -179,6 +183,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         scratch=scratch,
         objective=objective,
         checkpoint=checkpoint,
+        assigned=assigned_channels(problem, supernets, widths),
     )
     integers = _through_integers(run, problem, result, checkpoint)
     if integers.passes:

@@ -45,6 +45,7 @@ from bcnet.runs import Content, Run, Stage, alone_in
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
+from bcnet.training.assigned_steps import BestAssignments
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import connected, world
@@ -94,8 +95,13 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
         count = plan.paths(len(space.rule.sides), plan.draws)
         paths = fastest_paths(sliced, *first_batch(data, recipe), count)
-    steps = DrawnSteps.of(paths, plan, recipe.seed)
     resume = checkpoints.load() if checkpoints else None
+    assign = None
+    if supernet.assignments is not None:
+        assign = BestAssignments(sliced, supernet.assignments, data)
+        if resume:
+            assign.continue_at(resume.snapshot.epoch * steps_an_epoch(data, recipe) + resume.snapshot.step)
+    steps = DrawnSteps.of(paths, plan, recipe.seed, assign)
     curve = list(resume.curve) if resume else []
     probes = SubnetProbes(supernet, data, recipe)
     # Of the steps since the last checkpoint: reading one would wait for a GPU.
@@ -310,7 +316,7 @@ class Trainings:
         own = replace(self.recipe, seed=seed_of(number, self.recipe.seed))
         state = first_state(problem, problem.given_model(own.seed) if number else problem.model, own)
         result = train(
-            Supernet(problem.model, problem.space, state),
+            problem.supernet(state),
             problem.data,
             own,
             plan=StepPlan.of(config),

@@ -31,8 +31,10 @@ from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.training_precision import faster
 from bcnet.pipeline.verify import on_this_processor
 from bcnet.space.extract import tensors_of
-from bcnet.space.supernet import Supernet, cut
+from bcnet.space.supernet import cut
+from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths
+from bcnet.training.assigned_steps import BestAssignments
 from bcnet.training.gradient_importance import gate_importances
 from bcnet.training.loop import Trainee, seconds_a_step, seconds_to_fit
 from bcnet.training.recipe import Objective, Recipe
@@ -86,10 +88,15 @@ def _peak() -> int:
 
 def seconds_a_supernet_step(problem: Problem, recipe: Recipe, objective: Objective | None = None) -> float:
     """The time of a step of a supernet's training, on a copy; with an `objective` all paths learn by that."""
-    supernet = trainable(Supernet.with_extra(problem.model, problem.space), recipe.device)
+    state = supernet_state(problem.model, problem.space)
+    supernet = trainable(problem.supernet(state), recipe.device)
     plan = StepPlan.of(problem.config.train)
     paths = SlicedPaths(supernet, recipe, objective)
-    steps = DrawnSteps.of(paths, replace(plan, distilled=plan.distilled and objective is None), recipe.seed)
+    assign = None
+    if supernet.assignments is not None:
+        assign = BestAssignments(paths, replace(supernet.assignments, random=0.0), problem.data)
+    plan = replace(plan, distilled=plan.distilled and objective is None)
+    steps = DrawnSteps.of(paths, plan, recipe.seed, assign)
     trainee = Trainee(paths.parameters, lambda *batch: steps(*batch)[1], lambda: paths.buffers, paths.scaler)
     problem.model.to(recipe.device).train()
     try:
@@ -172,7 +179,7 @@ class Trial:
         if on_trained_network(self.problem):
             score = TrainedScores(self.problem, tensors_of(self.problem.model))
         else:
-            supernet = Supernet.with_extra(self.problem.model, self.space)
+            supernet = self.problem.supernet(supernet_state(self.problem.model, self.space))
             score = scoring(self.problem, [supernet] * self.problem.config.train.supernets)
         score(self.space.largest())
         return tried(lambda: score(self.small))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bcnet.space.channel_rules import Side
 from bcnet.space.extract import run_with, tensors_of, with_state
+from bcnet.space.free_channels import Assignments
 from bcnet.space.recalibration import Batch, recalibrate, tracking_norms
 from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.widen import supernet_state
@@ -62,12 +63,14 @@ class NarrowNetwork:
 class Supernet:
     """A network and its width space, with the tensors that its subnets take parts of: `state`, by name.
 
-    They are the supernet's, with extra channels (`with_extra`), or the network's own (`of`).
+    They are the supernet's, with extra channels (`with_extra`), or the network's own (`of`). With
+    `assignments`, a width takes some of its channels in several ways.
     """
 
     model: nn.Module
     space: WidthSpace
     state: Mapping[str, Tensor]
+    assignments: Assignments | None = None
 
     @classmethod
     def of(cls, model: nn.Module, space: WidthSpace) -> "Supernet":

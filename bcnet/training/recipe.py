@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from bcnet.config import RENAMED_STEPS, Config, SliceConfig, TrainConfig
 from bcnet.errors import ConfigError
-from bcnet.registry import METHODS
+from bcnet.registry import METHODS, SUPERNETS
 from bcnet.runs import digest
 from bcnet.space.inputs import arguments
 from bcnet.training.task import Task, logits_of
@@ -136,6 +136,9 @@ def training_digest(config: Config) -> str:
     for later in ("ema", "clip_gradients"):  # settings that earlier versions did not have
         if train[later] is None:
             del train[later]
+    if not SUPERNETS[config.train.method].free:  # they have no effect
+        for own in ("offset", "assignments", "random_share"):
+            del train[own]
     train["amp"] = train["amp"] is not False  # once the default; the precision is chosen for a whole run
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]

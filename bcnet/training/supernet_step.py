@@ -3,7 +3,7 @@
 In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from bcnet.config import TrainConfig
 from bcnet.space.channel_rules import Side, WidthSampler
-from bcnet.space.subnet import Subnet, ranges, subnet_state
+from bcnet.space.subnet import State, Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.training.task import bound_to, logits_of
+
+# (drawn widths, inputs, targets, number of the step) -> a subnet of each of these widths
+Assign = Callable[[Sequence[Widths], Any, Any, int], Sequence[Subnet]]
 
 
 @dataclass(frozen=True)
@@ -111,34 +114,52 @@ class SlicedPaths:
                 lambda leaf, name=name: _add(parameters[name], space, name, path, leaf)
             )
         state = {**leaves, **subnet_state(self.buffers, space, path)}
-        called = bound_to(self.model.forward, NarrowNetwork(self.model, space, state).run)
-        if self.objective is not None:
-            loss, outputs = self.objective.loss(called, inputs, targets, self.recipe), None
-        else:
-            loss, outputs = self.recipe.training_loss(called, inputs, targets, teacher)
+        loss, outputs = self._run(state, inputs, targets, teacher)
         self.scaler.scale(loss / count).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), outputs
+
+    @torch.no_grad()
+    def loss(self, path: Subnet, inputs: Any, targets: Any) -> Tensor:
+        """The training loss of a path on a batch. Nothing is trained, and statistics stay as they are."""
+        buffers = subnet_state(self.buffers, self.space, path)
+        parameters = subnet_state(self.parameters, self.space, path)
+        state = {name: tensor.contiguous() for name, tensor in parameters.items()}
+        state |= {name: tensor.clone() for name, tensor in buffers.items()}
+        return self._run(state, inputs, targets)[0]
+
+    def _run(
+        self, state: State, inputs: Any, targets: Any, teacher: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        called = bound_to(self.model.forward, NarrowNetwork(self.model, self.space, state).run)
+        if self.objective is not None:
+            return self.objective.loss(called, inputs, targets, self.recipe), None
+        return self.recipe.training_loss(called, inputs, targets, teacher)
 
 
 @dataclass(frozen=True)
 class DrawnSteps:
-    """The steps of a supernet's training: each draws its widths, and trains their paths as the plan says."""
+    """The steps of a supernet's training: each draws its widths, and trains their paths as the plan says.
+
+    Where widths may take their channels in several ways, `assign` chooses one.
+    """
 
     paths: Paths
     plan: StepPlan
     sampler: WidthSampler
+    assign: Assign | None = None
 
     @classmethod
-    def of(cls, paths: Paths, plan: StepPlan, seed: int) -> "DrawnSteps":
+    def of(cls, paths: Paths, plan: StepPlan, seed: int, assign: Assign | None = None) -> "DrawnSteps":
         """Those of this seed, in which every group goes through all its choices."""
         choices = tuple(group.choices for group in paths.space.groups)
-        return cls(paths, plan, WidthSampler(paths.space.rule, choices, seed, plan.complementary))
+        return cls(paths, plan, WidthSampler(paths.space.rule, choices, seed, plan.complementary), assign)
 
     def __call__(self, inputs: Any, targets: Any, number: int) -> tuple[list[Widths], Tensor]:
         """The widths that step `number` draws, and the loss of each, (draws,); adds gradients."""
         plan = self.plan
         drawn = [Widths(self.sampler.at(number * plan.draws + own)) for own in range(plan.draws)]
-        losses = supernet_step(self.paths, drawn, inputs, targets, plan=plan, number=number)
+        taken = drawn if self.assign is None else self.assign(drawn, inputs, targets, number)
+        losses = supernet_step(self.paths, taken, inputs, targets, plan=plan, number=number)
         return drawn, torch.stack(losses)
 
 
@@ -152,7 +173,7 @@ def trainable(supernet: Supernet, device: str) -> Supernet:
 
 def supernet_step(
     paths: Paths,
-    drawn: Sequence[Widths],
+    drawn: Sequence[Widths | Subnet],
     inputs: Any,
     targets: Any,
     *,
@@ -161,6 +182,7 @@ def supernet_step(
 ) -> list[Tensor]:
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
+    Drawn are widths, or the channels that they take, which are the same on all sides then.
     Returns the mean loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to
     compute. Paths run one after the other, so only one path's activations are held (BCNetV2). The plan's own
     paths change sides with the step's `number`.
@@ -170,8 +192,9 @@ def supernet_step(
     sides = (turn,) if plan.alternating else space.rule.sides
     count = plan.paths(len(sides), len(drawn))
 
-    def run(widths: Widths, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
-        return paths(Subnet.at(space, widths, side), inputs, targets, count, teacher)
+    def run(drawn: Widths | Subnet, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
+        subnet = drawn if isinstance(drawn, Subnet) else Subnet.at(space, drawn, side)
+        return paths(subnet, inputs, targets, count, teacher)
 
     teacher = None
     if plan.widest:

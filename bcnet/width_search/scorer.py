@@ -221,18 +221,31 @@ class Scorer:
 
     def predictions(self, side: SupernetSide, widths: Widths) -> Batches:
         """Outputs and targets of that side's validation images, on the CPU."""
-        # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
-        with autocast:
-            fresh = side.supernet.recalibrate(Subnet.at(self.space, widths, side.name), side.train)
+        return self.predicted(self.recalibrated(side, self.subnet(side, widths)), side.val)
+
+    def subnet(self, side: SupernetSide, widths: Widths) -> Subnet:
+        """The channels by which widths are scored on a side."""
+        return Subnet.at(self.space, widths, side.name)
+
+    def recalibrated(self, side: SupernetSide, subnet: Subnet) -> NarrowNetwork:
+        """A subnet with batch-norm statistics of its own."""
+        with self._autocast():
+            return side.supernet.recalibrate(subnet, side.train)
+
+    def predicted(self, network: NarrowNetwork, images: KeptBatches) -> Batches:
+        """Outputs and targets of these images, on the CPU."""
 
         def run(inputs: Any) -> Any:
-            with autocast:
-                outputs = fresh.run(inputs)
+            with self._autocast():
+                outputs = network.run(inputs)
             return tree_map_only(Tensor, lambda t: t.float() if t.dtype == torch.bfloat16 else t, outputs)
 
         self.model.eval()
-        return predictions_of(run, side.val, self._device)
+        return predictions_of(run, images, self._device)
+
+    def _autocast(self) -> torch.autocast:
+        # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record, li
 from bcnet.sealed import SealedLines
 from bcnet.space.channel_rules import _permutation
 from bcnet.space.discover import discover_space
+from bcnet.space.free_channels import Assignments
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
@@ -120,7 +121,8 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    ("method", "stop"), [("unilateral", 1), ("bcnet", 1), ("bcnetv2", 1), ("bcnetv2", 5)]
+    ("method", "stop"),
+    [("unilateral", 1), ("bcnet", 1), ("bcnetv2", 1), ("bcnetv2", 5), ("cafenet", 1), ("cafenet", 5)],
 )
 def test_a_continued_training_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str, stop: int
@@ -131,7 +133,12 @@ def test_a_continued_training_equals_an_uninterrupted_one(
     recipe = Recipe(epochs=3, learning_rate=0.01, optimizer=optimizer, batch_size=16)
     whole = CheckpointFiles(tmp_path / "whole.safetensors", {})
     parts = CheckpointFiles(tmp_path / "parts.safetensors", {})
-    result = train(Supernet.with_extra(model, space), data, recipe, checkpoints=whole)
+    assignments = Assignments(random=0.4) if space.rule.free else None
+
+    def begun() -> Supernet:
+        return replace(Supernet.with_extra(model, space), assignments=assignments)
+
+    result = train(begun(), data, recipe, checkpoints=whole)
     save, saved = CheckpointFiles.save, []
 
     def stopped(files: CheckpointFiles, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
@@ -146,9 +153,9 @@ def test_a_continued_training_equals_an_uninterrupted_one(
             patched.setattr(checkpoints, "EVERY_S", 0.0)
             patched.setattr(checkpoints, "SHARE", math.inf)
         with pytest.raises(KeyboardInterrupt):
-            train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
+            train(begun(), data, recipe, checkpoints=parts)
     assert saved == ([48 // 16] if stop == 1 else [1] * 5)
-    continued = train(Supernet.with_extra(model, space), data, recipe, checkpoints=parts)
+    continued = train(begun(), data, recipe, checkpoints=parts)
     assert continued.curve == result.curve
     assert whole.path.read_bytes() == parts.path.read_bytes()
     assert lines_beside(whole.path).read_bytes() == lines_beside(parts.path).read_bytes()

@@ -53,7 +53,7 @@ def of(sides: tuple[Side, ...]) -> Paths:
     return [(widths, side) for widths in DRAWN for side in sides]
 
 
-@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2"])
+@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2", "cafenet"])
 @pytest.mark.parametrize("name", list(STEPS))
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: str, number: int) -> None:
