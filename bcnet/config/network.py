@@ -1,6 +1,6 @@
 """[model], [task] and [space]: the network, what it is trained for, and the widths to choose from."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
@@ -50,6 +50,12 @@ class SpaceConfig(Section):
     """The widths to choose from."""
 
     bins: int = Field(8, ge=2, le=4096, description="width choices per group")
+    bins_by: Literal["channels", "latency", "macs"] = Field(
+        "channels",
+        description="width choices at equal steps of channels, or of the latency (by the device's table) or "
+        "multiply-accumulates (macs) of the network with one group narrowed; `bins` is then the mean of all "
+        "groups: the more a group costs, the more choices it has",
+    )
     channel_multiple: int | None = Field(
         None,
         ge=1,

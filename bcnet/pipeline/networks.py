@@ -5,6 +5,7 @@ Networks that cannot be used are refused here, before anything is trained on the
 
 import copy
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from bcnet.errors import FOREIGN, ModelError, TrainingError, one_line
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_profile
 from bcnet.models import build_model
+from bcnet.pipeline.binned_space import space_by_bins
 from bcnet.space.discover import discover_space
 from bcnet.space.inputs import arguments
 from bcnet.space.unsupported import check_initialised
@@ -28,21 +30,27 @@ from bcnet.training.task import logits_of
 
 
 def searched_space(
-    config: Config, profile: HwProfile, model: nn.Module, example: Any
+    config: Config, profile: HwProfile, model: nn.Module, example_of: Callable[[int], Any]
 ) -> tuple[nn.Module, WidthSpace, WidthSpace | None]:
-    """The network, as wide as `space.expand` says, its space, and that of the given network if it grew."""
+    """The network, as wide as `space.expand` says, its space, and that of the given network if it grew.
+
+    `example_of` a number of items are inputs of the network.
+    """
 
     def discover(model: nn.Module) -> WidthSpace:
-        return discover_space(
-            model,
-            example,
-            bins=config.space.bins,
-            channel_multiple=_multiple(config, profile),
-            min_width=config.space.min_width,
-            method=config.train.method,
-            freeze=config.space.freeze,
-            tie=config.space.tie,
-        )
+        def with_bins(bins: int) -> WidthSpace:
+            return discover_space(
+                model,
+                example_of(1),
+                bins=bins,
+                channel_multiple=_multiple(config, profile),
+                min_width=config.space.min_width,
+                method=config.train.method,
+                freeze=config.space.freeze,
+                tie=config.space.tie,
+            )
+
+        return space_by_bins(config.space, with_bins, profile, model, example_of)
 
     narrow = discover(model)
     if config.space.expand == 1:

@@ -31,7 +31,7 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     heads = fresh_heads(model)
     check_network(config, data, model)
     with working("looking for channels that can be searched"):
-        model, space, narrow = searched_space(config, profile, model, data.example(1))
+        model, space, narrow = searched_space(config, profile, model, data.example)
     if config.task.train_step is None:
         check_training_mode(config, model, data.example(2))
     return Problem(config, data, model, space, profile, narrow, heads)

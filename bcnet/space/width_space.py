@@ -191,6 +191,14 @@ class WidthSpace:
             return self
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
+    def with_choices(self, choices: Sequence[tuple[int, ...]]) -> "WidthSpace":
+        """The space with other choices of each group, and the extra channels that belong to them."""
+        groups = (
+            replace(group, choices=own, extra=self.rule.extra(own))
+            for group, own in zip(self.groups, choices, strict=True)
+        )
+        return replace(self, groups=tuple(groups))
+
     def narrowed(self, widths: Widths) -> "WidthSpace":
         """The space of the small network of these widths, which has no others."""
         groups = tuple(

@@ -1,0 +1,48 @@
+"""CafeNet through the stages: the assignment by which the winner was scored is what is cut out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.pipeline.finished import trained_supernets
+from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.search_inputs import assigned_channels, scoring
+from bcnet.runs import Run
+from bcnet.space.subnet import Subnet, subnet_state
+from bcnet.space.width_space import Widths
+
+CAFENET = "train.method=cafenet", "train.random_share=0.5", "search.assignments=3", "slice.epochs=0"
+SET = [word for own in CAFENET for word in ("--set", own)]
+
+
+def test_the_assignment_that_won_is_cut_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "search", "slice"):
+        assert main([command, *SET]) == 0
+    assigned = {"train": {"method": "cafenet", "random_share": 0.5}, "search": {"assignments": 3}}
+    problem = open_problem(load_config(None, {**assigned, "slice": {"epochs": 0}}))
+    supernets = trained_supernets(Run.named("default"), problem)
+    widths = Widths(json.loads(Path("runs/default/slice/result.json").read_text())["widths"])
+    (subnet,) = assigned_channels(problem, supernets, widths).values()
+    small = load_file("runs/default/slice/model.safetensors")
+    wanted = subnet_state(supernets[0].state, problem.space, subnet)
+    weights = [name for name, _ in problem.model.named_parameters()]
+    assert all(torch.equal(small[name], wanted[name]) for name in weights)
+    # What a search scores, and that it is not what the first channels give.
+    best = json.loads(Path("runs/default/search/result.json").read_text())["best"]
+    score = scoring(problem, supernets)(widths)
+    assert best["accuracy"] == pytest.approx(score.accuracy, abs=1e-6)
+    first = [list(own) for own in Subnet.at(problem.space, widths).channels]
+    if widths != problem.space.largest():
+        assert [list(own) for own in subnet.channels] != first
+    capsys.readouterr()
+    # Other methods do not depend on its settings: nothing is trained again. With another number of
+    # assignments, only the search is made again.
+    assert main(["train", *SET, "--set", "search.assignments=2"]) == 0
+    assert "trained already" in capsys.readouterr().err
+    assert main(["train", *SET, "--set", "train.offset=2"]) == 0
+    assert "trained already" not in capsys.readouterr().err
