@@ -156,6 +156,7 @@ def rank_settings(
             sample.shared,
             scorer.amp,
             at_once,
+            *([config.search.assignments] if problem.space.rule.free else ()),
         ]
     )
     settings = Settings(scorer)
