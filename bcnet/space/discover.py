@@ -40,9 +40,10 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
     `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
     name. `bins` is the number of width choices per group; choices are multiples of `channel_multiple` if the
     group's channels are, and at least `min_width` (a fraction) of them. `method` (unilateral, bcnet, bcnetv2,
-    cafenet) determines the choices and extra channels of a group. `freeze` names layers or groups, e.g. `layer1.*`,
-    that keep their width; `tie` names pairs of groups that always have the same width. Raises SpaceError if
-    the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown method.
+    cafenet) determines the choices and extra channels of a group. `freeze` names layers or groups, e.g.
+    `layer1.*`, that keep their width; `tie` names pairs of groups that always have the same width. Raises
+    SpaceError if the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown
+    method.
     """
     rule = SUPERNETS[method]
     probe = probe_of(model)
