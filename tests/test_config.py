@@ -153,7 +153,7 @@ def test_every_example_in_the_templates_comments_is_valid() -> None:
         ("[train]\nepoch = 3", "bcnet.toml: unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("[trian]\nepochs = 3", "unknown key 'trian'; did you mean 'train'?"),
         ("sead = 3", "unknown key 'sead'; did you mean 'seed'?"),
-        ("[space]\nxyz = 3", "unknown key 'space.xyz'; known here: bins, channel_multiple, min_width"),
+        ("[space]\nxyz = 3", "unknown key 'space.xyz'; known here: bins, bins_by, channel_multiple"),
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_known_one(text: str, message: str) -> None:

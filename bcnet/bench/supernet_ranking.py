@@ -156,7 +156,7 @@ def rank_settings(
             sample.shared,
             scorer.amp,
             at_once,
-            *([config.search.assignments] if problem.space.rule.free else ()),
+            *([config.search.free_sets] if problem.space.rule.free else ()),
         ]
     )
     settings = Settings(scorer)

@@ -157,7 +157,7 @@ class SearchConfig(Section):
         description="training images for batch-norm recalibration, augmented as in training",
     )
 
-    assignments: int = Field(
+    free_sets: int = Field(
         4,
         ge=1,
         le=1024,

@@ -50,20 +50,20 @@ class TrainConfig(Section):
         description="follow widths c by their complements, l - c (bcnet) or l + b - c (bcnetv2), as in the "
         "papers",
     )
-    offset: int = Field(
+    free_offset: int = Field(
         1,
         ge=0,
         le=64,
         description="cafenet: free channels on either side of a width's edge, in steps of the choices",
     )
-    assignments: int = Field(
+    free_sets: int = Field(
         2,
         ge=1,
         le=64,
         description="cafenet: sets of free channels that are compared in each step, by their loss on the "
         "batch before; the best one is trained",
     )
-    random_share: float = Field(
+    free_random: float = Field(
         0.25,
         ge=0,
         le=1,

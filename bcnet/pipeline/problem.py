@@ -132,8 +132,8 @@ class Problem:
         """The supernet of these tensors, whose widths take channels as configured."""
         train, assignments = self.config.train, None
         if self.space.rule.free:
-            scored = self.config.search.assignments
-            assignments = Assignments(train.offset, train.assignments, scored, train.random_share)
+            scored = self.config.search.free_sets
+            assignments = Assignments(train.free_offset, train.free_sets, scored, train.free_random)
         return Supernet(self.model, self.space, state, assignments)
 
     def given_model(self, seed: int) -> nn.Module:

@@ -50,7 +50,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
                 *(value for own in methods for value in settings_recorded(own, config.search)),
                 config.search.recalibration_images,
                 *(getattr(config.search, key) for key in ("max_params", "max_macs", "max_size_mb")),
-                *([config.search.assignments] if _assigned(problem) else ()),
+                *([config.search.free_sets] if _assigned(problem) else ()),
             ]
         ),
         "metric": metric_digest(config),

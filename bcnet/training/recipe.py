@@ -137,7 +137,7 @@ def training_digest(config: Config) -> str:
         if train[later] is None:
             del train[later]
     if not SUPERNETS[config.train.method].free:  # they have no effect
-        for own in ("offset", "assignments", "random_share"):
+        for own in ("free_offset", "free_sets", "free_random"):
             del train[own]
     train["amp"] = train["amp"] is not False  # once the default; the precision is chosen for a whole run
     data, task = config.data, config.task

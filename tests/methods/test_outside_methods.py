@@ -188,7 +188,7 @@ def test_networks_above_a_limit_are_refused_before_they_are_measured() -> None:
 
     check_within(own, Widths((4,)), limits(0.4))
     with pytest.raises(
-        ConfigError, match=r"^'slow' returned a network predicted at 0\.6 ms, above the limit o"
+        ConfigError, match=r"^'slow' returned a network predicted at 0\.600 ms, above the limit o"
     ):
         check_within(own, Widths((6,)), limits(0.4))
     with pytest.raises(

@@ -16,14 +16,14 @@ from bcnet.runs import Run
 from bcnet.space.subnet import Subnet, subnet_state
 from bcnet.space.width_space import Widths
 
-CAFENET = "train.method=cafenet", "train.random_share=0.5", "search.assignments=3", "slice.epochs=0"
+CAFENET = "train.method=cafenet", "train.free_random=0.5", "search.free_sets=3", "slice.epochs=0"
 SET = [word for own in CAFENET for word in ("--set", own)]
 
 
 def test_the_assignment_that_won_is_cut_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train", "search", "slice"):
         assert main([command, *SET]) == 0
-    assigned = {"train": {"method": "cafenet", "random_share": 0.5}, "search": {"assignments": 3}}
+    assigned = {"train": {"method": "cafenet", "free_random": 0.5}, "search": {"free_sets": 3}}
     problem = open_problem(load_config(None, {**assigned, "slice": {"epochs": 0}}))
     supernets = trained_supernets(Run.named("default"), problem)
     widths = Widths(json.loads(Path("runs/default/slice/result.json").read_text())["widths"])
@@ -42,7 +42,7 @@ def test_the_assignment_that_won_is_cut_out(project: Path, capsys: pytest.Captur
     capsys.readouterr()
     # Other methods do not depend on its settings: nothing is trained again. With another number of
     # assignments, only the search is made again.
-    assert main(["train", *SET, "--set", "search.assignments=2"]) == 0
+    assert main(["train", *SET, "--set", "search.free_sets=2"]) == 0
     assert "trained already" in capsys.readouterr().err
-    assert main(["train", *SET, "--set", "train.offset=2"]) == 0
+    assert main(["train", *SET, "--set", "train.free_offset=2"]) == 0
     assert "trained already" not in capsys.readouterr().err
