@@ -14,6 +14,7 @@ from torch import nn
 from bcnet.config import SpaceConfig
 from bcnet.errors import ArtifactError, ConfigError, TableError
 from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.failed import runs
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.locks import locked
 from bcnet.measure.network_latency import setting_of
@@ -24,9 +25,8 @@ from bcnet.progress import say, working
 from bcnet.runs import digest
 from bcnet.sealed import SealedLines
 from bcnet.space.bins import FINEST, Costs, alone, binned, macs_costs
-from bcnet.space.width_space import WidthSpace
+from bcnet.space.width_space import Widths, WidthSpace
 
-FIRST = "`bcnet build-lut --set space.bins_by=channels`"
 Discover = Callable[[int], WidthSpace]  # the space with so many bins a group
 
 
@@ -51,7 +51,7 @@ def _kept(space: WidthSpace, bins: int, profile: HwProfile, costs: Callable[[], 
     """The space with the choices that were kept for it, else those of its costs, which are kept."""
     path, table = (TABLES / f"{profile.name}.{ending}" for ending in ("choices.jsonl", "json"))
     if not (path.exists() or table.exists()):
-        raise ConfigError(f'space.bins_by = "latency" needs {table}: measure it first by {FIRST}')
+        raise ConfigError(f'space.bins_by = "latency" needs {table}: measure it first by {_first(profile)}')
     key = digest([space.to_json(), bins, profile.setting])
     with locked(path, wait=True):
         try:
@@ -71,17 +71,32 @@ def _kept(space: WidthSpace, bins: int, profile: HwProfile, costs: Callable[[], 
 
 
 def _latency_costs(space: WidthSpace, profile: HwProfile, model: nn.Module, example: Any) -> Costs:
-    """The latency in ms with only one group narrowed. Raises ConfigError without such layers."""
-    rows = LatencyTable.load(TABLES / f"{profile.name}.json").look_up(setting_of(profile))
+    """The latency in ms with only one group narrowed. Raises ConfigError where the table does not tell."""
+    path, setting = TABLES / f"{profile.name}.json", setting_of(profile)
+    rows = LatencyTable.load(path).look_up(setting)
     with working("choosing widths at equal steps of latency"):
         unsigned = unsigned_activations(profile)
         graph = OnnxSupernet(model, space, example, profile.precision, unsigned=unsigned, opset=profile.opset)
+
+        def ms(widths: Widths) -> float:
+            found = sum(rows.estimate_ms(slot.at(widths)) for slot in graph.slots)
+            if not runs(found):
+                raise ConfigError(
+                    f'space.bins_by = "latency": the runtime cannot run a layer of {widths}; use "macs"'
+                )
+            return found
+
         try:
             return [
-                np.array(
-                    [sum(rows.estimate_ms(slot.at(widths)) for slot in graph.slots) for widths in networks]
-                )
-                for networks in (alone(space, number) for number in range(len(space.groups)))
+                np.array([ms(widths) for widths in alone(space, number)])
+                for number in range(len(space.groups))
             ]
-        except TableError as cause:
-            raise ConfigError(f'space.bins_by = "latency": {cause}; measure them first by {FIRST}') from None
+        except TableError:
+            raise ConfigError(
+                f'space.bins_by = "latency": {path} lacks layers of this network at {setting}: measure it '
+                f"first by {_first(profile)}"
+            ) from None
+
+
+def _first(profile: HwProfile) -> str:
+    return f"`bcnet build-lut --device {profile.name} --set space.bins_by=channels`"

@@ -20,12 +20,12 @@ def net():
 """
 
 
-@pytest.mark.parametrize("command", ["train", "search", "slice", "run"])
+@pytest.mark.parametrize("command", ["train", "search", "slice", "run", "bench arena"])
 def test_each_process_needs_a_gpu_where_there_are_some(
     command: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert main([command, "--processes", "4"]) == 2
+    assert main([*command.split(), "--processes", "4"]) == 2
     assert capsys.readouterr().err == (
         "bcnet: --processes 4: this machine has 3 GPUs, one for each process; CUDA_VISIBLE_DEVICES= uses the "
         "processor's cores\n"

@@ -23,13 +23,20 @@ def choices(problem: Problem) -> list[tuple[int, ...]]:
     return [group.choices for group in problem.space.groups]
 
 
-def test_widths_by_latency_come_from_the_table_and_stay_when_it_changes(project: Path) -> None:
+def test_widths_by_latency_come_from_the_table_and_stay_when_it_changes(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = choices(open_problem(config("latency")))
     assert KEPT.exists()
     sizes = [len(own) for own in found]
     assert min(sizes) >= 2
     assert len(set(sizes)) > 1  # more where latency depends on the group
     assert abs(sum(sizes) / len(sizes) - BINS) <= 1
+    KEPT.write_bytes(KEPT.read_bytes().replace(b"[", b"[ ", 3))
+    assert choices(open_problem(config("latency"))) == found
+    assert "cpu.choices.jsonl: line 2 was changed; widths are chosen again" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"cpu\.json lacks layers of this network at .*batch 2.*channels`$"):
+        open_problem(config("latency").model_copy(update={"batch": 2}))
     TABLE.unlink()
     assert choices(open_problem(config("latency"))) == found
     KEPT.unlink()
@@ -55,5 +62,5 @@ def test_widths_by_multiply_accumulates_need_no_table(
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
         'bcnet: space.bins_by = "latency" needs latency_tables/cpu.json: measure it first by '
-        "`bcnet build-lut --set space.bins_by=channels`"
+        "`bcnet build-lut --device cpu --set space.bins_by=channels`"
     )
