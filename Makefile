@@ -1,6 +1,7 @@
 # make quickstart: install and run the whole pipeline on the built-in example.
 # make test: every check that CI runs. make test-fast: the tests of single parts, in under three minutes.
 # make test-slow: the tests that `make test` leaves out. make docs: the pages of docs/ as a site, in site/.
+# make notebook: executes the notebook of the documentation, on a quiet machine, and keeps its outputs.
 # make wheel: a wheel and an sdist in dist/, and a brief `bcnet run` with the wheel and only what it requires.
 # make package: the same in an environment that pip installs the wheel into, and the whole `bcnet run`.
 PYTHON ?= python3
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # start compiles PyTorch again, for eight seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test lint tests test-fast test-slow docs wheel package
+.PHONY: quickstart test lint tests test-fast test-slow docs notebook wheel package
 
 # pip would compile every file, one after the other; Python compiles what is imported.
 $(INSTALLED): pyproject.toml
@@ -45,6 +46,9 @@ test-slow: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebook: $(INSTALLED)
+	$(BIN)/python .ci/notebook
 
 wheel: $(INSTALLED)
 	rm -rf dist build/environment

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bcnet.events import emit
 from bcnet.plain import LONGEST, duration, plain
 
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, force_jupyter=False)
 SILENT = 30.0  # seconds without a line
 
 
@@ -49,10 +49,15 @@ def print_line(message: str) -> None:
     stderr.print(plain(message, LONGEST), markup=False, soft_wrap=True)
 
 
+def on_terminal() -> bool:
+    """Whether lines can be drawn again. With FORCE_COLOR, as notebooks set it, rich says so of any pipe."""
+    return stderr.is_terminal and stderr.file.isatty()
+
+
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]]:
     """A bar of `total` steps; yields a function that advances it by one and can show a note."""
-    if not stderr.is_terminal:
+    if not on_terminal():
         yield _plain_progress(description, total)
         return
     columns = (
@@ -89,7 +94,7 @@ def _plain_progress(description: str, total: int) -> Callable[[str], None]:
 @contextmanager
 def working(description: str) -> Iterator[None]:
     """A spinner for a step of some seconds with unknown duration."""
-    if stderr.is_terminal:
+    if on_terminal():
         with stderr.status(description):
             yield
     else:

@@ -5,6 +5,7 @@
 - A link to a file outside of this folder leads to a copy of it; one to a page or folder outside becomes text.
 """
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -168,4 +169,31 @@ def python_api() -> str:
     return "\n\n".join(parts)
 
 
-GENERATED = {"cli": command_line, "configuration": configuration, "python": python_api}
+def notebook() -> str:
+    """The notebook's texts, cells and outputs, without its title."""
+    cells = json.loads((DOCS / "getting-started/notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join(part for cell in cells for part in _cell_parts(cell)).partition("\n\n")[2]
+
+
+def _cell_parts(cell: Any) -> Iterator[str]:
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code":
+        yield source
+        return
+    language = "bash" if source.startswith("%%bash") else "toml" if ".toml" in source else "python"
+    yield f"```{language}\n{source}\n```"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/png" in data:
+            yield f"![what the cell draws](data:image/png;base64,{''.join(data['image/png']).strip()})"
+        else:
+            text = "".join(output.get("text") or data["text/plain"])
+            yield f"```text\n{text.rstrip()}\n```"
+
+
+GENERATED = {
+    "cli": command_line,
+    "configuration": configuration,
+    "python": python_api,
+    "notebook": notebook,
+}

@@ -53,13 +53,14 @@ LONG_FIXTURES = {"commands", "finished", "training"}
 LONG_FILES = {
     *("test_arena", "test_deployment", "test_distributed", "test_examples", "test_faults", "test_int8"),
     *("test_hostile_device", "test_int8_files", "test_interrupted", "test_models", "test_own_task"),
+    "test_notebook",
     *("test_packaging", "test_pruned", "test_readme", "test_ssh", "test_supernet_ranking", "test_supernets"),
     *("test_shared_work", "test_tensorrt", "test_trtexec", "test_wider_original"),
 }
 # Tests that export the same few networks many times; others test the exporter itself.
 REPEATING = {
     *("bench", "faults", "latency_tables", "pipeline"),  # folders
-    *("test_cli", "test_examples", "test_readme", "project"),  # files, and a fixture
+    *("test_cli", "test_examples", "test_notebook", "test_readme", "project"),  # files, and a fixture
 }
 # The shipped profile times each network for a second; tests of behaviour need no such precision.
 PROFILE = """

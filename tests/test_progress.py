@@ -66,3 +66,14 @@ def test_other_lines_count(clock: Clock, capsys: pytest.CaptureFixture[str]) -> 
         clock.now += 29
         advance("")
     assert capsys.readouterr().err == "a message\n"
+
+
+def test_nothing_is_drawn_into_a_pipe_whose_colours_are_forced(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Notebooks set FORCE_COLOR for the commands of their cells, whose output is a pipe."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_bar("measuring", 10) as advance, working("exporting"):
+        advance("")
+    say("done")
+    assert capsys.readouterr().err == "done\n"

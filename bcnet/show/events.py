@@ -8,7 +8,7 @@ from typing import Any
 
 from bcnet.events import Event
 from bcnet.plain import loss_text
-from bcnet.progress import print_line, stderr
+from bcnet.progress import on_terminal, print_line
 
 OFTEN = 1.0  # seconds: epochs that follow sooner are not all printed
 
@@ -27,7 +27,7 @@ class EventLines:
         if event.name == "epoch":
             last = event.values["step"] == event.values["steps"]
             due = last or self._clock() - self._printed >= OFTEN
-            if self._verbose or (due and not stderr.is_terminal):
+            if self._verbose or (due and not on_terminal()):
                 self._printed = self._clock()
                 print_line(_epoch(event.values))
         elif self._verbose:
