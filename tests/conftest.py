@@ -55,6 +55,7 @@ LONG_FILES = {
     *("test_hostile_device", "test_int8_files", "test_interrupted", "test_models", "test_own_task"),
     "test_notebook",
     *("test_packaging", "test_pruned", "test_readme", "test_ssh", "test_supernet_ranking", "test_supernets"),
+    *("test_quantisation", "test_search_precisions"),
     *("test_shared_work", "test_tensorrt", "test_trtexec", "test_wider_original"),
 }
 # Tests that export the same few networks many times; others test the exporter itself.

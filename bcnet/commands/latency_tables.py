@@ -38,7 +38,7 @@ lut_app = typer.Typer(
 )
 
 
-@with_settings(*TARGET, "seed")
+@with_settings(*TARGET, "search.precisions", "seed")
 def build_lut(
     given: Given,
     run: RunName = None,

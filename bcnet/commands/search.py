@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     "search.max_macs",
     "search.max_size_mb",
     "search.pareto",
+    "search.precisions",
     *TARGET,
     "search.population",
     "search.generations",

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bcnet.config.section import Section, checked_ms, checked_share
 from bcnet.registry import AUTO, METHODS
+from bcnet.traits import PrecisionName
 
 BUDGETS = ("latency_ms", "fps", "p90_ms", "latency", "min_accuracy")  # of which one is given
 
@@ -75,6 +76,14 @@ class SearchConfig(Section):
         description="maximum size of the weights in the exported file, in megabytes (1,000,000 bytes), at "
         "the device's precision",
         examples=[6.0],
+    )
+    precisions: tuple[PrecisionName, ...] = Field(
+        (),
+        strict=False,
+        description="further precisions that the network may have, beside the device's own: each is searched "
+        "inside the same budget by a table of its own, and the network wins that is best on the validation "
+        "images as it would be delivered; percentages are of the original in the device's own",
+        examples=[["int8"]],
     )
     pareto: bool = Field(
         False,
@@ -208,6 +217,11 @@ class SearchConfig(Section):
             raise ValueError(
                 f"method '{self.method}' finds one network within a latency: for a front, a minimum "
                 "accuracy, a soft fitness or bounds alone, use auto or evolution"
+            )
+        if self.precisions and (self.min_accuracy is not None or self.fitness == "soft"):
+            raise ValueError(
+                "precisions are compared inside one budget: not with min_accuracy or fitness 'soft'; give "
+                "latency_ms, or leave them out"
             )
         if self.over_budget and self.fitness == "hard":
             raise ValueError("over_budget is for fitness 'soft': set that, or raise the budget")

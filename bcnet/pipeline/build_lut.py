@@ -30,7 +30,7 @@ from bcnet.measure.table_build import Plan, TableBuild
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.device_table import model_key
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.results import TableSummary
+from bcnet.pipeline.results import PrecisionTable, TableSummary
 from bcnet.plain import plain
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes
@@ -163,16 +163,52 @@ def _session(provenance: Mapping[str, str], readings: Sequence[Mapping[str, floa
 
 def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records."""
-    return problem.table.inputs()
+    return problem.table_inputs()
 
 
 @followed_stage("build-lut")
 def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
-    """Add what is missing to `latency_tables/<device>.json`; write the error report."""
+    """Add what is missing to `latency_tables/<device>.json`, in each precision; write the error report."""
     config = problem.config
     stage, path = run.stage("build-lut"), problem.table.path
+    report, *others = [_built(problem.at(name), again) for name in problem.precisions]
+    summary = TableSummary(
+        folder=str(stage.folder),
+        table=str(path),
+        device=problem.profile.name,
+        target=target_of(config).to_json(config.host),
+        rows_measured=report.measured,
+        rows_used=report.rows,
+        rows_failed=len(report.failed),
+        networks=report.networks,
+        seconds=report.seconds,
+        recorded=problem.profile.recording,
+        calibration=report.calibration,
+        precisions=tuple(
+            PrecisionTable(
+                precision=name,
+                rows_measured=own.measured,
+                rows_used=own.rows,
+                rows_failed=len(own.failed),
+                seconds=own.seconds,
+                calibration=own.calibration,
+            )
+            for name, own in zip(problem.precisions[1:], others, strict=True)
+        )
+        or None,
+    )
+    stage.finish(stage_inputs(run, problem), {summary.FILE: json_bytes(summary.to_json())})
+    return summary
+
+
+def _built(problem: Problem, again: bool) -> BuildReport:
+    """The table of one precision, measured as far as it was missing, and what is to be said of it."""
+    path = problem.table.path
+    if len(problem.precisions) > 1:
+        say(f"latency table at {problem.profile.precision}")
     with problem.table.being_built() as table:
-        report = build_lut(problem.graph, problem.profile, table, seed=config.seed, path=path, again=again)
+        seed = problem.config.seed
+        report = build_lut(problem.graph, problem.profile, table, seed=seed, path=path, again=again)
     if report.measured == 0:
         say(f"{path} has all {report.rows} layers of this network; nothing measured")
     if report.failed:
@@ -190,18 +226,4 @@ def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     reason = noisy(calibration.noise or 0.0, problem.profile.table_noise)
     if reason:
         say(f"{reason}: it will be refused; {QUIETER}, then measure it again with --again")
-    summary = TableSummary(
-        folder=str(stage.folder),
-        table=str(path),
-        device=problem.profile.name,
-        target=target_of(config).to_json(config.host),
-        rows_measured=report.measured,
-        rows_used=report.rows,
-        rows_failed=len(report.failed),
-        networks=report.networks,
-        seconds=report.seconds,
-        recorded=problem.profile.recording,
-        calibration=calibration,
-    )
-    stage.finish(stage_inputs(run, problem), {summary.FILE: json_bytes(summary.to_json())})
-    return summary
+    return report

@@ -23,7 +23,7 @@ from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import accuracy_difference, accuracy_interval, file_answers
 from bcnet.pipeline.answers import Correct
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
-from bcnet.pipeline.finished import sliced
+from bcnet.pipeline.finished import as_searched, sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.quantisation import QuantisationAware, through_integers
@@ -110,13 +110,15 @@ class Given:
     """The original network, where its weights are trained; and where small ones inherit from it, how.
 
     `tune` trains the network of some widths as the found one was trained, with this `outcome`. At INT8, that
-    was trained through integers for `integers` further passes.
+    was trained through integers for `integers` further passes. `own` is the problem in the device's own
+    precision, which the original and the full network have, where the found one is in another.
     """
 
     original: nn.Module | None = None
     tune: Callable[[Widths, CheckpointFile | None], FineTuned] | None = None
     outcome: Outcome = AS_ASKED
     integers: int = 0
+    own: Problem | None = None
 
 
 def compare(
@@ -168,7 +170,8 @@ def compare(
     example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
-            proto = problem.delivered(problem.at_precision(to_onnx(network, example)))
+            at = given.own if given.own and name in (ORIGINAL, FULL) else problem
+            proto = problem.delivered(at.at_precision(to_onnx(network, example)))
         check_file(proto)
         files[name] = proto.SerializeToString()
     timed = measured_alternately(
@@ -242,7 +245,8 @@ class FromScratch:
 def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
     """How the networks to compare with are trained in a run."""
     integers = integer_passes(SliceSummary.read(run.stage("slice")))
-    return FromScratch(problem, recipe_of(run, problem), kept_of_run(run, problem), integers)
+    won = as_searched(run, problem)
+    return FromScratch(won, recipe_of(run, problem), kept_of_run(run, problem), integers)
 
 
 def integer_passes(found: SliceSummary) -> int:
@@ -368,15 +372,17 @@ def run(run: Run, problem: Problem) -> CompareSummary:
     own = SliceSummary.read(run.stage("slice"))
     integers = integer_passes(own)
     export = run.stage("export")
-    tuned = Tuning.of(run, problem) if inherits(problem) else None
+    won = as_searched(run, problem)
+    tuned = Tuning.of(run, won) if inherits(problem) else None
 
     def tune(widths: Widths, checkpoint: CheckpointFile | None) -> FineTuned:
         assert tuned is not None
         return tuned(widths, "fine-tuning the uniform network", recipe.epochs, checkpoint, integers)
 
     outcome = Outcome(own.discarded_epochs or 0, own.lower_rate, own.discarded_integer_epochs or 0)
-    given = Given(original_network(run, problem), tune if tuned else None, outcome, integers)
-    found = compare(problem, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
+    original = original_network(run, problem)
+    given = Given(original, tune if tuned else None, outcome, integers, problem)
+    found = compare(won, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)
     notes = [*found.notes]
     if verified.measured:

@@ -116,6 +116,9 @@ def run(run: Run, problem: Problem) -> EstimateSummary:
     fitted = fitted_roofline()
     with problem.table.being_built() as table:
         rows = estimate_lut(problem.graph, profile, table, fitted)
+        for name in problem.precisions[1:]:
+            other = problem.at(name)
+            estimate_lut(other.graph, other.profile, table, fitted)
         table.save(path)
     say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")
     error = fitted.error
@@ -142,5 +145,5 @@ def run(run: Run, problem: Problem) -> EstimateSummary:
         fitted_on=fitted.source,
         off_there=asdict(error) if error else None,
     )
-    stage.finish(problem.table.inputs(), {summary.FILE: json_bytes(summary.to_json())})
+    stage.finish(problem.table_inputs(), {summary.FILE: json_bytes(summary.to_json())})
     return summary

@@ -29,7 +29,7 @@ from bcnet.pipeline.engine import (
     how_to_verify,
 )
 from bcnet.pipeline.file_outputs import file_metric
-from bcnet.pipeline.finished import Chosen, sliced, sliced_model
+from bcnet.pipeline.finished import Chosen, as_searched, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.preprocessed import preprocessing_input, with_added
@@ -85,7 +85,8 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     """
     config = problem.config
     stage, inputs = run.stage("export"), stage_inputs(run, problem)
-    target = engine_profile(problem.profile, wanted.flavour) if wanted else problem.profile
+    won = as_searched(run, problem)
+    target = engine_profile(won.profile, wanted.flavour) if wanted else won.profile
     batches = wanted.batches if wanted else ()
     found = SearchSummary.read(run.stage("search"))
     chosen = sliced(run, problem)
@@ -95,7 +96,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     with working("exporting to ONNX"):
         metadata = _metadata(problem, widths, found.estimate, bool(batches))
         metadata[KEY] = preprocessing(model, data, None if batches else target.batch, problem.preprocessing)
-        proto = problem.at_precision(export(model, data.example(target.batch), metadata))
+        proto = won.at_precision(export(model, data.example(target.batch), metadata))
         if batches:
             proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
         alone = proto.SerializeToString() if problem.preprocessing else None
@@ -113,11 +114,11 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         config.export,
         predicted_ms,
         chosen.budget.delivered,
-        found.full_predicted_ms + added_ms if target == problem.profile else None,
+        found.full_predicted_ms + added_ms if target == won.profile else None,
         problem.task,
         problem.raw_images,
     )
-    not_measured = problem.table.not_measured(problem.table.latency_model()) or problem.table.replayed
+    not_measured = won.table.not_measured(won.table.latency_model()) or won.table.replayed
     full = b"" if not_measured and not wanted else problem.delivered_original()
     artifact = Artifact(proto, full, alone=alone)
     files = {"model.onnx": content}
@@ -135,7 +136,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     if report.not_verified:
         run_flag = stage.command.removeprefix("bcnet export")
         verify_with = (
-            how_to_verify(file, proto, problem.profile, target, batches, run_flag)
+            how_to_verify(file, proto, won.profile, target, batches, run_flag)
             if wanted
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )

@@ -110,6 +110,12 @@ def searched(run: Run, problem: Problem) -> Chosen:
     return Chosen(widths, found.best.predicted_ms, _budget(found))
 
 
+def as_searched(run: Run, problem: Problem) -> Problem:
+    """The problem in the precision that won the search, where it compared several."""
+    found = SearchSummary.read(run.stage("search"))
+    return problem.at(found.precision) if found.precision else problem
+
+
 def refuse_noisy_search(found: SearchSummary, stage: Stage, problem: Problem) -> None:
     """Raises TableError if a search used a table that is noisier than accepted."""
     again = f"run `bcnet build-lut --device {problem.profile.name} --again` and `{stage.command}`"

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bcnet.config import latency_share
 from bcnet.errors import BudgetError
-from bcnet.pipeline.finished import Chosen, trained_supernets
+from bcnet.pipeline.finished import Chosen, as_searched, trained_supernets
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SearchSummary, scored_networks
@@ -38,11 +38,13 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     own = problem.config.slice
     if not own.of_front:
         return None
-    latency = problem.table.latency_model()
     stage, supernet = run.stage("search"), run.stage("train").require(problem.inputs())
     stage.require({"supernet": supernet, "device": problem.device_key})
-    budget = budget_ms(problem, latency, own.latency_ms, own.latency or "")
-    share = None if own.latency is None else latency_share(own.latency)
+    in_own, problem = problem, as_searched(run, problem)
+    latency = problem.table.latency_model()
+    # A percentage is of the original in the device's own precision, which is not measured beside others.
+    budget = budget_ms(in_own, in_own.table.latency_model(), own.latency_ms, own.latency or "")
+    share = None if own.latency is None or problem is not in_own else latency_share(own.latency)
     result = SearchSummary.read(stage)
     wanted = budget_of(problem, latency, budget, share).with_added(result.preprocess_ms or 0.0)
     budget = wanted.target_ms or budget

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 
@@ -31,6 +31,7 @@ from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthSpace
 from bcnet.training.supernet_step import STEPS
 from bcnet.training.task import Task
+from bcnet.traits import PrecisionName
 from bcnet.user_code import code_of
 
 
@@ -99,6 +100,30 @@ class Problem:
     def task(self) -> Task:
         """The loss, the metric and the training step."""
         return Task.of(self.config.task)
+
+    @cached_property
+    def _others(self) -> "dict[str, Problem]":
+        return {}
+
+    def at(self, precision: PrecisionName) -> "Problem":
+        """The same problem with the device at a precision; the same object each time."""
+        if precision == self.profile.precision:
+            return self
+        if precision not in self._others:
+            profile = self.profile.model_copy(update={"precision": precision})
+            config = self.config.model_copy(update={"precision": precision})
+            self._others[precision] = replace(self, profile=profile, config=config)
+        return self._others[precision]
+
+    @property
+    def precisions(self) -> tuple[PrecisionName, ...]:
+        """Those that the network may have: the device's own, then the further ones of the search."""
+        return tuple(dict.fromkeys((self.profile.precision, *self.config.search.precisions)))
+
+    def table_inputs(self) -> dict[str, str]:
+        """What the manifest of a table's build records, in all precisions."""
+        further = {name: self.at(name).table.inputs()["table"] for name in self.precisions[1:]}
+        return self.table.inputs() | {f"table at {name}": own for name, own in further.items()}
 
     @property
     def choices(self) -> tuple[tuple[int, ...], ...]:

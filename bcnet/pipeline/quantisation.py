@@ -56,20 +56,20 @@ def quantised_network(problem: Problem, network: nn.Module, every: int | None = 
     return QuantisedNetwork(network, data.example(profile.batch), calibration, every=every)
 
 
-def delivered_score(problem: Problem, network: nn.Module) -> Score:
-    """A network's score on the validation images, in the device's precision.
+def delivered_score(problem: Problem, network: nn.Module, *, calibrate: bool = False) -> Score:
+    """A network's score on the validation images, in the device's precision; for `calibrate` see `score_of`.
 
     In any but full precision, its file is executed by ONNX Runtime on this processor.
     """
     data = problem.data
     if problem.profile.number_format.full:
-        return evaluate_network(network, data, data.val, problem.task)
+        return evaluate_network(network, data, data.val, problem.task, calibrate=calibrate)
     with working(f"exporting a network at {problem.profile.precision}"):
         proto = problem.at_precision(to_onnx(network, data.example(problem.profile.batch)))
     content, profile = proto.SerializeToString(), on_this_processor(problem.profile)
     tested = replace(data, test=data.val)
     outputs = file_outputs(content, network, tested, profile, kind="validation")
-    return score_of(outputs, problem.task, calibrate=False)
+    return score_of(outputs, problem.task, calibrate=calibrate)
 
 
 def through_integers(checkpoint: CheckpointFile) -> CheckpointFile:

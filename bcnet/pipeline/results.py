@@ -26,6 +26,7 @@ from pydantic import (
 from bcnet.errors import ArtifactError
 from bcnet.latency_tables.rows import Calibration, LatencyStat
 from bcnet.runs import Stage, read_json
+from bcnet.traits import PrecisionName
 from bcnet.width_search.latency_budget import LatencyBudget
 
 EARLIER_RECORDS = "records.json"  # of a training; now there is a line for each step beside each supernet
@@ -141,9 +142,24 @@ class NetworkSummary(StageResult):
     seconds: float
 
 
-class TableSummary(StageResult):
-    """A measured latency table: rows measured now, rows of this network, networks that showed them."""
+class PrecisionTable(Values):
+    """What `TableSummary` tells, of the table of a further precision."""
 
+    precision: str
+    rows_measured: int
+    rows_used: int
+    rows_failed: int
+    seconds: float
+    calibration: Calibration
+
+
+class TableSummary(StageResult):
+    """A measured latency table: rows measured now, rows of this network, networks that showed them.
+
+    `precisions` are the tables of further precisions, where the search compares several.
+    """
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"precisions"})
     FILE: ClassVar[str] = "report.json"
 
     stage: Literal["build-lut"] = "build-lut"
@@ -158,6 +174,7 @@ class TableSummary(StageResult):
     seconds: float
     recorded: str | None = None
     calibration: Calibration
+    precisions: tuple[PrecisionTable, ...] | None = None
 
 
 class EstimateSummary(StageResult):
@@ -199,12 +216,34 @@ class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
     pass
 
 
+class PrecisionFound(Values):
+    """What a search found in one of several precisions.
+
+    `accuracy` and `loss` are the winner's on the validation images as it would be delivered; networks of the
+    front have theirs in this precision, before fine-tuning.
+    """
+
+    precision: PrecisionName
+    best: ScoredNetwork
+    accuracy: float
+    loss: Figure
+    front: tuple[ScoredNetwork, ...]
+    measured: tuple[ScoredNetwork, ...]
+    candidates: int
+    full_predicted_ms: float
+    note: str
+
+
 class SearchSummary(Budgeted, StageResult):
-    """The winner of a search and what it was chosen from; docs/reference/json.md explains each key."""
+    """The winner of a search and what it was chosen from; docs/reference/json.md explains each key.
+
+    Where several precisions were searched, it is of the `precision` that won; `precisions` are all of them,
+    the best first.
+    """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("preprocess_ms", "fitness", "target_ms"),
+            *("precision", "precisions", "preprocess_ms", "fitness", "target_ms"),
             *("max_params", "max_macs", "max_size_mb", "size_mb"),
         }
     )
@@ -245,6 +284,8 @@ class SearchSummary(Budgeted, StageResult):
     criterion: str | None = None
     pruning_passes: int = 0
     pruning_passes_of_all_rounds: int = 0
+    precision: PrecisionName | None = None
+    precisions: tuple[PrecisionFound, ...] | None = None
 
 
 class SliceSummary(Budgeted, StageResult):

@@ -18,12 +18,13 @@ from bcnet.pipeline.kept import announce_replacement, say_replaced_search
 from bcnet.pipeline.preprocessed import preprocessing_input
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import NOISY
-from bcnet.pipeline.results import SearchSummary
+from bcnet.pipeline.results import PrecisionFound, SearchSummary
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import fastest_within
 from bcnet.pipeline.search_inputs import settings_of
+from bcnet.pipeline.search_precisions import InPrecision, find_in_all
 from bcnet.pipeline.search_state import scored_network
-from bcnet.pipeline.search_ways import PREPROCESSING, Asked, find, supernets_for
+from bcnet.pipeline.search_ways import PREPROCESSING, Asked, supernets_for
 from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
@@ -36,12 +37,11 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     """What this stage's manifest records: the supernet, the table's rows that were used, the settings."""
     config = problem.config
     trained = run.stage("train").require(problem.inputs())
-    calibration = problem.table.latency_model().calibration
     methods = allocations(problem)
     return {
         "supernet": trained,
         **({"methods": ", ".join(own.name for own in methods)} if methods else {}),
-        "latency table": digest(asdict(calibration) if calibration else None),
+        "latency table": _calibration(problem),
         "device": problem.device_key,
         "search settings": digest(
             [
@@ -54,6 +54,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
             ]
         ),
         "metric": metric_digest(config),
+        **{f"table at {name}": _calibration(problem.at(name)) for name in problem.precisions[1:]},
         **preprocessing_input(problem),
     }
 
@@ -61,6 +62,12 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
 def _assigned(problem: Problem) -> bool:
     """Whether networks are scored by the best of several assignments of channels."""
     return problem.space.rule.free and not on_trained_network(problem)
+
+
+def _calibration(problem: Problem) -> str:
+    """A hash of all that a latency table's predictions depend on."""
+    calibration = problem.table.latency_model().calibration
+    return digest(asdict(calibration) if calibration else None)
 
 
 def _recorded(settings: SearchSettings) -> dict[str, Any]:
@@ -88,21 +95,14 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     supernets = supernets_for(run, problem)
     asked = Asked(run, problem, stage_inputs(run, problem), supernets)
     settings, budget, latency = asked.settings, asked.budget, asked.latency
-    # Reports what is impossible before any work is done.
-    _, lowest = fastest_within(problem.space, latency, budget)
-    limit = None
-    if asked.measure_of is not None:
-        if budget.share is not None:
-            _say_share(budget, budget.share)
-        else:
-            limit = _limit_said(budget, lowest, latency.noise)
+    limit = _checked(asked)
     announce_replacement(run, config, "search")
     say_replaced_search(run, asked.inputs)
-    try:
-        found = find(asked)
-    except BudgetError:  # the next search measures again: the machine may have been busy
-        asked.stage.path(LATENCIES).unlink(missing_ok=True)
-        raise
+    ways = find_in_all(asked)
+    won, found = ways[0], ways[0].found
+    if won.asked is not asked:
+        limit, settings, budget, latency = None, won.asked.settings, won.asked.budget, won.asked.latency
+    own_ms = asked.latency(problem.space.original())
     result = found.result
     if asked.not_measured or problem.table.replayed:
         added = "the budget does not include pre-processing, which was not measured"
@@ -120,7 +120,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         device=problem.profile.name,
         metric=config.task.metric,
         target=target_of(config).to_json(config.host),
-        budget=None if result.budget_ms is None else budget.stated(result.budget_ms),
+        budget=None if result.budget_ms is None else asked.budget.stated(result.budget_ms),
         preprocess_ms=budget.added_ms or None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
@@ -138,7 +138,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         searched_to_ms=settings.scored_ms,
         measured=tuple(scored_network(candidate) for candidate in result.top),
         candidates=len(result.history),
-        full_predicted_ms=round(latency(problem.space.original()), 5),
+        full_predicted_ms=round(own_ms, 5),
         estimate=latency.estimate,
         recorded=problem.profile.recording,
         table_error=calibration.mean_error if calibration else None,
@@ -150,6 +150,8 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         criterion=found.criterion,
         pruning_passes=found.passes,
         pruning_passes_of_all_rounds=found.passes_of_all,
+        precision=won.name if len(problem.precisions) > 1 else None,
+        precisions=tuple(map(_in_precision, ways)) if len(problem.precisions) > 1 else None,
     )
     files = {
         summary.FILE: summary.to_json(),
@@ -161,9 +163,47 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     networks = asked.stage.folder.glob("*.safetensors")  # of this search, or of the one before
     earlier = [path for path in networks if path.name not in (IMPORTANCES_FILE, *contents)]
     unfinished = [asked.stage.path(name) for name in (LATENCIES, PREPROCESSING)]
-    obsolete = [*found.obsolete, *unfinished, *earlier]
+    unfinished += [path for own in ways for path in (own.asked.path(LATENCIES), *own.found.obsolete)]
+    obsolete = [*unfinished, *earlier]
     asked.stage.finish(asked.inputs, contents, obsolete)
     return summary
+
+
+def _checked(asked: Asked) -> float | None:
+    """Report the latency limit; return it in ms, None without a budget, or where that is a share.
+
+    Where one precision is searched, raises BudgetError for what is impossible, before any work is done.
+    """
+    problem, budget, latency = asked.problem, asked.budget, asked.latency
+    try:
+        _, lowest = fastest_within(problem.space, latency, budget)
+    except BudgetError:
+        if len(problem.precisions) > 1:
+            return None
+        raise
+    if asked.measure_of is None:
+        return None
+    if budget.share is not None:
+        _say_share(budget, budget.share)
+        return None
+    return _limit_said(budget, lowest, latency.noise)
+
+
+def _in_precision(own: InPrecision) -> PrecisionFound:
+    """What is stored of one of several precisions."""
+    result, score = own.found.result, own.score
+    assert score is not None
+    return PrecisionFound(
+        precision=own.name,
+        best=scored_network(result.best),
+        accuracy=score.accuracy,
+        loss=score.loss,
+        front=tuple(map(scored_network, result.pareto)),
+        measured=tuple(map(scored_network, result.top)),
+        candidates=len(result.history),
+        full_predicted_ms=round(own.asked.latency(own.asked.problem.space.original()), 5),
+        note=result.note,
+    )
 
 
 def _say_share(budget: Budget, share: float) -> None:

@@ -22,12 +22,14 @@ OLD_STATE = "state.json"  # of earlier versions
 class SearchState:
     """The candidates of a search in `search/state.jsonl`: one line a generation."""
 
-    def __init__(self, stage: Stage, inputs: Mapping[str, str], space: WidthSpace) -> None:
+    def __init__(
+        self, stage: Stage, inputs: Mapping[str, str], space: WidthSpace, path: Path | None = None
+    ) -> None:
         """Reads what a stopped search with the same inputs left; reports what of it is not used.
 
-        Raises ArtifactError where the file cannot be read.
+        `path` is another file. Raises ArtifactError where the file cannot be read.
         """
-        path = stage.path(STATE)
+        path = path or stage.path(STATE)
         self.files = [path, stage.path(OLD_STATE)]
         self._lines = lines_of_search(path, inputs)
         self.candidates = tuple(

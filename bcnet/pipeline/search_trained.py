@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from bcnet.registry import Method
 from bcnet.runs import Run
 from bcnet.space.width_space import Widths
 from bcnet.training.shared_work import Shared, each
+from bcnet.traits import PrecisionName
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.evolution import Candidate
@@ -43,6 +44,7 @@ from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
 T = TypeVar("T")
 ORIGINAL = "original"
+TUNED = "fine-tuned"  # in the names of scores
 UNIFORM = "uniform"  # the method that any other has to beat
 # For a front: methods that take seconds, and the number of latencies that they are asked for.
 OF_FRONT, LATENCIES = (UNIFORM, "latency-greedy", "latency-milp"), 8
@@ -210,7 +212,9 @@ class Trials:
 
     def end(self, networks: Sequence[Widths], epochs: int, scores: TrainedScores) -> dict[Widths, Score]:
         """The scores after so many epochs."""
-        keys, own = [("fine-tuned", epochs, widths) for widths in networks], replace(self, networks=networks)
+        by, own = self.tuning.problem.profile.number_format, replace(self, networks=networks)
+        name = TUNED if by.full else f"{TUNED} at {by.name}"
+        keys = [(name, epochs, widths) for widths in networks]
         return dict(zip(networks, scores.kept(keys, own._shared(Trials.tuned)), strict=True))
 
     def beginning(self, key: Key) -> Score:
@@ -218,12 +222,13 @@ class Trials:
         return self.tuning.begins(key[2]).score
 
     def tuned(self, key: Key) -> Score:
-        """The score of a network after its fine-tuning."""
-        _, epochs, widths = key
-        what = "trying a candidate"
+        """The score of a network after its fine-tuning, in the precision that the key names."""
+        name, epochs, widths = key
+        what, precision = "trying a candidate", name.removeprefix(TUNED).removeprefix(" at ")
         if widths in self.networks:
             what = f"trying candidate {self.networks.index(widths) + 1} of {len(self.networks)}"
-        return self.tuning.scored(self.tuning(widths, what, epochs).network)
+        tuning = self.tuning.at(cast(PrecisionName, precision or "fp32"))
+        return tuning.scored(tuning(widths, what, epochs).network)
 
     def _shared(self, method: Callable[["Trials", Key], Score]) -> Callable[[Key], Score]:
         """Networks with weights of their own are not shared out: only this process has those."""

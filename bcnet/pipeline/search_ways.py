@@ -18,18 +18,19 @@ from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_network, trained_state
 from bcnet.pipeline.preprocessed import preprocessing_ms
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.pruned import PrunedNetworks
+from bcnet.pipeline.pruned import PrunedNetwork, PrunedNetworks
 from bcnet.pipeline.results import LOSSES
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
+    budget_of,
     measuring,
     priors_of,
     scoring,
     settings_of,
 )
 from bcnet.pipeline.search_measured import Winner
-from bcnet.pipeline.search_state import SearchState, lines_of_search
+from bcnet.pipeline.search_state import STATE, SearchState, lines_of_search
 from bcnet.pipeline.search_trained import (
     Proposals,
     best_measured,
@@ -53,19 +54,22 @@ from bcnet.width_search.scorer import Score, Scorer, best_first
 
 PREPROCESSING = "preprocessing.jsonl"  # its milliseconds, while searching
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
+Scores = Scorer | TrainedScores  # of widths, of networks in floats
 
 
 @dataclass(frozen=True)
 class Asked:
     """What a search is asked for; `inputs` are all that its result depends on.
 
-    Widths are scored in `supernets`, or in the trained network as the only one.
+    Widths are scored in `supernets`, or in the trained network as the only one. `further` is the budget where
+    the device's precision is not its own: in ms, since shares are of the original's latency in its own.
     """
 
     run: Run
     problem: Problem
     inputs: Mapping[str, str]
     supernets: Sequence[Supernet]
+    further: Budget | None = None
 
     @cached_property
     def settings(self) -> SearchSettings:
@@ -74,6 +78,9 @@ class Asked:
         Where nothing is measured, a share is that of the predicted latency.
         """
         found = settings_of(self.problem)
+        if self.further is not None:
+            own = budget_of(self.problem, self.latency, self.further.target_ms, None)
+            return replace(found, budget=replace(self.further, margin=own.margin, bounds=own.bounds))
         if self.not_measured:
             return replace(found, budget=replace(found.budget, share=None))
         return replace(found, budget=found.budget.with_added(self.added_ms)) if self.added_ms else found
@@ -108,7 +115,7 @@ class Asked:
         """How whole networks are measured, where they are; rounds are kept until the search is finished."""
         if self.not_measured:
             return None
-        return KeptLatencies(measuring(self.problem), self.stage.path(LATENCIES), self.inputs)
+        return KeptLatencies(measuring(self.problem), self.path(LATENCIES), self.inputs)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -119,6 +126,11 @@ class Asked:
     def trains(self) -> Method | None:
         """The one among them that trains, which is then the only one."""
         return next((own for own in self.methods if own.trains), None)
+
+    def path(self, file: str) -> Path:
+        """A file of the search's folder; where the precision is not the device's own, that is in its name."""
+        path = self.stage.path(file)
+        return path.with_stem(f"{path.stem}-{self.problem.profile.precision}") if self.further else path
 
     @property
     def stage(self) -> Stage:
@@ -132,7 +144,7 @@ class Found:
 
     `method` proposed the winner; channels are ordered by `criterion`, unless the winner has weights of its
     own: in `files`, for which it took `passes`, and `passes_of_all` with the networks of all rounds.
-    `obsolete` files are those of an unfinished search.
+    `pruned` are all networks with weights of their own. `obsolete` files are those of an unfinished search.
     """
 
     result: SearchResult
@@ -142,6 +154,7 @@ class Found:
     files: Mapping[str, bytes] = field(default_factory=dict)
     passes: int = 0
     passes_of_all: int = 0
+    pruned: Mapping[Widths, PrunedNetwork] = field(default_factory=dict)
 
 
 def supernets_for(run: Run, problem: Problem) -> Sequence[Supernet]:
@@ -156,23 +169,28 @@ def scorer_of_run(run: Run, problem: Problem) -> Scorer:
     return scoring(problem, trained_supernets(run, problem))
 
 
-def find(asked: Asked) -> Found:
-    """The best widths, on the way that the problem takes. Continues a search that was stopped."""
+def scores_for(asked: Asked) -> Scores:
+    """How widths are scored, in every precision alike."""
     if not on_trained_network(asked.problem):
-        scorer = scoring(asked.problem, asked.supernets)
-        result, files = _evolved(asked, Shared(scorer_of_run, Scorer.__call__, scorer), priors=True)
-        return Found(result, files)
+        return scoring(asked.problem, asked.supernets)
     whole = asked.supernets[0]
     network = with_state(whole.model, whole.space, whole.state)
     importances = importances_of(asked.run, asked.problem, network)
-    path = asked.stage.path(SCORES)
-    scores = TrainedScores(asked.problem, whole.state, path, asked.inputs, importances)
+    scores = TrainedScores(asked.problem, whole.state, asked.path(SCORES), asked.inputs, importances)
     if asked.trains is None:  # which scores its own weights
         scores.choose_criterion(_typical(asked, scores))
+    return scores
+
+
+def find(asked: Asked, scores: Scores) -> Found:
+    """The best widths, on the way that the problem takes. Continues a search that was stopped."""
+    if isinstance(scores, Scorer):
+        result, files = _evolved(asked, Shared(scorer_of_run, Scorer.__call__, scores), priors=True)
+        return Found(result, files)
     if asked.methods:
         return _proposed(asked, scores)
     result, files = _evolved(asked, scores, priors=False)
-    return Found(result, (path, *files), criterion=scores.criterion)
+    return Found(result, (asked.stage.path(SCORES), *files), criterion=scores.criterion)
 
 
 def _evolved(
@@ -180,7 +198,7 @@ def _evolved(
 ) -> tuple[SearchResult, tuple[Path, ...]]:
     """The evolution's result, and the files of its state; priors are of supernets."""
     problem, settings = asked.problem, asked.settings
-    state = SearchState(asked.stage, asked.inputs, problem.space)
+    state = SearchState(asked.stage, asked.inputs, problem.space, asked.path(STATE))
     announce("searching", _seconds(problem, score_of, settings))
     result = search(
         problem.space,
@@ -223,7 +241,10 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     assert target_ms is not None
     pruned = None
     if asked.trains and (network := trained_network(asked.run, problem)) is not None:
-        pruned = PrunedNetworks(asked.trains, problem, network, asked.stage.folder, asked.inputs)
+        # A limit in ms is another network's in another precision.
+        precision = {"precision": problem.profile.precision} if asked.further else {}
+        inputs = {**asked.inputs, **precision}
+        pruned = PrunedNetworks(asked.trains, problem, network, asked.stage.folder, inputs)
     proposals = Proposals(asked.methods, scores, asked.latency, asked.budget.bounds, pruned)
     if asked.measure_of is None:
         found = proposals.propose(target_ms, 0)
@@ -254,4 +275,5 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         return Found(result, files, method, scores.criterion, kept)
     own_weights = pruned.found[best.widths]
     kept |= {f"{method}.safetensors": own_weights.sealed(pruned.inputs)}
-    return Found(result, files, method, None, kept, own_weights.passes, pruned.passes)
+    passes = own_weights.passes, pruned.passes
+    return Found(result, files, method, None, kept, *passes, dict(pruned.found))

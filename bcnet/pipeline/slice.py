@@ -20,7 +20,7 @@ from bcnet.data.image_data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
-from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, searched
+from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, as_searched, searched
 from bcnet.pipeline.front import point_inside
 from bcnet.pipeline.inherit import Place, Trained, ranked_sources, say_best, weights_of
 from bcnet.pipeline.kept import announce_replacement
@@ -121,7 +121,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
     config = problem.config
     supernet = run.stage("train").require(problem.inputs())
     return {
-        **({"integers": "trained through"} if is_aware(problem) else {}),
+        **({"integers": "trained through"} if is_aware(as_searched(run, problem)) else {}),
         "supernet": supernet,
         "search": run.stage("search").require({"supernet": supernet}),
         "fine-tuning settings": digest(
@@ -145,6 +145,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
     """The same, of a point of the front that was measured, or of the winner."""
     config = problem.config
     stage, inputs = run.stage("slice"), stage_inputs(run, problem)
+    problem = as_searched(run, problem)
     supernets, trained = weights_of(run, problem)
     chosen = inside or searched(run, problem)
     widths, images = chosen.widths, config.search.recalibration_images

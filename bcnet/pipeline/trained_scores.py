@@ -127,6 +127,11 @@ class TrainedScores:
         by, images, widths = key
         return self._scorer(by, images)(widths)
 
+    @property
+    def scorer(self) -> Scorer:
+        """What scores networks on all validation images."""
+        return self._scorer(self.criterion, len(self.problem.data.val))
+
     def _scorer(self, criterion: str, images: int) -> Scorer:
         key = criterion, images
         if key not in self._scorers:

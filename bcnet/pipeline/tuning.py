@@ -32,6 +32,7 @@ from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import seconds_to_fit
 from bcnet.training.recipe import Recipe
+from bcnet.traits import PrecisionName
 from bcnet.width_search.scorer import Score, Validation
 
 
@@ -75,6 +76,10 @@ class Tuning:
         pruned = pruned_by_search(run, problem) if pruned is None else pruned
         importances = importances or kept_importances(run, problem)
         return cls(run, problem, network, trained_for(problem, network, importances, pruned))
+
+    def at(self, precision: PrecisionName) -> "Tuning":
+        """The same for networks that are delivered in a precision."""
+        return replace(self, problem=self.problem.at(precision))
 
     @property
     def pruned(self) -> bool:

@@ -8,6 +8,8 @@ Cell = str | int | float | None
 # What is drawn in a colour of its own, in all figures alike.
 Role = Literal["found", "original", "uniform", "front", "other", "open"]
 
+Marker = Literal["circle", "square", "diamond"]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -32,6 +34,7 @@ class Series:
     texts: tuple[str, ...] = ()
     errors: tuple[tuple[float, float], ...] = ()
     large: bool = False
+    marker: Marker = "circle"
 
 
 @dataclass(frozen=True)

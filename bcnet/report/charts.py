@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Literal
 
 from bcnet.plain import milliseconds
-from bcnet.report.chart import Cell, Chart, Role, Series, Table
+from bcnet.report.chart import Cell, Chart, Marker, Role, Series, Table
 from bcnet.report.content import Candidate, RunReport
 from bcnet.report.reasons import basis_of
 from bcnet.show.tables import short_count, value_of
@@ -17,6 +17,7 @@ from bcnet.width_search.latency_budget import LatencyBudget
 
 ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
 RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several runs, in turn
+MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond")  # of several precisions
 SCRATCH = "found (from scratch)"
 FRONT = "front"
 MOST_BARS = 40  # of a figure; its table has all
@@ -25,7 +26,18 @@ MOST_POINTS = 3000  # scored networks in a figure, those of the lowest losses
 
 def charts(report: RunReport) -> tuple[Chart, ...]:
     """The figures of a run, without those for which there is nothing."""
-    makers = (_networks, _search, _widths, _layers, _steps, _predictions, _progress, _training, _tuning)
+    makers = (
+        _networks,
+        _search,
+        _precisions,
+        _widths,
+        _layers,
+        _steps,
+        _predictions,
+        _progress,
+        _training,
+        _tuning,
+    )
     return tuple(chart for maker in makers for chart in maker(report))
 
 
@@ -161,6 +173,43 @@ def _search(report: RunReport) -> Iterator[Chart]:
                 for own in report.candidates
                 if own.front or own.measured or own.winner
             ),
+        ),
+        marks=_budget(report.search_budget),
+    )
+
+
+def _precisions(report: RunReport) -> Iterator[Chart]:
+    if not report.precisions:
+        return
+    scale, unit = _scale(report.metric)
+    series, rows = [], list[tuple[Cell, ...]]()
+    for number, found in enumerate(report.precisions):
+        role, marker = RUNS[number], MARKERS[number]
+        front = sorted(found.front, key=lambda own: own.predicted_ms)
+        ms, values = tuple(own.predicted_ms for own in front), tuple(scale * own.accuracy for own in front)
+        texts = tuple(f"{_text(own.widths)} at {found.precision}" for own in front)
+        series.append(Series(f"front at {found.precision}", role, "line", ms, values, texts, marker=marker))
+        best, reached = found.best, scale * found.accuracy
+        measured = best.measured.median_ms if best.measured else None
+        at, text = measured or best.predicted_ms, (f"{_text(best.widths)} at {found.precision}",)
+        name = f"best at {found.precision}, as delivered"
+        series.append(Series(name, role, "points", (at,), (reached,), text, large=True, marker=marker))
+        rows.append((found.precision, _text(best.widths), best.predicted_ms, measured, reached, "best"))
+        rows += [
+            (found.precision, _text(own.widths), own.predicted_ms, None, scale * own.accuracy, "front")
+            for own in front
+        ]
+    yield Chart(
+        "precisions",
+        "Fronts in each precision",
+        "Validation images. Fronts are of networks before fine-tuning, against their predicted latency, in "
+        "their own precision (long ones in steps); the best of each is after its trial where there was one.",
+        "latency (ms)",
+        f"{report.metric}{unit}",
+        tuple(series),
+        Table(
+            ("precision", "widths", "predicted (ms)", "measured (ms)", f"{report.metric}{unit}", "role"),
+            tuple(rows),
         ),
         marks=_budget(report.search_budget),
     )

@@ -11,7 +11,15 @@ from typing import Any
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import LatencyStat
-from bcnet.pipeline.results import ComparedNetwork, Figure, ScoredNetwork, SearchSummary, TableSummary, Values
+from bcnet.pipeline.results import (
+    ComparedNetwork,
+    Figure,
+    PrecisionFound,
+    ScoredNetwork,
+    SearchSummary,
+    TableSummary,
+    Values,
+)
 from bcnet.plain import milliseconds
 from bcnet.report.found import Found, Problem, TuningEpoch, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
@@ -74,6 +82,7 @@ class RunReport(Values):
     verified: bool
     networks: tuple[ComparedNetwork, ...]
     candidates: tuple[Candidate, ...]
+    precisions: tuple[PrecisionFound, ...]
     widths: tuple[GroupWidths, ...]
     layers: tuple[LayerTime, ...]
     steps: tuple[Step, ...]
@@ -125,6 +134,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         verified=export is not None and export.verified and not found.is_outdated("export"),
         networks=found.compare.networks if found.compare else (),
         candidates=_candidates(search, found.history) if search else (),
+        precisions=(search.precisions or ()) if search else (),
         widths=widths,
         layers=layers,
         steps=saved,
@@ -236,6 +246,9 @@ def _commands(found: Found) -> tuple[str, ...]:
     """The command that repeats the run, and those of its parts."""
     search, run = found.search, found.run
     words = shlex.split(run.stage("compare").command)
+    own = (search.target or {}).get("precision") if search else None
+    for each in search.precisions or () if search else ():
+        words += [] if each.precision == own else ["--precisions", each.precision]
     target = (search.target if search else None) or (found.table.target if found.table else None) or {}
     for key, value in target.items():
         for each in value if isinstance(value, list | tuple) else [value]:

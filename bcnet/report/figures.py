@@ -21,6 +21,7 @@ COLOURS = {
     "other": "#b4bcc5",
     "open": "#a9cdea",
 }
+MARKERS = {"circle": "o", "square": "s", "diamond": "D"}
 INCHES = (40 / 3, 7.5)  # a slide of 16:9
 DPI = 144
 FONT = 20  # points
@@ -77,20 +78,21 @@ def _drawn(chart: Chart) -> bytes:
 
 
 def _points(axes: "Axes", series: Series) -> None:
-    colour, label = COLOURS[series.role], _text(series.name)
+    colour, label, own = COLOURS[series.role], _text(series.name), series.marker
     x, y = [float(value) for value in series.x], [float(value) for value in series.y]
     if series.kind != "points":
-        line: dict[str, Any] = {"linestyle": ":"} if series.kind == "guide" else {"marker": "o"}
+        line: dict[str, Any] = {"linestyle": ":"} if series.kind == "guide" else {"marker": MARKERS[own]}
         shape: Literal["default", "steps-post"] = "steps-post" if series.kind == "steps" else "default"
         axes.plot(x, y, color=colour, label=label, linewidth=3, drawstyle=shape, **line)
     elif series.errors:
         ends = [(at - low, high - at) for at, (low, high) in zip(y, series.errors, strict=True)]
         below_and_above = [list(side) for side in zip(*ends, strict=True)]
         axes.errorbar(
-            x, y, yerr=below_and_above, fmt="o", markersize=14, capsize=6, color=colour, label=label
+            x, y, yerr=below_and_above, fmt=MARKERS[own], markersize=14, capsize=6, color=colour, label=label
         )
     else:
-        axes.scatter(x, y, s=180 if series.large else 40, color=colour, label=label)
+        size = 180 if series.large else 40
+        axes.scatter(x, y, s=size, color=colour, label=label, marker=MARKERS[own])
 
 
 def _bars(axes: "Axes", chart: Chart) -> None:

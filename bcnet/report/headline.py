@@ -21,7 +21,8 @@ def headline(found: Found) -> str:
         prefix = "Checks failed: "
     elif found.is_outdated("export" if export else "search"):
         prefix = "Outdated: "
-    parts = [f"{_speed(found)} on {search.device}", _accuracy(found)]
+    at = f" at {search.precision}" if search.precision else ""
+    parts = [f"{_speed(found)} on {search.device}{at}", _accuracy(found)]
     text = f"{prefix}{', '.join(part for part in parts if part)}; {_budget(found)}"
     return f"{text[0].upper()}{text[1:]}."
 

@@ -139,6 +139,8 @@ def _trace(own: Series, chart: Chart) -> dict[str, Any]:
         return trace
     mode = {"points": "markers", "guide": "lines"}.get(own.kind, "lines+markers")
     trace |= {"type": "scatter", "mode": mode, "marker": {"size": 12 if own.large else 6}}
+    if own.marker != "circle":
+        trace["marker"]["symbol"] = own.marker
     trace["line"] = {"shape": "hv" if own.kind == "steps" else "linear"}
     trace["line"]["dash"] = "dot" if own.kind == "guide" else "solid"
     trace.pop("textposition", None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bcnet.config import Config, values_by_name
 from bcnet.errors import BcnetError, CheckFailed, NotVerified
+from bcnet.pipeline.finished import as_searched
 from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
 from bcnet.report.charts import charts
@@ -32,7 +33,9 @@ def _prices(run: Run, opened: Callable[[], Problem]) -> Prices | str:
     if not table.path(MANIFEST).exists():
         return f"there is no latency table; run `{table.command}`"
     try:
-        return Prices.of(opened())
+        problem = opened()
+        searched = run.stage("search").path(MANIFEST).exists()
+        return Prices.of(as_searched(run, problem) if searched else problem)
     except BcnetError as reason:
         return str(reason)
 

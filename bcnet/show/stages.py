@@ -3,6 +3,7 @@
 They say what was done, the main figures with their units, where the files are, and what to run next.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,13 @@ def _table(summary: "TableSummary") -> list[str]:
         [
             ("measured", f"{done}; this network uses {summary.rows_used}"),
             ("error", f"{error}; noise {fit.noise or 0:.1%}"),
+            *(
+                (
+                    f"at {own.precision}",
+                    f"{own.calibration.mean_error or 0:.1%} error, {own.rows_used} layers",
+                )
+                for own in summary.precisions or ()
+            ),
             ("failed", f"{failed} layers that the runtime cannot run" if failed else ""),
             ("replayed", f"from {summary.recorded}" if summary.recorded else ""),
             *_after_table(summary),
@@ -153,6 +161,7 @@ def _search(summary: "SearchSummary") -> list[str]:
     return _lines(
         [
             ("winner", _widths(best.widths)),
+            ("precision", precisions_compared(summary)),
             (metric[:9], f"{value_of(metric, best.accuracy)} {where}, before fine-tuning{asked}"),
             ("method", f"{by}{how}" if by else ""),
             ("latency", latency),
@@ -163,6 +172,23 @@ def _search(summary: "SearchSummary") -> list[str]:
             ("next", _next(summary.folder, "bcnet slice")),
         ]
     )
+
+
+def precisions_compared(summary: "SearchSummary") -> str:
+    """Which precision won, and by how much; empty where one alone was searched."""
+    if not summary.precisions:
+        return ""
+    first, *others = summary.precisions
+    reached = f"{first.precision}, {value_of(summary.metric, first.accuracy)} as delivered"
+    if not others:
+        return f"{reached}; no other precision has a network inside the budget"
+    gains = []
+    for own in others:
+        ahead = first.accuracy - own.accuracy
+        much = f"{100 * ahead:+.2f} points" if summary.metric == "accuracy" else f"{ahead:+.4f}"
+        losses = f"loss {loss_text(first.loss or math.inf)} to {loss_text(own.loss or math.inf)}"
+        gains.append(f"{much} against {own.precision}, {losses}")
+    return f"{reached}: {'; '.join(gains)}"
 
 
 def _slice(summary: "SliceSummary") -> list[str]:
@@ -180,6 +206,8 @@ def _slice(summary: "SliceSummary") -> list[str]:
         if summary.discarded_epochs:
             discarded = _epochs(summary.discarded_epochs)
             trained = f"from {source}; {discarded} of fine-tuning made it worse and were discarded"
+        if summary.integer_epochs:
+            trained += f", then for {_epochs(summary.integer_epochs)} through integers"
         reached = f"{after} on the test images, {before} before fine-tuning"
     held = f", {summary.budget}" if summary.budget is not None else ""
     return _lines(

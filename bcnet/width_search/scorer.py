@@ -19,7 +19,7 @@ from bcnet.data.splits import Item, Items, Split, shared_out
 from bcnet.space.channel_rules import Side
 from bcnet.space.inputs import arguments, to_device
 from bcnet.space.recalibration import evaluating
-from bcnet.space.subnet import Subnet
+from bcnet.space.subnet import State, Subnet
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.task import Batches, Task, logits_of
@@ -74,9 +74,14 @@ def evaluate(
 
 
 def evaluate_network(
-    model: nn.Module, data: ImageData, split: Split | Items, task: Task | None = None
+    model: nn.Module,
+    data: ImageData,
+    split: Split | Items,
+    task: Task | None = None,
+    *,
+    calibrate: bool = False,
 ) -> Score:
-    """The same for a plain network; its loss is as it is."""
+    """The same for a plain network; its loss is as it is, unless `calibrate` is set."""
     model.eval()
 
     def run(inputs: Any) -> Any:
@@ -84,7 +89,8 @@ def evaluate_network(
         return model(*args, **kwargs)
 
     device = next(iter(model.parameters())).device
-    return score_of(predictions_of(run, data.batches(split, data.evaluated), device), task, calibrate=False)
+    batches = data.batches(split, data.evaluated)
+    return score_of(predictions_of(run, batches, device), task, calibrate=calibrate)
 
 
 def score_of(predictions: Batches, task: Task | None = None, *, calibrate: bool = True) -> Score:
@@ -214,6 +220,12 @@ class Scorer:
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
         return _mean([self.score_of_side(side, widths) for side in self.sides])
+
+    def begun(self, widths: Widths) -> State:
+        """The tensors of one network as they are scored, of the first side, on the CPU."""
+        side = self.sides[0]
+        network = side.supernet.recalibrate(Subnet.at(self.space, widths, side.name), side.train)
+        return to_device(dict(network.state), "cpu")  # type: ignore[no-any-return]
 
     def score_of_side(self, side: SupernetSide, widths: Widths) -> Score:
         """The score by one of the `sides`."""
