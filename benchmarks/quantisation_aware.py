@@ -46,7 +46,8 @@ from bcnet.width_search.scorer import Validation, evaluate_network
 def problem_of(config: Path | None, seed: int, passes: int) -> Problem:
     """The configured problem at INT8 on the CPU."""
     values: dict[str, Any] = tomllib.loads(config.read_text()) if config else copy.deepcopy(dict(EXAMPLE))
-    values["slice"] = {**values.get("slice", {}), "epochs": passes, "inherit": "l1"}
+    own = {"epochs": passes, "inherit": "l1", "quantization_aware": True}
+    values["slice"] = {**values.get("slice", {}), **own}
     return open_problem(Config.model_validate({**values, "precision": "int8", "seed": seed}))
 
 

@@ -24,9 +24,9 @@ class SliceConfig(Section):
     quantization_aware: bool | None = Field(
         None,
         description="at int8: fine-tune further through the integers of the file, for a quarter as many "
-        "passes at a tenth of the rate, and keep that where the file is better on the validation images; "
-        "yes if not given",
-        examples=[False],
+        "passes at a tenth of the rate, and keep that where the file is better on the validation images; if "
+        "not given, where the file's validation loss is more than 2 % above that in floats",
+        examples=[True],
     )
     inherit: Literal[
         "auto", "supernet", "l1", "l2", "bn-scale", "taylor", "fpgm", "fisher", "iterative-taylor"

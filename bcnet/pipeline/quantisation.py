@@ -30,6 +30,7 @@ from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.scorer import Score, best_first, evaluate_network, loss_of, score_of
 
 SHARE = 4  # of the passes of fine-tuning: one further pass through integers for each so many
+COSTS = 0.02  # a relative rise of the validation loss in integers, above which training through them is tried
 RATE = 0.1  # of the rate of fine-tuning: weights move little further
 
 
@@ -103,6 +104,13 @@ class QuantisationAware:
         """
         problem = self.problem
         data, config = problem.data, problem.config
+        before = delivered_score(problem, begun)
+        if config.slice.quantization_aware is None:
+            floats = evaluate_network(begun, data, data.val, problem.task)
+            if not _costs(floats, before):
+                losses = f"{loss_text(loss_of(floats))} in floats, {loss_text(loss_of(before))} at int8"
+                say(f"{what}: left out, integers cost next to nothing (validation loss {losses})")
+                return Quantised(begun)
         recipe = replace(Recipe.of(config, passes, RATE * fine_tuning_rate(problem)), amp=False)
         try:
             with working("making the INT8 network"):
@@ -115,7 +123,7 @@ class QuantisationAware:
         fit_network(integers, data, recipe, what, objective=objective, checkpoint=checkpoint)
         trained = copy.deepcopy(begun)
         trained.load_state_dict(integers.network.state_dict())
-        before, after = (delivered_score(problem, own) for own in (begun, trained.eval()))
+        after = delivered_score(problem, trained.eval())
         kept = torch.tensor(int(best_first(after) < best_first(before)))
         same_as_first([kept])  # several processes go on alike
         better = bool(kept)
@@ -128,3 +136,10 @@ class QuantisationAware:
         if self.problem.task.train_step is not None:
             return None
         return objective_for(self.problem, self.original, integers, recipe, features=False)
+
+
+def _costs(floats: Score, integers: Score) -> bool:
+    """Whether a network is so much worse in integers that training through them may help."""
+    if floats.loss > 0:  # else there is none, as with a training step of one's own
+        return not integers.loss <= floats.loss * (1 + COSTS)
+    return not integers.accuracy >= floats.accuracy - COSTS * abs(floats.accuracy)

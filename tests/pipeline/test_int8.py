@@ -23,7 +23,7 @@ from bcnet.space.discover import discover_space
 
 # More images and passes than elsewhere: the network has to be right for its integers to be so.
 INT8_CONFIG = 'precision = "int8"\n' + CONFIG.replace("train_limit = 120", "train_limit = 400").replace(
-    "[slice]\nepochs = 1", "[slice]\nepochs = 8"
+    "[slice]\nepochs = 1", "[slice]\nepochs = 8\nquantization_aware = true"
 ).replace("batch_size = 32\n", "")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bcnet.config import Config
+from bcnet.errors import ModelError
 from bcnet.pipeline import quantisation
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
@@ -28,7 +29,7 @@ DATA = {"image_size": 16, "train_limit": 120, "test_limit": 20}
 
 
 def problem_at(precision: str) -> Problem:
-    training = {"train": {"batch_size": 16}, "slice": {"learning_rate": 0.5}}
+    training = {"train": {"batch_size": 16}, "slice": {"learning_rate": 0.5, "quantization_aware": True}}
     return open_problem(Config.model_validate({"precision": precision, "data": DATA, **training}))
 
 
@@ -61,7 +62,7 @@ def test_training_through_integers_is_kept_where_the_file_is_better(
     assert (found.passes, found.discarded) == (1, 0)
     assert delivered_score(integers, found.network).loss < delivered_score(integers, integers.model).loss
     assert "fine-tuning: validation loss at int8 " in capfd.readouterr().err
-    losses = iter((Score(0.5, -1.0), Score(0.5, -1.5)))
+    losses = iter((Score(0.5, -1.0), Score(0.5, -1.5)))  # of the file before and after
     monkeypatch.setattr(quantisation, "delivered_score", lambda *_: next(losses))
     worse = aware(integers.model, "fine-tuning", 1)
     assert (worse.network, worse.passes, worse.discarded) == (integers.model, 0, 1)
@@ -71,6 +72,27 @@ def test_training_through_integers_is_kept_where_the_file_is_better(
         .endswith("validation loss at int8 1.000 before, 1.500 after: discarded")
     )
     assert all(torch.equal(value, given[name]) for name, value in integers.model.state_dict().items())
+
+
+def test_it_is_left_out_where_integers_cost_nothing_and_nobody_asked_for_it(
+    integers: Problem, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = integers.config.slice.model_copy(update={"quantization_aware": None})
+    asked = replace(integers, config=integers.config.model_copy(update={"slice": own}))
+    floats = evaluate_network(integers.model, integers.data, integers.data.val)
+    for rise, tried in ((1.0, False), (1.019, False), (1.021, True), (float("nan"), True)):
+        score = Score(floats.accuracy, -rise * floats.loss)
+        monkeypatch.setattr(quantisation, "delivered_score", lambda *_, score=score: score)
+        monkeypatch.setattr(quantisation, "quantised_network", refuse)
+        found = QuantisationAware(asked)(integers.model, "fine-tuning", 1)
+        assert (found.network, found.passes, found.discarded) == (integers.model, 0, 0)
+        said = capfd.readouterr().err
+        assert ("integers cost next to nothing" in said) is not tried
+        assert ("not trained through integers: refused" in said) is tried
+
+
+def refuse(*_: object) -> None:
+    raise ModelError("refused")
 
 
 def test_a_network_that_cannot_be_trained_through_integers_stays_as_it_was(
