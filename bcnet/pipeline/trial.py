@@ -213,8 +213,12 @@ class Trial:
 
     @cached_property
     def missing(self) -> tuple[int, int]:
-        """Networks that show layers which the latency table lacks, and whole subnets of its calibration."""
-        problem, path = self.problem, self.problem.table.path
+        """Networks that show layers which latency tables lack, and whole subnets of their calibrations."""
+        each = [self._missing(self.problem.at(name)) for name in self.problem.precisions]
+        return sum(own[0] for own in each), sum(own[1] for own in each)
+
+    def _missing(self, problem: Problem) -> tuple[int, int]:
+        path = problem.table.path
         table = LatencyTable.load(path) if path.exists() else LatencyTable(problem.profile.name)
         networks, layers = plan(problem.graph, table, setting_of(problem.profile))
         complete = not layers and problem.table.inputs()["table"] != "none"
