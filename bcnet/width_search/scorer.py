@@ -224,8 +224,9 @@ class Scorer:
     def begun(self, widths: Widths) -> State:
         """The tensors of one network as they are scored, of the first side, on the CPU."""
         side = self.sides[0]
-        network = side.supernet.recalibrate(Subnet.at(self.space, widths, side.name), side.train)
-        return to_device(dict(network.state), "cpu")  # type: ignore[no-any-return]
+        network = self.recalibrated(side, self.subnet(side, widths))
+        found: State = to_device(dict(network.state), "cpu")
+        return found
 
     def score_of_side(self, side: SupernetSide, widths: Widths) -> Score:
         """The score by one of the `sides`."""
