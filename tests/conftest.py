@@ -95,13 +95,34 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the long tests, and skip those for a GPU where there is none."""
+    """Mark the long tests, put their files first, and skip those for a GPU where there is none.
+
+    Files that are done within seconds come last, so that no core is idle for long at the end.
+    """
     without = pytest.mark.skip(reason="needs a CUDA GPU")
+    long = set()
     for item in items:
         if item.path.stem in LONG_FILES or LONG_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.long)
+            long.add(item.path)
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(without)
+    items.sort(key=lambda item: (item.path.parent.name != "faults", item.path not in long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process for each file, and for all files that share a server of commands."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "loadfile":
+        return None
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(super()._split_scope("faults" if nodeid.startswith("tests/faults/") else nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

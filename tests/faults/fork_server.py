@@ -221,6 +221,7 @@ def serve() -> None:
     """Make the undisturbed run, then execute the requests, line by line."""
     import torch
 
+    from bcnet.agent import probe
     from bcnet.config import load_config
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
     from bcnet.pipeline.open_problem import open_problem
@@ -228,7 +229,8 @@ def serve() -> None:
 
     steady_device()
     iterative.ROUNDS, iterative.BATCHES = 2, 1  # how good the winners are is not tested here
-    with remembered():
+    probe.REPEATS = 1  # its times are fixed, too
+    with tempfile.TemporaryDirectory() as folder, remembered(Path(folder)):
         with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(sys.argv[1]):
             # PyTorch imports and sets up exports once here, and exports the network of all folders, not in
             # each child. Nothing is trained here: a process whose autograd has begun cannot be forked.

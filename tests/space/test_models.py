@@ -49,6 +49,18 @@ EFFICIENT = (
 )
 
 
+def small_googlenet() -> nn.Module:
+    from torchvision.models.googlenet import BasicConv2d, Inception
+
+    return nn.Sequential(
+        BasicConv2d(3, 64, kernel_size=7, stride=2, padding=3),
+        nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        Inception(64, 64, 96, 128, 16, 32, 32),
+        Inception(256, 128, 128, 192, 32, 96, 64),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(480, 10)),
+    )
+
+
 def small_ghostnet() -> nn.Module:
     from timm.models.ghostnet import GhostNet
 
@@ -89,6 +101,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     ),
     "small efficientnet": lambda: EfficientNet(EFFICIENT, dropout=0.2),
     "small regnet": lambda: RegNet(REGNET),
+    "small googlenet": small_googlenet,
     "small ghostnet": small_ghostnet,
     "small mobilenetv4": small_mobilenetv4,
     "small repvgg": small_repvgg,
@@ -97,8 +110,8 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
 # Each run tries another network, or a small one, of the same kind.
 TWINS = (
     *("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "regnet_x_400mf"),
-    *("regnet_y_400mf", "vgg11", "vgg16_bn", "densenet121", "inception_v3", "shufflenet_v2_x1_0"),
-    *("mobilenet_v2", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s"),
+    *("regnet_y_400mf", "vgg11", "vgg16_bn", "densenet121", "googlenet", "inception_v3", "mobilenet_v2"),
+    *("shufflenet_v2_x1_0", "mobilenet_v3_large", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s"),
     *("convnext_tiny", "ghostnet_100", "mobilenetv4_conv_small", "repvgg_a0", *SEGMENTATION),
 )
 
@@ -175,8 +188,9 @@ def test_the_loader_that_is_handed_over_makes_the_small_network(name: str, tmp_p
 @pytest.mark.parametrize(
     "name",
     [
-        *marked("small regnet", "regnet_y_400mf", "small densenet", "densenet121", "resnest14d"),
+        *marked("small regnet", "regnet_y_400mf", "small densenet", "densenet121"),
         *marked("small shufflenet", "shufflenet_v2_x1_0"),
+        pytest.param("resnest14d", marks=pytest.mark.slow),
     ],
 )
 def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
@@ -186,8 +200,7 @@ def test_a_sliced_onnx_graph_is_the_cut_networks(name: str) -> None:
         model = timm_model(name).eval()
     else:
         model = (SMALL[name]() if name in SMALL else torchvision.models.get_model(name)).eval()
-    x = torch.randn(1, 3, 64, 64)
-    space = discover_space(model, x)
+    x, space = torch.randn(1, 3, 64, 64), space_of(name)
     graph = OnnxSupernet(model, space, tuple(x.shape))
     assert graph.sliceable
     content = graph.variant(drawn(space))
@@ -249,7 +262,7 @@ def detector_named(name: str, **settings: Any) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("ssdlite320_mobilenet_v3_large", "head"),
+        pytest.param("ssdlite320_mobilenet_v3_large", "head", marks=pytest.mark.slow),
         ("fasterrcnn_resnet18_fpn", "backbone"),
         pytest.param("fasterrcnn_resnet50_fpn", "backbone", marks=pytest.mark.slow),
     ],

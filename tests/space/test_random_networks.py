@@ -90,7 +90,7 @@ class Block(nn.Module):
         return self.a(x)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_widths_of_any_network_give_one_result_three_times(data: st.DataObject) -> None:
     torch.manual_seed(0)
