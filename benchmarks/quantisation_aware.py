@@ -13,7 +13,6 @@ import argparse
 import copy
 import datetime
 import json
-import platform
 import shlex
 import sys
 import tomllib
@@ -37,10 +36,13 @@ from bcnet.pipeline.quantisation import RATE, QuantisationAware, aware_passes
 from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.teacher import objective_for
 from bcnet.pipeline.verify import on_this_processor
+from bcnet.runtimes import runtime_here
 from bcnet.space.extract import with_state
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.scorer import Validation, evaluate_network
+
+THROUGH = "int8_through_integers"
 
 
 def problem_of(config: Path | None, seed: int, passes: int) -> Problem:
@@ -80,16 +82,16 @@ def accuracies(problem: Problem, ratio: float) -> dict[str, float]:
         "floats": evaluate_network(tuned, data, data.test, problem.task).accuracy,
         "int8": int8_accuracy(problem, tuned),
         "int8_further_floats": int8_accuracy(problem, floats),
-        "int8_through_integers": int8_accuracy(problem, integers.network),
+        THROUGH: int8_accuracy(problem, integers.network),
         "kept": float(bool(integers.passes)),
     }
 
 
-def summary(rows: Sequence[dict[str, float]], other: str) -> dict[str, float]:
-    """The mean over seeds of what training through integers gains, and its standard error, in points."""
-    gained = np.array([100 * (row["int8_through_integers"] - row[other]) for row in rows])
-    error = float(gained.std(ddof=1) / np.sqrt(len(gained))) if len(gained) > 1 else float("nan")
-    return {"points": round(float(gained.mean()), 3), "standard_error": round(error, 3)}
+def gained(rows: Sequence[dict[str, float]], own: str, other: str) -> dict[str, float]:
+    """How much more accurate one kind is than the other, in points: mean over seeds, its standard error."""
+    points = np.array([100 * (row[own] - row[other]) for row in rows])
+    error = float(points.std(ddof=1) / np.sqrt(len(points))) if len(points) > 1 else float("nan")
+    return {"points": round(float(points.mean()), 3), "standard_error": round(error, 3)}
 
 
 def main() -> None:
@@ -108,23 +110,25 @@ def main() -> None:
         print(rows[-1], flush=True)
     found = {
         "network": given.config.stem if given.config else "digit-scenes",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": runtime_here("onnxruntime").fingerprint()["processor"],
         "ratio": given.ratio,
         "passes": given.passes,
         "through_integers": aware_passes(problem, given.passes),
         "training_images": len(problem.data.train),
         "test_images": len(problem.data.test),
-        "gained_over_int8": summary(rows, "int8"),
-        "gained_over_further_floats": summary(rows, "int8_further_floats"),
+        "int8_over_floats": gained(rows, "int8", "floats"),
+        "through_integers_over_int8": gained(rows, THROUGH, "int8"),
+        "through_integers_over_further_floats": gained(rows, THROUGH, "int8_further_floats"),
         "seeds": rows,
     }
     print(json.dumps({key: value for key, value in found.items() if key != "seeds"}, indent=2))
     if given.record:
         known = json.loads(given.record.read_text())["rows"] if given.record.exists() else []
         known = [own for own in known if own["network"] != found["network"]]
-        given.record.write_text(json.dumps({"rows": [*known, found]}, indent=1) + "\n")
+        about = {"date": found["date"], "rows": [*known, found]}
+        given.record.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
