@@ -80,6 +80,7 @@ def bound_to(run: Run) -> Bound | None:
         path = stage.path(file)
         named = target_named(path, stage.command)
         if named is not None:
+            named = _with_searched(named, run)
             try:
                 config = Config.model_validate(named)
             except ValidationError:
@@ -87,9 +88,18 @@ def bound_to(run: Run) -> Bound | None:
             if None in (config.batch, config.threads, config.precision):
                 target = target_of(config)
             else:  # even if its profile has changed or is gone
-                target = Target(config.device, *(getattr(config, key) for key in SETTING))
+                target = Target(config.device[0], *(getattr(config, key) for key in SETTING))
             return Bound(target, named, path.stat().st_mtime)
     return None
+
+
+def _with_searched(named: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
+    """The target of a run's table, with the further devices that its search was for."""
+    stage = run.stage("search")
+    searched = target_named(stage.path(SearchSummary.FILE), stage.command) or {}
+    devices = searched.get("device")
+    several = isinstance(devices, list) and devices and named.get("device") in (devices[0], devices)
+    return {**named, "device": devices} if several else named
 
 
 def choose(
@@ -110,7 +120,7 @@ def choose(
     elif continues and not named:
         run = _built_last(config, notes)
     else:
-        run = _run_of(load_profile(settings.device).name, config, notes)
+        run = _run_of(load_profile(settings.device[0]).name, config, notes)
     bound = bound_to(run)
     wanted = target_of(settings)
     if bound is not None:
@@ -245,11 +255,12 @@ def _built_last(config: Path | None, notes: list[str]) -> Run:
 
 def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
     """The configuration, with the run's device and its setting where the configuration names nothing else."""
-    own = settings.model_copy(update={"device": bound.target.device})
+    own = settings.model_copy(update={"device": (bound.target.device,)})
     profile = target_of(own)
     taken: dict[str, Any] = {}
     for key, value in bound.named.items():
         now = getattr(profile, key) if key in SETTING else getattr(settings, key)
+        value = (value,) if key == "device" and isinstance(value, str) else value
         value = tuple(value) if isinstance(value, list) else value
         if key not in settings.model_fields_set and now != value:
             taken[key] = value

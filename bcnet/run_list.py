@@ -32,11 +32,12 @@ MADE_FROM = {
 class RunState:
     """What a run holds: its target, its winner, whether the export is verified; None if unknown.
 
-    `latency_ms` is that of the export where it was measured, else the winner's, measured or predicted; `date`
-    is when its last stage was finished. `accuracy` is the value of `metric`: that of the small network
-    on the "test" images, or until it exists that of the winner on the "validation" images. `outdated` are
-    stages that were made from results which have been replaced since; budget and winner are not those of an
-    outdated export. `problem` is the reason why the run cannot be read.
+    `further` are other devices that the network is held to. `latency_ms` is that of the export where it was
+    measured, else the winner's, measured or predicted; `date` is when its last stage was finished. `accuracy`
+    is the value of `metric`: that of the small network on the "test" images, or until it exists that of the
+    winner on the "validation" images. `outdated` are stages that were made from results which have been
+    replaced since; budget and winner are not those of an outdated export. `problem` is the reason why the run
+    cannot be read.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RunState:
     stages: tuple[str, ...]
     target: Target | None = None
     budget: LatencyBudget | None = None
+    further: tuple[str, ...] = ()
     min_accuracy: float | None = None
     widths: tuple[int, ...] | None = None
     latency_ms: float | None = None
@@ -78,7 +80,8 @@ class RunState:
         own = self.target
         batch = f", batch {own.batch}" if own.batch > 1 else ""
         threads = f", {own.threads} threads" if own.threads > 1 else ""
-        return f"{own.device}, {own.precision}{batch}{threads}"
+        further = "".join(f" and {device}" for device in self.further)
+        return f"{own.device}, {own.precision}{batch}{threads}{further}"
 
     def _budget(self) -> str:
         if self.budget is not None:
@@ -135,6 +138,7 @@ def _state(folder: Path) -> RunState:
             state = replace(
                 state,
                 budget=searched.budget,
+                further=tuple(own.device for own in searched.further or ()),
                 min_accuracy=searched.min_accuracy,
                 widths=best.widths,
                 latency_ms=best.measured.median_ms if best.measured else best.predicted_ms,

@@ -194,7 +194,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         ("--latency-ms", "-3", "latency_ms must be a number above zero, not -3.0"),
         ("--latency-ms", "nan", "latency_ms must be a number above zero, not nan"),
         ("--latency-ms", "inf", "latency_ms must be a number above zero, not inf"),
-        ("--latency-ms", "fast", "Invalid value for '--latency-ms'"),
+        ("--latency-ms", "fast", "milliseconds are a number, e.g. 5.0, not 'fast'"),
         ("--latency", "0%", "a latency share is written as 60%, above zero, not '0%'"),
         ("--latency", "-60%", "a latency share is written as 60%, above zero, not '-60%'"),
         ("--latency", "nan%", "a latency share is written as 60%"),

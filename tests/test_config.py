@@ -172,7 +172,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(text: str, messag
         ("[export]\nlatency_tolerance = inf", "export.latency_tolerance: input should be a finite number"),
         ("seed = 4294967296", "seed: input should be less than 4294967296"),
         ("train = 3", "train: input should be a"),
-        ("device = 3", "device: input should be a valid string, not 3"),
+        ("device = 3", "device: input should be a valid string or a list of strings, not 3"),
         ("[data]\nval_fraction = 1.0", "data.val_fraction: input should be less than 1, not 1.0"),
         (
             '[train]\nmethod = "bcnet3"',

@@ -48,7 +48,7 @@ def chosen(does: Does, name: str | None = None, replace: bool = False, **flags: 
     """The run's name and its target in words; flags of the top level."""
     choice = choose(load_config(None, {"": flags}), name, None, does, replace=replace)
     config = choice.config
-    return choice.run.folder.name, " ".join([config.device, *config.host])
+    return choice.run.folder.name, " ".join([*config.device, *config.host])
 
 
 def test_the_first_run_is_the_default_one_whatever_its_device_is() -> None:
@@ -152,6 +152,19 @@ def test_a_run_without_a_table_of_its_own_belongs_to_what_it_was_searched_for() 
     assert bound is not None
     assert bound.target == Target("board", 1, 1, "fp32")
     assert chosen("begin") == ("cpu", "cpu")
+
+
+def test_a_run_goes_on_with_all_devices_that_it_was_searched_for_unless_others_are_named() -> None:
+    bind("default", CPU, 1)
+    bind_search = Path("runs/default/search/result.json")
+    bind_search.parent.mkdir()
+    bind_search.write_text(json.dumps({"target": {**CPU, "device": ["cpu", "board"]}}), encoding="utf-8")
+    assert chosen("continue") == ("default", "cpu board")
+    assert chosen("begin") == ("default", "cpu board")
+    assert chosen("continue", device="cpu") == ("default", "cpu")
+    assert chosen("begin", device=["cpu", "jetson"]) == ("default", "cpu jetson")
+    bind_search.write_text(json.dumps({"target": {**BOARD, "device": ["board", "cpu"]}}), encoding="utf-8")
+    assert chosen("continue") == ("default", "cpu")  # its table was built for another one since
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,13 @@ class Limits:
             return self.latency_of.price_many(indices)
         return np.array([self.latency_of(self.widths(index)) for index in indices], dtype=float)
 
+    def networks(self, indices: np.ndarray) -> np.ndarray:
+        """Widths (N, groups) of networks given by choice indices (N, groups)."""
+        return np.stack([own[column] for own, column in zip(self.choices, indices.T, strict=True)], axis=1)
+
     def costs(self, indices: np.ndarray) -> np.ndarray:
         """Predicted latency in ms and what each bound counts, (1 + bounds, N), for indices (N, groups)."""
-        networks = np.stack(
-            [own[column] for own, column in zip(self.choices, indices.T, strict=True)], axis=1
-        )
+        networks = self.networks(indices)
         return np.stack(
             [self.latencies(indices), *(bound.cost.price_many(networks) for bound in self.bounds)]
         )
@@ -77,14 +79,12 @@ class Limits:
         Raises BudgetError, with the lowest latency or count possible, where no network is within the limits.
         """
         for bound in self.bounds:
-            least = bound.cost(self.space.smallest())
+            least = bound.least(self.space)
             if least > bound.limit:
-                raise BudgetError(
-                    f"no network has at most {bound.limit / bound.unit:,.10g} {bound.name}: the narrowest "
-                    f"has {bound.shown(least)}; raise search.{bound.key}, or widen the choices "
-                    "(space.min_width, space.bins)"
-                )
+                raise BudgetError(bound.refusal(least))
         found = self.narrowest()
+        if not all(bound.holds(found) for bound in self.bounds):
+            raise self._none_at_once(found)
         lowest = self.latency_of(found)
         if not runs(lowest):
             raise BudgetError(
@@ -102,6 +102,16 @@ class Limits:
         return BudgetError(
             f"no {kind} meets {limit} ms: the fastest takes {lowest} ms{self._within}{share}; raise the "
             "budget, or widen the choices (space.min_width, space.bins)"
+        )
+
+    def _none_at_once(self, closest: Widths) -> BudgetError:
+        """The error for bounds of which each can be met, but not all; `closest` exceeds one by the least."""
+        worst = max(self.bounds, key=lambda bound: bound.cost(closest) / bound.limit)
+        over = worst.cost(closest) / worst.limit - 1
+        return BudgetError(
+            "no network was found within the budgets of all devices and all bounds at once: the closest has "
+            f"{worst.shown(worst.cost(closest))} {worst.name}, {over:.1%} above the limit of "
+            f"{worst.shown(worst.limit)}; raise that one, or widen the choices (space.min_width, space.bins)"
         )
 
     @property

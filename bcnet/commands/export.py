@@ -13,7 +13,7 @@ from bcnet.nearest import near_path
 from bcnet.traits import RUNTIMES
 
 
-@with_settings("device", "threads", "precision", "host", "seed")
+@with_settings("device", "threads", "precision", "host", "seed", several=True)
 def export(
     given: Given,
     trt: Annotated[

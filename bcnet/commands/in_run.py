@@ -164,14 +164,14 @@ def led(work: "Callable[[Run, Problem], Returned]", run: "Run", problem: "Proble
 
 def _reach(settings: "Config") -> None:
     """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
-    from bcnet.hw_profiles.target import target_profile
+    from bcnet.hw_profiles.target import further_profiles, target_profile
     from bcnet.measure.network_latency import runtime_of
     from bcnet.progress import working
 
-    profile = target_profile(settings)
-    if profile.host and not profile.recording:
-        with working(f"reaching {', '.join(profile.host)}"):
-            runtime_of(profile).fingerprint()
+    for profile in (target_profile(settings), *further_profiles(settings)):
+        if profile.host and not profile.recording:
+            with working(f"reaching {', '.join(profile.host)}"):
+                runtime_of(profile).fingerprint()
 
 
 def reuse_supernet_of_default(run: "Run", opened: "Callable[[], Problem]") -> None:

@@ -143,7 +143,9 @@ def _named(given: Given, settings: "Config", image_size: int | None) -> Inspecte
     shape = (3, side, side)
     example = torch.zeros(1, *shape)
     profile = target_profile(settings)
-    network, space, _ = searched_space(settings, profile, network, lambda count: torch.zeros(count, *shape))
+    network, space, _ = searched_space(
+        settings, (profile,), network, lambda count: torch.zeros(count, *shape)
+    )
 
     def not_deliverable() -> str | None:
         from bcnet.onnx_export import exportable

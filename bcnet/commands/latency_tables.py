@@ -38,7 +38,7 @@ lut_app = typer.Typer(
 )
 
 
-@with_settings(*TARGET, "search.precisions", "seed")
+@with_settings(*TARGET, "search.precisions", "seed", several=True)
 def build_lut(
     given: Given,
     run: RunName = None,
@@ -113,7 +113,7 @@ def check_lut(
                         f"{against} is missing; give the older table, e.g. "
                         "`git show main:latency_tables/cpu.json > base.json`"
                     )
-                path = table or Path("latency_tables", f"{load_profile(settings.device).name}.json")
+                path = table or Path("latency_tables", f"{load_profile(settings.device[0]).name}.json")
                 report = compare_tables(
                     LatencyTable.load(path),
                     LatencyTable.load(against),
@@ -164,7 +164,7 @@ def accept_edit(
     from bcnet.latency_tables.edits import accept_edits
 
     if table is None:
-        name = load_profile(given.config().device).name
+        name = load_profile(given.config().device[0]).name
         table = Path("latency_tables", f"{name}.json")
     summary = accept_edits(table)
     if as_json:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +17,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from bcnet.commands.completion import device_names, one_of, run_names, setting_names
-from bcnet.config import BUDGETS, Config, assigned, load_config, settings, toml
+from bcnet.config import BUDGETS, LATENCY_BUDGETS, Config, assigned, load_config, settings, toml
 from bcnet.errors import ConfigError, DeviceError, UsageError
 
 Returned = TypeVar("Returned")
@@ -25,6 +25,7 @@ Returned = TypeVar("Returned")
 BUDGET = tuple(f"search.{key}" for key in BUDGETS)
 TARGET = ("device", "batch", "threads", "precision", "host")
 METAVARS = {"host": "USER@NAME", "space.freeze": "PATTERN"}
+BY_DEVICE = {f"search.{key}": str if key == "latency" else float for key in LATENCY_BUDGETS}
 
 RunName = Annotated[
     str | None,
@@ -86,7 +87,8 @@ class Given:
         config = load_config(self.file, self.flags, self.assigned)
         if self.names("device"):
             try:
-                profile_file(config.device)
+                for device in config.device:
+                    profile_file(device)
             except DeviceError as reason:
                 raise UsageError(str(reason)) from None
         if "settings" in self.assigned.get("search", {}):
@@ -99,10 +101,12 @@ class Given:
         return config
 
 
-def with_settings(*keys: str) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
+def with_settings(
+    *keys: str, several: bool = False
+) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
     """Give a command the options of these settings, --config and --set, all in its parameter `given`.
 
-    A command that works in a run also has --verbose.
+    A command that works in a run also has --verbose. With `several`, --device may be repeated.
     """
 
     def decorated(command: Callable[..., Returned]) -> Callable[..., Returned]:
@@ -121,7 +125,12 @@ def with_settings(*keys: str) -> Callable[[Callable[..., Returned]], Callable[..
         def with_given(**typed: Any) -> Returned:
             flags: dict[str, dict[str, Any]] = {}
             for key in keys:
-                flags.setdefault(key.rpartition(".")[0], {})[_name(key)] = _typed(typed.pop(_name(key)))
+                value = _typed(typed.pop(_name(key)))
+                if key in BY_DEVICE and value is not None:
+                    value = by_device(key, value)
+                if key == "device" and value is not None and len(value) > 1 and not several:
+                    raise UsageError("--device: this command is for one device")
+                flags.setdefault(key.rpartition(".")[0], {})[_name(key)] = value
             values = assigned(typed.pop("assignments") or ())
             given = Given(typed.pop("config"), flags, values, typed.pop("verbose", False))
             return command(given=given, **typed)
@@ -146,6 +155,27 @@ def _typed(value: Any) -> Any:
     return None if value is False or value in ([], ()) else value
 
 
+def by_device(key: str, texts: Sequence[str]) -> Any:
+    """A budget for all devices, or several of the form DEVICE=VALUE as a table. Raises UsageError."""
+    flag = f"--{_name(key).replace('_', '-')}"
+    pairs = [text.partition("=") for text in texts]
+    if len(pairs) == 1 and not pairs[0][1]:
+        return _budget(key, texts[0])
+    if not all(name and equals for name, equals, _ in pairs):
+        raise UsageError(f"{flag} takes one value for all devices, or DEVICE=VALUE for each of them")
+    if len({name for name, *_ in pairs}) < len(pairs):
+        raise UsageError(f"{flag}: a device is named twice")
+    return {name.strip(): _budget(key, value) for name, _, value in pairs}
+
+
+def _budget(key: str, text: str) -> Any:
+    """A number as it is meant; other text is left to the settings' own check, which explains it."""
+    try:
+        return BY_DEVICE[key](text)
+    except ValueError:
+        return text
+
+
 def _name(key: str) -> str:
     return key.rpartition(".")[2]
 
@@ -168,11 +198,17 @@ def _option(key: str) -> Any:
     kind, choices = _kind(field)
     option = typer.Option(
         f"--{_name(key).replace('_', '-')}",
-        metavar=METAVARS.get(key),
+        metavar=METAVARS.get(key) or _metavar(key),
         help=_help(field),
         autocompletion=device_names if key == "device" else one_of(choices) if choices else None,
     )
     return Annotated[kind if kind is bool else kind | None, option]
+
+
+def _metavar(key: str) -> str | None:
+    if key not in BY_DEVICE:
+        return None
+    return f"[DEVICE=]{'PERCENT' if BY_DEVICE[key] is str else 'NUMBER'}"
 
 
 def _kind(field: FieldInfo) -> tuple[Any, tuple[str, ...]]:
@@ -180,6 +216,8 @@ def _kind(field: FieldInfo) -> tuple[Any, tuple[str, ...]]:
     kinds = [field.annotation]
     if get_origin(field.annotation) in (Union, UnionType):
         kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    if any(get_origin(kind) is dict for kind in kinds) and len(kinds) > 1:
+        return list[str], ()  # a value for all devices, or one for each
     (kind,) = kinds
     if get_origin(kind) is Literal:
         return str, get_args(kind)

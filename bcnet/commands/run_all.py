@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LONG = 3600.0  # seconds: a comparison that takes longer has to be asked for
 
 
-@with_settings(*BUDGET, "search.precisions", *TARGET, "train.train_device", "seed")
+@with_settings(*BUDGET, "search.precisions", *TARGET, "train.train_device", "seed", several=True)
 def run_all(
     given: Given,
     context: typer.Context,

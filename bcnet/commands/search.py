@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "search.population",
     "search.generations",
     "seed",
+    several=True,
 )
 def search(
     given: Given,

@@ -15,6 +15,7 @@ from bcnet.commands.start import InProcesses, start_processes
     "train.train_device",
     *TARGET,
     "seed",
+    several=True,
 )
 def slice_(
     given: Given,

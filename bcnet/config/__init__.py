@@ -12,7 +12,7 @@ from bcnet.config.deliver import ExportConfig, SliceConfig
 from bcnet.config.keys import section_of, settings, values_by_name
 from bcnet.config.load import CONFIG_FILE, EXAMPLE, explained, is_example, load_config
 from bcnet.config.network import PRETRAINED, ModelConfig, SpaceConfig, TaskConfig
-from bcnet.config.search import BUDGETS, SearchConfig
+from bcnet.config.search import BUDGETS, LATENCY_BUDGETS, SearchConfig
 from bcnet.config.section import Section, latency_share
 from bcnet.config.template import template, toml
 from bcnet.config.train import RENAMED_STEPS, TrainConfig
@@ -21,6 +21,7 @@ __all__ = [
     "BUDGETS",
     "CONFIG_FILE",
     "EXAMPLE",
+    "LATENCY_BUDGETS",
     "PRETRAINED",
     "RENAMED_STEPS",
     "Config",

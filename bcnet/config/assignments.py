@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from bcnet.config.config import Config
 from bcnet.config.keys import settings
@@ -43,7 +43,11 @@ def _known_path(name: str) -> list[str]:
     """The parts of a setting's name, or of an entry's in a table such as model.args. Raises UsageError."""
     known = settings()
     path = name.split(".")
-    tables = {key for key, field in known.items() if get_origin(field.annotation) is dict}
+    tables = {
+        key
+        for key, field in known.items()
+        if any(get_origin(kind) is dict for kind in (field.annotation, *get_args(field.annotation)))
+    }
     if name in known or any(".".join(path[:length]) in tables for length in range(1, len(path))):
         return path
     inside = [key for key in known if key.startswith(f"{name}.")]

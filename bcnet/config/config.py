@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, model_validator
 
 from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
 from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
 from bcnet.config.search import SearchConfig
-from bcnet.config.section import Section, latency_share
+from bcnet.config.section import Section, latency_share, one_or_several
 from bcnet.config.train import TrainConfig
 from bcnet.registry import OBSERVERS
 from bcnet.traits import PrecisionName
@@ -18,17 +18,21 @@ class Config(Section):
     """Everything that a run is made from."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
-    device: str = Field(
-        "cpu",
-        description="target device, one of `bcnet devices`; if not given, that of the run's last table, "
-        "else cpu",
+    device: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = Field(
+        ("cpu",),
+        strict=False,
+        min_length=1,
+        description="target device, one of `bcnet devices`; of a list of several, the network is inside the "
+        "budgets of all, and the first is the one that fitness and comparisons refer to; if not given, that "
+        "of the run's last table, else cpu",
         examples=["jetson"],
     )
     batch: int | None = Field(
         None,
         ge=1,
         le=65_536,
-        description="images per inference on the device; the device profile's if not given",
+        description="images per inference on the device; the device profile's if not given; of several "
+        "devices, this and threads, precision and host are the first one's, and others have their profiles'",
         examples=[1],
     )
     threads: int | None = Field(
@@ -73,9 +77,26 @@ class Config(Section):
     slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
 
+    @field_serializer("device")
+    def _written(self, device: tuple[str, ...]) -> str | tuple[str, ...]:
+        """A single device without a list."""
+        return device[0] if len(device) == 1 else device
+
     @model_validator(mode="after")
     def _check(self) -> "Config":
         task = self.task
+        if len(set(self.device)) < len(self.device):
+            raise ValueError(f"device: one is named twice in {', '.join(self.device)}")
+        if len(self.device) > 1 and self.search.precisions:
+            raise ValueError(
+                "search: precisions are compared on one device; for several, write a profile for each "
+                "precision (hw_profiles/NAME.toml), or leave them out"
+            )
+        if len(self.device) > 1 and not self.search.budgets and self.search.beyond_a_budget:
+            raise ValueError(
+                "device: several devices need a latency budget, which may be one for all; a minimum accuracy "
+                "or bounds alone are for one device"
+            )
         if self.train.step in ("distilled", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
             raise ValueError(
                 f"train: step = {self.train.step} learns from the widest network's class probabilities, "
@@ -86,7 +107,9 @@ class Config(Section):
                 "data: augment = imagenet-strong makes probabilities of the classes, which needs task.loss = "
                 "cross-entropy; use imagenet"
             )
-        for name, given in (("search", self.search.latency), ("slice", self.slice.latency)):
+        shares = self.search.latency
+        of_devices = [*shares.values()] if isinstance(shares, dict) else [shares]
+        for name, given in (*(("search", own) for own in of_devices), ("slice", self.slice.latency)):
             if given is not None and latency_share(given) > 1 and self.space.expand == 1:
                 raise ValueError(
                     f"{name}: latency {given} is above the network's own, which nothing needs to be removed "

@@ -1,15 +1,19 @@
 """[search]: the budget, and how the best widths are found."""
 
 import math
+from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, AllowInfNan, Field, field_validator, model_validator
 
-from bcnet.config.section import Section, checked_ms, checked_share
+from bcnet.config.section import Section, checked_ms, checked_share, each_device
 from bcnet.registry import AUTO, METHODS
 from bcnet.traits import PrecisionName
 
-BUDGETS = ("latency_ms", "fps", "p90_ms", "latency", "min_accuracy")  # of which one is given
+LATENCY_BUDGETS = ("latency_ms", "fps", "p90_ms", "latency")  # each for all devices, or by device
+AnyNumber = Annotated[float, AllowInfNan(True)]
+BUDGETS = (*LATENCY_BUDGETS, "min_accuracy")  # of which one is given for a device
 
 
 class SearchConfig(Section):
@@ -27,24 +31,22 @@ class SearchConfig(Section):
     )
 
     # Values that are not finite are left to the check below, whose message is clearer.
-    latency_ms: float | None = Field(
-        None, allow_inf_nan=True, description="latency budget in milliseconds", examples=[5.0]
+    latency_ms: AnyNumber | dict[str, AnyNumber] | None = Field(
+        None, description="latency budget in milliseconds", examples=[5.0]
     )
-    fps: float | None = Field(
+    fps: AnyNumber | dict[str, AnyNumber] | None = Field(
         None,
-        allow_inf_nan=True,
         description="latency budget as images per second, one call after the other: each call of `batch` "
         "images may take batch * 1000 / fps milliseconds",
         examples=[30.0],
     )
-    p90_ms: float | None = Field(
+    p90_ms: AnyNumber | dict[str, AnyNumber] | None = Field(
         None,
-        allow_inf_nan=True,
         description="latency budget in milliseconds for the 90th percentile of the measured calls, instead "
         "of their median",
         examples=[8.0],
     )
-    latency: str | None = Field(
+    latency: str | dict[str, str] | None = Field(
         None,
         description="latency budget as a percentage of the original network's latency: of the one measured "
         "beside the small networks or, where nothing is measured, of the predicted one; 60% if no budget is "
@@ -174,19 +176,49 @@ class SearchConfig(Section):
         "of the validation images; the best one is scored on the other half, and cut out if it wins",
     )
 
-    _share = field_validator("latency", mode="before")(checked_share)
-    _ms = field_validator("latency_ms", "p90_ms", mode="before")(checked_ms)
+    _share = field_validator("latency", mode="before")(partial(each_device, checked_share))
+    _ms = field_validator("latency_ms", "p90_ms", mode="before")(partial(each_device, checked_ms))
+
+    @property
+    def budgets(self) -> dict[str, Any]:
+        """The latency budgets that are given, by their keys: each for all devices, or a table by device."""
+        return {key: own for key in LATENCY_BUDGETS if (own := getattr(self, key)) is not None}
+
+    @property
+    def named_devices(self) -> tuple[str, ...]:
+        """The devices that have budgets of their own."""
+        return tuple(device for own in self.budgets.values() if isinstance(own, dict) for device in own)
+
+    def of_device(self, names: Collection[str]) -> "SearchConfig":
+        """The same with the budget of one device alone, which has these names.
+
+        Raises ValueError where other devices have budgets, and it has none.
+        """
+        if not self.named_devices:
+            return self
+        values: dict[str, Any] = dict.fromkeys(LATENCY_BUDGETS)
+        for key, own in self.budgets.items():
+            values[key] = next((value for name, value in own.items() if name in names), None)
+        if not any(values.values()):
+            raise ValueError(f"no latency budget for {next(iter(names))}: others have one of their own")
+        return self.model_copy(update=values)
 
     def given_ms(self, batch: int) -> float | None:
         """The budget in milliseconds per call of `batch` images; None where it is none, or a share."""
-        if self.fps is not None:
-            return batch * 1000 / self.fps
-        return self.latency_ms if self.p90_ms is None else self.p90_ms
+        given = next((own for key, own in self.budgets.items() if key != "latency"), None)
+        assert not isinstance(given, dict), "budgets of several devices: see `of_device`"
+        return given if given is None or self.fps is None else batch * 1000 / given
+
+    @property
+    def share(self) -> str | None:
+        """The budget as a percentage of the original's latency, as it is written; None where it is none."""
+        assert not isinstance(self.latency, dict), "budgets of several devices: see `of_device`"
+        return self.latency
 
     @property
     def within_latency(self) -> bool:
         """Whether a latency budget is given, in whatever form."""
-        return any(value is not None for value in (self.latency_ms, self.fps, self.p90_ms, self.latency))
+        return bool(self.budgets)
 
     @property
     def bounded(self) -> bool:
@@ -201,12 +233,16 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "SearchConfig":
-        if sum(getattr(self, key) is not None for key in BUDGETS) > 1:
+        given = [own for key in BUDGETS if (own := getattr(self, key)) is not None]
+        if len(given) > 1 and not all(isinstance(own, dict) for own in given):
             raise ValueError(f"give only one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}")
+        if len(set(self.named_devices)) < len(self.named_devices):
+            raise ValueError(f"a device has two budgets: they name {', '.join(self.named_devices)}")
         for key in ("latency_ms", "fps", "p90_ms"):
-            value = getattr(self, key)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{key} must be a number above zero, not {value}")
+            own = getattr(self, key)
+            for value in own.values() if isinstance(own, dict) else [own]:
+                if value is not None and not (math.isfinite(value) and value > 0):
+                    raise ValueError(f"{key} must be a number above zero, not {value}")
         if self.min_accuracy is not None and not math.isfinite(self.min_accuracy):
             raise ValueError(f"min_accuracy must be above 0 and at most 1, not {self.min_accuracy}")
         if self.fitness == "soft" and (self.min_accuracy is not None or self.pareto):

@@ -1,6 +1,7 @@
 """The base of all sections of bcnet.toml, and what several of them check."""
 
 import math
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +41,23 @@ def checked_share(value: object) -> object:
     except ValueError as cause:
         raise ValueError(f"{cause}; {instead}") from None
     return value
+
+
+def one_or_several(value: object) -> object:
+    """A single name may be written without a list. Raises ValueError for anything else than names."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"input should be a valid string or a list of strings, not {shown(value)}")
+    return tuple(names)
+
+
+def each_device(checked: Callable[[object], object], value: object) -> object:
+    """A budget for all devices, or a table of one for each: each as it is written, `checked`."""
+    if not isinstance(value, dict):
+        return checked(value)
+    if not value:
+        raise ValueError("a table of budgets by device is empty: give a value, e.g. { jetson = 5.0 }")
+    return {device: checked(own) for device, own in value.items()}
 
 
 def checked_ms(value: object) -> object:

@@ -1,10 +1,11 @@
-"""The target of a run: a device and a setting. In: a configuration. Out: its profile, its target."""
+"""The targets of a run: devices and settings. In: a configuration. Out: profiles, the target of the first."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bcnet.config import Config
+from bcnet.errors import ConfigError
 from bcnet.hw_profiles import HwProfile, load_profile
 
 
@@ -21,13 +22,14 @@ class Target:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.device} ({self.precision}, batch {self.batch}, {threads})"
 
-    def to_json(self, host: Sequence[str] = ()) -> dict[str, Any]:
-        """JSON values that, as settings of a configuration, name this target again."""
-        return {**asdict(self), **({"host": list(host)} if host else {})}
+    def to_json(self, host: Sequence[str] = (), further: Sequence[str] = ()) -> dict[str, Any]:
+        """JSON values that, as settings of a configuration, name this target again, and `further` devices."""
+        device = {"device": [self.device, *further]} if further else {}
+        return {**asdict(self), **device, **({"host": list(host)} if host else {})}
 
 
 def target_profile(config: Config) -> HwProfile:
-    """The configured device's profile, with the configuration's own batch, threads and so on."""
+    """The first configured device's profile, with the configuration's own batch, threads and so on."""
     own: dict[str, Any] = {
         "batch": config.batch,
         "threads": config.threads,
@@ -36,11 +38,55 @@ def target_profile(config: Config) -> HwProfile:
     }
     if config.host:
         own["host"] = config.host
-    profile = load_profile(config.device)
+    profile = load_profile(config.device[0])
     return profile.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
+def further_profiles(config: Config) -> tuple[HwProfile, ...]:
+    """The profiles of further configured devices, as they are. Raises ConfigError for one that is twice."""
+    found = [load_profile(name) for name in config.device]
+    names = [profile.name for profile in found]
+    if len(set(names)) < len(names):
+        raise ConfigError(
+            f"device: of {', '.join(config.device)}, two are one device; for another setting of it, write a "
+            "profile of its own (hw_profiles/NAME.toml)"
+        )
+    return tuple(found[1:])
+
+
+def single_device(config: Config, number: int, profile: HwProfile) -> Config:
+    """The configuration for one of its devices, whose budget is then the only one.
+
+    Raises ConfigError where that device has no budget, but others have.
+    """
+    given = config.device[number]
+    try:
+        search = config.search.of_device(dict.fromkeys((given, profile.name, *profile.aliases)))
+    except ValueError as reason:
+        raise ConfigError(f"search: {reason}") from None
+    if number == 0:
+        return config if search is config.search else config.model_copy(update={"search": search})
+    own = {"batch": None, "threads": None, "precision": None, "host": ()}
+    return config.model_copy(update={"device": (profile.name,), "search": search, **own})
+
+
+def check_named(config: Config, profiles: Sequence[HwProfile]) -> None:
+    """Raise ConfigError for a budget of a device that is not a target."""
+    known = {name for profile in profiles for name in (profile.name, *profile.aliases)} | set(config.device)
+    for name in config.search.named_devices:
+        if name not in known:
+            raise ConfigError(
+                f"search: a budget is for '{name}', which is not among the target devices "
+                f"({', '.join(config.device)}); add --device {name}, or leave it out"
+            )
+
+
+def target_json(config: Config) -> dict[str, Any]:
+    """The targets as settings of a configuration (see `Target.to_json`)."""
+    return target_of(config).to_json(config.host, [profile.name for profile in further_profiles(config)])
+
+
 def target_of(config: Config) -> Target:
-    """The configured device and setting; the profile provides what the configuration does not name."""
+    """The first configured device and setting; the profile provides what the configuration does not name."""
     profile = target_profile(config)
     return Target(profile.name, profile.batch, profile.threads, profile.precision)

@@ -140,7 +140,7 @@ class LatencyModel:
         """The latency in ms of each layer of one network, in the order of `slots`, before calibration."""
         return tuple(self._layer_ms(slot, slot.at(widths)) for slot in self.slots)
 
-    def indices(self, networks: Sequence[Sequence[int]]) -> np.ndarray:
+    def indices(self, networks: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
         """Choice indices (N, groups) of networks whose widths are all among the choices.
 
         Raises ValueError for a width that is not among them.

@@ -7,7 +7,7 @@ that a linear solver (HiGHS) finds the optimum and proves it.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,8 @@ from bcnet.methods.latency_greedy import narrowed_by
 from bcnet.progress import say
 from bcnet.registry import method
 from bcnet.space.width_space import Widths, WidthSpace
-from bcnet.width_search.constraints import Bound
+from bcnet.width_search.constraints import Bound, Pairwise
+from bcnet.width_search.device_limit import device_limits
 
 ROUNDS = 6  # of correcting the program's latency by the table's
 MOST = 3  # groups of an array that gets columns of its own
@@ -96,18 +97,49 @@ def propose(problem: AllocationProblem) -> list[Widths]:
     return [own.widths for own in allocate_exactly(problem.space, *given, SolverSettings(pool=POOL))]
 
 
+def _on(limit: Bound, limits: Limits) -> Callable[[np.ndarray], np.ndarray]:
+    """A further device's latencies (N,) of choice indices (N, groups)."""
+    return lambda indices: limit.cost.price_many(limits.networks(indices))
+
+
+class _Latency:
+    """A device's latency in the program: the sums of its table's arrays, and what they lack."""
+
+    def __init__(
+        self, limits: Limits, latencies_of: Callable[[np.ndarray], np.ndarray], sums: Pairwise, at_most: float
+    ) -> None:
+        """`latencies_of` gives ms (N,) of choice indices (N, groups), `sums` the table's arrays."""
+        self._sizes, self._latencies_of = [len(own) for own in limits.choices], latencies_of
+        self._table = Sum(sums[0], [own for own in sums[1] if len(own[0]) <= MOST], at_most)
+        self.sum, self.exact = self._table, True
+        self.fit()
+
+    def fit(self, around: np.ndarray | None = None) -> None:
+        """Approximate what the arrays lack: exactly at the choice indices `around`, where these are given."""
+        rest = additive(self._sizes, self._latencies_of, self._table, around)
+        self.exact = rest is None
+        self.sum = self._table if rest is None else self._table.plus(rest)
+
+    def close(self, index: np.ndarray) -> bool:
+        """Whether the program's latency of a network is its table's."""
+        miss = float(self._latencies_of(index[None])[0] - self.sum.at(index[None])[0])
+        return abs(miss) <= CLOSE * self.sum.at_most
+
+
 class _Allocator:
     def __init__(
         self, limits: Limits, losses: Sequence[np.ndarray], latency: LatencyModel, settings: SolverSettings
     ) -> None:
         self.limits, self.losses, self.settings = limits, losses, settings
         self.end = time.monotonic() + settings.seconds
-        offset, arrays = latency.pairwise()
-        self.table = Sum(offset, [own for own in arrays if len(own[0]) <= MOST], limits.limit_ms)
-        self.time, self.exact = self._time()
-        choices = [group.choices for group in limits.space.groups]
-        self.others = [Sum(*bound.cost.pairwise(choices), at_most=bound.limit) for bound in limits.bounds]
-        self.columns = Columns([len(own) for own in losses], [self.time, *self.others])
+        choices, devices = [group.choices for group in limits.space.groups], device_limits(limits.bounds)
+        self.times = [_Latency(limits, limits.latencies, latency.pairwise(), limits.limit_ms)]
+        for own in devices:  # a further row for each
+            self.times.append(_Latency(limits, _on(own, limits), own.cost.pairwise(choices), own.limit))
+        counted = [bound for bound in limits.bounds if bound not in devices]
+        self.others = [Sum(*bound.cost.pairwise(choices), at_most=bound.limit) for bound in counted]
+        sums = [*(own.sum for own in self.times), *self.others]
+        self.columns = Columns([len(own) for own in losses], sums)
         self.objective = np.zeros(self.columns.count)
         self.objective[: self.columns.binary] = np.concatenate([own - own.min() for own in losses])
         self.excluded: list[np.ndarray] = []
@@ -138,10 +170,10 @@ class _Allocator:
             )
         return tuple(allocations)
 
-    def _time(self, around: np.ndarray | None = None) -> tuple[Sum, bool]:
-        """The program's latency, exact at the choice indices `around`; whether it is exact everywhere."""
-        rest = additive(self.limits, self.table, around)
-        return (self.table, True) if rest is None else (self.table.plus(rest), False)
+    @property
+    def exact(self) -> bool:
+        """Whether the program's latencies are those of the tables for every network."""
+        return all(own.exact for own in self.times)
 
     def _start(self) -> np.ndarray:
         """Choice indices within all limits. Raises BudgetError where there are none."""
@@ -149,13 +181,13 @@ class _Allocator:
             return self.limits.index(narrowed_by(self.limits.space, self.losses, self.limits))
         except BudgetError as reason:
             # No network was found group by group; whether there is one at all, the program knows.
-            index, _ = self._solved(self.columns.row(self.time)[0], timed=False)
+            index, _ = self._solved(self.columns.row(self.times[0].sum)[0], timed=False)
             if index is None:
                 raise
-            lowest = float(self.limits.latencies(index[None])[0])
-            if lowest <= self.limits.limit_ms:
+            if self.limits.fit(index[None])[0]:
                 return index
-            if lowest >= self.limits.latency_of(self.limits.narrowest()):
+            lowest = float(self.limits.latencies(index[None])[0])
+            if not self.limits.limit_ms < lowest < self.limits.latency_of(self.limits.narrowest()):
                 raise
             raise self.limits.too_low(lowest) from reason
 
@@ -180,19 +212,21 @@ class _Allocator:
                 if fits:
                     break
                 continue  # it is over a limit by less than the solver's tolerance
-            miss = float(self.limits.latencies(index[None])[0] - self.time.at(index[None])[0])
-            if fits and abs(miss) <= CLOSE * self.limits.limit_ms:
+            if fits and all(own.close(index) for own in self.times):
                 break
-            self.time, _ = self._time(index)
+            for own in self.times:
+                if not own.exact:
+                    own.fit(index)
             rounds += 1
         return best, least
 
     def _solved(self, objective: np.ndarray, timed: bool = True) -> tuple[np.ndarray | None, float]:
         """Choice indices of the least objective that the solver finds, and a bound below it.
 
-        `timed` is whether the latency is limited. None where there is no network, or none in time.
+        `timed` is whether the first latency is limited. None where there is no network, or none in time.
         """
-        rows = [self.columns.row(own) for own in ([self.time] if timed else []) + self.others]
+        times = [own.sum for own in self.times]
+        rows = [self.columns.row(own) for own in (times if timed else times[1:]) + self.others]
         # The solver's tolerances are absolute: rows and objective are in units of their own size.
         units = [max(abs(free), 1e-12) for _, free in rows]
         scaled = [(row / unit, free / unit) for (row, free), unit in zip(rows, units, strict=True)]

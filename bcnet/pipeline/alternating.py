@@ -16,7 +16,16 @@ from bcnet.pipeline.search_state import lines_of_search
 from bcnet.progress import say
 from bcnet.space.width_space import Widths
 
-LATENCIES = "latencies.jsonl"  # of networks that were measured while searching
+
+def latencies_file(device: str = "") -> str:
+    """The file of networks that were measured while searching; of a further device, one of its own."""
+    return f"latencies-{device}.jsonl" if device else "latencies.jsonl"
+
+
+def preprocessing_file(device: str = "") -> str:
+    """The file of what pre-processing was measured to take meanwhile; of a further device, one of its own."""
+    return f"preprocessing-{device}.jsonl" if device else "preprocessing.jsonl"
+
 
 MeasureOf = Callable[[Widths], LatencyStat]
 ALTERNATIONS, MOST = 3, 9  # rounds

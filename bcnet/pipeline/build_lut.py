@@ -15,7 +15,7 @@ import numpy as np
 
 from bcnet.events import followed_stage
 from bcnet.hw_profiles import HwProfile
-from bcnet.hw_profiles.target import target_of
+from bcnet.hw_profiles.target import target_json
 from bcnet.latency_tables.calibration import calibrated
 from bcnet.latency_tables.journal import Journal, journal_of
 from bcnet.latency_tables.model import LatencyModel
@@ -33,7 +33,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import PrecisionTable, TableSummary
 from bcnet.plain import plain
 from bcnet.progress import say
-from bcnet.runs import Run, json_bytes
+from bcnet.runs import Run, Stage, json_bytes
 from bcnet.space.width_space import Widths
 
 
@@ -168,15 +168,26 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
 
 @followed_stage("build-lut")
 def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
-    """Add what is missing to `latency_tables/<device>.json`, in each precision; write the error report."""
-    config = problem.config
-    stage, path = run.stage("build-lut"), problem.table.path
+    """Add what is missing to `latency_tables/<device>.json`, in each precision; write the error report.
+
+    So for each of several devices, one after the other; returned is what was found of the first.
+    """
+    stage = run.stage("build-lut")
+    first, *further = [_of_device(stage, own, again) for own in problem.devices]
+    files = {first.FILE: json_bytes(first.to_json())}
+    files |= {f"report-{own.device}.json": json_bytes(own.to_json()) for own in further}
+    stage.finish(stage_inputs(run, problem), files)
+    return first
+
+
+def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
+    """The table of one device, with what it lacked in each precision."""
     report, *others = [_built(problem.at(name), again) for name in problem.precisions]
-    summary = TableSummary(
+    return TableSummary(
         folder=str(stage.folder),
-        table=str(path),
+        table=str(problem.table.path),
         device=problem.profile.name,
-        target=target_of(config).to_json(config.host),
+        target=target_json(problem.config),
         rows_measured=report.measured,
         rows_used=report.rows,
         rows_failed=len(report.failed),
@@ -197,8 +208,6 @@ def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
         )
         or None,
     )
-    stage.finish(stage_inputs(run, problem), {summary.FILE: json_bytes(summary.to_json())})
-    return summary
 
 
 def _built(problem: Problem, again: bool) -> BuildReport:

@@ -315,7 +315,7 @@ def uniform_as_fast(problem: Problem, widths: Widths) -> Widths:
     latency does not rise with every step of the width. Raises BudgetError where even the narrowest is slower.
     """
     space, graph, profile = problem.space, problem.graph, problem.profile
-    multiple = problem.config.space.channel_multiple or profile.channel_multiple
+    multiple = problem.channel_multiple
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
     if widths in options:
         return widths  # it is uniform itself
@@ -390,6 +390,9 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         here = {entry.name: entry.latency.median_ms for entry in found.entries}[name]
         both = [verified.measured.median_ms, here]
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
+    if problem.further:
+        others = " and ".join(own.profile.name for own in problem.further)
+        notes.append(f"timed on {problem.profile.name} alone: on {others}, the found network was verified")
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
         device=problem.profile.name,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from bcnet.errors import DeviceError
 from bcnet.events import followed_stage
 from bcnet.hw_profiles import HwProfile
-from bcnet.hw_profiles.target import target_of
+from bcnet.hw_profiles.target import target_json
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.latency_tables.roofline import (
     DEFAULT,
@@ -32,7 +32,7 @@ from bcnet.pipeline.device_table import TABLES, model_key
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EstimateSummary
 from bcnet.progress import say
-from bcnet.runs import Run, json_bytes
+from bcnet.runs import Run, Stage, json_bytes
 from bcnet.traits import PRECISIONS
 
 PROCESSOR = TABLES / "cpu.json"
@@ -110,9 +110,18 @@ def fitted_roofline() -> Fitted:
 
 @followed_stage("build-lut")
 def run(run: Run, problem: Problem) -> EstimateSummary:
-    """Write `latency_tables/<device>.json` from the device's roofline."""
-    config = problem.config
-    stage, path, profile = run.stage("build-lut"), problem.table.path, problem.profile
+    """Write `latency_tables/<device>.json` from the device's roofline; so for each of several devices."""
+    stage = run.stage("build-lut")
+    first, *further = [_estimated(stage, own) for own in problem.devices]
+    files = {first.FILE: json_bytes(first.to_json())}
+    files |= {f"report-{own.device}.json": json_bytes(own.to_json()) for own in further}
+    stage.finish(problem.table_inputs(), files)
+    return first
+
+
+def _estimated(stage: Stage, problem: Problem) -> EstimateSummary:
+    """The table of one device."""
+    config, path, profile = problem.config, problem.table.path, problem.profile
     fitted = fitted_roofline()
     with problem.table.being_built() as table:
         rows = estimate_lut(problem.graph, profile, table, fitted)
@@ -132,11 +141,11 @@ def run(run: Run, problem: Problem) -> EstimateSummary:
             f"{error.spearman:.3f}, the sum of all rows by {error.sum_error:+.1%}; on another device by more"
         )
     latency = problem.table.latency_model()
-    summary = EstimateSummary(
+    return EstimateSummary(
         folder=str(stage.folder),
         table=str(path),
         device=profile.name,
-        target=target_of(config).to_json(config.host),
+        target=target_json(config),
         rows_used=rows,
         full_ms=round(latency(problem.space.original()), 5),
         narrowest_ms=round(latency(problem.space.smallest()), 5),
@@ -145,5 +154,3 @@ def run(run: Run, problem: Problem) -> EstimateSummary:
         fitted_on=fitted.source,
         off_there=asdict(error) if error else None,
     )
-    stage.finish(problem.table_inputs(), {summary.FILE: json_bytes(summary.to_json())})
-    return summary

@@ -28,6 +28,8 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
+from bcnet.pipeline.export_further import FILES as FURTHER_FILES
+from bcnet.pipeline.export_further import say_further, verified_further, with_further
 from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.finished import Chosen, as_searched, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
@@ -141,7 +143,9 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )
     notes = (*report.notes, *_since_the_search(found.best, chosen, report))
-    summary = ExportSummary(
+    further = verified_further(run, problem, chosen, expected, lambda own: _file_for(own, model, widths))
+    files |= {own.name: own.content for own in further}
+    of_first = ExportSummary(
         folder=str(stage.folder),
         file=file,
         device=target.name,
@@ -153,6 +157,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         verify_with=verify_with,
         **(_beside(built, problem.profile.runtime) if built else {}),
     )
+    summary = with_further(of_first, [own.report for own in further])
     refuse_failed(summary, stage.path("failed.json"))
     files |= beside_onnx(data, problem.task)
     if report.answers:
@@ -163,12 +168,17 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         say(f"removed {stage.path(ENGINE)}: it was of an earlier export")
         stage.path(ENGINE).unlink()
         stage.path(FACTS).unlink(missing_ok=True)
-    if report.not_verified:
+    for path in stage.folder.glob(FURTHER_FILES):
+        if path.name not in files:
+            say(f"removed {path}: it was of an earlier export")
+            path.unlink()
+    if summary.not_verified:
         return summary
     budget, measured = report.budget, report.measured
     if budget is not None and measured and budget.counted_ms(measured) > budget.ms:
         allowed = f"{config.export.latency_tolerance:.0%} that export.latency_tolerance allows"
         say(f"measured {budget.counted(measured)} is over the {budget}, within the {allowed}")
+    say_further(summary)
     for note in summary.notes:
         say(note)
     if beside := _against_original(summary.original, config.task.metric):
@@ -208,6 +218,13 @@ def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport)
     both = [best.measured.median_ms, (alone or report.measured).median_ms]
     note = disagreement({"the winner, in the search and now,": both})
     return [note] if note else []
+
+
+def _file_for(problem: Problem, model: nn.Module, widths: Widths) -> ModelProto:
+    """The small network's file for the device of a problem, at its batch and precision, alone."""
+    metadata = _metadata(problem, widths, problem.table.latency_model().estimate, False)
+    metadata[KEY] = preprocessing(model, problem.data, problem.profile.batch, problem.preprocessing)
+    return problem.at_precision(export(model, problem.data.example(problem.profile.batch), metadata))
 
 
 def _metadata(problem: Problem, widths: Widths, estimate: bool, any_batch: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bcnet.errors import ArtifactError, SpaceError
 from bcnet.latency_tables.noise import refuse_noisy
 from bcnet.models.finite import not_finite
+from bcnet.pipeline.further_devices import Held, held_by_search, held_by_slice
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EARLIER_RECORDS, SearchSummary, SliceSummary, training_steps
 from bcnet.pipeline.training_file import Record, lines_beside, records_of
@@ -99,6 +100,7 @@ class Chosen:
     widths: Widths
     predicted_ms: float
     budget: Budget
+    further: tuple[Held, ...] = ()  # the same on further devices
 
 
 def searched(run: Run, problem: Problem) -> Chosen:
@@ -107,7 +109,7 @@ def searched(run: Run, problem: Problem) -> Chosen:
     found = SearchSummary.read(stage)
     refuse_noisy_search(found, stage, problem)
     widths = _in_space(found.best.widths, stage, problem)
-    return Chosen(widths, found.best.predicted_ms, _budget(found))
+    return Chosen(widths, found.best.predicted_ms, _budget(found), held_by_search(found))
 
 
 def as_searched(run: Run, problem: Problem) -> Problem:
@@ -127,7 +129,7 @@ def sliced(run: Run, problem: Problem) -> Chosen:
     stage = run.stage("slice")
     found = SliceSummary.read(stage)
     widths = _in_space(found.widths, stage, problem)
-    return Chosen(widths, found.predicted_ms, _budget(found))
+    return Chosen(widths, found.predicted_ms, _budget(found), held_by_slice(found))
 
 
 def _budget(found: SearchSummary | SliceSummary) -> Budget:

@@ -10,11 +10,19 @@ from dataclasses import replace
 from bcnet.config import latency_share
 from bcnet.errors import BudgetError
 from bcnet.pipeline.finished import Chosen, as_searched, trained_supernets
+from bcnet.pipeline.further_devices import further_budgets, with_held
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SearchSummary, scored_networks
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.search_inputs import budget_ms, budget_of, measuring, scoring, settings_of
+from bcnet.pipeline.search_inputs import (
+    budget_ms,
+    budget_of,
+    measured_bounds,
+    measuring,
+    scoring,
+    settings_of,
+)
 from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_of
 from bcnet.pipeline.trained_scores import TrainedScores
@@ -23,6 +31,7 @@ from bcnet.progress import say
 from bcnet.runs import Run
 from bcnet.space.importance import CRITERIA
 from bcnet.width_search.budget import Budget
+from bcnet.width_search.device_limit import below_margins
 from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
@@ -46,8 +55,13 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     budget = budget_ms(in_own, in_own.table.latency_model(), own.latency_ms, own.latency or "")
     share = None if own.latency is None or problem is not in_own else latency_share(own.latency)
     result = SearchSummary.read(stage)
-    wanted = budget_of(problem, latency, budget, share).with_added(result.preprocess_ms or 0.0)
+    wanted = budget_of(problem, budget, share).with_added(result.preprocess_ms or 0.0)
     budget = wanted.target_ms or budget
+    wanted = replace(wanted, bounds=with_held(problem, wanted.bounds, result, stage))
+    not_measured = problem.table.not_measured(latency)
+    if not not_measured:
+        wanted = replace(wanted, bounds=measured_bounds(problem, wanted.bounds, lambda _, own: own))
+    anchor = fastest(problem.space, latency, wanted.bounds)
 
     def read(file: str) -> list[Candidate]:
         found = [candidate_of(own, problem.space) for own in scored_networks(stage, file)]
@@ -75,7 +89,9 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
         over_budget=False,
         pareto=False,
     )
-    tightened = replace(wanted, target_ms=wanted.searched_ms(min(c.predicted_ms for c in inside)))
+    lowest_ms = min(c.predicted_ms for c in inside)
+    bounds = below_margins(wanted.bounds, anchor)
+    tightened = replace(wanted, target_ms=wanted.searched_ms(lowest_ms), bounds=bounds)
     score_of: ScoreOf
     if on_trained_network(problem):
         score_of = TrainedScores(problem, trained_state(run, problem))
@@ -83,9 +99,9 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     else:
         score_of = scoring(problem, trained_supernets(run, problem))
     evolution = Evolution(problem.space, latency, score_of, replace(settings, budget=tightened))
-    evolution.fastest = fastest(problem.space, latency, wanted.bounds)
+    evolution.fastest = anchor
     evolution.know(read("history.json"))
-    not_measured = problem.table.not_measured(latency)
+    further_ms: tuple[float, ...] = ()
     if not_measured:
         share, best = None, evolution.ranked(inside)[0]
         predicted = milliseconds(best.predicted_ms)
@@ -93,11 +109,12 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     else:
         # No larger ones follow: nothing is searched again.
         winner = measured_best(evolution, settings, inside, measuring(problem), least_used=0.0)
-        best, budget = winner.best, winner.budget_ms or budget
+        best, budget, further_ms = winner.best, winner.budget_ms or budget, winner.further_ms
         assert best.measured is not None
         note = f" ({winner.note})" if winner.note else ""
         say(f"{best.widths}, measured at {milliseconds(best.measured.median_ms)} ms, is sliced{note}")
-    return Chosen(best.widths, best.predicted_ms, Budget(budget, share, added_ms=wanted.added_ms))
+    further = further_budgets(wanted.bounds, best.widths, further_ms)
+    return Chosen(best.widths, best.predicted_ms, Budget(budget, share, added_ms=wanted.added_ms), further)
 
 
 def _require_front(result: SearchSummary, budget: float, whole: str, alone: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from bcnet.config import Config
 from bcnet.errors import ArtifactError
-from bcnet.hw_profiles.target import target_of
+from bcnet.hw_profiles.target import further_profiles, target_of
 from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import ExportSummary, SearchSummary
@@ -32,7 +32,8 @@ def is_verified(run: Run) -> bool:
 
 def announce_replacement(run: Run, config: Config, stage: str) -> None:
     """Say in which run and for which device a stage begins, and warn of a verified export it affects."""
-    say(f"{stage}: {run.folder}, for {target_of(config)}")
+    further = "".join(f" and {profile.name}" for profile in further_profiles(config))
+    say(f"{stage}: {run.folder}, for {target_of(config)}{further}")
     warn_of_verified(run, stage)
 
 

@@ -4,8 +4,9 @@ Networks that cannot be used are refused here, before anything is trained on the
 """
 
 import copy
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,6 @@ from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import FOREIGN, ModelError, TrainingError, one_line
 from bcnet.hw_profiles import HwProfile
-from bcnet.hw_profiles.target import target_profile
 from bcnet.models import build_model
 from bcnet.pipeline.binned_space import space_by_bins
 from bcnet.space.discover import discover_space
@@ -30,12 +30,14 @@ from bcnet.training.task import logits_of
 
 
 def searched_space(
-    config: Config, profile: HwProfile, model: nn.Module, example_of: Callable[[int], Any]
+    config: Config, profiles: Sequence[HwProfile], model: nn.Module, example_of: Callable[[int], Any]
 ) -> tuple[nn.Module, WidthSpace, WidthSpace | None]:
     """The network, as wide as `space.expand` says, its space, and that of the given network if it grew.
 
-    `example_of` a number of items are inputs of the network.
+    Widths are multiples of what each device asks for; steps of latency are those of the first. `example_of` a
+    number of items are inputs of the network.
     """
+    multiple = channel_multiple(config, profiles)
 
     def discover(model: nn.Module) -> WidthSpace:
         def with_bins(bins: int) -> WidthSpace:
@@ -43,19 +45,19 @@ def searched_space(
                 model,
                 example_of(1),
                 bins=bins,
-                channel_multiple=_multiple(config, profile),
+                channel_multiple=multiple,
                 min_width=config.space.min_width,
                 method=config.train.method,
                 freeze=config.space.freeze,
                 tie=config.space.tie,
             )
 
-        return space_by_bins(config.space, with_bins, profile, model, example_of)
+        return space_by_bins(config.space, with_bins, profiles[0], model, example_of)
 
     narrow = discover(model)
     if config.space.expand == 1:
         return model, narrow, None
-    model = widened_as_configured(config, model, narrow)
+    model = widened_as_configured(config, model, narrow, multiple)
     own = {group.name: group.channels for group in narrow.groups}
     space = discover(model)
     groups = []
@@ -68,18 +70,22 @@ def searched_space(
     return model, replace(space, groups=tuple(groups)), narrow
 
 
-def _multiple(config: Config, profile: HwProfile) -> int:
-    return config.space.channel_multiple or profile.channel_multiple
+def channel_multiple(config: Config, profiles: Sequence[HwProfile]) -> int:
+    """What widths are multiples of: as configured, else what suits all devices."""
+    return config.space.channel_multiple or math.lcm(*(own.channel_multiple for own in profiles))
 
 
-def widened_as_configured(config: Config, model: nn.Module, narrow: WidthSpace | None) -> nn.Module:
+def widened_as_configured(
+    config: Config, model: nn.Module, narrow: WidthSpace | None, multiple: int
+) -> nn.Module:
+    """A network as wide as `space.expand` says; `narrow` is its space, None where it does not grow."""
     if narrow is None:
         return model
     return widened(
         model,
         narrow,
         config.space.expand,
-        channel_multiple=_multiple(config, target_profile(config)),
+        channel_multiple=multiple,
         copies=config.train.channel_order != "as-is",
         seed=config.seed,
     )

@@ -1,8 +1,10 @@
 """Open the problem of a configuration. In: a configuration. Out: its data, network, space and device."""
 
+from dataclasses import replace
+
 from bcnet.config import Config
 from bcnet.data.dataset import load_data
-from bcnet.hw_profiles.target import target_profile
+from bcnet.hw_profiles.target import check_named, further_profiles, single_device, target_profile
 from bcnet.models import PACKAGED, statistics
 from bcnet.models.weights import fresh_heads
 from bcnet.pipeline.configured_methods import check_method
@@ -20,6 +22,9 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     keep_freed_memory()
     check_method(config)
     profile = target_profile(config)
+    profiles = (profile, *further_profiles(config))
+    check_named(config, profiles)
+    everything, config = config, single_device(config, 0, profile)
     expected = statistics(config.model) if config.data.mean is None else None
     data = load_data(config.data, config.seed, pixels=pixels, trained_with=expected)
     if expected and data.stated and config.model.name not in PACKAGED:
@@ -31,7 +36,12 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     heads = fresh_heads(model)
     check_network(config, data, model)
     with working("looking for channels that can be searched"):
-        model, space, narrow = searched_space(config, profile, model, data.example)
+        model, space, narrow = searched_space(config, profiles, model, data.example)
     if config.task.train_step is None:
         check_training_mode(config, model, data.example(2))
-    return Problem(config, data, model, space, profile, narrow, heads)
+    problem = Problem(config, data, model, space, profile, narrow, heads)
+    if len(profiles) == 1:
+        return problem
+    others = enumerate(profiles[1:], 1)
+    further = [replace(problem, config=single_device(everything, n, own), profile=own) for n, own in others]
+    return replace(problem, further=tuple(further))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from bcnet.measure.network_latency import measure_network
 from bcnet.pipeline.finished import Chosen
+from bcnet.pipeline.further_devices import Held
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import measured_alternately
 from bcnet.pipeline.results import VerifyReport
@@ -34,7 +35,7 @@ def preprocessing_input(problem: Problem) -> dict[str, str]:
     return {"pre-processing": digest(asdict(own))} if own else {}
 
 
-def with_added(report: VerifyReport, chosen: Chosen) -> VerifyReport:
+def with_added(report: VerifyReport, chosen: Chosen | Held) -> VerifyReport:
     """A report of a file with pre-processing, with what the search took off the budget for it."""
     if report.preprocess is None:
         return report

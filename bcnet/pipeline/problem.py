@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
 import onnx
 import torch
@@ -22,7 +23,7 @@ from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.onnx_export.precision import at_precision
 from bcnet.onnx_export.preprocess import Preprocessing
 from bcnet.pipeline.device_table import DeviceTable
-from bcnet.pipeline.networks import fresh_model, given_model, widened_as_configured
+from bcnet.pipeline.networks import channel_multiple, fresh_model, given_model, widened_as_configured
 from bcnet.pipeline.raw_images import RawImages, preprocessing_of
 from bcnet.progress import working
 from bcnet.runs import digest
@@ -46,10 +47,22 @@ class Problem:
     profile: HwProfile
     narrow: WidthSpace | None = None  # that of the network as it was given, where it was widened
     fresh_heads: tuple[str, ...] = ()  # those that `model.weights` has with another number of outputs
+    further: "tuple[Problem, ...]" = ()  # the same for further devices, each with its profile and its budget
+    _graphs: dict[tuple[Any, ...], OnnxSupernet] = field(default_factory=dict, compare=False, repr=False)
 
-    @cached_property
+    @property
     def graph(self) -> OnnxSupernet:
-        """The network's ONNX graph at the profile's batch size; exported on first use (seconds)."""
+        """The network's ONNX graph at the profile's batch size; exported on first use (seconds).
+
+        Devices whose files are alike share it.
+        """
+        own, unsigned = self.profile, unsigned_activations(self.profile)
+        key = id(self.model), id(self.space), own.batch, own.precision, unsigned, own.opset
+        if key not in self._graphs:
+            self._graphs[key] = self._exported(unsigned)
+        return self._graphs[key]
+
+    def _exported(self, unsigned: bool) -> OnnxSupernet:
         failed = "the network's ONNX graph cannot be made"
         with working("exporting the network to ONNX"), explaining(ModelError, failed):
             return OnnxSupernet(
@@ -57,7 +70,7 @@ class Problem:
                 self.space,
                 self.data.example(self.profile.batch),
                 self.profile.precision,
-                unsigned=unsigned_activations(self.profile),
+                unsigned=unsigned,
                 opset=self.profile.opset,
             )
 
@@ -121,9 +134,13 @@ class Problem:
         return tuple(dict.fromkeys((self.profile.precision, *self.config.search.precisions)))
 
     def table_inputs(self) -> dict[str, str]:
-        """What the manifest of a table's build records, in all precisions."""
-        further = {name: self.at(name).table.inputs()["table"] for name in self.precisions[1:]}
-        return self.table.inputs() | {f"table at {name}": own for name, own in further.items()}
+        """What the manifest of a table's build records, in all precisions and for all devices."""
+        inputs = self.table.inputs()
+        for name in self.precisions[1:]:
+            inputs[f"table at {name}"] = self.at(name).table.inputs()["table"]
+        for own in self.further:
+            inputs |= {f"{key} on {own.profile.name}": value for key, value in own.table.inputs().items()}
+        return inputs
 
     @property
     def choices(self) -> tuple[tuple[int, ...], ...]:
@@ -136,9 +153,20 @@ class Problem:
         return DeviceTable(self.profile, lambda: self.graph)
 
     @property
+    def devices(self) -> "tuple[Problem, ...]":
+        """The problem for each device; the first is this one."""
+        return (self, *self.further)
+
+    @property
     def device_key(self) -> str:
-        """The target device and all that a latency on it depends on."""
-        return self.table.device_key
+        """The target device, or all of several, and all that a latency on it depends on."""
+        keys = [own.table.device_key for own in self.devices]
+        return digest(keys) if self.further else keys[0]
+
+    @property
+    def channel_multiple(self) -> int:
+        """What widths are multiples of."""
+        return channel_multiple(self.config, [own.profile for own in self.devices])
 
     @property
     def supernet_passes(self) -> int:
@@ -167,14 +195,18 @@ class Problem:
         Trained weights are the same for every seed.
         """
         config = self.config.model_copy(update={"seed": seed})
-        return widened_as_configured(config, given_model(config, self.data), self.narrow)
+        return widened_as_configured(
+            config, given_model(config, self.data), self.narrow, self.channel_multiple
+        )
 
     def fresh_model(self) -> nn.Module:
         """The network of this space with freshly initialised weights, as wide as the supernet's.
 
         The weights that still hold trained values are in `fresh.kept`.
         """
-        return widened_as_configured(self.config, copy.deepcopy(self.fresh.model), self.narrow)
+        return widened_as_configured(
+            self.config, copy.deepcopy(self.fresh.model), self.narrow, self.channel_multiple
+        )
 
     @cached_property
     def fresh(self) -> Fresh:

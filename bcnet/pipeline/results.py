@@ -198,10 +198,18 @@ class EstimateSummary(StageResult):
     off_there: Mapping[str, Any] | None
 
 
-class ScoredNetwork(Values):
-    """A network that a search scored, and measured where `measured` is given."""
+class OnDevice(Values):
+    """A network on a further device: its predicted latency, and the measured one where there is one."""
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"expected_accuracy"})
+    device: str
+    predicted_ms: Annotated[float, Field(ge=0)]
+    measured: LatencyStat | None
+
+
+class ScoredNetwork(Values):
+    """A network that a search scored, and measured where `measured` is given; and so on further devices."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"expected_accuracy", "further"})
 
     widths: tuple[int, ...]
     predicted_ms: Annotated[float, Field(ge=0)]
@@ -210,6 +218,7 @@ class ScoredNetwork(Values):
     expected_accuracy: float | None = None  # denoised, of a network on the front
     generation: int
     measured: LatencyStat | None
+    further: tuple[OnDevice, ...] | None = None
 
 
 class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
@@ -234,6 +243,21 @@ class PrecisionFound(Values):
     note: str
 
 
+class FurtherSearched(Budgeted):
+    """What a search held networks to on a further device, and what is known of its latency table."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess_ms"})
+
+    device: str
+    preprocess_ms: float | None = None
+    margin: float
+    noise: float | None
+    table_error: float | None
+    full_predicted_ms: float
+    estimate: bool
+    recorded: str | None
+
+
 class SearchSummary(Budgeted, StageResult):
     """The winner of a search and what it was chosen from; docs/reference/json.md explains each key.
 
@@ -243,7 +267,7 @@ class SearchSummary(Budgeted, StageResult):
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("precision", "precisions", "preprocess_ms", "fitness", "target_ms"),
+            *("precision", "precisions", "preprocess_ms", "fitness", "target_ms", "further"),
             *("max_params", "max_macs", "max_size_mb", "size_mb"),
         }
     )
@@ -286,6 +310,17 @@ class SearchSummary(Budgeted, StageResult):
     pruning_passes_of_all_rounds: int = 0
     precision: PrecisionName | None = None
     precisions: tuple[PrecisionFound, ...] | None = None
+    further: tuple[FurtherSearched, ...] | None = None
+
+
+class FurtherSliced(Budgeted):
+    """What later stages hold the small network to on a further device."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess_ms"})
+
+    device: str
+    preprocess_ms: float | None = None
+    predicted_ms: float
 
 
 class SliceSummary(Budgeted, StageResult):
@@ -298,7 +333,7 @@ class SliceSummary(Budgeted, StageResult):
 
     ABSENT: ClassVar[frozenset[str]] = frozenset(
         {
-            *("preprocess_ms", "discarded_epochs", "lower_rate"),
+            *("preprocess_ms", "discarded_epochs", "lower_rate", "further"),
             *("integer_epochs", "discarded_integer_epochs"),
         }
     )
@@ -324,6 +359,7 @@ class SliceSummary(Budgeted, StageResult):
     test_accuracy_after: float
     params: int
     macs: int
+    further: tuple[FurtherSliced, ...] | None = None
 
 
 class AgainstOriginal(Values):
@@ -419,19 +455,31 @@ class _Exported(StageResult):
     recorded: str | None = None
 
 
+class FurtherExport(VerifyReport):
+    """The verification on a further device, of the file for it."""
+
+    device: str
+    file: str
+    recorded: str | None = None
+    verify_with: str | None = None
+
+
 class ExportSummary(VerifyReport, _Exported):
     """The exported file, its verification, and how it compares with the original network.
 
-    `verify_with` is what to do where it is not verified here. Where an engine was built, `predicted_for` is
-    the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this processor.
+    With `further` devices, `passed`, `verified`, `failures` and `not_verified` are of all, what else there is
+    is of the first one. `verify_with` is what to do where it is not verified here. Where an engine was built,
+    `predicted_for` is the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this
+    processor.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file", "further"})
 
     original: AgainstOriginal = AgainstOriginal()
     verify_with: str | None
     predicted_for: str | None = None
     onnx_file: Mapping[str, Any] | None = None
+    further: tuple[FurtherExport, ...] | None = None
 
 
 class ComparedNetwork(Values):

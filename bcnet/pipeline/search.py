@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from bcnet.errors import BudgetError
-from bcnet.hw_profiles.target import target_of
-from bcnet.pipeline.alternating import LATENCIES
+from bcnet.hw_profiles.target import target_json
 from bcnet.pipeline.configured_methods import settings_recorded
+from bcnet.pipeline.further_devices import searched_devices, with_devices
 from bcnet.pipeline.importance_file import IMPORTANCES_FILE
 from bcnet.pipeline.kept import announce_replacement, say_replaced_search
 from bcnet.pipeline.preprocessed import preprocessing_input
@@ -21,15 +21,16 @@ from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import PrecisionFound, SearchSummary
 from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import fastest_within
-from bcnet.pipeline.search_inputs import settings_of
+from bcnet.pipeline.search_inputs import not_measured_on, settings_of
 from bcnet.pipeline.search_precisions import InPrecision, find_in_all
 from bcnet.pipeline.search_state import scored_network
-from bcnet.pipeline.search_ways import PREPROCESSING, Asked, supernets_for
+from bcnet.pipeline.search_ways import Asked, supernets_for
 from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.training.recipe import fine_tuning_digest, metric_digest
 from bcnet.width_search.budget import Budget
+from bcnet.width_search.device_limit import DeviceLimit, device_limits
 from bcnet.width_search.evolution import SearchSettings
 
 
@@ -65,9 +66,10 @@ def _assigned(problem: Problem) -> bool:
 
 
 def _calibration(problem: Problem) -> str:
-    """A hash of all that a latency table's predictions depend on."""
-    calibration = problem.table.latency_model().calibration
-    return digest(asdict(calibration) if calibration else None)
+    """A hash of all that predictions depend on: of the latency table, or the tables of all devices."""
+    fits = [own.table.latency_model().calibration for own in problem.devices]
+    tables = [asdict(own) if own else None for own in fits]
+    return digest(tables if problem.further else tables[0])
 
 
 def _recorded(settings: SearchSettings) -> dict[str, Any]:
@@ -78,7 +80,13 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
     found |= {"budget_ms": budget.target_ms, "share": budget.share, "margin": budget.margin}
     if budget.p90:
         found["p90"] = True
+    if devices := device_limits(budget.bounds):
+        found["further"] = [[own.device, _held(own.budget)] for own in devices]
     return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
+
+
+def _held(budget: Budget) -> list[Any]:
+    return [budget.target_ms, budget.share, budget.margin, budget.p90]
 
 
 def _trial_settings(problem: Problem) -> list[Any]:
@@ -104,29 +112,32 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         limit, settings, budget, latency = None, won.asked.settings, won.asked.budget, won.asked.latency
     own_ms = asked.latency(problem.space.original())
     result = found.result
-    if asked.not_measured or problem.table.replayed:
+    replayed = [own.table.replayed for own in problem.devices]
+    further = "nor on any further device" if asked.not_measured and problem.further else ""
+    further = further or not_measured_on(problem)
+    if asked.not_measured or further or any(replayed):
         added = "the budget does not include pre-processing, which was not measured"
         unknown = added if asked.not_measured and problem.preprocessing else ""
-        notes = result.note, asked.not_measured, problem.table.replayed, unknown
+        notes = result.note, asked.not_measured, further, *replayed, unknown
         result = replace(result, note="; ".join(note for note in notes if note))
     if result.note:
         say(result.note)
     widths, calibration = result.best.widths, latency.calibration
     sizes = {b.key.replace("max_", ""): b.cost(widths) / b.unit for b in budget.bounds if b.unit > 1}
     soft = result.budget_ms is None and budget.target_ms is not None  # a target that need not be kept
-    front = tuple(scored_network(candidate) for candidate in result.pareto)
+    front = tuple(with_devices(candidate, budget.bounds) for candidate in result.pareto)
     summary = SearchSummary(
         folder=str(asked.stage.folder),
         device=problem.profile.name,
         metric=config.task.metric,
-        target=target_of(config).to_json(config.host),
+        target=target_json(config),
         budget=None if result.budget_ms is None else asked.budget.stated(result.budget_ms),
         preprocess_ms=budget.added_ms or None,
         min_accuracy=result.min_accuracy,
         fitness=settings.fitness if soft else None,
         target_ms=budget.target_ms if soft else None,
-        **{bound.key: round(bound.limit / bound.unit, 6) for bound in budget.bounds},
-        best=scored_network(result.best),
+        **{own.key: round(own.limit / own.unit, 6) for own in budget.bounds if not own.of_device},
+        best=with_devices(result.best, budget.bounds),
         params=problem.space.params(widths),
         macs=problem.space.macs(widths),
         **sizes,
@@ -136,7 +147,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         pareto=len(front),
         front=front,
         searched_to_ms=settings.scored_ms,
-        measured=tuple(scored_network(candidate) for candidate in result.top),
+        measured=tuple(with_devices(candidate, budget.bounds) for candidate in result.top),
         candidates=len(result.history),
         full_predicted_ms=round(own_ms, 5),
         estimate=latency.estimate,
@@ -152,6 +163,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         pruning_passes_of_all_rounds=found.passes_of_all,
         precision=won.name if len(problem.precisions) > 1 else None,
         precisions=tuple(map(_in_precision, ways)) if len(problem.precisions) > 1 else None,
+        further=searched_devices(problem, budget.bounds, result.further_ms),
     )
     files = {
         summary.FILE: summary.to_json(),
@@ -162,8 +174,8 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     contents |= found.files
     networks = asked.stage.folder.glob("*.safetensors")  # of this search, or of the one before
     earlier = [path for path in networks if path.name not in (IMPORTANCES_FILE, *contents)]
-    unfinished = [asked.stage.path(name) for name in (LATENCIES, PREPROCESSING)]
-    unfinished += [path for own in ways for path in (own.asked.path(LATENCIES), *own.found.obsolete)]
+    unfinished = [*asked.unfinished]
+    unfinished += [path for own in ways for path in (*own.asked.unfinished, *own.found.obsolete)]
     obsolete = [*unfinished, *earlier]
     asked.stage.finish(asked.inputs, contents, obsolete)
     return summary
@@ -181,6 +193,8 @@ def _checked(asked: Asked) -> float | None:
         if len(problem.precisions) > 1:
             return None
         raise
+    for own in device_limits(budget.bounds):
+        say(_device_said(own, measured=asked.measure_of is not None))
     if asked.measure_of is None:
         return None
     if budget.share is not None:
@@ -212,6 +226,15 @@ def _say_share(budget: Budget, share: float) -> None:
     less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
     alone = f", with {milliseconds(budget.added_ms)} ms of pre-processing in both" if budget.added_ms else ""
     say(f"searching up to {limit:.1%} of the original's measured latency{less}{alone}")
+
+
+def _device_said(own: DeviceLimit, *, measured: bool) -> str:
+    """What networks are held to on a further device."""
+    budget = own.budget.stated()
+    assert budget is not None
+    if not measured or own.measure_of is None:
+        return f"on {own.device}: {budget.explained}, by its table alone"
+    return f"on {own.device}: {budget.explained}, less a margin of {own.budget.margin:.1%}"
 
 
 def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:

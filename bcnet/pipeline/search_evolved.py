@@ -14,10 +14,12 @@ from bcnet.allocation.limits import Limits
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.pipeline.alternating import MeasureOf, alternating
+from bcnet.pipeline.beside_original import BesideOriginal
 from bcnet.pipeline.measured import ROUNDS
 from bcnet.pipeline.search_measured import Winner, fastest_measured, measured_alone, measured_best
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.budget import Budget
+from bcnet.width_search.device_limit import below_margins
 from bcnet.width_search.evolution import Candidate, Evolution, LatencyOf, Prior, ScoreOf, SearchSettings
 
 NOT_MEASURED = "not measured: the latency is the table's prediction"
@@ -25,7 +27,10 @@ NOT_MEASURED = "not measured: the latency is the table's prediction"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The winner and what it was chosen from. `note` says what a user should know."""
+    """The winner and what it was chosen from. `note` says what a user should know.
+
+    `budget_ms` is the budget as it was measured, `further_ms` those of further devices.
+    """
 
     best: Candidate
     top: tuple[Candidate, ...]
@@ -35,6 +40,7 @@ class SearchResult:
     min_accuracy: float | None
     seed: int
     note: str = ""
+    further_ms: tuple[float, ...] = ()
 
 
 def search(  # noqa: PLR0913 - functions of the caller's own, most of them optional
@@ -66,26 +72,44 @@ def search(  # noqa: PLR0913 - functions of the caller's own, most of them optio
     narrowest, lowest = fastest_within(space, latency_of, asked_for)
     full, tightened = space.largest(), settings
     if budget is not None and measure_of is not None:
-        tightened = replace(settings, budget=replace(asked_for, target_ms=asked_for.searched_ms(lowest)))
+        bounds = below_margins(asked_for.bounds, narrowest)
+        below = replace(asked_for, target_ms=asked_for.searched_ms(lowest), bounds=bounds)
+        tightened = replace(settings, budget=below)
     evolution = Evolution(space, latency_of, score_of, tightened)
     evolution.fastest = narrowest
-    if settings.fills_budget and evolution.fits(full, SLOWEST_MS if budget is None else budget):
-        stats = alternating(measure_of, [full, space.original()]) if measure_of else None
-        measured = stats[full] if stats else None
-        asked = budget
-        if budget is not None and stats is not None:
-            asked = asked_for.asked_ms(asked_for.counted_ms(stats[space.original()]))
-        if asked is None or measured is None or asked_for.counted_ms(measured) <= asked:
-            best = replace(evolution.scored(full, 0), measured=measured)
-            kept = "every bound is" if asked is None else f"the {asked_for.stated(asked)} is"
-            kept = f"{kept} above the full network's{'' if asked is None else ' latency'}: kept whole"
-            kept = kept if measured else f"{kept}, {NOT_MEASURED}"
-            result = result_of(settings, Winner(best, (best,), (best,), asked, kept))
-            return replace(result, pareto=(best,))
+    whole = Evolution(space, latency_of, score_of, settings)
+    if settings.fills_budget and whole.fits(full, SLOWEST_MS if budget is None else budget):
+        kept = _kept_whole(evolution.scored(full, 0), space.original(), settings, measure_of)
+        if kept is not None:
+            return replace(result_of(settings, kept), pareto=(kept.best,))
     candidates = evolution.run(priors, resume, on_generation)
     result = _winner(evolution, settings, candidates, measure_of)
     history = {candidate.widths: candidate for candidate in (*candidates, *result.history)}
     return replace(result, history=tuple(history.values()), pareto=evolution.front(tuple(history.values())))
+
+
+def _kept_whole(
+    full: Candidate, original: Widths, settings: SearchSettings, measure_of: MeasureOf | None
+) -> Winner | None:
+    """The full network as the winner, predicted within all limits; None where it is measured above one."""
+    budget, further = settings.budget, tuple[float, ...]()
+    if budget.target_ms is None:
+        if measure_of is not None:
+            full = replace(full, measured=alternating(measure_of, [full.widths, original])[full.widths])
+        kept, asked = "every bound is above the full network's: kept whole", None
+    else:
+        asked, kept = budget.target_ms, f"the {budget.stated()} is"
+        if measure_of is not None:
+            beside = BesideOriginal(measure_of, original, budget)
+            (own,), originals = beside([full])
+            if not own.within(beside.without_margins):
+                return None
+            full, budgets = own.candidate, beside.asked(originals)
+            asked, kept = budgets[0].ms, f"the {budgets[0]} is"
+            further = tuple(own.ms for own in budgets[1:])
+        kept = f"{kept} above the full network's latency: kept whole"
+    kept = kept if full.measured else f"{kept}, {NOT_MEASURED}"
+    return Winner(full, (full,), (full,), asked, kept, further)
 
 
 def fastest_within(space: WidthSpace, latency_of: LatencyOf, budget: Budget) -> tuple[Widths, float]:
@@ -151,4 +175,5 @@ def result_of(settings: SearchSettings, winner: Winner) -> SearchResult:
         min_accuracy=settings.min_accuracy,
         seed=settings.seed,
         note=winner.note,
+        further_ms=winner.further_ms,
     )

@@ -2,7 +2,7 @@
 that score and measure widths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from bcnet.training.recipe import Recipe
 from bcnet.width_search.assigned_scorer import AssignedScorer
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import MEGABYTE, Bound, multiply_accumulates, parameters, weight_bytes
+from bcnet.width_search.device_limit import DeviceLimit
 from bcnet.width_search.evolution import Prior, SearchSettings, fastest
 from bcnet.width_search.initial_population import Limit, potential_losses
 from bcnet.width_search.initial_population import prior as prior_population
@@ -46,16 +47,10 @@ def settings_of(problem: Problem) -> SearchSettings:
     A budget that is a share of the original's latency is in ms as the table predicts that; on the device, it
     is that of the measured one. Its margin is smaller: a machine that slows down slows both.
     """
-    config, latency = problem.config.search, problem.table.latency_model()
-    share = share_of(config)
-    target_ms = None
-    unlimited = config.min_accuracy is not None or (config.bounded and config.fitness == "hard")
-    if config.within_latency or not unlimited:
-        own_ms = config.given_ms(problem.profile.batch)
-        target_ms = budget_ms(problem, latency, own_ms, config.latency or DEFAULT_SHARE)
-    asked = budget_of(problem, latency, target_ms, share)
+    config = problem.config.search
+    wider = problem.space.original() != problem.space.largest()
     return SearchSettings(
-        budget=replace(asked, p90=config.p90_ms is not None, fps=config.fps),
+        budget=replace(latency_budget(problem), bounds=bounds_of(problem), wider=wider),
         min_accuracy=config.min_accuracy,
         population=config.population,
         generations=config.generations,
@@ -72,13 +67,28 @@ def settings_of(problem: Problem) -> SearchSettings:
     )
 
 
-def budget_of(
-    problem: Problem, latency: LatencyModel, target_ms: float | None, share: float | None
-) -> Budget:
-    """A budget in ms, or of a share of the original's latency, with the configured margin and bounds."""
+def latency_budget(problem: Problem) -> Budget:
+    """The configured latency budget of the problem's own device, with its margin."""
+    config, latency = problem.config.search, problem.table.latency_model()
+    share, target_ms = share_of(config), None
+    unlimited = config.min_accuracy is not None or (config.bounded and config.fitness == "hard")
+    if config.within_latency or not unlimited:
+        own_ms = config.given_ms(problem.profile.batch)
+        target_ms = budget_ms(problem, latency, own_ms, config.share or DEFAULT_SHARE)
+    fps = config.fps if isinstance(config.fps, float) else None
+    margin = margin_of(problem, latency, share)
+    return Budget(target_ms, share, margin, p90=config.p90_ms is not None, fps=fps)
+
+
+def margin_of(problem: Problem, latency: LatencyModel, share: float | None) -> float:
+    """The configured margin, or the noise of the device's table; less for a share of the original."""
     margin = problem.config.search.margin
-    if margin is None:
-        margin = min(latency.noise, NOISY if share is None else SHARE_MARGIN)
+    return min(latency.noise, NOISY if share is None else SHARE_MARGIN) if margin is None else margin
+
+
+def budget_of(problem: Problem, target_ms: float | None, share: float | None) -> Budget:
+    """A budget in ms, or of a share of the original's latency, with the configured margin and bounds."""
+    margin = margin_of(problem, problem.table.latency_model(), share)
     wider = problem.space.original() != problem.space.largest()
     return Budget(target_ms, share, margin, bounds_of(problem), wider)
 
@@ -106,15 +116,15 @@ def budget_ms(problem: Problem, latency: LatencyModel, own_ms: float | None, sha
 
 def share_of(search: SearchConfig) -> float | None:
     """The budget as a share of the original's latency; None where it is given in ms, or there is none."""
-    if search.latency is None and (search.within_latency or search.min_accuracy is not None):
+    if search.share is None and (search.within_latency or search.min_accuracy is not None):
         return None
-    if search.latency is None and search.bounded and search.fitness == "hard":
+    if search.share is None and search.bounded and search.fitness == "hard":
         return None
-    return latency_share(search.latency or DEFAULT_SHARE)
+    return latency_share(search.share or DEFAULT_SHARE)
 
 
 def bounds_of(problem: Problem) -> tuple[Bound, ...]:
-    """The configured bounds beside the budget."""
+    """The configured bounds beside the budget, and the latency limits on further devices."""
     config, space, found = problem.config.search, problem.space, []
     if config.max_params is not None:
         found.append(Bound("max_params", "parameters", parameters(space), config.max_params))
@@ -124,7 +134,36 @@ def bounds_of(problem: Problem) -> tuple[Bound, ...]:
         name = f"megabytes of weights at {problem.profile.precision}"
         limit = config.max_size_mb * MEGABYTE
         found.append(Bound("max_size_mb", name, weight_bytes(problem.graph), limit, MEGABYTE))
+    for own in problem.further:
+        latency = own.table.latency_model()
+        found.append(DeviceLimit.on(own.profile.name, latency, latency_budget(own)))
     return tuple(found)
+
+
+def measured_bounds(
+    problem: Problem, bounds: Sequence[Bound], kept: Callable[[str, MeasureOf], MeasureOf]
+) -> tuple[Bound, ...]:
+    """The bounds with how networks are measured on further devices, where these can be measured.
+
+    Elsewhere the table's prediction counts, and a share is of the predicted latency. `kept` is what keeps the
+    latencies of a device.
+    """
+    devices, found = {own.profile.name: own for own in problem.further}, list[Bound]()
+    for bound in bounds:
+        if isinstance(bound, DeviceLimit):
+            own = devices[bound.device]
+            if own.table.not_measured(own.table.latency_model()):
+                bound = replace(bound, budget=replace(bound.budget, share=None))
+            else:
+                bound = replace(bound, measure_of=kept(bound.device, measuring(own)))
+        found.append(bound)
+    return tuple(found)
+
+
+def not_measured_on(problem: Problem) -> str:
+    """On which further devices nothing is measured, and why; empty where all are."""
+    why = [(own.profile.name, own.table.not_measured(own.table.latency_model())) for own in problem.further]
+    return "; ".join(f"on {name}: {reason}" for name, reason in why if reason)
 
 
 def priors_of(problem: Problem, run: Run, settings: SearchSettings) -> tuple[Prior, ...]:

@@ -9,23 +9,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bcnet.pipeline.alternating import MeasureOf, alternating
-from bcnet.pipeline.measured import (
-    USED,
-    BesideOriginal,
-    Timed,
-    measured_until_used,
-    too_slow,
-)
+from bcnet.pipeline.beside_original import BesideOriginal, LimitsMs, Timed
+from bcnet.pipeline.measured import USED, measured_until_used, too_slow
 from bcnet.progress import working
 from bcnet.space.width_space import Widths
+from bcnet.width_search.device_limit import device_limits
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
+from bcnet.width_search.latency_budget import LatencyBudget
 
 
 @dataclass(frozen=True)
 class Winner:
     """The best candidate, all that were measured, and all that were scored.
 
-    `budget_ms` is the budget as measured beside the best.
+    `budget_ms` is the budget as measured beside the best, `further_ms` those of further devices.
     """
 
     best: Candidate
@@ -33,6 +30,7 @@ class Winner:
     candidates: tuple[Candidate, ...]
     budget_ms: float | None
     note: str = ""
+    further_ms: tuple[float, ...] = ()
 
 
 @dataclass
@@ -44,23 +42,27 @@ class Evolved:
     found: dict[Widths, Candidate]
     proposed: set[Widths] = field(default_factory=set)
 
-    def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
-        """The best `most` candidates within the limits; the upper one is at least the fastest's latency."""
+    def propose(self, limits: LimitsMs, number: int) -> list[Candidate]:
+        """Candidates within the limits; these are at least the latencies of the fastest network."""
         evolution, settings = self.evolution, self.evolution.settings
         assert evolution.fastest is not None
-        limit = max(limit_ms, float(evolution.latency_of(evolution.fastest)))
+        limit = max(limits[0], float(evolution.latency_of(evolution.fastest)))
+        evolution.limit_devices(limits[1:])
         if number:
             rng = np.random.default_rng((settings.seed, settings.generations + number))
             for candidate in self.ranked(tuple(self.found.values()))[: self.most]:
                 widths = evolution.repaired(candidate.widths, rng, limit)
                 if widths not in self.found:
                     self.found[widths] = evolution.scored(widths, settings.generations + number)
-        fitting = [
+        return [
             candidate
             for candidate in self.found.values()
-            if above_ms < candidate.predicted_ms <= limit and candidate.widths not in self.proposed
+            if candidate.widths not in self.proposed and evolution.fits(candidate.widths, limit)
         ]
-        best = self.ranked(fitting)[: self.most]
+
+    def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The best `most`."""
+        best = self.ranked(candidates)[: self.most]
         self.proposed |= {candidate.widths for candidate in best}
         return best
 
@@ -105,28 +107,30 @@ def measured_best(
     assert start_ms is not None
     beside = BesideOriginal(measure_of, evolution.space.original(), budget)
     evolved = Evolved(evolution, settings.measured, {c.widths: c for c in candidates})
-    measured = measured_until_used(evolved, beside, start_ms, least_used=least_used)
+    start = (start_ms, *(own.limit for own in device_limits(evolution.settings.budget.bounds)))
+    measured = measured_until_used(evolved, beside, start, least_used=least_used)
     again: dict[Widths, Timed] = {}
-    budget_ms = measured.budget_ms
-    for used, note in (
-        (1.0, measured.note),
-        (
-            budget.within_margin,
-            f"inside the budget, but by less than the machine's noise of {budget.margin:.1%}",
-        ),
+    budgets = measured.budgets
+    margin = max(own.margin for own in beside.budgets)
+    for most, note in (
+        ((1.0,) * len(start), measured.note),
+        (beside.without_margins, f"inside the budget, but by less than the machine's noise of {margin:.1%}"),
     ):
-        for own in measured.within(used):
+        for own in measured.timed:
             widths = own.candidate.widths
+            if not own.within(most):
+                continue
             if widths not in again:
-                again[widths], budget_ms = _confirmed(own, beside)
-            if again[widths].used <= used:
+                again[widths], budgets = _confirmed(own, beside)
+            if again[widths].within(most):
                 top = tuple(again.get(each.candidate.widths, each).candidate for each in measured.timed)
-                return Winner(again[widths].candidate, top, tuple(evolved.found.values()), budget_ms, note)
+                found, ms = tuple(evolved.found.values()), [budget.ms for budget in budgets]
+                return Winner(again[widths].candidate, top, found, ms[0], note, tuple(ms[1:]))
     timed = tuple(again.get(own.candidate.widths, own) for own in measured.timed)
-    raise too_slow(replace(measured, timed=timed))
+    raise too_slow(replace(measured, timed=timed), [own.device for own in beside.further])
 
 
-def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, float]:
-    """The slower of a candidate's measurement and another one, and the budget in ms beside that."""
-    (again,), original = beside([own.candidate])
-    return own if own.used >= again.used else again, beside.asked_ms(original)
+def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, tuple[LatencyBudget, ...]]:
+    """The slower of a candidate's measurement and another one, and the budgets beside that."""
+    (again,), originals = beside([own.candidate])
+    return own if own.used >= again.used else again, beside.asked(originals)

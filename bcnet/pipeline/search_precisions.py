@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bcnet.errors import BudgetError
-from bcnet.pipeline.alternating import LATENCIES
 from bcnet.pipeline.inherit import ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.quantisation import delivered_score
@@ -86,7 +85,8 @@ def _tried(asked: Asked, scores: Scores) -> tuple[Found | None, BudgetError | No
     try:
         return find(asked, scores), None
     except BudgetError as reason:  # the next search measures again: the machine may have been busy
-        asked.path(LATENCIES).unlink(missing_ok=True)
+        for path in asked.unfinished:
+            path.unlink(missing_ok=True)
         return None, reason
 
 

@@ -18,14 +18,9 @@ from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import SLOWEST_MS
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.pipeline.alternating import MeasureOf
+from bcnet.pipeline.beside_original import BesideOriginal, LimitsMs, Timed
 from bcnet.pipeline.configured_methods import ROUNDING, called, check_within, listed, settings_for
-from bcnet.pipeline.measured import (
-    BesideOriginal,
-    Measured,
-    Timed,
-    measured_until_used,
-    too_slow,
-)
+from bcnet.pipeline.measured import Measured, measured_until_used, too_slow
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.trained_scores import Key, TrainedScores
@@ -39,6 +34,7 @@ from bcnet.training.shared_work import Shared, each
 from bcnet.traits import PrecisionName
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
+from bcnet.width_search.device_limit import with_limits
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
@@ -148,10 +144,14 @@ class Best:
     proposals: Proposals
     most: int
 
-    def propose(self, limit_ms: float, above_ms: float, number: int) -> list[Candidate]:
-        """The best `most` of what is proposed for a limit, and the best of each other method."""
-        found = self.proposals.propose(limit_ms, number)
-        ranked = self.ranked([candidate for candidate in found if candidate.predicted_ms > above_ms])
+    def propose(self, limits: LimitsMs, number: int) -> list[Candidate]:
+        """What all methods propose for these limits."""
+        self.proposals.bounds = with_limits(self.proposals.bounds, limits[1:])
+        return self.proposals.propose(limits[0], number)
+
+    def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The best `most`, and the best of each other method."""
+        ranked = self.ranked(candidates)
         return with_every_method(ranked, self.most, lambda own: self.proposals.origin[own.widths])
 
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -168,21 +168,18 @@ def best_measured(
     network fits.
     """
     predicted, keep = float(proposals.latency(original)), original == proposals.scores.space.largest()
-    measured = measured_until_used(
-        Best(proposals, most),
-        BesideOriginal(measure_of, original, budget),
-        budget.asked_ms(predicted),
-        stop_at_original=keep,
-    )
-    stat = measured.original
-    own_ms = budget.counted_ms(stat) if stat is not None else 0.0
-    if keep and stat is not None and own_ms <= (limit := budget.limit_ms(own_ms)):
-        whole = Candidate(original, predicted, proposals.scores(original), 0, stat)
-        proposals.found[original], proposals.origin[original] = whole, ORIGINAL
+    beside = BesideOriginal(measure_of, original, budget)
+    limits = budget.asked_ms(predicted), *(own.limit for own in beside.further)
+    measured = measured_until_used(Best(proposals, most), beside, limits, stop_at_original=keep)
+    if keep and beside.inside(measured.originals):
+        whole = beside.timed(
+            Candidate(original, predicted, proposals.scores(original), 0), measured.originals
+        )
+        proposals.found[original], proposals.origin[original] = whole.candidate, ORIGINAL
         kept = "the original network is within the budget: nothing is removed"
-        return replace(measured, timed=(Timed(whole, own_ms / limit),), note=kept)
+        return replace(measured, timed=(whole,), note=kept)
     if not measured.inside:
-        raise too_slow(measured)
+        raise too_slow(measured, [own.device for own in beside.further])
     return measured
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.uniform import allocate_uniformly
-from bcnet.pipeline.alternating import LATENCIES, KeptLatencies, MeasureOf
+from bcnet.pipeline.alternating import KeptLatencies, MeasureOf, latencies_file, preprocessing_file
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.importance_file import importances_of
 from bcnet.pipeline.original import trained_network, trained_state
@@ -24,6 +24,7 @@ from bcnet.pipeline.route import allocations, on_trained_network
 from bcnet.pipeline.search_evolved import NOT_MEASURED, SearchResult, result_of, search
 from bcnet.pipeline.search_inputs import (
     budget_of,
+    measured_bounds,
     measuring,
     priors_of,
     scoring,
@@ -49,10 +50,11 @@ from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
 from bcnet.training.shared_work import Shared
 from bcnet.width_search.budget import Budget
+from bcnet.width_search.constraints import Bound
+from bcnet.width_search.device_limit import by_tables, with_added
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.scorer import Score, Scorer, best_first
 
-PREPROCESSING = "preprocessing.jsonl"  # its milliseconds, while searching
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
 Scores = Scorer | TrainedScores  # of widths, of networks in floats
 
@@ -79,21 +81,39 @@ class Asked:
         """
         found = settings_of(self.problem)
         if self.further is not None:
-            own = budget_of(self.problem, self.latency, self.further.target_ms, None)
+            own = budget_of(self.problem, self.further.target_ms, None)
             return replace(found, budget=replace(self.further, margin=own.margin, bounds=own.bounds))
+        budget = found.budget
         if self.not_measured:
-            return replace(found, budget=replace(found.budget, share=None))
-        return replace(found, budget=found.budget.with_added(self.added_ms)) if self.added_ms else found
+            return replace(found, budget=replace(budget, share=None, bounds=by_tables(budget.bounds)))
+        budget = replace(budget, bounds=self._measured(budget.bounds))
+        return replace(found, budget=budget.with_added(self._added_ms(self.problem)))
 
-    @cached_property
-    def added_ms(self) -> float:
-        """What the delivered file's pre-processing takes on the device; measured once for a search."""
-        if self.problem.preprocessing is None or self.not_measured:
+    def _measured(self, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
+        """The bounds with how networks are measured on further devices; rounds are kept as those here."""
+        devices = {own.profile.name: own for own in self.problem.further}
+
+        def kept(device: str, measure_of: MeasureOf) -> MeasureOf:
+            return KeptLatencies(measure_of, self.stage.path(latencies_file(device)), self.inputs)
+
+        measured = measured_bounds(self.problem, bounds, kept)
+        return with_added(measured, lambda device: self._added_ms(devices[device]))
+
+    def _added_ms(self, problem: Problem) -> float:
+        """What the delivered file's pre-processing takes on a device; measured once for a search."""
+        if problem.preprocessing is None:
             return 0.0
-        kept = lines_of_search(self.stage.path(PREPROCESSING), self.inputs)
+        name = "" if problem is self.problem else problem.profile.name
+        kept = lines_of_search(self.stage.path(preprocessing_file(name)), self.inputs)
         if not kept.values:
-            kept.append(preprocessing_ms(self.problem))
+            kept.append(preprocessing_ms(problem))
         return float(kept.values[-1])
+
+    @property
+    def unfinished(self) -> list[Path]:
+        """The files of what was measured, on all devices, from which a stopped search continues."""
+        names = ["", *(own.profile.name for own in self.problem.further)]
+        return [self.path(file(name)) for name in names for file in (latencies_file, preprocessing_file)]
 
     @property
     def budget(self) -> Budget:
@@ -115,7 +135,7 @@ class Asked:
         """How whole networks are measured, where they are; rounds are kept until the search is finished."""
         if self.not_measured:
             return None
-        return KeptLatencies(measuring(self.problem), self.path(LATENCIES), self.inputs)
+        return KeptLatencies(measuring(self.problem), self.path(latencies_file()), self.inputs)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -239,7 +259,7 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     settings, problem, search = asked.settings, asked.problem, asked.problem.config.search
     target_ms = asked.budget.target_ms
     assert target_ms is not None
-    pruned = None
+    pruned, further_ms = None, tuple[float, ...]()
     if asked.trains and (network := trained_network(asked.run, problem)) is not None:
         # A limit in ms is another network's in another precision.
         precision = {"precision": problem.profile.precision} if asked.further else {}
@@ -262,11 +282,12 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
         report_winner(proposals, winner)
         top = tuple(own.candidate for own in measured.timed)
         best, budget, note = winner.candidate, measured.budget_ms, measured.note
+        further_ms = tuple(own.ms for own in measured.budgets[1:])
     if settings.pareto:
         propose_front(proposals)
     candidates = tuple(proposals.found.values())
     evolution = Evolution(scores.space, asked.latency, scores, replace(settings, smooth=False))
-    result = result_of(settings, Winner(best, top, candidates, budget, note))
+    result = result_of(settings, Winner(best, top, candidates, budget, note, further_ms))
     result = replace(result, pareto=evolution.front(candidates))
     method, files = proposals.origin[best.widths], (asked.stage.path(SCORES),)
     losses = scores.measured_losses

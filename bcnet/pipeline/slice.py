@@ -215,6 +215,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
         test_accuracy_after=round(result.accuracy_after, 6),
         params=problem.space.params(widths),
         macs=problem.space.macs(widths),
+        further=tuple(own.sliced() for own in chosen.further) or None,
     )
     came_from = summary.model_dump(include={"inherited", "supernet", "side"})
     files = {

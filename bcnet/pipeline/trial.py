@@ -115,7 +115,7 @@ class Trial:
 
     def __init__(self, problem: Problem, small: Widths | None = None, recipe: Recipe | None = None) -> None:
         self.problem, self.data, self.space = problem, problem.data, problem.space
-        share = latency_share(problem.config.search.latency or DEFAULT_SHARE)
+        share = latency_share(problem.config.search.share or DEFAULT_SHARE)
         self.small = small or self.space.uniform(math.sqrt(min(share, 1.0)))
         self._recipe = recipe
         self._whole: dict[float, Unit] = {}

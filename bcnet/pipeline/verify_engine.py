@@ -16,6 +16,7 @@ from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.answers import FILE as ANSWERS
 from bcnet.pipeline.engine import FACTS, full_engine
+from bcnet.pipeline.export_further import with_further
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.preprocessed import with_added
 from bcnet.pipeline.problem import Problem
@@ -110,7 +111,7 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
         "verify_with": None,
     }
     if before:
-        summary = before.model_copy(update=executed)
+        summary = with_further(before.model_copy(update=executed), before.further or ())
     else:
         summary = ExportSummary(folder=str(engine.parent), metric=config.task.metric, **executed)
     refuse_failed(summary, engine.with_name("failed.json"))

@@ -73,6 +73,23 @@ def overview(reports: Sequence[RunReport]) -> tuple[Table, Chart | None]:
     return table, Chart("runs", title, caption, "measured latency (ms)", y, series, table)
 
 
+def devices(report: RunReport) -> Table:
+    """The delivered network on each device that it was searched for; it is verified where it was measured."""
+    first = (report.device, report.budget, report.predicted_ms, report.measured)
+    others = [(own.device, own.budget, own.predicted_ms, own.measured) for own in report.further]
+    rows = tuple(
+        (
+            device,
+            budget.ms if budget else None,
+            predicted_ms,
+            budget.counted_ms(measured) if budget and measured else None,
+            "verified" if measured else "not verified",
+        )
+        for device, budget, predicted_ms, measured in (first, *others)
+    )
+    return Table(("device", "budget (ms)", "predicted (ms)", "measured (ms)", "export"), rows)
+
+
 def _networks(report: RunReport) -> Iterator[Chart]:
     if not report.networks:
         return

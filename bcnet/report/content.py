@@ -55,6 +55,15 @@ class GroupWidths(Values):
     after: int
 
 
+class FurtherReport(Values):
+    """The delivered network on a further device; `measured` is that of its export."""
+
+    device: str
+    budget: LatencyBudget | None
+    predicted_ms: float
+    measured: LatencyStat | None
+
+
 class RunReport(Values):
     """A run as its stages left it.
 
@@ -80,6 +89,7 @@ class RunReport(Values):
     accuracy: float | None
     accuracy_lost: float | None
     verified: bool
+    further: tuple[FurtherReport, ...]
     networks: tuple[ComparedNetwork, ...]
     candidates: tuple[Candidate, ...]
     precisions: tuple[PrecisionFound, ...]
@@ -132,6 +142,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         accuracy=accuracy,
         accuracy_lost=accuracy_lost(found),
         verified=export is not None and export.verified and not found.is_outdated("export"),
+        further=further_devices(found),
         networks=found.compare.networks if found.compare else (),
         candidates=_candidates(search, found.history) if search else (),
         precisions=(search.precisions or ()) if search else (),
@@ -147,6 +158,28 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         settings={key: _text(value) for key, value in settings.items()},
         commands=_commands(found),
         deployment=_deployment(found),
+    )
+
+
+def further_devices(found: Found) -> tuple[FurtherReport, ...]:
+    """The network on further devices, by the last stage that is done."""
+    if found.export and found.export.further:
+        return tuple(
+            FurtherReport(**{key: getattr(own, key) for key in FurtherReport.model_fields})
+            for own in found.export.further
+        )
+    if found.slice and found.slice.further:
+        return tuple(FurtherReport(**dict(own), measured=None) for own in found.slice.further)
+    search = found.search
+    best = {own.device: own for own in search.best.further or ()} if search else {}
+    return tuple(
+        FurtherReport(
+            device=own.device,
+            budget=own.budget,
+            predicted_ms=best[own.device].predicted_ms,
+            measured=None,
+        )
+        for own in (search.further if search else None) or ()
     )
 
 
@@ -256,13 +289,33 @@ def _commands(found: Found) -> tuple[str, ...]:
     if search is not None:
         budget = (found.slice or search).budget
         if budget is not None:
-            asked = budget.model_copy(update={"ms": budget.ms + (search.preprocess_ms or 0.0)})
-            words += asked.option
+            words += _budget_options(search, budget, found)
         elif search.min_accuracy is not None:
             words += ["--min-accuracy", f"{search.min_accuracy:g}"]
         words += ["--seed", str(search.seed)]
     singly = [run.stage(name).command for name in ("train", "build-lut", "search", "slice", "export")]
     return (shlex.join(words), *singly)
+
+
+def _budget_options(search: SearchSummary, budget: LatencyBudget, found: Found) -> list[str]:
+    """The options that ask for the budget; with further devices, for that of each."""
+
+    def asked(own: LatencyBudget, added_ms: float | None) -> tuple[str, str]:
+        return own.model_copy(update={"ms": own.ms + (added_ms or 0.0)}).option
+
+    further = (found.slice or search).further
+    if not further:
+        return list(asked(budget, search.preprocess_ms))
+    words = []
+    every = (
+        (search.device, budget, search.preprocess_ms),
+        *((o.device, o.budget, o.preprocess_ms) for o in further),
+    )
+    for name, own, added_ms in every:
+        if own is not None:
+            flag, value = asked(own, added_ms)
+            words += [flag, f"{name}={value}"]
+    return words
 
 
 def _deployment(found: Found) -> tuple[str, ...]:

@@ -103,11 +103,11 @@ class _Side:
 
     @property
     def target(self) -> dict[str, Any]:
-        """The device and the setting, as far as they are known; how the device is reached does not matter."""
+        """The first device and its setting, as far as they are known; how it is reached does not matter."""
         search, table = self.found.search, self.found.table
         own = (search.target if search else None) or (table.target if table else None) or {}
         device = {"device": search.device} if search else {}
-        return {**device, **{key: value for key, value in own.items() if key != "host"}}
+        return {**{key: value for key, value in own.items() if key != "host"}, **device}
 
 
 def difference_of(first: Run, second: Run, allowed: Allowed | None = None) -> RunDifference:

@@ -1,6 +1,6 @@
 """What came out of a run, in one sentence. In: its results. Out: text."""
 
-from bcnet.pipeline.results import ExportSummary
+from bcnet.pipeline.results import ExportSummary, FurtherExport
 from bcnet.plain import milliseconds
 from bcnet.report.found import Found
 from bcnet.show.tables import measured_as, value_of
@@ -102,6 +102,17 @@ def _budget(found: Found) -> str:
         asked = f"required {search.metric} {value_of(search.metric, search.min_accuracy)}, "
     else:
         asked = ""
+    if export is not None and export.measured is not None and export.further:
+        others = [f"on {one.device}: {_measured(one)}" for one in export.further]
+        return "; ".join([f"{asked}measured {measured_as(export.measured, budget)}", *others])
     if export is not None and export.measured is not None:
         return f"{asked}measured {measured_as(export.measured, budget)}"
     return f"{asked}predicted {milliseconds(_predicted_ms(found))} ms, not measured"
+
+
+def _measured(own: FurtherExport) -> str:
+    """What was asked for on a further device, and what was measured there."""
+    asked = f"{own.budget}, " if own.budget else ""
+    if own.measured is None:
+        return f"{asked}predicted {milliseconds(own.predicted_ms)} ms, not measured"
+    return f"{asked}measured {measured_as(own.measured, own.budget)}"

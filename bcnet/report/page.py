@@ -14,7 +14,7 @@ from typing import Any
 
 from bcnet.plain import plain
 from bcnet.report.chart import Cell, Chart, Series, Table
-from bcnet.report.charts import cell, charts, overview
+from bcnet.report.charts import cell, charts, devices, overview
 from bcnet.report.content import RunReport
 
 LONGEST = 10_000  # characters of a text: names of a network, a table or a device are foreign text
@@ -88,6 +88,9 @@ def _run(report: RunReport, number: int, several: bool) -> Iterator[str]:
         yield '<ul class="notes">'
         yield from (f"<li>{_text(note)}</li>" for note in report.notes)
         yield "</ul>"
+    if report.further:
+        yield "<h2>On all devices</h2>"
+        yield _table(devices(report))
     for chart in charts(report):
         yield from _figure(chart, f"run{number}", opened=chart.name == "networks")
     if report.no_layers:

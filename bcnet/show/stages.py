@@ -4,7 +4,7 @@ They say what was done, the main figures with their units, where the files are, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
         AgainstOriginal,
         EstimateSummary,
         ExportSummary,
+        FurtherExport,
+        FurtherSliced,
         NetworkSummary,
+        OnDevice,
         SearchSummary,
         SliceSummary,
         StageResult,
         SupernetSummary,
         TableSummary,
     )
+    from bcnet.width_search.latency_budget import LatencyBudget
 
 
 def show_summary(summary: "StageResult") -> None:
@@ -165,6 +169,7 @@ def _search(summary: "SearchSummary") -> list[str]:
             (metric[:9], f"{value_of(metric, best.accuracy)} {where}, before fine-tuning{asked}"),
             ("method", f"{by}{how}" if by else ""),
             ("latency", latency),
+            *_further_of_search(summary),
             ("size", _size(summary)),
             ("searched", f"{summary.candidates} networks; {summary.pareto} are on the front"),
             ("note", summary.note),
@@ -189,6 +194,22 @@ def precisions_compared(summary: "SearchSummary") -> str:
         losses = f"loss {loss_text(first.loss or math.inf)} to {loss_text(own.loss or math.inf)}"
         gains.append(f"{much} against {own.precision}, {losses}")
     return f"{reached}: {'; '.join(gains)}"
+
+
+def _further_of_search(summary: "SearchSummary") -> Iterator[tuple[str, str]]:
+    """A line for each further device."""
+    found = {own.device: own for own in summary.best.further or ()}
+    for own in summary.further or ():
+        yield "", _on_device(own.device, own.budget, found[own.device])
+
+
+def _on_device(
+    device: str, budget: "LatencyBudget | None", found: "OnDevice | FurtherSliced | FurtherExport"
+) -> str:
+    """A network's latencies on a further device, and the budget there."""
+    measured = getattr(found, "measured", None)
+    text = f"{measured_as(measured, budget)} measured, " if measured else ""
+    return f"on {device}: {text}{milliseconds(found.predicted_ms)} ms predicted; {budget}"
 
 
 def _slice(summary: "SliceSummary") -> list[str]:
@@ -216,6 +237,7 @@ def _slice(summary: "SliceSummary") -> list[str]:
             ("trained", trained),
             (metric[:9], reached),
             ("latency", f"{milliseconds(summary.predicted_ms)} ms predicted{held}"),
+            *(("", _on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("size", _size(summary)),
             ("files", f"{summary.folder}/: model.safetensors, model.pt2, widths.json"),
             ("next", _next(summary.folder, "bcnet export")),
@@ -245,11 +267,13 @@ def _export(summary: "ExportSummary") -> list[str]:
             (metric[:9], accuracy),
             ("original", _against(metric, original)),
             ("latency", latency),
+            *(("", _on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("speed", speed),
             ("takes", _takes(summary)),
             ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest output"),
             ("size", f"{summary.size_bytes / 1e6:.2f} MB"),
             ("file", summary.file),
+            *(("", own.file) for own in summary.further or ()),
             ("next", summary.verify_with or ""),
         ]
     )

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and bytes of weights as polynomials of the widths, and bounds on them.
+"""Parameters, multiply-accumulates and bytes of weights as polynomials of the widths, and bounds on costs.
 
 In: a space, or the arrays of an ONNX file. Out: exact counts for one network, or for thousands at once.
 """
@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -15,6 +16,19 @@ from bcnet.space.width_space import Dimension, Widths, WidthSpace
 
 MEGABYTE = 1_000_000
 Pairwise = tuple[float, list[tuple[tuple[int, ...], np.ndarray]]]
+
+
+class Priced(Protocol):
+    """What a network costs, in any unit."""
+
+    def __call__(self, widths: Widths, /) -> float:
+        """The cost of one network."""
+
+    def price_many(self, networks: np.ndarray, /) -> np.ndarray:
+        """The costs (N,) of networks with widths (N, groups)."""
+
+    def pairwise(self, choices: Sequence[Sequence[int]], /) -> Pairwise:
+        """The costs as a sum of an offset and arrays: (offset, [(groups, cost by choice indices)])."""
 
 
 class Cost:
@@ -109,13 +123,26 @@ class Bound:
 
     key: str
     name: str
-    cost: Cost
+    cost: Priced
     limit: float
     unit: int = 1
+    of_device: ClassVar[bool] = False  # whether it is a latency on a further device
 
     def holds(self, widths: Widths) -> bool:
         """Whether the network is within the limit."""
         return self.cost(widths) <= self.limit
+
+    def least(self, space: WidthSpace) -> float:
+        """The least that a network of the space costs."""
+        return self.cost(space.smallest())
+
+    def refusal(self, least: float) -> str:
+        """What is said where no network is within the limit; `least` is what one costs at least."""
+        return (
+            f"no network has at most {self.limit / self.unit:,.10g} {self.name}: the narrowest has "
+            f"{self.shown(least)}; raise search.{self.key}, or widen the choices "
+            "(space.min_width, space.bins)"
+        )
 
     def shown(self, count: float) -> str:
         """A count in its unit; megabytes are rounded up to 0.001, so that the shown value suffices."""

@@ -6,7 +6,7 @@ generator, so that a continued search proposes the same networks as an uninterru
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -84,7 +84,8 @@ class SearchSettings:
 class Candidate:
     """Scored widths: predicted latency in ms, accuracy and loss in the supernet, generation.
 
-    `expected` is the denoised accuracy of a candidate on the front.
+    `expected` is the denoised accuracy of a candidate on the front, `further` its latencies as measured on
+    further devices.
     """
 
     widths: Widths
@@ -93,6 +94,7 @@ class Candidate:
     generation: int
     measured: LatencyStat | None = None
     expected: float | None = None
+    further: Mapping[str, LatencyStat] = field(default_factory=dict)
 
 
 class Evolution:
@@ -349,6 +351,17 @@ class Evolution:
                     index[group] -= 1
         return self._at(index)
 
+    def limit_devices(self, limits_ms: Sequence[float]) -> None:
+        """Let further devices have these limits, each at least what the fastest network takes there."""
+        if self.fastest is None or not limits_ms:
+            return
+        waiting, bounds = iter(limits_ms), list[Bound]()
+        for bound in self.settings.budget.bounds:
+            if bound.of_device:
+                bound = replace(bound, limit=max(next(waiting), bound.cost(self.fastest)))
+            bounds.append(bound)
+        self.settings = replace(self.settings, budget=replace(self.settings.budget, bounds=tuple(bounds)))
+
     def fits(self, widths: Widths, limit_ms: float) -> bool:
         """Whether the network is within a latency in ms and all bounds."""
         return self.latency_of(widths) <= limit_ms and self.settings.budget.bounds_hold(widths)
@@ -377,15 +390,32 @@ def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = 
     """The widths with the lowest latency, by coordinate descent from the narrowest widths.
 
     Narrower is not always faster: an unaligned layer can be slower than a wider one. Only widths within the
-    bounds are considered; the narrowest widths must be within them.
+    bounds are considered; where none are found within all of them, those that exceed one by the least.
     """
-    best = space.smallest()
+    start = space.smallest()
+
+    def held(widths: Widths) -> bool:
+        return all(bound.holds(widths) for bound in bounds)
+
+    if not held(start):
+        start = _descent(space, start, lambda own: max(bound.cost(own) / bound.limit for bound in bounds))
+        if not held(start):
+            return start
+    return _descent(space, start, latency_of, held)
+
+
+def _descent(
+    space: WidthSpace,
+    best: Widths,
+    cost_of: LatencyOf,
+    held: Callable[[Widths], bool] = lambda _: True,
+) -> Widths:
+    """The widths of the least cost, group by group, of those that are `held`, as the first ones are."""
     for _ in range(3):
         before = best
         for group, entry in enumerate(space.groups):
             options = [Widths((*best[:group], width, *best[group + 1 :])) for width in entry.choices]
-            within = [widths for widths in options if all(bound.holds(widths) for bound in bounds)]
-            best = min(within, key=lambda widths: (latency_of(widths), widths))
+            best = min(filter(held, options), key=lambda widths: (cost_of(widths), widths))
         if best == before:
             break
     return best

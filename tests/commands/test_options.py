@@ -1,6 +1,7 @@
 """Options that are made from the settings of bcnet.toml, and --set for all others."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("folder")
 ALL = ("train.epochs", *BUDGET, "search.pareto", *TARGET)
 
 
-@with_settings(*ALL)
+@with_settings(*ALL, several=True)
 def configured(given: Given) -> Config:
     return given.config()
 
@@ -70,6 +71,44 @@ def test_options_override_the_file_and_without_any_it_stays_as_it_is() -> None:
     assert config() == Config.model_validate({"batch": 4, "train": {"epochs": 3}, "search": {"pareto": True}})
     typed = config("--epochs", "7", "--host", "me@one", "--host", "me@two", "--batch", "8", "--pareto")
     assert (typed.train.epochs, typed.batch, typed.host) == (7, 8, ("me@one", "me@two"))
+
+
+def test_a_budget_is_one_for_all_devices_or_one_for_each() -> None:
+    both = ("--device", "jetson", "--device", "cpu")
+    assert config(*both, "--latency-ms", "5").search.latency_ms == 5.0
+    found = config(*both, "--latency-ms", "jetson=5", "--latency-ms", "cpu=20.5")
+    assert (found.device, found.search.latency_ms) == (("jetson", "cpu"), {"jetson": 5.0, "cpu": 20.5})
+    found = config(*both, "--latency", "jetson=60%", "--fps", "cpu=30")
+    assert (found.search.latency, found.search.fps) == ({"jetson": "60%"}, {"cpu": 30.0})
+    assert found.search.of_device(["cpu"]).given_ms(2) == pytest.approx(2000 / 30)
+    assert found.search.of_device(["jetson"]).share == "60%"
+    Path("bcnet.toml").write_text(
+        'device = ["jetson", "cpu"]\n[search]\nlatency_ms = { jetson = 5.0, cpu = 20.5 }\n', encoding="utf-8"
+    )
+    assert config().search == config("--set", "search.latency_ms={jetson=5.0, cpu=20.5}").search
+    assert config("--set", "search.latency_ms.cpu=7.0").search.latency_ms == {
+        "cpu": 7.0
+    }  # one that is typed replaces the file's
+    assert config("--latency-ms", "3").search.budgets == {"latency_ms": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--latency-ms", "5", "--latency-ms", "6"], "one value for all devices, or DEVICE=VALUE for each"),
+        (["--latency-ms", "5", "--latency-ms", "cpu=6"], "one value for all devices, or DEVICE=VALUE"),
+        (["--latency-ms", "cpu=5", "--latency-ms", "cpu=6"], "--latency-ms: a device is named twice"),
+        (["--latency-ms", "cpu=60%"], "milliseconds are a number, e.g. 5.0, not '60%'"),
+        (["--latency", "cpu=60"], "a latency share is written as 60%, above zero, not '60'"),
+        (["--latency", "cpu=60%", "--p90-ms", "cpu=5"], "a device has two budgets: they name cpu, cpu"),
+        (["--latency", "cpu=60%", "--latency-ms", "5"], "give only one of latency_ms, fps, p90_ms, latency"),
+        (["--fps", "cpu=-1"], "fps must be a number above zero, not -1.0"),
+        (["--latency", "cpu=160%"], "latency 160% is above the network's own"),
+    ],
+)
+def test_budgets_that_do_not_fit_together_are_wrong_usage(typed: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        config(*typed)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +172,7 @@ def test_set_overrides_the_file_entry_by_entry_and_an_option_overrides_set() -> 
         ("train.epoks=3", "--set: unknown key 'train.epoks'; did you mean 'train.epochs'?"),
         ("trian.batch_size=3", "--set: unknown key 'trian.batch_size'; did you mean 'train.batch_size'?"),
         ("epochs=3", "--set: unknown key 'epochs'; did you mean 'train.epochs' or 'slice.epochs'?"),
-        ("space.xyz=3", "--set: unknown key 'space.xyz'; known here: bins, channel_multiple, min_width"),
+        ("space.xyz=3", "--set: unknown key 'space.xyz'; known here: bins, bins_by, channel_multiple"),
         ("q.xyz=3", "--set: unknown key 'q.xyz'; known here: seed, device, batch, threads, precision, "),
         ("train.epochs=three", "train.epochs: input should be a valid integer, not 'three'"),
         ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, not 0"),
@@ -173,8 +212,9 @@ def test_the_type_of_an_option_is_that_of_its_field() -> None:
         name: get_args(get_args(option)[0]) or get_args(option)[0] for name, option in annotations.items()
     }
     assert kinds["epochs"][0] is int
-    assert kinds["latency_ms"][0] is float
-    assert kinds["latency"][0] is str
+    assert kinds["latency_ms"][0] == list[str]  # for all devices, or DEVICE=VALUE for each
+    assert kinds["latency"][0] == list[str]
+    assert kinds["device"][0] == list[str]
     assert kinds["precision"][0] is str
     assert kinds["host"][0] == list[str]
     assert kinds["pareto"] is bool

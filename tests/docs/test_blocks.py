@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import bcnet
 from bcnet.cli import app
+from bcnet.commands.options import BY_DEVICE, by_device
 from bcnet.config import assigned, load_config, settings
 from bcnet.errors import BcnetError
 from bcnet.hw_profiles import load_profile
@@ -80,6 +81,8 @@ def test_commands_have_options_and_values_that_exist(page: str, line: str, whole
 def is_valid(key: str, value: Any) -> bool:
     section, _, own = key.rpartition(".")
     try:
+        if key in BY_DEVICE and isinstance(value, list):
+            value = by_device(key, value)
         load_config(None, {section: {own: value}})
     except BcnetError:
         return False

@@ -1,0 +1,131 @@
+"""A latency limit on a further device, as a bound on the networks that are searched for the first one.
+
+In: that device's latency of widths, its budget, how networks are measured there. Out: a `Bound`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from bcnet.latency_tables.model import LatencyModel
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.plain import milliseconds
+from bcnet.space.width_space import Widths, WidthSpace
+from bcnet.width_search.budget import Budget
+from bcnet.width_search.constraints import Bound, Pairwise
+from bcnet.width_search.evolution import LatencyOf, fastest
+
+ROUNDING = 1e-9  # relative: sums of the same latencies in another order
+
+
+@dataclass(frozen=True)
+class DeviceLatency:
+    """A device's latency as a cost: in ms by its table's model, or by any function."""
+
+    latency_of: LatencyOf
+
+    def __call__(self, widths: Widths, /) -> float:
+        """The latency of one network."""
+        return float(self.latency_of(widths))
+
+    def price_many(self, networks: np.ndarray, /) -> np.ndarray:
+        """The latencies (N,) of networks with widths (N, groups)."""
+        if isinstance(self.latency_of, LatencyModel):
+            return self.latency_of.price_many(self.latency_of.indices(networks))
+        return np.array([self.latency_of(Widths(map(int, own))) for own in networks], dtype=float)
+
+    def pairwise(self, choices: Sequence[Sequence[int]], /) -> Pairwise:
+        """As `LatencyModel.pairwise`: without what its arrays do not hold."""
+        assert isinstance(self.latency_of, LatencyModel), "only a table is a sum of arrays"
+        return self.latency_of.pairwise()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceLimit(Bound):
+    """A `limit` in ms on a further device's latency; `budget` is that device's own, without bounds.
+
+    Without `measure_of`, networks are not measured there: what its table predicts counts.
+    """
+
+    of_device: ClassVar[bool] = True
+    budget: Budget
+    measure_of: Callable[[Widths], LatencyStat] | None = None
+
+    @classmethod
+    def on(cls, device: str, latency_of: LatencyOf, budget: Budget) -> "DeviceLimit":
+        """The budget of a device as a limit, which is yet to be reduced by its margin."""
+        assert budget.target_ms is not None, "a further device has a latency budget"
+        cost = DeviceLatency(latency_of)
+        return cls(key=device, name=f"ms on {device}", cost=cost, limit=budget.target_ms, budget=budget)
+
+    @property
+    def device(self) -> str:
+        """Its name."""
+        return self.key
+
+    def holds(self, widths: Widths) -> bool:
+        """Whether the network is predicted within the limit."""
+        return self.cost(widths) <= self.limit * (1 + ROUNDING)
+
+    def least(self, space: WidthSpace) -> float:
+        """The lowest latency of the space there."""
+        return self.cost(fastest(space, self.cost))
+
+    def refusal(self, least: float) -> str:
+        """What is said where no network is as fast."""
+        return (
+            f"no network meets {milliseconds(self.limit)} ms on {self.device}: the fastest takes "
+            f"{milliseconds(least)} ms there; raise that device's budget, or widen the choices "
+            "(space.min_width, space.bins)"
+        )
+
+    def shown(self, count: float) -> str:
+        """A latency, beside the name of what it is."""
+        return milliseconds(count)
+
+
+def device_limits(bounds: Iterable[Bound]) -> tuple[DeviceLimit, ...]:
+    """The limits on further devices among the bounds, in their order."""
+    return tuple(bound for bound in bounds if isinstance(bound, DeviceLimit))
+
+
+def with_limits(bounds: Iterable[Bound], limits_ms: Sequence[float]) -> tuple[Bound, ...]:
+    """The bounds with other limits on further devices, in their order."""
+    waiting = iter(limits_ms)
+    return tuple(
+        replace(bound, limit=next(waiting)) if isinstance(bound, DeviceLimit) else bound for bound in bounds
+    )
+
+
+def with_added(bounds: Iterable[Bound], added_ms: Callable[[str], float]) -> tuple[Bound, ...]:
+    """The bounds of networks alone, where files of a device take more; for devices that are measured."""
+    found = list[Bound]()
+    for bound in bounds:
+        if isinstance(bound, DeviceLimit) and bound.measure_of is not None:
+            budget = bound.budget.with_added(added_ms(bound.device))
+            bound = replace(bound, budget=budget, limit=budget.target_ms or bound.limit)
+        found.append(bound)
+    return tuple(found)
+
+
+def by_tables(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """The bounds where nothing is measured: a share is of the predicted latency."""
+    return tuple(
+        replace(own, budget=replace(own.budget, share=None)) if isinstance(own, DeviceLimit) else own
+        for own in bounds
+    )
+
+
+def below_margins(bounds: Iterable[Bound], anchor: Widths) -> tuple[Bound, ...]:
+    """The bounds of a search whose networks are measured: those of further devices below their margins.
+
+    `anchor` is a network within all budgets: no limit falls below what it takes.
+    """
+    bounds = tuple(bounds)
+    own = device_limits(bounds)
+    return with_limits(
+        bounds,
+        [one.budget.searched_ms(one.cost(anchor)) if one.measure_of else one.limit for one in own],
+    )

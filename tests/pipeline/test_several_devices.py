@@ -1,0 +1,184 @@
+"""A run for two devices: ONNX Runtime with one image a call, and with two; and one that is not here."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import PROFILE, Refused
+
+from bcnet.cli import main
+from bcnet.config import load_config
+from bcnet.errors import ArtifactError, ConfigError
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.further_devices import devices_of, held_by_search
+from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.results import SearchSummary
+from bcnet.report.charts import devices
+from bcnet.report.content import run_report
+from bcnet.runs import Run
+from bcnet.show import show_summary
+
+RUN = Run.named("default")
+BOTH = ("--device", "cpu", "--device", "pairs")
+BUDGETS = ("--latency", "cpu=85%", "--latency", "pairs=90%")
+
+
+def printed(capfd: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[Any, str]:
+    capfd.readouterr()
+    assert main([*words, "--json"]) == code
+    out, err = capfd.readouterr()
+    return json.loads(out), err
+
+
+@pytest.fixture
+def pairs(project: Path) -> Path:
+    """A finished run for `cpu`, and a profile of the same processor that takes two images a call."""
+    Path("hw_profiles/pairs.toml").write_text(f"{PROFILE}batch = 2\n", encoding="utf-8")
+    return project
+
+
+def steady(monkeypatch: pytest.MonkeyPatch, slow: bytes = b"") -> None:
+    """Whole networks take a time by their size, on `pairs` twice as long; the file `slow` nine times that."""
+
+    def measure(content: bytes, profile: HwProfile, *_: Any, **__: Any) -> LatencyStat:
+        ms = len(content) * 1e-6 * profile.batch * (9 if content == slow else 1)
+        return LatencyStat(ms, ms, 0.0, 10)
+
+    for module in ("search_inputs", "verify"):
+        monkeypatch.setattr(f"bcnet.pipeline.{module}.measure_network", measure)
+
+
+def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_processor(
+    pairs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady(monkeypatch)
+    built, _ = printed(capfd, "build-lut", *BOTH)
+    assert built["target"]["device"] == ["cpu", "pairs"]
+    assert sorted(path.name for path in Path("latency_tables").glob("*.json")) == ["cpu.json", "pairs.json"]
+    assert json.loads(Path("runs/default/build-lut/report-pairs.json").read_text())["device"] == "pairs"
+
+    found, err = printed(capfd, "search", *BUDGETS)  # for the devices of the run's table
+    (own,) = found["further"]
+    (there,) = found["best"]["further"]
+    assert "on pairs: budget " in err
+    assert (own["device"], own["budget"]["share"], found["budget"]["share"]) == ("pairs", 0.9, 0.85)
+    assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]
+    assert there["measured"]["median_ms"] <= own["budget"]["ms"]
+    assert all(one["further"][0]["measured"] for one in found["measured"])
+    assert not list(Path("runs/default/search").glob("latencies*"))
+
+    sliced, _ = printed(capfd, "slice")
+    assert sliced["further"] == [
+        {"budget": own["budget"], "device": "pairs", "predicted_ms": there["predicted_ms"]}
+    ]
+    exported, _ = printed(capfd, "export")
+    (verified,) = exported["further"]
+    assert (exported["verified"], verified["verified"]) == (True, True)
+    assert verified["measured"]["median_ms"] == pytest.approx(2 * exported["measured"]["median_ms"], rel=0.01)
+    assert verified["budget"]["ms"] == pytest.approx(0.9 * verified["full"]["median_ms"])
+    shapes = [
+        onnx.load(one["file"]).graph.input[0].type.tensor_type.shape.dim[0].dim_value
+        for one in (exported, verified)
+    ]
+    assert shapes == [1, 2]
+    assert verified["accuracy"] == verified["accuracy_torch"] == exported["accuracy"]
+
+    report = run_report(RUN, "not asked for", {})
+    assert report.headline.count("budget ") == 2
+    assert "; on pairs: budget " in report.headline
+    assert [row[0] for row in devices(report).rows] == ["cpu", "pairs"]
+    assert report.commands[0].startswith(
+        "bcnet run --device cpu --device pairs --batch 1 --threads 1 --precision fp32 "
+        "--latency cpu=85% --latency pairs=90% "
+    )
+    assert printed(capfd, "runs")[0]["runs"][0]["further"] == ["pairs"]
+    show_summary(SearchSummary.read(RUN.stage("search")))
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.strip().startswith("on pairs: ") and " measured, " in line for line in lines)
+
+    # A file that is too slow on the second device alone fails, and the export before it stays.
+    before = Path(verified["file"]).read_bytes()
+    steady(monkeypatch, before)
+    failed, err = printed(capfd, "export", code=3)
+    (reason,) = failed["failures"]
+    assert reason.startswith("on pairs: measured latency is ")
+    assert "over the budget " in reason
+    assert reason in err
+    assert Path(verified["file"]).read_bytes() == before
+
+
+def test_a_device_that_is_not_here_limits_by_its_estimate_and_leaves_the_export_unverified(
+    project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    peaks = '[roofline]\nfp32_tflops = 0.1\nbandwidth_gb_s = 10.0\nsource = "none"\n'
+    profile = f'{PROFILE}machine = "riscv64"\n{peaks}'
+    Path("hw_profiles/far.toml").write_text(profile, encoding="utf-8")
+    printed(capfd, "build-lut", "--estimate", "--device", "far")
+    found, err = printed(capfd, "search", "--device", "cpu", "--device", "far", "--latency", "90%")
+    (own,) = found["further"]
+    assert own["estimate"]
+    assert found["best"]["measured"]
+    assert found["best"]["further"][0]["measured"] is None
+    assert found["best"]["further"][0]["predicted_ms"] <= 0.9 * own["full_predicted_ms"] * (1 + 1e-9)
+    reason = "on far: latency_tables/far.json is an estimate, not measured"
+    assert reason in found["note"]
+    assert ", by its table alone" in err
+    printed(capfd, "slice", "--run", "default")
+    exported, err = printed(capfd, "export", "--run", "default", code=4)
+    assert (exported["passed"], exported["verified"], exported["measured"] is None) == (True, False, False)
+    assert exported["not_verified"] == reason
+    assert exported["verify_with"].startswith("on far: measure on the device itself")
+    assert Path("runs/default/export/model-far.onnx").exists()
+    assert reason in err.splitlines()[-1]
+
+
+def test_other_devices_than_those_of_the_search_are_refused_with_the_command(
+    pairs: Path, refused: Refused, opened: Callable[..., Any]
+) -> None:
+    assert "runs/default/search was made with another device; run `bcnet search` again" in refused(
+        1, "export", *BOTH
+    )
+    problem = open_problem(load_config(None, {"": {"device": ["cpu", "pairs"]}}))
+    stage = RUN.stage("search")
+    with pytest.raises(ArtifactError, match=r"for these further devices: none; now they are: pairs"):
+        devices_of(problem, held_by_search(SearchSummary.read(stage)), stage)
+    assert "latency_tables/pairs.json" in refused(1, "search", *BOTH)
+
+
+def test_budgets_of_devices_are_checked_against_the_devices(pairs: Path, refused: Refused) -> None:
+    assert "a budget is for 'jetson', which is not among the target devices (cpu, pairs)" in refused(
+        1, "search", *BOTH, *BUDGETS, "--p90-ms", "jetson=5"
+    )
+    assert "search: no latency budget for pairs: others have one of their own" in refused(
+        1, "search", *BOTH, "--latency", "cpu=50%"
+    )
+    assert "device: one is named twice in cpu, cpu" in refused(
+        2, "search", "--device", "cpu", "--device", "cpu"
+    )
+    assert "--device: this command is for one device" in refused(2, "check-lut", *BOTH)
+    assert "precisions are compared on one device" in refused(
+        2, "search", *BOTH, "--set", 'search.precisions=["int8"]'
+    )
+    assert "several devices need a latency budget" in refused(2, "search", *BOTH, "--min-accuracy", "0.5")
+
+
+def test_each_device_has_its_own_graph_and_those_that_are_alike_share_it(pairs: Path) -> None:
+    Path("hw_profiles/slow.toml").write_text(
+        f"{PROFILE}threads = 2\nchannel_multiple = 12\n", encoding="utf-8"
+    )
+    settings = {"": {"device": ["cpu", "pairs", "slow"]}, "search": {"fps": {"cpu": 50.0, "pairs": 40.0}}}
+    with pytest.raises(ConfigError, match="no latency budget for slow"):
+        open_problem(load_config(None, settings))
+    settings["search"]["fps"]["slow"] = 100.0
+    problem = open_problem(load_config(None, settings))
+    two, three = problem.further
+    assert problem.channel_multiple == 24
+    assert three.graph is problem.graph
+    assert two.graph is not problem.graph
+    assert [own.config.search.given_ms(own.profile.batch) for own in problem.devices] == [20.0, 50.0, 10.0]
+    assert (two.config.device, three.profile.threads) == (("pairs",), 2)
+    assert len({own.device_key for own in problem.devices}) == 3
