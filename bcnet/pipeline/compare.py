@@ -166,12 +166,16 @@ def compare(
         uniform = given.tune(wanted[INHERITED], kept.checkpoint(INHERITED) if kept else None)
         networks[INHERITED], outcomes[INHERITED] = uniform.network, uniform.outcome
     notes += [note for name, own in outcomes.items() if (note := own.note(name))]
+    own = given.own or problem
+    at = {name: own if name in (ORIGINAL, FULL) else problem for name in wanted}
+    in_own = ", ".join(name for name in wanted if at[name] is not problem)
+    if in_own:
+        notes.append(f"at {own.profile.precision}: {in_own}; all others at {problem.profile.precision}")
     files = dict.fromkeys(wanted, searched)  # in the order of the table
     example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
-            at = given.own if given.own and name in (ORIGINAL, FULL) else problem
-            proto = problem.delivered(at.at_precision(to_onnx(network, example)))
+            proto = problem.delivered(at[name].at_precision(to_onnx(network, example)))
         check_file(proto)
         files[name] = proto.SerializeToString()
     timed = measured_alternately(
@@ -201,6 +205,7 @@ def compare(
                 passes=None if name == ORIGINAL else recipe.epochs + given.integers - discarded,
                 discarded_passes=discarded or None,
                 lower_rate=outcome.lower_rate,
+                precision=None if own is problem else at[name].profile.precision,
             )
         )
     apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
@@ -288,9 +293,9 @@ def _not_fresh(fresh: Fresh) -> str:
 
 def _noisy(entries: Sequence[ComparedNetwork]) -> str | None:
     """A line where rounds of the same network disagree, whether it occurs in one row or in several."""
-    same: dict[tuple[int, ...], list[ComparedNetwork]] = {}
+    same: dict[tuple[object, ...], list[ComparedNetwork]] = {}
     for entry in entries:
-        same.setdefault(entry.widths, []).append(entry)
+        same.setdefault((entry.precision, entry.widths), []).append(entry)
     return disagreement(
         {
             " and ".join(f"'{entry.name}'" for entry in own): [ms for entry in own for ms in entry.rounds_ms]

@@ -491,7 +491,7 @@ class ComparedNetwork(Values):
     given; `discarded_passes` and `lower_rate` as in the result of the slice.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_passes", "lower_rate"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_passes", "lower_rate", "precision"})
 
     name: str
     widths: tuple[int, ...]
@@ -507,6 +507,7 @@ class ComparedNetwork(Values):
     passes: int | None
     discarded_passes: int | None = None
     lower_rate: float | None = None
+    precision: PrecisionName | None = None  # where networks of several are compared
 
 
 class AccuracyDifference(Values):

@@ -35,7 +35,7 @@ def folder(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         patch.chdir(path)
         measure_briefly(patch)
         Path("bcnet.toml").write_text(SEVERAL, encoding="utf-8")
-        assert main(["run", "--no-compare"]) == 0
+        assert main(["run", "--compare"]) == 0
     return path
 
 
@@ -88,6 +88,14 @@ def test_later_stages_deliver_in_the_precision_that_won(here: Path) -> None:
     assert verified["budget"]["ms"] == pytest.approx(0.75 * verified["full"]["median_ms"])
 
 
+def test_the_original_is_compared_in_its_own_precision_and_the_others_in_the_winners(here: Path) -> None:
+    compared, won = result("compare"), result("search")["precision"]
+    own = {row["name"]: row.get("precision", "fp32") for row in compared["networks"]}
+    assert own == {"original": "fp32", "uniform (inherited)": won, "found (inherited)": won}
+    noted = f"at fp32: original; all others at {won}" in compared["notes"]
+    assert noted is (won != "fp32")
+
+
 def test_the_search_says_which_precision_won_and_by_how_much(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,8 +127,8 @@ def test_the_report_draws_a_front_for_each_precision(here: Path) -> None:
 def test_a_search_that_is_done_is_not_outdated_until_the_precisions_change(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "--no-compare"]) == 0
-    assert capfd.readouterr().err.count("already done") == 5
+    assert main(["run", "--compare"]) == 0
+    assert capfd.readouterr().err.count("already done") == 6
     run, problem = Run.named("default"), open_problem(load_config(None, {"search": {"precisions": ()}}))
     from bcnet.pipeline.search import stage_inputs
 

@@ -43,6 +43,7 @@ from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training import gradient_importance
 from bcnet.training.gradient_importance import measured_importances
 from bcnet.training.recipe import Recipe
+from bcnet.traits import PRECISIONS
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, evaluate_network
@@ -422,6 +423,7 @@ def beginning(losses: Mapping[Widths, float]) -> Any:
 
     class Beginning:
         pruned = False
+        problem = SimpleNamespace(profile=SimpleNamespace(number_format=PRECISIONS["fp32"]))
 
         def begins(self, widths: Widths) -> Any:
             return SimpleNamespace(score=Score(0.5, -losses[widths]))
