@@ -94,9 +94,15 @@ def bound_to(run: Run) -> Bound | None:
 
 
 def _with_searched(named: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
-    """The target of a run's table, with the further devices that its search was for."""
+    """The target of a run's table, with the further devices that its search was for.
+
+    A result that cannot be read names none: the stage that needs it refuses it.
+    """
     stage = run.stage("search")
-    searched = target_named(stage.path(SearchSummary.FILE), stage.command) or {}
+    try:
+        searched = target_named(stage.path(SearchSummary.FILE), stage.command) or {}
+    except ArtifactError:
+        return named
     devices = searched.get("device")
     several = isinstance(devices, list) and devices and named.get("device") in (devices[0], devices)
     return {**named, "device": devices} if several else named

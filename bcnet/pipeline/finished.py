@@ -114,7 +114,7 @@ def searched(run: Run, problem: Problem) -> Chosen:
 
 def as_searched(run: Run, problem: Problem) -> Problem:
     """The problem in the precision that won the search, where it compared several."""
-    found = SearchSummary.read(run.stage("search"))
+    found = SearchSummary.checked(run.stage("search"))
     return problem.at(found.precision) if found.precision else problem
 
 
