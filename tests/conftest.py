@@ -77,12 +77,12 @@ table_noise = 20.0
 def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     """Measure each layer and each network a few times, not until its times agree: other tests run meanwhile.
 
-    Importance that is calculated again and again is measured on few images, too.
+    Importance is measured on few images, and the duration of a training that is announced on few steps.
     """
     from bcnet.agent import probe
     from bcnet.measure import network_latency, table_build
     from bcnet.pipeline import alternating, repeated
-    from bcnet.training import iterative
+    from bcnet.training import gradient_importance, iterative, loop
 
     any_noise = 10.0  # as a share
     patch.setattr(network_latency, "AGREE", any_noise)
@@ -92,6 +92,8 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(probe, "REPEATS", 3)
     patch.setattr(iterative, "ROUNDS", 2)
     patch.setattr(iterative, "BATCHES", 1)
+    patch.setattr(gradient_importance.measured_importances, "__defaults__", (4,))  # batches
+    patch.setattr(loop, "TRIAL_S", 0.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
