@@ -240,6 +240,7 @@ def test_scores_of_a_stopped_search_are_not_computed_again(
 def test_importances_are_measured_once_and_read_by_later_stages(
     problem_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measure_briefly(monkeypatch)  # as they were in the folder
     problem, run = problem_of(), Run.named("default")
     network = original_network(run, problem)
     assert network is not None
