@@ -79,7 +79,7 @@ oldest: $(OLDEST)/.installed
 	$(MAKE) --jobs 2 oldest-tests oldest-run
 
 oldest-tests:
-	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist loadfile $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
 
 oldest-run:
 	.ci/try-pipeline $(OLDEST) --brief
