@@ -69,8 +69,12 @@ class TorchNetwork:
         return [self.constants[name] if name in self.constants else values[name] for name in self.outputs]
 
 
-def load_network(model: bytes, device: torch.device, operators: Operators = OPERATORS) -> TorchNetwork:
-    """The network of an ONNX file, with constants folded. Raises NetworkError if it cannot be executed."""
+def load_network(model: bytes, device: torch.device, operators: Operators | None = None) -> TorchNetwork:
+    """The network of an ONNX file, with constants folded, by `operators` where they are not the usual ones.
+
+    Raises NetworkError if it cannot be executed.
+    """
+    operators = OPERATORS if operators is None else operators
     try:
         graph = onnx.load_from_string(model).graph
     except Exception as cause:

@@ -18,9 +18,10 @@ from bcnet.data.splits import Split
 from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.differences import Differences
 from bcnet.pipeline.export import export
 from bcnet.pipeline.slice import program_bytes
-from bcnet.pipeline.verify import Artifact, Differences, Expected, verify
+from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.runtimes import runtime_here
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
