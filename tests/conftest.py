@@ -1,6 +1,7 @@
 """A tiny project whose whole pipeline is run once, for all tests that need a finished run."""
 
 import contextlib
+import fcntl
 import gc
 import io
 import json
@@ -174,7 +175,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder in which `bcnet run --json` ended well, and what it printed. To change it, see `project`."""
-    path = tmp_path_factory.mktemp("finished")
+    path = tmp_path_factory.mktemp("finished") / "folder"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return path, finished_run(path)
+    # Each process has a copy of what the first one made.
+    shared = tmp_path_factory.getbasetemp().parent / "finished"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        printed = shared / "printed.json"
+        if not printed.exists():
+            shutil.rmtree(shared / "folder", ignore_errors=True)
+            printed.write_text(json.dumps(finished_run(shared / "folder")), encoding="utf-8")
+    return shutil.copytree(shared / "folder", path), json.loads(printed.read_text(encoding="utf-8"))
+
+
+def finished_run(path: Path) -> dict[str, Any]:
+    """What `bcnet run --json` prints in a new folder."""
+    path.mkdir()
     (path / "bcnet.toml").write_text(CONFIG, encoding="utf-8")
     (path / "hw_profiles").mkdir()
     (path / "hw_profiles" / "cpu.toml").write_text(PROFILE, encoding="utf-8")
@@ -185,7 +203,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         # On a busy machine no candidate may be inside the budget: the message says to search again.
         code = next((0 for _ in range(3) if main(["run", "--json"]) == 0), 1)
     assert code == 0, err.getvalue()
-    return path, json.loads(out.getvalue())
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
 
 
 @pytest.fixture(scope="session")
