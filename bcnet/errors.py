@@ -55,7 +55,7 @@ class TrainingError(BcnetError):
 
 
 class ProcessEnded(TrainingError):
-    """Another process of this command has ended, so that this one cannot go on."""
+    """Another process of this command has ended, so this one cannot continue."""
 
 
 class ArtifactError(BcnetError):

@@ -38,7 +38,7 @@ def loss_text(loss: float) -> str:
 
 
 def milliseconds(ms: float) -> str:
-    """A latency in ms, without its unit: three decimals; one from 100 on, and two digits below 0.01."""
+    """A latency in ms, without unit: three decimals, one decimal from 100 on, two digits below 0.01."""
     if 0 < abs(ms) < 0.01:
         return f"{ms:.2g}"
     return f"{ms:.3f}" if abs(ms) < 100 else f"{ms:.1f}"

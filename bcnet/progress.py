@@ -50,7 +50,7 @@ def print_line(message: str) -> None:
 
 
 def on_terminal() -> bool:
-    """Whether lines can be drawn again. With FORCE_COLOR, as notebooks set it, rich says so of any pipe."""
+    """Whether lines can be redrawn. With FORCE_COLOR, as in notebooks, rich takes any pipe for a terminal."""
     return stderr.is_terminal and stderr.file.isatty()
 
 

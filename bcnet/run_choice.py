@@ -94,9 +94,9 @@ def bound_to(run: Run) -> Bound | None:
 
 
 def _with_searched(named: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
-    """The target of a run's table, with the further devices that its search was for.
+    """The target of a run's table, with the further devices of its search.
 
-    A result that cannot be read names none: the stage that needs it refuses it.
+    A result that cannot be read names none; the stage that needs it refuses it.
     """
     stage = run.stage("search")
     try:

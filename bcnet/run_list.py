@@ -32,12 +32,12 @@ MADE_FROM = {
 class RunState:
     """What a run holds: its target, its winner, whether the export is verified; None if unknown.
 
-    `further` are other devices that the network is held to. `latency_ms` is that of the export where it was
-    measured, else the winner's, measured or predicted; `date` is when its last stage was finished. `accuracy`
-    is the value of `metric`: that of the small network on the "test" images, or until it exists that of the
-    winner on the "validation" images. `outdated` are stages that were made from results which have been
-    replaced since; budget and winner are not those of an outdated export. `problem` is the reason why the run
-    cannot be read.
+    `further` are other devices on which the network has to meet a budget. `latency_ms` is that of the export
+    where it was measured, else the winner's, measured or predicted; `date` is when its last stage was
+    finished. `accuracy` is the value of `metric`: that of the small network on the "test" images, or until it
+    exists that of the winner on the "validation" images. `outdated` are stages that were made from results
+    which have been replaced since; budget and winner are not those of an outdated export. `problem` is the
+    reason why the run cannot be read.
     """
 
     name: str

@@ -49,7 +49,7 @@ class RuntimeTraits:
     `full_fp32`, products of float32 have all their bits (newer GPUs multiply it as TF32). `system_clock`: its
     profiler uses a clock that may be set while it runs. With `signed_int8`, integers of activations are
     signed, which processors multiply more slowly. With `antialias` it has ONNX's Resize with antialiasing,
-    and other operators on integers of 8 bits.
+    and operators on 8-bit integers.
     """
 
     name: RuntimeName

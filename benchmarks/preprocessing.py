@@ -1,9 +1,9 @@
-"""What pre-processing in an ONNX file takes (export.preprocess), in both of its forms, and by Pillow.
+"""Time pre-processing in an ONNX file (export.preprocess), in both of its forms, and by Pillow.
 
     taskset -c 0 python benchmarks/preprocessing.py
 
-In: images of noise, of a camera's size, and the side of a network's input. Out: results/preprocessing.json:
-the fastest of 60 runs in ms, and how far pixels are from Pillow's.
+In: random images of a camera's size, and the side of a network's input. Out: results/preprocessing.json: the
+fastest of 60 runs in ms, and how far pixels are from Pillow's.
 """
 
 import datetime
@@ -29,7 +29,7 @@ RECORD = Path(__file__).parent / "results/preprocessing.json"
 
 
 def fastest_ms(work: Callable[[], object]) -> float:
-    """Of `RUNS` runs: other work on the machine only adds time."""
+    """The fastest of `RUNS` runs, since other work on the machine only adds time."""
     found = []
     for _ in range(RUNS):
         start = time.perf_counter()

@@ -1,12 +1,13 @@
-"""What training through integers brings at INT8, beside quantising after training alone.
+"""Compare training through integers at INT8 with quantising after training.
 
     python benchmarks/quantisation_aware.py --record benchmarks/results/quantisation_aware.json
     python benchmarks/quantisation_aware.py --config cifar10-residual.toml --ratio 0.5 --record FILE
 
 In: a configuration with trained weights (the built-in example, if none is named). Out: for each seed, the
 network narrowed uniformly, fine-tuned, and then continued in three ways: not at all; for a few passes in
-floats at the rate of the training through integers; through integers, as `bcnet slice` does at INT8. Each is
-evaluated on the test images through its INT8 file. A record that exists is added to: a row a configuration.
+floating point, at the rate of the training through integers; through integers, as `bcnet slice` does at INT8.
+Each is evaluated on the test images through its INT8 file. An existing record gets a further row, one for
+each configuration.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def int8_accuracy(problem: Problem, network: nn.Module) -> float:
 
 
 def accuracies(problem: Problem, ratio: float) -> dict[str, float]:
-    """Of one narrowed network, on the test images: in floats, and at INT8 after each way to continue."""
+    """A narrowed network's accuracies on the test images: in floats, and at INT8 after each continuation."""
     config, data = problem.config, problem.data
     original, passes = given_network(problem), config.slice.epochs
     assert original is not None, "the weights have to be trained"
@@ -88,7 +89,7 @@ def accuracies(problem: Problem, ratio: float) -> dict[str, float]:
 
 
 def gained(rows: Sequence[dict[str, float]], own: str, other: str) -> dict[str, float]:
-    """How much more accurate one kind is than the other, in points: mean over seeds, its standard error."""
+    """How much more accurate `own` is than `other`, in points: mean over seeds and standard error."""
     points = np.array([100 * (row[own] - row[other]) for row in rows])
     error = float(points.std(ddof=1) / np.sqrt(len(points))) if len(points) > 1 else float("nan")
     return {"points": round(float(points.mean()), 3), "standard_error": round(error, 3)}

@@ -22,11 +22,12 @@ def additive(
     known: Sum,
     around: np.ndarray | None = None,
 ) -> Sum | None:
-    """The sum over groups that is closest to what latencies have beyond `known`; None where that is nothing.
+    """The sum over groups that best fits latencies minus `known`; None if the difference is zero.
 
-    `sizes` are the groups' numbers of choices; `latencies_of` gives ms (N,) of choice indices (N, groups).
-    A weighted least-squares fit on networks of all sizes, or on those that differ from the choice indices
-    `around` in some groups and then exact there; those whose latency is near the limit count most.
+    `sizes` are the groups' numbers of choices; `latencies_of` gives ms (N,) of choice indices (N, groups). A
+    weighted least-squares fit on networks of all sizes, in which those near the latency limit count most.
+    With the choice indices `around`, it is fitted on networks that differ from these in a few groups, and is
+    exact at them.
     """
     rng = np.random.default_rng(0)
     counts, limit_ms = np.array(sizes), known.at_most

@@ -105,7 +105,7 @@ class Limits:
         )
 
     def _none_at_once(self, closest: Widths) -> BudgetError:
-        """The error for bounds of which each can be met, but not all; `closest` exceeds one by the least."""
+        """The error if each bound can be met, but not all at once; `closest` exceeds them the least."""
         worst = max(self.bounds, key=lambda bound: bound.cost(closest) / bound.limit)
         over = worst.cost(closest) / worst.limit - 1
         return BudgetError(

@@ -1,11 +1,11 @@
 """The arena: compare all methods, and other pruning libraries, on one trained network at equal latency.
 
 In: a trained network with its table and device, budgets, seeds, rows. Out: in `runs/NAME/bench/arena/`
-arena.json, arena.txt and arena.svg; for each cell, a row at a budget and a seed, a fine-tuned network as ONNX
+arena.json, arena.txt and arena.svg; for each cell (a row at a budget and a seed) a fine-tuned network as ONNX
 in `networks/`. Fine-tuning is the slice stage's; seeds are those of fine-tuning and of fresh weights.
 
-For each budget, the first process finds what all rows start from, which takes measurements; then processes
-share the cells out, one to each at a time. Finished work is kept (`cells.jsonl`, `latencies.jsonl`, see also
+For each budget, the first process finds what all rows start from, which takes measurements; then the
+processes take one cell after the other. Finished work is saved (`cells.jsonl`, `latencies.jsonl`, see also
 `arena_starts.py`), and a training has a checkpoint: a stopped arena continues with the same command, in any
 number of processes. A row that cannot be made is reported and omitted.
 """
@@ -89,11 +89,11 @@ class Arena:
             cells = list(self._missing(share))
             made = each(Shared(networks_of_run, Networks.tuned, self.networks), cells)
             for cell, own in zip(cells, made, strict=True):
-                if (cell.row.name, share) not in self.networks.omitted:  # since a seed before this one failed
+                if (cell.row.name, share) not in self.networks.omitted:  # an earlier seed of the row failed
                     self._finish(cell, own)
 
     def _missing(self, share: float) -> Iterator[Cell]:
-        """The cells to be made at a budget. What their rows start from is found, which takes measurements."""
+        """The cells to be made at a budget, after finding (and measuring) what their rows start from."""
         found: dict[str, Mapping[str, Any]] = {}
         for seed in self.plan.seeds:
             for row in self.plan.rows:
@@ -111,7 +111,7 @@ class Arena:
                     yield Cell(row, share, seed, found[row.name])
 
     def _finish(self, cell: Cell, made: dict[str, Any] | str) -> None:
-        """Keep a cell; a text is why it cannot be made."""
+        """Save a cell: its facts, or as a text the reason why it cannot be made."""
         try:
             if isinstance(made, dict):
                 self._keep(cell.name, made)
@@ -126,7 +126,7 @@ class Arena:
         say(f"{row} at {percent(share)} is left out: {reason}")
 
     def _keep(self, name: str, made: Mapping[str, Any]) -> None:
-        """Keep a cell's facts, with its accuracy through the runtime and the images classified correctly."""
+        """Save a cell's facts, its accuracy in the runtime, and which images are classified correctly."""
         content = self._network(made)
         if content is None:
             raise self._lost(made)
@@ -139,11 +139,11 @@ class Arena:
         self.publish()
 
     def _is_missing(self, name: str, among: tuple[str, ...] = ()) -> bool:
-        """Whether a cell is to be made, and why where it was made before."""
+        """Whether a cell has to be made; reports why if it was made before."""
         known = self._known(name, among)
         if known is not None:
             if self._network(known) is not None:
-                self.networks.forget(name)  # of a command that was stopped as soon as the cell was kept
+                self.networks.forget(name)  # left by a command that was stopped right after saving the cell
                 return False
             say(f"{self.folder / known['file']} is missing or was changed: it is made again")
         elif name in self.cells.values:

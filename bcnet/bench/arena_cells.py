@@ -1,8 +1,8 @@
 """Make the networks of an arena's cells. In: a row, a budget, a seed, what was found for the row. Out: facts.
 
-A network is fine-tuned, and left as ONNX in `networks/`. Its training has a checkpoint, which is there until
-the cell is kept: a cell that one process finished is not trained again where the command is stopped before.
-Nothing here is timed on the device, so any process may make a cell.
+A network is fine-tuned, and written as ONNX to `networks/`. The checkpoint of its training is removed only
+when the cell is saved, so that a finished cell is not trained again if the command is stopped before. Nothing
+here is timed on the device, so any process may make a cell.
 """
 
 import time
@@ -35,9 +35,9 @@ from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
-FOLDER = "bench/arena"  # in the run's
-AMONG = "chosen_among"  # of a cell: the methods whose networks were compared, where there are several
-ONE_FOR_ALL = "checkpoint.safetensors"  # of earlier versions: that of the cell which was trained
+FOLDER = "bench/arena"  # inside the run's folder
+AMONG = "chosen_among"  # a cell's key: the methods whose networks were compared, if there were several
+ONE_FOR_ALL = "checkpoint.safetensors"  # in earlier versions, the checkpoint of the cell being trained
 OMITTED = BudgetError, NotInstalled, Failed, TrainingError, NetworkError, ModelError  # a row's own failures
 
 
@@ -52,20 +52,20 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What it is called, also in messages."""
+        """Its name, also in messages."""
         return cell_name(self.row.name, self.share, self.seed)
 
 
 def cell_name(row: str, share: float, seed: int) -> str:
-    """What a cell is called."""
+    """The name of a cell."""
     return f"{row} at {percent(share)}, seed {seed}"
 
 
 class Networks:
     """The networks of the cells of a run's arena: fine-tuned, and exported.
 
-    All are trained alike: once there is one, `begun` says so, and the precision is not chosen again. Of rows
-    that cannot be made at a budget, `omitted` has the reason.
+    All are trained alike: once the first has begun (`begun`), the training precision is not chosen again.
+    `omitted` has the reasons why rows cannot be made at a budget.
     """
 
     def __init__(self, run: Run, problem: Problem) -> None:
@@ -83,7 +83,7 @@ class Networks:
 
     @property
     def _start_inputs(self) -> str:
-        """A digest of all that starts depend on: of fine-tuning's settings, all but its length."""
+        """A digest of all that networks before fine-tuning depend on: of its settings, all but its length."""
         config = self.problem.config
         search = config.search.model_dump(
             include={"recalibration_images", "measured", "trials", "trial_epochs"}
@@ -126,7 +126,7 @@ class Networks:
         start = self.starts.of(row, cell.share, cell.seed, cell.found)
         network = with_state(problem.model, problem.space, start.state)
         rate = config.train.learning_rate if row.scratch else fine_tuning_rate(problem)
-        # Every network gets as many in all.
+        # Every network gets the same number of passes in total.
         before = start.about.get("pruning_passes", 0) + start.about.get("supernet_passes", 0)
         recipe = replace(Recipe.of(config, config.slice.epochs - before, rate), seed=cell.seed)
         objective = objective_for(problem, self.teacher, network, recipe) if row.distilled else None
@@ -184,7 +184,7 @@ class Networks:
             path.unlink(missing_ok=True)
 
     def adopt(self) -> None:
-        """Let the cell that an earlier version was training continue: its checkpoint gets the cell's name."""
+        """Rename an earlier version's checkpoint after its cell, so that this cell's training continues."""
         old = self.folder / ONE_FOR_ALL
         for path, of in ((old, Path), (at_lower_rate(old), at_lower_rate)):
             if path.exists():
@@ -194,5 +194,5 @@ class Networks:
 
 
 def networks_of_run(run: Run, problem: Problem) -> Networks:
-    """Those of a run's arena, in a process that helps to make them."""
+    """The networks of a run's arena, in a process that helps the first one."""
     return Networks(run, problem)

@@ -22,9 +22,10 @@ class Row:
     """One way to make a network smaller.
 
     `method` finds the widths: `auto`, a method of `search.method`, or a competitor, which gives weights, too.
-    Weights are those of the original by the best of `criteria`, or freshly initialised with
-    `scratch`; a method that trains provides its own. `prune_by` is what group-fisher divides information by.
-    With `supernet_passes`, they come from a supernet that began as the original and was trained for so long.
+    Weights are those of the original by the best of `criteria`, or freshly initialised with `scratch`; a
+    method that trains provides its own. `prune_by` is what group-fisher divides information by. With
+    `supernet_passes`, they come from a supernet initialised with the original's weights and trained for that
+    many passes.
     """
 
     name: str

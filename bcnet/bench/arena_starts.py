@@ -1,9 +1,9 @@
 """The networks that fine-tuning starts from. In: a row, a budget. Out: tensors, and where they come from.
 
-Widths of this package's methods are kept in `allocations.jsonl`, networks of other libraries and of methods
+Widths of this package's methods are saved in `allocations.jsonl`, networks of other libraries and of methods
 that train in `starts/`: both depend on measurements, and a stopped arena continues with what it had found.
-One process finds them (`found`); then any may make a start of them (`of`). All rows may use the whole budget,
-without a margin, as measured alternately with the original.
+One process finds them (`found`); then any process can make a starting network from them (`of`). All rows may
+use the whole budget, without a margin, as measured alternately with the original.
 """
 
 import re
@@ -97,7 +97,7 @@ class Starts:
         return self.problem.graph.variant(self.space.original())
 
     def found(self, row: Row, share: float) -> dict[str, Any]:
-        """What a row's starts at a budget are made of: found by measuring and training, once, and kept.
+        """What a row's starting networks at a budget are made from: found once, and saved.
 
         Raises BudgetError where the method cannot reach the budget, NotInstalled or Failed for a competitor,
         Failed where the row takes more passes before fine-tuning than there are.
@@ -109,11 +109,11 @@ class Starts:
         if row.supernet_passes:
             self._supernet(row.supernet_passes)
         elif not (row.scratch or row.pruned):
-            _ = self._importances  # kept, so that all processes have the same
+            _ = self._importances  # saved, so that all processes use the same
         return found
 
     def of(self, row: Row, share: float, seed: int, found: Mapping[str, Any]) -> Start:
-        """The start of a row at a budget, of what was found for it; `seed` is that of fresh weights.
+        """A row's starting network at a budget, made from what was found; `seed` is for fresh weights.
 
         Raises Failed where there are no fresh weights.
         """

@@ -1,8 +1,8 @@
-"""A supernet that begins as the trained network, for the rows that inherit from it.
+"""A supernet initialised with the trained network's weights, for the rows that inherit from it.
 
-In: a trained network, passes. Out: the supernet after so many passes. It begins in the order of importance
-and is distilled from the frozen original at a low rate; a step trains one side of drawn widths, so that an
-epoch is one pass. What is finished is kept in `starts/`, and a stopped training continues.
+In: a trained network, passes. Out: the supernet after so many passes. Its channels are first sorted by
+importance; it is distilled from the frozen original at a low rate. A step trains one side of drawn widths, so
+that an epoch is one pass. A finished supernet is saved in `starts/`, and a stopped training continues.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from bcnet.training.supernet_step import STEPS
 
 
 def trained_supernet(problem: Problem, passes: int, folder: Path, inputs: str) -> Supernet:
-    """The supernet in `folder` that was trained for so many passes; trains it where it is not there yet."""
+    """The supernet in `folder` that was trained for `passes` passes; trained now if it is not there yet."""
     name, own = f"supernet-{passes}.safetensors", {"inputs": inputs, "passes": str(passes)}
     supernet = Supernet(problem.model, problem.space, {})
     found = load_finished(folder / name, own)

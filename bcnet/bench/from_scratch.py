@@ -1,7 +1,7 @@
 """Train settings of a benchmark from scratch, on the supernet's images and by its recipe.
 
-In: a benchmark's configuration and table, the settings to train. Out: their accuracies. Processes share the
-settings out.
+In: a benchmark's configuration and table, the settings to train. Out: their accuracies. The settings are
+distributed over the processes.
 """
 
 import time
@@ -58,7 +58,7 @@ class FromScratch:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The supernet's, but for its length."""
+        """The supernet's recipe, except for its length."""
         config = self.problem.config
         return Recipe.of(config, self.epochs, config.train.learning_rate)
 
@@ -73,5 +73,5 @@ class FromScratch:
 
 
 def from_scratch_of_run(run: Run, problem: Problem, epochs: int) -> FromScratch:
-    """How a run's settings are trained from scratch, in a process that helps to."""
+    """How a run's settings are trained from scratch, in a process that helps the first one."""
     return FromScratch(problem, epochs)

@@ -14,7 +14,7 @@ from bcnet.bench.outside_job import Job, output_layers, package, quiet
 from bcnet.progress import progress_bar
 from bcnet.training.loop import batches
 
-STEPS = 180  # of half a percent of the channels each: coarser ones skip networks near the budget
+STEPS = 180  # each half a percent of the channels: coarser steps skip networks near the budget
 LAST = 0.9  # share of the channels that the last step has removed, and the most that a layer loses
 BATCHES = 10  # whose gradients a Taylor importance is summed over
 

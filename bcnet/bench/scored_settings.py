@@ -1,6 +1,6 @@
 """Score settings of a benchmark in trained supernets. In: supernets, a table, settings. Out: scores by side.
 
-Processes share the settings out.
+The settings are distributed over the processes.
 """
 
 import time
@@ -19,7 +19,7 @@ from bcnet.training.distributed import connected
 from bcnet.training.shared_work import Shared
 from bcnet.width_search.scorer import Scorer, SupernetSide, score_of
 
-SideScores = dict[str, list[float]]  # of each side its accuracy, loss and calibrated loss
+SideScores = dict[str, list[float]]  # for each side its accuracy, loss and calibrated loss
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Settings:
 
     @property
     def names(self) -> list[str]:
-        """Of the sides; of a second supernet "left 2"."""
+        """The names of the sides; "left 2" is that of a second supernet."""
         sides = len(self.scorer.space.rule.sides)
         return [
             f"{side.name} {n // sides + 1}" if n >= sides else side.name
@@ -50,19 +50,19 @@ class Settings:
         return [plain.accuracy, round(plain.loss, 5), round(own.loss, 5)]
 
     def valid(self, value: Any) -> bool:
-        """Whether a value of a file is the scores of a setting by all sides."""
+        """Whether a value read from a file has a setting's scores by all sides."""
         return isinstance(value, dict) and list(value) == self.names and all(map(_is_score, value.values()))
 
 
 def settings_of_run(run: Run, problem: Problem, shared: bool) -> Settings:
-    """How settings are scored in a run's supernets, in a process that helps to."""
+    """How settings are scored in a run's supernets, in a process that helps the first one."""
     return Settings(scoring(problem, trained_supernets(run, problem), shared=shared))
 
 
 def scores_of(
     kept: Kept, share: Shared[Settings, Widths, SideScores], table: BenchTable, index: list[int]
 ) -> dict[str, SideScores]:
-    """Each setting's scores. What a stopped run scored is not scored again."""
+    """Each setting's scores; those that a stopped run has found are reused."""
     maxima = share.own.scorer.space.largest()
     waiting = [i for i in index if table.key(i) not in kept.values]
     if kept.values and waiting:

@@ -2,7 +2,7 @@
 
 In: the authors' table, CIFAR-10, a method. Out: report.json and scatter.png in `runs/NAME/bench/`. The
 supernet is an ordinary run of stage 1, in `runs/NAME/train/`; it and the scoring continue when stopped.
-Processes share out supernets, settings to be scored, and settings to be trained from scratch.
+Supernets, settings to be scored and settings to be trained from scratch are distributed over the processes.
 """
 
 import json

@@ -57,7 +57,7 @@ def chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[]
 
 @contextmanager
 def connected_processes() -> Iterator[None]:
-    """Connect the processes of the command for the block, where there are several. Only the first prints."""
+    """Connect the command's processes, if there are several, within the block. Only the first prints."""
     from bcnet.processes import these
 
     if these().size == 1:

@@ -156,7 +156,7 @@ def _typed(value: Any) -> Any:
 
 
 def by_device(key: str, texts: Sequence[str]) -> Any:
-    """A budget for all devices, or several of the form DEVICE=VALUE as a table. Raises UsageError."""
+    """One budget for all devices, or a table of budgets typed as DEVICE=VALUE. Raises UsageError."""
     flag = f"--{_name(key).replace('_', '-')}"
     pairs = [text.partition("=") for text in texts]
     if len(pairs) == 1 and not pairs[0][1]:
@@ -169,7 +169,7 @@ def by_device(key: str, texts: Sequence[str]) -> Any:
 
 
 def _budget(key: str, text: str) -> Any:
-    """A number as it is meant; other text is left to the settings' own check, which explains it."""
+    """The text as a number if it is one; otherwise the settings' own check explains what is wrong."""
     try:
         return BY_DEVICE[key](text)
     except ValueError:

@@ -22,17 +22,17 @@ class Config(Section):
         ("cpu",),
         strict=False,
         min_length=1,
-        description="target device, one of `bcnet devices`; of a list of several, the network is inside the "
-        "budgets of all, and the first is the one that fitness and comparisons refer to; if not given, that "
-        "of the run's last table, else cpu",
+        description="target device, one of `bcnet devices`; with a list of several, the network has to meet "
+        "a budget on each, and fitness and comparisons use the first; if not given, that of the run's last "
+        "table, else cpu",
         examples=["jetson"],
     )
     batch: int | None = Field(
         None,
         ge=1,
         le=65_536,
-        description="images per inference on the device; the device profile's if not given; of several "
-        "devices, this and threads, precision and host are the first one's, and others have their profiles'",
+        description="images per inference on the device; the device profile's if not given; with several "
+        "devices, this setting, threads, precision and host apply to the first one only",
         examples=[1],
     )
     threads: int | None = Field(
@@ -79,23 +79,23 @@ class Config(Section):
 
     @field_serializer("device")
     def _written(self, device: tuple[str, ...]) -> str | tuple[str, ...]:
-        """A single device without a list."""
+        """A single device is written without a list."""
         return device[0] if len(device) == 1 else device
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
         task = self.task
         if len(set(self.device)) < len(self.device):
-            raise ValueError(f"device: one is named twice in {', '.join(self.device)}")
+            raise ValueError(f"device: one device is named twice in {', '.join(self.device)}")
         if len(self.device) > 1 and self.search.precisions:
             raise ValueError(
-                "search: precisions are compared on one device; for several, write a profile for each "
-                "precision (hw_profiles/NAME.toml), or leave them out"
+                "search: precisions can be compared on one device only; for several devices, leave it out, "
+                "or write a profile for each precision (hw_profiles/NAME.toml)"
             )
         if len(self.device) > 1 and not self.search.budgets and self.search.beyond_a_budget:
             raise ValueError(
-                "device: several devices need a latency budget, which may be one for all; a minimum accuracy "
-                "or bounds alone are for one device"
+                "device: several devices need a latency budget (one for all, or one for each); a minimum "
+                "accuracy or bounds alone are possible with one device only"
             )
         if self.train.step in ("distilled", "us-nets") and (task.loss != "cross-entropy" or task.train_step):
             raise ValueError(

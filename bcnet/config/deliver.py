@@ -23,9 +23,10 @@ class SliceConfig(Section):
     )
     quantization_aware: bool | None = Field(
         None,
-        description="at int8: fine-tune further through the integers of the file, for a quarter as many "
-        "passes at a tenth of the rate, and keep that where the file is better on the validation images; if "
-        "not given, where the file's validation loss is more than 2 % above that in floats",
+        description="at int8: after fine-tuning, train further through the integers of the exported file, "
+        "for a quarter as many passes at a tenth of the rate, and keep the result if the file is better on "
+        "the validation images; if not given, only when quantisation raises the validation loss by more "
+        "than 2 %",
         examples=[True],
     )
     inherit: Literal[
@@ -83,7 +84,7 @@ class SliceConfig(Section):
 
 
 class ExportConfig(Section):
-    """What the exported file takes, and the tolerances of its verification."""
+    """The inputs of the exported file, and the tolerances of its verification."""
 
     preprocess: bool = Field(
         False,
@@ -95,8 +96,8 @@ class ExportConfig(Section):
     ) = Field(
         None,
         strict=False,
-        description="preprocess only: height and width of the images that the application has; that of the "
-        "test images if not given and all have the same",
+        description="preprocess only: height and width of the application's images; if not given, those of "
+        "the test images, which then must all have the same size",
         examples=[[1080, 1920]],
     )
     output_tolerance: float = Field(

@@ -52,9 +52,9 @@ class SpaceConfig(Section):
     bins: int = Field(8, ge=2, le=4096, description="width choices per group")
     bins_by: Literal["channels", "latency", "macs"] = Field(
         "channels",
-        description="width choices at equal steps of channels, or of the latency (by the device's table) or "
-        "multiply-accumulates (macs) of the network with one group narrowed; `bins` is then the mean of all "
-        "groups: the more a group costs, the more choices it has",
+        description="space width choices at equal steps of channels; or of the latency (by the device's "
+        "table) or multiply-accumulates (macs) of the network with one group narrowed: a group that costs "
+        "more then has more choices, and `bins` is the mean number per group",
     )
     channel_multiple: int | None = Field(
         None,

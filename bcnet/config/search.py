@@ -11,9 +11,9 @@ from bcnet.config.section import Section, checked_ms, checked_share, each_device
 from bcnet.registry import AUTO, METHODS
 from bcnet.traits import PrecisionName
 
-LATENCY_BUDGETS = ("latency_ms", "fps", "p90_ms", "latency")  # each for all devices, or by device
+LATENCY_BUDGETS = ("latency_ms", "fps", "p90_ms", "latency")  # one value for all devices, or one for each
 AnyNumber = Annotated[float, AllowInfNan(True)]
-BUDGETS = (*LATENCY_BUDGETS, "min_accuracy")  # of which one is given for a device
+BUDGETS = (*LATENCY_BUDGETS, "min_accuracy")  # only one of these is given for a device
 
 
 class SearchConfig(Section):
@@ -32,7 +32,10 @@ class SearchConfig(Section):
 
     # Values that are not finite are left to the check below, whose message is clearer.
     latency_ms: AnyNumber | dict[str, AnyNumber] | None = Field(
-        None, description="latency budget in milliseconds", examples=[5.0]
+        None,
+        description="latency budget in milliseconds; with several devices, this and other latency "
+        "budgets are one for all or one for each",
+        examples=[5.0],
     )
     fps: AnyNumber | dict[str, AnyNumber] | None = Field(
         None,
@@ -82,9 +85,9 @@ class SearchConfig(Section):
     precisions: tuple[PrecisionName, ...] = Field(
         (),
         strict=False,
-        description="further precisions that the network may have, beside the device's own: each is searched "
-        "inside the same budget by a table of its own, and the network wins that is best on the validation "
-        "images as it would be delivered; percentages are of the original in the device's own",
+        description="further precisions to search, besides the device's own: each inside the same budget, by "
+        "a latency table of its own; the network with the lowest validation loss as exported wins; a budget "
+        "in per cent refers to the original in the device's own precision",
         examples=[["int8"]],
     )
     pareto: bool = Field(
@@ -172,8 +175,9 @@ class SearchConfig(Section):
         4,
         ge=1,
         le=1024,
-        description="train.method cafenet: sets of free channels of a network that are compared on one half "
-        "of the validation images; the best one is scored on the other half, and cut out if it wins",
+        description="cafenet only (train.method): assignments of free channels that are compared for each "
+        "network on one half of the validation images; the best is scored on the other half, and sliced if "
+        "it wins",
     )
 
     _share = field_validator("latency", mode="before")(partial(each_device, checked_share))
@@ -181,7 +185,7 @@ class SearchConfig(Section):
 
     @property
     def budgets(self) -> dict[str, Any]:
-        """The latency budgets that are given, by their keys: each for all devices, or a table by device."""
+        """The given latency budgets by their keys: each one value for all devices, or a table by device."""
         return {key: own for key in LATENCY_BUDGETS if (own := getattr(self, key)) is not None}
 
     @property
@@ -190,9 +194,9 @@ class SearchConfig(Section):
         return tuple(device for own in self.budgets.values() if isinstance(own, dict) for device in own)
 
     def of_device(self, names: Collection[str]) -> "SearchConfig":
-        """The same with the budget of one device alone, which has these names.
+        """The same with the budget of only one device, which is known by these names.
 
-        Raises ValueError where other devices have budgets, and it has none.
+        Raises ValueError if other devices have budgets and this one has none.
         """
         if not self.named_devices:
             return self
@@ -200,7 +204,7 @@ class SearchConfig(Section):
         for key, own in self.budgets.items():
             values[key] = next((value for name, value in own.items() if name in names), None)
         if not any(values.values()):
-            raise ValueError(f"no latency budget for {next(iter(names))}: others have one of their own")
+            raise ValueError(f"no latency budget for {next(iter(names))}, but for other devices: add one")
         return self.model_copy(update=values)
 
     def given_ms(self, batch: int) -> float | None:
@@ -237,7 +241,9 @@ class SearchConfig(Section):
         if len(given) > 1 and not all(isinstance(own, dict) for own in given):
             raise ValueError(f"give only one of {', '.join(BUDGETS[:-1])} and {BUDGETS[-1]}")
         if len(set(self.named_devices)) < len(self.named_devices):
-            raise ValueError(f"a device has two budgets: they name {', '.join(self.named_devices)}")
+            raise ValueError(
+                f"a device has two budgets; they are for {', '.join(self.named_devices)}: leave one out"
+            )
         for key in ("latency_ms", "fps", "p90_ms"):
             own = getattr(self, key)
             for value in own.values() if isinstance(own, dict) else [own]:
@@ -256,8 +262,8 @@ class SearchConfig(Section):
             )
         if self.precisions and (self.min_accuracy is not None or self.fitness == "soft"):
             raise ValueError(
-                "precisions are compared inside one budget: not with min_accuracy or fitness 'soft'; give "
-                "latency_ms, or leave them out"
+                "precisions need a latency budget, such as latency_ms, and cannot be combined with "
+                "min_accuracy or fitness 'soft'; leave one of these out"
             )
         if self.over_budget and self.fitness == "hard":
             raise ValueError("over_budget is for fitness 'soft': set that, or raise the budget")

@@ -44,7 +44,7 @@ def checked_share(value: object) -> object:
 
 
 def one_or_several(value: object) -> object:
-    """A single name may be written without a list. Raises ValueError for anything else than names."""
+    """A single name may be written without a list. Raises ValueError for anything but names."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"input should be a valid string or a list of strings, not {shown(value)}")
@@ -52,7 +52,7 @@ def one_or_several(value: object) -> object:
 
 
 def each_device(checked: Callable[[object], object], value: object) -> object:
-    """A budget for all devices, or a table of one for each: each as it is written, `checked`."""
+    """A budget for all devices, or a table with one for each; each as it was written, after `checked`."""
     if not isinstance(value, dict):
         return checked(value)
     if not value:

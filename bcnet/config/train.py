@@ -54,20 +54,22 @@ class TrainConfig(Section):
         1,
         ge=0,
         le=64,
-        description="cafenet: free channels on either side of a width's edge, in steps of the choices",
+        description="cafenet only: number of free channels on each side of a width's edge, in steps of the "
+        "width choices",
     )
     free_sets: int = Field(
         2,
         ge=1,
         le=64,
-        description="cafenet: sets of free channels that are compared in each step, by their loss on the "
-        "batch before; the best one is trained",
+        description="cafenet only: assignments of free channels that each step compares by their loss on the "
+        "previous batch; the best one is trained",
     )
     free_random: float = Field(
         0.25,
         ge=0,
         le=1,
-        description="cafenet: share of the steps, the first ones, that train any set of free channels",
+        description="cafenet only: share of the steps, at the start, that train a random assignment of free "
+        "channels",
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
     batch_size: int = Field(64, ge=1, le=65_536, description="images per step")

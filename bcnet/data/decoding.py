@@ -35,7 +35,7 @@ def decode(part: Part, position: int, side: int) -> Decoded:
 
 
 def picture_of(part: Part, position: int) -> Picture:
-    """One image of a part at its own size. Raises DataError with the reason."""
+    """One image of a part in its original size. Raises DataError with the reason."""
     return read_picture(_stored(part, position))
 
 

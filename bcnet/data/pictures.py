@@ -116,7 +116,7 @@ def squared(image: Image.Image, side: int) -> Image.Image:
 
 
 def scaled_and_cropped(size: tuple[int, int], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """To what (width, height) an image of this size is scaled, and where its centre square then begins."""
+    """The (width, height) to which an image of this size is scaled, and the corner of its centre square."""
     short = min(size)
     width, height = (length if short == side else int(side * length / short) for length in size)
     return (width, height), (round((width - side) / 2), round((height - side) / 2))

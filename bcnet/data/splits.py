@@ -23,8 +23,9 @@ class Split:
     """Images (N, C, H, W) as uint8 and their targets: class indices (N,) as int64, or any tensor (N, ...).
 
     `images` are in memory, or on disk and read when needed. `names` are their file names, if there are any,
-    and `originals` the images as they are stored; only `divided` keeps these. Images of one number in
-    `sources` (N,) are made from the same source, so they are not independent; without, all images are.
+    and `originals` the images as they are stored; only `divided` keeps these. Images with the same number in
+    `sources` (N,) were made from the same source, so they are not independent; without `sources`, all images
+    are.
     """
 
     images: Tensor | ImagesOnDisk

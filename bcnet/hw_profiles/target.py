@@ -1,4 +1,4 @@
-"""The targets of a run: devices and settings. In: a configuration. Out: profiles, the target of the first."""
+"""The targets of a run: devices and settings. In: a configuration. Out: profiles, the first one's target."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ class Target:
         return f"{self.device} ({self.precision}, batch {self.batch}, {threads})"
 
     def to_json(self, host: Sequence[str] = (), further: Sequence[str] = ()) -> dict[str, Any]:
-        """JSON values that, as settings of a configuration, name this target again, and `further` devices."""
+        """JSON values which, read as settings, name this target and the `further` devices again."""
         device = {"device": [self.device, *further]} if further else {}
         return {**asdict(self), **device, **({"host": list(host)} if host else {})}
 
@@ -43,21 +43,21 @@ def target_profile(config: Config) -> HwProfile:
 
 
 def further_profiles(config: Config) -> tuple[HwProfile, ...]:
-    """The profiles of further configured devices, as they are. Raises ConfigError for one that is twice."""
+    """The unchanged profiles of further configured devices. Raises ConfigError if one is there twice."""
     found = [load_profile(name) for name in config.device]
     names = [profile.name for profile in found]
     if len(set(names)) < len(names):
         raise ConfigError(
-            f"device: of {', '.join(config.device)}, two are one device; for another setting of it, write a "
+            f"device: {', '.join(config.device)} name one device twice; for another setting of it, write a "
             "profile of its own (hw_profiles/NAME.toml)"
         )
     return tuple(found[1:])
 
 
 def single_device(config: Config, number: int, profile: HwProfile) -> Config:
-    """The configuration for one of its devices, whose budget is then the only one.
+    """The configuration for one of its devices, with only that device's budget.
 
-    Raises ConfigError where that device has no budget, but others have.
+    Raises ConfigError if other devices have budgets and this one has none.
     """
     given = config.device[number]
     try:

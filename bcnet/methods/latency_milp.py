@@ -103,7 +103,7 @@ def _on(limit: Bound, limits: Limits) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class _Latency:
-    """A device's latency in the program: the sums of its table's arrays, and what they lack."""
+    """A device's latency in the linear program: the sums of its table's arrays, and a fit to the rest."""
 
     def __init__(
         self, limits: Limits, latencies_of: Callable[[np.ndarray], np.ndarray], sums: Pairwise, at_most: float
@@ -115,13 +115,13 @@ class _Latency:
         self.fit()
 
     def fit(self, around: np.ndarray | None = None) -> None:
-        """Approximate what the arrays lack: exactly at the choice indices `around`, where these are given."""
+        """Fit what the arrays do not cover; exact at the choice indices `around`, if given."""
         rest = additive(self._sizes, self._latencies_of, self._table, around)
         self.exact = rest is None
         self.sum = self._table if rest is None else self._table.plus(rest)
 
     def close(self, index: np.ndarray) -> bool:
-        """Whether the program's latency of a network is its table's."""
+        """Whether the program's latency of a network equals that of the table."""
         miss = float(self._latencies_of(index[None])[0] - self.sum.at(index[None])[0])
         return abs(miss) <= CLOSE * self.sum.at_most
 
@@ -134,7 +134,7 @@ class _Allocator:
         self.end = time.monotonic() + settings.seconds
         choices, devices = [group.choices for group in limits.space.groups], device_limits(limits.bounds)
         self.times = [_Latency(limits, limits.latencies, latency.pairwise(), limits.limit_ms)]
-        for own in devices:  # a further row for each
+        for own in devices:  # a constraint for each
             self.times.append(_Latency(limits, _on(own, limits), own.cost.pairwise(choices), own.limit))
         counted = [bound for bound in limits.bounds if bound not in devices]
         self.others = [Sum(*bound.cost.pairwise(choices), at_most=bound.limit) for bound in counted]
@@ -221,7 +221,7 @@ class _Allocator:
         return best, least
 
     def _solved(self, objective: np.ndarray, timed: bool = True) -> tuple[np.ndarray | None, float]:
-        """Choice indices of the least objective that the solver finds, and a bound below it.
+        """Choice indices with the lowest objective that the solver finds, and a lower bound of it.
 
         `timed` is whether the first latency is limited. None where there is no network, or none in time.
         """

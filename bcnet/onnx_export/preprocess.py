@@ -18,7 +18,7 @@ from bcnet.errors import FOREIGN, ModelError, one_line
 INPUT = "pixels"
 LAYOUT = "NHWC"
 TO_NCHW = (0, 3, 1, 2)
-# Of Resize: the filter is normalised at the borders, where ONNX would otherwise repeat the outermost pixels.
+# For Resize: its filter is renormalised at the borders, where ONNX otherwise repeats the outermost pixels.
 AS_PILLOW: dict[str, Any] = {
     "axes": (1, 2),
     "mode": "linear",
@@ -26,7 +26,7 @@ AS_PILLOW: dict[str, Any] = {
     "antialias": 1,
     "exclude_outside": 1,
 }
-BATCH_ALONE = "images"  # the dynamic batch of the pre-processing as a file of its own
+BATCH_ALONE = "images"  # name of the dynamic batch, where pre-processing is a file of its own
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Preprocessing:
     """From uint8 images of one `size` (height, width) to a network's input.
 
     Their shorter side is scaled to `side` pixels and the centre is cropped, as for the images of a folder;
-    None: they have the network's size already. `mean` and `std` are those of each channel, of pixels from 0
-    to 1. With `by_operator`, images are scaled by ONNX's Resize with antialiasing, which is new in opset 18,
-    else by two products with matrices, which every opset and runtime has.
+    with None, they already have the network's size. `mean` and `std` are given for each channel, for pixels
+    from 0 to 1. With `by_operator`, images are scaled by ONNX's Resize with antialiasing, which needs opset
+    18; otherwise by two matrix products, which every opset and runtime has.
     """
 
     size: tuple[int, int]
@@ -55,15 +55,15 @@ class Preprocessing:
 
     @property
     def how(self) -> str | None:
-        """What interpolates pixels; None where nothing does."""
+        """The operation that interpolates pixels; None if none does."""
         if not self.scales:
             return None
         return "Resize with antialias" if self.by_operator else "matrix products"
 
     def before(self, proto: ModelProto) -> ModelProto:
-        """The same network for uint8 images; all its names but that of its input stay.
+        """The same network for uint8 images; only the name of its input changes.
 
-        Raises ModelError where it takes other inputs than one of images.
+        Raises ModelError unless its only input is images.
         """
         result = ModelProto()
         result.CopyFrom(proto)
@@ -113,7 +113,7 @@ class _Steps:
         self.nodes: list[NodeProto] = []
         self.constants: list[TensorProto] = []
         at = INPUT
-        if not own.by_operator:  # TensorRT does nothing else with integers of 8 bits
+        if not own.by_operator:  # the only thing that TensorRT does with 8-bit integers
             at = self._add("Cast", at, to=TensorProto.FLOAT)
         at = self._squared(at, own, own.side) if own.side else self._add("Transpose", at, perm=TO_NCHW)
         if own.by_operator:
@@ -128,7 +128,7 @@ class _Steps:
         """(N, C, side, side): the centre square, as `squared` makes it."""
         scaled, (left, top) = scaled_and_cropped(own.size[::-1], side)
         if own.scales and not own.by_operator:
-            # Rows and columns that are outside of the square are not scaled.
+            # Rows and columns outside the square are not scaled.
             columns = resampling(own.size[1], scaled[0], left, side)
             rows = resampling(own.size[0], scaled[1], top, side)
             (left, right), (top, bottom) = _used(columns), _used(rows)
@@ -161,7 +161,7 @@ class _Steps:
 
 
 def resampling(source: int, target: int, first: int, count: int) -> NDArray[np.float32]:
-    """(count, source): how pixels from `first` on of `target` are made of `source` ones, as Pillow does it.
+    """Pillow's weights (count, source), which make pixels from `first` on of `target` from `source` ones.
 
     Bilinear, with the triangle widened by the factor by which the image becomes smaller (antialiasing).
     """
@@ -174,7 +174,7 @@ def resampling(source: int, target: int, first: int, count: int) -> NDArray[np.f
 
 
 def _used(weights: NDArray[np.float32]) -> tuple[int, int]:
-    """The first column with weights, and the one behind the last."""
+    """The first column with weights, and the one after the last."""
     columns = np.flatnonzero(weights.any(0))
     return int(columns[0]), int(columns[-1]) + 1
 

@@ -12,17 +12,17 @@ import torch.fx.config
 
 REGISTRY = "torch.onnx._internal.exporter._registration"
 OPERATORS = "torch._export.utils"
-LIST = "_collect_all_valid_cia_ops_for_namespace"  # PyTorch does not change the sets that it returns
+LIST = "_collect_all_valid_cia_ops_for_namespace"  # PyTorch does not modify the sets that it returns
 
 
 @contextlib.contextmanager
 def quick_export() -> Iterator[None]:
-    """Leave out what every export repeats, and garbage collection.
+    """Within the block, skip work that every export repeats, and garbage collection.
 
     For every export, the exporter parses the source of all its five hundred operators, which takes longer
     than exporting a small network, looks through all of PyTorch's operators twice, and reads the lines of
     source that each operator and weight comes from. It creates so many objects that garbage collection takes
-    a third of its time. If its internals are not as expected, they are left as they are.
+    a third of its time. If the exporter's internals are not as expected, they are left unchanged.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -18,12 +18,12 @@ from bcnet.space.width_space import Widths
 
 
 def latencies_file(device: str = "") -> str:
-    """The file of networks that were measured while searching; of a further device, one of its own."""
+    """The file of networks measured while searching; a further device has its own."""
     return f"latencies-{device}.jsonl" if device else "latencies.jsonl"
 
 
 def preprocessing_file(device: str = "") -> str:
-    """The file of what pre-processing was measured to take meanwhile; of a further device, one of its own."""
+    """The file of pre-processing times measured while searching; a further device has its own."""
     return f"preprocessing-{device}.jsonl" if device else "preprocessing.jsonl"
 
 

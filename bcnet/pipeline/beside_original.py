@@ -22,9 +22,9 @@ LimitsMs = tuple[float, ...]  # the predicted limit of the first device, then th
 
 @dataclass(frozen=True)
 class Timed:
-    """A candidate that was measured, and its latency as a share of the limit at that time.
+    """A measured candidate, and its latency as a share of the limit at that time.
 
-    Of several devices, `shares` has that of each, 0 where it was not measured, and `used` is the largest.
+    With several devices, `shares` has a value for each, 0 where it was not measured; `used` is the largest.
     """
 
     candidate: Candidate
@@ -44,13 +44,13 @@ class Timed:
 class BesideOriginal:
     """How candidates are measured: alternating with the original, whose latency then gives the limit.
 
-    So on each further device that the budget has a limit for, with the budget of that device.
+    Each further device that the budget has a limit for is treated in the same way, with its own budget.
     """
 
     measure_of: MeasureOf
     original: Widths
     budget: Budget
-    device: str = ""  # of a further device, its name
+    device: str = ""  # a further device's name
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -91,7 +91,7 @@ class BesideOriginal:
         return timed, originals
 
     def timed(self, candidate: Candidate, originals: Sequence[LatencyStat | None]) -> Timed:
-        """The original itself as a candidate that was measured so on each device."""
+        """The original as a candidate, with these measurements on each device."""
         stats = {own.device: stat for own, stat in zip(self.further, originals[1:], strict=True) if stat}
         shares = [
             0.0 if stat is None else (ms := own.counted_ms(stat)) / own.limit_ms(ms)
@@ -124,7 +124,7 @@ class BesideOriginal:
         return used
 
     def asked(self, originals: Sequence[LatencyStat | None]) -> tuple[LatencyBudget, ...]:
-        """The budget of each device where the original was measured so."""
+        """The budget of each device, given these measurements of the original."""
         found = []
         for budget, stat in zip(self.budgets, originals, strict=True):
             ms = None if stat is None else budget.asked_ms(budget.counted_ms(stat))
@@ -135,25 +135,25 @@ class BesideOriginal:
 
     @property
     def without_margins(self) -> tuple[float, ...]:
-        """The shares of the limits that are the budgets themselves."""
+        """The shares of the limits at which networks use up the budgets themselves."""
         return tuple(own.asked_ms(1.0) / own.limit_ms(1.0) for own in self.budgets)
 
     def predicted(self, candidate: Candidate) -> LimitsMs:
-        """A candidate's latency on each device by the tables."""
+        """A candidate's latency on each device according to the tables."""
         return (candidate.predicted_ms, *(own.cost(candidate.widths) for own in self.further))
 
     def share_of(self, candidate: Candidate, limits: LimitsMs) -> float:
-        """The largest part of these limits that a candidate takes by the tables."""
+        """The largest share of these limits that a candidate uses according to the tables."""
         return max(ms / limit for ms, limit in zip(self.predicted(candidate), limits, strict=True))
 
     def inside(self, originals: Sequence[LatencyStat | None]) -> bool:
-        """Whether the original is within the limit of each device: as measured, or else by the table."""
+        """Whether the original is within each device's limit: as measured, else according to the table."""
         for budget, stat in zip(self.budgets, originals, strict=True):
             if stat is not None and (ms := budget.counted_ms(stat)) > budget.limit_ms(ms):
                 return False
         return all(own.measure_of is not None or own.holds(self.original) for own in self.further)
 
     def raised(self, limits: LimitsMs, used: float) -> LimitsMs:
-        """The limits where networks are measured, so that `used` of them is what they were."""
+        """The limits of measured devices, raised so that the share `used` of each is the former limit."""
         measured = [True, *(own.measure_of is not None for own in self.further)]
         return tuple(ms / used if own else ms for ms, own in zip(limits, measured, strict=True))

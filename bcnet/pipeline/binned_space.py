@@ -1,8 +1,8 @@
 """Widths at equal steps of multiply-accumulates or of latency. In: a configuration, a network. Out: a space.
 
-Steps of latency are those of the device's table, between whose rows layers are interpolated. What was chosen
-is kept beside the table (`latency_tables/DEVICE.choices.jsonl`): rows that are measured later change nothing,
-else a supernet would be trained again whenever the table grows.
+Latencies are predicted by the device's table, between whose rows layers are interpolated. The choices are
+saved beside the table (`latency_tables/DEVICE.choices.jsonl`), so that rows measured later do not change
+them; otherwise a supernet would be trained again whenever the table grows.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from bcnet.sealed import SealedLines
 from bcnet.space.bins import FINEST, Costs, alone, binned, macs_costs
 from bcnet.space.width_space import Widths, WidthSpace
 
-Discover = Callable[[int], WidthSpace]  # the space with so many bins a group
+Discover = Callable[[int], WidthSpace]  # the space with this number of bins per group
 
 
 def space_by_bins(
@@ -37,7 +37,7 @@ def space_by_bins(
     model: nn.Module,
     example_of: Callable[[int], Any],
 ) -> WidthSpace:
-    """The space of a network with the configured bins; `example_of` a number of items are its inputs."""
+    """The space of a network with the configured bins; `example_of(n)` gives inputs of `n` items."""
     if config.bins_by == "channels":
         return discover(config.bins)
     finest = discover(FINEST)
@@ -48,10 +48,10 @@ def space_by_bins(
 
 
 def _kept(space: WidthSpace, bins: int, profile: HwProfile, costs: Callable[[], Costs]) -> WidthSpace:
-    """The space with the choices that were kept for it, else those of its costs, which are kept."""
+    """The space with the choices saved for it, else with those that follow from its costs (then saved)."""
     path, table = (TABLES / f"{profile.name}.{ending}" for ending in ("choices.jsonl", "json"))
     if not (path.exists() or table.exists()):
-        raise ConfigError(f'space.bins_by = "latency" needs {table}: measure it first by {_first(profile)}')
+        raise ConfigError(f'space.bins_by = "latency" needs {table}: measure it first with {_first(profile)}')
     key = digest([space.to_json(), bins, profile.setting])
     with locked(path, wait=True):
         try:
@@ -71,7 +71,7 @@ def _kept(space: WidthSpace, bins: int, profile: HwProfile, costs: Callable[[], 
 
 
 def _latency_costs(space: WidthSpace, profile: HwProfile, model: nn.Module, example: Any) -> Costs:
-    """The latency in ms with only one group narrowed. Raises ConfigError where the table does not tell."""
+    """Latencies in ms with only one group narrowed. Raises ConfigError if the table does not cover them."""
     path, setting = TABLES / f"{profile.name}.json", setting_of(profile)
     rows = LatencyTable.load(path).look_up(setting)
     with working("choosing widths at equal steps of latency"):
@@ -94,7 +94,7 @@ def _latency_costs(space: WidthSpace, profile: HwProfile, model: nn.Module, exam
         except TableError:
             raise ConfigError(
                 f'space.bins_by = "latency": {path} lacks layers of this network at {setting}: measure it '
-                f"first by {_first(profile)}"
+                f"first with {_first(profile)}"
             ) from None
 
 

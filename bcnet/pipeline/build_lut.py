@@ -170,7 +170,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
 def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     """Add what is missing to `latency_tables/<device>.json`, in each precision; write the error report.
 
-    So for each of several devices, one after the other; returned is what was found of the first.
+    With several devices, one after the other; the result is that of the first.
     """
     stage = run.stage("build-lut")
     first, *further = [_of_device(stage, own, again) for own in problem.devices]
@@ -181,7 +181,7 @@ def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
 
 
 def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
-    """The table of one device, with what it lacked in each precision."""
+    """One device's table, completed in each precision."""
     report, *others = [_built(problem.at(name), again) for name in problem.precisions]
     return TableSummary(
         folder=str(stage.folder),
@@ -211,7 +211,7 @@ def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
 
 
 def _built(problem: Problem, again: bool) -> BuildReport:
-    """The table of one precision, measured as far as it was missing, and what is to be said of it."""
+    """The table of one precision, with missing rows measured, and what to report about it."""
     path = problem.table.path
     if len(problem.precisions) > 1:
         say(f"latency table at {problem.profile.precision}")

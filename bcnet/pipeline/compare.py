@@ -107,11 +107,12 @@ class Kept:
 
 @dataclass(frozen=True)
 class Given:
-    """The original network, where its weights are trained; and where small ones inherit from it, how.
+    """The original network, if its weights are trained, and how small networks inherit from it.
 
-    `tune` trains the network of some widths as the found one was trained, with this `outcome`. At INT8, that
-    was trained through integers for `integers` further passes. `own` is the problem in the device's own
-    precision, which the original and the full network have, where the found one is in another.
+    `tune` trains a network of given widths in the same way as the found one, whose `outcome` this is. At
+    INT8, the found one was trained through integers for `integers` further passes. `own` is the problem in
+    the device's own precision, in which the original and the full network run even if the found one has
+    another.
     """
 
     original: nn.Module | None = None
@@ -219,7 +220,7 @@ def compare(
 
 @dataclass(frozen=True)
 class FromScratch:
-    """How networks are trained from fresh weights; with `kept`, a training that was killed continues.
+    """How networks are trained from fresh weights; with `kept`, an interrupted training continues.
 
     At INT8, `integers` passes through integers follow.
     """
@@ -255,7 +256,7 @@ def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
 
 
 def integer_passes(found: SliceSummary) -> int:
-    """Passes through integers that the found network had, kept or not."""
+    """The number of passes through integers that the found network had, kept or discarded."""
     return (found.integer_epochs or 0) + (found.discarded_integer_epochs or 0)
 
 
@@ -397,7 +398,9 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
     if problem.further:
         others = " and ".join(own.profile.name for own in problem.further)
-        notes.append(f"timed on {problem.profile.name} alone: on {others}, the found network was verified")
+        notes.append(
+            f"networks were timed on {problem.profile.name} only; on {others}, the found one was verified"
+        )
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
         device=problem.profile.name,

@@ -108,7 +108,7 @@ def search(trial: Trial) -> Cost:
             begun = config.trials + len(methods) - 1
             scores += begun * SOURCES
             epochs = (config.trials + 1) * config.trial_epochs
-    several = len(problem.precisions)  # which share the scores of networks that methods propose
+    several = len(problem.precisions)  # they share the scores of networks that methods propose
     scores, epochs = scores if methods else several * scores, several * epochs
     measured = 0 if trial.away else several * ALTERNATIONS * (networks + 1)
     return Cost.of(

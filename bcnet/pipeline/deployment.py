@@ -22,7 +22,7 @@ from bcnet.space.inputs import arguments
 from bcnet.training.task import Task
 
 KEY = "bcnet.preprocessing"
-FORMAT, FORMAT_WITH_PREPROCESSING = 1, 2  # programs that read the first would normalise twice
+FORMAT, FORMAT_WITH_PREPROCESSING = 1, 2  # a program written for the first would normalise twice
 SCRIPT = Path(__file__).with_name("predict.py")
 
 
@@ -31,7 +31,7 @@ def preprocessing(
 ) -> str:
     """The JSON for a network that takes `batch` images at once, or any number of them if that is None.
 
-    With its `own` pre-processing, a file takes images as they are.
+    With `own`, the file pre-processes images itself.
     """
     example = data.example(1)
     args, kwargs = arguments(example)

@@ -16,7 +16,7 @@ class Differences:
         self._agreed = self._answers = 0
 
     def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-        """One batch, each output beside its own. Raises CheckFailed where they are of other shapes."""
+        """Add a batch: outputs, and those expected. Raises CheckFailed if their shapes differ."""
         shapes, wanted = ([tuple(tensor.shape) for tensor in side] for side in (outputs, expected))
         if shapes != wanted:
             raise CheckFailed(f"the exported file gives outputs of {shapes}, PyTorch of {wanted}")
@@ -25,7 +25,7 @@ class Differences:
                 continue
             self.finite = self.finite and bool(output.isfinite().all())
             before = self._largest.get(number, (0.0, 0.0))
-            # In double: integers, too, and the largest of floats.
+            # In double precision, which also holds integers and the largest floats.
             found = (output.double() - reference.double()).abs().max(), reference.double().abs().max()
             self._largest[number] = max(before[0], float(found[0])), max(before[1], float(found[1]))
         if outputs and outputs[0].ndim > 1:
@@ -35,10 +35,10 @@ class Differences:
 
     @property
     def relative(self) -> float:
-        """The largest difference of an output, relative to its largest value; of the worst output."""
+        """The largest difference, relative to the output's largest value, over all outputs."""
         return max((error / max(size, 1e-12) for error, size in self._largest.values()), default=0.0)
 
     @property
     def agreement(self) -> float:
-        """The share of the first output's answers (largest along axis 1) that are the same."""
+        """The share of predictions (largest value along axis 1 of the first output) that agree."""
         return self._agreed / self._answers if self._answers else 1.0

@@ -110,7 +110,7 @@ def fitted_roofline() -> Fitted:
 
 @followed_stage("build-lut")
 def run(run: Run, problem: Problem) -> EstimateSummary:
-    """Write `latency_tables/<device>.json` from the device's roofline; so for each of several devices."""
+    """Write `latency_tables/<device>.json` from the device's roofline; also for each of several devices."""
     stage = run.stage("build-lut")
     first, *further = [_estimated(stage, own) for own in problem.devices]
     files = {first.FILE: json_bytes(first.to_json())}

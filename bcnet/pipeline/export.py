@@ -165,12 +165,12 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     finish_export(run, inputs, {**files, summary.FILE: json_bytes(summary.to_json())})
     stage.path("failed.json").unlink(missing_ok=True)
     if ENGINE not in files and stage.path(ENGINE).exists():
-        say(f"removed {stage.path(ENGINE)}: it was of an earlier export")
+        say(f"removed {stage.path(ENGINE)}, which was from an earlier export")
         stage.path(ENGINE).unlink()
         stage.path(FACTS).unlink(missing_ok=True)
     for path in stage.folder.glob(FURTHER_FILES):
         if path.name not in files:
-            say(f"removed {path}: it was of an earlier export")
+            say(f"removed {path}, which was from an earlier export")
             path.unlink()
     if summary.not_verified:
         return summary
@@ -214,14 +214,16 @@ def _since_the_search(best: ScoredNetwork, chosen: Chosen, report: VerifyReport)
     """A note where the winner was much faster or slower during the search than it is now."""
     if best.measured is None or best.widths != chosen.widths or report.measured is None:
         return []
-    alone = report.preprocess.without if report.preprocess else None  # the search measures networks alone
+    alone = (
+        report.preprocess.without if report.preprocess else None
+    )  # the search measures networks without pre-processing
     both = [best.measured.median_ms, (alone or report.measured).median_ms]
     note = disagreement({"the winner, in the search and now,": both})
     return [note] if note else []
 
 
 def _file_for(problem: Problem, model: nn.Module, widths: Widths) -> ModelProto:
-    """The small network's file for the device of a problem, at its batch and precision, alone."""
+    """The small network's file for a problem's device, at its batch and precision, without pre-processing."""
     metadata = _metadata(problem, widths, problem.table.latency_model().estimate, False)
     metadata[KEY] = preprocessing(model, problem.data, problem.profile.batch, problem.preprocessing)
     return problem.at_precision(export(model, problem.data.example(problem.profile.batch), metadata))

@@ -1,6 +1,6 @@
-"""The files for further devices. In: the small network, what it is held to there. Out: files, each verified.
+"""The files for further devices. In: the small network, its limits there. Out: files, each verified.
 
-A device's file is of its profile's batch, precision and opset, and is verified through its runtime.
+A device's file has its profile's batch, precision and opset, and is verified in its runtime.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,11 +37,11 @@ def verified_further(
     expected: Expected,
     exported: Callable[[Problem], ModelProto],
 ) -> tuple[FurtherFile, ...]:
-    """The file for each further device, checked as that of the first one.
+    """The file for each further device, verified like that of the first one.
 
-    `expected` is what the first device's file is held to, of which latencies and the budget are replaced;
-    `exported` makes the network's file for the device of a problem, without its pre-processing. Raises
-    ArtifactError where the network was searched for other devices.
+    `expected` is what the first device's file has to meet; its latencies and budget are replaced. `exported`
+    makes the network's file for a problem's device, without pre-processing. Raises ArtifactError if the
+    network was searched for other devices.
     """
     return tuple(_verified(run, problem, chosen, expected, exported))
 
@@ -88,7 +88,7 @@ def _verified(
 
 
 def with_further(summary: ExportSummary, further: Sequence[FurtherExport]) -> ExportSummary:
-    """The first device's summary with what was found on further ones: it passed where all did."""
+    """The first device's summary with the findings on further ones: it passed only if all did."""
     if not further:
         return summary
 
@@ -111,7 +111,7 @@ def with_further(summary: ExportSummary, further: Sequence[FurtherExport]) -> Ex
 
 
 def say_further(summary: ExportSummary) -> None:
-    """Say what was measured on further devices where that is over a budget within the tolerance."""
+    """Report latencies on further devices that are over the budget, but within the tolerance."""
     for one in summary.further or ():
         if one.measured and one.budget and one.budget.counted_ms(one.measured) > one.budget.ms:
             measured = one.budget.counted(one.measured)

@@ -1,6 +1,6 @@
-"""What an ONNX file answers to the test images. In: the file, a device, images. Out: its outputs and metric.
+"""Run an ONNX file on the test images. In: the file, a device, images. Out: its outputs and metric.
 
-Files with their own pre-processing take the images as they are (`RawImages`), all others normalised ones.
+Files with their own pre-processing take raw images (`RawImages`), all others normalised ones.
 """
 
 import math
@@ -26,8 +26,9 @@ from bcnet.training.task import Task
 class Compared:
     """How a file's outputs differ from those of PyTorch.
 
-    `differences` are those for the same inputs of the network. Of a file with pre-processing, `pillow` has
-    those to what PyTorch gives for images that Pillow has scaled, which is in `by_pillow`, with the targets.
+    `differences` are those for the same network inputs. For a file with pre-processing, `pillow` has the
+    differences from PyTorch's outputs for images scaled by Pillow; `by_pillow` has those outputs and the
+    targets.
     """
 
     pillow: AgainstPillow | None = None
@@ -36,11 +37,11 @@ class Compared:
 
     @classmethod
     def of(cls, tested: ImageData | RawImages) -> "Compared":
-        """For these images; nothing is compared yet."""
+        """An empty comparison for these images."""
         return cls(AgainstPillow(tested) if isinstance(tested, RawImages) else None)
 
     def add(self, model: nn.Module, fed: "_Fed", outputs: list[Tensor], expected: Any) -> None:
-        """One batch: the file's outputs, and what PyTorch gives for the same inputs."""
+        """Add a batch: the file's outputs, and PyTorch's for the same inputs."""
         self.differences.add(outputs, _tensors(expected))
         if self.pillow is None or fed.raw is None:
             return
@@ -53,7 +54,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class _Fed:
-    """A batch: the network's inputs and targets; `raw` images where the file makes the inputs of these."""
+    """A batch: the network's inputs and targets, and the `raw` images from which a file makes its inputs."""
 
     inputs: Any
     targets: Any
@@ -77,9 +78,9 @@ def _batches(tested: ImageData | RawImages) -> Iterator[_Fed]:
 def file_metric(
     content: bytes, model: nn.Module, tested: ImageData | RawImages, profile: HwProfile, task: Task
 ) -> float:
-    """The task's metric of an ONNX file on the whole test set, through the profile's runtime.
+    """The task's metric of an ONNX file on the whole test set, in the profile's runtime.
 
-    `model` is the network in PyTorch: its outputs' structure is the file's.
+    `model` is the network in PyTorch, whose outputs have the same structure.
     """
     return task.measure(file_outputs(content, model, tested, profile))
 
@@ -92,10 +93,10 @@ def file_outputs(
     compared: Compared | None = None,
     kind: str = "test",
 ) -> Iterator[tuple[Any, Any]]:
-    """(outputs, targets) of an ONNX file on the test images, through the profile's runtime.
+    """(outputs, targets) of an ONNX file on the test images, in the profile's runtime.
 
-    Outputs have the structure that `model` gives them; `compared` gets them beside PyTorch's. Where other
-    images stand in the place of the test images, `kind` tells the user of what.
+    Outputs have the structure of those of `model`; `compared` receives them with PyTorch's. If other images
+    are in the place of the test images, `kind` names them in the progress bar.
     """
     model.eval()
     predict = runtime_of(profile).predictor(content)

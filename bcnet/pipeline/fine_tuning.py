@@ -27,9 +27,9 @@ LOWER = 5  # by which the rate is divided where it made a network worse
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fine-tuning: passes that were discarded, and the rate if it had to be lowered.
+    """The outcome of a fine-tuning: discarded passes, and the learning rate if it had to be lowered.
 
-    `integers` are passes through the integers of the INT8 file that were discarded.
+    `integers` is the number of discarded passes through the integers of the INT8 file.
     """
 
     discarded: int = 0

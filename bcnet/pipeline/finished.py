@@ -100,7 +100,7 @@ class Chosen:
     widths: Widths
     predicted_ms: float
     budget: Budget
-    further: tuple[Held, ...] = ()  # the same on further devices
+    further: tuple[Held, ...] = ()  # the same for further devices
 
 
 def searched(run: Run, problem: Problem) -> Chosen:
@@ -113,7 +113,7 @@ def searched(run: Run, problem: Problem) -> Chosen:
 
 
 def as_searched(run: Run, problem: Problem) -> Problem:
-    """The problem in the precision that won the search, where it compared several."""
+    """The problem in the precision that won the search, if it compared several."""
     found = SearchSummary.checked(run.stage("search"))
     return problem.at(found.precision) if found.precision else problem
 

@@ -51,7 +51,7 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     stage.require({"supernet": supernet, "device": problem.device_key})
     in_own, problem = problem, as_searched(run, problem)
     latency = problem.table.latency_model()
-    # A percentage is of the original in the device's own precision, which is not measured beside others.
+    # A percentage refers to the original in the device's own precision, which is not measured beside others.
     budget = budget_ms(in_own, in_own.table.latency_model(), own.latency_ms, own.latency or "")
     share = None if own.latency is None or problem is not in_own else latency_share(own.latency)
     result = SearchSummary.read(stage)
@@ -127,7 +127,9 @@ def _require_front(result: SearchSummary, budget: float, whole: str, alone: str)
     if searched is None:
         return
     shown, asked = milliseconds(searched), milliseconds(budget)
-    as_shown = budget <= searched or asked == shown  # it may have been typed as it was printed
+    as_shown = (
+        budget <= searched or asked == shown
+    )  # the user may have typed the rounded value that was printed
     if not (min(result.best.predicted_ms, searched) <= budget and as_shown):
         raise BudgetError(
             f"this search looked for one budget of {shown} ms and has no front to take a network of {asked} "

@@ -1,6 +1,7 @@
-"""Networks on further devices, beside the one that fitness refers to.
+"""Networks on further devices, besides the first one.
 
-In: limits, candidates, results. Out: what results hold of each further device, and what later stages take.
+In: limits, candidates, results. Out: each further device's part of a result, and what later stages need of
+it.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,14 @@ from bcnet.width_search.evolution import Candidate
 
 @dataclass(frozen=True)
 class Held:
-    """A further device that a network is held to: its predicted latency there, and that device's budget."""
+    """A further device whose budget a network has to meet, and the network's predicted latency there."""
 
     device: str
     predicted_ms: float
     budget: Budget
 
     def sliced(self) -> FurtherSliced:
-        """As a result of the slice."""
+        """As part of the slice's result."""
         return FurtherSliced(
             device=self.device,
             predicted_ms=self.predicted_ms,
@@ -46,7 +47,7 @@ class Held:
 def further_budgets(
     bounds: Sequence[Bound], widths: Widths, measured_ms: Sequence[float] = ()
 ) -> tuple[Held, ...]:
-    """What a network is held to on further devices; `measured_ms` are their budgets as they were measured."""
+    """A network's budgets on further devices; `measured_ms` are these in ms, as measured."""
     limits = device_limits(bounds)
     budgets = [own.budget for own in limits]
     if measured_ms:
@@ -57,7 +58,7 @@ def further_budgets(
 
 
 def with_devices(candidate: Candidate, bounds: Sequence[Bound]) -> ScoredNetwork:
-    """A candidate as it is stored, with its latencies on further devices."""
+    """A candidate in its stored form, with its latencies on further devices."""
     found = tuple(
         OnDevice(
             device=own.device,
@@ -72,7 +73,7 @@ def with_devices(candidate: Candidate, bounds: Sequence[Bound]) -> ScoredNetwork
 def searched_devices(
     problem: Problem, bounds: Sequence[Bound], measured_ms: Sequence[float]
 ) -> tuple[FurtherSearched, ...] | None:
-    """What a search held networks to on each further device; None where there is none."""
+    """Each further device's part of a search's result; None if there is no further device."""
     found = []
     held = further_budgets(bounds, problem.space.original(), measured_ms)
     for own, device in zip(held, problem.further, strict=True):
@@ -97,7 +98,7 @@ def searched_devices(
 def with_held(
     problem: Problem, bounds: Sequence[Bound], found: SearchSummary, stage: Stage
 ) -> tuple[Bound, ...]:
-    """The bounds with the budgets on further devices that a search had; those of today may be others."""
+    """The bounds with a search's budgets on further devices, which may differ from the current ones."""
     held = {device.profile.name: own for device, own in devices_of(problem, held_by_search(found), stage)}
     changed = list[Bound]()
     for bound in bounds:
@@ -109,7 +110,7 @@ def with_held(
 
 
 def held_by_search(found: SearchSummary) -> tuple[Held, ...]:
-    """What the winner is held to on further devices."""
+    """The winner's budgets on further devices."""
     predicted = {own.device: own.predicted_ms for own in found.best.further or ()}
     return tuple(
         Held(own.device, predicted.get(own.device, 0.0), _budget(own)) for own in found.further or ()
@@ -117,7 +118,7 @@ def held_by_search(found: SearchSummary) -> tuple[Held, ...]:
 
 
 def held_by_slice(found: SliceSummary) -> tuple[Held, ...]:
-    """What the small network is held to on further devices."""
+    """The small network's budgets on further devices."""
     return tuple(Held(own.device, own.predicted_ms, _budget(own)) for own in found.further or ())
 
 
@@ -126,15 +127,15 @@ def _budget(own: FurtherSearched | FurtherSliced) -> Budget:
 
 
 def devices_of(problem: Problem, held: Sequence[Held], stage: Stage) -> list[tuple[Problem, Held]]:
-    """The problem of each further device with what the network is held to there.
+    """The problem of each further device, with the network's budget there.
 
-    Raises ArtifactError where the stage was made for others.
+    Raises ArtifactError if the stage was made for other devices.
     """
     devices = {own.profile.name: own for own in problem.further}
     if set(devices) != {own.device for own in held}:
         wanted, made = (", ".join(sorted(names)) or "none" for names in (devices, {h.device for h in held}))
         raise ArtifactError(
-            f"{stage.folder} is for these further devices: {made}; now they are: {wanted}; run "
+            f"{stage.folder} was made for the further devices {made}, but now they are {wanted}; run "
             f"`{stage.command}` again"
         )
     return [(devices[own.device], own) for own in held]

@@ -61,7 +61,7 @@ class Source:
     passes: int = 0
 
 
-Place = tuple[int, Side]  # a supernet, from 0, and a side of it
+Place = tuple[int, Side]  # (index of a supernet, one of its sides)
 
 
 def weights_of(run: Run, problem: Problem) -> tuple[tuple[Supernet, ...], Trained | None]:
@@ -126,9 +126,10 @@ def ranked_sources(
     by: Validation,
     assigned: Mapping[Place, Subnet] | None = None,
 ) -> list[Source]:
-    """What the small network can begin with, the lowest loss on the validation images first.
+    """The weights that the small network can start from, the lowest validation loss first.
 
-    `assigned` are the channels that the widths take of supernets, where these are not those of the side.
+    `assigned` are the channels that the widths take from supernets, if these are not simply those of the
+    side.
     """
     with working("scoring the weights that the small network can begin with"):
         sources = list(_of_supernets(supernets, widths, by, assigned or {}))

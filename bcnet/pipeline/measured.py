@@ -1,7 +1,7 @@
 """Candidates measured beside the original network until the budget is used.
 
 In: whoever proposes candidates, latencies to reach, devices. Out: what was measured, each as a share of the
-limit. On several devices, a candidate counts by the one on which it is closest to the limit.
+limit. With several devices, the one on which a candidate is closest to the limit counts.
 """
 
 from collections.abc import Sequence
@@ -25,13 +25,13 @@ class Proposer(Protocol):
     """Who proposes candidates to be measured, and knows which of them is better."""
 
     def propose(self, limits: LimitsMs, number: int) -> list[Candidate]:
-        """What to measure in round `number`: networks within the limits, by the tables.
+        """Networks to measure in round `number`, which the tables predict within the limits.
 
         Raises BudgetError where there are none.
         """
 
     def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those of what was proposed that are measured, best first."""
+        """The proposed networks that are to be measured, best first."""
 
     def ranked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Candidates, best first."""
@@ -41,8 +41,8 @@ class Proposer(Protocol):
 class Measured:
     """All candidates that were measured, best first.
 
-    `budgets` are those of each device, as measured beside the last of them, `originals` what the original
-    took then.
+    `budgets` are those of each device, as measured beside the last candidates; `originals` are the original's
+    latencies at that time.
     """
 
     timed: tuple[Timed, ...]
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def inside(self) -> list[Timed]:
-        """Those within the limits."""
+        """The candidates within the limits."""
         return [own for own in self.timed if own.used <= 1]
 
 
@@ -69,12 +69,12 @@ def measured_until_used(
     least_used: float = USED,
     stop_at_original: bool = False,
 ) -> Measured:
-    """Measure what is proposed until the best candidate inside the limits uses one, by `least_used` at least.
+    """Measure proposals until the best candidate inside the limits uses `least_used` of one of them.
 
-    It ends after `ROUNDS` in any case. The next round's limits by the tables, at first `limits`, are what
-    would just use the real ones: by the tables' errors at the best candidate that is inside, where there is
-    one, else at most of the others. With `stop_at_original`, nothing else is measured once the original is
-    seen to be within the limits.
+    It ends after `ROUNDS` in any case. The predicted limits are `limits` at first; for the next round they
+    are corrected by the tables' errors, so that a network at the predicted limit just meets the real one. The
+    errors are those at the best candidate inside the limits, if there is one, else at most of the others.
+    With `stop_at_original`, nothing else is measured once the original is found to be within the limits.
     """
     timed: dict[Widths, Timed] = {}
     found: Measured | None = None
@@ -93,7 +93,7 @@ def measured_until_used(
         if not batch:
             if raised or best is None:
                 break
-            # The tables are right, and what they allow is measured: they may still be wrong for a larger one.
+            # The tables are right for what was measured, but may still be wrong for a larger network.
             limits, raised = beside.raised(limits, USED), True
             continue
         with working("measuring the best candidates beside the original"):
@@ -107,7 +107,7 @@ def measured_until_used(
         best = next(iter(found.inside), None)
         if best is not None and best.used >= least_used:
             break
-        # Candidates are near a limit by the tables: their measurements show how far these are off.
+        # Candidates are predicted near a limit, so their measurements show how far the tables are off there.
         off = _errors(beside, new, limits)
         note = _correction(beside, off) or note
         errors = off if best is None else _errors(beside, [best], limits)
@@ -117,9 +117,9 @@ def measured_until_used(
 
 
 def _errors(beside: BesideOriginal, new: Sequence[Timed], limits: LimitsMs) -> tuple[float, ...]:
-    """For each device the ratio of measured latency to the table's, as the limit is; the median of these.
+    """For each device, the median ratio of measured latency (in the limit's statistic) to the table's.
 
-    1 where nothing was measured.
+    It is 1 where nothing was measured.
     """
     found = []
     for number, limit in enumerate(limits):
@@ -129,7 +129,7 @@ def _errors(beside: BesideOriginal, new: Sequence[Timed], limits: LimitsMs) -> t
 
 
 def _correction(beside: BesideOriginal, errors: Sequence[float]) -> str:
-    """What the tables' errors are said to be; empty where they are small."""
+    """The report of the tables' errors; empty if they are small."""
     parts = []
     names = ["", *(own.device for own in beside.further)]
     for name, budget, error in zip(names, beside.budgets, errors, strict=True):
@@ -147,7 +147,7 @@ def _correction(beside: BesideOriginal, errors: Sequence[float]) -> str:
 
 
 def too_slow(measured: Measured, devices: Sequence[str] = ()) -> BudgetError:
-    """What is raised where none of the measured networks is inside the limits; `devices` are further ones."""
+    """The error if no measured network is inside the limits; `devices` are further ones."""
     closest = min(own.used for own in measured.timed)
     names = ["", *(f" on {device}" for device in devices)]
     asked = " and ".join(f"{own}{name}" for own, name in zip(measured.budgets, names, strict=True))

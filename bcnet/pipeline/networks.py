@@ -32,10 +32,10 @@ from bcnet.training.task import logits_of
 def searched_space(
     config: Config, profiles: Sequence[HwProfile], model: nn.Module, example_of: Callable[[int], Any]
 ) -> tuple[nn.Module, WidthSpace, WidthSpace | None]:
-    """The network, as wide as `space.expand` says, its space, and that of the given network if it grew.
+    """The network, widened by `space.expand`, its space, and the given network's space if it was widened.
 
-    Widths are multiples of what each device asks for; steps of latency are those of the first. `example_of` a
-    number of items are inputs of the network.
+    Widths are multiples of every device's channel multiple; equal steps of latency are those on the first
+    device. `example_of(n)` gives inputs of `n` items.
     """
     multiple = channel_multiple(config, profiles)
 
@@ -71,14 +71,14 @@ def searched_space(
 
 
 def channel_multiple(config: Config, profiles: Sequence[HwProfile]) -> int:
-    """What widths are multiples of: as configured, else what suits all devices."""
+    """The channel multiple of widths: the configured one, else one that suits all devices."""
     return config.space.channel_multiple or math.lcm(*(own.channel_multiple for own in profiles))
 
 
 def widened_as_configured(
     config: Config, model: nn.Module, narrow: WidthSpace | None, multiple: int
 ) -> nn.Module:
-    """A network as wide as `space.expand` says; `narrow` is its space, None where it does not grow."""
+    """A network widened by `space.expand`; `narrow` is its original space, None if it is not widened."""
     if narrow is None:
         return model
     return widened(

@@ -18,7 +18,7 @@ MODEL = Path(__file__).with_name("model.onnx")
 
 
 def rgb(name: str) -> Image.Image:
-    """An image file as it is seen."""
+    """An image file as viewers show it (upright, in RGB)."""
     image = ImageOps.exif_transpose(Image.open(name))
     if image.mode == "F" or image.mode.startswith("I"):  # grey: floats from 0 to 1, or 16 bits
         depth = 1 if image.mode == "F" else 65535
@@ -42,8 +42,8 @@ def pixels_of(name: str, side: int) -> np.ndarray:
 
 
 def preparation(rules: dict[str, Any]) -> Callable[[str], np.ndarray]:
-    """The function that reads an image file as the model takes it."""
-    if "in_file" in rules:  # the model scales and normalises uint8 pixels (height, width, 3) itself
+    """The function that reads an image file in the form that the model takes."""
+    if "in_file" in rules:  # the model itself scales and normalises uint8 pixels (height, width, 3)
         height, width = rules["inputs"][0]["shape"][1:3]
         return lambda name: np.asarray(ImageOps.fit(rgb(name), (width, height), Image.Resampling.BILINEAR))
     mean, std = (255 * np.array(rules[key], np.float32)[:, None, None] for key in ("mean", "std"))

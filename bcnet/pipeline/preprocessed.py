@@ -1,6 +1,6 @@
 """What pre-processing in the delivered file costs, and which stages depend on it.
 
-In: a problem. Out: its milliseconds on the device, which are taken off the budget of the network alone.
+In: a problem. Out: its milliseconds on the device, which are subtracted from the network's budget.
 """
 
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from bcnet.runs import digest
 
 
 def preprocessing_ms(problem: Problem) -> float:
-    """How much longer the original network takes with pre-processing in its file, measured alternately."""
+    """The time that pre-processing adds to the original network's file; both are measured alternately."""
     files = {
         "with pre-processing": problem.delivered_original(),
         "without": problem.graph.variant(problem.space.original()),
@@ -30,13 +30,13 @@ def preprocessing_ms(problem: Problem) -> float:
 
 
 def preprocessing_input(problem: Problem) -> dict[str, str]:
-    """What manifests record of it; nothing where there is none: results without it are not outdated."""
+    """What manifests record of it; nothing if there is none, so that results without it stay valid."""
     own = problem.preprocessing
     return {"pre-processing": digest(asdict(own))} if own else {}
 
 
 def with_added(report: VerifyReport, chosen: Chosen | Held) -> VerifyReport:
-    """A report of a file with pre-processing, with what the search took off the budget for it."""
+    """A report of a file with pre-processing, with the time that the search subtracted from the budget."""
     if report.preprocess is None:
         return report
     added = report.preprocess.model_copy(update={"added_ms": chosen.budget.added_ms or None})

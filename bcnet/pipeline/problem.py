@@ -54,7 +54,7 @@ class Problem:
     def graph(self) -> OnnxSupernet:
         """The network's ONNX graph at the profile's batch size; exported on first use (seconds).
 
-        Devices whose files are alike share it.
+        Devices with the same batch, precision, opset and kind of INT8 activations share it.
         """
         own, unsigned = self.profile, unsigned_activations(self.profile)
         key = id(self.model), id(self.space), own.batch, own.precision, unsigned, own.opset
@@ -84,7 +84,7 @@ class Problem:
 
     @cached_property
     def preprocessing(self) -> Preprocessing | None:
-        """What the delivered file does to images itself; None where it takes normalised ones."""
+        """The pre-processing in the delivered file; None if the file takes normalised images."""
         return preprocessing_of(self.config, self.data, self.profile)
 
     @cached_property
@@ -98,11 +98,11 @@ class Problem:
         return self.raw_images or self.data
 
     def delivered(self, proto: ModelProto) -> ModelProto:
-        """An exported network as it is delivered: with its pre-processing, where that is configured."""
+        """An exported network as it is delivered: with pre-processing, if that is configured."""
         return self.preprocessing.before(proto) if self.preprocessing else proto
 
     def delivered_original(self) -> bytes:
-        """The original network's file in the same form, which delivered ones are timed beside."""
+        """The original network's file in the same form, against which delivered ones are timed."""
         original = self.graph.variant(self.space.original())
         if self.preprocessing is None:
             return original
@@ -119,7 +119,7 @@ class Problem:
         return {}
 
     def at(self, precision: PrecisionName) -> "Problem":
-        """The same problem with the device at a precision; the same object each time."""
+        """The same problem with the device at this precision; always the same object."""
         if precision == self.profile.precision:
             return self
         if precision not in self._others:
@@ -130,11 +130,11 @@ class Problem:
 
     @property
     def precisions(self) -> tuple[PrecisionName, ...]:
-        """Those that the network may have: the device's own, then the further ones of the search."""
+        """The precisions that the network may have: the device's own, then the further ones of the search."""
         return tuple(dict.fromkeys((self.profile.precision, *self.config.search.precisions)))
 
     def table_inputs(self) -> dict[str, str]:
-        """What the manifest of a table's build records, in all precisions and for all devices."""
+        """What the manifest of a table's build records, for all precisions and devices."""
         inputs = self.table.inputs()
         for name in self.precisions[1:]:
             inputs[f"table at {name}"] = self.at(name).table.inputs()["table"]
@@ -159,13 +159,13 @@ class Problem:
 
     @property
     def device_key(self) -> str:
-        """The target device, or all of several, and all that a latency on it depends on."""
+        """The target device (or devices), and everything that a latency on it depends on."""
         keys = [own.table.device_key for own in self.devices]
         return digest(keys) if self.further else keys[0]
 
     @property
     def channel_multiple(self) -> int:
-        """What widths are multiples of."""
+        """The channel multiple of widths."""
         return channel_multiple(self.config, [own.profile for own in self.devices])
 
     @property
@@ -182,7 +182,7 @@ class Problem:
         return own.epochs + (0 if own.from_scratch else self.supernet_passes)
 
     def supernet(self, state: Mapping[str, Tensor]) -> Supernet:
-        """The supernet of these tensors, whose widths take channels as configured."""
+        """The supernet with these tensors; its widths take channels as configured."""
         train, assignments = self.config.train, None
         if self.space.rule.free:
             scored = self.config.search.free_sets

@@ -1,4 +1,4 @@
-"""Networks in the device's precision: how good they are as they are delivered, and trained to be so at INT8.
+"""Networks in the device's precision: their score as delivered, and quantisation-aware training at INT8.
 
 In: a problem, a network in floats. Out: its score through the file that would be exported; the network after
 a few passes through the integers of that file (quantisation-aware training).
@@ -29,9 +29,9 @@ from bcnet.training.quantised_network import Calibration, QuantisedNetwork
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.scorer import Score, best_first, evaluate_network, loss_of, score_of
 
-SHARE = 4  # of the passes of fine-tuning: one further pass through integers for each so many
-COSTS = 0.02  # a relative rise of the validation loss in integers, above which training through them is tried
-RATE = 0.1  # of the rate of fine-tuning: weights move little further
+SHARE = 4  # fine-tuning passes for which there is one further pass through integers
+COSTS = 0.02  # relative rise of the validation loss above which training through integers is tried
+RATE = 0.1  # factor on the fine-tuning rate: weights move only a little further
 
 
 def is_aware(problem: Problem) -> bool:
@@ -41,7 +41,7 @@ def is_aware(problem: Problem) -> bool:
 
 
 def aware_passes(problem: Problem, epochs: int) -> int:
-    """The passes through integers that follow so many of fine-tuning; 0 where there are no integers."""
+    """The passes through integers that follow `epochs` of fine-tuning; 0 if the device has no integers."""
     return max(1, epochs // SHARE) if epochs and is_aware(problem) else 0
 
 
@@ -58,9 +58,9 @@ def quantised_network(problem: Problem, network: nn.Module, every: int | None = 
 
 
 def delivered_score(problem: Problem, network: nn.Module, *, calibrate: bool = False) -> Score:
-    """A network's score on the validation images, in the device's precision; for `calibrate` see `score_of`.
+    """A network's score on the validation images in the device's precision; for `calibrate` see `score_of`.
 
-    In any but full precision, its file is executed by ONNX Runtime on this processor.
+    Below full precision, its file is executed by ONNX Runtime on this processor.
     """
     data = problem.data
     if problem.profile.number_format.full:
@@ -81,7 +81,7 @@ def through_integers(checkpoint: CheckpointFile) -> CheckpointFile:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A network after its training through integers, and how many passes of that were kept and discarded."""
+    """A network after its training through integers, and how many passes were kept and discarded."""
 
     network: nn.Module
     passes: int = 0
@@ -90,7 +90,7 @@ class Quantised:
 
 @dataclass(frozen=True)
 class QuantisationAware:
-    """How networks are trained through integers; `original` is the trained network, where there is one."""
+    """How networks are trained through integers; `original` is the trained network, if there is one."""
 
     problem: Problem
     original: nn.Module | None = None
@@ -98,9 +98,9 @@ class QuantisationAware:
     def __call__(
         self, begun: nn.Module, what: str, passes: int, checkpoint: CheckpointFile | None = None
     ) -> Quantised:
-        """Train a copy of `begun` for so many passes; it stays as it was where its file is not better then.
+        """Train a copy of `begun` for `passes` passes, and return it if its file is better, else `begun`.
 
-        Where PyTorch cannot execute the file, it is said, and the network stays as it was, too.
+        If PyTorch cannot execute the file, this is reported, and `begun` is returned.
         """
         problem = self.problem
         data, config = problem.data, problem.config
@@ -109,14 +109,14 @@ class QuantisationAware:
             floats = evaluate_network(begun, data, data.val, problem.task)
             if not _costs(floats, before):
                 losses = f"{loss_text(loss_of(floats))} in floats, {loss_text(loss_of(before))} at int8"
-                say(f"{what}: left out, integers cost next to nothing (validation loss {losses})")
+                say(f"{what}: left out, since int8 loses next to nothing (validation loss {losses})")
                 return Quantised(begun)
         recipe = replace(Recipe.of(config, passes, RATE * fine_tuning_rate(problem)), amp=False)
         try:
             with working("making the INT8 network"):
                 integers = quantised_network(problem, begun, steps_an_epoch(data, recipe))
         except ModelError as reason:
-            say(f"{what}: not trained through integers: {reason}")
+            say(f"{what}: left out: {reason}")
             return Quantised(begun)
         objective = self._objective(integers, recipe)
         announce(what, seconds_to_fit(integers, data, recipe, objective))
@@ -125,21 +125,21 @@ class QuantisationAware:
         trained.load_state_dict(integers.network.state_dict())
         after = delivered_score(problem, trained.eval())
         kept = torch.tensor(int(best_first(after) < best_first(before)))
-        same_as_first([kept])  # several processes go on alike
+        same_as_first([kept])  # all processes continue with the same network
         better = bool(kept)
         losses = " before, ".join(loss_text(loss_of(own)) for own in (before, after))
         say(f"{what}: validation loss at int8 {losses} after{'' if better else ': discarded'}")
         return Quantised(trained, passes) if better else Quantised(begun, 0, passes)
 
     def _objective(self, integers: QuantisedNetwork, recipe: Recipe) -> Objective | None:
-        """The loss of fine-tuning without features: the modules whose outputs these are do not run."""
+        """The loss of fine-tuning, without features: the modules that would give these do not run here."""
         if self.problem.task.train_step is not None:
             return None
         return objective_for(self.problem, self.original, integers, recipe, features=False)
 
 
 def _costs(floats: Score, integers: Score) -> bool:
-    """Whether a network is so much worse in integers that training through them may help."""
-    if floats.loss > 0:  # else there is none, as with a training step of one's own
+    """Whether quantisation makes a network so much worse that training through integers may help."""
+    if floats.loss > 0:  # else there is no loss, as with a user's own training step
         return not integers.loss <= floats.loss * (1 + COSTS)
     return not integers.accuracy >= floats.accuracy - COSTS * abs(floats.accuracy)

@@ -1,7 +1,7 @@
-"""Test images as an application has them, for a file with its own pre-processing.
+"""Test images as an application has them, for files with their own pre-processing.
 
-In: a configuration, its data. Out: what the file does to images; batches of uint8 images, and the same as the
-network gets them, by the file's pre-processing and by Pillow's.
+In: a configuration, its data. Out: what the file does to images; batches of uint8 images, and the network
+inputs that the file's pre-processing and Pillow make of them.
 """
 
 import math
@@ -30,13 +30,13 @@ from bcnet.pipeline.differences import Differences
 from bcnet.pipeline.results import PreprocessReport
 from bcnet.runtimes import runtime_here
 
-SIZED = 2000  # files whose sizes are examined
+SIZED = 2000  # number of files whose sizes are compared
 
 
 def preprocessing_of(config: Config, data: ImageData, profile: HwProfile) -> Preprocessing | None:
-    """What the exported file does to images; None where that is left to the application.
+    """The pre-processing in the exported file; None if it is left to the application.
 
-    Raises DataError for inputs that a custom function makes, and where images differ in size.
+    Raises DataError for inputs that a custom function makes, and if images differ in size.
     """
     asked, test = config.export, data.test
     if not asked.preprocess:
@@ -45,8 +45,8 @@ def preprocessing_of(config: Config, data: ImageData, profile: HwProfile) -> Pre
     if custom or not isinstance(test, Split):
         what = f"data.{custom[0]} makes them" if custom else f"'{config.data.name}' gives final inputs"
         raise DataError(
-            f"export.preprocess needs images that bcnet itself normalises, and {what}: set it to false, and "
-            "do in the application what was done for training"
+            f"export.preprocess needs images that bcnet itself normalises, but {what}: set it to false, and "
+            "pre-process images in the application as in training"
         )
     by_operator = profile.traits.antialias and profile.opset >= NEWEST
     network = (test.images.shape[2], test.images.shape[3])
@@ -54,12 +54,12 @@ def preprocessing_of(config: Config, data: ImageData, profile: HwProfile) -> Pre
         if asked.input_size not in (None, network):
             raise DataError(
                 f"export.input_size: the images of '{config.data.name}' have {network[0]} x {network[1]} "
-                "pixels, and the file could not be verified on others: remove it"
+                "pixels, so a file for another size could not be verified: remove this setting"
             )
         return Preprocessing(network, None, data.mean, data.std, by_operator)
     size = asked.input_size or _size_of_all(test)
     if max(size) > LONGEST_SIDE * min(size):
-        raise DataError(f"export.input_size: one side is over {LONGEST_SIDE} times the other")
+        raise DataError(f"export.input_size: one side is more than {LONGEST_SIDE} times the other")
     return Preprocessing(size, network[0], data.mean, data.std, by_operator)
 
 
@@ -74,16 +74,16 @@ def _size_of_all(test: Split) -> tuple[int, int]:
         small, large = (f"{height} x {width}" for width, height in (sizes[0], sizes[-1]))
         raise DataError(
             f"export.preprocess: the test images have different sizes ({small} to {large} pixels): set "
-            "export.input_size = [height, width] to that of the images that the application has"
+            "export.input_size = [height, width] to the size of the application's images"
         )
     width, height = sizes[0]
     return height, width
 
 
 class RawBatch(NamedTuple):
-    """Images (N, height, width, channels) in uint8, and the network's inputs (N, C, H, W) made of them.
+    """Images (N, height, width, channels) in uint8, and the network inputs (N, C, H, W) made from them.
 
-    `inputs` are by the file's own pre-processing, `pillow` by Pillow's and `ImageData.normalise`.
+    `inputs` are made by the file's own pre-processing, `pillow` by Pillow and `ImageData.normalise`.
     """
 
     pixels: NDArray[np.uint8]
@@ -94,7 +94,7 @@ class RawBatch(NamedTuple):
 
 @dataclass
 class RawImages:
-    """The test images as the file takes them: those of another size are scaled and cropped to it first."""
+    """The test images as the file takes them; those of another size are scaled and cropped to it."""
 
     data: ImageData
     preprocessing: Preprocessing
@@ -122,7 +122,7 @@ class RawImages:
         return runtime_here("onnxruntime", provider="cpu", threads=1).predictor(content)
 
     def _images(self, test: Split, numbers: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
-        """Images as the file takes them, and (N, C, H, W) as the network does, by Pillow."""
+        """Images as the file takes them, and the network's inputs (N, C, H, W) after scaling by Pillow."""
         part, side = test.originals, self.preprocessing.side
         if part is None or side is None:
             own = test.take(numbers).pixels
@@ -143,7 +143,7 @@ class RawImages:
 
 @dataclass
 class AgainstPillow:
-    """What the file's own pre-processing changes, compared with Pillow's, over all batches."""
+    """The differences between the file's own pre-processing and Pillow's, over all batches."""
 
     raw: RawImages
     largest: float = 0.0
@@ -152,7 +152,7 @@ class AgainstPillow:
     _values: int = 0
 
     def add(self, batch: RawBatch, outputs: Sequence[Tensor], pillow: Sequence[Tensor]) -> None:
-        """The outputs of the file for a batch, and PyTorch's for the same images scaled by Pillow."""
+        """Add a batch: the file's outputs, and PyTorch's for the same images scaled by Pillow."""
         std = torch.tensor(self.raw.data.std).view(1, -1, 1, 1) * 255
         levels = ((batch.inputs - batch.pillow) * std).abs().double()
         self.largest = max(self.largest, float(levels.max()))
@@ -160,7 +160,7 @@ class AgainstPillow:
         self.predictions.add(outputs, pillow)
 
     def report(self) -> PreprocessReport:
-        """For verify.json; latencies are added there."""
+        """The entry for verify.json, to which latencies are added later."""
         own = self.raw.preprocessing
         return PreprocessReport(
             input_size=own.size,

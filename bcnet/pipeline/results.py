@@ -30,7 +30,7 @@ from bcnet.traits import PrecisionName
 from bcnet.width_search.latency_budget import LatencyBudget
 
 EARLIER_RECORDS = "records.json"  # of a training; now there is a line for each step beside each supernet
-EARLIER_BUDGET = "budget_ms", "budget_share", "budget_p90"  # now they are `budget`
+EARLIER_BUDGET = "budget_ms", "budget_share", "budget_p90"  # keys of earlier versions, replaced by `budget`
 LOSSES = "losses.json"  # of single widths, which a search measured
 
 M = TypeVar("M", bound=BaseModel)
@@ -61,14 +61,14 @@ class Values(BaseModel):
 
 
 class Budgeted(Values):
-    """A part of a result that is held to a latency budget; None: no latency is demanded."""
+    """A part of a result with a latency budget; None if no latency is demanded."""
 
     budget: LatencyBudget | None
 
     @model_validator(mode="before")
     @classmethod
     def _of_earlier_versions(cls, values: Any) -> Any:
-        """Files of earlier versions have the parts of a budget as keys of their own."""
+        """Files of earlier versions have a key for each part of a budget."""
         if not isinstance(values, dict) or "budget_ms" not in values:
             return values
         ms, share, p90 = (values.get(key) for key in EARLIER_BUDGET)
@@ -143,7 +143,7 @@ class NetworkSummary(StageResult):
 
 
 class PrecisionTable(Values):
-    """What `TableSummary` tells, of the table of a further precision."""
+    """The content of `TableSummary` for the table of a further precision."""
 
     precision: str
     rows_measured: int
@@ -156,7 +156,7 @@ class PrecisionTable(Values):
 class TableSummary(StageResult):
     """A measured latency table: rows measured now, rows of this network, networks that showed them.
 
-    `precisions` are the tables of further precisions, where the search compares several.
+    `precisions` are the tables of further precisions, if the search compares several.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"precisions"})
@@ -199,7 +199,7 @@ class EstimateSummary(StageResult):
 
 
 class OnDevice(Values):
-    """A network on a further device: its predicted latency, and the measured one where there is one."""
+    """A network on a further device: its predicted latency, and its measured one if there is one."""
 
     device: str
     predicted_ms: Annotated[float, Field(ge=0)]
@@ -207,7 +207,7 @@ class OnDevice(Values):
 
 
 class ScoredNetwork(Values):
-    """A network that a search scored, and measured where `measured` is given; and so on further devices."""
+    """A network that a search scored and, if `measured` is given, measured; `further`: on further devices."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"expected_accuracy", "further"})
 
@@ -228,8 +228,8 @@ class _ScoredNetworks(RootModel[list[ScoredNetwork]]):
 class PrecisionFound(Values):
     """What a search found in one of several precisions.
 
-    `accuracy` and `loss` are the winner's on the validation images as it would be delivered; networks of the
-    front have theirs in this precision, before fine-tuning.
+    `accuracy` and `loss` are those of the winner on the validation images, as it would be delivered; networks
+    of the front are scored in this precision before fine-tuning.
     """
 
     precision: PrecisionName
@@ -244,7 +244,7 @@ class PrecisionFound(Values):
 
 
 class FurtherSearched(Budgeted):
-    """What a search held networks to on a further device, and what is known of its latency table."""
+    """The budget of a search on a further device, and what is known about its latency table."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess_ms"})
 
@@ -261,7 +261,7 @@ class FurtherSearched(Budgeted):
 class SearchSummary(Budgeted, StageResult):
     """The winner of a search and what it was chosen from; docs/reference/json.md explains each key.
 
-    Where several precisions were searched, it is of the `precision` that won; `precisions` are all of them,
+    If several precisions were searched, it describes the `precision` that won; `precisions` has all of them,
     the best first.
     """
 
@@ -277,7 +277,7 @@ class SearchSummary(Budgeted, StageResult):
     device: str
     metric: str = "accuracy"
     target: Target | None = None  # earlier versions named the device alone
-    preprocess_ms: float | None = None  # of the delivered file, which is not in the budget here
+    preprocess_ms: float | None = None  # of the delivered file; already subtracted from the budget here
     min_accuracy: float | None
     fitness: str | None = None
     target_ms: float | None = None
@@ -314,7 +314,7 @@ class SearchSummary(Budgeted, StageResult):
 
 
 class FurtherSliced(Budgeted):
-    """What later stages hold the small network to on a further device."""
+    """The small network's budget on a further device, for later stages."""
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess_ms"})
 
@@ -326,8 +326,8 @@ class FurtherSliced(Budgeted):
 class SliceSummary(Budgeted, StageResult):
     """The small network: its widths, where its weights came from, how it was trained, its accuracies.
 
-    `epochs` are those of the weights that were kept; `discarded_epochs` made the network worse. `lower_rate`
-    is the learning rate where that of the settings did so. `integer_epochs` are the further ones through the
+    `epochs` led to the weights that were kept; `discarded_epochs` made the network worse. `lower_rate` is the
+    learning rate, if that of the settings made it worse. `integer_epochs` are further ones through the
     integers of the INT8 file.
     """
 
@@ -343,7 +343,7 @@ class SliceSummary(Budgeted, StageResult):
     metric: str = "accuracy"
     widths: tuple[int, ...]
     predicted_ms: float
-    preprocess_ms: float | None = None  # as in the search's
+    preprocess_ms: float | None = None  # as in the search's result
     inherited: str | None = None
     supernet: int | None
     side: str | None
@@ -389,11 +389,11 @@ class Answers(Values):
 class PreprocessReport(Values):
     """What a file's own pre-processing does, and how it compares with Pillow's on the test images.
 
-    `input_size` is height and width of the images that it takes, `resized_by` what interpolates their pixels;
-    None where nothing has to. `scaled_first` test images had another size. Errors are of pixels, from 0 to
-    255; `agreement` is the share of predictions that PyTorch gives, too, for what Pillow has scaled.
-    `added_ms` is what the search took off the budget for it, None where it was not measured; `without` is the
-    latency of the network alone, measured alternately with the file's.
+    `input_size` is the height and width of the images that it takes, `resized_by` the operation that
+    interpolates their pixels, None if none has to. `scaled_first` is the number of test images of another
+    size. Errors are differences of pixels, from 0 to 255; `agreement` is the share of predictions that equal
+    PyTorch's for images scaled by Pillow. `added_ms` is what the search subtracted from the budget, None if
+    it was not measured; `without` is the latency of the network alone, measured alternately with the file's.
     """
 
     input_size: tuple[int, int]
@@ -416,7 +416,7 @@ class VerifyReport(Budgeted):
     the engine that was built from it, ran on its device: else `not_verified` says why not, `measured` and
     `full` are None, and all else was checked with ONNX Runtime on this processor. `passed` is whether every
     check that could be made passed, `verified` whether the latency on the device is among them. With
-    `preprocess`, all of it is of files that pre-process their images.
+    `preprocess`, all of this is about files that pre-process their images.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess"})
@@ -456,7 +456,7 @@ class _Exported(StageResult):
 
 
 class FurtherExport(VerifyReport):
-    """The verification on a further device, of the file for it."""
+    """The verification of a further device's file on that device."""
 
     device: str
     file: str
@@ -467,10 +467,10 @@ class FurtherExport(VerifyReport):
 class ExportSummary(VerifyReport, _Exported):
     """The exported file, its verification, and how it compares with the original network.
 
-    With `further` devices, `passed`, `verified`, `failures` and `not_verified` are of all, what else there is
-    is of the first one. `verify_with` is what to do where it is not verified here. Where an engine was built,
-    `predicted_for` is the runtime of the prediction, and `onnx_file` what was found of the ONNX file on this
-    processor.
+    With `further` devices, `passed`, `verified`, `failures` and `not_verified` cover all devices, everything
+    else is about the first one. `verify_with` says what to do if it is not verified here. Where an engine was
+    built, `predicted_for` is the runtime of the prediction, and `onnx_file` what was found of the ONNX file
+    on this processor.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file", "further"})

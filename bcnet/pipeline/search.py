@@ -66,7 +66,7 @@ def _assigned(problem: Problem) -> bool:
 
 
 def _calibration(problem: Problem) -> str:
-    """A hash of all that predictions depend on: of the latency table, or the tables of all devices."""
+    """A hash of everything that predictions depend on: the latency tables of all devices."""
     fits = [own.table.latency_model().calibration for own in problem.devices]
     tables = [asdict(own) if own else None for own in fits]
     return digest(tables if problem.further else tables[0])
@@ -182,9 +182,9 @@ def run(run: Run, problem: Problem) -> SearchSummary:
 
 
 def _checked(asked: Asked) -> float | None:
-    """Report the latency limit; return it in ms, None without a budget, or where that is a share.
+    """Report the latency limit; return it in ms, None if there is no budget or it is a share.
 
-    Where one precision is searched, raises BudgetError for what is impossible, before any work is done.
+    If only one precision is searched, raises BudgetError for an impossible budget before any work is done.
     """
     problem, budget, latency = asked.problem, asked.budget, asked.latency
     try:
@@ -204,7 +204,7 @@ def _checked(asked: Asked) -> float | None:
 
 
 def _in_precision(own: InPrecision) -> PrecisionFound:
-    """What is stored of one of several precisions."""
+    """What is stored about one of several precisions."""
     result, score = own.found.result, own.score
     assert score is not None
     return PrecisionFound(
@@ -229,7 +229,7 @@ def _say_share(budget: Budget, share: float) -> None:
 
 
 def _device_said(own: DeviceLimit, *, measured: bool) -> str:
-    """What networks are held to on a further device."""
+    """The budget on a further device, as text."""
     budget = own.budget.stated()
     assert budget is not None
     if not measured or own.measure_of is None:

@@ -27,9 +27,9 @@ NOT_MEASURED = "not measured: the latency is the table's prediction"
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The winner and what it was chosen from. `note` says what a user should know.
+    """The winner and what it was chosen from. `note` is what a user should know.
 
-    `budget_ms` is the budget as it was measured, `further_ms` those of further devices.
+    `budget_ms` is the budget as measured, `further_ms` are those of further devices.
     """
 
     best: Candidate
@@ -91,7 +91,7 @@ def search(  # noqa: PLR0913 - functions of the caller's own, most of them optio
 def _kept_whole(
     full: Candidate, original: Widths, settings: SearchSettings, measure_of: MeasureOf | None
 ) -> Winner | None:
-    """The full network as the winner, predicted within all limits; None where it is measured above one."""
+    """The full network as the winner, if it is predicted within all limits; None if measured above one."""
     budget, further = settings.budget, tuple[float, ...]()
     if budget.target_ms is None:
         if measure_of is not None:

@@ -87,7 +87,7 @@ def margin_of(problem: Problem, latency: LatencyModel, share: float | None) -> f
 
 
 def budget_of(problem: Problem, target_ms: float | None, share: float | None) -> Budget:
-    """A budget in ms, or of a share of the original's latency, with the configured margin and bounds."""
+    """A budget in ms, or as a share of the original's latency, with the configured margin and bounds."""
     margin = margin_of(problem, problem.table.latency_model(), share)
     wider = problem.space.original() != problem.space.largest()
     return Budget(target_ms, share, margin, bounds_of(problem), wider)
@@ -124,7 +124,7 @@ def share_of(search: SearchConfig) -> float | None:
 
 
 def bounds_of(problem: Problem) -> tuple[Bound, ...]:
-    """The configured bounds beside the budget, and the latency limits on further devices."""
+    """The configured bounds besides the budget, and the latency limits on further devices."""
     config, space, found = problem.config.search, problem.space, []
     if config.max_params is not None:
         found.append(Bound("max_params", "parameters", parameters(space), config.max_params))
@@ -143,10 +143,10 @@ def bounds_of(problem: Problem) -> tuple[Bound, ...]:
 def measured_bounds(
     problem: Problem, bounds: Sequence[Bound], kept: Callable[[str, MeasureOf], MeasureOf]
 ) -> tuple[Bound, ...]:
-    """The bounds with how networks are measured on further devices, where these can be measured.
+    """The bounds, with functions that measure networks on those further devices that can be measured.
 
-    Elsewhere the table's prediction counts, and a share is of the predicted latency. `kept` is what keeps the
-    latencies of a device.
+    On others the table's prediction counts, and a share refers to the predicted latency. `kept` gives the
+    store of a device's latencies.
     """
     devices, found = {own.profile.name: own for own in problem.further}, list[Bound]()
     for bound in bounds:
@@ -161,7 +161,7 @@ def measured_bounds(
 
 
 def not_measured_on(problem: Problem) -> str:
-    """On which further devices nothing is measured, and why; empty where all are."""
+    """The further devices on which nothing is measured, and why; empty if there are none."""
     why = [(own.profile.name, own.table.not_measured(own.table.latency_model())) for own in problem.further]
     return "; ".join(f"on {name}: {reason}" for name, reason in why if reason)
 
@@ -207,7 +207,7 @@ def assigned_channels(
 ) -> dict[tuple[int, Side], Subnet]:
     """The channels by which the widths were scored in each supernet (from 0), on each side.
 
-    Empty where these are simply those of the side.
+    Empty if these are simply those of the side.
     """
     if not supernets or not supernets[0].assignments:
         return {}

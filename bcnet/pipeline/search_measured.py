@@ -22,7 +22,7 @@ from bcnet.width_search.latency_budget import LatencyBudget
 class Winner:
     """The best candidate, all that were measured, and all that were scored.
 
-    `budget_ms` is the budget as measured beside the best, `further_ms` those of further devices.
+    `budget_ms` is the budget as measured beside the best, `further_ms` are those of further devices.
     """
 
     best: Candidate
@@ -43,7 +43,7 @@ class Evolved:
     proposed: set[Widths] = field(default_factory=set)
 
     def propose(self, limits: LimitsMs, number: int) -> list[Candidate]:
-        """Candidates within the limits; these are at least the latencies of the fastest network."""
+        """Candidates within the limits, which are raised to the latencies of the fastest network if below."""
         evolution, settings = self.evolution, self.evolution.settings
         assert evolution.fastest is not None
         limit = max(limits[0], float(evolution.latency_of(evolution.fastest)))
@@ -61,7 +61,7 @@ class Evolved:
         ]
 
     def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best `most`."""
+        """The best `most` candidates."""
         best = self.ranked(candidates)[: self.most]
         self.proposed |= {candidate.widths for candidate in best}
         return best
@@ -131,6 +131,6 @@ def measured_best(
 
 
 def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, tuple[LatencyBudget, ...]]:
-    """The slower of a candidate's measurement and another one, and the budgets beside that."""
+    """A candidate with the slower of its measurement and a repeated one, and the budgets measured with it."""
     (again,), originals = beside([own.candidate])
     return own if own.used >= again.used else again, beside.asked(originals)

@@ -1,8 +1,8 @@
-"""A search in several precisions. In: what is asked for. Out: what was found in each, the best first.
+"""A search in several precisions. In: the request. Out: what was found in each, the best first.
 
-Each precision is searched by its own table, inside one budget: a share is that of the original's latency in
-the device's own precision, in ms for the others. Widths are scored in floats, alike in all; the winners of
-the precisions are compared as they would be delivered, after a brief fine-tuning where there are trials.
+Each precision is searched by its own table, inside the same budget in ms: a share refers to the original's
+latency in the device's own precision. Widths are scored in floating point for all precisions; the winners of
+the precisions are compared as they would be delivered, after a brief fine-tuning if there are trials.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,14 @@ from bcnet.traits import PrecisionName
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
 
-FRONT = 12  # networks of a front that are scored as they would be delivered
+FRONT = 12  # number of a front's networks that are scored as they would be delivered
 
 
 @dataclass(frozen=True)
 class InPrecision:
-    """What a search found in one precision; `score`: the winner as it would be delivered.
+    """What a search found in one precision; `score` is the winner's, as it would be delivered.
 
-    It is None where one precision alone was searched: then nothing has to be compared.
+    It is None if only one precision was searched, since then nothing has to be compared.
     """
 
     asked: Asked
@@ -41,14 +41,14 @@ class InPrecision:
 
     @property
     def name(self) -> PrecisionName:
-        """The precision's."""
+        """The precision's name."""
         return self.asked.problem.profile.precision
 
 
 def find_in_all(asked: Asked) -> list[InPrecision]:
     """The best widths in every precision that the network may have, the best precision first.
 
-    Raises BudgetError where no precision has a network inside the budget: that of the device's own.
+    If no precision has a network inside the budget, raises the BudgetError of the device's own precision.
     """
     scores = scores_for(asked)
     first, reason = _tried(asked, scores)
@@ -81,10 +81,10 @@ def find_in_all(asked: Asked) -> list[InPrecision]:
 
 
 def _tried(asked: Asked, scores: Scores) -> tuple[Found | None, BudgetError | None]:
-    """What was found, or why there is nothing inside the budget."""
+    """What was found, or the reason why nothing is inside the budget."""
     try:
         return find(asked, scores), None
-    except BudgetError as reason:  # the next search measures again: the machine may have been busy
+    except BudgetError as reason:  # the next search shall measure again, since the machine may have been busy
         for path in asked.unfinished:
             path.unlink(missing_ok=True)
         return None, reason
@@ -96,7 +96,7 @@ def _described(own: InPrecision) -> str:
 
 
 def _delivered(asked: Asked, found: Found, scores: Scores) -> Score:
-    """The winner's score as it would be delivered: after a trial where there are some, else as it begins."""
+    """The winner's score as it would be delivered: after a trial if there are trials, else untrained."""
     problem, widths = asked.problem, found.result.best.widths
     search = problem.config.search
     if not isinstance(scores, TrainedScores):
@@ -114,9 +114,9 @@ def _delivered(asked: Asked, found: Found, scores: Scores) -> Score:
 
 
 def _with_front(asked: Asked, found: Found, scores: Scores) -> Found:
-    """The same with a front at the accuracies of its networks as they would be delivered without training.
+    """The same, with the front's networks scored as they would be delivered without fine-tuning.
 
-    Of a long front, networks at even distances are scored.
+    Of a long front, networks at even intervals are scored.
     """
     problem, front = asked.problem, found.result.pareto
     if problem.profile.number_format.full or not front:
@@ -136,7 +136,7 @@ def _with_front(asked: Asked, found: Found, scores: Scores) -> Found:
 
 
 def _undominated(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that are more accurate than all faster ones, the fastest first."""
+    """The candidates that are more accurate than all faster ones, the fastest first."""
     found = list[Candidate]()
     for own in sorted(candidates, key=lambda c: (c.predicted_ms, -c.score.accuracy)):
         if not found or own.score.accuracy > found[-1].score.accuracy:

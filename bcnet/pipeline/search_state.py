@@ -25,7 +25,7 @@ class SearchState:
     def __init__(
         self, stage: Stage, inputs: Mapping[str, str], space: WidthSpace, path: Path | None = None
     ) -> None:
-        """Reads what a stopped search with the same inputs left; reports what of it is not used.
+        """Read what a stopped search with the same inputs left; report what of it cannot be used.
 
         `path` is another file. Raises ArtifactError where the file cannot be read.
         """

@@ -40,7 +40,7 @@ from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
 T = TypeVar("T")
 ORIGINAL = "original"
-TUNED = "fine-tuned"  # in the names of scores
+TUNED = "fine-tuned"  # begins the names of scores after fine-tuning
 UNIFORM = "uniform"  # the method that any other has to beat
 # For a front: methods that take seconds, and the number of latencies that they are asked for.
 OF_FRONT, LATENCIES = (UNIFORM, "latency-greedy", "latency-milp"), 8
@@ -150,7 +150,7 @@ class Best:
         return self.proposals.propose(limits[0], number)
 
     def chosen(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best `most`, and the best of each other method."""
+        """The best `most` proposals, and the best of each other method."""
         ranked = self.ranked(candidates)
         return with_every_method(ranked, self.most, lambda own: self.proposals.origin[own.widths])
 
@@ -219,7 +219,7 @@ class Trials:
         return self.tuning.begins(key[2]).score
 
     def tuned(self, key: Key) -> Score:
-        """The score of a network after its fine-tuning, in the precision that the key names."""
+        """A network's score after fine-tuning, in the precision that the key names."""
         name, epochs, widths = key
         what, precision = "trying a candidate", name.removeprefix(TUNED).removeprefix(" at ")
         if widths in self.networks:

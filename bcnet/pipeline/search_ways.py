@@ -56,15 +56,16 @@ from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.scorer import Score, Scorer, best_first
 
 SCORES = "scores.jsonl"  # of networks that were scored on the trained network, while searching
-Scores = Scorer | TrainedScores  # of widths, of networks in floats
+Scores = Scorer | TrainedScores  # of widths, in floating point
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a search is asked for; `inputs` are all that its result depends on.
+    """The request to a search; `inputs` are everything that its result depends on.
 
-    Widths are scored in `supernets`, or in the trained network as the only one. `further` is the budget where
-    the device's precision is not its own: in ms, since shares are of the original's latency in its own.
+    Widths are scored in `supernets`, or in the trained network as the only one. `further` is the budget for a
+    precision that is not the device's own: in ms, since shares refer to the original's latency in the
+    device's own precision.
     """
 
     run: Run
@@ -75,9 +76,9 @@ class Asked:
 
     @cached_property
     def settings(self) -> SearchSettings:
-        """The configured ones, for the network alone: without what pre-processing takes in its file.
+        """The configured settings, for the network alone: the time of pre-processing is subtracted.
 
-        Where nothing is measured, a share is that of the predicted latency.
+        If nothing is measured, a share refers to the predicted latency.
         """
         found = settings_of(self.problem)
         if self.further is not None:
@@ -90,7 +91,7 @@ class Asked:
         return replace(found, budget=budget.with_added(self._added_ms(self.problem)))
 
     def _measured(self, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
-        """The bounds with how networks are measured on further devices; rounds are kept as those here."""
+        """The bounds, with functions that measure networks on further devices and save the results."""
         devices = {own.profile.name: own for own in self.problem.further}
 
         def kept(device: str, measure_of: MeasureOf) -> MeasureOf:
@@ -100,7 +101,7 @@ class Asked:
         return with_added(measured, lambda device: self._added_ms(devices[device]))
 
     def _added_ms(self, problem: Problem) -> float:
-        """What the delivered file's pre-processing takes on a device; measured once for a search."""
+        """The time that the file's pre-processing takes on a device; measured once per search."""
         if problem.preprocessing is None:
             return 0.0
         name = "" if problem is self.problem else problem.profile.name
@@ -111,7 +112,7 @@ class Asked:
 
     @property
     def unfinished(self) -> list[Path]:
-        """The files of what was measured, on all devices, from which a stopped search continues."""
+        """The files of measurements on all devices, from which a stopped search continues."""
         names = ["", *(own.profile.name for own in self.problem.further)]
         return [self.path(file(name)) for name in names for file in (latencies_file, preprocessing_file)]
 
@@ -148,7 +149,7 @@ class Asked:
         return next((own for own in self.methods if own.trains), None)
 
     def path(self, file: str) -> Path:
-        """A file of the search's folder; where the precision is not the device's own, that is in its name."""
+        """A file in the search's folder, whose name has the precision if that is not the device's own."""
         path = self.stage.path(file)
         return path.with_stem(f"{path.stem}-{self.problem.profile.precision}") if self.further else path
 
@@ -163,8 +164,8 @@ class Found:
     """A result, and how it was found.
 
     `method` proposed the winner; channels are ordered by `criterion`, unless the winner has weights of its
-    own: in `files`, for which it took `passes`, and `passes_of_all` with the networks of all rounds.
-    `pruned` are all networks with weights of their own. `obsolete` files are those of an unfinished search.
+    own: these are in `files` and took `passes`, or `passes_of_all` with the networks of all rounds. `pruned`
+    are all networks with weights of their own. `obsolete` files are those of an unfinished search.
     """
 
     result: SearchResult
@@ -190,7 +191,7 @@ def scorer_of_run(run: Run, problem: Problem) -> Scorer:
 
 
 def scores_for(asked: Asked) -> Scores:
-    """How widths are scored, in every precision alike."""
+    """How widths are scored, which is the same for all precisions."""
     if not on_trained_network(asked.problem):
         return scoring(asked.problem, asked.supernets)
     whole = asked.supernets[0]
@@ -203,7 +204,7 @@ def scores_for(asked: Asked) -> Scores:
 
 
 def find(asked: Asked, scores: Scores) -> Found:
-    """The best widths, on the way that the problem takes. Continues a search that was stopped."""
+    """The best widths, by the kind of search that suits the problem. Continues a stopped search."""
     if isinstance(scores, Scorer):
         result, files = _evolved(asked, Shared(scorer_of_run, Scorer.__call__, scores), priors=True)
         return Found(result, files)
@@ -261,7 +262,7 @@ def _proposed(asked: Asked, scores: TrainedScores) -> Found:
     assert target_ms is not None
     pruned, further_ms = None, tuple[float, ...]()
     if asked.trains and (network := trained_network(asked.run, problem)) is not None:
-        # A limit in ms is another network's in another precision.
+        # The same limit in ms allows other networks in another precision.
         precision = {"precision": problem.profile.precision} if asked.further else {}
         inputs = {**asked.inputs, **precision}
         pruned = PrunedNetworks(asked.trains, problem, network, asked.stage.folder, inputs)

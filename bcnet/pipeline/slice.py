@@ -92,7 +92,7 @@ def slice(  # noqa: PLR0913 - each keyword is one independent, documented choice
     criteria, what has the lowest loss is taken; `images` are used for batch-norm statistics. With `scratch`,
     a freshly initialised network, its cut is trained instead. `objective` is the loss, where that is not the
     task's alone. With a `checkpoint`, a training that was killed continues. `assigned` are the channels that
-    the widths take of supernets, where these are not those of the side.
+    the widths take from supernets, if these are not simply those of the side.
     """
     whole = supernets[0] if trained is None else trained.original
     widths = whole.space.check(widths)
@@ -188,7 +188,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
     )
     integers = _through_integers(run, problem, result, checkpoint)
     if integers.passes:
-        with working("counting its accuracy on the test images again"):
+        with working("evaluating it on the test images again"):
             score = evaluate_network(integers.network, data, data.test, task)
         result = replace(result, model=integers.network, accuracy_after=score.accuracy)
     described = preprocessing(result.model, problem.data, None)
@@ -233,7 +233,7 @@ def _sliced(run: Run, problem: Problem, inside: Chosen | None) -> SliceSummary:
 def _through_integers(
     run: Run, problem: Problem, result: SliceResult, checkpoint: CheckpointFile
 ) -> Quantised:
-    """The fine-tuned network, at INT8 trained further through the integers of its file."""
+    """The fine-tuned network; at INT8, after further training through the integers of its file."""
     passes = aware_passes(problem, problem.config.slice.epochs)
     if not passes:
         return Quantised(result.model)

@@ -69,8 +69,8 @@ def objective_for(
 ) -> Objective | None:
     """The loss that a small network is trained with; None for the task's own.
 
-    Without `features`, it has those of no module. Where nobody asked for the teacher, one that does not fit
-    is reported and left out.
+    Without `features`, it compares the outputs of no module. A teacher that was not configured explicitly and
+    does not fit is reported and left out.
     """
     found = distillation(problem, original)
     if found is not None and not features:

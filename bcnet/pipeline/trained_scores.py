@@ -129,7 +129,7 @@ class TrainedScores:
 
     @property
     def scorer(self) -> Scorer:
-        """What scores networks on all validation images."""
+        """The scorer of networks on all validation images."""
         return self._scorer(self.criterion, len(self.problem.data.val))
 
     def _scorer(self, criterion: str, images: int) -> Scorer:

@@ -80,13 +80,13 @@ def kept_precision(run: Run, problem: Problem, recipe: Recipe) -> Recipe | None:
 
 
 def _is_open(config: Config, recipe: Recipe) -> bool:
-    """Whether nobody has decided yet: GPUs are always faster in bfloat16, where they support it."""
+    """Whether it is still undecided: GPUs that support bfloat16 are always faster in it."""
     slower = recipe.device == "cpu" or recipe.half == torch.float16
     return recipe.amp and slower and config.train.amp is None
 
 
 def _is_timed(config: Config, recipe: Recipe) -> bool:
-    """Whether it is decided here. Several processes have to decide alike: they take what one has chosen."""
+    """Whether it is timed here. Several processes must agree, so they take what one process chose before."""
     return _is_open(config, recipe) and connected().size == 1
 
 

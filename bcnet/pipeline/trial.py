@@ -213,7 +213,7 @@ class Trial:
 
     @cached_property
     def missing(self) -> tuple[int, int]:
-        """Networks that show layers which latency tables lack, and whole subnets of their calibrations."""
+        """Networks that contain the layers missing in latency tables, and whole subnets for calibration."""
         each = [self._missing(self.problem.at(name)) for name in self.problem.precisions]
         return sum(own[0] for own in each), sum(own[1] for own in each)
 

@@ -42,9 +42,9 @@ def inherits(problem: Problem) -> bool:
 
 
 def passes_of(run: Run) -> int:
-    """Passes over the training images that the finished slice gave its network, kept or not.
+    """Passes over the training images in the finished slice, kept or discarded.
 
-    Those through integers, which follow, are not among them.
+    Later passes through integers are not included.
     """
     found = SliceSummary.read(run.stage("slice"))
     return found.epochs + (found.discarded_epochs or 0) + found.pruning_passes
@@ -78,7 +78,7 @@ class Tuning:
         return cls(run, problem, network, trained_for(problem, network, importances, pruned))
 
     def at(self, precision: PrecisionName) -> "Tuning":
-        """The same for networks that are delivered in a precision."""
+        """The same for networks that are delivered in this precision."""
         return replace(self, problem=self.problem.at(precision))
 
     @property
@@ -102,9 +102,9 @@ class Tuning:
         checkpoint: CheckpointFile | None = None,
         integers: int | None = None,
     ) -> FineTuned:
-        """The network of these widths, fine-tuned for so many epochs, unless that makes it worse.
+        """The network of these widths, fine-tuned for `epochs` epochs unless that makes it worse.
 
-        At INT8, `integers` further passes follow through its integers, if not given as many as are usual.
+        At INT8, `integers` further passes through its integers follow; if not given, the usual number.
         """
         problem, config = self.problem, self.problem.config
         recipe = Recipe.of(config, epochs, fine_tuning_rate(problem))

@@ -84,11 +84,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an artifact is held to: the network in PyTorch, its widths, test images, limits, latency in ms.
+    """What an artifact has to meet: the network in PyTorch, its widths, test images, limits, latency in ms.
 
     Accuracy is the task's metric, where it has another. The prediction for the full network serves to tell a
     slower machine from a slower network in a failure's text. With `raw`, the artifact takes these images, and
-    latencies are of files that do.
+    latencies are those of files that do so.
     """
 
     model: nn.Module
@@ -226,10 +226,10 @@ def _accuracy_tolerance(profile: HwProfile, limits: ExportConfig) -> float:
 def _timed(
     content: bytes, artifact: Artifact, profile: HwProfile, budget: Budget
 ) -> tuple[Repeated, Repeated | None, Repeated | None]:
-    """A few measurements of the network, the full one and the one without pre-processing, alternating.
+    """Alternating measurements of the network, the full one and the one without pre-processing.
 
-    More where they disagree, or exceed the budget: a machine's other work only adds time, and passes. None
-    for a full network that the runtime cannot run, and where there is no pre-processing.
+    There are more if they disagree or exceed the budget: other work on the machine only adds time, and ends.
+    None for a full network that the runtime cannot run, and if there is no pre-processing.
     """
     first: list[LatencyStat] = []
     second: list[LatencyStat] = []

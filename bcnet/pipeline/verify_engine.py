@@ -96,7 +96,7 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
         problem.data,
         config.export,
         chosen.predicted_ms + added_ms,
-        replace(chosen.budget.delivered, share=None),  # what it came to when the file was exported
+        replace(chosen.budget.delivered, share=None),  # in ms, as measured when the file was exported
         found.full_predicted_ms + added_ms if target == problem.profile else None,
         problem.task,
         problem.raw_images,

@@ -17,7 +17,7 @@ from bcnet.width_search.latency_budget import LatencyBudget
 
 ROLES: dict[str, Role] = {"original": "original", "full": "original", "uniform": "uniform"}
 RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several runs, in turn
-MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond")  # of several precisions
+MARKERS: tuple[Marker, ...] = ("circle", "square", "diamond")  # one for each precision
 SCRATCH = "found (from scratch)"
 FRONT = "front"
 MOST_BARS = 40  # of a figure; its table has all
@@ -74,7 +74,7 @@ def overview(reports: Sequence[RunReport]) -> tuple[Table, Chart | None]:
 
 
 def devices(report: RunReport) -> Table:
-    """The delivered network on each device that it was searched for; it is verified where it was measured."""
+    """The delivered network on each device that it was searched for; it is verified where measured."""
     first = (report.device, report.budget, report.predicted_ms, report.measured)
     others = [(own.device, own.budget, own.predicted_ms, own.measured) for own in report.further]
     rows = tuple(
@@ -484,7 +484,7 @@ def _unique(names: Sequence[str]) -> Iterator[str]:
 
 
 def cell(value: Cell, heading: str = "") -> str:
-    """A cell of a table as text: milliseconds, by the heading; four significant digits, short counts."""
+    """A table cell as text: milliseconds (if the heading says so), four significant digits, short counts."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, float):

@@ -56,7 +56,7 @@ class GroupWidths(Values):
 
 
 class FurtherReport(Values):
-    """The delivered network on a further device; `measured` is that of its export."""
+    """The delivered network on a further device; `measured` is from its export."""
 
     device: str
     budget: LatencyBudget | None
@@ -68,9 +68,9 @@ class RunReport(Values):
     """A run as its stages left it.
 
     `problems` are what must be stated first. `accuracy_lost` and `speedup` are against `reference`.
-    `predicted_ms` is of the delivered network, `measured` its latency on the device. `search_budget` is
-    what the budget leaves for the network alone, where the delivered file pre-processes its images. `layers`
-    and `steps` are predictions of the latency table; `no_layers` says why there are none.
+    `predicted_ms` is that of the delivered network, `measured` its latency on the device. `search_budget` is
+    what the budget leaves for the network alone if the delivered file pre-processes its images. `layers` and
+    `steps` are predictions of the latency table; `no_layers` says why there are none.
     """
 
     run: str
@@ -162,7 +162,7 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
 
 
 def further_devices(found: Found) -> tuple[FurtherReport, ...]:
-    """The network on further devices, by the last stage that is done."""
+    """The network on further devices, according to the last finished stage."""
     if found.export and found.export.further:
         return tuple(
             FurtherReport(**{key: getattr(own, key) for key in FurtherReport.model_fields})
@@ -298,7 +298,7 @@ def _commands(found: Found) -> tuple[str, ...]:
 
 
 def _budget_options(search: SearchSummary, budget: LatencyBudget, found: Found) -> list[str]:
-    """The options that ask for the budget; with further devices, for that of each."""
+    """The options that set the budget; with further devices, one for each."""
 
     def asked(own: LatencyBudget, added_ms: float | None) -> tuple[str, str]:
         return own.model_copy(update={"ms": own.ms + (added_ms or 0.0)}).option

@@ -103,7 +103,7 @@ class _Side:
 
     @property
     def target(self) -> dict[str, Any]:
-        """The first device and its setting, as far as they are known; how it is reached does not matter."""
+        """The first device and its setting, as far as known, regardless of how the device is reached."""
         search, table = self.found.search, self.found.table
         own = (search.target if search else None) or (table.target if table else None) or {}
         device = {"device": search.device} if search else {}

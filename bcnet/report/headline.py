@@ -111,7 +111,7 @@ def _budget(found: Found) -> str:
 
 
 def _measured(own: FurtherExport) -> str:
-    """What was asked for on a further device, and what was measured there."""
+    """The budget on a further device, and what was measured there."""
     asked = f"{own.budget}, " if own.budget else ""
     if own.measured is None:
         return f"{asked}predicted {milliseconds(own.predicted_ms)} ms, not measured"

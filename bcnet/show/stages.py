@@ -180,7 +180,7 @@ def _search(summary: "SearchSummary") -> list[str]:
 
 
 def precisions_compared(summary: "SearchSummary") -> str:
-    """Which precision won, and by how much; empty where one alone was searched."""
+    """Which precision won, and by how much; empty if only one was searched."""
     if not summary.precisions:
         return ""
     first, *others = summary.precisions
@@ -280,7 +280,7 @@ def _export(summary: "ExportSummary") -> list[str]:
 
 
 def _takes(summary: "ExportSummary") -> str:
-    """What a file with its own pre-processing takes, and how that compares with Pillow's."""
+    """The inputs of a file with its own pre-processing, and how it compares with Pillow's."""
     own = summary.preprocess
     if own is None:
         return ""

@@ -1,8 +1,8 @@
-"""Choose each group's widths at equal steps of a cost, so that the next choice of any costs about as much.
+"""Choose each group's widths at equal steps of a cost, so that a step costs about the same in all groups.
 
-In: a space that offers all widths which its rule allows, the cost of each. Out: the space with fewer choices,
-most in the groups on which the cost depends most: the bins of CafeNet (arXiv 2102.05258), whose formula is
-reconstructed.
+In: a space with all widths that its rule allows, and the cost of each. Out: the space with fewer choices,
+most of them in the groups on which the cost depends most, after the bins of CafeNet (arXiv 2102.05258); the
+formula is our own.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from bcnet.space.channel_rules import ChannelRule
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 
-FINEST = 4096  # bins: as good as every width
+FINEST = 4096  # number of bins that amounts to every width
 
-Costs = Sequence[NDArray[np.float64]]  # for each group (choices,) that of the network with only it narrowed
+Costs = Sequence[
+    NDArray[np.float64]
+]  # for each group (choices,): costs of the network with only this group narrowed
 
 
 def binned(space: WidthSpace, costs: Costs, bins: int) -> WidthSpace:
-    """The space with about `bins` choices a group on average, at equal steps of the costs.
+    """The space with about `bins` choices per group on average, at equal steps of the costs.
 
-    A choice is the widest of its cost: where the cost rises in stairs, the end of one. Every group keeps its
-    full width and a narrower one. Where the rule pairs widths with their complements, so are the choices, and
-    every other one is there for that.
+    Among widths of equal cost, the widest is chosen: where the cost is a staircase, the end of a stair. Every
+    group keeps its full width and at least one narrower. If the rule pairs widths with their complements,
+    about half of the choices are at equal steps, and the others are their complements.
     """
     rising = [np.maximum.accumulate(own) for own in costs]
     spans = [float(own[-1] - own[0]) for own in rising]
@@ -36,7 +38,7 @@ def binned(space: WidthSpace, costs: Costs, bins: int) -> WidthSpace:
 def _at_equal_steps(
     rule: ChannelRule, group: WidthGroup, rising: NDArray[np.float64], count: int
 ) -> tuple[int, ...]:
-    """The choices at so many equal steps of a cost that does not fall."""
+    """The choices at `count` equal steps of a cost that never falls."""
     paired = any(rule.complement(group.choices, own) is not None for own in group.choices)
     levels = np.linspace(rising[0], rising[-1], (count + 1) // 2 + 1 if paired else count + 1)
     slack = 1e-9 * abs(rising[-1])
@@ -58,6 +60,6 @@ def macs_costs(space: WidthSpace) -> Costs:
 
 
 def alone(space: WidthSpace, number: int) -> list[Widths]:
-    """The networks with only this group narrowed, to each of its choices."""
+    """The networks with only this group narrowed, one for each of its choices."""
     whole = space.largest()
     return [Widths((*whole[:number], width, *whole[number + 1 :])) for width in space.groups[number].choices]

@@ -24,7 +24,7 @@ class ChannelRule(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     sides: ClassVar[tuple[Side, ...]]
-    free: ClassVar[bool] = False  # whether a width may take other channels near its edge: free_channels.py
+    free: ClassVar[bool] = False  # whether the channels near a width's edge are free (free_channels.py)
 
     @abstractmethod
     def choices(

@@ -1,11 +1,10 @@
-"""The channels near a width's edge that it may take in several ways, after CafeNet (arXiv 2102.05258).
+"""Free channels: those around a width's edge, of which it takes some, after CafeNet (arXiv 2102.05258).
 
-In: a group, a width, an offset `r`, in steps of the group's choices. Out: sets of channels. Of a width of `c`
-steps, the base channels `[0, c - r)` are always taken, and `r` of the `2 r` free ones in `[c - r, c + r)`; at
-both ends of the group there are fewer. With an offset of 0 a width is the first channels, as in AutoSlim.
+In: a group, a width, an offset `r` in steps of the group's choices. Out: sets of channels. A width of `c`
+steps always takes the base channels `[0, c - r)`, and `r` of the `2 r` free ones `[c - r, c + r)`; at both
+ends of the group there are fewer. With an offset of 0, a width takes its first channels, as in AutoSlim.
 
-Reconstructed: the paper's text was not available to us, only its abstract and reviews, so these borders are
-our choice.
+The paper's text was not available to us, only its abstract and reviews, so these borders are our own choice.
 """
 
 import itertools
@@ -22,7 +21,7 @@ from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 
 @dataclass(frozen=True)
 class FreeZone:
-    """A width takes all channels below `low`, and of the steps between `low` and `high` so many: `taken`."""
+    """A width takes all channels below `low`, and `taken` of the steps between `low` and `high`."""
 
     low: int
     high: int
@@ -31,9 +30,9 @@ class FreeZone:
 
     @classmethod
     def of(cls, group: WidthGroup, width: int, offset: int) -> "FreeZone":
-        """That of a width; a group whose channels a layer uses by their positions has no free ones.
+        """The zone of a width; groups whose channels a layer uses by position have no free channels.
 
-        A step is the largest that all choices of the group are multiples of, and the width, too.
+        A step is the greatest common divisor of the group's choices, the width and the zone's ends.
         """
         step = math.gcd(*group.choices)
         reach = 0 if group.ordered else offset * step
@@ -43,16 +42,16 @@ class FreeZone:
 
     @property
     def count(self) -> int:
-        """How many sets of channels there are."""
+        """The number of sets of channels."""
         return math.comb((self.high - self.low) // self.step, self.taken)
 
     def sets(self) -> Iterator[ChannelSet]:
-        """All sets of channels; the first is the first channels."""
+        """All sets of channels; the first set is that of the first channels."""
         steps = (self.high - self.low) // self.step
         return map(self._set, itertools.combinations(range(steps), self.taken))
 
     def draw(self, rng: np.random.Generator) -> ChannelSet:
-        """One of them, evenly."""
+        """One of the sets, each with the same probability."""
         steps = (self.high - self.low) // self.step
         return self._set(sorted(rng.permutation(steps)[: self.taken].tolist()))
 
@@ -65,11 +64,11 @@ class FreeZone:
 
 @dataclass(frozen=True)
 class Assignments:
-    """How widths take their free channels: `offset` steps around their edge.
+    """How widths choose among the free channels, which are `offset` steps on each side of their edge.
 
-    In training, `trained` assignments of a drawn width are compared by their loss on another batch, and the
-    best is trained, after a first `random` share of the steps, in which any is. A score is that of the best
-    of `scored`, which the other half of the validation images choose.
+    For the first share `random` of the steps, training takes a random assignment of a drawn width. After
+    that, it compares `trained` assignments by their loss on another batch, and trains the best. A score is
+    that of the best of `scored` assignments, which is chosen on the other half of the validation images.
     """
 
     offset: int = 1
@@ -78,7 +77,7 @@ class Assignments:
     random: float = 0.25
 
     def of(self, space: WidthSpace, widths: Widths, count: int, *seed: int) -> list[Subnet]:
-        """So many different assignments of these widths, drawn by the seed; all, where there are no more.
+        """`count` different assignments of these widths, drawn by the seed; all, if there are no more.
 
         Each group's set is drawn independently of the others'.
         """

@@ -64,7 +64,7 @@ class Supernet:
     """A network and its width space, with the tensors that its subnets take parts of: `state`, by name.
 
     They are the supernet's, with extra channels (`with_extra`), or the network's own (`of`). With
-    `assignments`, a width takes some of its channels in several ways.
+    `assignments`, a width can take several sets of channels.
     """
 
     model: nn.Module

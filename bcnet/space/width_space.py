@@ -192,7 +192,7 @@ class WidthSpace:
         return replace(self, groups=tuple(replace(group, extra=0) for group in self.groups))
 
     def with_choices(self, choices: Sequence[tuple[int, ...]]) -> "WidthSpace":
-        """The space with other choices of each group, and the extra channels that belong to them."""
+        """The space with other choices for each group, and the extra channels that these need."""
         groups = (
             replace(group, choices=own, extra=self.rule.extra(own))
             for group, own in zip(self.groups, choices, strict=True)

@@ -1,8 +1,8 @@
-"""Which of the free channels of drawn widths a supernet's step trains (CafeNet's min-min, reconstructed).
+"""Which free channels of drawn widths a supernet's step trains (CafeNet's min-min, reconstructed).
 
-In: drawn widths, the number of a step. Out: subnets. Of some assignments of a width, that of the lowest loss
-on the batch of the step before is trained: on the batch that is trained on, those would win that were trained
-most. At first any is trained, for the same reason.
+In: drawn widths, the number of a step. Out: subnets. Of several assignments of a width, the one with the
+lowest loss on the previous step's batch is trained: on the current batch, those that were trained most would
+win. For the same reason, the first steps train a random one.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from bcnet.training.supernet_step import SlicedPaths
 
 
 class BestAssignments:
-    """Chooses the assignments that steps train; each is told its batch, which the next one chooses by."""
+    """Chooses the assignment that each step trains, by the losses on the previous step's batch."""
 
     def __init__(self, paths: SlicedPaths, assignments: Assignments, data: ImageData) -> None:
         self._paths, self._assignments, self._data = paths, assignments, data
@@ -33,12 +33,12 @@ class BestAssignments:
         self._before: Item | None = None
 
     def continue_at(self, number: int) -> None:
-        """Go on with this step as if those before it had been made here: read the batch before it."""
+        """Continue at this step as if those before had been made here: read the batch before it."""
         if number:
             self._before = batch_of(number - 1, self._data, self._paths.recipe)
 
     def __call__(self, drawn: Sequence[Widths], inputs: Any, targets: Any, number: int) -> list[Subnet]:
-        """A subnet of each of the drawn widths of step `number`, whose batch this is."""
+        """A subnet for each of the widths drawn in step `number`, whose batch this is."""
         before, self._before = self._before, (inputs, targets)
         own, seed = self._assignments, self._paths.recipe.seed
         count = 1 if before is None or number < self._random else own.trained
@@ -49,7 +49,7 @@ class BestAssignments:
             best = 0
             if len(tried) > 1 and before is not None and count > 1:
                 losses = torch.stack([self._paths.loss(subnet, *before).double() for subnet in tried])
-                average([losses])  # several processes choose alike
+                average([losses])  # all processes choose the same
                 best = int(losses.nan_to_num(torch.inf).argmin())
             found.append(tried[best])
         return found

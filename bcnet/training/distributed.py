@@ -75,7 +75,7 @@ def sharing_batches(shared: bool) -> Iterator[None]:
 
 
 class Board:
-    """Values by keys that all connected processes read and write. ProcessEnded where the first one has."""
+    """Values by key that all connected processes read and write. Raises ProcessEnded if the first ended."""
 
     def __init__(self) -> None:
         assert _store is not None

@@ -1,7 +1,7 @@
 """The numbers of an INT8 file as PyTorch tensors that can be trained.
 
-In: floats, and how ONNX Runtime quantises them. Out: the floats that its integers stand for, to the last bit.
-Gradients pass through the rounding, and are zero where values are beyond the integers' limits (a
+In: floats, and how ONNX Runtime quantises them. Out: the floats that its integers represent, to the last bit.
+Gradients pass through the rounding, and are zero where values are outside the integers' range (a
 straight-through estimator; Jacob et al., CVPR 2018, section 3).
 """
 
@@ -17,8 +17,8 @@ from bcnet.runtimes.torch_operators import OPERATORS
 
 WEIGHTS = (-127, 127)  # symmetric
 LEVELS = WEIGHTS[1] - WEIGHTS[0]
-BIASES = 2**32 - 2  # distance of the largest and the smallest integer of a bias
-ROOM = 1.0001  # by which scales are larger where a bias would not fit into 32 bits
+BIASES = 2**32 - 2  # difference between the largest and the smallest integer of a bias
+ROOM = 1.0001  # factor by which a scale exceeds the smallest at which a bias fits into 32 bits
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -38,7 +38,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def rounded(values: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
-    """The values as integers between the limits hold them; `scale` and `zero` are broadcast."""
+    """The values rounded to integers between the limits, as floats; `scale` and `zero` are broadcast."""
     found: Tensor = _Rounded.apply(values, scale, zero, limits)
     return found
 
@@ -46,9 +46,9 @@ def rounded(values: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]
 def weight_scale(
     weight: Tensor, axis: int | None, bias: Tensor | None = None, input_scale: Tensor | None = None
 ) -> Tensor:
-    """The scale of a weight: one for each entry of `axis`, or with None a single one.
+    """The scales of a weight: one for each entry of `axis`, or a single one if that is None.
 
-    With a `bias`, scales are large enough for its integers, whose scale is this times `input_scale`.
+    With a `bias`, they are large enough for its integers, whose scale is theirs times `input_scale`.
     """
     size = weight.detach().abs()
     largest = size.max() if axis is None else size.movedim(axis, 0).flatten(1).amax(1)
@@ -64,14 +64,14 @@ def weight_scale(
 
 
 def rounded_weight(weight: Tensor, axis: int | None, scale: Tensor) -> Tensor:
-    """A weight as its 8-bit integers hold it."""
+    """A weight rounded to its 8-bit integers, as floats."""
     if axis is not None:
         scale = scale.reshape([-1 if place == axis else 1 for place in range(weight.ndim)])
     return rounded(weight, scale, torch.zeros_like(scale), WEIGHTS)
 
 
 class _RoundedBias(torch.autograd.Function):
-    """A bias in integers of 32 bits: its gradient is as if it were not rounded."""
+    """A bias rounded to 32-bit integers, with the gradient of an unrounded one."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor, scale: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class _RoundedBias(torch.autograd.Function):
 
 
 def rounded_bias(bias: Tensor, scale: Tensor) -> Tensor:
-    """A bias as its 32-bit integers hold it; `scale` is the product of the input's and the weight's."""
+    """A bias rounded to its 32-bit integers; `scale` is the product of the input's and the weight's."""
     found: Tensor = _RoundedBias.apply(bias, scale)
     return found
 
@@ -98,7 +98,7 @@ def _quantize(
 
 def _dequantize(at: Mapping[str, Any], values: Tensor, scale: Any, zero: Any = 0) -> Tensor:
     if values.is_floating_point():
-        return values  # of `_quantize`, which has done both
+        return values  # those of `_quantize`, which has already rounded them
     scale, zero = torch.as_tensor(scale), torch.as_tensor(zero)
     if scale.ndim:
         axis = at.get("axis", 1) % values.ndim
@@ -109,6 +109,6 @@ def _dequantize(at: Mapping[str, Any], values: Tensor, scale: Any, zero: Any = 0
 
 
 def quantising_operators(unsigned: bool) -> Operators:
-    """The operators of quantised files: activations are floats that integers can hold."""
+    """The operators of quantised files, on floats that integers can represent."""
     limits = (0, 255) if unsigned else (-128, 127)
     return {**OPERATORS, "QuantizeLinear": partial(_quantize, limits), "DequantizeLinear": _dequantize}

@@ -1,9 +1,10 @@
 """A network as its INT8 file computes it, in PyTorch. In: a network, calibration images. Out: a module.
 
-The file itself is executed, operator by operator: where it has integers, floats are rounded to what these can
-hold, and its constants are computed from the network's own parameters. So outputs are those of the file, up
-to the order of floating-point sums, and training the module trains the network (quantisation-aware training;
-Jacob et al., CVPR 2018). Batch norm is folded, as in the file: its statistics stay as they are.
+The file's own graph is executed, operator by operator: where it has integers, floats are rounded to the
+values that these can represent, and its constants are computed from the network's parameters. So the outputs
+are those of the file, up to the order of floating-point sums, and training the module trains the network
+(quantisation-aware training; Jacob et al., CVPR 2018). Batch norm is folded, as in the file; its statistics
+do not change.
 """
 
 import copy
@@ -34,7 +35,7 @@ from bcnet.training.fake_quantisation import (
 from bcnet.training.tied_constants import named_tensors, tied_constants
 
 QUANTISED = "_quantized"  # the end of an integer constant's name
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # whose second input is a weight, the third a bias
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # their second input is a weight, the third a bias
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight in integers: what reads it, `axis` of its scales, and what its bias needs of these."""
+    """A weight in integers: the node that reads it, the `axis` of its scales, and what its bias needs."""
 
     name: str
     output: str
@@ -59,7 +60,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Bias:
-    """A bias in integers: what reads it, and the name of the weight beside it."""
+    """A bias in integers: the node that reads it, and the name of the weight beside it."""
 
     name: str
     output: str
@@ -67,10 +68,10 @@ class Bias:
 
 
 class QuantisedNetwork(nn.Module):
-    """The INT8 file of `network`, as a module with the network's parameters and its outputs' structure.
+    """The INT8 file of `network` as a module, with the network's parameters and structure of outputs.
 
-    The ranges of activations are those of the last calibration, in the buffer `ranges`; `calibrate` takes
-    them from the present weights, as the export does. In training mode that is done every `every` calls.
+    The buffer `ranges` has the ranges of activations from the last calibration; `calibrate` measures them
+    anew with the current weights, as the export does. In training mode this happens every `every` calls.
     """
 
     ranges: Tensor  # (scale or zero point, activation)
@@ -87,7 +88,7 @@ class QuantisedNetwork(nn.Module):
         self.network = copy.deepcopy(network).cpu().eval()
         self._calibration, self._every = calibration, every
         exported = at_opset(to_onnx(self.network, example), calibration.opset)
-        self._sides = list(exported.graph.input)  # with a batch of a fixed size
+        self._sides = list(exported.graph.input)  # its batch has a fixed size
         self._tied = tied_constants(self.network, exported, example)
         try:
             self._float = _used(onnx.load_from_string(with_free_batch(exported.SerializeToString())))
@@ -110,13 +111,13 @@ class QuantisedNetwork(nn.Module):
             parameter.requires_grad_(id(parameter) in used)
 
     def train(self, mode: bool = True) -> Self:
-        """The network itself stays in eval mode: only its tensors are used."""
+        """The network itself stays in eval mode, because only its tensors are used."""
         super().train(mode)
         self.network.eval()
         return self
 
     def calibrate(self) -> None:
-        """Take the ranges of activations from the calibration images and the present weights."""
+        """Measure the ranges of activations with the calibration images and the current weights."""
         self.ranges.copy_(self._ranges_in(self.file()))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +135,7 @@ class QuantisedNetwork(nn.Module):
         return tree_unflatten(filled, self._structure)
 
     def file(self) -> ModelProto:
-        """The INT8 file of the present weights, for any batch."""
+        """The INT8 file with the current weights, for any batch."""
         tensors, proto = named_tensors(self.network), ModelProto()
         proto.CopyFrom(self._float)
         with torch.no_grad():
@@ -145,7 +146,7 @@ class QuantisedNetwork(nn.Module):
         return quantized(proto, self._calibration.feeds(proto), self._calibration.unsigned)
 
     def _constants(self) -> dict[str, Tensor]:
-        """What the executed graph reads beside images: scales, zero points, and constants as trained."""
+        """The inputs of the executed graph besides images: scales, zero points, and trained constants."""
         tensors = named_tensors(self.network)
         made = {name: self._tied[name].of(tensors) for name in self._made}
         found = {name: made[name] for name in self._direct}
@@ -206,7 +207,7 @@ class QuantisedNetwork(nn.Module):
         return torch.tensor(rows, dtype=torch.float32)
 
     def _executable(self, proto: ModelProto) -> bytes:
-        """The graph whose inputs are images, scales, zero points, and the constants that are trained."""
+        """The graph with images, scales, zero points and the trained constants as inputs."""
         result = ModelProto()
         result.CopyFrom(proto)
         graph = result.graph
@@ -237,7 +238,7 @@ class QuantisedNetwork(nn.Module):
 
 
 def _used(proto: ModelProto) -> ModelProto:
-    """The file without constants that no node reads, of which the runtime would warn each time."""
+    """The file without constants that no node reads, since the runtime would warn about them each time."""
     read = {name for node in proto.graph.node for name in node.input}
     kept = [entry for entry in proto.graph.initializer if entry.name in read]
     del proto.graph.initializer[:]

@@ -54,8 +54,8 @@ def each(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 class Shared(Generic[Made, T, R]):
     """A function of items whose list the processes share out: `method(own, item)`.
 
-    The others make an object that answers as `own` does by `make(run, problem)`, once for all lists in a row.
-    `make` and `method` are functions of modules or classes, or `partial` of these.
+    The others make an object equivalent to `own` by `make(run, problem)`, once for consecutive lists. `make`
+    and `method` are functions of modules or classes, or `partial` of these.
     """
 
     make: Callable[[Run, Any], Made]
@@ -91,7 +91,7 @@ def in_all(function: Callable[Concatenate[Run, Any, P], R]) -> Callable[Concaten
 
 
 def lead(work: Callable[[Run, Any], R], run: Run, problem: Any) -> R | None:
-    """`work(run, problem)` in the first process, which the others help until it is done; None in those.
+    """`work(run, problem)` in the first process, helped by the others until it is done; None in those.
 
     Raises ProcessEnded where another process has ended.
     """
@@ -176,7 +176,7 @@ class _Leader:
         return value
 
     def _wait(self) -> None:
-        """Sleep a little. Raises ProcessEnded where one of the others has."""
+        """Sleep a little. Raises ProcessEnded if another process has ended."""
         time.sleep(POLL)
         now = time.monotonic()
         if now < self.looked + BEAT:

@@ -120,7 +120,7 @@ class SlicedPaths:
 
     @torch.no_grad()
     def loss(self, path: Subnet, inputs: Any, targets: Any) -> Tensor:
-        """The training loss of a path on a batch. Nothing is trained, and statistics stay as they are."""
+        """The training loss of a path on a batch. Neither weights nor statistics change."""
         buffers = subnet_state(self.buffers, self.space, path)
         parameters = subnet_state(self.parameters, self.space, path)
         state = {name: tensor.contiguous() for name, tensor in parameters.items()}
@@ -140,7 +140,7 @@ class SlicedPaths:
 class DrawnSteps:
     """The steps of a supernet's training: each draws its widths, and trains their paths as the plan says.
 
-    Where widths may take their channels in several ways, `assign` chooses one.
+    If widths can take several sets of channels, `assign` chooses one.
     """
 
     paths: Paths
@@ -182,10 +182,10 @@ def supernet_step(
 ) -> list[Tensor]:
     """Run every path of the step on the batch and add its gradients, at equal weight.
 
-    Drawn are widths, or the channels that they take, which are the same on all sides then.
-    Returns the mean loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to
-    compute. Paths run one after the other, so only one path's activations are held (BCNetV2). The plan's own
-    paths change sides with the step's `number`.
+    `drawn` are widths, or the channels that they take, which are then the same on all sides. Returns the mean
+    loss of the sides of each of the `drawn` widths, scalars that a GPU may have yet to compute. Paths run one
+    after the other, so only one path's activations are held (BCNetV2). The plan's own paths change sides with
+    the step's `number`.
     """
     space = paths.space
     turn = space.rule.sides[number % len(space.rule.sides)]

@@ -1,7 +1,7 @@
-"""Which constants of an exported graph follow from which tensors of a network, so that these can be trained.
+"""Find how constants of an exported graph follow from a network's tensors, so that these can be trained.
 
-In: a network and its ONNX graph. Out: for each constant that is a parameter, as it is, transposed, or with
-batch norm folded into it, a function that computes it from the network's tensors.
+In: a network and its ONNX graph. Out: for each constant that is a parameter (unchanged, transposed, or with
+batch norm folded in), a function that computes it from the network's tensors.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from bcnet.space.inputs import arguments
 
-Tensors = Mapping[str, Tensor]  # of a network, by name
+Tensors = Mapping[str, Tensor]  # those of a network, by name
 BatchNorm = nn.modules.batchnorm._BatchNorm
-CLOSE = 1e-4  # relative to the largest value: the exporter folds in another order
+CLOSE = 1e-4  # relative to the largest value, since the exporter folds in another order
 OUTPUTS = {"Conv": 0, "Gemm": 0, "ConvTranspose": 1}  # the axis of a weight's output channels
 
 
 @dataclass(frozen=True)
 class Tied:
-    """A constant of the graph: the network's tensor `name`, None for a bias that only batch norm adds.
+    """A constant of the graph: the network's tensor `name`, or None for a bias that only batch norm adds.
 
-    `transposed`: with its two axes swapped. `norm` is the batch norm that is folded in, along `axis` of a
-    weight, or into a bias where that is None; `eps` is its own.
+    With `transposed`, its two axes are swapped. `norm` is the batch norm that is folded in: along `axis` of a
+    weight, or into a bias if that is None; `eps` is the norm's epsilon.
     """
 
     name: str | None
@@ -59,9 +59,9 @@ class Tied:
 
 
 def tied_constants(network: nn.Module, proto: ModelProto, example: Any) -> dict[str, Tied]:
-    """The constants of the graph that are the network's parameters; `example` are inputs as it takes them.
+    """The constants of the graph that are the network's parameters; `example` are inputs of the network.
 
-    Each was compared with its value in the graph. Others, e.g. weights that the network computes from its
+    Each is compared with its value in the graph. Others, e.g. weights that the network computes from its
     parameters, are left out.
     """
     tensors = named_tensors(network)
@@ -116,8 +116,10 @@ def _same(guess: Tied, tensors: Tensors, array: np.ndarray) -> bool:
 
 
 def _norms(network: nn.Module, example: Any) -> dict[str, tuple[str, float]]:
-    """For each module whose output only a batch norm reads first: that one's name and epsilon."""
-    made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept: addresses of others would be reused
+    """The batch norm (name and epsilon) after each module whose output it alone reads first."""
+    made: dict[
+        int, tuple[str, Tensor]
+    ] = {}  # tensors are kept alive, since their addresses would be reused otherwise
     found: dict[str, tuple[str, float]] = {}
     names = {module: name for name, module in network.named_modules()}
 

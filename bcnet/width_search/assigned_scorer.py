@@ -1,8 +1,8 @@
-"""Scores of widths that may take their channels in several ways: that of the best, chosen on other images.
+"""Score widths that can take several sets of channels by the best one, chosen on other images.
 
 In: supernets with `assignments`, widths. Out: the mean of the supernets' scores. Of several assignments, the
 one with the lowest loss on one half of the validation images is scored on the other half: the lowest of
-several losses on the same images would be too low, and most for widths with the most assignments.
+several losses on the same images would be biased low, most of all for widths with many assignments.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from bcnet.width_search.scorer import Scorer, SupernetSide, best_first, score_of
 
 
 class AssignedScorer(Scorer):
-    """Scores each of the widths by the best of `assignments.scored` assignments; the same each time."""
+    """Scores widths by the best of `assignments.scored` assignments, always the same ones."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class AssignedScorer(Scorer):
         self._choosing = KeptBatches(data, choosing, KEPT_BYTES // 2, str(self._device))
 
     def subnet(self, side: SupernetSide, widths: Widths) -> Subnet:
-        """The best assignment of these widths; all sides are offered the same ones."""
+        """The best assignment of these widths; all sides choose among the same ones."""
         offered = self._assignments.of(self.space, widths, self._assignments.scored, *widths)
         if len(offered) == 1:
             return offered[0]

@@ -19,8 +19,8 @@ class Budget:
     `margin` is the fraction by which measured networks stay below the budget, for the noise of the machine.
     `wider` is whether networks may be wider than the original (`space.expand`), `p90` whether the 90th
     percentile of the measured latency is held to the budget, and not the median; `fps` the images per second
-    that it was given as. `added_ms` is what the delivered file takes beside the network (its pre-processing):
-    all latencies here are without it.
+    that it was given as. `added_ms` is the time that the delivered file takes in addition to the network (its
+    pre-processing): all latencies here are without it.
     """
 
     target_ms: float | None = None
@@ -34,18 +34,18 @@ class Budget:
 
     @classmethod
     def of(cls, stated: LatencyBudget | None) -> "Budget":
-        """That of a result, without margin and bounds."""
+        """The budget of a result, without margin and bounds."""
         return cls() if stated is None else cls(stated.ms, stated.share, p90=stated.p90, fps=stated.fps)
 
     def stated(self, ms: float | None = None) -> LatencyBudget | None:
-        """As results hold it; `ms`: what it came to where that was measured. None: no latency is demanded."""
+        """Its form in results, with `ms` as measured, if it was. None if no latency is demanded."""
         ms = self.target_ms if ms is None else ms
         return None if ms is None else LatencyBudget(ms=ms, share=self.share, fps=self.fps, p90=self.p90)
 
     def with_added(self, added_ms: float) -> "Budget":
-        """The budget of the network alone, where this one is that of a file that takes `added_ms` more.
+        """The budget of the network alone, if this is that of a file that takes `added_ms` longer.
 
-        Raises BudgetError where that leaves nothing.
+        Raises BudgetError if nothing is left.
         """
         target_ms = self.target_ms
         if target_ms is not None:

@@ -126,18 +126,18 @@ class Bound:
     cost: Priced
     limit: float
     unit: int = 1
-    of_device: ClassVar[bool] = False  # whether it is a latency on a further device
+    of_device: ClassVar[bool] = False  # whether the bound is a latency on a further device
 
     def holds(self, widths: Widths) -> bool:
         """Whether the network is within the limit."""
         return self.cost(widths) <= self.limit
 
     def least(self, space: WidthSpace) -> float:
-        """The least that a network of the space costs."""
+        """The lowest cost of a network in the space."""
         return self.cost(space.smallest())
 
     def refusal(self, least: float) -> str:
-        """What is said where no network is within the limit; `least` is what one costs at least."""
+        """The message if no network is within the limit; `least` is the lowest cost."""
         return (
             f"no network has at most {self.limit / self.unit:,.10g} {self.name}: the narrowest has "
             f"{self.shown(least)}; raise search.{self.key}, or widen the choices "

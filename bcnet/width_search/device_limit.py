@@ -1,6 +1,7 @@
-"""A latency limit on a further device, as a bound on the networks that are searched for the first one.
+"""A latency limit on a further device, as a bound on the networks searched for the first one.
 
-In: that device's latency of widths, its budget, how networks are measured there. Out: a `Bound`.
+In: that device's latency as a function of widths, its budget, how networks are measured there. Out: a
+`Bound`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,12 +18,12 @@ from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound, Pairwise
 from bcnet.width_search.evolution import LatencyOf, fastest
 
-ROUNDING = 1e-9  # relative: sums of the same latencies in another order
+ROUNDING = 1e-9  # relative; sums of the same latencies in another order differ by less
 
 
 @dataclass(frozen=True)
 class DeviceLatency:
-    """A device's latency as a cost: in ms by its table's model, or by any function."""
+    """A device's latency in ms as a cost, by its table's model or any function."""
 
     latency_of: LatencyOf
 
@@ -37,7 +38,7 @@ class DeviceLatency:
         return np.array([self.latency_of(Widths(map(int, own))) for own in networks], dtype=float)
 
     def pairwise(self, choices: Sequence[Sequence[int]], /) -> Pairwise:
-        """As `LatencyModel.pairwise`: without what its arrays do not hold."""
+        """As `LatencyModel.pairwise`, so without what its arrays do not cover."""
         assert isinstance(self.latency_of, LatencyModel), "only a table is a sum of arrays"
         return self.latency_of.pairwise()
 
@@ -46,7 +47,7 @@ class DeviceLatency:
 class DeviceLimit(Bound):
     """A `limit` in ms on a further device's latency; `budget` is that device's own, without bounds.
 
-    Without `measure_of`, networks are not measured there: what its table predicts counts.
+    Without `measure_of`, networks are not measured there, and the table's prediction counts.
     """
 
     of_device: ClassVar[bool] = True
@@ -55,14 +56,14 @@ class DeviceLimit(Bound):
 
     @classmethod
     def on(cls, device: str, latency_of: LatencyOf, budget: Budget) -> "DeviceLimit":
-        """The budget of a device as a limit, which is yet to be reduced by its margin."""
+        """The budget of a device as a limit, from which the margin is still to be subtracted."""
         assert budget.target_ms is not None, "a further device has a latency budget"
         cost = DeviceLatency(latency_of)
         return cls(key=device, name=f"ms on {device}", cost=cost, limit=budget.target_ms, budget=budget)
 
     @property
     def device(self) -> str:
-        """Its name."""
+        """The device's name."""
         return self.key
 
     def holds(self, widths: Widths) -> bool:
@@ -74,7 +75,7 @@ class DeviceLimit(Bound):
         return self.cost(fastest(space, self.cost))
 
     def refusal(self, least: float) -> str:
-        """What is said where no network is as fast."""
+        """The message if no network is fast enough."""
         return (
             f"no network meets {milliseconds(self.limit)} ms on {self.device}: the fastest takes "
             f"{milliseconds(least)} ms there; raise that device's budget, or widen the choices "
@@ -82,7 +83,7 @@ class DeviceLimit(Bound):
         )
 
     def shown(self, count: float) -> str:
-        """A latency, beside the name of what it is."""
+        """A latency without its unit, which is in `name`."""
         return milliseconds(count)
 
 
@@ -100,7 +101,7 @@ def with_limits(bounds: Iterable[Bound], limits_ms: Sequence[float]) -> tuple[Bo
 
 
 def with_added(bounds: Iterable[Bound], added_ms: Callable[[str], float]) -> tuple[Bound, ...]:
-    """The bounds of networks alone, where files of a device take more; for devices that are measured."""
+    """The bounds for networks alone, on measured devices whose files take additional time."""
     found = list[Bound]()
     for bound in bounds:
         if isinstance(bound, DeviceLimit) and bound.measure_of is not None:
@@ -111,7 +112,7 @@ def with_added(bounds: Iterable[Bound], added_ms: Callable[[str], float]) -> tup
 
 
 def by_tables(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
-    """The bounds where nothing is measured: a share is of the predicted latency."""
+    """The bounds if nothing is measured: a share then refers to the predicted latency."""
     return tuple(
         replace(own, budget=replace(own.budget, share=None)) if isinstance(own, DeviceLimit) else own
         for own in bounds
@@ -119,9 +120,9 @@ def by_tables(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
 
 
 def below_margins(bounds: Iterable[Bound], anchor: Widths) -> tuple[Bound, ...]:
-    """The bounds of a search whose networks are measured: those of further devices below their margins.
+    """The bounds of a search that measures networks, with margins subtracted on further devices.
 
-    `anchor` is a network within all budgets: no limit falls below what it takes.
+    `anchor` is a network within all budgets; no limit becomes lower than its latency.
     """
     bounds = tuple(bounds)
     own = device_limits(bounds)

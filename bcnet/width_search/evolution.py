@@ -84,7 +84,7 @@ class SearchSettings:
 class Candidate:
     """Scored widths: predicted latency in ms, accuracy and loss in the supernet, generation.
 
-    `expected` is the denoised accuracy of a candidate on the front, `further` its latencies as measured on
+    `expected` is the denoised accuracy of a candidate on the front, `further` its measured latencies on
     further devices.
     """
 
@@ -352,7 +352,7 @@ class Evolution:
         return self._at(index)
 
     def limit_devices(self, limits_ms: Sequence[float]) -> None:
-        """Let further devices have these limits, each at least what the fastest network takes there."""
+        """Set the limits of further devices; each is at least the fastest network's latency there."""
         if self.fastest is None or not limits_ms:
             return
         waiting, bounds = iter(limits_ms), list[Bound]()
@@ -390,7 +390,7 @@ def fastest(space: WidthSpace, latency_of: LatencyOf, bounds: Sequence[Bound] = 
     """The widths with the lowest latency, by coordinate descent from the narrowest widths.
 
     Narrower is not always faster: an unaligned layer can be slower than a wider one. Only widths within the
-    bounds are considered; where none are found within all of them, those that exceed one by the least.
+    bounds are considered; if none are found within all of them, those that exceed one the least.
     """
     start = space.smallest()
 
@@ -410,7 +410,7 @@ def _descent(
     cost_of: LatencyOf,
     held: Callable[[Widths], bool] = lambda _: True,
 ) -> Widths:
-    """The widths of the least cost, group by group, of those that are `held`, as the first ones are."""
+    """The widths with the lowest cost, group by group, among those that `held` accepts, as it does `best`."""
     for _ in range(3):
         before = best
         for group, entry in enumerate(space.groups):

@@ -1,6 +1,7 @@
-"""A latency budget as it was asked for: what results hold, and how it is printed everywhere.
+"""A latency budget as the user gave it: its form in results, and its printed form everywhere.
 
-In: milliseconds, and what they are of. Out: text, and the statistic of a measurement that they limit.
+In: milliseconds, and what they were derived from. Out: text, and the statistic of a measurement that is
+limited.
 """
 
 from typing import Annotated
@@ -12,11 +13,11 @@ from bcnet.plain import milliseconds
 
 
 class LatencyBudget(BaseModel):
-    """At most so many milliseconds a call.
+    """At most `ms` milliseconds per call.
 
-    Of a `share` of the original's latency, `ms` is what it came to when that was predicted or measured last;
-    of `fps` images a second, what a call of the device's batch may take. With `p90` the 90th percentile of
-    the measured calls is limited, and not their median.
+    For a `share` of the original's latency, `ms` follows from the last prediction or measurement of that; for
+    `fps` images per second, it is what a call with the device's batch may take. With `p90`, the 90th
+    percentile of the measured calls is limited instead of their median.
     """
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid")
@@ -27,7 +28,7 @@ class LatencyBudget(BaseModel):
     p90: bool = False
 
     def counted_ms(self, measured: LatencyStat) -> float:
-        """The statistic of a measured latency that is limited."""
+        """The value in a measured latency that is limited: its median or 90th percentile."""
         return measured.p90_ms if self.p90 else measured.median_ms
 
     def counted(self, measured: LatencyStat) -> str:
@@ -36,7 +37,7 @@ class LatencyBudget(BaseModel):
 
     @property
     def amount(self) -> str:
-        """Its milliseconds, where it is clear that they are a budget."""
+        """Its milliseconds, for texts in which it is clear that they are a budget."""
         return f"{'p90 ' if self.p90 else ''}{milliseconds(self.ms)} ms"
 
     def __str__(self) -> str:
@@ -44,14 +45,14 @@ class LatencyBudget(BaseModel):
 
     @property
     def explained(self) -> str:
-        """The same with the form in which it was asked for."""
+        """The same, with the form in which the user gave it."""
         if self.share is not None:
             return f"{self}, {100 * self.share:.4g}% of the original's latency"
         return str(self) if self.fps is None else f"{self}, {self.fps:.4g} images a second"
 
     @property
     def option(self) -> tuple[str, str]:
-        """The option of `bcnet search` that asks for it, and its value."""
+        """The option of `bcnet search` that sets this budget, and its value."""
         if self.share is not None:
             return "--latency", f"{100 * self.share:.6g}%"
         if self.fps is not None:

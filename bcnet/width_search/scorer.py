@@ -81,7 +81,7 @@ def evaluate_network(
     *,
     calibrate: bool = False,
 ) -> Score:
-    """The same for a plain network; its loss is as it is, unless `calibrate` is set."""
+    """The same for a plain network; its loss is calibrated only if `calibrate` is set."""
     model.eval()
 
     def run(inputs: Any) -> Any:
@@ -222,7 +222,7 @@ class Scorer:
         return _mean([self.score_of_side(side, widths) for side in self.sides])
 
     def begun(self, widths: Widths) -> State:
-        """The tensors of one network as they are scored, of the first side, on the CPU."""
+        """The tensors of a network as it is scored on the first side, on the CPU."""
         side = self.sides[0]
         network = self.recalibrated(side, self.subnet(side, widths))
         found: State = to_device(dict(network.state), "cpu")
@@ -257,7 +257,7 @@ class Scorer:
         return predictions_of(run, images, self._device)
 
     def _autocast(self) -> torch.autocast:
-        # Not around the loss and the metric: they want float32, and not all of PyTorch's allow autocast.
+        # Not around the loss and the metric, which need float32; not all of PyTorch's losses allow autocast.
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.amp)
 
 

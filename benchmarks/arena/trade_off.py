@@ -20,7 +20,7 @@ NAMES = {
     "torch-pruning-taylor": "Torch-Pruning, global Taylor",
     "uniform": "all widths scaled alike",
 }
-MOST = 5.5  # points lost: rows below are marked at the edge, with their number
+MOST = 5.5  # points lost; rows that lose more are marked at the edge, with their number
 
 
 def main() -> None:

@@ -47,7 +47,10 @@ def options(*keys: str) -> dict[str, Any]:
 def test_an_option_has_the_description_the_default_or_the_example_of_its_field() -> None:
     found = options("train.epochs", "search.latency_ms", "search.pareto", "host")
     assert found["epochs"].help == "Passes over the training images (default: 5)."
-    assert found["latency_ms"].help == "Latency budget in milliseconds (e.g. 5.0)."
+    assert found["latency_ms"].help == (
+        "Latency budget in milliseconds; with several devices, this and other latency budgets are one for "
+        "all or one for each (e.g. 5.0)."
+    )
     assert found["host"].help.endswith("; may be repeated (e.g. user@jetson).")
     description = settings()["search.pareto"].description
     assert found["pareto"].help == f"{description[0].upper()}{description[1:]}."
@@ -100,7 +103,7 @@ def test_a_budget_is_one_for_all_devices_or_one_for_each() -> None:
         (["--latency-ms", "cpu=5", "--latency-ms", "cpu=6"], "--latency-ms: a device is named twice"),
         (["--latency-ms", "cpu=60%"], "milliseconds are a number, e.g. 5.0, not '60%'"),
         (["--latency", "cpu=60"], "a latency share is written as 60%, above zero, not '60'"),
-        (["--latency", "cpu=60%", "--p90-ms", "cpu=5"], "a device has two budgets: they name cpu, cpu"),
+        (["--latency", "cpu=60%", "--p90-ms", "cpu=5"], "a device has two budgets; they are for cpu, cpu"),
         (["--latency", "cpu=60%", "--latency-ms", "5"], "give only one of latency_ms, fps, p90_ms, latency"),
         (["--fps", "cpu=-1"], "fps must be a number above zero, not -1.0"),
         (["--latency", "cpu=160%"], "latency 160% is above the network's own"),

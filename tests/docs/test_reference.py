@@ -49,7 +49,7 @@ def test_every_setting_is_described_with_its_default(hooks: ModuleType) -> None:
         assert f"| `{key}` | " in rows, name
         assert (field.description or "").split("|")[0] in rows, name
     assert "| `epochs` | `5` | passes over the training images |" in sections["train"]
-    assert "| `latency_ms` | e.g. `5.0` | latency budget in milliseconds |" in sections["search"]
+    assert "| `latency_ms` | e.g. `5.0` | latency budget in milliseconds;" in sections["search"]
 
 
 def test_every_public_name_is_documented_once(hooks: ModuleType) -> None:

@@ -61,6 +61,6 @@ def test_widths_by_multiply_accumulates_need_no_table(
     assert main(["inspect", "--set", "space.bins_by=latency"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        'bcnet: space.bins_by = "latency" needs latency_tables/cpu.json: measure it first by '
+        'bcnet: space.bins_by = "latency" needs latency_tables/cpu.json: measure it first with '
         "`bcnet build-lut --device cpu --set space.bins_by=channels`"
     )

@@ -207,7 +207,7 @@ def test_for_a_board_no_engine_is_built_here_and_the_way_is_told(done: Done) -> 
     exported, said = done(4, "export", "--trt", "--batch", "1,4", "--run", "desk")
     assert not DESK_ENGINE.exists()
     assert not DESK_FACTS.exists()
-    assert f"removed {DESK_ENGINE}: it was of an earlier export" in said
+    assert f"removed {DESK_ENGINE}, which was from an earlier export" in said
     assert exported["file"] == str(AHEAD / "model.onnx")
     assert (exported["executed"], exported["verified"], exported["measured"]) == (False, False, None)
     assert 0 < exported["output_error"] < 2e-3

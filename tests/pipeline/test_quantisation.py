@@ -87,8 +87,8 @@ def test_it_is_left_out_where_integers_cost_nothing_and_nobody_asked_for_it(
         found = QuantisationAware(asked)(integers.model, "fine-tuning", 1)
         assert (found.network, found.passes, found.discarded) == (integers.model, 0, 0)
         said = capfd.readouterr().err
-        assert ("integers cost next to nothing" in said) is not tried
-        assert ("not trained through integers: refused" in said) is tried
+        assert ("int8 loses next to nothing" in said) is not tried
+        assert ("left out: refused" in said) is tried
 
 
 def refuse(*_: object) -> None:
@@ -105,7 +105,7 @@ def test_a_network_that_cannot_be_trained_through_integers_stays_as_it_was(
     network = Summed()
     found = QuantisationAware(integers)(network, "fine-tuning", 1)
     assert (found.network, found.passes) == (network, 0)
-    assert "fine-tuning: not trained through integers: the INT8 network cannot" in capfd.readouterr().err
+    assert "fine-tuning: left out: the INT8 network cannot" in capfd.readouterr().err
 
 
 def test_a_quarter_of_the_passes_are_added_at_int8_alone(integers: Problem) -> None:

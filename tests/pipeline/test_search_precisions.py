@@ -138,4 +138,4 @@ def test_a_search_that_is_done_is_not_outdated_until_the_precisions_change(
 def test_precisions_are_compared_inside_a_budget_alone(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("other.toml").write_text('[search]\nmin_accuracy = 0.5\nprecisions = ["int8"]\n', encoding="utf-8")
     assert main(["search", "--config", "other.toml"]) == 1
-    assert "precisions are compared inside one budget" in capfd.readouterr().err
+    assert "precisions need a latency budget" in capfd.readouterr().err

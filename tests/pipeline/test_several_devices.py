@@ -144,7 +144,7 @@ def test_other_devices_than_those_of_the_search_are_refused_with_the_command(
     )
     problem = open_problem(load_config(None, {"": {"device": ["cpu", "pairs"]}}))
     stage = RUN.stage("search")
-    with pytest.raises(ArtifactError, match=r"for these further devices: none; now they are: pairs"):
+    with pytest.raises(ArtifactError, match=r"for the further devices none, but now they are pairs"):
         devices_of(problem, held_by_search(SearchSummary.read(stage)), stage)
     assert "latency_tables/pairs.json" in refused(1, "search", *BOTH)
 
@@ -153,14 +153,14 @@ def test_budgets_of_devices_are_checked_against_the_devices(pairs: Path, refused
     assert "a budget is for 'jetson', which is not among the target devices (cpu, pairs)" in refused(
         1, "search", *BOTH, *BUDGETS, "--p90-ms", "jetson=5"
     )
-    assert "search: no latency budget for pairs: others have one of their own" in refused(
+    assert "search: no latency budget for pairs, but for other devices: add one" in refused(
         1, "search", *BOTH, "--latency", "cpu=50%"
     )
-    assert "device: one is named twice in cpu, cpu" in refused(
+    assert "device: one device is named twice in cpu, cpu" in refused(
         2, "search", "--device", "cpu", "--device", "cpu"
     )
     assert "--device: this command is for one device" in refused(2, "check-lut", *BOTH)
-    assert "precisions are compared on one device" in refused(
+    assert "precisions can be compared on one device only" in refused(
         2, "search", *BOTH, "--set", 'search.precisions=["int8"]'
     )
     assert "several devices need a latency budget" in refused(2, "search", *BOTH, "--min-accuracy", "0.5")

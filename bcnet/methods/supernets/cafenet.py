@@ -1,6 +1,7 @@
-"""CafeNet: a width takes its first channels but for a few near its edge, of which it takes some.
+"""CafeNet: a width takes its first channels, and some of those around its edge.
 
-Which ones is learned: `bcnet/space/free_channels.py` has the sets of channels, and what of it is our choice.
+Which of these are taken is learned. `bcnet/space/free_channels.py` has the sets of channels, and states which
+details are our own choice.
 """
 
 from typing import final
@@ -14,7 +15,7 @@ class CafeNet(ChannelRule):
     """The leftmost channels, the last of which are free."""
 
     name = "cafenet"
-    summary = "the first channels, of which those near the edge are chosen among their neighbours by the loss"
+    summary = "the first channels, except that those around the edge are chosen by the loss"
     paper = "CafeNet (ICLR 2021, arXiv 2102.05258)"
     sides = ("left",)
     free = True
