@@ -138,7 +138,7 @@ def test_commands_that_build_name_files_and_arguments_that_exist(page: str) -> N
         assert file in FILES
 
 
-def test_nothing_of_a_working_copy_is_sent_to_docker_but_what_is_copied() -> None:
+def test_only_what_is_copied_into_the_image_is_sent_to_docker() -> None:
     first, *others = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()

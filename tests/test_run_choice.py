@@ -154,7 +154,7 @@ def test_a_run_without_a_table_of_its_own_belongs_to_what_it_was_searched_for() 
     assert chosen("begin") == ("cpu", "cpu")
 
 
-def test_a_run_goes_on_with_all_devices_that_it_was_searched_for_unless_others_are_named() -> None:
+def test_later_stages_use_all_devices_of_the_search_unless_others_are_named() -> None:
     bind("default", CPU, 1)
     bind_search = Path("runs/default/search/result.json")
     bind_search.parent.mkdir()

@@ -181,7 +181,7 @@ def test_a_cell_whose_training_was_finished_but_not_kept_is_not_trained_again(
     assert [cell["digest"] for cell in kept] == [cell["digest"] for cell in report()["cells"]]
 
 
-def test_where_a_seed_fails_later_ones_of_the_row_are_left_out(
+def test_after_a_failed_seed_later_seeds_of_the_row_are_left_out(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned = Networks.tuned

@@ -74,7 +74,7 @@ def test_training_through_integers_is_kept_where_the_file_is_better(
     assert all(torch.equal(value, given[name]) for name, value in integers.model.state_dict().items())
 
 
-def test_it_is_left_out_where_integers_cost_nothing_and_nobody_asked_for_it(
+def test_training_through_integers_is_left_out_by_default_if_int8_loses_nothing(
     integers: Problem, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     own = integers.config.slice.model_copy(update={"quantization_aware": None})
@@ -117,6 +117,6 @@ def test_a_quarter_of_the_passes_are_added_at_int8_alone(integers: Problem) -> N
     assert aware_passes(replace(integers, config=config), 8) == 0
 
 
-def test_its_checkpoint_lies_beside_that_of_the_fine_tuning() -> None:
+def test_the_checkpoint_of_training_through_integers_is_beside_that_of_fine_tuning() -> None:
     first = CheckpointFile(Path("slice/checkpoint.safetensors"), {"a": "b"})
     assert through_integers(first).path.name == "checkpoint-integers.safetensors"

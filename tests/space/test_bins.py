@@ -34,7 +34,7 @@ def test_groups_have_choices_in_proportion_to_what_they_cost(method: str) -> Non
     assert all(group.choices[-1] == 61 for group in found.groups)
 
 
-def test_a_choice_is_the_widest_of_its_cost_and_noise_is_no_step() -> None:
+def test_the_widest_of_equal_cost_is_chosen_and_a_drop_in_cost_is_no_step() -> None:
     stairs = np.repeat([1.0, 2.0, 3.0, 4.0], 4)
     stairs[5] = 1.9  # measured a little faster than the narrower one
     found = binned(space_of("unilateral", 16), [stairs], bins=4)

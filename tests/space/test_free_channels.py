@@ -19,7 +19,7 @@ def group(channels: int, step: int = 1, *, ordered: bool = False) -> WidthGroup:
 
 
 @pytest.mark.parametrize(("offset", "count"), [(0, 1), (1, 2), (2, 6), (3, 20)])
-def test_of_twice_the_offset_as_many_channels_are_taken_as_the_offset_says(offset: int, count: int) -> None:
+def test_an_offset_takes_that_many_of_twice_as_many_free_channels(offset: int, count: int) -> None:
     zone = FreeZone.of(group(16), 8, offset)
     sets = [tuple(own) for own in zone.sets()]
     assert zone.count == len(set(sets)) == count
@@ -32,7 +32,7 @@ def test_of_twice_the_offset_as_many_channels_are_taken_as_the_offset_says(offse
     assert [own[8 - offset :] for own in sets] == list(wanted)
 
 
-def test_the_figure_of_the_paper_has_one_free_channel_of_two() -> None:
+def test_with_offset_one_a_width_takes_one_of_two_free_channels_as_in_the_papers_figure() -> None:
     assert [tuple(own) for own in FreeZone.of(group(6), 3, 1).sets()] == [(0, 1, 2), (0, 1, 3)]
 
 
@@ -77,7 +77,7 @@ def space_of(*groups: WidthGroup) -> WidthSpace:
     return WidthSpace("cafenet", groups, {}, {}, (), (), (), ())
 
 
-def test_assignments_are_all_where_there_are_few_and_else_different_ones_of_the_seed() -> None:
+def test_all_assignments_are_tried_if_there_are_few_else_different_ones_by_seed() -> None:
     space, own = space_of(group(8), group(8)), Assignments(offset=1)
     widths = Widths((4, 6))
     assert len(own.of(space, widths, 9)) == 4  # 2 * 2

@@ -86,7 +86,7 @@ def test_the_assignment_of_the_lowest_loss_on_the_batch_before_is_trained() -> N
     assert differs  # by the batch that is trained on, another one would have been chosen
 
 
-def test_a_first_share_of_the_steps_trains_any_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_share_of_the_steps_trains_a_random_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
     paths, own = sliced(), Assignments(trained=4, random=0.5)  # of 4 epochs with 4 steps
     compared: list[Subnet] = []
     real = SlicedPaths.loss
