@@ -97,7 +97,7 @@ def measured_best(
 ) -> Winner:
     """Measure the best few; the best that really is inside the budget, by the margin, wins.
 
-    The winner is measured once more, after all others, and has to fit again; the slower measurement counts.
+    The winner is measured once more, after all others, and has to fit again.
     The best of several that press against the budget is otherwise likely one that was measured too fast.
     Where all of them miss it, or the winner uses less than `least_used` of it, the table is off by some
     factor here: the next ones are made to just fit by it. In the end, one inside the budget without the
@@ -121,7 +121,7 @@ def measured_best(
             if not own.within(most):
                 continue
             if widths not in again:
-                again[widths], budgets = _confirmed(own, beside)
+                again[widths], budgets = confirmed(own, beside)
             if again[widths].within(most):
                 top = tuple(again.get(each.candidate.widths, each).candidate for each in measured.timed)
                 found, ms = tuple(evolved.found.values()), [budget.ms for budget in budgets]
@@ -130,7 +130,12 @@ def measured_best(
     raise too_slow(replace(measured, timed=timed), [own.device for own in beside.further])
 
 
-def _confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, tuple[LatencyBudget, ...]]:
-    """A candidate with the slower of its measurement and a repeated one, and the budgets measured with it."""
+def confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, tuple[LatencyBudget, ...]]:
+    """A candidate measured once more, with the larger of both shares, and the budgets measured with it.
+
+    Latency and budgets are those of the repetition: on a machine whose speed changes, a latency of the first
+    measurement could exceed a budget of the second.
+    """
     (again,), originals = beside([own.candidate])
-    return own if own.used >= again.used else again, beside.asked(originals)
+    shares = tuple(map(max, own.shares, again.shares))
+    return replace(again, shares=shares), beside.asked(originals)

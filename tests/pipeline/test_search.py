@@ -10,7 +10,9 @@ import pytest
 from bcnet.errors import BudgetError
 from bcnet.latency_tables.failed import FAILED_MS
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.beside_original import BesideOriginal, Timed
 from bcnet.pipeline.search_evolved import search
+from bcnet.pipeline.search_measured import confirmed
 from bcnet.plain import milliseconds
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.width_search.budget import Budget
@@ -127,6 +129,20 @@ def test_a_share_is_of_the_measured_original_however_slow_the_machine_is(factor:
     assert result.best.measured.median_ms <= result.budget_ms
     best = max((widths for widths in ALL if latency_ms(widths) <= 0.4 * full_ms), key=accuracy)
     assert accuracy(result.best.widths) >= accuracy(best) - 0.01
+
+
+def test_a_confirmed_candidate_has_latency_and_budget_of_one_measurement_and_the_larger_share() -> None:
+    """The machine has become twice as fast since the candidate took 0.99 ms of a limit of 1 ms."""
+    largest, widths = SPACE.largest(), SPACE.smallest()
+    times = {largest: 1.0, widths: 0.48}
+    beside = BesideOriginal(
+        lambda own: LatencyStat.of(np.array([times[own]])), largest, Budget(1.0, share=0.5)
+    )
+    first = Candidate(widths, 1.0, Score(0.5), 0, measured=LatencyStat.of(np.array([0.99])))
+    again, (budget,) = confirmed(Timed(first, (0.99,)), beside)
+    assert again.candidate.measured is not None
+    assert (again.candidate.measured.median_ms, budget.ms) == (0.48, 0.5)
+    assert again.shares == (0.99,)
 
 
 def test_a_share_is_kept_of_an_original_that_the_table_predicts_wrongly() -> None:
