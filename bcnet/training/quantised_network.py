@@ -71,7 +71,7 @@ class QuantisedNetwork(nn.Module):
     """The INT8 file of `network` as a module, with the network's parameters and structure of outputs.
 
     The buffer `ranges` has the ranges of activations from the last calibration; `calibrate` measures them
-    anew with the current weights, as the export does. In training mode this happens every `every` calls.
+    again with the current weights, as the export does. In training mode this happens every `every` calls.
     """
 
     ranges: Tensor  # (scale or zero point, activation)
