@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+from bcnet.plain import milliseconds
+from bcnet.show.tables import short_count
+
 Cell = str | int | float | None
 # What is drawn in a colour of its own, in all figures alike.
 Role = Literal["found", "original", "uniform", "front", "other", "open"]
@@ -60,3 +63,14 @@ class Chart:
             (row[0] for row in self.table.rows) if self.stacked else chain(*(own.y for own in self.series))
         )
         return tuple(dict.fromkeys(map(str, names)))
+
+
+def cell(value: Cell, heading: str = "") -> str:
+    """A table cell as text: milliseconds (if the heading says so), four significant digits, short counts."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, float):
+        return milliseconds(value) if heading.endswith("(ms)") else f"{value:.4g}"
+    if isinstance(value, int):
+        return short_count(value) if value >= 100_000 else str(value)
+    return value

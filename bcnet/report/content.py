@@ -1,12 +1,10 @@
 """What a report states of a run. In: the results of its stages, its latency model. Out: `RunReport`.
 
-Nothing is drawn here: `charts.py` chooses the figures, `page.py` and `figures.py` draw them.
+Nothing is drawn here: `charts` chooses the figures, `page.py` and `figures.py` draw them.
 """
 
 import json
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bcnet.errors import TableError
@@ -25,6 +23,7 @@ from bcnet.report.found import Found, Problem, TuningEpoch, found_in
 from bcnet.report.headline import accuracy_lost, headline, reference, speedup
 from bcnet.report.layers import LayerTime, Prices, Step
 from bcnet.report.reasons import Reason, reasons_of
+from bcnet.report.repeat import commands_of, deployment_of, environment_of
 from bcnet.runs import Run
 from bcnet.show.comparison import difference_lines
 from bcnet.width_search.latency_budget import LatencyBudget
@@ -154,10 +153,10 @@ def run_report(run: Run, prices: Prices | str, settings: Mapping[str, Any]) -> R
         table_error=found.table.calibration.mean_error if isinstance(found.table, TableSummary) else None,
         curve=found.curve,
         tuning=found.tuning,
-        environment=_environment(found),
+        environment=environment_of(found),
         settings={key: _text(value) for key, value in settings.items()},
-        commands=_commands(found),
-        deployment=_deployment(found),
+        commands=commands_of(found),
+        deployment=deployment_of(found),
     )
 
 
@@ -266,80 +265,3 @@ def _notes(found: Found) -> tuple[str, ...]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _environment(found: Found) -> dict[str, str]:
-    own = dict(found.environment)
-    if found.export:
-        own |= {"backend": found.export.backend, "precision": found.export.precision}
-    return own
-
-
-def _commands(found: Found) -> tuple[str, ...]:
-    """The command that repeats the run, and those of its parts."""
-    search, run = found.search, found.run
-    words = shlex.split(run.stage("compare").command)
-    own = (search.target or {}).get("precision") if search else None
-    for each in search.precisions or () if search else ():
-        words += [] if each.precision == own else ["--precisions", each.precision]
-    target = (search.target if search else None) or (found.table.target if found.table else None) or {}
-    for key, value in target.items():
-        for each in value if isinstance(value, list | tuple) else [value]:
-            words += [f"--{key}", str(each)]
-    if search is not None:
-        budget = (found.slice or search).budget
-        if budget is not None:
-            words += _budget_options(search, budget, found)
-        elif search.min_accuracy is not None:
-            words += ["--min-accuracy", f"{search.min_accuracy:g}"]
-        words += ["--seed", str(search.seed)]
-    singly = [run.stage(name).command for name in ("train", "build-lut", "search", "slice", "export")]
-    return (shlex.join(words), *singly)
-
-
-def _budget_options(search: SearchSummary, budget: LatencyBudget, found: Found) -> list[str]:
-    """The options that set the budget; with further devices, one for each."""
-
-    def asked(own: LatencyBudget, added_ms: float | None) -> tuple[str, str]:
-        return own.model_copy(update={"ms": own.ms + (added_ms or 0.0)}).option
-
-    further = (found.slice or search).further
-    if not further:
-        return list(asked(budget, search.preprocess_ms))
-    words = []
-    every = (
-        (search.device, budget, search.preprocess_ms),
-        *((o.device, o.budget, o.preprocess_ms) for o in further),
-    )
-    for name, own, added_ms in every:
-        if own is not None:
-            flag, value = asked(own, added_ms)
-            words += [flag, f"{name}={value}"]
-    return words
-
-
-def _deployment(found: Found) -> tuple[str, ...]:
-    """Lines to paste: they run the delivered file, with zeros in place of images."""
-    if found.export is None:
-        return ()
-    folder = Path(found.export.file).parent
-    lines = [
-        "import json",
-        "import numpy as np",
-        "import onnxruntime",
-        "",
-        f"session = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})",
-        'about = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])',
-        "inputs = {",
-        '    own["name"]: np.zeros([n if isinstance(n, int) else 1 for n in own["shape"]], own["dtype"])',
-        '    for own in about["inputs"]',
-        "}  # your images in place of the zeros",
-        "outputs = session.run(None, inputs)",
-    ]
-    load = f"bcnet.load({found.run.folder.name!r})"
-    lines += ["", f"# in PyTorch, to be trained further: import bcnet; network = {load}"]
-    if (folder / "predict.py").exists():
-        lines += ["", f"# or: python {shlex.quote(str(folder / 'predict.py'))} photo.jpg"]
-    if found.export.file.endswith(".engine"):
-        lines += ["", f"# the engine: trtexec --loadEngine={shlex.quote(found.export.file)}"]
-    return tuple(lines)

@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 from bcnet.plain import plain
-from bcnet.report.chart import Cell, Chart, Series, Table
-from bcnet.report.charts import cell, charts, devices, overview
+from bcnet.report.chart import Cell, Chart, Series, Table, cell
+from bcnet.report.charts import charts, devices, overview
 from bcnet.report.content import RunReport
 
 LONGEST = 10_000  # characters of a text: names of a network, a table or a device are foreign text

@@ -8,7 +8,8 @@ from result_examples import BUDGET, EXPORT, SEARCH, SLICE, compared, comparison
 from bcnet.cli import main
 from bcnet.pipeline.results import SearchSummary, SliceSummary
 from bcnet.plain import milliseconds
-from bcnet.report.charts import cell, charts
+from bcnet.report.chart import cell
+from bcnet.report.charts import charts
 from bcnet.report.content import run_report
 from bcnet.report.page import page
 from bcnet.runs import Run, json_bytes
