@@ -29,6 +29,10 @@ APPLICATION = 0.5  # share of a round's duration for which the application is ti
 # Half the width of the narrowest interval: the machine itself drifts by this between calls, which rounds of
 # one call do not show.
 FLOOR = 0.01
+# Rounds of one call follow each other at once and resemble each other; calls a minute apart do less. On a
+# virtual machine, 19 of 20 calls agreed with intervals of three times the width that independent rounds need
+# (benchmarks/timing_drift.py). A quiet machine's rounds differ so little that FLOOR decides.
+DRIFT = 3.0
 NOISY = 0.05  # a larger relative difference between rounds is reported
 CONFIDENCE = 0.95
 PROFILED_MS = 1000.0  # duration of the profile of layers
@@ -53,8 +57,8 @@ class TimedRuns:
     """Latencies of a network in ms, in one mode.
 
     `typical_ms` is the median of the rounds, `rounds_ms`, each the median of the inferences that other work
-    did not interrupt, as for all latencies of bcnet. A further round lies from `low_ms` to `high_ms` in 95 %
-    of all cases, and so does `typical_ms` of another call. The percentiles are those of all single
+    did not interrupt, as for all latencies of bcnet. `typical_ms` of another call, a minute later, lies from
+    `low_ms` to `high_ms` in 95 % of all cases. The percentiles are those of all single
     inferences, `interrupted` is the share that took over 1.25 times the fastest, `noise` the relative
     difference between the slowest round and the fastest.
     """
@@ -75,7 +79,7 @@ class TimedRuns:
         """The statistics of rounds, each the ms of its inferences in order."""
         values = np.array([uninterrupted_ms(samples) for samples in rounds])
         typical = float(np.median(values))
-        half = max(_repeats_within(values), FLOOR * typical)
+        half = max(DRIFT * rounds_differ_by(values), FLOOR * typical)
         samples = np.concatenate(rounds)
         p50, p90, p99 = np.percentile(samples, (50, 90, 99))
         return cls(
@@ -218,18 +222,14 @@ def time_file(
     )
 
 
-def _quantile(rounds: int) -> float:
-    return float(student.ppf((1 + CONFIDENCE) / 2, rounds - 1))
-
-
-def _repeats_within(rounds_ms: np.ndarray) -> float:
-    """How far a further round is from the median of these, in 95 % of all cases.
-
-    The median of the rounds of another call would be nearer if rounds were independent, but those of one call
-    resemble each other: the machine changes slowly.
-    """
+def rounds_differ_by(rounds_ms: np.ndarray) -> float:
+    """How far a further round is from the median in 95 % of cases, in ms, if rounds are independent."""
     count = len(rounds_ms)
     return _quantile(count) * float(rounds_ms.std(ddof=1)) * math.sqrt(1 + MEDIAN**2 / count)
+
+
+def _quantile(rounds: int) -> float:
+    return float(student.ppf((1 + CONFIDENCE) / 2, rounds - 1))
 
 
 def _profile_of(file: NetworkFile, profile: HwProfile) -> HwProfile:

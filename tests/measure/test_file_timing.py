@@ -1,5 +1,6 @@
 """The statistics of a file's timing, and the order in which two files are timed."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onnx import TensorProto, helper
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure import file_timing
-from bcnet.measure.file_timing import FLOOR, Speedup, TimedRuns, TimingSettings, time_file
+from bcnet.measure.file_timing import FLOOR, Speedup, TimedRuns, TimingSettings, rounds_differ_by, time_file
 
 PROFILE = HwProfile(
     name="there", description="", runtime="onnxruntime", seconds=1.0, iterations=30, warmup_ms=0
@@ -77,13 +78,24 @@ def test_rounds_that_agree_leave_the_narrowest_interval() -> None:
     assert (runs.low_ms, runs.high_ms) == (4 * (1 - FLOOR), 4 * (1 + FLOOR))
 
 
-def test_another_round_and_another_call_lie_inside_the_interval_in_19_of_20_cases() -> None:
+def test_further_independent_rounds_lie_inside_their_difference_in_19_of_20_cases() -> None:
     rng = np.random.default_rng(0)
-    calls = [TimedRuns.of(list(rng.normal(5.0, 0.2, (10, 1)))) for _ in range(1000)]
-    pairs = list(zip(calls[::2], calls[1::2], strict=True))
-    rounds = [[a.low_ms <= ms <= a.high_ms for ms in b.rounds_ms] for a, b in pairs]
-    assert 0.935 < np.mean(rounds) < 0.965
-    assert np.mean([a.low_ms <= b.typical_ms <= a.high_ms for a, b in pairs]) > 0.97
+    calls = rng.normal(5.0, 0.2, (500, 2, 10))
+    inside = [np.abs(two - np.median(one)) <= rounds_differ_by(one) for one, two in calls]
+    assert 0.935 < np.mean(inside) < 0.965
+
+
+def test_calls_of_a_drifting_machine_agree_in_19_of_20_cases() -> None:
+    """Latencies that stay correlated for half a minute, as those that were recorded on a virtual machine."""
+    rng = np.random.default_rng(0)
+    steps = rng.normal(0.0, 1.0, 20_000)
+    drift = np.zeros(len(steps))
+    for at in range(1, len(steps)):
+        drift[at] = 0.93 * drift[at - 1] + steps[at]
+    ms = 5 * (1 + 0.03 * drift / drift.std())
+    calls = [TimedRuns.of(list(ms[at : at + 10, None])) for at in range(0, len(ms) - 10, 40)]
+    agree = [one.low_ms <= two.typical_ms <= one.high_ms for one, two in pairwise(calls)]
+    assert 0.93 < np.mean(agree) < 0.99
 
 
 def test_a_ratio_has_an_interval_over_rounds_and_its_direction() -> None:
