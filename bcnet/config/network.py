@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     name: str = Field(
         "digits",
-        description="digits, digit-scenes, cbm-mobilenet, cbm-resnet, torchvision:NAME, timm:NAME, "
-        "package.module:function",
+        description="digits, digit-scenes, cbm-mobilenet, cbm-resnet, reactnet-a, reactnet-small, "
+        "torchvision:NAME, timm:NAME, package.module:function",
     )
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the network")
     weights: str | None = Field(

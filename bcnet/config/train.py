@@ -31,7 +31,7 @@ class TrainConfig(Section):
         description="number of supernets, each trained for all epochs from a seed of its own; widths are "
         "scored by their mean",
     )
-    learning_rate: float = Field(0.1, gt=0, description="highest learning rate (cosine after warm-up)")
+    learning_rate: float = Field(0.1, gt=0, description="highest learning rate")
     method: Annotated[str, AfterValidator(SUPERNETS.checked)] = Field(
         "bcnet",
         description=f"which channels a width takes: {', '.join(SUPERNETS.own())}, or a method of another "
@@ -71,7 +71,13 @@ class TrainConfig(Section):
         description="cafenet only: share of the steps, at the start, that train a random assignment of free "
         "channels",
     )
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd (Nesterov) or adamw")
+    rate_decay: Literal["cosine", "linear"] = Field(
+        "cosine", description="how the learning rate falls to zero after warm-up: cosine or linear"
+    )
+    optimizer: Literal["sgd", "adamw", "adam"] = Field(
+        "sgd",
+        description="sgd (Nesterov), adamw, or adam, whose weight decay is a part of the gradient",
+    )
     batch_size: int = Field(64, ge=1, le=65_536, description="images per step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay, except on biases and normalisation")

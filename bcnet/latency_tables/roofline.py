@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from bcnet.errors import TableError
 from bcnet.latency_tables.rows import (
+    CONVOLUTIONS,
     WEIGHTED,
     Calibration,
     LatencyStat,
@@ -97,7 +98,7 @@ def output_size(layer: LayerSpec) -> tuple[int, int]:
     """Height and width of a layer's output. For Resize, those of the input: its row has no others."""
     if layer.op in GLOBAL:
         return 1, 1
-    if layer.op not in POOLS | {"Conv", "ConvTranspose"}:
+    if layer.op not in POOLS | CONVOLUTIONS:
         return layer.in_height, layer.in_width
     sizes = []
     for axis, size in enumerate((layer.in_height, layer.in_width)):
@@ -136,7 +137,7 @@ def moved_bytes(layer: LayerSpec, setting: Setting) -> int:
 
 
 def _weights(layer: LayerSpec) -> int:
-    area = int(np.prod(layer.kernel)) if layer.op in ("Conv", "ConvTranspose") else 1
+    area = int(np.prod(layer.kernel)) if layer.op in CONVOLUTIONS else 1
     return layer.in_channels * layer.out_channels * area // layer.groups
 
 

@@ -29,7 +29,9 @@ Sizes = Annotated[
     Field(max_length=16),
     AfterValidator(_shared),
 ]
-WEIGHTED = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))  # operators that have weights
+BINARY = "BinaryConv"  # a Conv of inputs and weights of one bit, which some runtimes have kernels for
+CONVOLUTIONS = frozenset(("Conv", BINARY, "ConvTranspose"))
+WEIGHTED = CONVOLUTIONS | {"Gemm", "MatMul"}  # operators that have weights
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -75,11 +77,12 @@ class LayerSpec:
         return f"{self.op}{kernel} {'depthwise' if self.groups == self.in_channels else 'grouped'}"
 
     def weights_mb(self, precision: str) -> float:
-        """The size of its weights in megabytes (10^6 bytes)."""
+        """The size of its weights in megabytes (10^6 bytes); binary ones have one bit each."""
         if self.op not in WEIGHTED:
             return 0.0
         weights = self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
-        return weights * PRECISIONS[precision].weight_bytes / 1e6
+        size = 1 / 8 if self.op == BINARY else PRECISIONS[precision].weight_bytes
+        return weights * size / 1e6
 
     @property
     def family(self) -> "LayerSpec":

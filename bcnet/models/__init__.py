@@ -13,6 +13,7 @@ from bcnet.errors import FOREIGN, ModelError, one_line
 from bcnet.models import timm_models, torchvision_models
 from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digit_scenes, digits
+from bcnet.models.reactnet import reactnet_a, reactnet_small
 from bcnet.models.weights import Run, load_weights
 from bcnet.user_code import import_function
 
@@ -21,6 +22,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "digit-scenes": digit_scenes,
     "cbm-mobilenet": mobilenet,
     "cbm-resnet": resnet,
+    "reactnet-a": reactnet_a,
+    "reactnet-small": reactnet_small,
 }
 
 

@@ -12,8 +12,9 @@ from onnx import GraphProto, NodeProto, helper
 
 from bcnet.errors import ModelError
 from bcnet.latency_tables.model import LayerSlot, Terms
-from bcnet.latency_tables.rows import LayerSpec
+from bcnet.latency_tables.rows import BINARY, LayerSpec
 from bcnet.onnx_export.onnx_slicing import Slices
+from bcnet.runtimes.onnx_binary import binary_convolutions
 from bcnet.space.width_space import Dimension, Segment, WidthSpace
 
 # Operators that start a fused layer; all others are fused into the layer whose result they read.
@@ -63,6 +64,7 @@ class Layers:
         }
         layer_of: dict[str, int] = {}  # value -> its layer
         order: dict[str, int] = {}  # value -> when it was made
+        binary = {own.name for own in binary_convolutions(self.graph, self.arrays)}
         layers: list[LayerSlot] = []
         for number, node in enumerate(self.graph.node):
             output = node.output[0]
@@ -83,6 +85,9 @@ class Layers:
             else:
                 owner = len(layers)
                 layers.append(self._layer(node, latest, channels))
+                if output in binary:
+                    template = replace(layers[owner].template, op=BINARY)
+                    layers[owner] = replace(layers[owner], template=template)
             for name in node.output:
                 layer_of[name] = owner
                 order[name] = number

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from bcnet.errors import FOREIGN, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import Terms
+from bcnet.onnx_export.deployed import with_deployed_layers
 from bcnet.onnx_export.int8 import Feed
 from bcnet.onnx_export.onnx_constants import Constants, FixedGraph, Graph
 from bcnet.onnx_export.onnx_layers import Layers, group_sizes
@@ -55,7 +56,7 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     keys, others are numbered. Nodes are named after their first output, so that names survive the runtime's
     fusions. Raises ModelError with the exporter's reason, and the line of the forward that caused it.
     """
-    model.eval()
+    model = with_deployed_layers(model.eval())
     args, kwargs = arguments(example_inputs(example))
     logger = logging.getLogger("torch.onnx")
     level = logger.level

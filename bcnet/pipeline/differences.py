@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from bcnet.errors import CheckFailed
@@ -14,6 +15,7 @@ class Differences:
         self.finite = True
         self._largest: dict[int, tuple[float, float]] = {}  # output -> its largest difference and value
         self._agreed = self._answers = 0
+        self._images: list[Tensor] = []  # the largest difference of each image, in the first output
 
     def add(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         """Add a batch: outputs, and those expected. Raises CheckFailed if their shapes differ."""
@@ -28,7 +30,9 @@ class Differences:
             # In double precision, which also holds integers and the largest floats.
             found = (output.double() - reference.double()).abs().max(), reference.double().abs().max()
             self._largest[number] = max(before[0], float(found[0])), max(before[1], float(found[1]))
-        if outputs and outputs[0].ndim > 1:
+        if outputs and outputs[0].ndim > 1 and outputs[0].numel():
+            apart = (outputs[0].double() - expected[0].double()).abs()
+            self._images.append(apart.flatten(1).amax(1))
             same = outputs[0].argmax(1) == expected[0].argmax(1)
             self._agreed += int(same.sum())
             self._answers += same.numel()
@@ -37,6 +41,16 @@ class Differences:
     def relative(self) -> float:
         """The largest difference, relative to the output's largest value, over all outputs."""
         return max((error / max(size, 1e-12) for error, size in self._largest.values()), default=0.0)
+
+    @property
+    def typical(self) -> float:
+        """The same of the median image, in the first output.
+
+        Where a network takes signs, one sum within rounding of a threshold makes a single image differ.
+        """
+        if not self._images:
+            return self.relative
+        return float(torch.cat(self._images).median()) / max(self._largest[0][1], 1e-12)
 
     @property
     def agreement(self) -> float:

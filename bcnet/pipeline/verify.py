@@ -25,6 +25,7 @@ from bcnet.pipeline.results import AgainstOriginal, ExportSummary, VerifyReport
 from bcnet.plain import milliseconds
 from bcnet.progress import working
 from bcnet.runs import json_bytes, write_file
+from bcnet.runtimes.onnx_binary import packed_bytes
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.task import Task
 from bcnet.width_search.budget import Budget
@@ -137,7 +138,7 @@ def verify(
             if compared.pillow
             else evaluate_network(model, data, data.test, task).accuracy
         )
-    error = differences.relative
+    error, packed = differences.relative, packed_bytes(proto)
     preprocess = compared.pillow.report() if compared.pillow else None
     measured, full_stat, noise, notes = None, None, None, tuple[str, ...]()
     if not not_measured:
@@ -161,8 +162,12 @@ def verify(
         failures.append("the file's shapes are not the searched widths")
     if not differences.finite:
         failures.append("the outputs are not finite")
-    elif (allowed := _output_tolerance(profile, limits)) is not None and error > allowed:
-        failures.append(f"outputs differ from PyTorch by {error:.2g}, allowed is {allowed:g}")
+    elif (allowed := _output_tolerance(profile, limits)) is not None:
+        off = error if packed is None else differences.typical
+        if off > allowed:
+            failures.append(f"outputs differ from PyTorch by {off:.2g}, allowed is {allowed:g}")
+    if packed is not None and 1 - differences.agreement > _accuracy_tolerance(profile, limits):
+        failures.append(f"{1 - differences.agreement:.2%} of the answers are not those of PyTorch")
     if accuracy_torch - accuracy > _accuracy_tolerance(profile, limits):
         failures.append(f"accuracy is {accuracy:.4f} in the {what} and {accuracy_torch:.4f} in PyTorch")
     counted_ms = expected.budget.counted_ms(measured) if measured else None
@@ -191,6 +196,7 @@ def verify(
         full=full_stat,
         budget=expected.budget.stated(budget_ms),
         size_bytes=len(content),
+        packed_bytes=packed,
         failures=tuple(failures),
         not_verified=not_measured,
         noise=noise,

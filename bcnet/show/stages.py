@@ -271,12 +271,17 @@ def _export(summary: "ExportSummary") -> list[str]:
             ("speed", speed),
             ("takes", _takes(summary)),
             ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest output"),
-            ("size", f"{summary.size_bytes / 1e6:.2f} MB"),
+            ("size", f"{summary.size_bytes / 1e6:.2f} MB{_packed(summary)}"),
             ("file", summary.file),
             *(("", own.file) for own in summary.further or ()),
             ("next", summary.verify_with or ""),
         ]
     )
+
+
+def _packed(summary: "ExportSummary") -> str:
+    """What the constants take with binary weights in one bit each; empty for a network without any."""
+    return "" if summary.packed_bytes is None else f" ({summary.packed_bytes / 1e6:.2f} MB in packed bits)"
 
 
 def _takes(summary: "ExportSummary") -> str:

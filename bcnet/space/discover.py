@@ -39,7 +39,8 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
 
     `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
     name. `bins` is the number of width choices per group; choices are multiples of `channel_multiple` if the
-    group's channels are, and at least `min_width` (a fraction) of them. `method` (unilateral, bcnet, bcnetv2,
+    group's channels are, or of what its layers ask for in an attribute of this name, and at least
+    `min_width` (a fraction) of the channels. `method` (unilateral, bcnet, bcnetv2,
     cafenet) determines the choices and extra channels of a group. `freeze` names layers or groups, e.g.
     `layer1.*`, that keep their width; `tie` names pairs of groups that always have the same width. Raises
     SpaceError if the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown
@@ -55,7 +56,7 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
     choices: list[tuple[int, ...]] = []
     reasons: dict[str, str] = {}
     for chain in chains:
-        multiple = channel_multiple // math.gcd(channel_multiple, chain.repeat)
+        multiple = _multiple(probe, chain, channel_multiple)
         own = rule.choices(chain.channels, bins, multiple, round(chain.channels * min_width), chain.unit)
         if chain.name in frozen_by:
             reasons[chain.name] = frozen_by[chain.name]
@@ -63,7 +64,7 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
             whole = f" in whole groups of {chain.unit}" if chain.unit > 1 else ""
             reasons[chain.name] = (
                 f"{chain.channels} channels leave no choice with {bins} bins, at multiples of "
-                f"{channel_multiple}{whole} and at least {min_width:g} of the full width"
+                f"{max(channel_multiple, multiple)}{whole} and at least {min_width:g} of the full width"
             )
         else:
             kept.append(chain)
@@ -141,6 +142,14 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
             f"nothing in {type(model).__name__} can be searched ({because or 'it has no convolutions'})"
         )
     return space
+
+
+def _multiple(probe: nn.Module, chain: Chain, channel_multiple: int) -> int:
+    """What the widths of a chain are multiples of; layers that produce it can ask for more themselves."""
+    modules = dict(probe.named_modules())
+    own = (getattr(modules.get(name), "channel_multiple", 1) for name in chain.layers)
+    multiple = math.lcm(channel_multiple, *own)
+    return multiple // math.gcd(multiple, chain.repeat)
 
 
 def _tied(seen: Seen, tie: Sequence[tuple[str, str]]) -> list[Chain]:

@@ -390,8 +390,9 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.
         {"params": weights, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    if recipe.optimizer in ("adamw", "adam"):
+        kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+        return kind(groups, lr=recipe.learning_rate, fused=True)
     return torch.optim.SGD(
         groups,
         lr=recipe.learning_rate,

@@ -30,6 +30,7 @@ class Recipe:
     epochs: int
     learning_rate: float
     optimizer: str = "sgd"
+    rate_decay: str = "cosine"
     batch_size: int = 64
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -52,6 +53,7 @@ class Recipe:
             epochs=epochs,
             learning_rate=learning_rate,
             optimizer=config.train.optimizer,
+            rate_decay=config.train.rate_decay,
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
@@ -106,12 +108,14 @@ class Recipe:
         return self.amp and self.half == torch.bfloat16
 
     def rate(self, progress: float) -> float:
-        """The learning rate after `progress` epochs: linear warm-up, then cosine decay to zero."""
+        """The learning rate after `progress` epochs: linear warm-up, then decay to zero."""
         warmup = min(self.warmup_epochs, self.epochs / 2)
         if progress < warmup:
             return self.learning_rate * (progress + 1e-3) / warmup
         done = (progress - warmup) / max(self.epochs - warmup, 1e-9)
-        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, done))) / 2
+        done = min(1.0, done)
+        left = 1 - done if self.rate_decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * left
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,8 @@ def training_digest(config: Config) -> str:
     for later in ("ema", "clip_gradients"):  # settings that earlier versions did not have
         if train[later] is None:
             del train[later]
+    if train["rate_decay"] == "cosine":
+        del train["rate_decay"]
     if not SUPERNETS[config.train.method].free:  # they have no effect
         for own in ("free_offset", "free_sets", "free_random"):
             del train[own]

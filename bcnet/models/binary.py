@@ -1,0 +1,205 @@
+"""Layers of binary networks: activations and weights of one bit (ReActNet, arXiv 2003.03488).
+
+In: real maps (N, C, H, W). Out: real maps; between `RSign` and the end of a `BinaryConv2d` all values are -1
+or 1, so that a convolution gives integers, which every runtime computes exactly. Training goes on through
+real weights and approximate derivatives. `Operations` counts what is binary and what is not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.errors import ModelError
+
+WORD = 32  # channels that a kernel packs into one word: widths of binary layers are multiples of it
+BITS = 8 * 4  # of a real parameter
+
+
+class _Signs(torch.autograd.Function):
+    """1 for positive values, -1 for all others.
+
+    Its derivative is that of a piecewise quadratic approximation (Bi-Real Net, arXiv 1808.00278):
+    2 - 2 |x| where |x| < 1, else 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _signs(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * (2 - 2 * x.abs()).clamp_min(0)
+
+
+class _WeightSigns(torch.autograd.Function):
+    """The signs of a weight. The gradient is the one of the published layer, `mean|W| * sign(W)`.
+
+    There the mean is over each output channel and takes no part in the derivative, and gradients pass where
+    |W| <= 1. The factor itself is left out, because a batch norm follows and divides by it again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight.sign()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        size = weight.abs()
+        scale = size.mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+        return gradient / scale * (size <= 1)
+
+
+def _signs(x: Tensor) -> Tensor:
+    one = x.new_ones(())
+    return torch.where(x > 0, one, -one)
+
+
+def _differentiable(function: Any, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The function with its own derivative; an exported program has the plain operators alone."""
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_exporting():
+        found: Tensor = function.apply(x)
+        return found
+    return plain(x)
+
+
+class RSign(nn.Module):
+    """The sign of each entry above a learnt threshold of its channel. Not `binary`: the shift alone."""
+
+    def __init__(self, channels: int, binary: bool = True) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.binary = binary
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.bias
+        return _differentiable(_Signs, _signs, x) if self.binary else x
+
+    def extra_repr(self) -> str:
+        return f"binary={self.binary}"
+
+
+class Shift(nn.Module):
+    """A learnt shift of each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class RPReLU(nn.Sequential):
+    """PReLU with a slope for each channel, between two learnt shifts."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(Shift(channels), nn.PReLU(channels), Shift(channels))
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution with the signs of its real weights, padded by zeros. Not `binary`: the weights as such.
+
+    A batch norm has to follow: see `_WeightSigns`. `channel_multiple` is what the widths of its channels are
+    multiples of in a width space.
+    """
+
+    channel_multiple = WORD
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, binary: bool = True
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.binary = binary
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight
+        if self.binary:
+            weight = _differentiable(_WeightSigns, torch.sign, weight)
+        return self._conv_forward(x, weight, None)
+
+    def deployed(self) -> nn.Conv2d:
+        """The ordinary convolution that a file holds. Raises ModelError where a weight has no sign."""
+        weight = self.weight.detach()
+        if self.binary:
+            weight = weight.sign()
+            zeros = int((weight == 0).sum())
+            if zeros:
+                raise ModelError(
+                    f"{zeros:,} weights of a binary convolution of shape {tuple(weight.shape)} are zero, "
+                    "which one bit cannot hold: train the network, or load trained weights"
+                )
+        sizes = (self.in_channels, self.out_channels, self.kernel_size[0], self.stride[0], self.padding[0])
+        layer = nn.Conv2d(*sizes, bias=False, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, binary={self.binary}"
+
+
+def set_binary(model: nn.Module, *, activations: bool, weights: bool) -> None:
+    """Choose what a network's binary layers compute with from now on; its tensors stay as they are."""
+    for module in model.modules():
+        if isinstance(module, RSign):
+            module.binary = activations
+        elif isinstance(module, BinaryConv2d):
+            module.binary = weights
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiply-accumulates per image of convolutions and linear layers, and parameters, by their kind.
+
+    A product is binary if its weights are; their parameters then take one bit each when they are deployed.
+    """
+
+    binary_macs: int = 0
+    real_macs: int = 0
+    binary_params: int = 0
+    real_params: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Tensor) -> "Operations":
+        """Those of a network for one image of `example` (N, C, H, W)."""
+        macs = {True: 0, False: 0}
+
+        def count(module: nn.Module, _: Any, output: Tensor) -> None:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            positions = output[0].numel() // weight.shape[0]
+            macs[_is_binary(module)] += positions * weight.numel()
+
+        layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        handles = [module.register_forward_hook(count) for module in layers]
+        training = model.training
+        try:
+            with torch.no_grad():
+                model.eval()(example[:1])
+        finally:
+            model.train(training)
+            for handle in handles:
+                handle.remove()
+        bits = sum(module.weight.numel() for module in layers if _is_binary(module))
+        total = sum(parameter.numel() for parameter in model.parameters())
+        return cls(macs[True], macs[False], bits, total - bits)
+
+    @property
+    def packed_bytes(self) -> int:
+        """The size of the parameters where binary weights take one bit and all others 32."""
+        return -(-(self.binary_params + BITS * self.real_params) // 8)
+
+    @property
+    def equivalent_macs(self) -> float:
+        """Real multiply-accumulates, and the binary ones as a 64th of them, as papers count (`OPs`)."""
+        return self.real_macs + self.binary_macs / 64
+
+
+def _is_binary(module: nn.Module) -> bool:
+    return isinstance(module, BinaryConv2d) and module.binary

@@ -1,0 +1,140 @@
+"""ReActNet (Liu et al., ECCV 2020, arXiv 2003.03488): the network as published, and one with free widths.
+
+Between the first convolution and the classifier all convolutions have weights and inputs of one bit; sums of
+shortcuts, batch norms and activations are real. In the published network, shortcuts without parameters around
+every convolution and reductions that duplicate their input tie all channels together into one group;
+`reactnet-small` has a group for each stage and for the middle of each block.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bcnet.errors import ModelError
+from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, set_binary
+
+Binary = Literal["both", "activations", "none"]  # what has one bit
+# (output channels, stride) of the 13 blocks of ReActNet-A, after a first convolution of 32 channels.
+REACTNET_A = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)),
+    *((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
+)
+FIRST = 32
+
+
+class PublishedBlock(nn.Module):
+    """A 3x3 and a 1x1 convolution, with a shortcut around each.
+
+    Where channels double there are two 1x1 convolutions, whose outputs are joined: both have the same
+    shortcut.
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        copies = out_channels // channels
+        self.sign1 = RSign(channels)
+        self.conv1 = BinaryConv2d(channels, channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+        self.act1 = RPReLU(channels)
+        self.sign2 = RSign(channels)
+        self.convs2 = nn.ModuleList(BinaryConv2d(channels, channels, 1) for _ in range(copies))
+        self.bns2 = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(copies))
+        self.act2 = RPReLU(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(self.sign1(x))) + self.shortcut(x))
+        bits = self.sign2(y)
+        parts = [norm(conv(bits)) + y for conv, norm in zip(self.convs2, self.bns2, strict=True)]
+        z: Tensor = self.act2(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        return z
+
+
+class FreeBlock(nn.Module):
+    """Two 3x3 convolutions with `middle` channels between them, and a shortcut around both.
+
+    Where the resolution or the channels change, the shortcut is an average pool and a real 1x1 convolution,
+    so that the channels before and after are two groups; there is none around a single convolution, so that
+    the middle is one of its own.
+    """
+
+    def __init__(self, channels: int, middle: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.sign1 = RSign(channels)
+        self.conv1 = BinaryConv2d(channels, middle, 3, stride)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.act1 = RPReLU(middle)
+        self.sign2 = RSign(middle)
+        self.conv2 = BinaryConv2d(middle, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.Conv2d(channels, out_channels, 1, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+        self.act2 = RPReLU(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(self.sign1(x))))
+        z: Tensor = self.act2(self.bn2(self.conv2(self.sign2(y))) + self.shortcut(x))
+        return z
+
+
+def reactnet_a(in_channels: int = 3, num_classes: int = 1000, binary: Binary = "both") -> nn.Module:
+    """ReActNet-A, for images of 224 pixels: 13 blocks, from 64 to 1024 channels."""
+    blocks, channels = [], FIRST
+    for out_channels, stride in REACTNET_A:
+        blocks.append(PublishedBlock(channels, out_channels, stride))
+        channels = out_channels
+    return _network(_first(in_channels, FIRST), blocks, channels, num_classes, binary)
+
+
+def reactnet_small(
+    in_channels: int = 3,
+    num_classes: int = 10,
+    widths: Sequence[int] = (64, 128, 256),
+    depths: Sequence[int] = (2, 2, 2),
+    expand: int = 1,
+    binary: Binary = "both",
+) -> nn.Module:
+    """A binary network for images of 32 pixels: stages of `widths` channels at 16, 8 and 4 pixels.
+
+    Each stage has so many blocks (`depths`), whose middles have `expand` times its channels. With `binary` as
+    `none` it is its real counterpart, with the same tensors.
+    """
+    if len(widths) != len(depths) or not widths or min(depths) < 1:
+        raise ModelError(
+            f"reactnet-small: {len(widths)} widths and {len(depths)} depths; give as many of both"
+        )
+    blocks, channels = [], widths[0]
+    for number, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for place in range(depth):
+            stride = 2 if number and not place else 1
+            blocks.append(FreeBlock(channels, expand * width, width, stride))
+            channels = width
+    return _network(_first(in_channels, widths[0]), blocks, channels, num_classes, binary)
+
+
+def _first(in_channels: int, channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels))
+
+
+def _network(
+    first: nn.Module, blocks: Sequence[nn.Module], channels: int, num_classes: int, binary: Binary
+) -> nn.Module:
+    kinds = ("both", "activations", "none")
+    if binary not in kinds:
+        raise ModelError(f"binary is '{binary}'; known: {', '.join(kinds)}")
+    model = nn.Sequential(
+        first,
+        nn.Sequential(*blocks),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, num_classes),
+    )
+    set_binary(model, activations=binary != "none", weights=binary == "both")
+    return model

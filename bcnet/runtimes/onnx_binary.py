@@ -1,0 +1,189 @@
+"""Convolutions of one bit in an ONNX file. In: a file. Out: it in the form that 1-bit kernels need.
+
+ONNX has no binary convolution. An exported one (`models/binary.py`) is a `Conv` of float32 that reads
+`Where(Greater(Add(x, shift), 0), 1, -1)`, and whose weights have one absolute value for each output channel,
+which comes from the batch norm that was folded into them. OpenVINO runs such a convolution with 1-bit kernels
+if it is written in its own way: a `FakeQuantize` of two levels, then weights of exactly -1 and 1.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+OPENVINO = "org.openvinotoolkit"  # its domain of operators
+GAP = np.float32(1e-30)  # the smallest distance between the ends of a threshold
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BinaryConvolution:
+    """A convolution of signs.
+
+    `signs` makes its input of -1 and 1 from `source`: 1 above `thresholds` (1, C, 1, 1), or a scalar. `scale`
+    is the absolute value of the weights of each output channel (C,).
+    """
+
+    node: NodeProto
+    signs: NodeProto
+    source: str
+    thresholds: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """That of its node, which is that of its output."""
+        return self.node.output[0]
+
+
+def constants(graph: GraphProto) -> Arrays:
+    """The graph's initialisers, and the values of its Constant nodes."""
+    found = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return found
+
+
+def binary_convolutions(graph: GraphProto, arrays: Arrays | None = None) -> tuple[BinaryConvolution, ...]:
+    """A graph's binary convolutions, in order; `arrays` are its constants, if they are kept elsewhere."""
+    arrays = constants(graph) | (arrays or {})
+    made_by = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        weight = arrays.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is None:
+            continue
+        signs = made_by.get(node.input[0])
+        threshold = _threshold(signs, made_by, arrays)
+        size = np.abs(weight.astype(np.float32)).reshape(len(weight), -1)
+        scale = size[:, 0]
+        if (
+            threshold is not None
+            and signs is not None
+            and bool((size == scale[:, None]).all())
+            and scale.all()
+        ):
+            found.append(BinaryConvolution(node, signs, *threshold, scale))
+    return tuple(found)
+
+
+def _threshold(
+    signs: NodeProto | None, made_by: dict[str, NodeProto], arrays: Arrays
+) -> tuple[str, np.ndarray] | None:
+    """What is compared, and with what, where a node makes 1 above a threshold and else -1; else None."""
+    if signs is None or signs.op_type != "Where" or signs.input[0] not in made_by:
+        return None
+    compared = made_by[signs.input[0]]
+    ends = [*signs.input[1:], *compared.input[1:]]
+    if compared.op_type != "Greater" or any(name not in arrays for name in ends):
+        return None
+    if any(not bool((arrays[name] == value).all()) for name, value in zip(ends, (1, -1, 0), strict=True)):
+        return None
+    source = compared.input[0]
+    shifted = made_by.get(source)
+    if shifted is not None and shifted.op_type == "Add":
+        own, other = shifted.input
+        if own in arrays:
+            own, other = other, own
+        if other in arrays:
+            # x + shift > 0 and x > -shift are the same in floating point, too: sums are never rounded to
+            # zero.
+            return own, -np.asarray(arrays[other], np.float32)
+    return source, np.zeros((), np.float32)
+
+
+def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
+    """A file of float32 as OpenVINO's 1-bit kernels need it, and the names of its binary convolutions.
+
+    A file without any is returned as it is. Thresholds have two ends: where both are the same number,
+    OpenVINO computes nonsense without a message.
+    """
+    found = binary_convolutions(proto.graph)
+    if not found:
+        return proto, ()
+    arrays, graph = constants(proto.graph), proto.graph
+    by_name = {own.name: own for own in found}
+    by_signs = {own.signs.output[0]: own for own in found}
+    nodes: list[NodeProto] = []
+    made: Arrays = {"one_bit:low": np.array(-1, np.float32), "one_bit:high": np.array(1, np.float32)}
+    for node in graph.node:
+        if node.output[0] in by_signs:
+            nodes.append(_two_levels(by_signs[node.output[0]], made))
+        elif node.output[0] in by_name:
+            nodes += _scaled(by_name[node.output[0]], arrays, made)
+        else:
+            nodes.append(node)
+    result = ModelProto()
+    result.CopyFrom(proto)
+    nodes = _read(nodes, (entry.name for entry in graph.output))
+    used = {name for node in nodes for name in node.input}
+    entries = [entry for entry in graph.initializer if entry.name in used]
+    entries += [numpy_helper.from_array(array, name) for name, array in made.items()]
+    del result.graph.node[:], result.graph.initializer[:]
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(entries)
+    if all(entry.domain != OPENVINO for entry in result.opset_import):
+        result.opset_import.append(helper.make_opsetid(OPENVINO, 1))
+    return result, tuple(by_name)
+
+
+def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:
+    """-1 up to a threshold, 1 above it."""
+    output = own.signs.output[0]
+    low = own.thresholds.reshape(own.thresholds.shape or (1, 1, 1, 1))
+    ends = f"{output}:low", f"{output}:high"
+    # The next number above: no number lies between the ends, so each one is on the right side of both.
+    made[ends[0]], made[ends[1]] = low, np.maximum(np.nextafter(low, np.float32(np.inf)), low + GAP)
+    inputs = [own.source, *ends, "one_bit:low", "one_bit:high"]
+    return helper.make_node("FakeQuantize", inputs, [output], name=output, domain=OPENVINO, levels=2)
+
+
+def _scaled(own: BinaryConvolution, arrays: Arrays, made: Arrays) -> list[NodeProto]:
+    """The convolution with the signs of its weights, then the scale of each channel, and its bias."""
+    node, name = own.node, own.name
+    weight, *bias = node.input[1:]
+    sums, signs = f"{name}:sums", f"{name}:signs"
+    convolution = NodeProto()
+    convolution.CopyFrom(node)
+    del convolution.input[:], convolution.output[:]
+    convolution.input.extend([node.input[0], signs])
+    convolution.output.append(sums)
+    convolution.name = sums
+    made[signs] = np.sign(arrays[weight]).astype(np.float32)
+    zeros = np.zeros(len(own.scale), np.float32)
+    # As a batch norm, and not as a product: OpenVINO would multiply the weights by that.
+    parts = {
+        "scale": own.scale,
+        "bias": arrays[bias[0]] if bias else zeros,
+        "mean": zeros,
+        "var": np.ones(len(own.scale), np.float32),
+    }
+    names = [f"{name}:{part}" for part in parts]
+    made.update(zip(names, parts.values(), strict=True))
+    norm = helper.make_node("BatchNormalization", [sums, *names], [name], name=name, epsilon=0.0)
+    return [convolution, norm]
+
+
+def _read(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    """The nodes whose results are used."""
+    used, kept = set(outputs), []
+    for node in reversed(list(nodes)):
+        if used & set(node.output):
+            used.update(node.input)
+            kept.append(node)
+    return kept[::-1]
+
+
+def packed_bytes(proto: ModelProto) -> int | None:
+    """The size of a file's constants with binary weights in one bit each; None for a file without any."""
+    binary = {own.node.input[1] for own in binary_convolutions(proto.graph)}
+    if not binary:
+        return None
+    bits = 0
+    for entry in proto.graph.initializer:
+        array = numpy_helper.to_array(entry)
+        # One bit for each weight, and the scale of each output channel.
+        bits += array.size + 32 * len(array) if entry.name in binary else 8 * array.nbytes
+    return -(-bits // 8)

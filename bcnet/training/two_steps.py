@@ -1,0 +1,54 @@
+"""Train a binary network in two steps, from a teacher alone (ReActNet, arXiv 2003.03488).
+
+In: a network with binary layers (`models/binary.py`), a teacher, training images. Out: the trained network.
+In the first step only activations are binary; the second begins from its weights and makes these binary, too,
+without weight decay. The loss is the divergence of the class probabilities from the teacher's; labels take no
+part.
+"""
+
+from dataclasses import replace
+
+from torch import nn
+
+from bcnet.data.image_data import ImageData
+from bcnet.errors import TrainingError
+from bcnet.models.binary import BinaryConv2d, set_binary
+from bcnet.training.distill import Distillation
+from bcnet.training.loop import fit_network
+from bcnet.training.recipe import Recipe
+
+# Each step, on ImageNet. Published rates fall after each epoch, these after each batch.
+PUBLISHED = Recipe(
+    epochs=128,
+    learning_rate=1.25e-3,
+    optimizer="adam",
+    rate_decay="linear",
+    batch_size=256,
+    weight_decay=1e-5,
+    warmup_epochs=0.0,
+)
+
+
+def train_in_two_steps(
+    model: nn.Module, teacher: nn.Module, data: ImageData, recipe: Recipe = PUBLISHED
+) -> tuple[list[float], list[float]]:
+    """Train a network in place, for `recipe.epochs` in each step; return the mean losses of their epochs.
+
+    Afterwards it is binary, in eval mode, on the CPU. Raises TrainingError where it has no binary layers, or
+    its outputs do not fit the teacher's.
+    """
+    if not any(isinstance(module, BinaryConv2d) for module in model.modules()):
+        raise TrainingError(
+            f"{type(model).__name__} has no binary layers (bcnet.models.binary) to train in two steps"
+        )
+    # The divergence at a temperature of one differs from the published cross entropy by the teacher's own
+    # entropy.
+    distillation = Distillation(teacher, temperature=1.0, weight=1.0, setting="the teacher")
+    curves = []
+    for number, weights in enumerate((False, True), 1):
+        set_binary(model, activations=True, weights=weights)
+        own = replace(recipe, weight_decay=0.0) if weights else recipe
+        objective = distillation.objective(model, own, data.example(2))
+        what = f"step {number} of 2, {'binary' if weights else 'real'} weights"
+        curves.append(fit_network(model, data, own, what, objective=objective))
+    return curves[0], curves[1]

@@ -1,0 +1,138 @@
+"""ReActNet: the published network's size, and a family whose widths are free."""
+
+import copy
+import io
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from bcnet.errors import ModelError
+from bcnet.models import NETWORKS
+from bcnet.models.binary import Operations
+from bcnet.models.reactnet import PublishedBlock, reactnet_small
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.slice import program_bytes
+from bcnet.space.discover import discover_space
+from bcnet.space.subnet import Subnet
+from bcnet.space.supernet import Supernet
+from bcnet.space.width_space import Widths, WidthSpace
+from tests.space.witnesses import assert_agree, drawn, scattered
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return scattered(reactnet_small(widths=(64, 96), depths=(1, 2), expand=2))
+
+
+@pytest.fixture(scope="module")
+def space(small: nn.Module) -> WidthSpace:
+    return discover_space(small, IMAGES[:1], min_width=0.25)
+
+
+def test_the_published_network_has_the_published_size() -> None:
+    with torch.device("meta"):
+        found = Operations.of(NETWORKS["reactnet-a"](), torch.zeros(1, 3, 224, 224))
+    assert (round(found.binary_macs / 1e9, 2), round(found.real_macs / 1e6, 1)) == (4.82, 11.9)
+    assert (round(found.binary_params / 1e6, 2), round(found.real_params / 1e6, 2)) == (28.25, 1.09)
+    assert round(found.equivalent_macs / 1e6, 1) == 87.1
+    assert round(found.packed_bytes / 1e6, 1) == 7.9
+
+
+def test_the_published_blocks_tie_all_channels_together() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 64, 3, 2, 1, bias=False), nn.BatchNorm2d(64)),
+        *(PublishedBlock(64, 128, 1), PublishedBlock(128, 128, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+    )
+    (group,) = discover_space(model.eval(), IMAGES[:1]).groups
+    assert (group.channels, group.choices) == (64, (32, 64))
+
+
+def test_a_stage_and_the_middle_of_a_block_are_groups_in_whole_words(space: WidthSpace) -> None:
+    assert [(group.layers[0], group.choices) for group in space.groups] == [
+        ("0.0", (32, 64)),
+        ("1.0.conv1", (32, 64, 96, 128)),
+        ("1.1.conv1", (64, 96, 128, 160, 192)),
+        ("1.1.conv2", (32, 64, 96)),
+        ("1.2.conv1", (64, 96, 128, 160, 192)),
+    ]
+    assert not any(group.mixed or group.ordered for group in space.groups)
+
+
+def test_narrow_paths_masked_and_extracted_networks_are_one_function(
+    small: nn.Module, space: WidthSpace
+) -> None:
+    # In float64, where no sum is within rounding of a threshold.
+    assert_agree(copy.deepcopy(small).double(), space, IMAGES.double(), drawn(space), training=False)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_path_equals_the_extracted_network_to_the_last_bit(
+    small: nn.Module, space: WidthSpace, side: str
+) -> None:
+    supernet = Supernet.with_extra(small, space)
+    for seed in range(3):
+        subnet = Subnet.at(space, space.random(seed), side)
+        network = supernet.extract(subnet).eval()
+        with torch.no_grad():
+            assert torch.equal(supernet.run(subnet, IMAGES), network(IMAGES))
+
+
+def test_a_training_step_reaches_every_parameter(small: nn.Module) -> None:
+    model = reactnet_small(widths=(32, 64), depths=(1, 1)).train()
+    model(IMAGES).square().sum().backward()
+    assert [name for name, own in model.named_parameters() if own.grad is None or not own.grad.any()] == []
+
+
+def test_a_sliced_file_holds_signs_and_gives_the_narrow_networks_outputs(
+    small: nn.Module, space: WidthSpace
+) -> None:
+    graph = OnnxSupernet(small, space, tuple(IMAGES.shape))
+    assert graph.sliceable
+    binary = [slot.template for slot in graph.slots if slot.template.op == "BinaryConv"]
+    assert [(own.in_channels, own.out_channels) for own in binary] == [
+        *((64, 128), (128, 64), (64, 192), (192, 96), (96, 192), (192, 96)),
+    ]
+    widths = Widths((32, 96, 64, 96, 160))
+    content = graph.variant(widths)
+    weights = {
+        entry.name: numpy_helper.to_array(entry) for entry in onnx.load_from_string(content).graph.initializer
+    }
+    size = np.abs(weights["1.2.conv1.weight"]).reshape(160, -1)
+    assert (size == size[:, :1]).all()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": IMAGES.numpy()})
+    with torch.no_grad():
+        wanted = Supernet.of(small, space).run(Subnet.at(space, widths), IMAGES).numpy()
+    # A sum within rounding of a threshold may have either sign, which then changes an image a little.
+    assert np.median(np.abs(found - wanted).max(1)) < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_program_of_torch_alone_gives_the_same_bits(small: nn.Module) -> None:
+    program = torch.export.load(io.BytesIO(program_bytes(small, IMAGES[:2])))
+    with torch.no_grad():
+        assert torch.equal(program.module()(IMAGES), small(IMAGES))
+
+
+def test_the_real_counterpart_has_the_same_tensors_and_no_signs() -> None:
+    torch.manual_seed(0)
+    real, binary = (reactnet_small(widths=(32,), depths=(1,), binary=kind) for kind in ("none", "both"))
+    real.load_state_dict(binary.state_dict())
+    x = real[0](IMAGES)
+    assert torch.equal(real[1][0].sign1(x), x)
+    assert Operations.of(real, IMAGES).binary_params == 0
+
+
+def test_other_arguments_are_refused_in_one_line() -> None:
+    with pytest.raises(ModelError, match=r"reactnet-small: 1 widths and 2 depths; give as many of both"):
+        reactnet_small(widths=(32,), depths=(1, 1))
+    with pytest.raises(ModelError, match=r"binary is 'weights'; known: both, activations, none"):
+        reactnet_small(binary="weights")  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+"""A binary network through all stages: trained as a supernet, and made smaller with its trained weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from conftest import CONFIG, PROFILE, measure_briefly
+
+from bcnet.cli import main
+from bcnet.models.reactnet import reactnet_small
+from bcnet.runtimes.onnx_binary import binary_convolutions, packed_bytes
+
+ARGS = "args = {widths = [64], depths = [2]}"
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What slice and export say of a run of this configuration."""
+    (folder / "bcnet.toml").write_text(config, encoding="utf-8")
+    (folder / "hw_profiles").mkdir()
+    (folder / "hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+    measure_briefly(monkeypatch)
+    # On a busy machine no candidate may be inside the budget: the message says to search again.
+    assert any(main(["run"]) == 0 for _ in range(3))
+    files = ("slice/result.json", "export/verify.json")
+    sliced, exported = (json.loads((Path("runs/default") / file).read_text()) for file in files)
+    return sliced, exported
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["a supernet", "trained weights"])
+def test_a_smaller_binary_network_is_delivered_and_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    weights = ""
+    if given:
+        torch.save(reactnet_small(1, 10, widths=(64,), depths=(2,)).state_dict(), "binary.pt")
+        weights = 'weights = "binary.pt"\n'
+    config = f'[model]\nname = "reactnet-small"\n{ARGS}\n{weights}{CONFIG}'
+    config = config.replace("[train]\n", '[train]\namp = false\noptimizer = "adamw"\nlearning_rate = 0.002\n')
+    sliced, exported = run(folder, monkeypatch, config)
+    assert all(width % 32 == 0 for width in sliced["widths"])
+    assert sum(sliced["widths"]) < 3 * 64
+    assert exported["verified"]
+    assert exported["top1_agreement"] > 0.99
+    proto = onnx.load("runs/default/export/model.onnx")
+    assert len(binary_convolutions(proto.graph)) == 4
+    assert exported["packed_bytes"] == packed_bytes(proto) < exported["size_bytes"] / 4

@@ -1,0 +1,138 @@
+"""Binary convolutions in ONNX files: where they are found, and that OpenVINO runs them with 1-bit kernels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from bcnet.models.binary import BinaryConv2d, RPReLU, RSign
+from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.runtimes.onnx_binary import binary_convolutions, constants, for_openvino, packed_bytes
+
+IMAGES = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A real convolution, two binary ones, of which one has a stride, and another real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 1, 1)
+        self.sign1, self.conv1, self.norm1 = RSign(32), BinaryConv2d(32, 64, 3, 2), nn.BatchNorm2d(64)
+        self.act = RPReLU(64)
+        self.sign2, self.conv2, self.norm2 = RSign(64), BinaryConv2d(64, 32, 1), nn.BatchNorm2d(32)
+        self.head = nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.act(self.norm1(self.conv1(self.sign1(x))))
+        y: Tensor = self.head(self.norm2(self.conv2(self.sign2(x))))
+        return y
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and name.startswith(("sign", "act", "norm")):
+                tensor.uniform_(0.5, 1.5) if name.endswith("running_var") else tensor.uniform_(-1, 1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def proto(net: nn.Module) -> ModelProto:
+    return to_onnx(net, IMAGES)
+
+
+def test_convolutions_of_signs_are_found_with_their_thresholds_and_scales(
+    net: nn.Module, proto: ModelProto
+) -> None:
+    first, second = binary_convolutions(proto.graph)
+    weights = constants(proto.graph)
+    assert [own.node.input[1] for own in (first, second)] == ["conv1.weight", "conv2.weight"]
+    assert np.array_equal(first.thresholds, -net.sign1.bias.detach().numpy())
+    assert np.array_equal(second.thresholds, -net.sign2.bias.detach().numpy())
+    assert np.array_equal(first.scale, np.abs(weights["conv1.weight"][:, 0, 0, 0]))
+    assert first.scale.std() > 0  # those of the batch norm
+
+
+def test_a_convolution_of_other_weights_is_not_binary(proto: ModelProto) -> None:
+    other = ModelProto()
+    other.CopyFrom(proto)
+    for entry in other.graph.initializer:
+        if entry.name == "conv1.weight":
+            changed = numpy_helper.to_array(entry).copy()
+            changed[0, 0, 0, 0] *= 2
+            entry.CopyFrom(numpy_helper.from_array(changed, entry.name))
+    assert [own.node.input[1] for own in binary_convolutions(other.graph)] == ["conv2.weight"]
+
+
+def test_a_file_without_binary_convolutions_is_left_as_it_is() -> None:
+    proto = to_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), IMAGES)
+    assert for_openvino(proto) == (proto, ())
+    assert packed_bytes(proto) is None
+
+
+def test_binary_weights_count_one_bit_each(proto: ModelProto) -> None:
+    arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+    binary = {name: arrays.pop(name) for name in ("conv1.weight", "conv2.weight")}
+    bits = sum(own.size + 32 * len(own) for own in binary.values())
+    assert packed_bytes(proto) == bits // 8 + sum(own.nbytes for own in arrays.values())
+
+
+def test_thresholds_of_the_openvino_form_have_two_ends_that_are_neighbours(proto: ModelProto) -> None:
+    arrays = constants(for_openvino(proto)[0].graph)
+    lows = {name: own for name, own in arrays.items() if name.endswith(":low") and name != "one_bit:low"}
+    assert len(lows) == 2
+    for name, low in lows.items():
+        high = arrays[name.replace(":low", ":high")]
+        assert (high > low).all()
+        assert np.array_equal(high, np.nextafter(low, np.float32(np.inf)))
+
+
+def run_in_openvino(proto: ModelProto, x: Tensor) -> tuple[list[np.ndarray], dict[str, str]]:
+    """The outputs, and by the name of each convolution the kernel that ran it."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "PERF_COUNT": True,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", settings)
+    request = compiled.create_infer_request()
+    outputs = [np.array(own) for own in request.infer([x.numpy()]).values()]
+    rows = request.get_profiling_info()
+    return outputs, {row.node_name: row.exec_type for row in rows if "Convolution" in row.node_type}
+
+
+def test_openvino_runs_every_binary_convolution_in_one_bit_with_pytorchs_result(
+    net: nn.Module, proto: ModelProto
+) -> None:
+    converted, names = for_openvino(proto)
+    (found,), kernels = run_in_openvino(converted, IMAGES)
+    assert len(names) == 2
+    assert sorted("u1" in own for own in kernels.values()) == [False, False, True, True]
+    with torch.no_grad():
+        wanted = net(IMAGES).numpy()
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_openvino_compares_with_a_threshold_as_pytorch_does() -> None:
+    layer, conv = RSign(32), BinaryConv2d(32, 32, 1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        layer.bias.uniform_(-20, 20, generator=generator)
+        layer.bias[0, :2] = 0
+        low = -layer.bias
+        x = torch.cat([low, low.nextafter(low + 1), low.nextafter(low - 1), low + 1, low - 1], 3)
+    model = nn.Sequential(layer, conv, nn.BatchNorm2d(32)).eval()
+    (found,), _ = run_in_openvino(for_openvino(to_onnx(model, x))[0], x)
+    with torch.no_grad():
+        assert np.abs(found - model(x).numpy()).max() < 1e-4
