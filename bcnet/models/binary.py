@@ -33,7 +33,8 @@ class _Signs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return gradient * (2 - 2 * x.abs()).clamp_min(0)
+        slope: Tensor = (2 - 2 * x.abs()).clamp_min(0)
+        return gradient * slope
 
 
 class _WeightSigns(torch.autograd.Function):
@@ -53,7 +54,8 @@ class _WeightSigns(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         size = weight.abs()
         scale = size.mean((1, 2, 3), keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
-        return gradient / scale * (size <= 1)
+        passed: Tensor = gradient / scale * (size <= 1)
+        return passed
 
 
 def _signs(x: Tensor) -> Tensor:
@@ -122,7 +124,8 @@ class BinaryConv2d(nn.Conv2d):
         weight: Tensor = self.weight
         if self.binary:
             weight = _differentiable(_WeightSigns, torch.sign, weight)
-        return self._conv_forward(x, weight, None)
+        sums: Tensor = self._conv_forward(x, weight, None)
+        return sums
 
     def deployed(self) -> nn.Conv2d:
         """The ordinary convolution that a file holds. Raises ModelError where a weight has no sign."""
@@ -141,7 +144,7 @@ class BinaryConv2d(nn.Conv2d):
         return layer
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, binary={self.binary}"
+        return f"{super().extra_repr()}, binary={self.binary}"  # type: ignore[no-untyped-call]
 
 
 def set_binary(model: nn.Module, *, activations: bool, weights: bool) -> None:

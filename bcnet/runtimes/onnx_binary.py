@@ -13,7 +13,10 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 OPENVINO = "org.openvinotoolkit"  # its domain of operators
-GAP = np.float32(1e-30)  # the smallest distance between the ends of a threshold
+# Distance of the two limits of a threshold, relative to it and at least to 1. OpenVINO rounds between the
+# limits: at equal ones it computes nonsense without a message, and at much closer ones with the rounding
+# errors of x / distance.
+GAP = np.float32(2**-19)
 Arrays = dict[str, np.ndarray]
 
 
@@ -34,7 +37,7 @@ class BinaryConvolution:
     @property
     def name(self) -> str:
         """That of its node, which is that of its output."""
-        return self.node.output[0]
+        return str(self.node.output[0])
 
 
 def constants(graph: GraphProto) -> Arrays:
@@ -97,8 +100,8 @@ def _threshold(
 def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """A file of float32 as OpenVINO's 1-bit kernels need it, and the names of its binary convolutions.
 
-    A file without any is returned as it is. Thresholds have two ends: where both are the same number,
-    OpenVINO computes nonsense without a message.
+    A file without any is returned as it is. A value within an ulp or two of its
+    threshold may be on the other side of it than in PyTorch.
     """
     found = binary_convolutions(proto.graph)
     if not found:
@@ -132,11 +135,11 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:
     """-1 up to a threshold, 1 above it."""
     output = own.signs.output[0]
-    low = own.thresholds.reshape(own.thresholds.shape or (1, 1, 1, 1))
-    ends = f"{output}:low", f"{output}:high"
-    # The next number above: no number lies between the ends, so each one is on the right side of both.
-    made[ends[0]], made[ends[1]] = low, np.maximum(np.nextafter(low, np.float32(np.inf)), low + GAP)
-    inputs = [own.source, *ends, "one_bit:low", "one_bit:high"]
+    middle = own.thresholds.reshape(own.thresholds.shape or (1, 1, 1, 1))
+    half = GAP * np.maximum(np.abs(middle), 1) / 2
+    limits = f"{output}:below", f"{output}:above"
+    made[limits[0]], made[limits[1]] = middle - half, middle + half
+    inputs = [own.source, *limits, "one_bit:low", "one_bit:high"]
     return helper.make_node("FakeQuantize", inputs, [output], name=output, domain=OPENVINO, levels=2)
 
 
@@ -150,7 +153,6 @@ def _scaled(own: BinaryConvolution, arrays: Arrays, made: Arrays) -> list[NodePr
     del convolution.input[:], convolution.output[:]
     convolution.input.extend([node.input[0], signs])
     convolution.output.append(sums)
-    convolution.name = sums
     made[signs] = np.sign(arrays[weight]).astype(np.float32)
     zeros = np.zeros(len(own.scale), np.float32)
     # As a batch norm, and not as a product: OpenVINO would multiply the weights by that.

@@ -29,7 +29,12 @@ IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def small() -> nn.Module:
     torch.manual_seed(0)
-    return scattered(reactnet_small(widths=(64, 96), depths=(1, 2), expand=2))
+    model = scattered(reactnet_small(widths=(64, 96), depths=(1, 2), expand=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.numel() in (64, 96, 128, 192) and not name.startswith("0"):  # thresholds, slopes
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +65,9 @@ def test_a_stage_and_the_middle_of_a_block_are_groups_in_whole_words(space: Widt
     assert [(group.layers[0], group.choices) for group in space.groups] == [
         ("0.0", (32, 64)),
         ("1.0.conv1", (32, 64, 96, 128)),
-        ("1.1.conv1", (64, 96, 128, 160, 192)),
+        ("1.1.conv1", (64, 96, 128, 192)),
         ("1.1.conv2", (32, 64, 96)),
-        ("1.2.conv1", (64, 96, 128, 160, 192)),
+        ("1.2.conv1", (64, 96, 128, 192)),
     ]
     assert not any(group.mixed or group.ordered for group in space.groups)
 

@@ -85,14 +85,14 @@ def test_binary_weights_count_one_bit_each(proto: ModelProto) -> None:
     assert packed_bytes(proto) == bits // 8 + sum(own.nbytes for own in arrays.values())
 
 
-def test_thresholds_of_the_openvino_form_have_two_ends_that_are_neighbours(proto: ModelProto) -> None:
+def test_thresholds_of_the_openvino_form_lie_between_two_limits(net: nn.Module, proto: ModelProto) -> None:
     arrays = constants(for_openvino(proto)[0].graph)
-    lows = {name: own for name, own in arrays.items() if name.endswith(":low") and name != "one_bit:low"}
-    assert len(lows) == 2
-    for name, low in lows.items():
-        high = arrays[name.replace(":low", ":high")]
-        assert (high > low).all()
-        assert np.array_equal(high, np.nextafter(low, np.float32(np.inf)))
+    below = [own for name, own in arrays.items() if name.endswith(":below")]
+    above = [own for name, own in arrays.items() if name.endswith(":above")]
+    for low, high, layer in zip(below, above, (net.sign1, net.sign2), strict=True):
+        assert (low < high).all()
+        assert np.allclose((low + high) / 2, -layer.bias.detach().numpy(), rtol=0, atol=1e-7)
+        assert (high - low).max() < 3e-6
 
 
 def run_in_openvino(proto: ModelProto, x: Tensor) -> tuple[list[np.ndarray], dict[str, str]]:
@@ -130,8 +130,9 @@ def test_openvino_compares_with_a_threshold_as_pytorch_does() -> None:
     with torch.no_grad():
         layer.bias.uniform_(-20, 20, generator=generator)
         layer.bias[0, :2] = 0
-        low = -layer.bias
-        x = torch.cat([low, low.nextafter(low + 1), low.nextafter(low - 1), low + 1, low - 1], 3)
+        threshold = -layer.bias
+        near = threshold.abs().clamp_min(1) * 2**-21
+        x = torch.cat([threshold + near, threshold - near, threshold + 1, threshold - 1], 3)
     model = nn.Sequential(layer, conv, nn.BatchNorm2d(32)).eval()
     (found,), _ = run_in_openvino(for_openvino(to_onnx(model, x))[0], x)
     with torch.no_grad():
