@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PrecisionName = Literal["fp32", "fp16", "int8"]
-RuntimeName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx", "torch"]
+RuntimeName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "torch"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RuntimeTraits:
     `full_fp32`, products of float32 have all their bits (newer GPUs multiply it as TF32). `system_clock`: its
     profiler uses a clock that may be set while it runs. With `signed_int8`, integers of activations are
     signed, which processors multiply more slowly. With `antialias` it has ONNX's Resize with antialiasing,
-    and operators on 8-bit integers.
+    and operators on 8-bit integers. With `providers`, a profile's `provider` chooses what it runs on.
     """
 
     name: RuntimeName
@@ -79,6 +79,15 @@ RUNTIMES: dict[str, RuntimeTraits] = {
             signed_int8=False,
             system_clock=True,
             antialias=True,
+            providers=True,
+        ),
+        RuntimeTraits(
+            "openvino",
+            "openvino",
+            ("openvino",),
+            fused_profile=True,
+            full_fp32=True,
+            signed_int8=False,
             providers=True,
         ),
         RuntimeTraits(

@@ -12,7 +12,15 @@ from tests.conftest import Refused
 pytestmark = pytest.mark.usefixtures("folder")
 
 NAMES = (
-    *("cpu", "raspberry-pi-5", "jetson-nano", "jetson-xavier-nx", "jetson-orin-nano", "jetson-orin-nx"),
+    *(
+        "cpu",
+        "cpu-openvino",
+        "raspberry-pi-5",
+        "jetson-nano",
+        "jetson-xavier-nx",
+        "jetson-orin-nano",
+        "jetson-orin-nx",
+    ),
     *("jetson-agx-orin", "t4", "a10", "l4", "a100", "rtx-4090", "h100", "h200"),
 )
 OWN = 'description = "mine"\nruntime = "onnxruntime"\n'
@@ -36,9 +44,10 @@ def test_the_shipped_profiles_are_those_of_the_documentation() -> None:
             assert f"| {profile.roofline.bandwidth_gb_s:g} |" in page
 
 
-def test_every_device_but_the_processor_has_peaks_with_a_source_at_its_own_precision() -> None:
+def test_every_device_but_this_processor_has_peaks_with_a_source_at_its_own_precision() -> None:
     profiles, _ = load_profiles()
     assert profiles.pop("cpu").roofline is None
+    assert profiles.pop("cpu-openvino").roofline is None
     for name, profile in profiles.items():
         assert profile.roofline is not None, name
         assert profile.roofline.teraops(profile.precision), name
@@ -72,10 +81,13 @@ def test_a_users_own_file_comes_first_by_name_and_by_alias() -> None:
     assert load_profile("jetson").name == "jetson"
 
 
-def test_another_execution_provider_is_part_of_the_setting() -> None:
+def test_another_provider_is_part_of_the_setting() -> None:
     own("gpu", f'{OWN}provider = "cuda"\nbatch = 4\n')
     assert load_profile("gpu").setting == ("onnxruntime:cuda", "fp32", 4, 1, "default")
     assert load_profile("cpu").setting == ("onnxruntime", "fp32", 1, 1, "default")
+    own("igpu", 'description = "mine"\nruntime = "openvino"\nprovider = "GPU"\n')
+    assert load_profile("igpu").setting == ("openvino:gpu", "fp32", 1, 1, "default")
+    assert load_profile("cpu-openvino").setting == ("openvino", "fp32", 1, 1, "default")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +98,7 @@ def test_another_execution_provider_is_part_of_the_setting() -> None:
         (f"{OWN}thread = 3", "bad.toml: thread"),
         (f'{OWN}name = "bad"', "a device is named by its file"),
         (f'{OWN}compute_capability = "sm87"', "bad.toml: compute_capability"),
-        ('description = ""\nruntime = "tensorrt"\nprovider = "cuda"', "only ONNX Runtime has execution"),
+        ('description = ""\nruntime = "tensorrt"\nprovider = "cuda"', "only ONNX Runtime and OpenVINO have"),
         (f"{OWN}[roofline]\nbandwidth_gb_s = 10.0", "bad.toml: roofline.source: Field required"),
         (f'{OWN}[roofline]\nbandwidth_gb_s = 0\nsource = "x"', "bad.toml: roofline.bandwidth_gb_s"),
         (f'{OWN}[roofline]\nbandwidth_gb_s = 1\nfp32_tflops = inf\nsource = "x"', "roofline.fp32_tflops"),

@@ -43,10 +43,12 @@ def test_engines_are_tensorrts_and_only_those_for_rtx_are_built_ahead_of_time() 
         "rtx": "tensorrt-rtx",
     }
     assert [name for name, own in RUNTIMES.items() if own.ahead_of_time] == ["tensorrt-rtx"]
-    assert all(own.fused_profile == own.engines for own in RUNTIMES.values())
+    assert {name for name, own in RUNTIMES.items() if own.fused_profile and not own.engines} == {"openvino"}
 
 
-@pytest.mark.parametrize(("program", "name"), [("trtexec", "tensorrt"), ("onnxruntime", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("program", "name"), [("trtexec", "tensorrt"), ("onnxruntime", "onnxruntime"), ("openvino", "openvino")]
+)
 def test_a_program_on_the_device_belongs_to_a_runtime(program: str, name: str) -> None:
     assert runtime_by(program).name == name
 
@@ -55,4 +57,5 @@ def test_rows_of_a_processor_are_those_of_onnx_runtime_without_another_provider(
     profiles, _ = load_profiles()
     keys = {name: profile.setting[0] for name, profile in profiles.items()}
     assert is_processor(keys["cpu"])
-    assert not any(is_processor(key) for key in ("onnxruntime:cuda", "tensorrt", "torch-cuda"))
+    others = ("onnxruntime:cuda", "openvino", "tensorrt", "torch-cuda")
+    assert not any(is_processor(key) for key in others)

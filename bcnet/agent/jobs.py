@@ -15,6 +15,7 @@ from .errors import JobError
 
 RUNTIMES = {
     "onnxruntime": "onnxruntime_jobs",
+    "openvino": "openvino_jobs",
     "tensorrt": "tensorrt_jobs",
     "tensorrt-rtx": "tensorrt_jobs",
     "trtexec": "trtexec_jobs",

@@ -26,6 +26,7 @@ def look(folder: str) -> Dict[str, Any]:
         "system": platform.platform(),
         "numpy": _version("numpy"),
         "onnxruntime": _version("onnxruntime"),
+        "openvino": _version("openvino"),
         "tensorrt": _version("tensorrt"),
         "tensorrt_rtx": _version("tensorrt_rtx"),
         "torch": _version("torch"),
@@ -84,6 +85,29 @@ def governors() -> List[str]:
         with contextlib.suppress(OSError):
             found.add(path.read_text().strip())
     return sorted(found)
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def last_level_cache() -> Dict[str, str]:
+    """{"cache_mb": its size in 10^6 bytes}; {} if the system does not report it."""
+    sizes = []
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            level, size = (index / "level").read_text().strip(), (index / "size").read_text().strip()
+        except OSError:
+            continue
+        if size.endswith("K"):
+            sizes.append((int(level), int(size[:-1]) * 1024 / 1e6))
+    return {"cache_mb": "%.4g" % max(sizes)[1]} if sizes else {}
 
 
 def _version(module: str) -> Optional[str]:

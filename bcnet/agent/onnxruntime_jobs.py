@@ -1,7 +1,6 @@
 """ONNX Runtime on a device: latencies of whole networks, its profile of nodes, and outputs."""
 
 import json
-import platform
 import re
 import tempfile
 import time
@@ -10,6 +9,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .arrays import Packed, batches, pack, unpack
 from .errors import JobError, one_line
+from .look import last_level_cache, processor
 from .timing import timed
 
 CPU = "CPUExecutionProvider"
@@ -155,29 +155,6 @@ def provider_named(name: str) -> str:
             "contains it, or change `provider` in the hardware profile" % (name, ", ".join(available)),
         )
     return str(available[wanted])
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def last_level_cache() -> Dict[str, str]:
-    """{"cache_mb": its size in 10^6 bytes}; {} if the system does not report it."""
-    sizes = []
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            level, size = (index / "level").read_text().strip(), (index / "size").read_text().strip()
-        except OSError:
-            continue
-        if size.endswith("K"):
-            sizes.append((int(level), int(size[:-1]) * 1024 / 1e6))
-    return {"cache_mb": "%.4g" % max(sizes)[1]} if sizes else {}
 
 
 def _runtime() -> Any:

@@ -57,7 +57,9 @@ class HwProfile(BaseModel):
     aliases: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description="other names for it")
     runtime: RuntimeName = Field(description="the runtime that executes the network")
     provider: Annotated[str, AfterValidator(_short)] = Field(
-        "cpu", min_length=1, description="ONNX Runtime's execution provider"
+        "cpu",
+        min_length=1,
+        description="ONNX Runtime's execution provider, or OpenVINO's device: cpu, gpu, npu",
     )
     precision: PrecisionName = "fp32"
     batch: int = Field(1, ge=1, description="images per inference")
@@ -112,7 +114,7 @@ class HwProfile(BaseModel):
     def setting(self) -> tuple[str, str, int, int, str]:
         """What latencies depend on besides the layer: runtime, precision, batch, threads, power mode.
 
-        With another execution provider than the CPU's, the runtime is "onnxruntime:NAME".
+        With another provider than the CPU's, the runtime is "onnxruntime:NAME" or "openvino:NAME".
         """
         runtime = self.traits.key
         if self.provider != "cpu":
@@ -186,5 +188,5 @@ def _read(path: Path) -> HwProfile:
     if profile.recording and profile.record_to:
         raise DeviceError(f"{path}: recording and record_to: what is replayed is not recorded; remove one")
     if profile.provider != "cpu" and not profile.traits.providers:
-        raise DeviceError(f"{path}: provider: only ONNX Runtime has execution providers; remove it")
+        raise DeviceError(f"{path}: provider: only ONNX Runtime and OpenVINO have providers; remove it")
     return profile

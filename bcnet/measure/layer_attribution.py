@@ -71,7 +71,7 @@ def attribute(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]])
 def attribute_fused(
     layers: int, profile: list[tuple[str, np.ndarray]], shares: Sequence[Shares]
 ) -> np.ndarray:
-    """The same from TensorRT's rows, of which `shares` has the layers.
+    """The same from rows of fused layers, of which `shares` has the layers.
 
     Rows of no layer are ignored: they are part of the calibration's constant offset. Raises DeviceError if
     they take most of the time.
@@ -84,8 +84,8 @@ def attribute_fused(
     if total.sum() < LEAST_NAMED * everything:
         others = [(ms.sum(), name) for (name, ms), parts in zip(profile, shares, strict=True) if not parts]
         raise DeviceError(
-            f"only {total.sum() / everything:.0%} of the time in TensorRT's profile is in rows named after "
-            f"this network's nodes, so no table can be measured from it; the longest other row is "
+            f"only {total.sum() / everything:.0%} of the time in the runtime's profile is in rows named "
+            f"after this network's nodes, so no table can be measured from it; the longest other row is "
             f"'{max(others)[1][:80]}'"
         )
     return _fastest_first(total)

@@ -1,7 +1,8 @@
-"""Attribute the rows of TensorRT's profile to layers. In: names of rows, a network's layers. Out: shares.
+"""Attribute rows of fused nodes to layers. In: a profile's names of rows, a network's layers. Out: shares.
 
 TensorRT joins the names of fused ONNX nodes: "conv2d_1 + add + relu_1". The supported forms are those of
-public recordings of versions 8.2 to 10; docs/reference/tensorrt.md lists them.
+public recordings of versions 8.2 to 10; docs/reference/tensorrt.md lists them. OpenVINO's rows are written in
+the same form (`bcnet.agent.openvino_graph.row_names`).
 """
 
 import re

@@ -86,14 +86,18 @@ class Settings(TypedDict, total=False):
 def runtime_on(device: Device, name: str, **settings: Unpack[Settings]) -> Runtime:
     """The runtime of that name on a device. Raises DeviceError for an unknown name.
 
-    Provider and threads are for ONNX Runtime, the others for TensorRT (see their classes); PyTorch uses the
-    compute capability, too.
+    Provider and threads are for ONNX Runtime and OpenVINO, the others for TensorRT (see their classes);
+    OpenVINO and PyTorch use the precision, PyTorch the compute capability, too.
     """
     precision, capability = settings.get("precision", "fp32"), settings.get("compute_capability")
     if name == "onnxruntime":
         from bcnet.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime(device, settings.get("provider", "cpu"), settings.get("threads", 1))
+    if name == "openvino":
+        from bcnet.runtimes.openvino import OpenVino
+
+        return OpenVino(device, settings.get("provider", "cpu"), settings.get("threads", 1), precision)
     if name in ("tensorrt", "tensorrt-rtx"):
         from bcnet.runtimes.tensorrt import TensorRt
 

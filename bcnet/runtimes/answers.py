@@ -130,7 +130,8 @@ def _probe(found: Answer, job: Mapping[str, Any]) -> None:
 def _look(found: Answer, job: Mapping[str, Any]) -> None:
     for key in ("python", "machine", "system"):
         _text(found, key)
-    for key in ("numpy", "onnxruntime", "tensorrt", "tensorrt_rtx", "torch", "trtexec", "power_mode"):
+    packages = ("numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch")
+    for key in (*packages, "trtexec", "power_mode"):
         _text(found, key, optional=True)
     for governor in _list(found.get("governors"), "governors", "texts", least=0):
         _text({"governors": governor}, "governors")
