@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from bcnet.errors import ProcessEnded, TrainingError
 from bcnet.processes import Processes
+
+T = TypeVar("T")
 
 PORT = 29_000  # of the first process under Slurm, plus a number of the job
 CONNECTING, STEP = timedelta(minutes=10), timedelta(minutes=10)  # waits for others: to come, for a result
@@ -136,6 +138,17 @@ def same_as_first(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         with _or_ended():
             dist.broadcast(tensor.detach(), 0)
+
+
+def gathered(value: T) -> list[T]:
+    """What every process has passed, by rank, in each of them. Values are sent as pickles."""
+    size = world().size
+    if size == 1:
+        return [value]
+    found: list[Any] = [None] * size
+    with _or_ended():
+        dist.all_gather_object(found, value)
+    return found
 
 
 def wait_for_all() -> None:
