@@ -20,7 +20,8 @@ def export(
         bool,
         typer.Option(
             "--trt",
-            help="Also build the TensorRT engine, on the device or, for TensorRT for RTX, ahead of time.",
+            help="Also build the TensorRT engine, on the device or, for TensorRT for RTX, ahead of time; of "
+            "several devices, one for each that has TensorRT.",
         ),
     ] = False,
     flavour: Annotated[
@@ -53,9 +54,9 @@ def export(
         raise UsageError(f"--flavour is {' or '.join(flavours)}, not '{flavour}'")
     if len(batches) > 1 and not trt:
         raise UsageError("--batch takes several sizes for an engine only: add --trt, or give one size")
-    from bcnet.hw_profiles.target import target_profile
+    from bcnet.hw_profiles.target import further_profiles, target_profile
     from bcnet.pipeline import export, slice
-    from bcnet.pipeline.engine import EngineWanted, engine_profile
+    from bcnet.pipeline.engine import EngineWanted, engine_profiles
     from bcnet.progress import say
 
     given = given.with_flags("", batch=batches[0] if batches else None)
@@ -64,7 +65,8 @@ def export(
         if trt:
             runtime = None if flavour is None else flavours[flavour]
             wanted = EngineWanted(runtime, batches if len(batches) > 1 else ())
-            engine_profile(target_profile(settings), runtime)  # refuses now, and not after fine-tuning
+            profiles = [target_profile(settings), *further_profiles(settings)]
+            engine_profiles(profiles, runtime, wanted.batches)  # refuses now, and not after fine-tuning
         with checking(as_json):
             problem = opened()
             why = target.stage("slice").missing(slice.stage_inputs(target, problem), "supernet", "search")

@@ -87,11 +87,6 @@ class Config(Section):
         task = self.task
         if len(set(self.device)) < len(self.device):
             raise ValueError(f"device: one device is named twice in {', '.join(self.device)}")
-        if len(self.device) > 1 and self.search.precisions:
-            raise ValueError(
-                "search: precisions can be compared on one device only; for several devices, leave it out, "
-                "or write a profile for each precision (hw_profiles/NAME.toml)"
-            )
         if len(self.device) > 1 and not self.search.budgets and self.search.beyond_a_budget:
             raise ValueError(
                 "device: several devices need a latency budget (one for all, or one for each); a minimum "

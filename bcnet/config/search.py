@@ -87,7 +87,8 @@ class SearchConfig(Section):
         strict=False,
         description="further precisions to search, besides the device's own: each inside the same budget, by "
         "a latency table of its own; the network with the lowest validation loss as exported wins; a budget "
-        "in per cent refers to the original in the device's own precision",
+        "in per cent refers to the original in the device's own precision; with several devices, a further "
+        "precision is that of all of them",
         examples=[["int8"]],
     )
     pareto: bool = Field(

@@ -7,6 +7,7 @@ compute capability, and not executed there.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 from onnx import ModelProto
@@ -20,7 +21,8 @@ from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.progress import working
 from bcnet.runtimes import Engine, Runtime
 
-ENGINE, FACTS = "model.engine", "engine.json"
+FILE, ENGINE, FACTS = "model.onnx", "model.engine", "engine.json"
+ENGINE_SUFFIX = PurePath(ENGINE).suffix
 NEWEST_OF_TENSORRT_8 = 17  # opset that it reads: a profile that asks for files of it has TensorRT 8
 CHECKED_HERE = "checked with ONNX Runtime on this processor"
 
@@ -63,6 +65,31 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
             "build for it ahead of time"
         )
     return target
+
+
+def engine_profiles(
+    profiles: Sequence[HwProfile], flavour: str | None, batches: Sequence[int] = ()
+) -> list[HwProfile]:
+    """Those of several devices that get an engine, with the runtime that is to read it.
+
+    Raises DeviceError if none has TensorRT; with `batches`, which are the first one's, if that has not.
+    """
+    first = profiles[:1]
+    having = [own for own in profiles if own.traits.engines or (batches and own in first)]
+    return [engine_profile(own, flavour) for own in having or first]
+
+
+def named_for(file: str, device: str | None) -> str:
+    """The name of a further device's file in the place of the first one's: `model-NAME.onnx`."""
+    name = PurePath(file)
+    return str(name.with_stem(f"{name.stem}-{device}")) if device else file
+
+
+def beside_engine(engine: Path) -> tuple[Path, Path]:
+    """The ONNX file from which an engine was built, and its engine.json."""
+    device = engine.stem.removeprefix(f"{PurePath(ENGINE).stem}-")
+    named = device if device != engine.stem else None
+    return engine.parent / named_for(FILE, named), engine.parent / named_for(FACTS, named)
 
 
 def build_and_verify(
@@ -122,6 +149,15 @@ def facts_of(
     }
 
 
+def beside_report(built: Built, profile: HwProfile) -> dict[str, Any]:
+    """What verify.json tells of an engine beside the report: the ONNX file on this processor, too."""
+    keys = ("backend", "precision", "output_error", "top1_agreement", "accuracy", "size_bytes")
+    return {
+        "predicted_for": profile.runtime,
+        "onnx_file": {key: getattr(built.of_file, key) for key in keys},
+    }
+
+
 def how_to_verify(
     file: str, proto: ModelProto, profile: HwProfile, target: HwProfile, batches: tuple[int, ...], run: str
 ) -> str:
@@ -129,7 +165,7 @@ def how_to_verify(
 
     `target` is the device's `profile` with the runtime that is to read the engine.
     """
-    if file.endswith(ENGINE):
+    if file.endswith(ENGINE_SUFFIX):
         return f"run `bcnet verify --engine {file}{run}` on the device, or here with --host user@device"
     sizes = f" --batch {','.join(map(str, batches))}" if batches else ""
     flavour = f" --flavour {target.traits.flavour}"
@@ -143,7 +179,7 @@ def how_to_verify(
 
 def trtexec_line(file: str, proto: ModelProto, target: HwProfile, batches: tuple[int, ...]) -> str:
     """The command that builds the engine of an ONNX file with TensorRT's own program."""
-    words = ["trtexec", f"--onnx={file}", f"--saveEngine={file.removesuffix('model.onnx')}{ENGINE}"]
+    words = ["trtexec", f"--onnx={file}", f"--saveEngine={file.removesuffix('.onnx')}{ENGINE_SUFFIX}"]
     if not target.number_format.full:
         # The types are in the file; TensorRT 8 uses them only with the precision's own flag.
         has_tensorrt_8 = target.opset <= NEWEST_OF_TENSORRT_8

@@ -1,13 +1,15 @@
 """Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
 
-`export/`: model.onnx, verify.json; where an engine was built, model.engine, engine.json; and for a folder of
-images predict.py, test_files.json. A failed check leaves the earlier files in place. Where the device is not
-available, or its table is an estimate, the file is written and all but its latency is checked: not verified.
+`export/`: model.onnx, verify.json; where an engine was built, model.engine, engine.json; for further devices
+the same with their names (model-NAME.onnx); and for a folder of images predict.py, test_files.json. A failed
+check leaves the earlier files in place. Where the device is not available, or its table is an estimate, the
+file is written and all but its latency is checked: not verified.
 """
 
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -21,14 +23,15 @@ from bcnet.pipeline.deployment import KEY, beside_onnx, preprocessing
 from bcnet.pipeline.engine import (
     ENGINE,
     FACTS,
-    Built,
+    FILE,
     EngineWanted,
+    beside_report,
     build_and_verify,
     engine_profile,
+    engine_profiles,
     facts_of,
     how_to_verify,
 )
-from bcnet.pipeline.export_further import FILES as FURTHER_FILES
 from bcnet.pipeline.export_further import say_further, verified_further, with_further
 from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.finished import Chosen, as_searched, sliced, sliced_model
@@ -51,6 +54,8 @@ from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import metric_digest
+
+EARLIER = "*.engine", "engine*.json", "model-*.onnx"  # files that not every export has
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:
@@ -88,8 +93,11 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     config = problem.config
     stage, inputs = run.stage("export"), stage_inputs(run, problem)
     won = as_searched(run, problem)
-    target = engine_profile(won.profile, wanted.flavour) if wanted else won.profile
-    batches = wanted.batches if wanted else ()
+    if wanted:
+        engine_profiles([own.profile for own in won.devices], wanted.flavour, wanted.batches)
+    here = wanted if won.profile.traits.engines else None  # of several devices, another one has TensorRT
+    target = engine_profile(won.profile, here.flavour) if here else won.profile
+    batches = here.batches if here else ()
     found = SearchSummary.read(run.stage("search"))
     chosen = sliced(run, problem)
     widths = chosen.widths
@@ -121,10 +129,10 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         problem.raw_images,
     )
     not_measured = won.table.not_measured(won.table.latency_model()) or won.table.replayed
-    full = b"" if not_measured and not wanted else problem.delivered_original()
+    full = b"" if not_measured and not here else problem.delivered_original()
     artifact = Artifact(proto, full, alone=alone)
-    files = {"model.onnx": content}
-    if wanted:
+    files = {FILE: content}
+    if here:
         built = build_and_verify(artifact, expected, target, batches)
         report = built.report
         if built.engine:
@@ -133,18 +141,23 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     else:
         built, report = None, verify(artifact, expected, target, not_measured)
     report = with_added(report, chosen)
-    file = str(stage.path(ENGINE if ENGINE in files else "model.onnx"))
+    file = str(stage.path(ENGINE if ENGINE in files else FILE))
     verify_with = None
     if report.not_verified:
-        run_flag = stage.command.removeprefix("bcnet export")
+        flags = stage.command.removeprefix("bcnet export")
+        if ENGINE not in files:
+            flags += "".join(f" --device {own.profile.name}" for own in problem.further)
         verify_with = (
-            how_to_verify(file, proto, won.profile, target, batches, run_flag)
-            if wanted
+            how_to_verify(file, proto, won.profile, target, batches, flags)
+            if here
             else f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
         )
     notes = (*report.notes, *_since_the_search(found.best, chosen, report))
-    further = verified_further(run, problem, chosen, expected, lambda own: _file_for(own, model, widths))
-    files |= {own.name: own.content for own in further}
+    further = verified_further(
+        run, problem, chosen, expected, lambda own: _file_for(own, model, widths), wanted
+    )
+    for own in further:
+        files |= own.files
     of_first = ExportSummary(
         folder=str(stage.folder),
         file=file,
@@ -155,7 +168,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         **dict(report.model_copy(update={"notes": notes})),
         original=against_original(report, original_accuracy(run, problem), state_of_original(problem)),
         verify_with=verify_with,
-        **(_beside(built, problem.profile.runtime) if built else {}),
+        **(beside_report(built, problem.profile) if built else {}),
     )
     summary = with_further(of_first, [own.report for own in further])
     refuse_failed(summary, stage.path("failed.json"))
@@ -164,14 +177,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         files[ANSWERS] = json_bytes(report.answers.to_json())
     finish_export(run, inputs, {**files, summary.FILE: json_bytes(summary.to_json())})
     stage.path("failed.json").unlink(missing_ok=True)
-    if ENGINE not in files and stage.path(ENGINE).exists():
-        say(f"removed {stage.path(ENGINE)}, which was from an earlier export")
-        stage.path(ENGINE).unlink()
-        stage.path(FACTS).unlink(missing_ok=True)
-    for path in stage.folder.glob(FURTHER_FILES):
-        if path.name not in files:
-            say(f"removed {path}, which was from an earlier export")
-            path.unlink()
+    _remove_earlier(stage.folder, files)
     if summary.not_verified:
         return summary
     budget, measured = report.budget, report.measured
@@ -185,6 +191,15 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
         say(f"against the original network: {beside}")
     say(f"verified: {file}")
     return summary
+
+
+def _remove_earlier(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Remove networks of an earlier export, with what is known of their engines, if this one has no such."""
+    for path in sorted(path for pattern in EARLIER for path in folder.glob(pattern)):
+        if path.name not in files:
+            if path.suffix != ".json":
+                say(f"removed {path}, which was from an earlier export")
+            path.unlink()
 
 
 def _against_original(original: AgainstOriginal, metric: str) -> str:
@@ -250,12 +265,3 @@ def _metadata(problem: Problem, widths: Widths, estimate: bool, any_batch: bool)
     if data.mean:  # a Dataset's items are final: what it does to images, only its author knows
         metadata["preprocessing"] = json.dumps({"scale": 1 / 255, "mean": data.mean, "std": data.std})
     return metadata
-
-
-def _beside(built: Built, predicted_for: str) -> dict[str, Any]:
-    """What verify.json tells of an engine beside the report: the ONNX file on this processor, too."""
-    keys = ("backend", "precision", "output_error", "top1_agreement", "accuracy", "size_bytes")
-    return {
-        "predicted_for": predicted_for,
-        "onnx_file": {key: getattr(built.of_file, key) for key in keys},
-    }

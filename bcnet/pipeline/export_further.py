@@ -1,32 +1,44 @@
 """The files for further devices. In: the small network, its limits there. Out: files, each verified.
 
-A device's file has its profile's batch, precision and opset, and is verified in its runtime.
+A device's file has its profile's batch, precision and opset, and is verified in its runtime; where that is
+TensorRT, an engine is built of it if one is wanted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx import ModelProto
 
-from bcnet.pipeline.finished import Chosen
-from bcnet.pipeline.further_devices import devices_of
+from bcnet.hw_profiles import HwProfile
+from bcnet.pipeline.engine import (
+    ENGINE,
+    ENGINE_SUFFIX,
+    FACTS,
+    FILE,
+    EngineWanted,
+    beside_report,
+    build_and_verify,
+    engine_profile,
+    facts_of,
+    named_for,
+    trtexec_line,
+)
+from bcnet.pipeline.finished import Chosen, as_searched
+from bcnet.pipeline.further_devices import Held, devices_of
 from bcnet.pipeline.preprocessed import with_added
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import ExportSummary, FurtherExport
 from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.progress import say, working
-from bcnet.runs import Run
-
-FILES = "model-*.onnx"
+from bcnet.runs import Run, Stage, json_bytes
 
 
 @dataclass(frozen=True)
-class FurtherFile:
-    """The file for a further device, and its verification."""
+class FurtherFiles:
+    """The files for a further device by name, and their verification."""
 
-    name: str
-    content: bytes
+    files: Mapping[str, bytes]
     report: FurtherExport
 
 
@@ -36,55 +48,111 @@ def verified_further(
     chosen: Chosen,
     expected: Expected,
     exported: Callable[[Problem], ModelProto],
-) -> tuple[FurtherFile, ...]:
-    """The file for each further device, verified like that of the first one.
+    wanted: EngineWanted | None = None,
+) -> tuple[FurtherFiles, ...]:
+    """The files for each further device, verified like those of the first one.
 
     `expected` is what the first device's file has to meet; its latencies and budget are replaced. `exported`
-    makes the network's file for a problem's device, without pre-processing. Raises ArtifactError if the
-    network was searched for other devices.
+    makes the network's file for a problem's device, without pre-processing. If engines are `wanted`, each
+    device with TensorRT gets one, with its profile's batch. Raises ArtifactError if the network was searched
+    for other devices.
     """
-    return tuple(_verified(run, problem, chosen, expected, exported))
+    won = {own.profile.name: own for own in as_searched(run, problem).further}
+    return tuple(
+        _verified(
+            run,
+            OnDevice(device, won[device.profile.name], held),
+            expected,
+            exported,
+            wanted if device.profile.traits.engines else None,
+        )
+        for device, held in devices_of(problem, chosen.further, run.stage("search"))
+    )
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A further device in its own precision, in that which `won` the search, and the budget there."""
+
+    own: Problem
+    won: Problem
+    held: Held
+
+    def expected(self, of_first: Expected, target: HwProfile) -> Expected:
+        """What the file has to meet there, executed as `target` says."""
+        added_ms = self.held.budget.added_ms if self.own.preprocessing else 0.0
+        full_ms = float(self.own.table.latency_model()(self.own.space.original())) + added_ms
+        return replace(
+            of_first,
+            predicted_ms=self.held.predicted_ms + added_ms,
+            budget=self.held.budget.delivered,
+            full_predicted_ms=full_ms if target == self.won.profile else None,
+            raw=self.own.raw_images,
+        )
 
 
 def _verified(
     run: Run,
-    problem: Problem,
-    chosen: Chosen,
-    expected: Expected,
+    on: OnDevice,
+    of_first: Expected,
     exported: Callable[[Problem], ModelProto],
-) -> Iterator[FurtherFile]:
-    stage = run.stage("export")
-    for device, held in devices_of(problem, chosen.further, run.stage("search")):
-        name = device.profile.name
-        with working(f"exporting to ONNX for {name}"):
-            proto = exported(device)
-        alone = proto.SerializeToString() if device.preprocessing else None
-        proto = device.delivered(proto)
-        latency, table = device.table.latency_model(), device.table
-        not_measured = table.not_measured(latency) or table.replayed
-        added_ms = held.budget.added_ms if device.preprocessing else 0.0
-        own = replace(
-            expected,
-            predicted_ms=held.predicted_ms + added_ms,
-            budget=held.budget.delivered,
-            full_predicted_ms=float(latency(problem.space.original())) + added_ms,
-            raw=device.raw_images,
-        )
-        full = b"" if not_measured else device.delivered_original()
-        report = verify(Artifact(proto, full, alone=alone), own, device.profile, not_measured)
-        file = f"model-{name}.onnx"
-        remedy = f"measure on the device itself: bcnet build-lut --device {name}, search, export"
-        yield FurtherFile(
-            file,
-            proto.SerializeToString(),
-            FurtherExport(
-                device=name,
-                file=str(stage.path(file)),
-                recorded=device.profile.recording,
-                verify_with=remedy if not_measured else None,
-                **dict(with_added(report, held)),
-            ),
-        )
+    wanted: EngineWanted | None,
+) -> FurtherFiles:
+    """The files for one device."""
+    stage, profile, table = run.stage("export"), on.won.profile, on.won.table
+    name, target = profile.name, engine_profile(profile, wanted.flavour) if wanted else profile
+    with working(f"exporting to ONNX for {name}"):
+        proto = exported(on.won)
+    alone = proto.SerializeToString() if on.own.preprocessing else None
+    proto = on.own.delivered(proto)
+    not_measured = table.not_measured(table.latency_model()) or table.replayed
+    full = b"" if not_measured and not wanted else on.own.delivered_original()
+    artifact, expected = Artifact(proto, full, alone=alone), on.expected(of_first, target)
+    files = {named_for(FILE, name): artifact.content}
+    built, report = None, None
+    if wanted:
+        built = build_and_verify(artifact, expected, target, ())
+        report = built.report
+        if built.engine:
+            facts = facts_of(built.engine, artifact.content, target, (), _made_from(run))
+            files |= {
+                named_for(ENGINE, name): built.engine.content,
+                named_for(FACTS, name): json_bytes(facts),
+            }
+    else:
+        report = verify(artifact, expected, target, not_measured)
+    file = str(stage.path(named_for(ENGINE, name) if len(files) > 1 else named_for(FILE, name)))
+    return FurtherFiles(
+        files,
+        FurtherExport(
+            device=name,
+            file=file,
+            recorded=profile.recording,
+            verify_with=_remedy(stage, file, proto, target, wanted) if report.not_verified else None,
+            **dict(with_added(report, on.held)),
+            **(beside_report(built, profile) if built else {}),
+        ),
+    )
+
+
+def _made_from(run: Run) -> dict[str, str]:
+    """What says of which network an engine is."""
+    return {name: run.stage(name).require({}) for name in ("search", "slice")}
+
+
+def _remedy(
+    stage: Stage, file: str, proto: ModelProto, target: HwProfile, wanted: EngineWanted | None
+) -> str:
+    """What to do about a device's file that was not verified there."""
+    if wanted is None:
+        return f"measure on the device itself: bcnet build-lut --device {target.name}, search, export"
+    run_flag = stage.command.removeprefix("bcnet export")
+    if file.endswith(ENGINE_SUFFIX):
+        return f"run `bcnet verify --engine {file}{run_flag}` on the device, or here with --host user@device"
+    return (
+        f"build it on the device: set host in {target.name}'s profile and run `bcnet export --trt{run_flag}` "
+        f"again, or there, without checks: `{trtexec_line(file, proto, target, ())}`"
+    )
 
 
 def with_further(summary: ExportSummary, further: Sequence[FurtherExport]) -> ExportSummary:
@@ -93,11 +161,10 @@ def with_further(summary: ExportSummary, further: Sequence[FurtherExport]) -> Ex
         return summary
 
     def joined(own: str | None, key: str) -> str | None:
-        others = [f"on {one.device}: {text}" for one in further if (text := getattr(one, key))]
-        return "; ".join([*([own] if own else []), *others]) or None
+        return "; ".join([*([own] if own else []), *_texts(further, key)]) or None
 
-    failures = [f"on {one.device}: {failure}" for one in further for failure in one.failures]
-    notes = [f"on {one.device}: {note}" for one in further for note in one.notes]
+    failures = [f"{_on(one)}{failure}" for one in further for failure in one.failures]
+    notes = [f"{_on(one)}{note}" for one in further for note in one.notes]
     changed: dict[str, Any] = {
         "further": tuple(further),
         "passed": summary.passed and all(one.passed for one in further),
@@ -108,6 +175,40 @@ def with_further(summary: ExportSummary, further: Sequence[FurtherExport]) -> Ex
         "verify_with": joined(summary.verify_with, "verify_with"),
     }
     return summary.model_copy(update=changed)
+
+
+def of_first(summary: ExportSummary) -> ExportSummary:
+    """The first device's part of a summary: what `with_further` was given."""
+    further = summary.further or ()
+
+    def own(key: str) -> str | None:
+        text: str | None = getattr(summary, key)
+        others = "; ".join(_texts(further, key))
+        return text.removesuffix(others).removesuffix("; ") or None if text else None
+
+    def each(texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(text for text in texts if not text.startswith(tuple(_on(one) for one in further)))
+
+    failures, not_verified = each(summary.failures), own("not_verified")
+    changed: dict[str, Any] = {
+        "further": None,
+        "passed": not failures,
+        "verified": not failures and not_verified is None,
+        "failures": failures,
+        "notes": each(summary.notes),
+        "not_verified": not_verified,
+        "verify_with": own("verify_with"),
+    }
+    return summary.model_copy(update=changed)
+
+
+def _on(one: FurtherExport) -> str:
+    return f"on {one.device}: "
+
+
+def _texts(further: Sequence[FurtherExport], key: str) -> list[str]:
+    """What is said of further devices under a key, each with its device."""
+    return [f"{_on(one)}{text}" for one in further if (text := getattr(one, key))]
 
 
 def say_further(summary: ExportSummary) -> None:

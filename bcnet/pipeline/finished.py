@@ -107,7 +107,7 @@ def searched(run: Run, problem: Problem) -> Chosen:
     """The winner of a finished search."""
     stage = run.stage("search")
     found = SearchSummary.read(stage)
-    refuse_noisy_search(found, stage, problem)
+    refuse_noisy_search(found.noise, stage, problem)
     widths = _in_space(found.best.widths, stage, problem)
     return Chosen(widths, found.best.predicted_ms, _budget(found), held_by_search(found))
 
@@ -118,10 +118,10 @@ def as_searched(run: Run, problem: Problem) -> Problem:
     return problem.at(found.precision) if found.precision else problem
 
 
-def refuse_noisy_search(found: SearchSummary, stage: Stage, problem: Problem) -> None:
-    """Raises TableError if a search used a table that is noisier than accepted."""
+def refuse_noisy_search(noise: float | None, stage: Stage, problem: Problem) -> None:
+    """Raises TableError if a search used a table of the device that is noisier than accepted."""
     again = f"run `bcnet build-lut --device {problem.profile.name} --again` and `{stage.command}`"
-    refuse_noisy(found.noise or 0.0, problem.profile.table_noise, again)
+    refuse_noisy(noise or 0.0, problem.profile.table_noise, again)
 
 
 def sliced(run: Run, problem: Problem) -> Chosen:

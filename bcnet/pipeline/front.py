@@ -31,7 +31,7 @@ from bcnet.progress import say
 from bcnet.runs import Run
 from bcnet.space.importance import CRITERIA
 from bcnet.width_search.budget import Budget
-from bcnet.width_search.device_limit import below_margins
+from bcnet.width_search.device_limit import below_margins, in_ms
 from bcnet.width_search.evolution import Candidate, Evolution, ScoreOf, as_share, fastest
 
 USED = 0.9  # of a budget: what is much faster than it is said to be
@@ -57,7 +57,8 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     result = SearchSummary.read(stage)
     wanted = budget_of(problem, budget, share).with_added(result.preprocess_ms or 0.0)
     budget = wanted.target_ms or budget
-    wanted = replace(wanted, bounds=with_held(problem, wanted.bounds, result, stage))
+    held = with_held(problem, wanted.bounds, result, stage)
+    wanted = replace(wanted, bounds=held if problem is in_own else in_ms(held))
     not_measured = problem.table.not_measured(latency)
     if not not_measured:
         wanted = replace(wanted, bounds=measured_bounds(problem, wanted.bounds, lambda _, own: own))

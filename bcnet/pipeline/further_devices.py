@@ -22,7 +22,7 @@ from bcnet.runs import Stage
 from bcnet.space.width_space import Widths
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
-from bcnet.width_search.device_limit import DeviceLimit, device_limits
+from bcnet.width_search.device_limit import device_limits, with_budgets
 from bcnet.width_search.evolution import Candidate
 
 
@@ -71,10 +71,14 @@ def with_devices(candidate: Candidate, bounds: Sequence[Bound]) -> ScoredNetwork
 
 
 def searched_devices(
-    problem: Problem, bounds: Sequence[Bound], measured_ms: Sequence[float]
+    problem: Problem, bounds: Sequence[Bound], measured_ms: Sequence[float], searched: Sequence[Bound] = ()
 ) -> tuple[FurtherSearched, ...] | None:
-    """Each further device's part of a search's result; None if there is no further device."""
-    found = []
+    """Each further device's part of a search's result; None if there is no further device.
+
+    `problem` is that in the precision that won; if this is not the devices' own, `searched` are its bounds,
+    and `bounds` those in the own precision, whose original the budgets refer to.
+    """
+    found, margins = [], {own.device: own.budget.margin for own in device_limits(searched or bounds)}
     held = further_budgets(bounds, problem.space.original(), measured_ms)
     for own, device in zip(held, problem.further, strict=True):
         latency = device.table.latency_model()
@@ -84,7 +88,7 @@ def searched_devices(
                 device=own.device,
                 budget=own.budget.stated(),
                 preprocess_ms=own.budget.added_ms or None,
-                margin=own.budget.margin,
+                margin=margins[own.device],
                 noise=fit.noise if fit else None,
                 table_error=fit.mean_error if fit else None,
                 full_predicted_ms=round(own.predicted_ms, 5),
@@ -99,14 +103,8 @@ def with_held(
     problem: Problem, bounds: Sequence[Bound], found: SearchSummary, stage: Stage
 ) -> tuple[Bound, ...]:
     """The bounds with a search's budgets on further devices, which may differ from the current ones."""
-    held = {device.profile.name: own for device, own in devices_of(problem, held_by_search(found), stage)}
-    changed = list[Bound]()
-    for bound in bounds:
-        if isinstance(bound, DeviceLimit):
-            budget = replace(held[bound.device].budget, margin=bound.budget.margin)
-            bound = replace(bound, budget=budget, limit=budget.target_ms or bound.limit)
-        changed.append(bound)
-    return tuple(changed)
+    held = devices_of(problem, held_by_search(found), stage)
+    return with_budgets(bounds, {device.profile.name: own.budget for device, own in held})
 
 
 def held_by_search(found: SearchSummary) -> tuple[Held, ...]:

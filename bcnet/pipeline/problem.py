@@ -119,13 +119,17 @@ class Problem:
         return {}
 
     def at(self, precision: PrecisionName) -> "Problem":
-        """The same problem with the device at this precision; always the same object."""
+        """The same problem with every device at this precision; always the same object.
+
+        At the first device's own precision, further devices keep theirs: that is this problem.
+        """
         if precision == self.profile.precision:
             return self
         if precision not in self._others:
             profile = self.profile.model_copy(update={"precision": precision})
             config = self.config.model_copy(update={"precision": precision})
-            self._others[precision] = replace(self, profile=profile, config=config)
+            further = tuple(own.at(precision) for own in self.further)
+            self._others[precision] = replace(self, profile=profile, config=config, further=further)
         return self._others[precision]
 
     @property
@@ -139,7 +143,7 @@ class Problem:
         for name in self.precisions[1:]:
             inputs[f"table at {name}"] = self.at(name).table.inputs()["table"]
         for own in self.further:
-            inputs |= {f"{key} on {own.profile.name}": value for key, value in own.table.inputs().items()}
+            inputs |= {f"{key} on {own.profile.name}": value for key, value in own.table_inputs().items()}
         return inputs
 
     @property

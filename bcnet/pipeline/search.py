@@ -163,7 +163,9 @@ def run(run: Run, problem: Problem) -> SearchSummary:
         pruning_passes_of_all_rounds=found.passes_of_all,
         precision=won.name if len(problem.precisions) > 1 else None,
         precisions=tuple(map(_in_precision, ways)) if len(problem.precisions) > 1 else None,
-        further=searched_devices(problem, budget.bounds, result.further_ms),
+        further=searched_devices(
+            won.asked.problem, asked.budget.bounds, result.further_ms, searched=budget.bounds
+        ),
     )
     files = {
         summary.FILE: summary.to_json(),
@@ -209,11 +211,11 @@ def _in_precision(own: InPrecision) -> PrecisionFound:
     assert score is not None
     return PrecisionFound(
         precision=own.name,
-        best=scored_network(result.best),
+        best=with_devices(result.best, own.asked.budget.bounds),
         accuracy=score.accuracy,
         loss=score.loss,
         front=tuple(map(scored_network, result.pareto)),
-        measured=tuple(map(scored_network, result.top)),
+        measured=tuple(with_devices(candidate, own.asked.budget.bounds) for candidate in result.top),
         candidates=len(result.history),
         full_predicted_ms=round(own.asked.latency(own.asked.problem.space.original()), 5),
         note=result.note,

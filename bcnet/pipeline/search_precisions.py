@@ -1,7 +1,8 @@
 """A search in several precisions. In: the request. Out: what was found in each, the best first.
 
 Each precision is searched by its own table, inside the same budget in ms: a share refers to the original's
-latency in the device's own precision. Widths are scored in floating point for all precisions; the winners of
+latency in the device's own precision. With several devices, a further precision is that of all of them, each
+with a table and a budget of its own. Widths are scored in floating point for all precisions; the winners of
 the precisions are compared as they would be delivered, after a brief fine-tuning if there are trials.
 """
 
@@ -22,6 +23,7 @@ from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
 from bcnet.space.extract import with_state
 from bcnet.traits import PrecisionName
+from bcnet.width_search.device_limit import as_measured, in_ms
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, Scorer, Validation, best_first, loss_of
 
@@ -58,11 +60,13 @@ def find_in_all(asked: Asked) -> list[InPrecision]:
         return [InPrecision(asked, first)]
     budget = asked.budget
     if first is not None and first.result.budget_ms is not None:
-        budget = replace(budget, target_ms=first.result.budget_ms)
+        bounds = as_measured(budget.bounds, first.result.further_ms)
+        budget = replace(budget, target_ms=first.result.budget_ms, bounds=bounds)
+    budget = replace(budget, share=None, bounds=in_ms(budget.bounds))
     found = [] if first is None else [(asked, first)]
     for name in asked.problem.precisions[1:]:
         say(f"the same budget at {name}")
-        further = replace(asked, problem=asked.problem.at(name), further=replace(budget, share=None))
+        further = replace(asked, problem=asked.problem.at(name), further=budget)
         own, other = _tried(further, scores)
         if own is None:
             say(f"{name}: {other}")

@@ -51,7 +51,7 @@ from bcnet.space.width_space import Widths
 from bcnet.training.shared_work import Shared
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
-from bcnet.width_search.device_limit import by_tables, with_added
+from bcnet.width_search.device_limit import device_limits, in_ms, with_added, with_budgets
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.scorer import Score, Scorer, best_first
 
@@ -64,8 +64,8 @@ class Asked:
     """The request to a search; `inputs` are everything that its result depends on.
 
     Widths are scored in `supernets`, or in the trained network as the only one. `further` is the budget for a
-    precision that is not the device's own: in ms, since shares refer to the original's latency in the
-    device's own precision.
+    precision that is not the devices' own: in ms on each of them, since shares refer to the original's
+    latency in its device's own precision.
     """
 
     run: Run
@@ -83,22 +83,25 @@ class Asked:
         found = settings_of(self.problem)
         if self.further is not None:
             own = budget_of(self.problem, self.further.target_ms, None)
-            return replace(found, budget=replace(self.further, margin=own.margin, bounds=own.bounds))
+            held = {one.device: one.budget for one in device_limits(self.further.bounds)}
+            bounds = with_budgets(own.bounds, held)
+            bounds = bounds if self.not_measured else self._measured(bounds)
+            return replace(found, budget=replace(self.further, margin=own.margin, bounds=bounds))
         budget = found.budget
         if self.not_measured:
-            return replace(found, budget=replace(budget, share=None, bounds=by_tables(budget.bounds)))
-        budget = replace(budget, bounds=self._measured(budget.bounds))
+            return replace(found, budget=replace(budget, share=None, bounds=in_ms(budget.bounds)))
+        devices = {own.profile.name: own for own in self.problem.further}
+        bounds = with_added(self._measured(budget.bounds), lambda name: self._added_ms(devices[name]))
+        budget = replace(budget, bounds=bounds)
         return replace(found, budget=budget.with_added(self._added_ms(self.problem)))
 
     def _measured(self, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
         """The bounds, with functions that measure networks on further devices and save the results."""
-        devices = {own.profile.name: own for own in self.problem.further}
 
         def kept(device: str, measure_of: MeasureOf) -> MeasureOf:
-            return KeptLatencies(measure_of, self.stage.path(latencies_file(device)), self.inputs)
+            return KeptLatencies(measure_of, self.path(latencies_file(device)), self.inputs)
 
-        measured = measured_bounds(self.problem, bounds, kept)
-        return with_added(measured, lambda device: self._added_ms(devices[device]))
+        return measured_bounds(self.problem, bounds, kept)
 
     def _added_ms(self, problem: Problem) -> float:
         """The time that the file's pre-processing takes on a device; measured once per search."""

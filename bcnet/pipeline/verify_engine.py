@@ -15,12 +15,12 @@ from bcnet.errors import ArtifactError, NotVerified
 from bcnet.measure.network_latency import replayed, runtime_of, why_not_here
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.answers import FILE as ANSWERS
-from bcnet.pipeline.engine import FACTS, full_engine
-from bcnet.pipeline.export_further import with_further
+from bcnet.pipeline.engine import beside_engine, full_engine
+from bcnet.pipeline.export_further import of_first, with_further
 from bcnet.pipeline.finished import refuse_noisy_search, sliced, sliced_model
 from bcnet.pipeline.preprocessed import with_added
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.results import AgainstOriginal, ExportSummary, SearchSummary, parsed
+from bcnet.pipeline.results import ExportSummary, SearchSummary, parsed
 from bcnet.pipeline.verify import Artifact, Expected, against_original, refuse_failed, verify
 from bcnet.progress import say
 from bcnet.runs import Run, json_bytes, read_json, write_file
@@ -47,9 +47,9 @@ class EngineFacts(BaseModel):
 
 def facts_beside(engine: Path) -> EngineFacts:
     """The engine.json beside an engine. Raises ArtifactError where it is missing, or another engine's."""
-    path = engine.parent / FACTS
+    onnx_file, path = beside_engine(engine)
     facts = parsed(EngineFacts, read_json(path, REMEDY), path, REMEDY, "export")
-    for file, sha256 in ((engine, facts.sha256), (engine.parent / "model.onnx", facts.onnx_sha256)):
+    for file, sha256 in ((engine, facts.sha256), (onnx_file, facts.onnx_sha256)):
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; run `{REMEDY}`")
         if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
@@ -73,7 +73,8 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
     path = engine.with_name("verify.json")
     before = ExportSummary.parsed(read_json(path, REMEDY), path, REMEDY) if path.exists() else None
     found = SearchSummary.read(search)
-    refuse_noisy_search(found, search, problem)
+    there = next((own for own in found.further or () if own.device == target.name), found)
+    refuse_noisy_search(there.noise, search, problem)
     reason = why_not_here(target) or replayed(target)
     if reason:
         raise NotVerified(
@@ -87,37 +88,40 @@ def run(run: Run, problem: Problem, engine: Path) -> ExportSummary:
     if problem.preprocessing:
         own = problem.at_precision(to_onnx(model, problem.data.example(target.batch)))
         alone = builder.build(own.SerializeToString(), batches).content
-    artifact = Artifact(onnx.load(engine.with_name("model.onnx")), full, engine.read_bytes(), alone)
-    added_ms = chosen.budget.added_ms if problem.preprocessing else 0.0
+    artifact = Artifact(onnx.load(beside_engine(engine)[0]), full, engine.read_bytes(), alone)
+    held = next((own for own in chosen.further if own.device == target.name), None)
+    asked = held or chosen
+    added_ms = asked.budget.added_ms if problem.preprocessing else 0.0
     expected = Expected(
         model,
         problem.space,
         chosen.widths,
         problem.data,
         config.export,
-        chosen.predicted_ms + added_ms,
-        replace(chosen.budget.delivered, share=None),  # in ms, as measured when the file was exported
-        found.full_predicted_ms + added_ms if target == problem.profile else None,
+        asked.predicted_ms + added_ms,
+        replace(asked.budget.delivered, share=None),  # in ms, as measured when the file was exported
+        there.full_predicted_ms + added_ms if target == problem.profile else None,
         problem.task,
         problem.raw_images,
     )
-    report = with_added(verify(artifact, expected, target), chosen)
-    original = before.original if before else AgainstOriginal()
-    executed = {
-        "file": str(engine),
-        "device": target.name,
-        **dict(report),
-        "original": against_original(report, original.accuracy, original.state),
-        "verify_with": None,
-    }
-    if before:
+    report = with_added(verify(artifact, expected, target), asked)
+    executed = {"file": str(engine), "device": target.name, **dict(report), "verify_with": None}
+    if before and held:
+        others = [
+            own.model_copy(update=executed) if own.device == held.device else own
+            for own in before.further or ()
+        ]
+        summary = with_further(of_first(before), others)
+    elif before:
+        executed["original"] = against_original(report, before.original.accuracy, before.original.state)
         summary = with_further(before.model_copy(update=executed), before.further or ())
     else:
+        executed["original"] = against_original(report, None, None)
         summary = ExportSummary(folder=str(engine.parent), metric=config.task.metric, **executed)
     refuse_failed(summary, engine.with_name("failed.json"))
     if manifest:
         kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
-        if report.answers:
+        if report.answers and not held:
             kept[ANSWERS] = json_bytes(report.answers.to_json())
         stage.finish(manifest["inputs"], {**kept, path.name: json_bytes(summary.to_json())})
     else:

@@ -4,7 +4,7 @@ In: that device's latency as a function of widths, its budget, how networks are 
 `Bound`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -100,6 +100,24 @@ def with_limits(bounds: Iterable[Bound], limits_ms: Sequence[float]) -> tuple[Bo
     )
 
 
+def as_measured(bounds: Iterable[Bound], measured_ms: Sequence[float]) -> tuple[Bound, ...]:
+    """The bounds with the budgets on further devices as they were measured, in their order; () for none."""
+    own = device_limits(bounds)
+    ms = dict(zip((one.device for one in own), measured_ms or [one.limit for one in own], strict=True))
+    return with_budgets(bounds, {one.device: replace(one.budget, target_ms=ms[one.device]) for one in own})
+
+
+def with_budgets(bounds: Iterable[Bound], budgets: Mapping[str, Budget]) -> tuple[Bound, ...]:
+    """The bounds with other budgets on further devices, by name, less the margin that each has here."""
+    found = list[Bound]()
+    for bound in bounds:
+        if isinstance(bound, DeviceLimit):
+            budget = replace(budgets[bound.device], margin=bound.budget.margin)
+            bound = replace(bound, budget=budget, limit=budget.target_ms or bound.limit)
+        found.append(bound)
+    return tuple(found)
+
+
 def with_added(bounds: Iterable[Bound], added_ms: Callable[[str], float]) -> tuple[Bound, ...]:
     """The bounds for networks alone, on measured devices whose files take additional time."""
     found = list[Bound]()
@@ -111,8 +129,11 @@ def with_added(bounds: Iterable[Bound], added_ms: Callable[[str], float]) -> tup
     return tuple(found)
 
 
-def by_tables(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
-    """The bounds if nothing is measured: a share then refers to the predicted latency."""
+def in_ms(bounds: Iterable[Bound]) -> tuple[Bound, ...]:
+    """The bounds without shares of the original's measured latency: budgets are what they are in ms now.
+
+    So it is if nothing is measured, or if another original is.
+    """
     return tuple(
         replace(own, budget=replace(own.budget, share=None)) if isinstance(own, DeviceLimit) else own
         for own in bounds

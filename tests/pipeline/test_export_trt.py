@@ -16,7 +16,8 @@ from conftest import PROFILE, Refused, contents
 from bcnet.agent.tensorrt_module import variant_of
 from bcnet.cli import main
 from bcnet.config import Config, load_config
-from bcnet.pipeline.engine import build_and_verify, facts_of, trtexec_line
+from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline.engine import beside_engine, build_and_verify, facts_of, trtexec_line
 from bcnet.pipeline.finished import sliced, sliced_model
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.verify import Artifact, Expected
@@ -105,6 +106,70 @@ def done(capfd: pytest.CaptureFixture[str]) -> Done:
         return answer, err
 
     return run
+
+
+def verified_engine(monkeypatch: pytest.MonkeyPatch, done: Done, engine: Path) -> dict[str, Any]:
+    """What `bcnet verify` answers on a device whose engine, here ONNX Runtime, is its ONNX file."""
+    file, facts = beside_engine(engine)
+    content = file.read_bytes()
+    own = json.loads(facts.read_text(encoding="utf-8")) | {"flavour": "onnxruntime"}
+    own["sha256"] = own["onnx_sha256"] = hashlib.sha256(content).hexdigest()
+    stage = Run.named(engine.parts[1]).stage("export")
+    manifest = stage.manifest()
+    kept = {name: stage.path(name).read_bytes() for name in manifest["outputs"]}
+    stage.finish(manifest["inputs"], {**kept, engine.name: content, facts.name: json.dumps(own).encode()})
+    monkeypatch.setattr("bcnet.pipeline.verify.measure_network", lambda *_, **__: LatencyStat(1, 1, 0, 9))
+    return done(0, "verify", "--engine", str(engine))[0]
+
+
+def test_of_several_devices_each_with_tensorrt_gets_an_engine(
+    desk: Path, done: Done, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = ("--device", "cpu", "--device", "desk")
+    done(0, "search", *both, "--latency-ms", "cpu=1000", "--latency-ms", "desk=1000", "--run", "both")
+    folder = Path("runs/both/export")
+    exported, said = done(4, "export", "--trt", "--run", "both")
+    (there,) = exported["further"]
+    engine = folder / "model-desk.engine"
+    assert (exported["file"], there["file"]) == (str(folder / "model.onnx"), str(engine))
+    assert variant_of(engine.read_bytes()) == "tensorrt-rtx"
+    facts = json.loads((folder / "engine-desk.json").read_text(encoding="utf-8"))
+    file = (folder / "model-desk.onnx").read_bytes()
+    assert (facts["device"], facts["precision"], facts["batches"]) == ("desk", "fp16", [1])
+    assert facts["onnx_sha256"] == hashlib.sha256(file).hexdigest()
+    assert not list(folder.glob("engine.json"))
+    assert exported["measured"] is not None
+    assert "predicted_for" not in exported
+    assert (there["predicted_for"], there["onnx_file"]["precision"]) == ("tensorrt-rtx", "fp16")
+    assert exported["not_verified"].startswith("on desk: the engine was built ahead of time")
+    assert exported["verify_with"] == (
+        f"on desk: run `bcnet verify --engine {engine} --run both` on the device, or here with "
+        "--host user@device"
+    )
+    assert last_line(said).startswith(f"bcnet: {folder / 'model.onnx'} is not verified: on desk: ")
+    assert f"{engine} is not verified: device 'desk' is not available" in refused(
+        4, "verify", "--engine", str(engine)
+    )
+    # Where the device is available, its engine is verified, and with it the whole export.
+    monkeypatch.setattr("bcnet.pipeline.verify_engine.full_engine", lambda builder, full, batches: full)
+    found = verified_engine(monkeypatch, done, engine)
+    assert (found["verified"], found["not_verified"], found["verify_with"]) == (True, None, None)
+    assert found["measured"] == exported["measured"]
+    (there,) = found["further"]
+    assert (there["executed"], there["measured"]["median_ms"], there["file"]) == (True, 1, str(engine))
+    assert there["onnx_file"]["precision"] == "fp16"
+    # An export without engines leaves none.
+    done(4, "export", "--run", "both")
+    assert sorted(path.name for path in folder.glob("*engine*")) == []
+
+
+def test_engines_need_a_device_with_tensorrt_and_several_batches_the_first_one(
+    desk: Path, refused: Refused
+) -> None:
+    Path("hw_profiles/two.toml").write_text(f"{PROFILE}threads = 2\n", encoding="utf-8")
+    message = "device 'cpu' runs onnxruntime, so there is no engine to build"
+    assert message in refused(1, "export", "--trt", "--device", "cpu", "--device", "two")
+    assert message in refused(1, "export", "--trt", "--device", "cpu", "--device", "desk", "--batch", "1,8")
 
 
 def last_line(text: str) -> str:
@@ -283,7 +348,7 @@ def test_a_batch_that_cannot_be_meant_is_wrong_usage(refused: Refused, text: str
     ],
 )
 def test_flags_that_do_not_fit_are_wrong_usage(refused: Refused, arguments: list[str], message: str) -> None:
-    assert message in refused(2, *arguments)
+    assert message in refused(1, *arguments)
 
 
 def test_trtexec_is_told_the_types_and_all_shapes(project: Path) -> None:

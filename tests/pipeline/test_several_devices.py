@@ -21,6 +21,8 @@ from bcnet.report.charts import devices
 from bcnet.report.content import run_report
 from bcnet.runs import Run
 from bcnet.show import show_summary
+from bcnet.space.width_space import Widths
+from bcnet.width_search.scorer import Score
 
 RUN = Run.named("default")
 BOTH = ("--device", "cpu", "--device", "pairs")
@@ -111,6 +113,49 @@ def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_pr
     assert Path(verified["file"]).read_bytes() == before
 
 
+@pytest.mark.parametrize("won", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
+def test_a_further_precision_is_tried_on_all_devices_inside_the_same_budgets_in_ms(
+    pairs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, won: str
+) -> None:
+    steady(monkeypatch)
+    # How the best of each precision is scored is not of interest here: it decides which one wins.
+    monkeypatch.setattr(
+        "bcnet.pipeline.search_precisions.delivered_score",
+        lambda problem, *_, **__: Score(1.0 if problem.profile.precision == won else 0.5, -0.1),
+    )
+    printed(capfd, "build-lut", *BOTH, "--precisions", "int8")
+    for name in ("cpu", "pairs"):
+        table = json.loads(Path(f"latency_tables/{name}.json").read_text())
+        assert {own["setting"]["precision"] for own in table["calibrations"]} == {"fp32", "int8"}
+    found, err = printed(capfd, "search", *BUDGETS, "--precisions", "int8")
+    assert "the same budget at int8" in err
+    assert found["precision"] == won
+    (there,) = found["further"]
+    assert (found["budget"]["share"], there["budget"]["share"]) == (0.85, 0.9)
+    problem = open_problem(load_config(None, {"": {"device": ["cpu", "pairs"]}}))
+    whole = problem.space.original()
+    own_ms = problem.further[0].table.latency_model()(whole)
+    assert there["full_predicted_ms"] == pytest.approx(own_ms, rel=1e-3)  # of the own precision
+    on_pairs = found["best"]["further"][0]
+    latency = problem.at(won).further[0].table.latency_model()
+    widths = Widths(found["best"]["widths"])
+    assert on_pairs["predicted_ms"] == pytest.approx(latency(widths), rel=1e-3)
+    assert on_pairs["measured"]["median_ms"] <= there["budget"]["ms"]
+    assert all(own["best"]["further"][0]["measured"] for own in found["precisions"])
+    assert not list(Path("runs/default/search").glob("latencies*"))
+
+    sliced, _ = printed(capfd, "slice")
+    assert sliced["further"][0]["budget"] == there["budget"]
+    exported, _ = printed(capfd, "export")
+    (verified,) = exported["further"]
+    assert (exported["precision"], verified["precision"]) == (won, won)
+    assert (exported["verified"], verified["verified"]) == (True, True)
+    # A share is of the original in the devices' own precision.
+    full_ms = 2e-6 * len(problem.further[0].graph.variant(whole))
+    assert verified["full"]["median_ms"] == pytest.approx(full_ms)
+    assert verified["budget"]["ms"] == pytest.approx(0.9 * full_ms)
+
+
 def test_a_device_that_is_not_here_limits_by_its_estimate_and_leaves_the_export_unverified(
     project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,9 +205,6 @@ def test_budgets_of_devices_are_checked_against_the_devices(pairs: Path, refused
         2, "search", "--device", "cpu", "--device", "cpu"
     )
     assert "--device: this command is for one device" in refused(2, "check-lut", *BOTH)
-    assert "precisions can be compared on one device only" in refused(
-        2, "search", *BOTH, "--set", 'search.precisions=["int8"]'
-    )
     assert "several devices need a latency budget" in refused(2, "search", *BOTH, "--min-accuracy", "0.5")
 
 

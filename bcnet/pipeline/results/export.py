@@ -106,12 +106,16 @@ class _Exported(StageResult):
 
 
 class FurtherExport(VerifyReport):
-    """The verification of a further device's file on that device."""
+    """The verification of a further device's file on that device; engines as in `ExportSummary`."""
+
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file"})
 
     device: str
     file: str
     recorded: str | None = None
     verify_with: str | None = None
+    predicted_for: str | None = None
+    onnx_file: Mapping[str, Any] | None = None
 
 
 class ExportSummary(VerifyReport, _Exported):
