@@ -49,7 +49,8 @@ class RuntimeTraits:
     `full_fp32`, products of float32 have all their bits (newer GPUs multiply it as TF32). `system_clock`: its
     profiler uses a clock that may be set while it runs. With `signed_int8`, integers of activations are
     signed, which processors multiply more slowly. With `antialias` it has ONNX's Resize with antialiasing,
-    and operators on 8-bit integers. With `providers`, a profile's `provider` chooses what it runs on.
+    and operators on 8-bit integers. With `providers`, a profile's `provider` chooses what it runs on. With
+    `one_bit`, it has kernels for binary convolutions, which need a file of their own form.
     """
 
     name: RuntimeName
@@ -65,6 +66,7 @@ class RuntimeTraits:
     system_clock: bool = False
     antialias: bool = False
     providers: bool = False
+    one_bit: bool = False
     over_ssh: bool = True
 
 
@@ -89,6 +91,7 @@ RUNTIMES: dict[str, RuntimeTraits] = {
             full_fp32=True,
             signed_int8=False,
             providers=True,
+            one_bit=True,
         ),
         RuntimeTraits(
             "tensorrt",

@@ -1,9 +1,10 @@
 """Stage 5, export. In: the small network. Out: an ONNX file that was run on the whole test set, and timed.
 
 `export/`: model.onnx, verify.json; where an engine was built, model.engine, engine.json; for further devices
-the same with their names (model-NAME.onnx); and for a folder of images predict.py, test_files.json. A failed
-check leaves the earlier files in place. Where the device is not available, or its table is an estimate, the
-file is written and all but its latency is checked: not verified.
+the same with their names (model-NAME.onnx); of a binary network for a runtime with 1-bit kernels
+model-one-bit.onnx; and for a folder of images predict.py, test_files.json. A failed check leaves the earlier
+files in place. Where the device is not available, or its table is an estimate, the file is written and all
+but its latency is checked: not verified.
 """
 
 import json
@@ -52,10 +53,12 @@ from bcnet.pipeline.verify import (
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
+from bcnet.runtimes.onnx_binary import one_bit_file
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import metric_digest
 
 EARLIER = "*.engine", "engine*.json", "model-*.onnx"  # files that not every export has
+ONE_BIT = "model-one-bit.onnx"
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:
@@ -132,6 +135,8 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     full = b"" if not_measured and not here else problem.delivered_original()
     artifact = Artifact(proto, full, alone=alone)
     files = {FILE: content}
+    if target.traits.one_bit and (packed := one_bit_file(content)) != content:
+        files[ONE_BIT] = packed
     if here:
         built = build_and_verify(artifact, expected, target, batches)
         report = built.report

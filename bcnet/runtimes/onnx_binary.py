@@ -8,9 +8,10 @@ if it is written in its own way: a `FakeQuantize` of two levels, then weights of
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, load_from_string, numpy_helper
 
 OPENVINO = "org.openvinotoolkit"  # its domain of operators
 # Distance of the two limits of a threshold, relative to it and at least to 1. OpenVINO rounds between the
@@ -130,6 +131,13 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     if all(entry.domain != OPENVINO for entry in result.opset_import):
         result.opset_import.append(helper.make_opsetid(OPENVINO, 1))
     return result, tuple(by_name)
+
+
+@lru_cache(maxsize=2)
+def one_bit_file(content: bytes) -> bytes:
+    """`for_openvino` for the bytes of a file, which stay the same where there is nothing to change."""
+    proto, names = for_openvino(load_from_string(content))
+    return bytes(proto.SerializeToString()) if names else content
 
 
 def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:

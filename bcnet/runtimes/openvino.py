@@ -13,6 +13,7 @@ from bcnet.agent.arrays import pack, unpack
 from bcnet.runtimes.device import Device, timing_job
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.runtimes.onnx_binary import one_bit_file
 
 LOADING_S = 300.0  # time limit of a job besides measuring: a GPU compiles its kernels
 
@@ -22,7 +23,8 @@ class OpenVino:
     """OpenVINO on a machine: `provider` is its own device ("cpu", "gpu", "gpu.1", "npu").
 
     One stream, the latency hint, and `threads` threads. `precision` is that of the ONNX files; a network in
-    fp32 is computed in fp32, where OpenVINO by itself would use bfloat16 on newer processors.
+    fp32 is computed in fp32, where OpenVINO by itself would use bfloat16 on newer processors. Binary
+    convolutions are written in the form that its 1-bit kernels need before the file goes to the device.
     """
 
     device: Device
@@ -85,5 +87,7 @@ class OpenVino:
         return predict
 
     def _call(self, what: str, limit_s: float = LOADING_S, **job: Any) -> dict[str, Any]:
+        if "model" in job:
+            job["model"] = one_bit_file(job["model"])
         settings = {"provider": self.provider, "threads": self.threads, "precision": self.precision}
         return self.device.call({"do": what, "runtime": "openvino", "settings": settings, **job}, limit_s)

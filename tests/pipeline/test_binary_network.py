@@ -1,4 +1,4 @@
-"""A binary network through all stages: trained as a supernet, and made smaller with its trained weights."""
+"""A binary network through all stages: as a supernet in ONNX Runtime, with trained weights in OpenVINO."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,13 @@ ARGS = "args = {widths = [64], depths = [2]}"
 pytestmark = pytest.mark.slow
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What slice and export say of a run of this configuration."""
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, runtime: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What slice and export say of a run of this configuration, on this processor in this runtime."""
     (folder / "bcnet.toml").write_text(config, encoding="utf-8")
     (folder / "hw_profiles").mkdir()
-    (folder / "hw_profiles/cpu.toml").write_text(PROFILE, encoding="utf-8")
+    (folder / "hw_profiles/cpu.toml").write_text(PROFILE.replace("onnxruntime", runtime))
     measure_briefly(monkeypatch)
     # On a busy machine no candidate may be inside the budget: the message says to search again.
     assert any(main(["run"]) == 0 for _ in range(3))
@@ -30,21 +32,23 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, config: str) -> tuple[dic
     return sliced, exported
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["a supernet", "trained weights"])
+@pytest.mark.parametrize(("given", "runtime"), [(False, "onnxruntime"), (True, "openvino")])
 def test_a_smaller_binary_network_is_delivered_and_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool, runtime: str
 ) -> None:
+    pytest.importorskip(runtime)
     weights = ""
     if given:
         torch.save(reactnet_small(1, 10, widths=(64,), depths=(2,)).state_dict(), "binary.pt")
         weights = 'weights = "binary.pt"\n'
     config = f'[model]\nname = "reactnet-small"\n{ARGS}\n{weights}{CONFIG}'
     config = config.replace("[train]\n", '[train]\namp = false\noptimizer = "adamw"\nlearning_rate = 0.002\n')
-    sliced, exported = run(folder, monkeypatch, config)
+    sliced, exported = run(folder, monkeypatch, config, runtime)
     assert all(width % 32 == 0 for width in sliced["widths"])
     assert sum(sliced["widths"]) < 3 * 64
     assert exported["verified"]
     assert exported["top1_agreement"] > 0.99
+    assert Path("runs/default/export/model-one-bit.onnx").exists() == (runtime == "openvino")
     proto = onnx.load("runs/default/export/model.onnx")
     assert len(binary_convolutions(proto.graph)) == 4
     assert exported["packed_bytes"] == packed_bytes(proto) < exported["size_bytes"] / 4

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from bcnet.models.binary import BinaryConv2d, RPReLU, RSign
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.runtimes.onnx_binary import binary_convolutions, constants, for_openvino, packed_bytes
+from bcnet.runtimes import runtime_here
+from bcnet.runtimes.onnx_binary import (
+    binary_convolutions,
+    constants,
+    for_openvino,
+    one_bit_file,
+    packed_bytes,
+)
 
 IMAGES = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -137,3 +144,19 @@ def test_openvino_compares_with_a_threshold_as_pytorch_does() -> None:
     (found,), _ = run_in_openvino(for_openvino(to_onnx(model, x))[0], x)
     with torch.no_grad():
         assert np.abs(found - model(x).numpy()).max() < 1e-4
+
+
+def test_the_runtime_runs_an_exported_file_in_single_bits_by_itself(
+    net: nn.Module, proto: ModelProto
+) -> None:
+    pytest.importorskip("openvino")
+    runtime = runtime_here("openvino")
+    content = proto.SerializeToString()
+    (found,) = runtime.predictor(content)(IMAGES.numpy())
+    with torch.no_grad():
+        wanted = net(IMAGES).numpy()
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+    names = [name for name, _ in runtime.profile_nodes(content, 8)]
+    slots = [own.name for own in binary_convolutions(proto.graph)]
+    assert all(any(name.split(" + ")[0] == own for name in names) for own in slots)
+    assert one_bit_file(one_bit_file(content)) == one_bit_file(content) != content
