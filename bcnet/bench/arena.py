@@ -56,6 +56,12 @@ class Arena:
     def __init__(self, run: Run, problem: Problem, plan: Plan) -> None:
         """Prepare the run: its first stage and the latency table. Raises ConfigError without weights."""
         self.run, self.problem, self.plan, self.config = run, problem, plan, problem.config
+        if problem.further:
+            others = ", ".join(own.profile.name for own in problem.devices)
+            raise ConfigError(
+                "the arena compares networks of equal latency, which is possible on one device only: choose "
+                f"one of {others} with --device NAME"
+            )
         bounds = [f"search.{bound.key}" for bound in bounds_of(problem)]
         if bounds:
             raise ConfigError(

@@ -23,7 +23,7 @@ class Config(Section):
         strict=False,
         min_length=1,
         description="target device, one of `bcnet devices`; with a list of several, the network has to meet "
-        "a budget on each, and fitness and comparisons use the first; if not given, that of the run's last "
+        "a budget on each, and fitness and fronts use the first; if not given, that of the run's last "
         "table, else cpu",
         examples=["jetson"],
     )

@@ -9,25 +9,31 @@ supernet's step counts), with the same settings, from fresh weights. All are exp
 `compare/`: result.json, and while training a checkpoint for each network, from which a killed run continues.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
-from bcnet.errors import BudgetError, NetworkError
-from bcnet.measure.network_latency import measure_network
+from bcnet.errors import BudgetError
 from bcnet.models.fresh import Fresh
 from bcnet.models.weights import listed
-from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.accuracy import accuracy_difference, accuracy_interval, file_answers
 from bcnet.pipeline.answers import Correct
+from bcnet.pipeline.compare_further import (
+    alternately,
+    exported_further,
+    file_at,
+    not_timed_on,
+    timed_further,
+)
+from bcnet.pipeline.compare_uniform import uniform_as_fast
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
 from bcnet.pipeline.finished import as_searched, sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.quantisation import QuantisationAware, through_integers
-from bcnet.pipeline.repeated import disagreement, measured_alternately, not_separable
+from bcnet.pipeline.repeated import disagreement, not_separable
 from bcnet.pipeline.results import (
     AccuracyDifference,
     ComparedNetwork,
@@ -50,10 +56,6 @@ from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import Shared, each
 
-STEPS = 64  # uniform ratios that are tried: 1/64 to 64/64
-SHARE_OF_A_ROUND = 0.25  # of the profile's duration, for each network
-SAME = 0.01  # latencies this close are equal: a measurement is no more exact
-NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 ORIGINAL, FULL = "original", "full (from scratch)"
 UNIFORM, INHERITED = "uniform (from scratch)", "uniform (inherited)"
 SEARCHED, SCRATCH = "found (inherited)", "found (from scratch)"
@@ -112,7 +114,7 @@ class Given:
     `tune` trains a network of given widths in the same way as the found one, whose `outcome` this is. At
     INT8, the found one was trained through integers for `integers` further passes. `own` is the problem in
     the device's own precision, in which the original and the full network run even if the found one has
-    another.
+    another. `further` are the found one's files for further devices on which networks are timed.
     """
 
     original: nn.Module | None = None
@@ -120,6 +122,7 @@ class Given:
     outcome: Outcome = AS_ASKED
     integers: int = 0
     own: Problem | None = None
+    further: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def compare(
@@ -146,13 +149,13 @@ def compare(
         notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
     if given.tune:
         try:
-            wanted[INHERITED] = _uniform(problem, widths, kept)
+            wanted[INHERITED] = _uniform(problem, widths, kept, given.further)
         except BudgetError as reason:
             notes.append(f"{reason}: the uniform network is left out")
     elif fresh.from_scratch:
         wanted[FULL] = space.original()
         try:
-            wanted[UNIFORM] = _uniform(problem, widths, kept)
+            wanted[UNIFORM] = _uniform(problem, widths, kept, given.further)
         except BudgetError as reason:
             notes.append(f"{reason}: the uniform network is left out")
     wanted[found] = widths
@@ -173,15 +176,13 @@ def compare(
     if in_own:
         notes.append(f"at {own.profile.precision}: {in_own}; all others at {problem.profile.precision}")
     files = dict.fromkeys(wanted, searched)  # in the order of the table
-    example = problem.data.example(problem.profile.batch)
     for name, network in networks.items():
         with working(f"exporting to ONNX: {name}"):
-            proto = problem.delivered(at[name].at_precision(to_onnx(network, example)))
+            proto = file_at(at[name], network)
         check_file(proto)
         files[name] = proto.SerializeToString()
-    timed = measured_alternately(
-        lambda name: measure_network(files[name], problem.profile, SHARE_OF_A_ROUND, quiet=True), wanted
-    )
+    timed = alternately(problem.profile, files, wanted)
+    further = timed_further(wanted, at, networks, found, given.further)
     entries, answered = [], dict[str, Correct]()
     for name, content in files.items():
         accuracy, correct = file_answers(problem, content)
@@ -207,10 +208,12 @@ def compare(
                 discarded_passes=discarded or None,
                 lower_rate=outcome.lower_rate,
                 precision=None if own is problem else at[name].profile.precision,
+                further=further.timed[name] or None,
             )
         )
     apart = not_separable({name: own.medians_ms for name, own in timed.items()}, wanted)
     noisy = _noisy(entries)
+    notes += further.notes
     other = INHERITED if INHERITED in wanted else UNIFORM
     difference = None
     if other in answered:
@@ -274,12 +277,13 @@ def _trained(networks: Mapping[str, Widths], train: FromScratch) -> dict[str, nn
     return {name: train(name, widths) for name, widths in networks.items()}
 
 
-def _uniform(problem: Problem, widths: Widths, kept: Kept | None) -> Widths:
+def _uniform(problem: Problem, widths: Widths, kept: Kept | None, further: Collection[str]) -> Widths:
     known = kept.uniform(problem) if kept else None
     if known is not None:
         return known
     with working("searching for the uniform network that is as fast"):
-        found = uniform_as_fast(problem, widths)
+        also = [own for own in problem.further if own.profile.name in further]
+        found = uniform_as_fast((problem, *also), widths)
     if kept:
         kept.keep_uniform(found)
     return found
@@ -312,37 +316,6 @@ def better_from_scratch(entries: Sequence[ComparedNetwork]) -> bool:
         return False
     low, high = own[SCRATCH].accuracy_low, own[SEARCHED].accuracy_high
     return low is not None and high is not None and low > high
-
-
-def uniform_as_fast(problem: Problem, widths: Widths) -> Widths:
-    """The largest uniform narrowing whose measured latency is at most that of `widths`, measured beside it.
-
-    Bisection over the ratio finds the neighbourhood; there, every ratio is tried from the largest down, since
-    latency does not rise with every step of the width. Raises BudgetError where even the narrowest is slower.
-    """
-    space, graph, profile = problem.space, problem.graph, problem.profile
-    multiple = problem.channel_multiple
-    options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))
-    if widths in options:
-        return widths  # it is uniform itself
-    searched = graph.variant(widths)
-
-    def fits(option: Widths, share: float) -> bool:
-        limit = measure_network(searched, profile, share, quiet=True).median_ms
-        try:
-            own = measure_network(graph.variant(option), profile, share, quiet=True)
-            return own.median_ms <= limit * (1 + SAME)
-        except NetworkError:
-            return False  # it holds a layer that the runtime cannot run
-
-    low, high = -1, len(options)  # options[low] fits; options[high] does not, or is past the end
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(options[middle], share=0.1) else (low, middle)
-    for option in reversed(options[: low + 1 + NEAR]):
-        if fits(option, share=0.25):
-            return option
-    raise BudgetError("no uniformly narrowed network was measured to be as fast as the searched one")
 
 
 def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
@@ -387,7 +360,8 @@ def run(run: Run, problem: Problem) -> CompareSummary:
 
     outcome = Outcome(own.discarded_epochs or 0, own.lower_rate, own.discarded_integer_epochs or 0)
     original = original_network(run, problem)
-    given = Given(original, tune if tuned else None, outcome, integers, problem)
+    files = exported_further(run, problem)
+    given = Given(original, tune if tuned else None, outcome, integers, problem, files)
     found = compare(won, export.path("model.onnx").read_bytes(), widths, recipe, given, kept)
     verified = ExportSummary.read(export)
     notes = [*found.notes]
@@ -396,11 +370,7 @@ def run(run: Run, problem: Problem) -> CompareSummary:
         here = {entry.name: entry.latency.median_ms for entry in found.entries}[name]
         both = [verified.measured.median_ms, here]
         notes.append(disagreement({"the exported file, when it was verified and now,": both}) or "")
-    if problem.further:
-        others = " and ".join(own.profile.name for own in problem.further)
-        notes.append(
-            f"networks were timed on {problem.profile.name} only; on {others}, the found one was verified"
-        )
+    notes += not_timed_on(problem)
     better = {"from_scratch": True, "epochs": recipe.epochs}
     summary = CompareSummary(
         device=problem.profile.name,

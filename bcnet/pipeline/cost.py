@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from bcnet.measure.table_build import PASSES
 from bcnet.pipeline.alternating import ALTERNATIONS
-from bcnet.pipeline.compare import SHARE_OF_A_ROUND, STEPS
+from bcnet.pipeline.compare_further import SHARE_OF_A_ROUND
+from bcnet.pipeline.compare_uniform import STEPS
 from bcnet.pipeline.original import is_given
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.repeated import FEWEST
@@ -84,12 +85,14 @@ def train(trial: Trial) -> Cost:
 
 def build_lut(trial: Trial) -> Cost:
     """Stage 2: the layers that the table lacks."""
-    networks, subnets = trial.missing
-    return Cost.of(
-        "build-lut",
-        Part(PASSES * networks, "profiles", lambda: trial.profiled),
-        Part(PASSES * subnets, "whole networks", lambda: trial.whole(0.1)),
-    )
+    parts = []
+    for own in trial.devices:
+        networks, subnets = own.missing
+        parts += [
+            Part(PASSES * networks, f"profiles{own.on}", own.profiling),
+            Part(PASSES * subnets, f"whole networks{own.on}", own.timing(0.1)),
+        ]
+    return Cost.of("build-lut", *parts)
 
 
 def search(trial: Trial) -> Cost:
@@ -110,11 +113,11 @@ def search(trial: Trial) -> Cost:
             epochs = (config.trials + 1) * config.trial_epochs
     several = len(problem.precisions)  # they share the scores of networks that methods propose
     scores, epochs = scores if methods else several * scores, several * epochs
-    measured = 0 if trial.away else several * ALTERNATIONS * (networks + 1)
+    measured = several * ALTERNATIONS * (networks + 1)
     return Cost.of(
         "search",
         Part(scores, "scores", lambda: trial.score),
-        Part(measured, "measurements", lambda: trial.whole(SHARE_OF_SEARCH)),
+        *_measurements(trial, measured, SHARE_OF_SEARCH),
         Part(begun * _rounds(problem), "batches of importance", lambda: trial.importance),
         Part(epochs, "epochs of trials", lambda: trial.tuned_epoch),
     )
@@ -138,16 +141,16 @@ def slice(trial: Trial) -> Cost:
 
 def export(trial: Trial) -> Cost:
     """Stage 5: the ONNX file."""
-    return Cost.of("export", Part(1, "export", lambda: trial.graph))
+    return Cost.of("export", *(Part(1, f"export{own.on}", own.exporting) for own in trial.devices))
 
 
 def verification(trial: Trial) -> Cost:
     """What follows in the same stage: the file on all test images, beside PyTorch, and timed."""
     return Cost.of(
         "verify",
-        Part(1, "evaluation of the file", lambda: trial.test_of_file),
+        *(Part(1, f"evaluation of the file{own.on}", own.testing_file) for own in trial.devices),
         Part(2, "evaluations", lambda: trial.test),
-        Part(0 if trial.away else 2 * AT_LEAST, "measurements", lambda: trial.whole(1.0)),
+        *_measurements(trial, 2 * AT_LEAST, 1.0),
     )
 
 
@@ -170,11 +173,16 @@ def comparison(trial: Trial) -> Cost:
             lambda: trial.tuned_epoch if inherits(problem) else trial.small_epoch,
         ),
         Part(_rounds(problem) if inherits(problem) else 0, "batches of importance", lambda: trial.importance),
-        Part(2 * math.ceil(math.log2(STEPS)), "measurements of uniform networks", lambda: trial.whole(0.1)),
-        Part(FEWEST * networks, "measurements", lambda: trial.whole(SHARE_OF_A_ROUND)),
-        Part(networks, "exports", lambda: trial.graph),
+        *_measurements(trial, 2 * math.ceil(math.log2(STEPS)), 0.1, "measurements of uniform networks"),
+        *_measurements(trial, FEWEST * networks, SHARE_OF_A_ROUND),
+        *(Part(networks, f"exports{own.on}", own.exporting) for own in trial.measured_on),
         Part(networks, "evaluations of files", lambda: trial.test_of_file),
     )
+
+
+def _measurements(trial: Trial, count: float, share: float, what: str = "measurements") -> list[Part]:
+    """Whole networks, so many on each device where they can be measured."""
+    return [Part(count, f"{what}{own.on}", own.timing(share)) for own in trial.measured_on]
 
 
 def _rounds(problem: Problem) -> int:
@@ -182,14 +190,27 @@ def _rounds(problem: Problem) -> int:
     return ROUNDS * BATCHES if problem.config.slice.inherit in ("auto", ITERATIVE) else 0
 
 
-STAGES: dict[str, tuple[Callable[[Trial], Cost], bool]] = {  # and whether it needs the device
-    "train": (train, False),
-    "build-lut": (build_lut, True),
-    "search": (search, False),
-    "slice": (slice, False),
-    "export": (export, False),
-    "verify": (verification, False),
-    "compare": (comparison, True),
+def _nothing(trial: Trial) -> None:
+    """Needs no device."""
+
+
+def _any_away(trial: Trial) -> str | None:
+    return next((own.away for own in trial.devices if own.away), None)
+
+
+def _first_away(trial: Trial) -> str | None:
+    return trial.away
+
+
+# The cost of each stage, and why that cannot be known: it needs a device that is not here.
+STAGES: dict[str, tuple[Callable[[Trial], Cost], Callable[[Trial], str | None]]] = {
+    "train": (train, _nothing),
+    "build-lut": (build_lut, _any_away),
+    "search": (search, _nothing),
+    "slice": (slice, _nothing),
+    "export": (export, _nothing),
+    "verify": (verification, _nothing),
+    "compare": (comparison, _first_away),
 }
 
 
@@ -197,6 +218,6 @@ def costs(problem: Problem) -> list[Cost]:
     """The cost of every stage, by one set of trials."""
     trial = Trial(problem)
     return [
-        Cost(name, None, None, None, trial.away) if trial.away and measures else function(trial)
-        for name, (function, measures) in STAGES.items()
+        Cost(name, None, None, None, reason) if (reason := unknown(trial)) else function(trial)
+        for name, (function, unknown) in STAGES.items()
     ]

@@ -41,8 +41,8 @@ def _seconds(name: str, trial: Trial) -> float | None:
     parts = (name, "verify") if name == "export" else (name,)
     seconds = 0.0
     for part in parts:
-        function, measures = cost.STAGES[part]
-        if trial.away and measures:
+        function, unknown = cost.STAGES[part]
+        if unknown(trial):
             return None
         seconds += function(trial).seconds or 0.0
     return round(seconds, 1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,6 +119,7 @@ class Trial:
         self.small = small or self.space.uniform(math.sqrt(min(share, 1.0)))
         self._recipe = recipe
         self._whole: dict[float, Unit] = {}
+        self.on = ""  # for texts: " on NAME" on a further device
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -139,6 +140,23 @@ class Trial:
     def away(self) -> str | None:
         """Why nothing can be measured on the device now; None where it can."""
         return why_not_here(self.problem.profile) or replayed(self.problem.profile)
+
+    @property
+    def devices(self) -> "tuple[Trial, ...]":
+        """This one, and a trial of the same on each further device."""
+        return (self, *self._further)
+
+    @cached_property
+    def _further(self) -> "tuple[Trial, ...]":
+        found = tuple(Trial(own, self.small, self._recipe) for own in self.problem.further)
+        for own in found:
+            own.on = f" on {own.problem.profile.name}"
+        return found
+
+    @property
+    def measured_on(self) -> "tuple[Trial, ...]":
+        """Those on devices where networks can be measured; without the first one, they are on none."""
+        return () if self.away else tuple(own for own in self.devices if not own.away)
 
     @cached_property
     def steps(self) -> int:
@@ -237,6 +255,22 @@ class Trial:
         ms = float(layers_ms(graph, whole, graph.variant(whole), profile, 5).sum(0).min())
         runs = runs_of_a_profile(ms)
         return tried(lambda: layers_ms(graph, self.small, graph.variant(self.small), profile, runs))
+
+    def exporting(self) -> Unit:
+        """As `graph`."""
+        return self.graph
+
+    def profiling(self) -> Unit:
+        """As `profiled`."""
+        return self.profiled
+
+    def testing_file(self) -> Unit:
+        """As `test_of_file`."""
+        return self.test_of_file
+
+    def timing(self, share: float) -> Callable[[], Unit]:
+        """What tries `whole` with this share."""
+        return partial(self.whole, share)
 
     def whole(self, share: float) -> Unit:
         """Measuring one whole network, for this share of the profile's duration."""

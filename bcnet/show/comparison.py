@@ -30,6 +30,12 @@ def show_comparison(summary: "CompareSummary") -> None:
     heading = "accuracy (95 %)" if entries[0].accuracy_low is not None else heading
     more = ["lost", "speed", "noise", "params"] if original is not None else ["noise", "params", "MACs"]
     put(*columns(["network", heading, "ms", *more], rows), "")
+    if devices := [own.device for own in entries[0].further or ()]:
+        shown = [
+            [entry.name, *(milliseconds(own.latency.median_ms) for own in entry.further or ())]
+            for entry in entries
+        ]
+        put(*columns(["network", *(f"ms on {device}" for device in devices)], shown), "")
     budget = f"{summary.budget}, " if summary.budget else ""
     put(f"on {summary.device}: {budget}predicted {milliseconds(summary.predicted_ms)} ms")
     put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")

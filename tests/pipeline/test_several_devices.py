@@ -14,10 +14,15 @@ from bcnet.config import load_config
 from bcnet.errors import ArtifactError, ConfigError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
+from bcnet.pipeline import cost
+from bcnet.pipeline.compare import FULL, SCRATCH, SEARCHED, UNIFORM
 from bcnet.pipeline.further_devices import devices_of, held_by_search
 from bcnet.pipeline.open_problem import open_problem
-from bcnet.pipeline.results import SearchSummary
+from bcnet.pipeline.results import CompareSummary, SearchSummary
+from bcnet.pipeline.trial import Trial
+from bcnet.pipeline.verify import AT_LEAST
 from bcnet.report.charts import devices
+from bcnet.report.charts.networks import comparison
 from bcnet.report.content import run_report
 from bcnet.runs import Run
 from bcnet.show import show_summary
@@ -50,7 +55,7 @@ def steady(monkeypatch: pytest.MonkeyPatch, slow: bytes = b"") -> None:
         ms = len(content) * 1e-6 * profile.batch * (9 if content == slow else 1)
         return LatencyStat(ms, ms, 0.0, 10)
 
-    for module in ("search_inputs", "verify"):
+    for module in ("search_inputs", "verify", "compare_further", "compare_uniform", "trial"):
         monkeypatch.setattr(f"bcnet.pipeline.{module}.measure_network", measure)
 
 
@@ -101,6 +106,23 @@ def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_pr
     show_summary(SearchSummary.read(RUN.stage("search")))
     lines = capfd.readouterr().out.splitlines()
     assert any(line.strip().startswith("on pairs: ") and " measured, " in line for line in lines)
+
+    compared, _ = printed(capfd, "run", "--compare", *BOTH, *BUDGETS)
+    rows = {row["name"]: row for row in compared["networks"]}
+    assert list(rows) == [FULL, UNIFORM, SEARCHED, SCRATCH]
+    for row in rows.values():
+        (timed,) = row["further"]
+        assert timed["device"] == "pairs"
+        assert timed["latency"]["median_ms"] == min(timed["rounds_ms"])
+        assert timed["latency"]["median_ms"] == pytest.approx(2 * row["latency"]["median_ms"], rel=0.01)
+    there_ms = {name: row["further"][0]["latency"]["median_ms"] for name, row in rows.items()}
+    assert there_ms[SEARCHED] == verified["measured"]["median_ms"]
+    assert there_ms[UNIFORM] <= there_ms[SEARCHED] * 1.01  # as fast on this device, too
+    assert not any("timed on" in note for note in compared["notes"])
+    show_summary(CompareSummary.read(RUN.stage("compare")))
+    assert "ms on pairs" in capfd.readouterr().out
+    table = comparison(run_report(RUN, "not asked for", {}))
+    assert (table.headings[-1], [row[-1] for row in table.rows]) == ("on pairs (ms)", [*there_ms.values()])
 
     # A file that is too slow on the second device alone fails, and the export before it stays.
     before = Path(verified["file"]).read_bytes()
@@ -154,6 +176,35 @@ def test_a_further_precision_is_tried_on_all_devices_inside_the_same_budgets_in_
     full_ms = 2e-6 * len(problem.further[0].graph.variant(whole))
     assert verified["full"]["median_ms"] == pytest.approx(full_ms)
     assert verified["budget"]["ms"] == pytest.approx(0.9 * full_ms)
+
+
+def test_a_plan_estimates_what_each_device_takes(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steady(monkeypatch)
+    far = f'{PROFILE}machine = "riscv64"\n'
+    Path("hw_profiles/far.toml").write_text(far, encoding="utf-8")
+    trial = Trial(open_problem(load_config(None, {"": {"device": ["cpu", "pairs", "far"]}})))
+    assert [own.problem.profile.name for own in trial.devices] == ["cpu", "pairs", "far"]
+    assert [own.on for own in trial.measured_on] == ["", " on pairs"]
+    verified = cost.verification(trial)
+    assert [part.split(" of ")[0] for part in verified.basis.split(", ") if "measurements" in part] == [
+        f"{2 * AT_LEAST} measurements",
+        f"{2 * AT_LEAST} measurements on pairs",
+    ]
+    assert "1 evaluation of the file on far" in verified.basis
+    # The tables of all devices have to be measured, on each.
+    needs = {name: unknown(trial) for name, (_, unknown) in cost.STAGES.items()}
+    assert {name for name, reason in needs.items() if reason} == {"build-lut"}
+    assert needs["build-lut"] == trial.devices[2].away
+
+
+def test_an_arena_is_of_one_device(pairs: Path, refused: Refused) -> None:
+    Path("bcnet.toml").write_text(
+        'device = ["cpu", "pairs"]\n' + Path("bcnet.toml").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    assert (
+        "equal latency, which is possible on one device only: choose one of cpu, pairs with --device NAME"
+        in refused(1, "bench", "arena")
+    )
 
 
 def test_a_device_that_is_not_here_limits_by_its_estimate_and_leaves_the_export_unverified(

@@ -1,7 +1,7 @@
 """What each stage found: one model a stage, in the file of its name. `values.py`: what all have in common."""
 
 from bcnet.pipeline.results.build_lut import EstimateSummary, PrecisionTable, TableSummary
-from bcnet.pipeline.results.compare import AccuracyDifference, ComparedNetwork, CompareSummary
+from bcnet.pipeline.results.compare import AccuracyDifference, ComparedNetwork, CompareSummary, TimedOnDevice
 from bcnet.pipeline.results.export import (
     AgainstOriginal,
     Answers,
@@ -50,6 +50,7 @@ __all__ = [
     "SupernetSummary",
     "TableSummary",
     "Target",
+    "TimedOnDevice",
     "Values",
     "VerifyReport",
     "parsed",

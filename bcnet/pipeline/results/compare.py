@@ -8,6 +8,15 @@ from bcnet.pipeline.results.values import Budgeted, StageResult, Values
 from bcnet.traits import PrecisionName
 
 
+class TimedOnDevice(Values):
+    """One network on a further device, by the file for that device; keys as those of the first one."""
+
+    device: str
+    latency: LatencyStat
+    rounds_ms: tuple[float, ...]
+    noise: float
+
+
 class ComparedNetwork(Values):
     """One network: accuracy of its ONNX file on the test set with a 95 % interval, latency, size.
 
@@ -17,7 +26,7 @@ class ComparedNetwork(Values):
     given; `discarded_passes` and `lower_rate` as in the result of the slice.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_passes", "lower_rate", "precision"})
+    ABSENT: ClassVar[frozenset[str]] = frozenset({"discarded_passes", "lower_rate", "precision", "further"})
 
     name: str
     widths: tuple[int, ...]
@@ -34,6 +43,7 @@ class ComparedNetwork(Values):
     discarded_passes: int | None = None
     lower_rate: float | None = None
     precision: PrecisionName | None = None  # where networks of several are compared
+    further: tuple[TimedOnDevice, ...] | None = None  # on further devices that were measured
 
 
 class AccuracyDifference(Values):

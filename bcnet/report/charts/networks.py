@@ -59,9 +59,11 @@ def comparison(report: RunReport) -> Table:
             own.macs,
             own.size_bytes / 1e6,
             own.passes,
+            *(there.latency.median_ms for there in own.further or ()),
         )
         for own in report.networks
     ]
     more = ("latency (ms)", "90th percentile (ms)", "times as fast", "noise (%)", "parameters", "MACs")
     headings = ("network", f"{report.metric}{unit}", "lost", *more, "size (MB)", "passes")
-    return Table(headings, tuple(rows))
+    devices = tuple(f"on {there.device} (ms)" for there in first.further or ())
+    return Table((*headings, *devices), tuple(rows))
