@@ -31,7 +31,7 @@ from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS
+from bcnet.training.step_plan import StepPlan
 from bcnet.width_search.scorer import Scorer, evaluate_network
 from bcnet.width_search.surrogate import denoised_scores, places_of, with_losses
 
@@ -136,8 +136,9 @@ def main() -> None:
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"
-            paths = STEPS[config.train.step].paths(len(SUPERNETS[method].sides), config.train.draws)
-            epochs = max(1, round(options.passes / (paths * config.train.supernets)))
+            plan = StepPlan.of(config.train.model_copy(update={"method": method}))
+            each = plan.passes(len(SUPERNETS[method].sides)) * config.train.supernets
+            epochs = max(1, round(options.passes / each))
             own = load_config(
                 options.config, {"": {"seed": seed}, "train": {"method": method, "epochs": epochs}}
             )

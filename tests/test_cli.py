@@ -415,7 +415,7 @@ CONFIGURATIONS = [
     ("[train\nepochs = 3", "bcnet.toml is not TOML"),
     (
         '[train]\nmethod = "slim"',
-        "train.method: unknown method 'slim'; known: bcnet, bcnetv2, cafenet, unilateral",
+        "train.method: unknown method 'slim'; known: bcnet, bcnetv2, cafenet, psenet, unilateral",
     ),
     ("[search]\nlatency_ms = 0.0", "latency_ms must be a number above zero, not 0.0"),
     (

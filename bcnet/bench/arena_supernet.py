@@ -17,7 +17,7 @@ from bcnet.pipeline.training_file import CheckpointFiles, Finished, finished_fil
 from bcnet.runs import write_files
 from bcnet.space.supernet import Supernet
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS
+from bcnet.training.step_plan import STEPS
 
 
 def trained_supernet(problem: Problem, passes: int, folder: Path, inputs: str) -> Supernet:

@@ -21,7 +21,7 @@ from bcnet.bench import from_scratch
 from bcnet.bench.channel_bench_macro import MAXIMA, PUBLISHED, QUARTERS, BenchTable, compared
 from bcnet.bench.kept import Kept
 from bcnet.bench.scored_settings import Settings, scores_of, settings_of_run
-from bcnet.config import Config
+from bcnet.config import Config, TrainConfig
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import Problem
@@ -33,7 +33,7 @@ from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.training.recipe import training_device
 from bcnet.training.shared_work import Shared
-from bcnet.training.supernet_step import STEPS
+from bcnet.training.step_plan import StepPlan
 from bcnet.width_search.surrogate import Ridge, denoised_scores, features_of, with_losses
 
 
@@ -83,7 +83,19 @@ class Setup:
 
         Raises ConfigError for an unknown method.
         """
-        paths = STEPS[self.step].paths(len(SUPERNETS[self.method].sides), self.draws)
+        sides = len(SUPERNETS[self.method].sides)
+        train: dict[str, Any] = {
+            "method": self.method,
+            "step": self.step,
+            "draws": self.draws,
+            "complementary": self.complementary,
+            "supernets": self.supernets,
+            "batch_size": self.batch_size or self.preset.batch_size,
+            "label_smoothing": 0.0,
+        }
+        plan = StepPlan.of(TrainConfig.model_construct(**train))  # validated where it is loaded
+        passes = plan.passes(sides)
+        wanted = (self.passes or self.preset.passes) / (passes * self.supernets)
         return {
             "": {"seed": self.seed},
             "model": {
@@ -99,16 +111,7 @@ class Setup:
                 "shift": 4,
             },
             "space": {"bins": QUARTERS, "channel_multiple": 1, "min_width": 1 / QUARTERS},
-            "train": {
-                "method": self.method,
-                "step": self.step,
-                "draws": self.draws,
-                "complementary": self.complementary,
-                "epochs": max(1, round((self.passes or self.preset.passes) / (paths * self.supernets))),
-                "supernets": self.supernets,
-                "batch_size": self.batch_size or self.preset.batch_size,
-                "label_smoothing": 0.0,
-            },
+            "train": {**train, "epochs": max(1, round(wanted))},
             "search": {"recalibration_images": self.preset.recalibration_images},
         }
 
@@ -181,7 +184,7 @@ def rank_settings(
         "space": table.space,
         "method": config.train.method,
         "step": config.train.step,
-        "draws": config.train.draws,
+        "draws": StepPlan.of(config.train).draws,
         "complementary": config.train.complementary,
         "supernets": config.train.supernets,
         "batch_size": config.train.batch_size,

@@ -103,7 +103,7 @@ def channel_bench_macro(
     from bcnet.pipeline.open_problem import open_problem
     from bcnet.run_choice import checked_name
     from bcnet.runs import Run
-    from bcnet.training.supernet_step import STEPS
+    from bcnet.training.step_plan import STEPS
 
     _one_of("--preset", preset, PRESETS)
     _one_of("--space", space, MAXIMA)

@@ -37,11 +37,13 @@ class TrainConfig(Section):
         description=f"which channels a width takes: {', '.join(SUPERNETS.own())}, or a method of another "
         "package",
     )
-    step: Literal["plain", "alternating", "sandwich", "distilled", "us-nets"] = Field(
+    step: Literal["plain", "alternating", "sandwich", "distilled", "us-nets", "interleaved"] = Field(
         "plain",
         description="paths of a step: plain (drawn widths on both sides), alternating (on one side, left and "
         "right in alternate steps), sandwich (plain, the widest and the narrowest), distilled (plain and the "
-        "widest, from which the others learn by in-place distillation), us-nets (sandwich and distilled)",
+        "widest, from which the others learn by in-place distillation), us-nets (sandwich and distilled), "
+        "interleaved (plain, but every second step, or every third with `complementary`, trains the widest "
+        "alone, as in BCNet's released trainer)",
     )
     _step = field_validator("step", mode="before")(_renamed_step)
     draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
@@ -49,6 +51,13 @@ class TrainConfig(Section):
         False,
         description="follow widths c by their complements, l - c (bcnet) or l + b - c (bcnetv2), as in the "
         "papers",
+    )
+    parallel: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="psenet only: widths drawn for each step, in place of `draws`; each is trained on its "
+        "part of the batch",
     )
     free_offset: int = Field(
         1,

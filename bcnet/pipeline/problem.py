@@ -30,7 +30,7 @@ from bcnet.runs import digest
 from bcnet.space.free_channels import Assignments
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthSpace
-from bcnet.training.supernet_step import STEPS
+from bcnet.training.step_plan import StepPlan
 from bcnet.training.task import Task
 from bcnet.traits import PrecisionName
 from bcnet.user_code import code_of
@@ -174,10 +174,13 @@ class Problem:
 
     @property
     def supernet_passes(self) -> int:
-        """Passes over the training images that all supernets take: each path of a step counts."""
+        """Passes over the training images that all supernets take: each path of a step counts.
+
+        Paths that share a batch count as one.
+        """
         train = self.config.train
-        paths = STEPS[train.step].paths(len(self.space.rule.sides), train.draws)
-        return train.supernets * train.epochs * paths
+        passes = StepPlan.of(train).passes(len(self.space.rule.sides))
+        return round(train.supernets * train.epochs * passes)
 
     @property
     def winner_passes(self) -> int:

@@ -50,9 +50,11 @@ from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import connected, world
 from bcnet.training.loop import Trainee, check_trained, first_batch, fit, steps_an_epoch
+from bcnet.training.parts import SlicedParts, fastest_parts
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.shared_work import Shared, each, in_all
-from bcnet.training.supernet_step import STEPS, DrawnSteps, Paths, SlicedPaths, StepPlan, trainable
+from bcnet.training.step_plan import STEPS, StepPlan
+from bcnet.training.supernet_step import DrawnSteps, Parts, Paths, SlicedPaths, trainable
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 POINT = 0.01  # of accuracy: more than this is a loss
@@ -88,12 +90,17 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
     model.to(recipe.device).train()
     sliced = SlicedPaths(supernet, recipe, objective)
     paths: Paths = sliced
+    parts: Parts | None = None
     plan = plan if objective is None else replace(plan, distilled=False)
-    if plan.cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
+    if plan.parallel and recipe.device == "cuda":
+        parts = fastest_parts(sliced, *first_batch(data, recipe), plan.paths(len(space.rule.sides)))
+    elif plan.parallel:  # masks would need more work, and a training that continues must not change its way
+        parts = SlicedParts(sliced)
+    elif plan.cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
         teacher = "the original network" if objective else "the widest path"
         say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
     elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
-        count = plan.paths(len(space.rule.sides), plan.draws)
+        count = plan.paths(len(space.rule.sides))
         paths = fastest_paths(sliced, *first_batch(data, recipe), count)
     resume = checkpoints.load() if checkpoints else None
     assign = None
@@ -101,7 +108,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
         assign = BestAssignments(sliced, supernet.assignments, data)
         if resume:
             assign.continue_at(resume.snapshot.epoch * steps_an_epoch(data, recipe) + resume.snapshot.step)
-    steps = DrawnSteps.of(paths, plan, recipe.seed, assign)
+    steps = DrawnSteps.of(paths, plan, recipe.seed, assign, parts)
     curve = list(resume.curve) if resume else []
     probes = SubnetProbes(supernet, data, recipe)
     # Of the steps since the last checkpoint: reading one would wait for a GPU.
@@ -109,7 +116,7 @@ def train(  # noqa: PLR0913 - each keyword is one independent option with a defa
 
     def step(inputs: Any, targets: Any, number: int) -> Tensor:
         drawn, losses = steps(inputs, targets, number)
-        unread.append((drawn, losses))
+        unread.append((drawn, losses[: len(drawn)]))
         return losses
 
     def save(snapshot: Snapshot, mean_loss: float | None) -> None:

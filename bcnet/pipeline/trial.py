@@ -37,8 +37,10 @@ from bcnet.space.width_space import Widths
 from bcnet.training.assigned_steps import BestAssignments
 from bcnet.training.gradient_importance import gate_importances
 from bcnet.training.loop import Trainee, seconds_a_step, seconds_to_fit
+from bcnet.training.parts import SlicedParts
 from bcnet.training.recipe import Objective, Recipe
-from bcnet.training.supernet_step import DrawnSteps, SlicedPaths, StepPlan, trainable
+from bcnet.training.step_plan import StepPlan
+from bcnet.training.supernet_step import DrawnSteps, SlicedPaths, trainable
 from bcnet.width_search.scorer import evaluate_network
 
 T = TypeVar("T")
@@ -96,7 +98,8 @@ def seconds_a_supernet_step(problem: Problem, recipe: Recipe, objective: Objecti
     if supernet.assignments is not None:
         assign = BestAssignments(paths, replace(supernet.assignments, random=0.0), problem.data)
     plan = replace(plan, distilled=plan.distilled and objective is None)
-    steps = DrawnSteps.of(paths, plan, recipe.seed, assign)
+    parts = SlicedParts(paths) if plan.parallel else None
+    steps = DrawnSteps.of(paths, plan, recipe.seed, assign, parts)
     trainee = Trainee(paths.parameters, lambda *batch: steps(*batch)[1], lambda: paths.buffers, paths.scaler)
     problem.model.to(recipe.device).train()
     try:

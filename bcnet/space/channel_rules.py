@@ -25,6 +25,8 @@ class ChannelRule(ABC):
     paper: ClassVar[str]
     sides: ClassVar[tuple[Side, ...]]
     free: ClassVar[bool] = False  # whether the channels near a width's edge are free (free_channels.py)
+    parallel: ClassVar[bool] = False  # whether the widths of a step share its batch (training/parts.py)
+    prior_mutation: ClassVar[bool] = False  # whether mutations draw from the prior, unless configured
 
     @abstractmethod
     def choices(

@@ -9,14 +9,13 @@ import pickle
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from bcnet.errors import FOREIGN, TrainingError, one_line
@@ -24,14 +23,22 @@ from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.space.subnet import Subnet, membership
 from bcnet.space.supernet import NarrowNetwork
+from bcnet.training.same_gradients import (
+    EXACT,
+    difference,
+    double,
+    gradient_of,
+    in_float64,
+    nothing_drawn,
+    tried,
+    unfit,
+)
 from bcnet.training.supernet_step import Paths, SlicedPaths
 from bcnet.training.task import bound_to
 
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]  # records work and returns its replay
-# Tolerances of gradients relative to their norm: between masks and slices in float64 (in TF32 they differ
-# more, because of rounding: decision 20), and between the work and its replay.
-EXACT, REPLAYED = 1e-3, 0.02
+REPLAYED = 0.02  # tolerance of gradients relative to their norm, between the work and its replay
 TIMED = 3  # number of timings of each path, of which the fastest counts
 
 
@@ -98,13 +105,13 @@ class MaskedPath:
         )
         split = len(self._masked)
         torch._foreach_addcmul_(
-            [_gradient(parameters[name]) for name in self._masked],
+            [gradient_of(parameters[name]) for name in self._masked],
             # In the parameters' layout: what is of another is not added in one piece.
             [gradient.contiguous() for gradient in found[:split]],
             masks,
         )
         for name, gradient in zip(self._whole, found[split:], strict=True):
-            _gradient(parameters[name]).add_(gradient)
+            gradient_of(parameters[name]).add_(gradient)
         return loss.detach()
 
     def _masks(self) -> list[Tensor]:
@@ -116,12 +123,6 @@ class MaskedPath:
         tensors = [self.sliced.parameters[name] for name in self._masked]
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The parameter's gradient, which must exist: a captured graph has its address."""
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 class RecordedPaths:
@@ -245,7 +246,7 @@ def fastest_paths(
         for name, buffer in sliced.buffers.items():
             buffer.copy_(before[name])
         for parameter in parameters:
-            _gradient(parameter).zero_()
+            gradient_of(parameter).zero_()
     say(f"training {'by a' if recorded else 'on slices, not by a'} recorded CUDA graph: {reason}")
     return recorded or sliced
 
@@ -255,33 +256,17 @@ def _trial(
 ) -> tuple[RecordedPaths | None, str]:
     """The recorded paths if they are right and faster, and why they are or are not."""
     batch = (inputs, targets, count)
-    reason = _unfit(sliced, inputs, targets)
+    reason = unfit(sliced, inputs, targets)
     if reason is not None:
         return None, reason
     recorded = RecordedPaths(sliced, *batch, capture)
     reason = _different(recorded, sliced, *batch)
     if reason is not None:
         return None, reason
-    own_s, sliced_s = (_seconds(paths, _tried(sliced), *batch) for paths in (recorded, sliced))
+    own_s, sliced_s = (_seconds(paths, tried(sliced), *batch) for paths in (recorded, sliced))
     times = f"a path takes {milliseconds(own_s * 1e3)} ms recorded, "
     times += f"{milliseconds(sliced_s * 1e3)} on slices"
     return recorded if own_s < sliced_s else None, times
-
-
-def _unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
-    """Why paths cannot be masked or recorded, where that is known beforehand."""
-    mixed = [group.name for group in sliced.space.groups if group.mixed]
-    if mixed:
-        return f"a layer normalises across the channels of {mixed[0]}, or computes with their number"
-    if not sliced.recipe.task.by_cross_entropy:
-        return "the loss is your own"
-    for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):
-        module = sliced.model.get_submodule(name.rpartition(".")[0])
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            return f"{name} is neither trained nor recalibrated for each candidate"
-    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves((inputs, targets))):
-        return "batches hold more than tensors"
-    return None
 
 
 def _different(
@@ -292,14 +277,14 @@ def _different(
     Masks against slices in float64, with nothing drawn at random; the replay against the same masks as they
     are trained, with the same random numbers.
     """
-    plain = _in_float64(sliced)
+    plain = in_float64(sliced)
     exact, as_trained = MaskedPath(plain), recorded.masked
-    wide = tree_map_only(Tensor, _double, inputs)
-    for path in _tried(sliced):
+    wide = tree_map_only(Tensor, double, inputs)
+    for path in tried(sliced):
         exact.choose(path)
         as_trained.choose(path)
-        with _nothing_drawn(sliced.model):
-            apart = _difference(
+        with nothing_drawn(sliced.model):
+            apart = difference(
                 plain.parameters,
                 lambda path=path: plain(path, wide, targets, count),  # type: ignore[misc]
                 lambda: exact(wide, targets, count),
@@ -307,7 +292,7 @@ def _different(
         if not apart <= EXACT:
             return f"with masks gradients are off by {apart:.1%}"
         with _fastest_kernels():  # as in the recording
-            apart = _difference(
+            apart = difference(
                 sliced.parameters,
                 lambda: as_trained(inputs, targets, count),
                 lambda path=path: recorded(path, inputs, targets, count),  # type: ignore[misc]
@@ -315,61 +300,6 @@ def _different(
         if not apart <= REPLAYED:
             return f"what was recorded gives gradients that are off by {apart:.1%}"
     return None
-
-
-def _in_float64(sliced: SlicedPaths) -> SlicedPaths:
-    """The same paths on tensors of their own."""
-    parameters = {name: nn.Parameter(_double(own.detach())) for name, own in sliced.parameters.items()}
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    # Statistics are changed in place: those that are double already are copied, too.
-    buffers = {name: _double(buffer).clone() for name, buffer in sliced.buffers.items()}
-    supernet = replace(sliced.supernet, state={**parameters, **buffers})
-    return SlicedPaths(supernet, replace(sliced.recipe, amp=False))
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def _tried(sliced: SlicedPaths) -> list[Subnet]:
-    """Paths to try: all of the channels, half and the fewest, on each side."""
-    space = sliced.space
-    return [
-        Subnet.at(space, widths, side)
-        for widths in (space.largest(), space.uniform(0.5), space.smallest())
-        for side in space.rule.sides
-    ]
-
-
-@contextmanager
-def _nothing_drawn(model: nn.Module) -> Iterator[None]:
-    """A network in training mode as far as its batch norms go, for the length of a block: no dropout."""
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    try:
-        yield
-    finally:
-        model.train()
-
-
-def _difference(
-    parameters: Mapping[str, nn.Parameter], one: Callable[[], Any], other: Callable[[], Any]
-) -> float:
-    """How far the gradients of two ways are apart, as a part of the first's norm; may be no number."""
-    found = []
-    devices = [torch.cuda.current_device()] if next(iter(parameters.values())).is_cuda else []
-    with torch.random.fork_rng(devices):
-        for way in (one, other):
-            for parameter in parameters.values():
-                _gradient(parameter).zero_()
-            torch.manual_seed(0)
-            way()
-            found.append(torch.cat([_gradient(each).flatten() for each in parameters.values()]))
-    norm, apart = float(found[0].norm()), float((found[1] - found[0]).norm())
-    return apart / norm if norm else apart
 
 
 def _seconds(paths: Paths, tried: Sequence[Subnet], inputs: Any, targets: Any, count: int) -> float:

@@ -142,9 +142,10 @@ def training_digest(config: Config) -> str:
             del train[later]
     if train["rate_decay"] == "cosine":
         del train["rate_decay"]
-    if not SUPERNETS[config.train.method].free:  # they have no effect
-        for own in ("free_offset", "free_sets", "free_random"):
-            del train[own]
+    rule = SUPERNETS[config.train.method]  # settings without effect are left out
+    for own in () if rule.free else ("free_offset", "free_sets", "free_random"):
+        del train[own]
+    del train["draws" if rule.parallel else "parallel"]
     train["amp"] = train["amp"] is not False  # once the default; the precision is chosen for a whole run
     data, task = config.data, config.task
     functions = [_code(name) for name in (data.transforms, data.collate, task.loss, task.train_step)]

@@ -1,6 +1,7 @@
-"""One training step of a supernet: which subnets it trains, one backward pass each, and what from.
+"""One training step of a supernet: its subnets, one after the other or all at once, and what they learn from.
 
 In: the supernet's parameters, drawn widths, a batch. Out: losses; gradients added to the parameters.
+`step_plan.py` says which paths a step has.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,60 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bcnet.config import TrainConfig
 from bcnet.space.channel_rules import Side, WidthSampler
 from bcnet.space.subnet import State, Subnet, ranges, subnet_state
 from bcnet.space.supernet import NarrowNetwork, Supernet
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.recipe import Objective, Recipe
+from bcnet.training.step_plan import STEPS, StepPlan
 from bcnet.training.task import bound_to, logits_of
 
 # (drawn widths, inputs, targets, number of the step) -> a subnet of each of these widths
 Assign = Callable[[Sequence[Widths], Any, Any, int], Sequence[Subnet]]
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """Which paths a step trains beside those of the drawn widths, and whether it distils in place.
-
-    The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
-    comes first and learns from the labels, all others learn from its outputs (`distilled`). With
-    `alternating`, drawn widths run on one side only, left and right step by step: twice the steps for as many
-    passes. `draws` widths are drawn for each step; with
-    `complementary`, widths are followed by their complements. With `cuda_graph`, a GPU trains
-    by a recorded graph where that is right and faster.
-    """
-
-    alternating: bool = False
-    widest: bool = False
-    narrowest: bool = False
-    distilled: bool = False
-    draws: int = 1
-    complementary: bool = False
-    cuda_graph: bool = False
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> "StepPlan":
-        """That of the configuration."""
-        return replace(
-            STEPS[config.step],
-            draws=config.draws,
-            complementary=config.complementary,
-            cuda_graph=config.cuda_graph,
-        )
-
-    def paths(self, sides: int, draws: int) -> int:
-        """Forward and backward passes of a step that draws so many widths."""
-        return draws * (1 if self.alternating else sides) + self.widest + self.narrowest
-
-
-STEPS = {
-    "plain": StepPlan(),
-    "alternating": StepPlan(alternating=True),
-    "sandwich": StepPlan(widest=True, narrowest=True),
-    "distilled": StepPlan(widest=True, distilled=True),
-    "us-nets": StepPlan(widest=True, narrowest=True, distilled=True),
-}
 
 
 class Paths(Protocol):
@@ -74,6 +31,14 @@ class Paths(Protocol):
     def __call__(
         self, path: Subnet, inputs: Any, targets: Any, count: int = 1, teacher: Tensor | None = None
     ) -> tuple[Tensor, Any]: ...
+
+
+class Parts(Protocol):
+    """Something that trains several subnets of a supernet's `space`, each on its part of a batch."""
+
+    space: WidthSpace
+
+    def __call__(self, subnets: Sequence[Subnet], inputs: Any, targets: Any) -> list[Tensor]: ...
 
 
 class SlicedPaths:
@@ -140,26 +105,47 @@ class SlicedPaths:
 class DrawnSteps:
     """The steps of a supernet's training: each draws its widths, and trains their paths as the plan says.
 
-    If widths can take several sets of channels, `assign` chooses one.
+    If widths can take several sets of channels, `assign` chooses one. The paths of a `parallel` plan are
+    trained by `parts`.
     """
 
     paths: Paths
     plan: StepPlan
     sampler: WidthSampler
     assign: Assign | None = None
+    parts: Parts | None = None
 
     @classmethod
-    def of(cls, paths: Paths, plan: StepPlan, seed: int, assign: Assign | None = None) -> "DrawnSteps":
+    def of(
+        cls,
+        paths: Paths,
+        plan: StepPlan,
+        seed: int,
+        assign: Assign | None = None,
+        parts: Parts | None = None,
+    ) -> "DrawnSteps":
         """Those of this seed, in which every group goes through all its choices."""
         choices = tuple(group.choices for group in paths.space.groups)
-        return cls(paths, plan, WidthSampler(paths.space.rule, choices, seed, plan.complementary), assign)
+        sampler = WidthSampler(paths.space.rule, choices, seed, plan.complementary)
+        return cls(paths, plan, sampler, assign, parts)
 
     def __call__(self, inputs: Any, targets: Any, number: int) -> tuple[list[Widths], Tensor]:
-        """The widths that step `number` draws, and the loss of each, (draws,); adds gradients."""
-        plan = self.plan
-        drawn = [Widths(self.sampler.at(number * plan.draws + own)) for own in range(plan.draws)]
+        """The widths that step `number` draws, and the loss of each, (draws,); adds gradients.
+
+        A step that draws none, as it trains the widest path alone, gives that path's loss, (1,).
+        """
+        plan, space = self.plan, self.paths.space
+        own = plan.drawing(number)
+        if own is None:
+            sides = space.rule.sides
+            whole = Subnet.at(space, space.largest(), sides[number // plan.cycle % len(sides)])
+            return [], self.paths(whole, inputs, targets)[0].double().reshape(1)
+        drawn = [Widths(self.sampler.at(own * plan.draws + place)) for place in range(plan.draws)]
         taken = drawn if self.assign is None else self.assign(drawn, inputs, targets, number)
-        losses = supernet_step(self.paths, taken, inputs, targets, plan=plan, number=number)
+        if self.parts is not None:
+            losses = parallel_step(self.parts, taken, inputs, targets, plan=plan, number=own)
+        else:
+            losses = supernet_step(self.paths, taken, inputs, targets, plan=plan, number=own)
         return drawn, torch.stack(losses)
 
 
@@ -169,6 +155,40 @@ def trainable(supernet: Supernet, device: str) -> Supernet:
     placed = {name: tensor.to(device) for name, tensor in supernet.state.items()}
     state = {name: nn.Parameter(own) if name in trained else own for name, own in placed.items()}
     return replace(supernet, state=state)
+
+
+@dataclass(frozen=True)
+class _StepSubnets:
+    """The subnets of a step: the widest, those of `sides` sides of each drawn width, the narrowest."""
+
+    first: list[Subnet]
+    drawn: list[Subnet]
+    last: list[Subnet]
+    sides: int
+
+    @classmethod
+    def of(
+        cls, space: WidthSpace, drawn: Sequence[Widths | Subnet], plan: StepPlan, number: int
+    ) -> "_StepSubnets":
+        turn = space.rule.sides[number % len(space.rule.sides)]
+        sides = (turn,) if plan.alternating else space.rule.sides
+
+        def subnet(drawn: Widths | Subnet, side: Side) -> Subnet:
+            return drawn if isinstance(drawn, Subnet) else Subnet.at(space, drawn, side)
+
+        first = [subnet(space.largest(), turn)] if plan.widest else []
+        last = [subnet(space.smallest(), turn)] if plan.narrowest else []
+        return cls(first, [subnet(own, side) for own in drawn for side in sides], last, len(sides))
+
+    @property
+    def all(self) -> list[Subnet]:
+        return [*self.first, *self.drawn, *self.last]
+
+    def means(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """The mean loss of the sides of each drawn width, of the losses of all subnets."""
+        own = losses[len(self.first) : len(self.first) + len(self.drawn)]
+        each = [own[place : place + self.sides] for place in range(0, len(own), self.sides)]
+        return [torch.stack(list(sides)).double().mean() for sides in each]
 
 
 def supernet_step(
@@ -187,23 +207,28 @@ def supernet_step(
     after the other, so only one path's activations are held (BCNetV2). The plan's own paths change sides with
     the step's `number`.
     """
-    space = paths.space
-    turn = space.rule.sides[number % len(space.rule.sides)]
-    sides = (turn,) if plan.alternating else space.rule.sides
-    count = plan.paths(len(sides), len(drawn))
+    subnets = _StepSubnets.of(paths.space, drawn, plan, number)
+    losses, teacher = [], None
+    for subnet in subnets.all:
+        loss, outputs = paths(subnet, inputs, targets, len(subnets.all), teacher)
+        if plan.distilled and teacher is None:  # the widest comes first
+            teacher = logits_of(outputs).detach()
+        losses.append(loss)
+    return subnets.means(losses)
 
-    def run(drawn: Widths | Subnet, side: Side, teacher: Tensor | None) -> tuple[Tensor, Any]:
-        subnet = drawn if isinstance(drawn, Subnet) else Subnet.at(space, drawn, side)
-        return paths(subnet, inputs, targets, count, teacher)
 
-    teacher = None
-    if plan.widest:
-        _, outputs = run(space.largest(), turn, None)
-        teacher = logits_of(outputs).detach() if plan.distilled else None
-    losses = [[run(widths, side, teacher)[0] for side in sides] for widths in drawn]
-    if plan.narrowest:
-        run(space.smallest(), turn, teacher)
-    return [torch.stack(own).double().mean() for own in losses]
+def parallel_step(
+    parts: Parts,
+    drawn: Sequence[Widths | Subnet],
+    inputs: Any,
+    targets: Any,
+    *,
+    plan: StepPlan,
+    number: int = 0,
+) -> list[Tensor]:
+    """The same for a `parallel` plan: each path has its own part of the batch."""
+    subnets = _StepSubnets.of(parts.space, drawn, plan, number)
+    return subnets.means(parts(subnets.all, inputs, targets))
 
 
 def _add(parameter: nn.Parameter, space: WidthSpace, name: str, path: Subnet, leaf: Tensor) -> None:

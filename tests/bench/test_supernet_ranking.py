@@ -25,7 +25,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "step"),
-    [("unilateral", "us-nets"), pytest.param("bcnetv2", "plain", marks=pytest.mark.slow)],
+    [
+        ("unilateral", "us-nets"),
+        ("psenet", "plain"),
+        pytest.param("bcnetv2", "plain", marks=pytest.mark.slow),
+        pytest.param("bcnet", "interleaved", marks=pytest.mark.slow),
+    ],
 )
 def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     folder: Path, method: str, step: str, capsys: pytest.CaptureFixture[str]
@@ -34,13 +39,14 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["settings"] == 12
-    assert told["passes"] == (3 if method == "unilateral" else 4)
+    assert told["passes"] == {"us-nets": 3, "plain": 4, "interleaved": 4}[step]
+    assert told["draws"] == (4 if method == "psenet" else 1)
     bench = folder / "runs/channel-bench-macro/bench"
     report = json.loads((bench / "report.json").read_text())
     assert report["figures"] == told["figures"]
     assert {"accuracy", "expected", "calibrated loss", "loss"} <= set(report["figures"])
     assert (bench / "scatter.png").read_bytes()[:4] == b"\x89PNG"
-    sides = {"left"} if method == "unilateral" else {"left", "right"}
+    sides = {"left"} if method in ("unilateral", "psenet") else {"left", "right"}
     assert all(set(own) == sides for own in report["scores"].values())
 
     path = bench / "scores.jsonl"
@@ -140,7 +146,10 @@ def forget_last(path: Path, count: int) -> None:
         ),
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
-        (["--step", "leap"], "--step is one of plain, alternating, sandwich, distilled, us-nets, not 'leap'"),
+        (
+            ["--step", "leap"],
+            "--step is one of plain, alternating, sandwich, distilled, us-nets, interleaved, not 'leap'",
+        ),
         (["--table", "none.json"], "none.json does not exist"),
         (["--method", "both"], "unknown method 'both'"),
     ],

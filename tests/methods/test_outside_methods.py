@@ -250,7 +250,7 @@ def test_every_method_is_in_the_readme_and_every_rule_for_supernets_in_the_docum
     assert [name for name in (*METHODS.reserved, *METHODS.own()) if f"`{name}`" not in readme] == []
     page = (DOCS / "concepts/supernet-training.md").read_text(encoding="utf-8")
     papers = {name: re.findall(r"arXiv [\d.]+", SUPERNETS[name].paper) for name in SUPERNETS.own()}
-    assert papers.keys() == {"bcnet", "bcnetv2", "cafenet", "unilateral"}
+    assert papers.keys() == {"bcnet", "bcnetv2", "cafenet", "psenet", "unilateral"}
     assert all(paper in page for own in papers.values() for paper in own)
 
 

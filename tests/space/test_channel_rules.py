@@ -61,7 +61,7 @@ def test_rounded_choices_train_all_channels_equally_with_complements(
     assert len(set(served)) == 1
 
 
-@pytest.mark.parametrize("method", ["bcnet", "bcnetv2", "cafenet", "unilateral"])
+@pytest.mark.parametrize("method", ["bcnet", "bcnetv2", "cafenet", "psenet", "unilateral"])
 @pytest.mark.parametrize("channels", [8, 17, 24, 64, 100, 1280])
 @pytest.mark.parametrize("bins", [2, 3, 8, 11])
 def test_choices_ascend_to_the_full_width_and_are_closed_under_the_complement(

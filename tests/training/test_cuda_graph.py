@@ -17,7 +17,8 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import cuda_graph
 from bcnet.training.cuda_graph import RecordedPaths, captured, fastest_paths
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, StepPlan, supernet_step
+from bcnet.training.step_plan import STEPS, StepPlan
+from bcnet.training.supernet_step import supernet_step
 from bcnet.training.task import Task
 from tests.space.witnesses import assert_same_gradients, sliced_paths
 

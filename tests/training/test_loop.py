@@ -24,7 +24,7 @@ from bcnet.models.finite import not_finite
 from bcnet.pipeline.train import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record, lines_beside
 from bcnet.sealed import SealedLines
-from bcnet.space.channel_rules import _permutation
+from bcnet.space.channel_rules import WidthSampler, _permutation
 from bcnet.space.discover import discover_space
 from bcnet.space.free_channels import Assignments
 from bcnet.space.subnet import Subnet
@@ -33,7 +33,8 @@ from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import checkpoints
 from bcnet.training.loop import Trainee, fit, fit_network, seconds_to_fit
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, SlicedPaths, StepPlan, supernet_step
+from bcnet.training.step_plan import STEPS, StepPlan
+from bcnet.training.supernet_step import SlicedPaths, supernet_step
 from bcnet.width_search.scorer import Score, Validation, evaluate_network, score
 
 
@@ -122,7 +123,10 @@ def test_channels_outside_both_paths_get_no_gradient() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
     ("method", "stop"),
-    [("unilateral", 1), ("bcnet", 1), ("bcnetv2", 1), ("bcnetv2", 5), ("cafenet", 1), ("cafenet", 5)],
+    [
+        *(("unilateral", 1), ("bcnet", 1), ("bcnetv2", 1), ("bcnetv2", 5)),
+        *(("cafenet", 1), ("cafenet", 5), ("psenet", 1), ("psenet", 5)),
+    ],
 )
 def test_a_continued_training_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, method: str, stop: int
@@ -134,11 +138,12 @@ def test_a_continued_training_equals_an_uninterrupted_one(
     whole = CheckpointFiles(tmp_path / "whole.safetensors", {})
     parts = CheckpointFiles(tmp_path / "parts.safetensors", {})
     assignments = Assignments(random=0.4) if space.rule.free else None
+    plan = StepPlan(parallel=space.rule.parallel, draws=2 if space.rule.parallel else 1)
 
     def begun() -> Supernet:
         return replace(Supernet.with_extra(model, space), assignments=assignments)
 
-    result = train(begun(), data, recipe, checkpoints=whole)
+    result = train(begun(), data, recipe, plan=plan, checkpoints=whole)
     save, saved = CheckpointFiles.save, []
 
     def stopped(files: CheckpointFiles, checkpoint: Checkpoint, records: Sequence[Record]) -> None:
@@ -153,15 +158,24 @@ def test_a_continued_training_equals_an_uninterrupted_one(
             patched.setattr(checkpoints, "EVERY_S", 0.0)
             patched.setattr(checkpoints, "SHARE", math.inf)
         with pytest.raises(KeyboardInterrupt):
-            train(begun(), data, recipe, checkpoints=parts)
-    assert saved == ([48 // 16] if stop == 1 else [1] * 5)
-    continued = train(begun(), data, recipe, checkpoints=parts)
+            train(begun(), data, recipe, plan=plan, checkpoints=parts)
+    assert saved == [plan.draws * own for own in ([48 // 16] if stop == 1 else [1] * 5)]
+    continued = train(begun(), data, recipe, plan=plan, checkpoints=parts)
     assert continued.curve == result.curve
     assert whole.path.read_bytes() == parts.path.read_bytes()
     assert lines_beside(whole.path).read_bytes() == lines_beside(parts.path).read_bytes()
     assert any(name.endswith("running_mean") for name in result.supernet.state)
     for name, tensor in result.supernet.state.items():
         assert torch.equal(continued.supernet.state[name], tensor)
+
+
+def test_steps_of_the_widest_path_are_not_among_the_records_of_drawn_widths(tmp_path: Path) -> None:
+    _, space = setup()
+    recipe = Recipe(epochs=4, learning_rate=0.01, batch_size=16)
+    plan = StepPlan(interleaved=True, complementary=True)
+    records = trained_records(tmp_path / "checkpoint.safetensors", recipe, plan)
+    sampler = WidthSampler(space.rule, tuple(g.choices for g in space.groups), recipe.seed, True)
+    assert [widths for widths, _ in records] == [list(sampler.at(step)) for step in range(12 * 2 // 3)]
 
 
 def test_only_the_records_of_the_running_epoch_are_in_memory(

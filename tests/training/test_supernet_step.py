@@ -11,7 +11,8 @@ from bcnet.space.supernet import Supernet
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
+from bcnet.training.step_plan import STEPS
+from bcnet.training.supernet_step import SlicedPaths, supernet_step
 
 DRAWN = [Widths((4,)), Widths((6,))]
 Paths = list[tuple[Widths, Side]]
@@ -53,7 +54,7 @@ def of(sides: tuple[Side, ...]) -> Paths:
     return [(widths, side) for widths in DRAWN for side in sides]
 
 
-@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2", "cafenet"])
+@pytest.mark.parametrize("method", ["unilateral", "bcnet", "bcnetv2", "cafenet", "psenet"])
 @pytest.mark.parametrize("name", list(STEPS))
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_step_trains_the_paths_of_its_plan_at_equal_weight(method: str, name: str, number: int) -> None:

@@ -26,7 +26,8 @@ from bcnet.space.width_space import WidthSpace
 from bcnet.training.distill import Distillation, softened_divergence
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
-from bcnet.training.supernet_step import STEPS, SlicedPaths, supernet_step
+from bcnet.training.step_plan import STEPS
+from bcnet.training.supernet_step import SlicedPaths, supernet_step
 
 RECIPE = Recipe(epochs=2, learning_rate=0.01, batch_size=16, label_smoothing=0.1)
 

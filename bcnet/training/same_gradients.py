@@ -1,0 +1,97 @@
+"""Whether two ways of training subnets give the same gradients: on slices, and on whole tensors with masks.
+
+In: a supernet's paths, two ways to add gradients. Out: how far these are apart, or why masks cannot be used.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bcnet.space.subnet import Subnet
+from bcnet.training.supernet_step import SlicedPaths
+
+# Tolerance relative to the gradients' norm, in float64: in TF32 they differ more, because of rounding
+# (decision 20).
+EXACT = 1e-3
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The parameter's gradient, which must exist: a captured graph has its address."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def unfit(sliced: SlicedPaths, inputs: Any, targets: Any) -> str | None:
+    """Why paths cannot be masked or recorded, where that is known beforehand."""
+    mixed = [group.name for group in sliced.space.groups if group.mixed]
+    if mixed:
+        return f"a layer normalises across the channels of {mixed[0]}, or computes with their number"
+    if not sliced.recipe.task.by_cross_entropy:
+        return "the loss is your own"
+    for name in sorted(sliced.space.dimensions.keys() & sliced.buffers.keys()):
+        module = sliced.model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"{name} is neither trained nor recalibrated for each candidate"
+    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves((inputs, targets))):
+        return "batches hold more than tensors"
+    return None
+
+
+def in_float64(sliced: SlicedPaths) -> SlicedPaths:
+    """The same paths on tensors of their own."""
+    parameters = {name: nn.Parameter(double(own.detach())) for name, own in sliced.parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    # Statistics are changed in place: those that are double already are copied, too.
+    buffers = {name: double(buffer).clone() for name, buffer in sliced.buffers.items()}
+    supernet = replace(sliced.supernet, state={**parameters, **buffers})
+    return SlicedPaths(supernet, replace(sliced.recipe, amp=False))
+
+
+def double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def tried(sliced: SlicedPaths) -> list[Subnet]:
+    """Paths to try: all of the channels, half and the fewest, on each side."""
+    space = sliced.space
+    return [
+        Subnet.at(space, widths, side)
+        for widths in (space.largest(), space.uniform(0.5), space.smallest())
+        for side in space.rule.sides
+    ]
+
+
+@contextmanager
+def nothing_drawn(model: nn.Module) -> Iterator[None]:
+    """A network in training mode as far as its batch norms go, for the length of a block: no dropout."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def difference(
+    parameters: Mapping[str, nn.Parameter], one: Callable[[], Any], other: Callable[[], Any]
+) -> float:
+    """How far the gradients of two ways are apart, as a part of the first's norm; may be no number."""
+    found = []
+    devices = [torch.cuda.current_device()] if next(iter(parameters.values())).is_cuda else []
+    with torch.random.fork_rng(devices):
+        for way in (one, other):
+            for parameter in parameters.values():
+                gradient_of(parameter).zero_()
+            torch.manual_seed(0)
+            way()
+            found.append(torch.cat([gradient_of(each).flatten() for each in parameters.values()]))
+    norm, apart = float(found[0].norm()), float((found[1] - found[0]).norm())
+    return apart / norm if norm else apart

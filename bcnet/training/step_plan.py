@@ -1,0 +1,101 @@
+"""Which paths each training step of a supernet trains.
+
+In: `train.step`, and the settings beside it. Out: a `StepPlan`.
+"""
+
+from dataclasses import dataclass, replace
+
+from bcnet.config import TrainConfig
+from bcnet.errors import ConfigError
+from bcnet.registry import SUPERNETS
+
+FEWEST = 2  # images of a subnet's part of a batch: of one, batch norms have no variance
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Which paths a step trains beside those of the drawn widths, and whether it distils in place.
+
+    The sandwich rule and in-place distillation of US-Nets (ICCV 2019, sections 3.3 and 3.5): the widest path
+    comes first and learns from the labels, all others learn from its outputs (`distilled`). With
+    `alternating`, drawn widths run on one side only, left and right step by step: twice the steps for as many
+    passes. `draws` widths are drawn for each step; with
+    `complementary`, widths are followed by their complements. With `interleaved`, every second step, or with
+    `complementary` every third one, trains the widest path alone, as BCNet's released trainer does. With
+    `parallel`, all paths of a step share the batch: each has its part of it (PSE-Net). With `cuda_graph`, a
+    GPU trains by a recorded graph where that is right and faster.
+    """
+
+    alternating: bool = False
+    widest: bool = False
+    narrowest: bool = False
+    distilled: bool = False
+    interleaved: bool = False
+    draws: int = 1
+    complementary: bool = False
+    parallel: bool = False
+    cuda_graph: bool = False
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "StepPlan":
+        """That of the configuration. Raises ConfigError where the method cannot be trained by such steps."""
+        plan = replace(
+            STEPS[config.step],
+            draws=config.draws,
+            complementary=config.complementary,
+            cuda_graph=config.cuda_graph,
+        )
+        rule = SUPERNETS[config.method]
+        if not rule.parallel:
+            return plan
+        if plan.distilled:
+            raise ConfigError(
+                f'train.step = "{config.step}" needs the outputs of the widest path for the whole batch, but '
+                f"with {config.method} each path has a part of its own: use plain or sandwich"
+            )
+        plan = replace(plan, parallel=True, draws=config.parallel)
+        parts = plan.paths(len(rule.sides))
+        if FEWEST * parts > config.batch_size:
+            raise ConfigError(
+                f"a batch of {config.batch_size} images cannot be shared by {parts} subnets, each of which "
+                f"needs at least {FEWEST}: lower train.parallel or raise train.batch_size"
+            )
+        return plan
+
+    def paths(self, sides: int, draws: int | None = None) -> int:
+        """Paths of a step that draws so many widths, the plan's own number if not given."""
+        drawn = self.draws if draws is None else draws
+        return drawn * (1 if self.alternating else sides) + self.widest + self.narrowest
+
+    def passes(self, sides: int) -> float:
+        """Forward and backward passes over the batch of a step, on average over all steps."""
+        if self.parallel:
+            return 1.0
+        return (self._drawing * self.paths(sides) + 1) / self.cycle if self.interleaved else self.paths(sides)
+
+    def drawing(self, number: int) -> int | None:
+        """Which of the steps that draw widths step `number` is; None if it trains the widest path alone."""
+        if not self.interleaved:
+            return number
+        cycle, place = divmod(number, self.cycle)
+        return cycle * self._drawing + place if place < self._drawing else None
+
+    @property
+    def _drawing(self) -> int:
+        """The number of consecutive steps that draw widths: a width and its complement are not separated."""
+        return 2 if self.complementary and self.draws == 1 else 1
+
+    @property
+    def cycle(self) -> int:
+        """The number of steps after which an interleaved training begins again with steps that draw."""
+        return self._drawing + 1
+
+
+STEPS = {
+    "plain": StepPlan(),
+    "alternating": StepPlan(alternating=True),
+    "sandwich": StepPlan(widest=True, narrowest=True),
+    "distilled": StepPlan(widest=True, distilled=True),
+    "us-nets": StepPlan(widest=True, narrowest=True, distilled=True),
+    "interleaved": StepPlan(interleaved=True),
+}
