@@ -117,6 +117,12 @@ class SearchConfig(Section):
     population: int = Field(16, ge=2, le=100_000, description="candidates per generation")
     generations: int = Field(4, ge=0, le=100_000, description="generations after the first")
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is drawn again")
+    mutate_from: Literal["choices", "prior"] | None = Field(
+        None,
+        description="what a mutation draws a width from: choices (each as likely) or prior (the distribution "
+        "of the first generation); if not given, prior for a supernet of train.method = psenet, else choices",
+        examples=["prior"],
+    )
     exchange: float = Field(
         0.0,
         ge=0,

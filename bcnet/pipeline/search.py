@@ -82,7 +82,8 @@ def _recorded(settings: SearchSettings) -> dict[str, Any]:
         found["p90"] = True
     if devices := device_limits(budget.bounds):
         found["further"] = [[own.device, _held(own.budget)] for own in devices]
-    return found if settings.exchange else {key: found[key] for key in found if key != "exchange"}
+    without = [key for key in ("exchange", "prior_mutation") if not found[key]]
+    return {key: found[key] for key in found if key not in without}
 
 
 def _held(budget: Budget) -> list[Any]:

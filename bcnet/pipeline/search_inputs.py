@@ -64,6 +64,9 @@ def settings_of(problem: Problem) -> SearchSettings:
         pareto=config.pareto,
         by_loss=by_loss_of(problem),
         exchange=config.exchange,
+        prior_mutation=problem.space.rule.prior_mutation
+        if config.mutate_from is None
+        else config.mutate_from == "prior",
     )
 
 

@@ -45,7 +45,8 @@ class SearchSettings:
     selects the winner. With `smooth`, candidates are ranked, and children selected, by denoised scores, which
     a surrogate estimates from all scores (`Surrogate`); otherwise by their own scores. `by_loss` is the
     weight of the loss's rank in a score (`with_losses`), which is smaller for custom tasks (`by_loss_of`).
-    `exchange` is the fraction of mutations that move channels between groups (`exchanged_at_random`).
+    `exchange` is the fraction of mutations that move channels between groups (`exchanged_at_random`). With
+    `prior_mutation`, mutations draw widths from the priors, as the first generation does (BCNetV2, PSE-Net).
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -63,6 +64,7 @@ class SearchSettings:
     smooth: bool = True
     by_loss: float = FITTED.by_loss
     exchange: float = 0.0
+    prior_mutation: bool = False
 
     @property
     def by_accuracy_inside(self) -> bool:
@@ -259,6 +261,7 @@ class Evolution:
         """Feasible widths, possibly repeated: random ones in the first generation, then children."""
         settings = self.settings
         parents, ranks = self._parents(found)
+        drawn_from = priors if settings.prior_mutation else ()
 
         def parent() -> Candidate:
             """The better of two random parents (binary tournament; Deb et al., 2002)."""
@@ -269,9 +272,10 @@ class Evolution:
             if generation == 0 or len(parents) < 2:
                 widths = self._sample(rng, priors, attempt)
             elif rng.random() < 0.5:
-                widths = self._mutate(parent().widths, rng)
+                widths = self._mutate(parent().widths, rng, drawn_from, attempt)
             else:
-                widths = self._mutate(self._cross(parent().widths, parent().widths, rng), rng)
+                crossed = self._cross(parent().widths, parent().widths, rng)
+                widths = self._mutate(crossed, rng, drawn_from, attempt)
             yield self.repaired(widths, rng, settings.scored_ms, fill=settings.fills_budget)
 
     def _acquisition(self, found: Sequence[Candidate]) -> Acquisition | None:
@@ -300,6 +304,10 @@ class Evolution:
     def _sample(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
         if self.settings.pareto and number < 2 and self.fastest is not None:
             return self.space.largest() if number else self.fastest  # the ends of the front
+        return self._drawn(rng, priors, number)
+
+    def _drawn(self, rng: np.random.Generator, priors: Sequence[Prior], number: int) -> Widths:
+        """Widths from one of the priors, which are taken in turn; without any, uniformly."""
         if not priors:
             return self.space.random(rng)
         return Widths(
@@ -307,7 +315,10 @@ class Evolution:
             for group, p in zip(self.space.groups, priors[number % len(priors)], strict=True)
         )
 
-    def _mutate(self, widths: Widths, rng: np.random.Generator) -> Widths:
+    def _mutate(
+        self, widths: Widths, rng: np.random.Generator, priors: Sequence[Prior], number: int
+    ) -> Widths:
+        """Some of the widths drawn again; without priors, each choice with the same probability."""
         surrogate = self._surrogate
         if surrogate is not None and self.settings.exchange and rng.random() < self.settings.exchange:
 
@@ -319,7 +330,7 @@ class Evolution:
                 return moved
         redrawn = rng.random(len(widths)) < self.settings.mutation
         redrawn[rng.integers(len(widths))] = True
-        drawn = self.space.random(rng)
+        drawn = self._drawn(rng, priors, number)
         return Widths(new if again else old for old, new, again in zip(widths, drawn, redrawn, strict=True))
 
     def _cross(self, a: Widths, b: Widths, rng: np.random.Generator) -> Widths:

@@ -248,3 +248,15 @@ def test_first_generations_are_drawn_from_all_priors_in_turn() -> None:
     settings = SearchSettings(pareto=True, population=4, generations=0)
     result = search(SPACE, latency_ms, accuracy, settings, priors=[only(1), only(2)])
     assert {c.widths for c in result.history} == {Widths([CHOICES[i]] * 4) for i in range(4)}
+
+
+@pytest.mark.parametrize("prior_mutation", [True, False])
+def test_mutations_draw_from_the_prior_only_where_that_is_set(prior_mutation: bool) -> None:
+    own = np.array([0.4, 0.0, 0.3, 0.3])  # of choices, the second of which is never drawn
+    settings = replace(WAYS["front without a budget"], prior_mutation=prior_mutation)
+    scored = Scored()
+    search(SPACE, latency_ms, scored, settings, priors=[[own] * 4])
+    first, later = scored.widths[:16], scored.widths[16:]
+    assert len(later) > 16
+    assert not any(CHOICES[1] in widths for widths in first)
+    assert any(CHOICES[1] in widths for widths in later) != prior_mutation
