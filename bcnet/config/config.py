@@ -1,12 +1,14 @@
 """`Config`: all sections of bcnet.toml and what is set above them."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_serializer, model_validator
 
 from bcnet.config.data import DataConfig
 from bcnet.config.deliver import ExportConfig, SliceConfig
 from bcnet.config.network import ModelConfig, SpaceConfig, TaskConfig
+from bcnet.config.presets import PresetName, with_preset
 from bcnet.config.search import SearchConfig
 from bcnet.config.section import Section, latency_share, one_or_several
 from bcnet.config.train import TrainConfig
@@ -17,6 +19,12 @@ from bcnet.traits import PrecisionName
 class Config(Section):
     """Everything that a run is made from."""
 
+    preset: PresetName | None = Field(
+        None,
+        description="settings of a published system, for all that are not given here: bcnet-paper or "
+        "bcnetv2-paper, the spaces, trainings and searches of the authors' code",
+        examples=["bcnet-paper"],
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="one seed for splits, training and search")
     device: Annotated[tuple[str, ...], BeforeValidator(one_or_several)] = Field(
         ("cpu",),
@@ -76,6 +84,11 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     slice: SliceConfig = Field(default_factory=SliceConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, Mapping) else values
 
     @field_serializer("device")
     def _written(self, device: tuple[str, ...]) -> str | tuple[str, ...]:
