@@ -108,7 +108,7 @@ class _Exported(StageResult):
 class FurtherExport(VerifyReport):
     """The verification of a further device's file on that device; engines as in `ExportSummary`."""
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file"})
+    ABSENT: ClassVar[frozenset[str]] = VerifyReport.ABSENT | {"predicted_for", "onnx_file"}
 
     device: str
     file: str
@@ -127,7 +127,7 @@ class ExportSummary(VerifyReport, _Exported):
     on this processor.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "predicted_for", "onnx_file", "further"})
+    ABSENT: ClassVar[frozenset[str]] = VerifyReport.ABSENT | {"predicted_for", "onnx_file", "further"}
 
     original: AgainstOriginal = AgainstOriginal()
     verify_with: str | None
