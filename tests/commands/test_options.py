@@ -176,7 +176,7 @@ def test_set_overrides_the_file_entry_by_entry_and_an_option_overrides_set() -> 
         ("trian.batch_size=3", "--set: unknown key 'trian.batch_size'; did you mean 'train.batch_size'?"),
         ("epochs=3", "--set: unknown key 'epochs'; did you mean 'train.epochs' or 'slice.epochs'?"),
         ("space.xyz=3", "--set: unknown key 'space.xyz'; known here: bins, bins_by, channel_multiple"),
-        ("q.xyz=3", "--set: unknown key 'q.xyz'; known here: seed, device, batch, threads, precision, "),
+        ("q.xyz=3", "--set: unknown key 'q.xyz'; known here: preset, seed, device, batch, threads, "),
         ("train.epochs=three", "train.epochs: input should be a valid integer, not 'three'"),
         ("train.epochs=0", "train.epochs: input should be greater than or equal to 1, not 0"),
         ("train.step=slim", "train.step: input should be 'plain', 'alternating', 'sandwich', 'distilled'"),
