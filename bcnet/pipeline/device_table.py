@@ -26,10 +26,14 @@ OLD_DAYS = 180  # drivers, firmware and systems change while the version of a ru
 
 @dataclass(frozen=True)
 class DeviceTable:
-    """The table of a profile's device; `graph` exports the network on first use (seconds)."""
+    """The table of a profile's device; `graph` exports the network on first use (seconds).
+
+    `targets` are the names of all devices, if the network is for several.
+    """
 
     profile: HwProfile
     graph: Callable[[], OnnxSupernet]
+    targets: tuple[str, ...] = ()
     _said: set[str] = field(default_factory=set)
 
     @property
@@ -73,6 +77,19 @@ class DeviceTable:
         return model
 
     def _bound_table(self) -> LatencyModel:
+        try:
+            return self._bound()
+        except TableError as reason:
+            # A table of this device alone would be the beginning of a run for it alone.
+            alone, every = (
+                "build-lut" + "".join(f" --device {name}" for name in names)
+                for names in ([self.profile.name], self.targets)
+            )
+            if not self.targets or alone not in str(reason):
+                raise
+            raise TableError(str(reason).replace(alone, every)) from None
+
+    def _bound(self) -> LatencyModel:
         table = LatencyTable.load(self.path)
         if table.device != self.profile.name:
             raise TableError(

@@ -42,6 +42,7 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     problem = Problem(config, data, model, space, profile, narrow, heads)
     if len(profiles) == 1:
         return problem
+    problem = replace(problem, targets=tuple(own.name for own in profiles))
     others = enumerate(profiles[1:], 1)
     further = [replace(problem, config=single_device(everything, n, own), profile=own) for n, own in others]
     return replace(problem, further=tuple(further))

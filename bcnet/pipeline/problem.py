@@ -48,6 +48,7 @@ class Problem:
     narrow: WidthSpace | None = None  # that of the network as it was given, where it was widened
     fresh_heads: tuple[str, ...] = ()  # those that `model.weights` has with another number of outputs
     further: "tuple[Problem, ...]" = ()  # the same for further devices, each with its profile and its budget
+    targets: tuple[str, ...] = ()  # names of all devices, if there are several
     _graphs: dict[tuple[Any, ...], OnnxSupernet] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -154,7 +155,7 @@ class Problem:
     @cached_property
     def table(self) -> DeviceTable:
         """The target device's latency table."""
-        return DeviceTable(self.profile, lambda: self.graph)
+        return DeviceTable(self.profile, lambda: self.graph, self.targets)
 
     @property
     def devices(self) -> "tuple[Problem, ...]":

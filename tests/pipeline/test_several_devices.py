@@ -242,7 +242,9 @@ def test_other_devices_than_those_of_the_search_are_refused_with_the_command(
     stage = RUN.stage("search")
     with pytest.raises(ArtifactError, match=r"for the further devices none, but now they are pairs"):
         devices_of(problem, held_by_search(SearchSummary.read(stage)), stage)
-    assert "latency_tables/pairs.json" in refused(1, "search", *BOTH)
+    # A table of the second device alone would begin a run for that device alone.
+    command = "run `bcnet build-lut --device cpu --device pairs`"
+    assert f"latency_tables/pairs.json is missing; {command}" in refused(1, "search", *BOTH)
 
 
 def test_budgets_of_devices_are_checked_against_the_devices(pairs: Path, refused: Refused) -> None:
