@@ -39,8 +39,8 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
 
     `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
     name. `bins` is the number of width choices per group; choices are multiples of `channel_multiple` if the
-    group's channels are, or of what its layers ask for in an attribute of this name, and at least
-    `min_width` (a fraction) of the channels. `method` (unilateral, bcnet, bcnetv2,
+    group's channels are, or of what its layers ask for in an attribute of this name and there are
+    several, and at least `min_width` (a fraction) of the channels. `method` (unilateral, bcnet, bcnetv2,
     cafenet) determines the choices and extra channels of a group. `freeze` names layers or groups, e.g.
     `layer1.*`, that keep their width; `tie` names pairs of groups that always have the same width. Raises
     SpaceError if the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown
@@ -56,15 +56,19 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
     choices: list[tuple[int, ...]] = []
     reasons: dict[str, str] = {}
     for chain in chains:
-        multiple = _multiple(probe, chain, channel_multiple)
-        own = rule.choices(chain.channels, bins, multiple, round(chain.channels * min_width), chain.unit)
+        # What the layers ask for is faster, but no reason to leave a group as it is.
+        for multiple in (_multiple(probe, chain, channel_multiple), channel_multiple):
+            multiple //= math.gcd(multiple, chain.repeat)
+            own = rule.choices(chain.channels, bins, multiple, round(chain.channels * min_width), chain.unit)
+            if len(own) > 1:
+                break
         if chain.name in frozen_by:
             reasons[chain.name] = frozen_by[chain.name]
         elif len(own) < 2:
             whole = f" in whole groups of {chain.unit}" if chain.unit > 1 else ""
             reasons[chain.name] = (
                 f"{chain.channels} channels leave no choice with {bins} bins, at multiples of "
-                f"{max(channel_multiple, multiple)}{whole} and at least {min_width:g} of the full width"
+                f"{channel_multiple}{whole} and at least {min_width:g} of the full width"
             )
         else:
             kept.append(chain)
@@ -148,8 +152,7 @@ def _multiple(probe: nn.Module, chain: Chain, channel_multiple: int) -> int:
     """What the widths of a chain are multiples of; layers that produce it can ask for more themselves."""
     modules = dict(probe.named_modules())
     own = (getattr(modules.get(name), "channel_multiple", 1) for name in chain.layers)
-    multiple = math.lcm(channel_multiple, *own)
-    return multiple // math.gcd(multiple, chain.repeat)
+    return math.lcm(channel_multiple, *own)
 
 
 def _tied(seen: Seen, tie: Sequence[tuple[str, str]]) -> list[Chain]:

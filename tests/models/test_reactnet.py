@@ -61,6 +61,15 @@ def test_the_published_blocks_tie_all_channels_together() -> None:
     assert (group.channels, group.choices) == (64, (32, 64))
 
 
+def test_a_group_of_a_single_word_has_widths_of_the_configured_multiple() -> None:
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), PublishedBlock(32, 64, 1)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    )
+    (group,) = discover_space(model.eval(), IMAGES[:1], bins=4).groups
+    assert group.choices == (8, 16, 24, 32)
+
+
 def test_a_stage_and_the_middle_of_a_block_are_groups_in_whole_words(space: WidthSpace) -> None:
     assert [(group.layers[0], group.choices) for group in space.groups] == [
         ("0.0", (32, 64)),
