@@ -348,7 +348,7 @@ def test_a_batch_that_cannot_be_meant_is_wrong_usage(refused: Refused, text: str
     ],
 )
 def test_flags_that_do_not_fit_are_wrong_usage(refused: Refused, arguments: list[str], message: str) -> None:
-    assert message in refused(1, *arguments)
+    assert message in refused(2, *arguments)
 
 
 def test_trtexec_is_told_the_types_and_all_shapes(project: Path) -> None:
