@@ -1,6 +1,7 @@
 # make quickstart: install and run the whole pipeline on the built-in example.
 # make test: what each change must pass. make test-fast: the tests of single parts, in under three minutes.
 # make test-slow: the tests that `make test` leaves out. make docs: the pages of docs/ as a site, in site/.
+# make arm-root: makes an aarch64 board that is emulated, for tests/arm (as root, on Debian).
 # make notebook: executes the notebook of the documentation, on a quiet machine, and keeps its outputs.
 # make wheel: a wheel and an sdist in dist/, and a brief `bcnet run` with the wheel and only what it requires.
 # make package: the same in an environment that pip installs the wheel into, and the whole `bcnet run`.
@@ -19,7 +20,7 @@ OLDEST_TESTS := $(patsubst %,tests/%.py, \
   $(addprefix training/test_,loop supernet_step distill checkpoints) \
   $(addprefix onnx_export/test_,exportable quick_export fp16) width_search/test_inherit)
 
-.PHONY: quickstart test lint tests test-fast test-slow docs notebook wheel package oldest oldest-tests oldest-run
+.PHONY: quickstart test lint tests test-fast test-slow docs notebook wheel package arm-root oldest oldest-tests oldest-run
 
 # pip would compile every file, one after the other; Python compiles what is imported.
 $(INSTALLED): pyproject.toml
@@ -50,6 +51,9 @@ test-fast: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+arm-root: $(INSTALLED)
+	PYTHON=$(BIN)/python tests/arm/make_root build/arm
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

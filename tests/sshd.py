@@ -8,7 +8,9 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +25,7 @@ class Sshd:
     port: int = 0
     process: "subprocess.Popen[bytes] | None" = None
     extra: list[str] = field(default_factory=list)  # lines of sshd_config
+    within: list[str] = field(default_factory=list)  # the command that starts it in another root file system
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -85,10 +88,13 @@ class Sshd:
             *self.extra,
         ]
         (self.folder / "sshd_config").write_text("\n".join([*lines, ""]), encoding="utf-8")
-        command = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        program = "/usr/sbin/sshd" if self.within else SSHD
+        command = [*self.within, program, "-D", "-e", "-f", str(self.folder / "sshd_config")]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
-        for _ in range(200):
+        for _ in range(1000):
+            if self.process.poll() is not None:
+                break
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return self
@@ -140,6 +146,30 @@ def kill(pid: int) -> None:
     """SIGKILL, if it still runs."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def meanwhile(action: Callable[[], None], when: Callable[[], object]) -> threading.Thread:
+    """Do something as soon as something else is so."""
+
+    def wait() -> None:
+        until = time.monotonic() + 20
+        while not when() and time.monotonic() < until:
+            time.sleep(0.01)
+        action()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def a_job_runs(folder: Path) -> Callable[[], bool]:
+    """Whether an agent holds the lock, and so does a job."""
+
+    def runs() -> bool:
+        lock = folder / "lock"
+        return lock.exists() and bool(lock.read_text()) and not list((folder / "answers").glob("*"))
+
+    return runs
 
 
 PYTHON = sys.executable  # what runs on "the device": it has ONNX Runtime

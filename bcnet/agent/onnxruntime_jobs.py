@@ -13,6 +13,7 @@ from .look import last_level_cache, processor
 from .timing import timed
 
 CPU = "CPUExecutionProvider"
+OLDEST = (1, 12)  # the first version that reads opset 17, which bcnet writes at least
 FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
 WARMUP_RUNS = 3  # before a profile, because the first runs allocate memory
 # ONNX Runtime writes one event per line.
@@ -133,6 +134,12 @@ def missing(settings: Dict[str, Any]) -> Optional[str]:
         provider_named(settings.get("provider", "cpu"))
     except JobError as reason:
         return reason.message
+    version = str(_runtime().__version__)
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+        return (
+            "ONNX Runtime %s cannot read bcnet's files (ONNX opset 17); install 1.12 or newer, which needs "
+            "Python 3.7" % version
+        )
     return None
 
 

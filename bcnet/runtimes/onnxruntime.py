@@ -157,6 +157,6 @@ def _chain() -> bytes:
         nodes.append(helper.make_node("Conv", [f"x{k}", f"w{k}", f"b{k}"], [f"x{k + 1}"], name=f"x{k + 1}"))
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name in ("x0", f"x{count}")]
     graph = helper.make_graph(nodes, "chain", values[:1], values[1:], weights)
-    opset = [helper.make_opsetid("", 18)]
-    model: bytes = helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+    opset = [helper.make_opsetid("", 13)]  # and a format that early versions of ONNX Runtime read, too
+    model: bytes = helper.make_model(graph, opset_imports=opset, ir_version=7).SerializeToString()
     return model

@@ -133,3 +133,12 @@ def test_clocks_that_never_agree_end_in_an_error(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeviceError, match="disagrees with the machine's monotonic clock in 8 runs"):
         RUNTIME.profile_nodes(file(), 2)
     assert readings[0] == ATTEMPTS * 2 * (3 + 2)
+
+
+@pytest.mark.parametrize(("version", "too_old"), [("1.10.0", True), ("1.12.0", False), ("1.23.2", False)])
+def test_a_version_that_cannot_read_the_files_is_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, version: str, too_old: bool
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    lacking = onnxruntime_jobs.missing({"provider": "cpu"})
+    assert lacking is None if not too_old else f"ONNX Runtime {version} cannot read" in str(lacking)

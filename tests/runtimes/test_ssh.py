@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sshd import PYTHON, SSHD, Sshd, agents, kill
+from sshd import PYTHON, SSHD, Sshd, a_job_runs, agents, kill, meanwhile
 from torch import nn
 
 from bcnet.agent.errors import JobError
@@ -51,30 +51,6 @@ def device(sshd: Sshd, tmp_path: Path) -> Iterator[SshDevice]:
 
 def files_of(folder: Path, kind: str) -> list[Path]:
     return sorted((folder / kind).iterdir())
-
-
-def meanwhile(action: Callable[[], None], when: Callable[[], object]) -> threading.Thread:
-    """Do something as soon as something else is so."""
-
-    def wait() -> None:
-        until = time.monotonic() + 20
-        while not when() and time.monotonic() < until:
-            time.sleep(0.01)
-        action()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
-def a_job_runs(folder: Path) -> Callable[[], bool]:
-    """Whether an agent holds the lock, and so does a job."""
-
-    def runs() -> bool:
-        lock = folder / "lock"
-        return lock.exists() and bool(lock.read_text()) and not list((folder / "answers").glob("*"))
-
-    return runs
 
 
 @contextlib.contextmanager
