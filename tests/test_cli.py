@@ -448,7 +448,7 @@ CONFIGURATIONS = [
             ("repr", "exit", "line 29, failed (SystemExit: 0); finished work is kept"),
         ]
     ),
-    ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); known: a10, a100, cpu, cpu-openvino, h100"),
+    ('device = "cpuu"', "unknown device 'cpuu' (did you mean 'cpu'?); known: a10, a100, cpu, cpu-openvino"),
 ]
 
 
