@@ -3,6 +3,7 @@
 import sys
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
+from sshd import PYTHON, SSHD, Sshd
 from torch import Tensor, nn
 
 from bcnet.agent import openvino_jobs
@@ -23,6 +25,8 @@ from bcnet.measure.layer_names import LayerName, layer_names
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.openvino import OpenVino
+from bcnet.runtimes.replay import Recorded, Recording
+from bcnet.runtimes.ssh import SshDevice
 from bcnet.space.discover import discover_space
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
@@ -215,3 +219,20 @@ def test_without_openvino_the_error_says_how_to_install_it(monkeypatch: pytest.M
         RUNTIME.fingerprint()
     job: dict[str, Any] = {"do": "missing", "runtime": "openvino", "settings": SETTINGS}
     assert "OpenVINO is missing" in LocalDevice().call(job, 1.0)["missing"]
+
+
+@pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
+def test_it_runs_over_ssh_and_its_answers_are_replayed_from_a_recording(sshd: Sshd, tmp_path: Path) -> None:
+    device = SshDevice("device", python=PYTHON, folder=str(tmp_path / "there"))
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    recording = tmp_path / "answers.jsonl"
+    try:
+        far = OpenVino(Recording(device, recording))
+        assert far.fingerprint() == RUNTIME.fingerprint()
+        assert np.array_equal(far.predictor(file())(images)[0], RUNTIME.predictor(file())(images)[0])
+        rows = far.profile_nodes(file(), 12)
+    finally:
+        device.close()
+    again = OpenVino(Recorded(recording)).profile_nodes(file(), 12)
+    assert [name for name, _ in again] == [name for name, _ in rows]
+    assert all(np.array_equal(own, other) for (_, own), (_, other) in zip(again, rows, strict=True))
