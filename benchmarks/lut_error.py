@@ -66,13 +66,13 @@ COLOURS = {"line": "tab:orange", "alone": "tab:red", "in place": "tab:green", "t
 BARS = {"mean": 0.03, "p90": 0.05, "p99": 0.10, "disorder": 0.02}
 
 
-def load_network(name: str, profile: HwProfile) -> OnnxSupernet:
-    """The network called `torchvision name-pixels`, with its space of eight choices a group."""
+def load_network(name: str, profile: HwProfile, choices: int = CHOICES) -> OnnxSupernet:
+    """The network called `torchvision name-pixels`, with its space of so many choices a group."""
     torch.manual_seed(0)
     architecture, side = name.rsplit("-", 1)
     model = build_model(ModelConfig(name=f"torchvision:{architecture}"), 3, 1000)
     shape = (profile.batch, 3, int(side), int(side))
-    space = discover_space(model, torch.zeros(shape), bins=CHOICES, channel_multiple=profile.channel_multiple)
+    space = discover_space(model, torch.zeros(shape), bins=choices, channel_multiple=profile.channel_multiple)
     return OnnxSupernet(model, space, shape)
 
 
@@ -110,7 +110,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
             return
     keep_freed_memory()
     start = time.perf_counter()
-    graph = load_network(name, profile)
+    graph = load_network(name, profile, options.choices)
     opened = time.perf_counter() - start
     if "predicted" not in state.values:
         state.values |= predictions(graph, profile, state.folder, options.subnets or NETWORKS[name][1])
@@ -397,6 +397,7 @@ def main() -> None:
     add("networks", nargs="*", metavar="NETWORK", help=f"default: all of {', '.join(NETWORKS)}")
     add("--folder", type=Path, required=True, help="where tables, subnets and measurements are kept")
     add("--subnets", type=int, help="subnets a network (default: 300 and 100)")
+    add("--choices", type=int, default=CHOICES, help=f"widths a group (default: {CHOICES})")
     add("--gap-minutes", type=float, default=60, help="least time between the two rounds (default: 60)")
     add("--device", default="cpu", help="hardware profile (default: cpu)")
     add("--core", type=int, help="stay on this processor core")
