@@ -56,7 +56,8 @@ def to_onnx(model: nn.Module, example: Any) -> ModelProto:
     keys, others are numbered. Nodes are named after their first output, so that names survive the runtime's
     fusions. Raises ModelError with the exporter's reason, and the line of the forward that caused it.
     """
-    model = with_deployed_layers(model.eval())
+    model.eval()
+    model = with_deployed_layers(model)
     args, kwargs = arguments(example_inputs(example))
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -135,8 +135,14 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 
 @lru_cache(maxsize=2)
 def one_bit_file(content: bytes) -> bytes:
-    """`for_openvino` for the bytes of a file, which stay the same where there is nothing to change."""
-    proto, names = for_openvino(load_from_string(content))
+    """`for_openvino` for the bytes of a file, which stay the same where there is nothing to change.
+
+    So does what is no ONNX file: the runtime says what is wrong with it.
+    """
+    try:
+        proto, names = for_openvino(load_from_string(content))
+    except Exception:  # protobuf's own, of several classes
+        return content
     return bytes(proto.SerializeToString()) if names else content
 
 
