@@ -39,6 +39,11 @@ class Bound:
     named: Mapping[str, Any]  # device, batch, threads, precision, host
     built: float
 
+    def __str__(self) -> str:
+        devices = self.named.get("device")
+        further = devices[1:] if isinstance(devices, list) else ()
+        return " and ".join([str(self.target), *further])
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -136,7 +141,7 @@ def choose(
             wanted = target_of(settings)
     if bound is not None and wanted != bound.target and does != "read":
         if not replace:
-            raise UsageError(_belongs_to_another(run, bound.target, wanted, continues))
+            raise UsageError(_belongs_to_another(run, bound, wanted, continues))
         notes.append(f"{run.folder} belonged to {bound.target}, and now belongs to {wanted}")
     return Choice(run, settings, name is None, tuple(notes))
 
@@ -237,7 +242,7 @@ def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:
         return default
     run = Run.named(re.sub(r"[^A-Za-z0-9._-]", "-", device), config)
     if bound_to(run) is None:
-        notes.append(f"{default.folder} belongs to {bound.target}: {device} uses {run.folder}")
+        notes.append(f"{default.folder} belongs to {bound}: {device} uses {run.folder}")
     return run
 
 
@@ -276,11 +281,13 @@ def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
     return settings.model_copy(update=taken)
 
 
-def _belongs_to_another(run: Run, bound: Target, wanted: Target, continues: bool) -> str:
-    other = _other_name(bound, wanted)
+def _belongs_to_another(run: Run, bound: Bound, wanted: Target, continues: bool) -> str:
+    other = _other_name(bound.target, wanted)
     flags = [f"--device {wanted.device}"]
     flags += [
-        f"--{key} {getattr(wanted, key)}" for key in SETTING if getattr(wanted, key) != getattr(bound, key)
+        f"--{key} {getattr(wanted, key)}"
+        for key in SETTING
+        if getattr(wanted, key) != getattr(bound.target, key)
     ]
     if not continues:
         return (

@@ -24,6 +24,7 @@ from bcnet.pipeline.verify import AT_LEAST
 from bcnet.report.charts import devices
 from bcnet.report.charts.networks import comparison
 from bcnet.report.content import run_report
+from bcnet.run_choice import bound_to
 from bcnet.runs import Run
 from bcnet.show import show_summary
 from bcnet.space.width_space import Widths
@@ -63,8 +64,11 @@ def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_pr
     pairs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steady(monkeypatch)
-    built, _ = printed(capfd, "build-lut", *BOTH)
+    built, err = printed(capfd, "build-lut", *BOTH)
     assert built["target"]["device"] == ["cpu", "pairs"]
+    assert "pairs: " in err
+    assert "file latency_tables/pairs.json" in err
+    assert str(bound_to(RUN)) == "cpu (fp32, batch 1, 1 thread) and pairs"
     assert sorted(path.name for path in Path("latency_tables").glob("*.json")) == ["cpu.json", "pairs.json"]
     assert json.loads(Path("runs/default/build-lut/report-pairs.json").read_text())["device"] == "pairs"
 
