@@ -66,10 +66,9 @@ def runtime_of(profile: HwProfile) -> Runtime:
     reason = why_not_here(profile)
     if reason is not None:
         over = ", or over ssh (--host user@name)" if profile.traits.over_ssh else ""
-        raise DeviceError(
-            f"{reason}; measure on the device itself{over}, or calculate a table: "
-            f"`bcnet build-lut --device {profile.name} --estimate`"
-        )
+        estimate = f"`bcnet build-lut --device {profile.name} --estimate`"
+        table = f", or calculate a table: {estimate}" if profile.roofline else ""
+        raise DeviceError(f"{reason}; measure on the device itself{over}{table}")
     return _runtime_here(profile)
 
 

@@ -120,6 +120,12 @@ class BinaryConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.binary = binary
 
+    def reset_parameters(self) -> None:
+        """Initial weights as usual, but none is zero, which has no sign; of millions, one often is."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.weight.masked_fill_(self.weight == 0, torch.finfo(self.weight.dtype).eps)
+
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight
         if self.binary:

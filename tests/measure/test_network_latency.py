@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.measure import network_latency
@@ -93,3 +94,14 @@ def test_a_caller_that_compares_measurements_hears_nothing(
 ) -> None:
     assert measured(BUSY, BUSY, BUSY, quiet=True).median_ms == 2.01
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("name", "advised"), [("jetson", True), ("cpu-openvino", False)])
+def test_an_estimate_is_advised_only_where_the_profile_has_peaks(
+    name: str, advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_latency, "why_not_here", lambda profile: "it is missing")
+    profile = load_profile(name)
+    with pytest.raises(DeviceError, match="it is missing; measure on the device itself") as refused:
+        network_latency.runtime_of(profile)
+    assert ("--estimate" in str(refused.value)) is advised is (profile.roofline is not None)

@@ -77,6 +77,13 @@ def test_a_file_holds_the_signs_and_refuses_weights_without_one() -> None:
         layer.deployed()
 
 
+def test_no_initial_weight_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uniform number is exactly zero once in some millions, as many weights as a network has."""
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda layer: nn.init.zeros_(layer.weight))
+    layer = BinaryConv2d(32, 32, 1)
+    assert bool((layer.deployed().weight == 1).all())
+
+
 def test_binary_products_and_parameters_are_counted_apart() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1, bias=False),
