@@ -48,7 +48,7 @@ def test_an_onnxruntime_device_of_another_kind_of_processor_is_not_measured_here
     )
     line = refused(1, "build-lut", "--device", "board")
     assert "device 'board' is riscv64, this machine" in line
-    assert "--estimate" in line
+    assert "--estimate" not in line  # without peaks there is none
     assert "has no [roofline] peaks" in refused(1, "build-lut", "--device", "board", "--estimate")
     assert "has no int8 peak; choose --precision fp32 or fp16" in refused(
         1, "build-lut", "--device", "jetson-nano", "--precision", "int8", "--estimate"
