@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, Sequence, Tuple
 
+FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
 Packed = Dict[str, Any]  # {"dtype": "<f4", "shape": [N, C, H, W], "data": bytes}
 
 

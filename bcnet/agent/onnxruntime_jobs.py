@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .arrays import Packed, batches, pack, unpack
+from .arrays import FREE_BATCH, Packed, batches, pack, unpack
 from .errors import JobError, one_line
 from .look import last_level_cache, processor
 from .timing import timed
 
 CPU = "CPUExecutionProvider"
 OLDEST = (1, 12)  # the first version that reads opset 17, which bcnet writes at least
-FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
 WARMUP_RUNS = 3  # before a profile, because the first runs allocate memory
 # ONNX Runtime writes one event per line.
 NODE_EVENT = re.compile(r'"cat"\s*:\s*"Node".*?"dur"\s*:\s*(-?\d+).*?"name"\s*:\s*"([^"]*)_kernel_time"')

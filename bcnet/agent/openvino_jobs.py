@@ -4,14 +4,13 @@ import io
 import re
 from typing import Any, Dict, List, Sequence
 
-from .arrays import Packed, batches, pack, unpack
+from .arrays import FREE_BATCH, Packed, batches, pack, unpack
 from .errors import JobError
 from .look import last_level_cache, processor
 from .openvino_graph import binary_layers, binary_layers_not_u1, equal_thresholds, executed, row_names
 from .openvino_profile import profiled
 from .timing import timed
 
-FREE_BATCH = 64  # maximum batch size for a file with a dynamic batch
 LOWER = ("bf16", "f16")
 UNKNOWN = re.compile(r"No conversion rule found for operations: (.*\S)")
 
@@ -161,7 +160,7 @@ def _check_thresholds(network: Any) -> None:
 
 
 def _check_precision(compiled: Any, precision: str) -> None:
-    """OpenVINO computes in bfloat16 where the processor has it, unless it is told otherwise."""
+    """By default OpenVINO computes in bfloat16 where the processor supports it."""
     if precision != "fp32":
         return
     lower = [layer for layer in executed(compiled) if layer.precision in LOWER]

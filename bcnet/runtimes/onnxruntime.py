@@ -12,9 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bcnet.agent.arrays import pack, unpack
 from bcnet.errors import DeviceError
-from bcnet.runtimes.device import Device, timing_job
+from bcnet.runtimes.device import Device, predictor, timing_job
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 
@@ -90,13 +89,7 @@ class OnnxRuntime:
 
         It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
-
-        def predict(*inputs: np.ndarray) -> list[np.ndarray]:
-            limit_s = LOADING_S + 10.0 * len(inputs[0])
-            answer = self._call("infer", limit_s, model=model, inputs=[pack(array) for array in inputs])
-            return [unpack(packed) for packed in answer["outputs"]]
-
-        return predict
+        return predictor(self._call, model, LOADING_S)
 
     def _call(self, what: str, limit_s: float = LOADING_S, **job: Any) -> dict[str, Any]:
         settings = {"provider": self.provider, "threads": self.threads}

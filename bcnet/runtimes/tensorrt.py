@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bcnet.agent.arrays import pack, unpack
 from bcnet.agent.tensorrt_module import variant_of, wrong_variant
 from bcnet.errors import DeviceError, NetworkError
-from bcnet.runtimes.device import Device, timing_job
+from bcnet.runtimes.device import Device, predictor, timing_job
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.traits import RUNTIMES
@@ -114,14 +113,7 @@ class TensorRt:
 
         It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
-        content = self._mine(model)
-
-        def predict(*inputs: np.ndarray) -> list[np.ndarray]:
-            limit_s = LOADING_S + BUILDING_S + 10.0 * len(inputs[0])
-            answer = self._run("infer", limit_s, model=content, inputs=[pack(array) for array in inputs])
-            return [unpack(packed) for packed in answer["outputs"]]
-
-        return predict
+        return predictor(self._run, self._mine(model), LOADING_S + BUILDING_S)
 
     def _mine(self, model: bytes) -> bytes:
         """An ONNX file, or an engine of this variant. Raises NetworkError for the other variant's."""
