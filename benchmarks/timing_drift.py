@@ -3,7 +3,7 @@
     python benchmarks/timing_drift.py --minutes 8 --json benchmarks/results/timing_drift.json
     python benchmarks/timing_drift.py --recorded benchmarks/results/timing_drift.json
 
-A round loads MobileNetV2 anew and times it for a second, as a round of `bcnet time` does. From all rounds,
+A round loads MobileNetV2 again and times it for a second, as a round of `bcnet time` does. From all rounds,
 calls of ten rounds are put together, and each is compared with the call that begins a minute later: how often
 is the second one in the interval of the first, if that is 1, 2, 3 times as wide as independent rounds need?
 """

@@ -43,7 +43,7 @@ def readings_at(runs: int) -> List[int]:
     """After how many inferences the counters are read: after the warm-up, then at the end of each part.
 
     A part is at least as long as all inferences before it, because a mean in whole microseconds over all of
-    them says little about a few. With several parts, other work that disturbs one of them can be told.
+    them says little about a few. With several parts, a part that other work disturbed is recognisable.
     """
     ends, last = [WARMUP_RUNS], WARMUP_RUNS + runs
     while 4 * ends[-1] <= last:

@@ -208,7 +208,9 @@ def test_a_lost_connection_gives_the_answer_that_the_agent_kept(
     assert json.loads(kept.read_text())["ms"] == samples.tolist()
 
 
-def test_a_full_disk_is_told_and_work_goes_on_when_there_is_room(small_disk: Path, device: SshDevice) -> None:
+def test_a_full_disk_is_reported_and_work_goes_on_when_there_is_room(
+    small_disk: Path, device: SshDevice
+) -> None:
     runtime = OnnxRuntime(device)
     with pytest.raises(DeviceError, match=r"No space left on device; free some space there, or set"):
         runtime.time_network(network(), 0, 0.01, 2)

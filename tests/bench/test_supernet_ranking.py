@@ -37,13 +37,13 @@ def test_the_tiny_benchmark_reports_and_continues_where_it_was_stopped(
 ) -> None:
     command = [*COMMAND, "--method", method, "--step", step]
     assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["settings"] == 12
-    assert told["passes"] == {"us-nets": 3, "plain": 4, "interleaved": 4}[step]
-    assert told["draws"] == (4 if method == "psenet" else 1)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["settings"] == 12
+    assert printed["passes"] == {"us-nets": 3, "plain": 4, "interleaved": 4}[step]
+    assert printed["draws"] == (4 if method == "psenet" else 1)
     bench = folder / "runs/channel-bench-macro/bench"
     report = json.loads((bench / "report.json").read_text())
-    assert report["figures"] == told["figures"]
+    assert report["figures"] == printed["figures"]
     assert {"accuracy", "expected", "calibrated loss", "loss"} <= set(report["figures"])
     assert (bench / "scatter.png").read_bytes()[:4] == b"\x89PNG"
     sides = {"left"} if method in ("unilateral", "psenet") else {"left", "right"}
@@ -60,11 +60,11 @@ def test_supernets_share_the_passes_and_each_scores_every_setting(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*COMMAND, "--method", "bcnet", "--supernets", "2", "--batch-size", "50", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["supernets"], told["passes"], told["batch_size"]) == (2, 4, 50)
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["supernets"], printed["passes"], printed["batch_size"]) == (2, 4, 50)
     report = json.loads((folder / "runs/channel-bench-macro/bench/report.json").read_text())
     assert all(list(own) == ["left", "right", "left 2", "right 2"] for own in report["scores"].values())
-    assert {"accuracy, left", "accuracy, right 2"} <= set(told["figures"])
+    assert {"accuracy, left", "accuracy, right 2"} <= set(printed["figures"])
 
 
 def ranked(rank: int, folder: Path, arguments: list[str]) -> int:
@@ -134,7 +134,7 @@ def forget_last(path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             ["--from-scratch", "3"],
@@ -154,10 +154,10 @@ def forget_last(path: Path, count: int) -> None:
         (["--method", "both"], "unknown method 'both'"),
     ],
 )
-def test_wrong_options_are_told_in_one_line(
-    folder: Path, change: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_options_are_explained_in_one_line(
+    folder: Path, change: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*COMMAND, *change]) in (1, 2)
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1

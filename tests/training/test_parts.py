@@ -166,8 +166,10 @@ def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
     before = {name: own.clone() for name, own in [*sliced.parameters.items(), *sliced.buffers.items()]}
     of_speeds(monkeypatch, 0.002, 0.010)
     assert isinstance(fastest_parts(sliced, *batch(), 3), MaskedParts)
-    told = capsys.readouterr().err
-    assert "the 3 subnets of a step in one pass with masks: a step takes 2.000 ms with masks, 10.000" in told
+    message = capsys.readouterr().err
+    assert (
+        "the 3 subnets of a step in one pass with masks: a step takes 2.000 ms with masks, 10.000" in message
+    )
     of_speeds(monkeypatch, 0.010, 0.002)
     assert isinstance(fastest_parts(sliced, *batch(), 3), SlicedParts)
     assert "one after the other on slices: a step takes 10.000 ms with masks" in capsys.readouterr().err
