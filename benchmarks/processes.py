@@ -9,6 +9,7 @@ the command reports; that of the scoring begins when each process has scored som
 """
 
 import argparse
+import datetime
 import json
 import os
 import shutil
@@ -58,6 +59,7 @@ def main() -> None:
             scoring[count].append(scored(options.folder, count, options.candidates))
     found = {
         "command": "python benchmarks/processes.py " + " ".join(sys.argv[1:]),
+        "date": datetime.date.today().isoformat(),
         "training": compared(training),
         "scoring": compared(scoring),
         "cores": os.cpu_count(),
