@@ -4,8 +4,9 @@
 
 Trains a supernet of the digits for some epochs with `bcnet train`, and scores candidates in it as a search
 does, by one process and by several, alternately, one core for each process. The time of a training is what
-the command reports; that of the scoring begins when each process has scored some. Prints one JSON object;
-`--json` also writes it to a file.
+the command reports; that of the scoring begins when each process has scored some. What the machine itself allows
+is measured, too: the same training by one process while others, not connected to it, do the same. Prints one
+JSON object; `--json` also writes it to a file.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,17 @@ def main() -> None:
     (options.folder / "bcnet.toml").write_text(CONFIG)
     training: dict[int, list[float]] = {1: [], options.processes: []}
     scoring: dict[int, list[float]] = {1: [], options.processes: []}
+    beside: list[float] = []
     for _ in range(options.rounds):
         for count in training:
             training[count].append(trained(options.folder, count, options.epochs))
             scoring[count].append(scored(options.folder, count, options.candidates))
+        beside.append(side_by_side(options.folder, options.processes, options.epochs))
     found = {
         "command": "python benchmarks/processes.py " + " ".join(sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
         "training": compared(training),
+        "unconnected trainings side by side": possible(training[1], beside, options.processes),
         "scoring": compared(scoring),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
@@ -79,6 +84,26 @@ def compared(seconds: dict[int, list[float]]) -> dict[str, Any]:
         "times_as_fast": round(statistics.median(ratios), 3),
         "rounds": [round(ratio, 3) for ratio in ratios],
     }
+
+
+def possible(alone: list[float], beside: list[float], processes: int) -> dict[str, Any]:
+    """How many times as fast processes would be that need not wait for each other: the median, each round."""
+    ratios = [processes * one / own for one, own in zip(alone, beside, strict=True)]
+    return {
+        "seconds": [round(value, 2) for value in beside],
+        "times_as_fast": round(statistics.median(ratios), 3),
+        "rounds": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def side_by_side(folder: Path, processes: int, epochs: int) -> float:
+    """Seconds of one training while others do the same: the mean of all, each in a folder of its own."""
+    folders = [folder / f"beside-{number}" for number in range(processes)]
+    for own in folders:
+        own.mkdir(exist_ok=True)
+        (own / "bcnet.toml").write_text(CONFIG)
+    with ThreadPoolExecutor(processes) as pool:
+        return statistics.mean(pool.map(lambda own: trained(own, 1, epochs), folders))
 
 
 def trained(folder: Path, processes: int, epochs: int) -> float:
