@@ -4,9 +4,9 @@
 
 Trains a supernet of the digits for some epochs with `bcnet train`, and scores candidates in it as a search
 does, by one process and by several, alternately, one core for each process. The time of a training is what
-the command reports; that of the scoring begins when each process has scored some. What the machine itself allows
-is measured, too: the same training by one process while others, not connected to it, do the same. Prints one
-JSON object; `--json` also writes it to a file.
+the command reports; that of the scoring begins when each process has scored some. What the machine itself
+allows is measured, too: the same training by one process while others, not connected to it, do the same.
+Prints one JSON object; `--json` also writes it to a file.
 """
 
 import argparse
