@@ -6,7 +6,7 @@ gets another run, unless the user replaces this one.
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,8 +41,7 @@ class Bound:
 
     def __str__(self) -> str:
         devices = self.named.get("device")
-        further = devices[1:] if isinstance(devices, list) else ()
-        return " and ".join([str(self.target), *further])
+        return _all_of(self.target, devices if isinstance(devices, list) else ())
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,9 @@ def choose(
             wanted = target_of(settings)
     if bound is not None and wanted != bound.target and does != "read":
         if not replace:
-            raise UsageError(_belongs_to_another(run, bound, wanted, continues))
-        notes.append(f"{run.folder} belonged to {bound.target}, and now belongs to {wanted}")
+            raise UsageError(_belongs_to_another(run, bound, settings, continues))
+        now = _all_of(wanted, settings.device)
+        notes.append(f"{run.folder} belonged to {bound}, and now belongs to {now}")
     return Choice(run, settings, name is None, tuple(notes))
 
 
@@ -281,9 +281,16 @@ def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
     return settings.model_copy(update=taken)
 
 
-def _belongs_to_another(run: Run, bound: Bound, wanted: Target, continues: bool) -> str:
-    other = _other_name(bound.target, wanted)
-    flags = [f"--device {wanted.device}"]
+def _all_of(target: Target, devices: Sequence[str]) -> str:
+    """A target with its setting, and the names of further `devices` behind its own."""
+    return " and ".join([str(target), *devices[1:]])
+
+
+def _belongs_to_another(run: Run, bound: Bound, settings: Config, continues: bool) -> str:
+    wanted = target_of(settings)
+    other, now = _other_name(bound.target, wanted), _all_of(wanted, settings.device)
+    devices = [wanted.device, *settings.device[1:]]
+    flags = [f"--device {name}" for name in devices]
     flags += [
         f"--{key} {getattr(wanted, key)}"
         for key in SETTING
@@ -291,12 +298,12 @@ def _belongs_to_another(run: Run, bound: Bound, wanted: Target, continues: bool)
     ]
     if not continues:
         return (
-            f"{run.folder} belongs to {bound}, not to {wanted}: choose another run with --run {other}, or "
-            f"reassign {run.folder} to {wanted.device} with --replace"
+            f"{run.folder} belongs to {bound}, not to {now}: choose another run with --run {other}, or "
+            f"reassign {run.folder} to {' and '.join(devices)} with --replace"
         )
     build = f"bcnet build-lut {' '.join(flags)} --run"
     return (
-        f"{run.folder} belongs to {bound}, not to {wanted}: measure the latter in a run of its own, `{build} "
+        f"{run.folder} belongs to {bound}, not to {now}: measure the latter in a run of its own, `{build} "
         f"{other}`, or in this one, `{build} {run.folder.name} --replace`"
     )
 

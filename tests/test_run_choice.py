@@ -116,6 +116,14 @@ def test_another_device_or_setting_in_a_run_is_refused_with_both_ways_out() -> N
         "measure the latter in a run of its own, `bcnet build-lut --device cpu --batch 8 --run cpu-batch8`, "
         "or in this one, `bcnet build-lut --device cpu --batch 8 --run default --replace`"
     )
+    with pytest.raises(UsageError) as refusal:
+        chosen("begin", "night", device=["cpu", "far"])
+    assert str(refusal.value) == (
+        "runs/night belongs to board (fp32, batch 1, 1 thread), not to cpu (fp32, batch 1, 1 thread) and "
+        "far: choose another run with --run cpu, or reassign runs/night to cpu and far with --replace"
+    )
+    with pytest.raises(UsageError, match="`bcnet build-lut --device cpu --device far --run cpu`"):
+        chosen("continue", "night", device=["cpu", "far"])
     assert chosen("begin", "night", replace=True, device="cpu") == ("night", "cpu")
     assert chosen("read", "night", device="cpu") == ("night", "cpu")
 
@@ -165,6 +173,16 @@ def test_later_stages_use_all_devices_of_the_search_unless_others_are_named() ->
     assert chosen("begin", device=["cpu", "jetson"]) == ("default", "cpu jetson")
     bind_search.write_text(json.dumps({"target": {**BOARD, "device": ["board", "cpu"]}}), encoding="utf-8")
     assert chosen("continue") == ("default", "cpu")  # its table was built for another one since
+
+
+def test_a_run_that_is_reassigned_names_all_devices_before_and_after() -> None:
+    bind("default", {**CPU, "device": ["cpu", "far"]}, 1)
+    devices = {"": {"device": ["board", "far"]}}
+    choice = choose(load_config(None, devices), "default", None, "begin", replace=True)
+    assert choice.notes == (
+        "runs/default belonged to cpu (fp32, batch 1, 1 thread) and far, and now belongs to board (fp32, "
+        "batch 1, 1 thread) and far",
+    )
 
 
 @pytest.mark.parametrize(

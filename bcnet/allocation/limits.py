@@ -14,6 +14,7 @@ from bcnet.latency_tables.model import LatencyModel
 from bcnet.plain import milliseconds
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.width_search.constraints import Bound
+from bcnet.width_search.device_limit import device_names
 from bcnet.width_search.evolution import LatencyOf, as_share, fastest
 
 
@@ -88,7 +89,7 @@ class Limits:
         lowest = self.latency_of(found)
         if not runs(lowest):
             raise BudgetError(
-                f"the runtime runs no network of this space{self._within}; "
+                f"the runtime runs no network of this space{self._on}{self._within}; "
                 "the table's rows show which layers fail"
             )
         if lowest > self.limit_ms:
@@ -99,9 +100,10 @@ class Limits:
         """The error for a limit that no network, or none of a kind, can meet."""
         limit, lowest = milliseconds(self.limit_ms), milliseconds(lowest_ms)
         share = as_share(self.latency_of, self.space, lowest_ms)
+        on, there, budget = (self._on, " there", "that budget") if self._on else ("", "", "the budget")
         return BudgetError(
-            f"no {kind} meets {limit} ms: the fastest takes {lowest} ms{self._within}{share}; raise the "
-            "budget, or widen the choices (space.min_width, space.bins)"
+            f"no {kind} meets {limit} ms{on}: the fastest takes {lowest} ms{there}{self._within}{share}; "
+            f"raise {budget}, or widen the choices (space.min_width, space.bins)"
         )
 
     def _none_at_once(self, closest: Widths) -> BudgetError:
@@ -115,5 +117,13 @@ class Limits:
         )
 
     @property
+    def _on(self) -> str:
+        """The device whose latency is limited, where there are several."""
+        names = device_names(self.latency_of, self.bounds)
+        return f" on {names[0]}" if names else ""
+
+    @property
     def _within(self) -> str:
+        if self._on:
+            return " within the other budgets and bounds"
         return " within the other bounds" if self.bounds else ""

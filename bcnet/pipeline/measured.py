@@ -147,12 +147,13 @@ def _correction(beside: BesideOriginal, errors: Sequence[float]) -> str:
 
 
 def too_slow(measured: Measured, devices: Sequence[str] = ()) -> BudgetError:
-    """The error if no measured network is inside the limits; `devices` are further ones."""
-    closest = min(own.used for own in measured.timed)
-    names = ["", *(f" on {device}" for device in devices)]
+    """The error if no measured network is inside the limits; `devices` are the names of several."""
+    closest = min(measured.timed, key=lambda own: own.used)
+    names = [f" on {device}" for device in devices] or [""]
     asked = " and ".join(f"{own}{name}" for own, name in zip(measured.budgets, names, strict=True))
+    limit = f"limit{names[closest.shares.index(closest.used)]}"
     return BudgetError(
         f"none of the {len(measured.timed)} best candidates, measured beside the original network, is within "
-        f"the {asked}; the closest exceeds the limit by {closest - 1:.1%}. The machine may be busy: search "
-        "again, or measure the table again with `bcnet build-lut --again`"
+        f"the {asked}; the closest exceeds the {limit} by {closest.used - 1:.1%}. The machine may be busy: "
+        "search again, or measure the table again with `bcnet build-lut --again`"
     )

@@ -163,6 +163,11 @@ class Problem:
         return (self, *self.further)
 
     @property
+    def on_device(self) -> str:
+        """Where there are several devices, " on NAME" for messages about this one; else nothing."""
+        return f" on {self.profile.name}" if self.targets else ""
+
+    @property
     def device_key(self) -> str:
         """The target device (or devices), and everything that a latency on it depends on."""
         keys = [own.table.device_key for own in self.devices]

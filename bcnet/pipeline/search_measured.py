@@ -13,7 +13,7 @@ from bcnet.pipeline.beside_original import BesideOriginal, LimitsMs, Timed
 from bcnet.pipeline.measured import USED, measured_until_used, too_slow
 from bcnet.progress import working
 from bcnet.space.width_space import Widths
-from bcnet.width_search.device_limit import device_limits
+from bcnet.width_search.device_limit import device_limits, device_names
 from bcnet.width_search.evolution import Candidate, Evolution, SearchSettings
 from bcnet.width_search.latency_budget import LatencyBudget
 
@@ -127,7 +127,7 @@ def measured_best(
                 found, ms = tuple(evolved.found.values()), [budget.ms for budget in budgets]
                 return Winner(again[widths].candidate, top, found, ms[0], note, tuple(ms[1:]))
     timed = tuple(again.get(own.candidate.widths, own) for own in measured.timed)
-    raise too_slow(replace(measured, timed=timed), [own.device for own in beside.further])
+    raise too_slow(replace(measured, timed=timed), device_names(evolution.latency_of, budget.bounds))
 
 
 def confirmed(own: Timed, beside: BesideOriginal) -> tuple[Timed, tuple[LatencyBudget, ...]]:

@@ -34,7 +34,7 @@ from bcnet.training.shared_work import Shared, each
 from bcnet.traits import PrecisionName
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
-from bcnet.width_search.device_limit import with_limits
+from bcnet.width_search.device_limit import device_names, with_limits
 from bcnet.width_search.evolution import Candidate
 from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
@@ -179,7 +179,7 @@ def best_measured(
         kept = "the original network is within the budget: nothing is removed"
         return replace(measured, timed=(whole,), note=kept)
     if not measured.inside:
-        raise too_slow(measured, [own.device for own in beside.further])
+        raise too_slow(measured, device_names(proposals.latency, budget.bounds))
     return measured
 
 

@@ -100,6 +100,24 @@ def test_what_a_further_device_cannot_do_is_refused_with_its_name_and_lowest_lat
         Limits(SPACE, FIRST, 1e3, [limit]).fastest()
 
 
+def test_what_the_first_of_several_devices_cannot_do_is_refused_with_its_name_and_lowest_latency() -> None:
+    lowest = FIRST(fastest(SPACE, FIRST))
+    meets, takes = f"no network meets {0.9 * lowest:.3f} ms", f"the fastest takes {lowest:.3f} ms"
+    within = r"within the other budgets and bounds \(.*; raise that budget"
+    with pytest.raises(BudgetError, match=rf"^{meets} on {FIRST.table.device}: {takes} there {within}"):
+        Limits(SPACE, FIRST, 0.9 * lowest, [on_second(1.0)]).fastest()
+    with pytest.raises(BudgetError, match=rf"^{meets}: {takes} \(.*; raise the budget"):
+        Limits(SPACE, FIRST, 0.9 * lowest).fastest()
+    # What meets the budget alone is too slow within that of the second device, where other widths are fast.
+    slow = {(1, 9): 1.0, (9, 1): 5.0, (1, 1): 6.0, (9, 9): 9.0}
+    limit = DeviceLimit.on("b", lambda own: 1.0 if tuple(own) == (9, 1) else 3.0, Budget(2.0))
+    limits = Limits(space_of([(1, 9), (1, 9)]), lambda own: slow[tuple(own)], 4.0, [limit])
+    with pytest.raises(
+        BudgetError, match=r"meets 4\.000 ms on the first device: the fastest takes 5\.000 ms"
+    ):
+        limits.fastest()
+
+
 def test_budgets_that_can_be_met_one_by_one_but_not_at_once_are_refused_as_such() -> None:
     choices = [(1, 9), (1, 9)]
     space = space_of(choices)
