@@ -22,6 +22,7 @@ from bcnet.pipeline.search_inputs import (
     measuring,
     scoring,
     settings_of,
+    with_margins,
 )
 from bcnet.pipeline.search_measured import measured_best
 from bcnet.pipeline.search_state import candidate_of
@@ -58,7 +59,8 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
     wanted = budget_of(problem, budget, share).with_added(result.preprocess_ms or 0.0)
     budget = wanted.target_ms or budget
     held = with_held(problem, wanted.bounds, result, stage)
-    wanted = replace(wanted, bounds=held if problem is in_own else in_ms(held))
+    held = with_margins(problem, held if problem is in_own else in_ms(held))
+    wanted = replace(wanted, bounds=held)
     not_measured = problem.table.not_measured(latency)
     if not not_measured:
         wanted = replace(wanted, bounds=measured_bounds(problem, wanted.bounds, lambda _, own: own))
@@ -78,8 +80,8 @@ def point_inside(run: Run, problem: Problem) -> Chosen | None:
         if least is not None:
             known = f"the fastest takes {milliseconds(least)} ms{as_share(latency, problem.space, least)}"
         raise BudgetError(
-            f"no point of the search's front is within {milliseconds(budget)} ms: {known}; raise the budget, "
-            f"or search for this one with `{stage.command} {flag}`"
+            f"no point of the search's front is within {milliseconds(budget)} ms{problem.on_device}: "
+            f"{known}; raise the budget, or search for this one with `{stage.command} {flag}`"
         )
     _say_what_is_unused(front, inside, budget)
     settings = replace(

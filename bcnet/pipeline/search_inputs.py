@@ -84,7 +84,11 @@ def latency_budget(problem: Problem) -> Budget:
 
 
 def margin_of(problem: Problem, latency: LatencyModel, share: float | None) -> float:
-    """The configured margin, or the noise of the device's table; less for a share of the original."""
+    """The configured margin, or the noise of the device's table; less for a share of the original.
+
+    A share is held beside the original, so that a machine that slows down slows both. The same budget in ms,
+    as for a further precision, is not, and so it has the whole margin.
+    """
     margin = problem.config.search.margin
     return min(latency.noise, NOISY if share is None else SHARE_MARGIN) if margin is None else margin
 
@@ -94,6 +98,18 @@ def budget_of(problem: Problem, target_ms: float | None, share: float | None) ->
     margin = margin_of(problem, problem.table.latency_model(), share)
     wider = problem.space.original() != problem.space.largest()
     return Budget(target_ms, share, margin, bounds_of(problem), wider)
+
+
+def with_margins(problem: Problem, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
+    """The bounds with each further device's margin, chosen as the first one's (see `margin_of`)."""
+    devices, found = {own.profile.name: own for own in problem.further}, list[Bound]()
+    for bound in bounds:
+        if isinstance(bound, DeviceLimit):
+            own = devices[bound.device]
+            margin = margin_of(own, own.table.latency_model(), bound.budget.share)
+            bound = replace(bound, budget=replace(bound.budget, margin=margin))
+        found.append(bound)
+    return tuple(found)
 
 
 def by_loss_of(problem: Problem) -> float:
@@ -111,8 +127,8 @@ def budget_ms(problem: Problem, latency: LatencyModel, own_ms: float | None, sha
     full = latency(problem.space.original())
     if not runs(full):
         raise BudgetError(
-            "the full network holds a layer that the runtime cannot run, so there is no share of its "
-            "latency; give --latency-ms"
+            f"the full network holds a layer that the runtime cannot run{problem.on_device}, so there is no "
+            "share of its latency; give --latency-ms"
         )
     return latency_share(share) * full
 

@@ -29,6 +29,7 @@ from bcnet.pipeline.search_inputs import (
     priors_of,
     scoring,
     settings_of,
+    with_margins,
 )
 from bcnet.pipeline.search_measured import Winner
 from bcnet.pipeline.search_state import STATE, SearchState, lines_of_search
@@ -84,7 +85,7 @@ class Asked:
         if self.further is not None:
             own = budget_of(self.problem, self.further.target_ms, None)
             held = {one.device: one.budget for one in device_limits(self.further.bounds)}
-            bounds = with_budgets(own.bounds, held)
+            bounds = with_margins(self.problem, with_budgets(own.bounds, held))
             bounds = bounds if self.not_measured else self._measured(bounds)
             return replace(found, budget=replace(self.further, margin=own.margin, bounds=bounds))
         budget = found.budget

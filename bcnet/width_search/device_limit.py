@@ -92,6 +92,13 @@ def device_limits(bounds: Iterable[Bound]) -> tuple[DeviceLimit, ...]:
     return tuple(bound for bound in bounds if isinstance(bound, DeviceLimit))
 
 
+def device_names(latency_of: LatencyOf, bounds: Iterable[Bound]) -> tuple[str, ...]:
+    """The names of all devices, where the bounds have further ones: first that of `latency_of`. Else ()."""
+    further = tuple(own.device for own in device_limits(bounds))
+    first = latency_of.table.device if isinstance(latency_of, LatencyModel) else "the first device"
+    return (first, *further) if further else ()
+
+
 def with_limits(bounds: Iterable[Bound], limits_ms: Sequence[float]) -> tuple[Bound, ...]:
     """The bounds with other limits on further devices, in their order."""
     waiting = iter(limits_ms)
@@ -108,11 +115,11 @@ def as_measured(bounds: Iterable[Bound], measured_ms: Sequence[float]) -> tuple[
 
 
 def with_budgets(bounds: Iterable[Bound], budgets: Mapping[str, Budget]) -> tuple[Bound, ...]:
-    """The bounds with other budgets on further devices, by name, less the margin that each has here."""
+    """The bounds with other budgets on further devices, by name."""
     found = list[Bound]()
     for bound in bounds:
         if isinstance(bound, DeviceLimit):
-            budget = replace(budgets[bound.device], margin=bound.budget.margin)
+            budget = budgets[bound.device]
             bound = replace(bound, budget=budget, limit=budget.target_ms or bound.limit)
         found.append(bound)
     return tuple(found)
