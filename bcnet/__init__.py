@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from bcnet.allocation.problem import AllocationProblem as AllocationProblem
     from bcnet.allocation.problem import PruningProblem as PruningProblem
     from bcnet.allocation.problem import TrainedNetwork as TrainedNetwork
-    from bcnet.data.dataset import load_data as load_data
     from bcnet.data.image_data import ImageData as ImageData
     from bcnet.errors import BudgetError as BudgetError
     from bcnet.errors import DataError as DataError
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from bcnet.methods.uniform import allocate_uniformly as allocate_uniformly
     from bcnet.onnx_export.onnx_supernet import OnnxSupernet as OnnxSupernet
     from bcnet.pipeline.build_lut import build_lut as build_lut
+    from bcnet.pipeline.configured_data import load_data as load_data
     from bcnet.pipeline.export import export as export
     from bcnet.pipeline.search_evolved import SearchResult as SearchResult
     from bcnet.pipeline.search_evolved import search as search
@@ -132,7 +132,7 @@ _HOME = {
     "inherited": "bcnet.width_search.inherit",
     "kept_channels": "bcnet.space.importance",
     "load": "bcnet.handover",
-    "load_data": "bcnet.data.dataset",
+    "load_data": "bcnet.pipeline.configured_data",
     "load_profile": "bcnet.hw_profiles",
     "loss_tables": "bcnet.allocation.loss_tables",
     "measure_network": "bcnet.measure.network_latency",

@@ -80,6 +80,7 @@ def _chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[
     file, settings = command.given.file, command.given.config()
     does = DOES.get(command.name, "continue")
     choice = choose(settings, command.run, file, does, replace=command.replace)
+    command.given.check_devices(choice.config)
     if command.name in ("search", "slice", "export"):
         require_table(choice, searched=command.name != "search")
     example = require_configured(command.name, file, choice.run, choice.config)

@@ -80,9 +80,19 @@ class Given:
         """Whether this setting of the top level was typed."""
         return self.flags.get("", {}).get(key) is not None or key in self.assigned
 
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """The keys of the latency budgets that were typed."""
+        given = [values.get("search", {}) for values in (self.flags, self.assigned)]
+        return tuple(key for own in given for key in LATENCY_BUDGETS if own.get(key) is not None)
+
     def config(self) -> Config:
-        """The configuration. Raises ConfigError for the file, UsageError for what was typed."""
+        """The configuration. Raises ConfigError for the file, UsageError for what was typed.
+
+        Where devices were typed and budgets were not, those of the file for other devices are left out.
+        """
         from bcnet.hw_profiles import profile_file
+        from bcnet.hw_profiles.target import for_targets
 
         config = load_config(self.file, self.flags, self.assigned)
         if self.names("device"):
@@ -91,6 +101,7 @@ class Given:
                     profile_file(device)
             except DeviceError as reason:
                 raise UsageError(str(reason)) from None
+            config = config if self.budgets else for_targets(config)
         if "settings" in self.assigned.get("search", {}):
             from bcnet.pipeline.configured_methods import check_method
 
@@ -99,6 +110,19 @@ class Given:
             except ConfigError as reason:
                 raise UsageError(str(reason)) from None
         return config
+
+    def check_devices(self, config: Config) -> None:
+        """Check that the devices and budgets of a command's configuration fit.
+
+        Raises UsageError where they do not and devices or budgets were typed, else ConfigError.
+        """
+        from bcnet.hw_profiles.target import each_device
+
+        typed = self.budgets or self.names("device")
+        try:
+            each_device(config)
+        except ConfigError as reason:
+            raise UsageError(str(reason)) if typed else reason from None
 
 
 def with_settings(

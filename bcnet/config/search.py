@@ -200,6 +200,17 @@ class SearchConfig(Section):
         """The devices that have budgets of their own."""
         return tuple(device for own in self.budgets.values() if isinstance(own, dict) for device in own)
 
+    def for_devices(self, names: Collection[str]) -> "SearchConfig":
+        """The same without budgets of devices of other names; unchanged if that would leave none."""
+        if self.named_devices and not set(self.named_devices) & set(names):
+            return self
+        values = {
+            key: {name: value for name, value in own.items() if name in names} or None
+            for key, own in self.budgets.items()
+            if isinstance(own, dict)
+        }
+        return self.model_copy(update=values)
+
     def of_device(self, names: Collection[str]) -> "SearchConfig":
         """The same with the budget of only one device, which is known by these names.
 

@@ -54,11 +54,26 @@ def further_profiles(config: Config) -> tuple[HwProfile, ...]:
     return tuple(found[1:])
 
 
-def single_device(config: Config, number: int, profile: HwProfile) -> Config:
-    """The configuration for one of its devices, with only that device's budget.
+def each_device(config: Config) -> tuple[tuple[HwProfile, Config], ...]:
+    """The profile of each configured device, with its configuration.
 
-    Raises ConfigError if other devices have budgets and this one has none.
+    Raises ConfigError where devices and budgets do not fit: a device twice, or without a budget, or a budget
+    without its device.
     """
+    profiles = (target_profile(config), *further_profiles(config))
+    _check_named(config, profiles)
+    return tuple((own, _single_device(config, number, own)) for number, own in enumerate(profiles))
+
+
+def for_targets(config: Config) -> Config:
+    """The configuration without the budgets of devices that are not its targets, if one of these has any."""
+    profiles = [load_profile(name) for name in config.device]
+    names = {name for own in profiles for name in (own.name, *own.aliases)} | set(config.device)
+    return config.model_copy(update={"search": config.search.for_devices(names)})
+
+
+def _single_device(config: Config, number: int, profile: HwProfile) -> Config:
+    """The configuration for one of its devices, with only that device's budget."""
     given = config.device[number]
     try:
         search = config.search.of_device(dict.fromkeys((given, profile.name, *profile.aliases)))
@@ -70,7 +85,7 @@ def single_device(config: Config, number: int, profile: HwProfile) -> Config:
     return config.model_copy(update={"device": (profile.name,), "search": search, **own})
 
 
-def check_named(config: Config, profiles: Sequence[HwProfile]) -> None:
+def _check_named(config: Config, profiles: Sequence[HwProfile]) -> None:
     """Raise ConfigError for a budget of a device that is not a target."""
     known = {name for profile in profiles for name in (profile.name, *profile.aliases)} | set(config.device)
     for name in config.search.named_devices:

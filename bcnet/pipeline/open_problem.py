@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from bcnet.config import Config
-from bcnet.data.dataset import load_data
-from bcnet.hw_profiles.target import check_named, further_profiles, single_device, target_profile
-from bcnet.models import PACKAGED, statistics
+from bcnet.hw_profiles.target import each_device
+from bcnet.models import PACKAGED
 from bcnet.models.weights import fresh_heads
+from bcnet.pipeline.configured_data import load_data
 from bcnet.pipeline.configured_methods import check_method
 from bcnet.pipeline.networks import check_network, check_training_mode, given_model, searched_space
 from bcnet.pipeline.problem import Problem
@@ -21,17 +21,11 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     """
     keep_freed_memory()
     check_method(config)
-    profile = target_profile(config)
-    profiles = (profile, *further_profiles(config))
-    check_named(config, profiles)
-    everything, config = config, single_device(config, 0, profile)
-    expected = statistics(config.model) if config.data.mean is None else None
-    data = load_data(config.data, config.seed, pixels=pixels, trained_with=expected)
-    if expected and data.stated and config.model.name not in PACKAGED:
-        say(
-            f"images are normalised as '{config.model.name}' was trained: mean {expected[0]}, "
-            f"std {expected[1]}"
-        )
+    (profile, config), *others = each_device(config)
+    profiles = (profile, *(own for own, _ in others))
+    data = load_data(config, pixels=pixels)
+    if data.stated and config.data.mean is None and config.model.name not in PACKAGED:
+        say(f"images are normalised as '{config.model.name}' was trained: mean {data.mean}, std {data.std}")
     model = given_model(config, data)
     heads = fresh_heads(model)
     check_network(config, data, model)
@@ -43,6 +37,5 @@ def open_problem(config: Config, *, pixels: bool = True) -> Problem:
     if len(profiles) == 1:
         return problem
     problem = replace(problem, targets=tuple(own.name for own in profiles))
-    others = enumerate(profiles[1:], 1)
-    further = [replace(problem, config=single_device(everything, n, own), profile=own) for n, own in others]
-    return replace(problem, further=tuple(further))
+    further = tuple(replace(problem, config=own_config, profile=own) for own, own_config in others)
+    return replace(problem, further=further)

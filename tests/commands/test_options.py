@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from conftest import Refused
+from conftest import PROFILE, Refused
 
 from bcnet.cli import main
 from bcnet.commands.options import BUDGET, TARGET, Given, with_settings
@@ -54,6 +54,23 @@ def test_an_option_has_the_description_the_default_or_the_example_of_its_field()
     assert found["host"].help.endswith("; may be repeated (e.g. user@jetson).")
     description = settings()["search.pareto"].description
     assert found["pareto"].help == f"{description[0].upper()}{description[1:]}."
+
+
+def test_where_devices_are_typed_budgets_of_the_file_for_others_are_left_out() -> None:
+    Path("hw_profiles").mkdir()
+    for name in ("here", "there"):
+        Path(f"hw_profiles/{name}.toml").write_text(PROFILE, encoding="utf-8")
+    Path("bcnet.toml").write_text(
+        'device = ["here", "there"]\n[search]\nlatency_ms = { here = 5.0 }\nfps = { there = 30.0 }\n',
+        encoding="utf-8",
+    )
+    assert config().search.budgets == {"latency_ms": {"here": 5.0}, "fps": {"there": 30.0}}
+    assert config("--device", "there").search.budgets == {"fps": {"there": 30.0}}
+    both = ("--device", "here", "--device", "there")
+    assert config(*both).search.budgets == config().search.budgets
+    # What is typed is refused later, as is a device without a budget where others have one.
+    assert config(*both, "--fps", "cpu=9").search.budgets == {"fps": {"cpu": 9.0}}
+    assert config("--device", "cpu").search.budgets == config().search.budgets
 
 
 def test_every_setting_can_be_an_option_whose_help_is_one_sentence() -> None:

@@ -150,7 +150,11 @@ def test_of_several_devices_each_with_tensorrt_gets_an_engine(
     assert f"{engine} is not verified: device 'desk' is not available" in refused(
         4, "verify", "--engine", str(engine)
     )
-    # Where the device is available, its engine is verified, and with it the whole export.
+    # Where the device is available, its engine is verified, and with it the whole export; also where the
+    # configuration has a budget for each device.
+    settings = Path("bcnet.toml").read_text(encoding="utf-8")
+    budgets = settings.replace('latency = "75%"', "latency_ms = { cpu = 1000.0, desk = 1000.0 }")
+    Path("bcnet.toml").write_text(f'device = ["cpu", "desk"]\n{budgets}', encoding="utf-8")
     monkeypatch.setattr("bcnet.pipeline.verify_engine.full_engine", lambda builder, full, batches: full)
     found = verified_engine(monkeypatch, done, engine)
     assert (found["verified"], found["not_verified"], found["verify_with"]) == (True, None, None)

@@ -18,7 +18,9 @@ from bcnet.pipeline import cost
 from bcnet.pipeline.compare import FULL, SCRATCH, SEARCHED, UNIFORM
 from bcnet.pipeline.further_devices import devices_of, held_by_search
 from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.repeated import NOISY
 from bcnet.pipeline.results import CompareSummary, SearchSummary
+from bcnet.pipeline.search_inputs import SHARE_MARGIN
 from bcnet.pipeline.trial import Trial
 from bcnet.pipeline.verify import AT_LEAST
 from bcnet.report.charts import devices
@@ -169,6 +171,11 @@ def test_a_further_precision_is_tried_on_all_devices_inside_the_same_budgets_in_
     assert on_pairs["measured"]["median_ms"] <= there["budget"]["ms"]
     assert all(own["best"]["further"][0]["measured"] for own in found["precisions"])
     assert not list(Path("runs/default/search").glob("latencies*"))
+    # In a further precision the budget is one in ms, on all devices: nothing is measured beside its original.
+    most = SHARE_MARGIN if won == problem.profile.precision else NOISY
+    tables = [own.table.latency_model() for own in problem.at(won).devices]
+    margins = [min(own.noise, most) for own in tables]
+    assert [found["margin"], there["margin"]] == pytest.approx(margins, rel=1e-3)
 
     sliced, _ = printed(capfd, "slice")
     assert sliced["further"][0]["budget"] == there["budget"]
@@ -252,17 +259,21 @@ def test_other_devices_than_those_of_the_search_are_refused_with_the_command(
 
 
 def test_budgets_of_devices_are_checked_against_the_devices(pairs: Path, refused: Refused) -> None:
-    assert "a budget is for 'jetson', which is not among the target devices (cpu, pairs)" in refused(
-        1, "search", *BOTH, *BUDGETS, "--p90-ms", "jetson=5"
-    )
-    assert "search: no latency budget for pairs, but for other devices: add one" in refused(
-        1, "search", *BOTH, "--latency", "cpu=50%"
-    )
+    other = "a budget is for 'jetson', which is not among the target devices (cpu, pairs)"
+    lacking = "search: no latency budget for pairs, but for other devices: add one"
+    assert other in refused(2, "search", *BOTH, *BUDGETS, "--p90-ms", "jetson=5")
+    assert other in refused(2, "search", *BOTH, "--set", "search.fps.jetson=5")
+    assert lacking in refused(2, "search", *BOTH, "--latency", "cpu=50%")
     assert "device: one device is named twice in cpu, cpu" in refused(
         2, "search", "--device", "cpu", "--device", "cpu"
     )
-    assert "--device: this command is for one device" in refused(2, "check-lut", *BOTH)
-    assert "several devices need a latency budget" in refused(2, "search", *BOTH, "--min-accuracy", "0.5")
+    # Budgets of the file are no wrong usage, unless it is the devices that are typed.
+    settings = Path("bcnet.toml").read_text(encoding="utf-8")
+    for budgets, message in (("cpu = 9.0, pairs = 9.0, jetson = 5.0", other), ("cpu = 9.0", lacking)):
+        own = settings.replace('latency = "75%"', f"latency_ms = {{ {budgets} }}")
+        Path("bcnet.toml").write_text(f'device = ["cpu", "pairs"]\n{own}', encoding="utf-8")
+        assert message in refused(1, "search")
+    assert lacking in refused(2, "search", *BOTH)
 
 
 def test_each_device_has_its_own_graph_and_those_that_are_alike_share_it(pairs: Path) -> None:
