@@ -9,7 +9,7 @@ from bcnet.config import Config, DataConfig, ExportConfig
 from bcnet.models.digits import digits
 
 config = Config(data=DataConfig(name="digits"))
-data = bcnet.load_data(config.data, seed=0)
+data = bcnet.load_data(config)
 profile = bcnet.load_profile("cpu")
 model = digits(in_channels=1, num_classes=10)
 

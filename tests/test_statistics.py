@@ -6,9 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bcnet.config import DataConfig, load_config
+import bcnet
+from bcnet.config import Config, DataConfig, load_config
 from bcnet.data.dataset import load_data
 from bcnet.errors import ConfigError, DataError
+from bcnet.pipeline.open_problem import open_problem
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -35,6 +37,25 @@ def test_imagenets_statistics_have_a_name(key: str) -> None:
     assert own.mean[1:] == pytest.approx((0.2, 0.4))
     assert data.digest() != own.digest()
     assert torch.equal(data.train.images, own.train.images)
+
+
+def test_data_is_normalised_as_in_a_run_also_where_weights_bring_their_own_statistics() -> None:
+    images = {"name": "digit-scenes", "image_size": 16, "train_limit": 40, "test_limit": 20}
+    pretrained = {"name": "digit-scenes", "weights": "pretrained"}
+
+    def first_pixel(**settings: object) -> float:
+        config = Config.model_validate(settings)
+        data, in_run = bcnet.load_data(config), open_problem(config).data
+        assert (data.mean, data.std, data.digest()) == (in_run.mean, in_run.std, in_run.digest())
+        return float(data.normalise(torch.full((1, 1, 1, 1), 51, dtype=torch.uint8)))
+
+    own = load_data(DataConfig.model_validate(images), 0)
+    assert own.mean != pytest.approx((0.18,), abs=1e-3)
+    assert first_pixel(model=pretrained, data=images) == pytest.approx((0.2 - 0.18) / 0.17)
+    untrained = first_pixel(model={"name": "digit-scenes"}, data=images)
+    assert untrained == pytest.approx((0.2 - own.mean[0]) / own.std[0], rel=1e-5)
+    configured = {**images, "mean": [0.5], "std": [0.25]}
+    assert first_pixel(model=pretrained, data=configured) == pytest.approx((0.2 - 0.5) / 0.25)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bcnet.config import load_config
-from bcnet.data.dataset import load_data
+from bcnet.pipeline.configured_data import load_data
 from bcnet.pipeline.problem import fresh_model
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.loop import fit_network
@@ -28,7 +28,7 @@ def main() -> None:
     path = Path(config.model.weights)
     if path.exists():
         sys.exit(f"{path} is already there")
-    data = load_data(config.data, config.seed)
+    data = load_data(config)
     network = fresh_model(config, data)
     recipe = Recipe.of(config, config.train.epochs, config.train.learning_rate)
     checkpoint = CheckpointFile(path.with_suffix(".unfinished"), {"training": training_digest(config)})

@@ -65,7 +65,7 @@ def test_the_recipe_for_a_data_source_gives_its_images() -> None:
     (source,), (configuration,) = blocks(page, "python"), blocks(page, "toml")
     Path("source.py").write_text(source.text, encoding="utf-8")
     Path("bcnet.toml").write_text(configuration.text, encoding="utf-8")
-    data = bcnet.load_data(load_config(None).data, 0)
+    data = bcnet.load_data(load_config(None))
     assert [len(part) for part in (data.train, data.val, data.test)] == [160, 40, 50]
     assert data.classes == ("left", "right")
     assert data.input_shape == (1, 16, 16)
