@@ -49,8 +49,8 @@ class TrainConfig(Section):
     draws: int = Field(1, ge=1, le=64, description="widths drawn for each step")
     complementary: bool = Field(
         False,
-        description="follow widths c by their complements, l - c (bcnet) or l + b - c (bcnetv2), as in the "
-        "papers",
+        description="bcnet and bcnetv2 only: follow widths c by their complements, l - c or l + b - c, as in "
+        "the papers",
     )
     parallel: int = Field(
         4,

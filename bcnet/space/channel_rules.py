@@ -41,9 +41,14 @@ class ChannelRule(ABC):
     def extra(self, choices: tuple[int, ...]) -> int:
         """Channels that the supernet has beyond the network's own."""
 
-    @abstractmethod
     def complement(self, choices: tuple[int, ...], width: int) -> int | None:
         """The width that together with `width` covers every channel once; None where there is none."""
+        return None
+
+    @property
+    def complements(self) -> bool:
+        """Whether the method has complements."""
+        return type(self).complement is not ChannelRule.complement
 
 
 Rule = TypeVar("Rule", bound=type[ChannelRule])

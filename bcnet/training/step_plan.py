@@ -46,6 +46,12 @@ class StepPlan:
             cuda_graph=config.cuda_graph,
         )
         rule = SUPERNETS[config.method]
+        if config.complementary and not rule.complements:
+            having = " or ".join(name for name in SUPERNETS.own() if SUPERNETS[name].complements)
+            raise ConfigError(
+                f"train.complementary trains the complements of widths, which {config.method} has not: leave "
+                f"it out, or set train.method to {having}"
+            )
         if not rule.parallel:
             return plan
         if plan.distilled:

@@ -266,9 +266,6 @@ class Halves(ChannelRule):
 
     def extra(self, choices):
         return 0
-
-    def complement(self, choices, width):
-        return None
 """
 
 

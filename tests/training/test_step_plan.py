@@ -45,6 +45,17 @@ def test_subnets_that_share_a_batch_cannot_learn_from_the_widest_path(step: str)
         StepPlan.of(config)
 
 
+@pytest.mark.parametrize("method", ["unilateral", "cafenet", "psenet"])
+def test_complements_are_refused_where_the_method_has_none(method: str) -> None:
+    StepPlan.of(TrainConfig(method=method))
+    with pytest.raises(
+        ConfigError, match=rf"which {method} has not: leave it out, or set train\.method to bcnet or bcnetv2$"
+    ):
+        StepPlan.of(TrainConfig(method=method, complementary=True))
+    for having in ("bcnet", "bcnetv2"):
+        assert StepPlan.of(TrainConfig(method=having, complementary=True)).complementary
+
+
 def test_each_subnet_needs_two_images_of_a_batch() -> None:
     StepPlan.of(TrainConfig(method="psenet", parallel=8, batch_size=16))
     with pytest.raises(ConfigError, match="a batch of 15 images cannot be shared by 8 subnets, each of"):

@@ -23,6 +23,3 @@ class CafeNet(ChannelRule):
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return None

@@ -25,6 +25,3 @@ class PSENet(ChannelRule):
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return None

@@ -18,6 +18,3 @@ class Unilateral(ChannelRule):
 
     def extra(self, choices: tuple[int, ...]) -> int:
         return 0
-
-    def complement(self, choices: tuple[int, ...], width: int) -> int | None:
-        return None
