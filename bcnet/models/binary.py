@@ -140,8 +140,9 @@ class BinaryConv2d(nn.Conv2d):
             weight = weight.sign()
             zeros = int((weight == 0).sum())
             if zeros:
+                weights, are = ("weight", "is") if zeros == 1 else ("weights", "are")
                 raise ModelError(
-                    f"{zeros:,} weights of a binary convolution of shape {tuple(weight.shape)} are zero, "
+                    f"{zeros:,} {weights} of a binary convolution of shape {tuple(weight.shape)} {are} zero, "
                     "which one bit cannot hold: train the network, or load trained weights"
                 )
         sizes = (self.in_channels, self.out_channels, self.kernel_size[0], self.stride[0], self.padding[0])

@@ -75,6 +75,11 @@ def test_a_file_holds_the_signs_and_refuses_weights_without_one() -> None:
         ModelError, match=r"9 weights of a binary convolution of shape \(32, 32, 3, 3\) are zero"
     ):
         layer.deployed()
+    with torch.no_grad():
+        layer.weight[0, 0] = 1
+        layer.weight[0, 0, 0, 0] = 0
+    with pytest.raises(ModelError, match=r"^1 weight of a binary convolution of shape .* is zero, which"):
+        layer.deployed()
 
 
 def test_no_initial_weight_is_zero(monkeypatch: pytest.MonkeyPatch) -> None:
