@@ -171,9 +171,14 @@ class LookUp:
         return FAILED_MS if layer in self._failed else self._ms.get(layer)
 
     def _missing(self, layer: LayerSpec) -> TableError:
-        device = self._table.device
+        device, build = self._table.device, f"`bcnet build-lut --device {self._table.device}`"
+        lacks = f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {self._setting}"
+        if self._ms or self._failed:
+            return TableError(
+                f"{lacks} in the table of '{device}', which was built for other layers; run {build}, which "
+                "adds what is missing"
+            )
+        there = self._table.settings()
         return TableError(
-            f"no row for {layer.op} {layer.in_channels}->{layer.out_channels} at {self._setting}; the table "
-            f"of '{device}' has: {self._table.settings()}. "
-            f"Run `bcnet build-lut --device {device}` with the same settings"
+            f"{lacks}; the table of '{device}' has: {there}. Run {build} with the same settings"
         )

@@ -85,12 +85,16 @@ def test_depthwise_layers_are_interpolated_along_one_channel_count() -> None:
 
 
 def test_a_layer_outside_the_measured_range_is_refused_with_what_there_is() -> None:
-    with pytest.raises(TableError, match=r"no row for Conv 64->8 at .*batch 1.*bcnet build-lut --device cpu"):
+    with pytest.raises(
+        TableError, match=r"no row for Conv 64->8 at .*, which was built for other layers; run `bcnet "
+    ):
         table_of(GRID).latency_ms(pair(64, 8), SETTING)
 
 
 def test_a_row_is_never_used_for_another_setting() -> None:
-    with pytest.raises(TableError, match="batch 4"):
+    with pytest.raises(
+        TableError, match=r"batch 4, .* has: .*batch 1, .*Run `bcnet build-lut --device cpu` with"
+    ):
         table_of(GRID).latency_ms(pair(8, 8), replace(SETTING, batch=4))
 
 
