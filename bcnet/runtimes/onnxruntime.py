@@ -3,7 +3,6 @@
 It runs on the CPU, or with another execution provider that is installed, by its name.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,51 +12,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bcnet.errors import DeviceError
-from bcnet.runtimes.device import Device, predictor, timing_job
-from bcnet.runtimes.engine import Engine
-from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.runtimes.device_runtime import OnnxFileRuntime
 
 ATTEMPTS = 4  # maximum number of profiles of a network if the clock is adjusted meanwhile
 LOADING_S = 120.0  # time limit of a job besides measuring
 
 
 @dataclass(frozen=True)
-class OnnxRuntime:
-    """ONNX Runtime on a device, with an execution provider and a number of threads."""
+class OnnxRuntime(OnnxFileRuntime):
+    """ONNX Runtime on a device, with an execution provider and a number of threads.
 
-    device: Device
-    provider: str = "cpu"
-    threads: int = 1
+    When timed as an application, it has new input arrays for each inference.
+    """
 
-    @property
-    def workers(self) -> int:
-        """The number of networks that can be measured at once."""
-        return self.device.workers
-
-    def fingerprint(self) -> dict[str, str]:
-        """Runtime version and processor."""
-        return dict(self._call("fingerprint")["fingerprint"])
-
-    def probe(self) -> dict[str, float]:
-        """One reading of the reference microbenchmark, milliseconds by part."""
-        return dict(self.device.call({"do": "probe"}, LOADING_S)["probe"])
-
-    def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
-        """The file itself, with its own batch or a dynamic one, loaded once as a check."""
-        content = with_free_batch(model) if batches else model
-        info = self._call("build", model=content, batches=list(batches))["info"]
-        return Engine(content, info)
-
-    def time_network(
-        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
-    ) -> np.ndarray:
-        """Milliseconds of each inference, for at least `seconds` and `iterations`, after the warm-up.
-
-        An `application` has new input arrays for each inference.
-        """
-        limit_s = LOADING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
-        job = timing_job(warmup_ms, seconds, iterations, application)
-        return np.array(self._call("time", limit_s, model=model, **job)["ms"])
+    loading_s = LOADING_S
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """Node names of the optimised graph in order of execution, with their milliseconds in each run.
@@ -84,14 +52,7 @@ class OnnxRuntime:
             "the system clock is being adjusted; measure again when it is stable"
         )
 
-    def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
-        """A function that runs the network on any number of images, in batches of the file's size.
-
-        It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
-        """
-        return predictor(self._call, model, LOADING_S)
-
-    def _call(self, what: str, limit_s: float = LOADING_S, **job: Any) -> dict[str, Any]:
+    def _call(self, what: str, limit_s: float, **job: Any) -> dict[str, Any]:
         settings = {"provider": self.provider, "threads": self.threads}
         return self.device.call({"do": what, "runtime": "onnxruntime", "settings": settings, **job}, limit_s)
 

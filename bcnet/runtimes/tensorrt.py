@@ -12,7 +12,7 @@ import numpy as np
 
 from bcnet.agent.tensorrt_module import variant_of, wrong_variant
 from bcnet.errors import DeviceError, NetworkError
-from bcnet.runtimes.device import Device, predictor, timing_job
+from bcnet.runtimes.device_runtime import DeviceRuntime
 from bcnet.runtimes.engine import Engine
 from bcnet.runtimes.onnx_batch import with_free_batch
 from bcnet.traits import RUNTIMES
@@ -28,32 +28,31 @@ def is_engine(content: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class TensorRt:
+class TensorRt(DeviceRuntime):
     """TensorRT on a device. `variant` is "tensorrt" or "tensorrt-rtx", `precision` that of the ONNX files.
 
     `batch` is the batch size at which engines with a dynamic batch are timed; None: the one that they are
     optimised for. The GPU must have the compute capability, and a Jetson the power mode, unless that is
-    "default".
+    "default". Times are the GPU's, without copies; when timed as an application, inputs and outputs are
+    copied, and each inference is waited for before the next.
     """
 
-    device: Device
     variant: str = "tensorrt"
     precision: str = "fp32"
     compute_capability: str | None = None
     power_mode: str = "default"
     batch: int | None = None
 
-    @property
-    def workers(self) -> int:
-        """The number of networks that can be measured at once."""
-        return self.device.workers
+    loading_s = LOADING_S + BUILDING_S  # an ONNX file is built first
 
     def fingerprint(self) -> dict[str, str]:
         """Version of TensorRT, GPU, driver; on a Jetson also power mode and clocks.
 
         Raises DeviceError if the compute capability or power mode differs from the hardware profile's.
         """
-        found = {key: str(value) for key, value in self._run("fingerprint")["fingerprint"].items()}
+        found = {
+            key: str(value) for key, value in self._call("fingerprint", LOADING_S)["fingerprint"].items()
+        }
         capability = found.get("compute_capability")
         if capability and self.compute_capability not in (None, capability):
             raise DeviceError(
@@ -68,10 +67,6 @@ class TensorRt:
             )
         return found
 
-    def probe(self) -> dict[str, float]:
-        """One reading of the reference microbenchmark, milliseconds by part."""
-        return dict(self.device.call({"do": "probe"}, LOADING_S)["probe"])
-
     def build(self, model: bytes, batches: Sequence[int] = ()) -> Engine:
         """The engine of an ONNX file, for the file's shapes, or for the sizes of a dynamic batch.
 
@@ -82,21 +77,10 @@ class TensorRt:
             raise NetworkError("this is already an engine; give the ONNX file that it was built from")
         content = with_free_batch(model) if batches else model
         if not RUNTIMES[self.variant].ahead_of_time:
-            answer = self._run("build", BUILDING_S, model=content, batches=list(batches))
+            answer = self._call("build", BUILDING_S, model=content, batches=list(batches))
         else:
             answer = self._job(self.variant, "build", BUILDING_S, model=content, batches=list(batches))
         return Engine(answer["engine"], answer["info"])
-
-    def time_network(
-        self, model: bytes, warmup_ms: float, seconds: float, iterations: int, *, application: bool = False
-    ) -> np.ndarray:
-        """Milliseconds of each inference on the GPU, without copies, for at least `seconds`, `iterations`.
-
-        An `application` copies inputs and outputs, and waits for each inference before the next.
-        """
-        limit_s = LOADING_S + BUILDING_S + 3 * (warmup_ms / 1000 + seconds) + iterations
-        job = timing_job(warmup_ms, seconds, iterations, application)
-        return np.array(self._run("time", limit_s, model=self._mine(model), **job)["ms"])
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
         """The engine's layers in order of execution, with their milliseconds in each run.
@@ -104,23 +88,20 @@ class TensorRt:
         Names are TensorRT's own, followed by a layer's ONNX nodes as " [ONNX Layer: name]" if they are known.
         trtexec returns one run, of medians.
         """
-        found = self._run("profile", LOADING_S + BUILDING_S + runs, model=self._mine(model), runs=runs)
+        found = self._call("profile", self.loading_s + runs, model=model, runs=runs)
         durations = np.array(found["ms"])
         return [(name, durations[:, index]) for index, name in enumerate(found["names"])]
 
     def predictor(self, model: bytes) -> Callable[..., list[np.ndarray]]:
-        """A function that runs the network on any number of images, in batches of the engine's size.
+        """As for all runtimes; an engine of the other variant is refused at once, not at the first batch."""
+        self._check_variant(model)
+        return super().predictor(model)
 
-        It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
-        """
-        return predictor(self._run, self._mine(model), LOADING_S + BUILDING_S)
-
-    def _mine(self, model: bytes) -> bytes:
-        """An ONNX file, or an engine of this variant. Raises NetworkError for the other variant's."""
+    def _check_variant(self, model: bytes) -> None:
+        """Raise NetworkError for an engine of the other variant."""
         built = variant_of(model)
         if built not in (None, self.variant):
             raise NetworkError(wrong_variant(built, self.variant))
-        return model
 
     @cached_property
     def _through(self) -> str:
@@ -136,7 +117,9 @@ class TensorRt:
         found = self._job(runtime, "missing", LOADING_S)["missing"]
         return None if found is None else str(found)
 
-    def _run(self, what: str, limit_s: float = LOADING_S, **job: Any) -> dict[str, Any]:
+    def _call(self, what: str, limit_s: float, **job: Any) -> dict[str, Any]:
+        if "model" in job:
+            self._check_variant(job["model"])
         return self._job(self._through, what, limit_s, **job)
 
     def _job(self, runtime: str, what: str, limit_s: float, **job: Any) -> dict[str, Any]:
