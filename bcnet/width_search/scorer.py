@@ -209,13 +209,17 @@ class Scorer:
             parts = shared_out(part, count)
             return [KeptBatches(data, own, room, device, augmented=augmented) for own in parts]
 
-        train, val = shares(first_images(data, images), True), shares(data.val, False)
+        train, val = shares(first_images(data, images), True), shares(self.scored_images(), False)
         # The left side of one supernet sees what the right one of the next does.
         self.sides = tuple(
             SupernetSide(supernet, side, train[(n + k) % len(train)], val[(n + k) % len(val)])
             for n, supernet in enumerate(supernets)
             for k, side in enumerate(self.space.rule.sides)
         )
+
+    def scored_images(self) -> Split | Items:
+        """The validation images that scores come from."""
+        return self.data.val
 
     def __call__(self, widths: Widths) -> Score:
         """The score of one network; the same each time."""
