@@ -6,42 +6,20 @@ gets another run, unless the user replaces this one.
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError
-
-from bcnet.config import Config, is_example
-from bcnet.errors import ArtifactError, ConfigError, DeviceError, TableError, UsageError
+from bcnet.config import Config
+from bcnet.errors import ArtifactError, DeviceError, TableError, UsageError
 from bcnet.hw_profiles import HwProfile, load_profile
 from bcnet.hw_profiles.target import Target, target_of, target_profile
-from bcnet.pipeline.results import SearchSummary, TableSummary, target_named
-from bcnet.progress import say
-from bcnet.runs import MANIFEST, RUNS, Run
-
-if TYPE_CHECKING:
-    from bcnet.pipeline.problem import Problem
+from bcnet.run_target import SETTING, Bound, all_of, bound_to, completed_from
+from bcnet.runs import RUNS, Run
 
 DEFAULT = "default"
 TABLES = Path("latency_tables")
-CHECKPOINTS = "checkpoint*.safetensors"  # of a training that is not finished
-SETTING = ("batch", "threads", "precision")
 Does = Literal["begin", "continue", "read"]  # what a command does: build a table, use one, only read
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What a run belongs to, as its configuration names it, and when its table was built (Unix time)."""
-
-    target: Target
-    named: Mapping[str, Any]  # device, batch, threads, precision, host
-    built: float
-
-    def __str__(self) -> str:
-        devices = self.named.get("device")
-        return _all_of(self.target, devices if isinstance(devices, list) else ())
 
 
 @dataclass(frozen=True)
@@ -74,44 +52,6 @@ def run_holding(file: Path) -> str | None:
     return export.parent.name if export.name.startswith("export") and export.parent.parent == runs else None
 
 
-def bound_to(run: Run) -> Bound | None:
-    """The target of a run: that of its table, else of its search; None where it has neither.
-
-    Raises ArtifactError where that file cannot be read.
-    """
-    for name, file in (("build-lut", TableSummary.FILE), ("search", SearchSummary.FILE)):
-        stage = run.stage(name)
-        path = stage.path(file)
-        named = target_named(path, stage.command)
-        if named is not None:
-            named = _with_searched(named, run)
-            try:
-                config = Config.model_validate(named)
-            except ValidationError:
-                raise ArtifactError(f"{path} names no device; run `{stage.command}` again") from None
-            if None in (config.batch, config.threads, config.precision):
-                target = target_of(config)
-            else:  # even if its profile has changed or is gone
-                target = Target(config.device[0], *(getattr(config, key) for key in SETTING))
-            return Bound(target, named, path.stat().st_mtime)
-    return None
-
-
-def _with_searched(named: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
-    """The target of a run's table, with the further devices of its search.
-
-    A result that cannot be read names none; the stage that needs it refuses it.
-    """
-    stage = run.stage("search")
-    try:
-        searched = target_named(stage.path(SearchSummary.FILE), stage.command) or {}
-    except ArtifactError:
-        return named
-    devices = searched.get("device")
-    several = isinstance(devices, list) and devices and named.get("device") in (devices[0], devices)
-    return {**named, "device": devices} if several else named
-
-
 def choose(
     settings: Config, name: str | None, config: Path | None, does: Does, *, replace: bool = False
 ) -> Choice:
@@ -136,12 +76,12 @@ def choose(
     if bound is not None:
         unnamed = not named and (continues or name is not None)
         if unnamed or wanted.device == bound.target.device:
-            settings = _as_in(settings, bound, notes)
+            settings = completed_from(settings, bound, notes)
             wanted = target_of(settings)
     if bound is not None and wanted != bound.target and does != "read":
         if not replace:
             raise UsageError(_belongs_to_another(run, bound, settings, continues))
-        now = _all_of(wanted, settings.device)
+        now = all_of(wanted, settings.device)
         notes.append(f"{run.folder} belonged to {bound}, and now belongs to {now}")
     return Choice(run, settings, name is None, tuple(notes))
 
@@ -160,78 +100,6 @@ def require_table(choice: Choice, *, searched: bool) -> None:
             run = "run" if choice.automatic else f"run named {choice.run.folder.name}"
             what = f"there is no {run} for {profile.name} yet"
         raise TableError(f"{what}: measure its latency table first, with `{_build(choice, profile)}`")
-
-
-def require_configured(
-    command: str, config: Path | None, run: Run | None, settings: Config
-) -> "Problem | None":
-    """Report that the built-in example is used where nothing is configured; `settings` are the example's.
-
-    Returns the example's problem where it was opened for that. Raises ConfigError where a stage other than
-    `bcnet run` would begin a run of the example, and where the existing run is of another network or other
-    data: its configuration is missing then.
-    """
-    if not is_example(config):
-        return None
-    if run is not None and command not in ("inspect", "check-lut"):
-        begun = next((own for own in (run, Run.named(DEFAULT)) if _has_begun(own)), None)
-        if begun is not None and (begun == run or command != "run"):
-            problem = _example_of(begun, settings)
-            say(f"no bcnet.toml here: {run.folder} continues the built-in example, handwritten digits")
-            return problem
-        if command != "run":
-            raise ConfigError(
-                "there is no bcnet.toml here: write one with `bcnet init`, name one with --config, or try "
-                "the built-in example with `bcnet run`"
-            )
-    say("no bcnet.toml here: this is the built-in example, handwritten digits (`bcnet init` writes one)")
-    return None
-
-
-def _has_begun(run: Run) -> bool:
-    """Whether a run has a supernet, a part of one, or a table."""
-    train = run.stage("train")
-    finished = (train.path(MANIFEST), run.stage("build-lut").path(MANIFEST))
-    return any(path.exists() for path in finished) or any(train.folder.glob(CHECKPOINTS))
-
-
-def _example_of(run: Run, settings: Config) -> "Problem":
-    """The example's problem.
-
-    Raises ConfigError where a run's supernet, or its table where it has none, is of another one.
-    """
-    from bcnet.pipeline.open_problem import open_problem
-    from bcnet.pipeline.training_file import inputs_of  # torch with it
-
-    problem = open_problem(settings)
-    train, table = run.stage("train"), run.stage("build-lut")
-    if train.path(MANIFEST).exists():
-        found = train.inputs()
-    elif checkpoints := sorted(train.folder.glob(CHECKPOINTS)):
-        found = inputs_of(checkpoints[0]) or {}
-    else:
-        bound = bound_to(run)
-        own = settings if bound is None else _as_in(settings, bound, [])
-        measured = problem if own == settings else open_problem(own)
-        if table.inputs().get("model") == measured.table.model_key:
-            return problem
-        found = {}
-
-    def is_of(other: "Problem") -> bool:
-        wanted = other.inputs()  # not the space: that of another device may differ
-        return all(found.get(key) == wanted[key] for key in ("model", "data"))
-
-    if is_of(problem):
-        return problem
-    if found and is_of(open_problem(Config(seed=settings.seed))):  # all defaults, which were the example
-        raise ConfigError(
-            f"there is no bcnet.toml here, and {run.folder} is of an earlier version's built-in example: "
-            "to continue it, write an empty bcnet.toml; for today's example, use another folder"
-        )
-    raise ConfigError(
-        f"there is no bcnet.toml here, and {run.folder} does not belong to the built-in example with seed "
-        f"{settings.seed}: restore its bcnet.toml, name one with --config, or use another folder"
-    )
 
 
 def _run_of(device: str, config: Path | None, notes: list[str]) -> Run:
@@ -264,31 +132,9 @@ def _built_last(config: Path | None, notes: list[str]) -> Run:
     return run
 
 
-def _as_in(settings: Config, bound: Bound, notes: list[str]) -> Config:
-    """The configuration, with the run's device and its setting where the configuration names nothing else."""
-    own = settings.model_copy(update={"device": (bound.target.device,)})
-    profile = target_of(own)
-    taken: dict[str, Any] = {}
-    for key, value in bound.named.items():
-        now = getattr(profile, key) if key in SETTING else getattr(settings, key)
-        value = (value,) if key == "device" and isinstance(value, str) else value
-        value = tuple(value) if isinstance(value, list) else value
-        if key not in settings.model_fields_set and now != value:
-            taken[key] = value
-    if taken:
-        words = (f"{key} {' '.join(v) if isinstance(v, tuple) else v}" for key, v in taken.items())
-        notes.append(f"{', '.join(words)}: as in the table that was built last in this run")
-    return settings.model_copy(update=taken)
-
-
-def _all_of(target: Target, devices: Sequence[str]) -> str:
-    """A target with its setting, and the names of further `devices` behind its own."""
-    return " and ".join([str(target), *devices[1:]])
-
-
 def _belongs_to_another(run: Run, bound: Bound, settings: Config, continues: bool) -> str:
     wanted = target_of(settings)
-    other, now = _other_name(bound.target, wanted), _all_of(wanted, settings.device)
+    other, now = _other_name(bound.target, wanted), all_of(wanted, settings.device)
     devices = [wanted.device, *settings.device[1:]]
     flags = [f"--device {name}" for name in devices]
     flags += [

@@ -13,7 +13,8 @@ from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
 from bcnet.pipeline.results import ExportSummary, SearchSummary, SliceSummary, TableSummary
 from bcnet.plain import milliseconds
-from bcnet.run_choice import bound_to, checked_name
+from bcnet.run_choice import checked_name
+from bcnet.run_target import bound_to
 from bcnet.runs import MANIFEST, RUNS, Run
 from bcnet.width_search.latency_budget import LatencyBudget
 

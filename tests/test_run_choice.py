@@ -16,8 +16,9 @@ from bcnet.errors import ArtifactError, TableError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import lock_file, locked
 from bcnet.pipeline.results import StageResult
-from bcnet.run_choice import Does, bound_to, choose, require_table, run_holding
+from bcnet.run_choice import Does, choose, require_table, run_holding
 from bcnet.run_list import removal, remove, runs
+from bcnet.run_target import bound_to
 from bcnet.runs import Run
 
 pytestmark = pytest.mark.usefixtures("folder")

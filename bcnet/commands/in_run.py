@@ -75,7 +75,8 @@ def connected_processes() -> Iterator[None]:
 
 @contextmanager
 def _chosen_run(command: Command) -> Iterator[tuple["Run", "Config", "Callable[[], Problem]"]]:
-    from bcnet.run_choice import choose, require_configured, require_table
+    from bcnet.built_in_example import require_configured
+    from bcnet.run_choice import choose, require_table
 
     file, settings = command.given.file, command.given.config()
     does = DOES.get(command.name, "continue")

@@ -117,8 +117,8 @@ def inspect(
 
 def _configured(given: Given, settings: "Config") -> Inspected:
     """The configured model with the configured data."""
+    from bcnet.built_in_example import require_configured
     from bcnet.pipeline.open_problem import open_problem
-    from bcnet.run_choice import require_configured
 
     require_configured("inspect", given.file, None, settings)
     with redirect_stdout(sys.stderr):

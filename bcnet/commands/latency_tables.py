@@ -121,9 +121,9 @@ def check_lut(
                     names=(str(path), str(against)),
                 )
             else:
+                from bcnet.built_in_example import require_configured
                 from bcnet.pipeline import check_lut as stage
                 from bcnet.pipeline.open_problem import open_problem
-                from bcnet.run_choice import require_configured
 
                 require_configured("check-lut", given.file, None, settings)
                 problem = open_problem(settings, pixels=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Refused, contents
 
+from bcnet.built_in_example import require_configured
 from bcnet.cli import main
 from bcnet.commands.in_run import Command, chosen_run
 from bcnet.commands.options import Given
@@ -16,7 +17,6 @@ from bcnet.pipeline.kept import reuse_supernet, say_replaced_search
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import SearchSummary
-from bcnet.run_choice import require_configured
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
 

@@ -26,7 +26,7 @@ from bcnet.pipeline.verify import AT_LEAST
 from bcnet.report.charts import devices
 from bcnet.report.charts.networks import comparison
 from bcnet.report.content import run_report
-from bcnet.run_choice import bound_to
+from bcnet.run_target import bound_to
 from bcnet.runs import Run
 from bcnet.show import show_summary
 from bcnet.space.width_space import Widths
