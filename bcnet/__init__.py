@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from bcnet.pipeline.search_evolved import SearchResult as SearchResult
     from bcnet.pipeline.search_evolved import search as search
     from bcnet.pipeline.slice import slice as slice
-    from bcnet.pipeline.train import train as train
+    from bcnet.pipeline.train_supernet import train as train
     from bcnet.pipeline.verify import Artifact as Artifact
     from bcnet.pipeline.verify import Expected as Expected
     from bcnet.pipeline.verify import verify as verify
@@ -145,7 +145,7 @@ _HOME = {
     "slice": "bcnet.pipeline.slice",
     "tensors_of": "bcnet.space.extract",
     "time_file": "bcnet.measure.file_timing",
-    "train": "bcnet.pipeline.train",
+    "train": "bcnet.pipeline.train_supernet",
     "verify": "bcnet.pipeline.verify",
     "with_state": "bcnet.space.extract",
 }

@@ -15,7 +15,7 @@ from bcnet.models.digits import digits
 from bcnet.observers import Followed, Guarded, imported
 from bcnet.observers.mlflow import MLflow
 from bcnet.observers.tensorboard import TensorBoard
-from bcnet.pipeline.train import train
+from bcnet.pipeline.train_supernet import train
 from bcnet.registry import OBSERVERS, ObserverKind
 from bcnet.run_log import RunLog
 from bcnet.show.events import EventLines

@@ -11,8 +11,8 @@ from pathlib import Path
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.supernet_start import first_state
 from bcnet.pipeline.teacher import supernet_objective
-from bcnet.pipeline.train import train
 from bcnet.pipeline.train_network import first_rate
+from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import CheckpointFiles, Finished, finished_files, load_finished
 from bcnet.runs import write_files
 from bcnet.space.supernet import Supernet

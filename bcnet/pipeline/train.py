@@ -10,14 +10,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bcnet.config import TaskConfig
-from bcnet.data.image_data import ImageData
 from bcnet.errors import ModelError
 from bcnet.models.weights import listed
 from bcnet.pipeline.finished import supernet_file
@@ -25,12 +22,11 @@ from bcnet.pipeline.kept import warn_of_verified
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EARLIER_RECORDS, NetworkSummary, SupernetSummary
 from bcnet.pipeline.route import on_trained_network
-from bcnet.pipeline.subnet_probes import SubnetProbes
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
 from bcnet.pipeline.train_network import first_rate, network_inputs, say_reached, train_network
+from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import (
-    Checkpoint,
     CheckpointFiles,
     Finished,
     finished_files,
@@ -44,107 +40,14 @@ from bcnet.progress import say, working
 from bcnet.runs import Content, Run, Stage, alone_in
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
-from bcnet.space.width_space import Widths
-from bcnet.training.assigned_steps import BestAssignments
-from bcnet.training.checkpoints import Snapshot
-from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import connected, world
-from bcnet.training.loop import Trainee, check_trained, first_batch, fit, steps_an_epoch
-from bcnet.training.parts import SlicedParts, fastest_parts
+from bcnet.training.loop import steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
 from bcnet.training.shared_work import Shared, each, in_all
-from bcnet.training.step_plan import STEPS, StepPlan
-from bcnet.training.supernet_step import DrawnSteps, Parts, Paths, SlicedPaths, trainable
+from bcnet.training.step_plan import StepPlan
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 POINT = 0.01  # of accuracy: more than this is a loss
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained supernet, its tensors on the CPU, and the mean loss of every epoch."""
-
-    supernet: Supernet
-    curve: tuple[float, ...]
-
-
-def train(  # noqa: PLR0913 - each keyword is one independent option with a default
-    supernet: Supernet,
-    data: ImageData,
-    recipe: Recipe,
-    *,
-    plan: StepPlan = STEPS["plain"],
-    objective: Objective | None = None,
-    checkpoints: CheckpointFiles | None = None,
-    description: str = "training the supernet",
-) -> TrainResult:
-    """Train a supernet: each step, the paths of evenly drawn widths (BCNet, section 3).
-
-    `plan` says how many widths are drawn, which paths are added to theirs, and whether the widest one is
-    distilled into the others. With an `objective` all paths are trained by that, and none is distilled.
-    `checkpoints` are updated as `fit` says, with the widths and the loss of the steps; a training that was
-    killed continues from them. On a CPU the supernet's own tensors are trained.
-    """
-    model, space = supernet.model, supernet.space
-    supernet = trainable(supernet, recipe.device)
-    model.to(recipe.device).train()
-    sliced = SlicedPaths(supernet, recipe, objective)
-    paths: Paths = sliced
-    parts: Parts | None = None
-    plan = plan if objective is None else replace(plan, distilled=False)
-    if plan.parallel and recipe.device == "cuda":
-        parts = fastest_parts(sliced, *first_batch(data, recipe), plan.paths(len(space.rule.sides)))
-    elif plan.parallel:  # masks would need more work, and a training that continues must not change its way
-        parts = SlicedParts(sliced)
-    elif plan.cuda_graph and recipe.device == "cuda" and (plan.distilled or objective):
-        teacher = "the original network" if objective else "the widest path"
-        say(f"training on slices, not by a recorded CUDA graph: subnets learn from {teacher}'s outputs")
-    elif plan.cuda_graph and recipe.device == "cuda" and world().size == 1:
-        count = plan.paths(len(space.rule.sides))
-        paths = fastest_paths(sliced, *first_batch(data, recipe), count)
-    resume = checkpoints.load() if checkpoints else None
-    assign = None
-    if supernet.assignments is not None:
-        assign = BestAssignments(sliced, supernet.assignments, data)
-        if resume:
-            assign.continue_at(resume.snapshot.epoch * steps_an_epoch(data, recipe) + resume.snapshot.step)
-    steps = DrawnSteps.of(paths, plan, recipe.seed, assign, parts)
-    curve = list(resume.curve) if resume else []
-    probes = SubnetProbes(supernet, data, recipe)
-    # Of the steps since the last checkpoint: reading one would wait for a GPU.
-    unread: list[tuple[list[Widths], Tensor]] = []
-
-    def step(inputs: Any, targets: Any, number: int) -> Tensor:
-        drawn, losses = steps(inputs, targets, number)
-        unread.append((drawn, losses[: len(drawn)]))
-        return losses
-
-    def save(snapshot: Snapshot, mean_loss: float | None) -> None:
-        if mean_loss is not None:
-            curve.append(round(mean_loss, 5))
-        if checkpoints is not None:
-            drawn = [own for widths, _ in unread for own in widths]
-            values = torch.cat([losses for _, losses in unread]).tolist()
-            records = [(own, round(value, 5)) for own, value in zip(drawn, values, strict=True)]
-            checkpoints.save(Checkpoint(snapshot, tuple(curve)), records)
-        unread.clear()
-        if mean_loss is not None:
-            probes(description, snapshot.epoch)
-
-    trainee = Trainee(sliced.parameters, step, lambda: sliced.buffers, sliced.scaler)
-    fit(
-        trainee,
-        data,
-        recipe,
-        description,
-        resume=resume.snapshot if resume else None,
-        save=save,
-    )
-    model.cpu().eval()
-    trained = {name: tensor.detach() for name, tensor in supernet.state.items()}
-    check_trained(trained, "at its end", sliced.parameters)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
-    return TrainResult(replace(supernet, state=tensors), tuple(curve))
 
 
 def seed_of(number: int, seed: int) -> int:

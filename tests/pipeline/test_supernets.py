@@ -21,7 +21,7 @@ from bcnet.pipeline.finished import trained_supernets, training_records
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.search_inputs import scoring
 from bcnet.pipeline.slice import slice
-from bcnet.pipeline.train import train
+from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bcnet.config import Config
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
-from bcnet.pipeline.train import train
+from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import Checkpoint, CheckpointFiles, Record
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet

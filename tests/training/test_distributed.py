@@ -20,7 +20,7 @@ from bcnet.cli import main
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import DataError, TrainingError, UsageError
-from bcnet.pipeline.train import train
+from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import CheckpointFiles, lines_beside
 from bcnet.processes import Processes
 from bcnet.runs import Run

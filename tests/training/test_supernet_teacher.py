@@ -16,7 +16,8 @@ from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.supernet_start import first_state, order_is_measured
 from bcnet.pipeline.teacher import supernet_objective, teaches_supernet
-from bcnet.pipeline.train import stage_inputs, train
+from bcnet.pipeline.train import stage_inputs
+from bcnet.pipeline.train_supernet import train
 from bcnet.runs import Run
 from bcnet.space.discover import discover_space
 from bcnet.space.extract import tensors_of, with_state

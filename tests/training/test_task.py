@@ -14,7 +14,7 @@ from bcnet.config import TaskConfig
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.errors import ConfigError, TrainingError
-from bcnet.pipeline.train import train
+from bcnet.pipeline.train_supernet import train
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths
