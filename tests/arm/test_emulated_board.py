@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from sshd import Sshd, a_job_runs, agents, children, kill, meanwhile
+from ssh_faults import assert_a_full_disk_is_reported, kill_agents, kill_agents_at_every, timed_despite
+from sshd import Sshd, children
 
 from bcnet.cli import main
-from bcnet.errors import DeviceError
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.runtimes import runtime_on_hosts, ssh_line
 from bcnet.runtimes.device import LocalDevice
@@ -32,7 +32,7 @@ EMULATOR = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 PYTHONS = {"Debian's": "/usr/bin/python3"} | {
     version: f"/opt/python{version}/bin/python{version}" for version in ("3.8", "3.6")
 }
-LONG = {"warmup_ms": 0.0, "seconds": 3.0, "iterations": 2}  # a job that is long enough to be cut
+LONG_S = 3.0  # of a job that is long enough to be cut
 PROFILE = """
 description = "an emulated board, timed briefly"
 runtime = "onnxruntime"
@@ -63,8 +63,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setenv("PATH", server.path)
     yield server
     server.stop()
-    for pid in agents(tmp_path / "there"):
-        kill(pid)
+    kill_agents(tmp_path / "there")
 
 
 def connected(there: Path, python: str = PYTHONS["Debian's"]) -> SshDevice:
@@ -78,16 +77,6 @@ def device(board: Sshd, tmp_path: Path) -> Iterator[SshDevice]:
     found = connected(tmp_path / "there")
     yield found
     found.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """The agent's folder as a file system without room for the network; mounted before the board starts."""
-    there = tmp_path / "there"
-    there.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(there)], check=True)
-    yield there
-    subprocess.run(["umount", "--lazy", str(there)], check=True)
 
 
 def network() -> bytes:
@@ -162,16 +151,7 @@ def test_from_a_table_to_a_verified_file_though_agents_are_killed(
     write_profile(there, PYTHONS[name])
     brief = brief_agent()
     monkeypatch.setattr(ssh_line, "agent_file", lambda: brief)
-    real, calls = SshDevice.call, [0]
-
-    def call(self: SshDevice, job: dict[str, object], limit_s: float) -> dict[str, object]:
-        calls[0] += 1
-        if calls[0] % 40 == 0:
-            for pid in agents(there):
-                kill(pid)
-        return real(self, job, limit_s)
-
-    monkeypatch.setattr(SshDevice, "call", call)
+    kill_agents_at_every(monkeypatch, 40, there)
     try:
         assert main(["build-lut", "--device", "board"]) == 0, capsys.readouterr().err
         assert "the agent died" in capsys.readouterr().err
@@ -189,20 +169,14 @@ def test_from_a_table_to_a_verified_file_though_agents_are_killed(
 def test_an_agent_that_is_killed_in_a_job_does_it_again(
     device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device.hello()
-    killed = meanwhile(lambda: kill(*agents(tmp_path / "there")), a_job_runs(tmp_path / "there"))
-    assert len(OnnxRuntime(device).time_network(network(), **LONG)) >= 2
-    killed.join()
+    assert len(timed_despite(lambda: kill_agents(tmp_path / "there"), device, network(), LONG_S)) >= 2
     assert "the agent died" in capsys.readouterr().err
 
 
 def test_a_lost_connection_gives_the_answer_that_the_agent_kept(
     board: Sshd, device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device.hello()
-    cut = meanwhile(board.cut, a_job_runs(tmp_path / "there"))
-    samples = OnnxRuntime(device).time_network(network(), **LONG)
-    cut.join()
+    samples = timed_despite(board.cut, device, network(), LONG_S)
     assert "the connection was lost" in capsys.readouterr().err
     (kept,) = (tmp_path / "there" / "answers").iterdir()
     assert json.loads(kept.read_text())["ms"] == samples.tolist()
@@ -211,12 +185,7 @@ def test_a_lost_connection_gives_the_answer_that_the_agent_kept(
 def test_a_full_disk_is_reported_and_work_goes_on_when_there_is_room(
     small_disk: Path, device: SshDevice
 ) -> None:
-    runtime = OnnxRuntime(device)
-    with pytest.raises(DeviceError, match=r"No space left on device; free some space there, or set"):
-        runtime.time_network(network(), 0, 0.01, 2)
-    assert "matmul_ms" in runtime.probe()
-    subprocess.run(["mount", "-o", "remount,size=5m", str(small_disk)], check=True)
-    assert len(runtime.time_network(network(), 0, 0.01, 2)) >= 2
+    assert_a_full_disk_is_reported(device, small_disk, network())
 
 
 def test_what_runs_there_is_emulated(board: Sshd) -> None:

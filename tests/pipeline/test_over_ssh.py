@@ -5,11 +5,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from sshd import PYTHON, SSHD, agents, kill
+from ssh_faults import kill_agents_at_every
+from sshd import PYTHON, SSHD
 
 from bcnet.cli import main
 from bcnet.latency_tables.table import LatencyTable
-from bcnet.runtimes.ssh import SshDevice
 
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 
@@ -41,16 +41,7 @@ def test_a_table_a_search_and_an_export_over_ssh(there: Path, capsys: pytest.Cap
 def test_a_build_over_ssh_survives_agents_that_are_killed(
     there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real, calls = SshDevice.call, [0]
-
-    def call(self: SshDevice, job: dict[str, object], limit_s: float) -> dict[str, object]:
-        calls[0] += 1
-        if calls[0] % 20 == 0:
-            for pid in agents(there):
-                kill(pid)
-        return real(self, job, limit_s)
-
-    monkeypatch.setattr(SshDevice, "call", call)
+    kill_agents_at_every(monkeypatch, 20, there)
     assert main(["build-lut", "--device", "far"]) == 0
     assert "the agent died" in capsys.readouterr().err
     assert (

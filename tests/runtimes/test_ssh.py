@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sshd import PYTHON, SSHD, Sshd, a_job_runs, agents, kill, meanwhile
+from ssh_faults import assert_a_full_disk_is_reported, kill_agents, timed_despite
+from sshd import PYTHON, SSHD, Sshd, a_job_runs, agents, meanwhile
 from torch import nn
 
 from bcnet.agent.errors import JobError
@@ -33,7 +33,6 @@ from bcnet.runtimes.ssh_line import CONNECT_S, HostLost
 pytestmark = pytest.mark.skipif(SSHD is None, reason="needs sshd (Debian: openssh-server)")
 
 MODEL = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 300, 3)).eval()
-LONG = {"warmup_ms": 0.0, "seconds": 1.0, "iterations": 2}  # a job that is long enough to be cut
 
 
 @cache
@@ -62,8 +61,7 @@ def whenever_a_job_runs(folder: Path, action: Callable[[], None]) -> Iterator[No
         while not over.wait(0.05):
             if a_job_runs(folder)():
                 action()
-                for pid in agents(folder):
-                    kill(pid)
+                kill_agents(folder)
                 (folder / "lock").write_text("")
 
     watcher = threading.Thread(target=watch)
@@ -117,10 +115,7 @@ def test_an_error_there_is_the_same_error_here_with_the_host(device: SshDevice) 
 def test_a_line_that_is_cut_in_the_middle_of_a_job_gives_its_answer_all_the_same(
     sshd: Sshd, device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    device.hello()
-    cut = meanwhile(sshd.cut, a_job_runs(tmp_path / "there"))
-    samples = OnnxRuntime(device).time_network(file(), **LONG)
-    cut.join()
+    samples = timed_despite(sshd.cut, device, file())
     assert "the connection was lost" in capsys.readouterr().err
     # The agent that was cut off went on, and kept its answer: it is the one that was heard.
     (kept,) = files_of(tmp_path / "there", "answers")
@@ -149,11 +144,7 @@ def test_a_machine_that_does_not_come_back_is_given_up(sshd: Sshd, tmp_path: Pat
 def test_an_agent_that_is_killed_does_its_job_again(
     device: SshDevice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = tmp_path / "there"
-    device.hello()
-    killed = meanwhile(lambda: kill(*agents(there)), a_job_runs(there))
-    assert len(OnnxRuntime(device).time_network(file(), **LONG)) >= 2
-    killed.join()
+    assert len(timed_despite(lambda: kill_agents(tmp_path / "there"), device, file())) >= 2
     assert "the agent died" in capsys.readouterr().err
 
 
@@ -247,23 +238,9 @@ def test_a_folder_that_cannot_be_written_is_told(sshd: Sshd, tmp_path: Path) -> 
 
 
 def test_a_full_disk_there_is_told_and_work_goes_on_when_there_is_room(
-    device: SshDevice, tmp_path: Path
+    small_disk: Path, device: SshDevice
 ) -> None:
-    there = tmp_path / "there"
-    there.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(there)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("needs to mount a small file system")
-    try:
-        runtime = OnnxRuntime(device)
-        with pytest.raises(DeviceError, match=r"No space left on device; free some space there, or set"):
-            runtime.time_network(file(), 0, 0.01, 2)
-        assert "matmul_ms" in runtime.probe()
-        subprocess.run(["mount", "-o", "remount,size=5m", str(there)], check=True)
-        assert len(runtime.time_network(file(), 0, 0.01, 2)) >= 2
-    finally:
-        device.close()
-        subprocess.run(["umount", "--lazy", str(there)], check=True)
+    assert_a_full_disk_is_reported(device, small_disk, file())
 
 
 def test_a_machine_with_another_power_mode_after_a_reboot_is_refused(device: SshDevice) -> None:
