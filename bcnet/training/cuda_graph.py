@@ -7,10 +7,10 @@ channels outside a path are multiplied by zero instead: all paths are the same w
 
 import pickle
 import random
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,20 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from bcnet.errors import FOREIGN, TrainingError, one_line
+from bcnet.errors import TrainingError
 from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.space.subnet import Subnet, membership
 from bcnet.space.supernet import NarrowNetwork
-from bcnet.training.same_gradients import (
+from bcnet.training.faster_ways import (
     EXACT,
+    attempt,
     difference,
     double,
     gradient_of,
     in_float64,
     nothing_drawn,
+    seconds_of,
     tried,
     unfit,
 )
@@ -39,7 +41,6 @@ from bcnet.training.task import bound_to
 Work = Callable[[], None]
 Capture = Callable[[Work], Work]  # records work and returns its replay
 REPLAYED = 0.02  # tolerance of gradients relative to their norm, between the work and its replay
-TIMED = 3  # number of timings of each path, of which the fastest counts
 
 
 class MaskedPath:
@@ -234,19 +235,8 @@ def fastest_paths(
     Both are tried on this batch, on wide, medium and narrow paths, each one of `count`. Parameters and
     buffers are unchanged. Reports the choice and the reason.
     """
-    parameters = sliced.parameters.values()
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
-    try:
-        recorded, reason = _trial(sliced, inputs, targets, count, capture)
-    except FOREIGN as cause:  # the user's own forward may raise anything on tensors of another size
-        recorded, reason = None, f"recording failed ({one_line(cause)})"
-    finally:
-        for name, buffer in sliced.buffers.items():
-            buffer.copy_(before[name])
-        for parameter in parameters:
-            gradient_of(parameter).zero_()
+    trial = partial(_trial, sliced, inputs, targets, count, capture)
+    recorded, reason = attempt(sliced, trial, "recording failed")
     say(f"training {'by a' if recorded else 'on slices, not by a'} recorded CUDA graph: {reason}")
     return recorded or sliced
 
@@ -304,16 +294,11 @@ def _different(
 
 def _seconds(paths: Paths, tried: Sequence[Subnet], inputs: Any, targets: Any, count: int) -> float:
     """Mean seconds of the `tried` paths, the fastest of a few times each."""
-    total = 0.0
-    for path in tried:
-        times = []
-        for _ in range(TIMED):
-            start = time.perf_counter()
-            loss, _ = paths(path, inputs, targets, count)
-            float(loss)  # waits for the GPU
-            times.append(time.perf_counter() - start)
-        total += min(times)
-    return total / len(tried)
+
+    def loss_of(path: Subnet) -> Tensor:
+        return paths(path, inputs, targets, count)[0]
+
+    return sum(seconds_of(partial(loss_of, path)) for path in tried) / len(tried)
 
 
 def _shapes(tree: Any) -> list[Any]:

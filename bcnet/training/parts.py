@@ -7,7 +7,6 @@ after the other. Both give the same gradients. How PSE-Net treats batch norm was
 our own choice.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,27 +18,27 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from bcnet.data.splits import Item
-from bcnet.errors import FOREIGN, TrainingError, one_line
+from bcnet.errors import TrainingError
 from bcnet.plain import milliseconds
 from bcnet.progress import say
 from bcnet.space.inputs import entries
 from bcnet.space.subnet import Subnet, membership
 from bcnet.space.supernet import NarrowNetwork
 from bcnet.training.distributed import average
-from bcnet.training.same_gradients import (
+from bcnet.training.faster_ways import (
     EXACT,
+    attempt,
     difference,
     double,
-    gradient_of,
     in_float64,
     nothing_drawn,
+    seconds_of,
     tried,
     unfit,
 )
 from bcnet.training.supernet_step import Parts, SlicedPaths
 from bcnet.training.task import bound_to
 
-TIMED = 3  # number of timings of each way, of which the fastest counts
 Norm = nn.modules.batchnorm._BatchNorm
 Conv = nn.modules.conv._ConvNd
 Forward = Callable[[Tensor], Tensor]
@@ -182,19 +181,8 @@ def fastest_parts(sliced: SlicedPaths, inputs: Any, targets: Any, count: int) ->
 
     Both ways are tried on this batch; parameters and buffers are unchanged. Reports the choice and why.
     """
-    parameters = sliced.parameters.values()
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
-    try:
-        masked, reason = _trial(sliced, inputs, targets, count)
-    except FOREIGN as cause:  # the user's own forward may raise anything where channels are masked
-        masked, reason = None, f"masks failed ({one_line(cause)})"
-    finally:
-        for name, buffer in sliced.buffers.items():
-            buffer.copy_(before[name])
-        for parameter in parameters:
-            gradient_of(parameter).zero_()
+    trial = partial(_trial, sliced, inputs, targets, count)
+    masked, reason = attempt(sliced, trial, "masks failed")
     how = "in one pass with masks" if masked else "one after the other on slices"
     say(f"training the {count} subnets of a step {how}: {reason}")
     return masked or SlicedParts(sliced)
@@ -228,9 +216,4 @@ def _trial(sliced: SlicedPaths, inputs: Any, targets: Any, count: int) -> tuple[
 
 def _seconds(parts: Parts, subnets: Sequence[Subnet], inputs: Any, targets: Any) -> float:
     """Seconds of a step, the fastest of a few."""
-    times = []
-    for _ in range(TIMED):
-        start = time.perf_counter()
-        float(torch.stack(parts(subnets, inputs, targets)).sum())  # waits for the GPU
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return seconds_of(lambda: torch.stack(parts(subnets, inputs, targets)).sum())

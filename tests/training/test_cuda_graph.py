@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Split
 from bcnet.pipeline.train_supernet import train
-from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import Widths, WidthSpace
@@ -21,8 +20,7 @@ from bcnet.training.step_plan import STEPS, StepPlan
 from bcnet.training.supernet_step import supernet_step
 from bcnet.training.task import Task
 from tests.space.witnesses import assert_same_gradients, sliced_paths
-
-RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=8)
+from tests.training.tried_ways import RECIPE, Between, batch, given_speeds, left_as_it_was, with_space
 
 
 class Mobile(nn.Module):
@@ -50,13 +48,7 @@ class Mobile(nn.Module):
 
 def setup(method: str = "bcnet", model: nn.Module | None = None) -> tuple[nn.Module, WidthSpace]:
     torch.manual_seed(0)
-    model = (model or Mobile()).train()
-    return model, discover_space(model, torch.zeros(1, 1, 6, 6), bins=4, channel_multiple=1, method=method)
-
-
-def batch(seed: int = 0, count: int = 8) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, 6, 6, generator=generator), torch.arange(count) % 3
+    return with_space(model or Mobile(), method)
 
 
 def at_once(work: Callable[[], None]) -> Callable[[], None]:
@@ -97,18 +89,16 @@ def test_batches_of_another_shape_and_distilled_paths_go_to_the_slices() -> None
     paths = RecordedPaths(sliced_paths(model, space, RECIPE), *batch(), 1, counted)
     path = Subnet.at(space, Widths((3, 5)))
     assert paths(path, *batch(count=5))[1].shape == (5, 3)
-    assert paths(path, *batch(), teacher=torch.zeros(8, 3))[1].shape == (8, 3)
-    assert paths(path, *batch(), count=2)[1].shape == (8, 3)
+    assert paths(path, *batch(), teacher=torch.zeros(12, 3))[1].shape == (12, 3)
+    assert paths(path, *batch(), count=2)[1].shape == (12, 3)
     assert not replays
     assert paths(path, *batch())[1] is None
     assert replays == [1]
 
 
 def of_speeds(monkeypatch: pytest.MonkeyPatch, recorded_s: float, sliced_s: float) -> None:
-    """What the two ways take, in place of this machine's times: masks are slower on a processor."""
-    monkeypatch.setattr(
-        cuda_graph, "_seconds", lambda paths, *_: recorded_s if isinstance(paths, RecordedPaths) else sliced_s
-    )
+    """What the two ways take: masks are slower on a processor."""
+    given_speeds(monkeypatch, cuda_graph, RecordedPaths, recorded_s, sliced_s)
 
 
 def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
@@ -116,34 +106,20 @@ def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
 ) -> None:
     model, space = setup()
     sliced = sliced_paths(model, space, RECIPE)
-    before = {name: tensor.clone() for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]}
     of_speeds(monkeypatch, 0.002, 0.010)
-    assert isinstance(fastest_paths(sliced, *batch(), 2, at_once), RecordedPaths)
+    with left_as_it_was(sliced):
+        assert isinstance(fastest_paths(sliced, *batch(), 2, at_once), RecordedPaths)
     assert (
         "training by a recorded CUDA graph: a path takes 2.000 ms recorded, 10.000 on slices"
         in capsys.readouterr().err
     )
     of_speeds(monkeypatch, 0.010, 0.002)
-    assert fastest_paths(sliced, *batch(), 2, at_once) is sliced
+    with left_as_it_was(sliced):
+        assert fastest_paths(sliced, *batch(), 2, at_once) is sliced
     assert (
         "training on slices, not by a recorded CUDA graph: a path takes 10.000 ms recorded"
         in capsys.readouterr().err
     )
-    for name, tensor in [*sliced.parameters.items(), *sliced.buffers.items()]:
-        assert torch.equal(tensor, before[name])
-    assert all(float(p.grad.abs().sum()) == 0 for p in sliced.parameters.values() if p.grad is not None)
-
-
-class Own(nn.Module):
-    """A searchable convolution, then something between it and the head."""
-
-    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.conv, self.head, self.between = nn.Conv2d(1, 8, 3), nn.Linear(8, 3), between
-
-    def forward(self, x: Tensor) -> Tensor:
-        z: Tensor = self.head(self.between(self.conv(x)).mean((2, 3)))
-        return z
 
 
 def over_deviation(x: Tensor) -> Tensor:
@@ -173,7 +149,7 @@ def forgetful(work: Callable[[], None]) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("model", "recipe", "capture", "why"),
     [
-        (Own(nn.GroupNorm(1, 8)), RECIPE, at_once, "a layer normalises across the channels of conv"),
+        (Between(nn.GroupNorm(1, 8)), RECIPE, at_once, "a layer normalises across the channels of conv"),
         (
             Mobile(),
             Recipe(epochs=1, learning_rate=0.1, task=Task(loss=nn.functional.cross_entropy)),
@@ -187,21 +163,21 @@ def forgetful(work: Callable[[], None]) -> Callable[[], None]:
             "recording failed (RuntimeError: operation not permitted when stream is capturing)",
         ),
         (Mobile(), RECIPE, forgetful, "what was recorded gives gradients that are off by 100.0%"),
-        (Own(over_deviation), RECIPE, at_once, "with masks gradients are off by nan"),
+        (Between(over_deviation), RECIPE, at_once, "with masks gradients are off by nan"),
         (
-            Own(of_all_channels),
+            Between(of_all_channels),
             RECIPE,
             at_once,
             "a layer normalises across the channels of conv, or computes with their number",
         ),
         (
-            Own(at_random),
+            Between(at_random),
             RECIPE,
             at_once,
             "recording failed (TrainingError: the network draws random numbers on the processor)",
         ),
         (
-            Own(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
+            Between(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
             RECIPE,
             at_once,
             "between.running_mean is neither trained nor recalibrated for each candidate",
@@ -222,9 +198,9 @@ def test_what_cannot_be_recorded_is_trained_on_slices_and_says_why(
 ) -> None:
     of_speeds(monkeypatch, 0.002, 0.010)
     sliced = sliced_paths(*setup(model=model), recipe)
-    assert fastest_paths(sliced, *batch(), 1, capture) is sliced
+    with left_as_it_was(sliced):
+        assert fastest_paths(sliced, *batch(), 1, capture) is sliced
     assert f"training on slices, not by a recorded CUDA graph: {why}" in capsys.readouterr().err
-    assert all(float(p.grad.abs().sum()) == 0 for p in sliced.parameters.values() if p.grad is not None)
 
 
 def test_networks_with_dropout_are_recorded_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +236,7 @@ def test_on_a_gpu_a_graph_gives_the_gradients_of_the_slices(
 def test_on_a_gpu_what_waits_for_it_is_not_recorded_and_training_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model, space = setup(model=Own(lambda x: x * float(x.detach().abs().max() > 0)))
+    model, space = setup(model=Between(lambda x: x * float(x.detach().abs().max() > 0)))
     recipe = Recipe(epochs=2, learning_rate=0.1, batch_size=24, device="cuda")
     supernet, plan = Supernet.with_extra(model, space), StepPlan(cuda_graph=True)
     assert len(train(supernet, images(), recipe, plan=plan).curve) == 2

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from bcnet.data.splits import Item
 from bcnet.errors import TrainingError
-from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths, WidthSpace
@@ -19,8 +18,8 @@ from bcnet.training.step_plan import StepPlan
 from bcnet.training.supernet_step import Parts, SlicedPaths, parallel_step
 from bcnet.training.task import Task
 from tests.space.witnesses import scattered, sliced_paths
+from tests.training.tried_ways import RECIPE, Between, batch, given_speeds, left_as_it_was, with_space
 
-RECIPE = Recipe(epochs=1, learning_rate=0.1, batch_size=12)
 WIDTHS = [Widths((8, 12, 4)), Widths((2, 7, 1)), Widths((5, 3, 4))]
 
 
@@ -51,15 +50,9 @@ class Tiny(nn.Module):
         return z
 
 
-def setup(method: str = "psenet", model: nn.Module | None = None) -> tuple[nn.Module, WidthSpace]:
+def setup(model: nn.Module | None = None) -> tuple[nn.Module, WidthSpace]:
     torch.manual_seed(0)
-    model = scattered(model or Tiny()).train()
-    return model, discover_space(model, torch.zeros(1, 1, 6, 6), bins=4, channel_multiple=1, method=method)
-
-
-def batch(seed: int = 0, count: int = 12) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, 6, 6, generator=generator), torch.arange(count) % 3
+    return with_space(scattered(model or Tiny()), "psenet")
 
 
 def gradients(way: Callable[[SlicedPaths], Parts], subnets: list[Subnet], at: Item) -> dict[str, Tensor]:
@@ -153,44 +146,27 @@ def test_too_few_images_and_batches_without_rows_are_refused_in_one_line() -> No
 
 
 def of_speeds(monkeypatch: pytest.MonkeyPatch, masked_s: float, sliced_s: float) -> None:
-    """What the two ways take, in place of this machine's times."""
-    monkeypatch.setattr(
-        parts, "_seconds", lambda way, *_: masked_s if isinstance(way, MaskedParts) else sliced_s
-    )
+    given_speeds(monkeypatch, parts, MaskedParts, masked_s, sliced_s)
 
 
 def test_the_faster_way_is_taken_and_the_supernet_left_as_it_was(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sliced = sliced_paths(*setup(), RECIPE)
-    before = {name: own.clone() for name, own in [*sliced.parameters.items(), *sliced.buffers.items()]}
     of_speeds(monkeypatch, 0.002, 0.010)
-    assert isinstance(fastest_parts(sliced, *batch(), 3), MaskedParts)
+    with left_as_it_was(sliced):
+        assert isinstance(fastest_parts(sliced, *batch(), 3), MaskedParts)
     message = capsys.readouterr().err
     assert (
         "the 3 subnets of a step in one pass with masks: a step takes 2.000 ms with masks, 10.000" in message
     )
     of_speeds(monkeypatch, 0.010, 0.002)
-    assert isinstance(fastest_parts(sliced, *batch(), 3), SlicedParts)
+    with left_as_it_was(sliced):
+        assert isinstance(fastest_parts(sliced, *batch(), 3), SlicedParts)
     assert "one after the other on slices: a step takes 10.000 ms with masks" in capsys.readouterr().err
-    for name, own in [*sliced.parameters.items(), *sliced.buffers.items()]:
-        assert torch.equal(own, before[name])
-    assert all(float(own.grad.abs().sum()) == 0 for own in sliced.parameters.values() if own.grad is not None)
 
 
-class Own(nn.Module):
-    """A searchable convolution, then something between it and the head."""
-
-    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.conv, self.head, self.between = nn.Conv2d(1, 8, 3), nn.Linear(8, 3), between
-
-    def forward(self, x: Tensor) -> Tensor:
-        z: Tensor = self.head(self.between(self.conv(x)).mean((2, 3)))
-        return z
-
-
-class Functional(Own):
+class Functional(Between):
     """A layer that is called by function: nothing can be masked before it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +176,7 @@ class Functional(Own):
 @pytest.mark.parametrize(
     ("model", "recipe", "count", "why"),
     [
-        (Own(nn.GroupNorm(1, 8)), RECIPE, 3, "a layer normalises across the channels of conv"),
+        (Between(nn.GroupNorm(1, 8)), RECIPE, 3, "a layer normalises across the channels of conv"),
         (Functional(nn.ReLU()), RECIPE, 3, "with masks gradients are off by "),
         (Tiny(), Recipe(1, 0.1, task=Task(loss=nn.functional.cross_entropy)), 3, "the loss is your own"),
         (Tiny(), RECIPE, 5, "12 images cannot be divided equally"),
@@ -216,7 +192,7 @@ def test_what_cannot_be_masked_is_trained_on_slices_and_says_why(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     of_speeds(monkeypatch, 0.002, 0.010)
-    sliced = sliced_paths(*setup(model=model), recipe)
+    sliced = sliced_paths(*setup(model), recipe)
     assert isinstance(fastest_parts(sliced, *batch(), count), SlicedParts)
     assert f"subnets of a step one after the other on slices: {why}" in capsys.readouterr().err
 

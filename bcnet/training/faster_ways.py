@@ -1,23 +1,51 @@
-"""Whether two ways of training subnets give the same gradients: on slices, and on whole tensors with masks.
+"""Try ways to train subnets that may be faster than on slices: on whole tensors with masks, or recorded.
 
-In: a supernet's paths, two ways to add gradients. Out: how far these are apart, or why masks cannot be used.
+In: a supernet's paths, another way to train them, a batch. Out: how far the gradients are apart, seconds, or
+why that way cannot be used.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bcnet.errors import FOREIGN, one_line
 from bcnet.space.subnet import Subnet
 from bcnet.training.supernet_step import SlicedPaths
 
 # Tolerance relative to the gradients' norm, in float64: in TF32 they differ more, because of rounding
 # (decision 20).
 EXACT = 1e-3
+TIMED = 3  # number of timings of each way, of which the fastest counts
+Way = TypeVar("Way")
+
+
+def attempt(
+    sliced: SlicedPaths, trial: Callable[[], tuple[Way | None, str]], failed: str
+) -> tuple[Way | None, str]:
+    """The way that a trial finds, or None, and the reason; parameters and buffers are unchanged afterwards.
+
+    Where the trial raises, the reason begins with `failed`: the user's own forward may raise anything on
+    tensors of another size, or where channels are masked.
+    """
+    parameters = sliced.parameters.values()
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    before = {name: buffer.clone() for name, buffer in sliced.buffers.items()}
+    try:
+        return trial()
+    except FOREIGN as cause:
+        return None, f"{failed} ({one_line(cause)})"
+    finally:
+        for name, buffer in sliced.buffers.items():
+            buffer.copy_(before[name])
+        for parameter in parameters:
+            gradient_of(parameter).zero_()
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
@@ -95,3 +123,13 @@ def difference(
             found.append(torch.cat([gradient_of(each).flatten() for each in parameters.values()]))
     norm, apart = float(found[0].norm()), float((found[1] - found[0]).norm())
     return apart / norm if norm else apart
+
+
+def seconds_of(step: Callable[[], Tensor]) -> float:
+    """Seconds until a step's loss, a scalar, is known; the fastest of a few."""
+    times = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        float(step())  # waits for the GPU
+        times.append(time.perf_counter() - start)
+    return min(times)
