@@ -1,4 +1,4 @@
-"""The last word of `bcnet run`: is the searched network better than doing nothing clever?
+"""The comparison that ends `bcnet run`: is the searched network better than those made without a search?
 
 In: the verified export. Out: one table of the network as it was given (where it came with trained weights),
 the full network trained again, a uniformly narrowed one that is as fast, the searched one, and its widths
@@ -11,7 +11,6 @@ supernet's step counts), with the same settings, from fresh weights. All are exp
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
@@ -27,12 +26,12 @@ from bcnet.pipeline.compare_further import (
     not_timed_on,
     timed_further,
 )
+from bcnet.pipeline.compare_training import FromScratch, Kept
 from bcnet.pipeline.compare_uniform import uniform_as_fast
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuned, Outcome
 from bcnet.pipeline.finished import as_searched, sliced
 from bcnet.pipeline.original import original_network, state_of_original
 from bcnet.pipeline.problem import Problem
-from bcnet.pipeline.quantisation import QuantisationAware, through_integers
 from bcnet.pipeline.repeated import disagreement, not_separable
 from bcnet.pipeline.results import (
     AccuracyDifference,
@@ -45,21 +44,17 @@ from bcnet.pipeline.teacher import teacher_digest
 from bcnet.pipeline.training_precision import kept_precision
 from bcnet.pipeline.tuning import Tuning, inherits, passes_of
 from bcnet.pipeline.verify import check_file
-from bcnet.progress import say, working
+from bcnet.progress import working
 from bcnet.runs import Run, alone_in, digest, json_bytes
-from bcnet.sealed import SealedLines
-from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.distributed import connected
-from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import Shared, each
 
 ORIGINAL, FULL = "original", "full (from scratch)"
 UNIFORM, INHERITED = "uniform (from scratch)", "uniform (inherited)"
 SEARCHED, SCRATCH = "found (inherited)", "found (from scratch)"
-UNIFORM_FILE = "uniform.jsonl"  # its widths depend on measurements: a continued run must not choose others
 
 
 @dataclass(frozen=True)
@@ -73,38 +68,6 @@ class Comparison:
     not_separable: tuple[tuple[str, str], ...]
     difference: AccuracyDifference | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What a comparison keeps in its folder until it is finished."""
-
-    folder: Path
-    made_from: Mapping[str, str]
-
-    def checkpoint(self, name: str) -> CheckpointFile:
-        """The file that the training of a network continues from."""
-        file = f"checkpoint-{name.replace(',', '').replace(' ', '-')}.safetensors"
-        return CheckpointFile(self.folder / file, {**self.made_from, "network": name})
-
-    def uniform(self, problem: Problem) -> Widths | None:
-        """The uniform network that was chosen before; None where there is none, or not for this."""
-        found = self._uniform()
-        if found.dropped:
-            say(f"{found.path}: {found.dropped}; the uniform network is chosen again")
-        return problem.space.check(Widths(found.values[-1])) if found.values else None
-
-    def keep_uniform(self, widths: Widths) -> None:
-        """Remember the uniform network."""
-        self._uniform().append(list(widths))
-
-    def _uniform(self) -> SealedLines:
-        return SealedLines(self.folder / UNIFORM_FILE, self.made_from)
-
-    @property
-    def files(self) -> list[Path]:
-        """All files that are obsolete once the comparison is finished."""
-        return [*self.folder.glob("checkpoint-*.safetensors"), self.folder / UNIFORM_FILE]
 
 
 @dataclass(frozen=True)
@@ -139,28 +102,9 @@ def compare(
     Elsewhere the others begin from scratch, also the found widths, unless the searched network did. With
     `kept`, a comparison that was killed continues.
     """
-    space, fresh, given = problem.space, problem.fresh, given or Given()
-    scratch = problem.config.slice.from_scratch
-    found = SCRATCH if scratch else SEARCHED
-    wanted = {ORIGINAL: space.original()} if given.original is not None else {}
-    notes = [] if given.tune else [note for note in (_not_fresh(fresh), fresh.assumed) if note]
-    if given.original is None and problem.untrained_layers:
-        layers = listed(list(problem.untrained_layers))
-        notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
-    if given.tune:
-        try:
-            wanted[INHERITED] = _uniform(problem, widths, kept, given.further)
-        except BudgetError as reason:
-            notes.append(f"{reason}: the uniform network is left out")
-    elif fresh.from_scratch:
-        wanted[FULL] = space.original()
-        try:
-            wanted[UNIFORM] = _uniform(problem, widths, kept, given.further)
-        except BudgetError as reason:
-            notes.append(f"{reason}: the uniform network is left out")
-    wanted[found] = widths
-    if fresh.from_scratch and not scratch and not given.tune:
-        wanted[SCRATCH] = widths
+    space, given = problem.space, given or Given()
+    found = SCRATCH if problem.config.slice.from_scratch else SEARCHED
+    wanted, notes = _networks(problem, widths, given, kept)
     others = {name: own for name, own in wanted.items() if name not in (found, ORIGINAL, INHERITED)}
     networks = _trained(others, FromScratch(problem, recipe, kept, given.integers))
     outcomes = {found: given.outcome}
@@ -221,34 +165,29 @@ def compare(
     return Comparison(tuple(entries), apart, difference, (*notes, noisy) if noisy else tuple(notes))
 
 
-@dataclass(frozen=True)
-class FromScratch:
-    """How networks are trained from fresh weights; with `kept`, an interrupted training continues.
-
-    At INT8, `integers` passes through integers follow.
-    """
-
-    problem: Problem
-    recipe: Recipe
-    kept: Kept | None
-    integers: int = 0
-
-    def fresh(self, widths: Widths) -> nn.Module:
-        """The network of these widths, not trained yet."""
-        return cut(self.problem.fresh_model(), self.problem.space, widths)
-
-    def __call__(self, name: str, widths: Widths) -> nn.Module:
-        """The network of these widths, trained."""
-        network, checkpoint = self.fresh(widths), self.kept.checkpoint(name) if self.kept else None
-        fit_network(network, self.problem.data, self.recipe, f"training: {name}", checkpoint=checkpoint)
-        if not self.integers:
-            return network
-        aware, what = QuantisationAware(self.problem), f"training through integers: {name}"
-        return aware(network, what, self.integers, checkpoint and through_integers(checkpoint)).network
-
-    def to_its_end(self, named: tuple[str, Widths]) -> None:
-        """Train a network, so that its checkpoint holds it."""
-        self(*named)
+def _networks(
+    problem: Problem, widths: Widths, given: Given, kept: Kept | None
+) -> tuple[dict[str, Widths], list[str]]:
+    """The widths of all networks in the order of the table, and notes on those that are left out."""
+    space, fresh, scratch = problem.space, problem.fresh, problem.config.slice.from_scratch
+    tuned, from_scratch = given.tune is not None, given.tune is None and fresh.from_scratch
+    wanted = {ORIGINAL: space.original()} if given.original is not None else {}
+    notes = [] if tuned else [note for note in (_not_fresh(fresh), fresh.assumed) if note]
+    if given.original is None and problem.untrained_layers:
+        layers = listed(list(problem.untrained_layers))
+        notes.append(f"the network as it was given is left out: its layers {layers} are not trained")
+    if from_scratch:
+        wanted[FULL] = space.original()
+    if tuned or from_scratch:
+        try:
+            uniform = _uniform(problem, widths, kept, given.further)
+            wanted[INHERITED if tuned else UNIFORM] = uniform
+        except BudgetError as reason:
+            notes.append(f"{reason}: the uniform network is left out")
+    wanted[SCRATCH if scratch else SEARCHED] = widths
+    if from_scratch and not scratch:
+        wanted[SCRATCH] = widths
+    return wanted, notes
 
 
 def from_scratch_of_run(run: Run, problem: Problem) -> FromScratch:
