@@ -87,6 +87,14 @@ def test_the_architecture_names_every_package() -> None:
     assert [name for name in packages if f"`{name}/`" not in page] == []
 
 
+def test_the_architecture_names_files_that_exist() -> None:
+    page = text_of("docs/contributing/architecture.md")
+    named = re.findall(r"`(?:bcnet/)?([\w/]+\.py)`", page)
+    files = [PACKAGE.rglob(name) for name in named]
+    assert len(named) > 80
+    assert [name for name, found in zip(named, files, strict=True) if not any(found)] == []
+
+
 @cache
 def literals() -> str:
     """All texts of the code, with `...` where something is inserted."""
