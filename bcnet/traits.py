@@ -42,11 +42,11 @@ PRECISIONS: dict[str, Precision] = {
 class RuntimeTraits:
     """What a runtime does in its own way.
 
-    `key` is its name in latency tables, `programs` are what the device's agent runs it by, the first that is
+    `key` is its name in latency tables. The device's agent runs it by the first of its `programs` that is
     installed. With `engines` it executes engines that are built from the ONNX file, `ahead_of_time` on any
     machine for a compute capability, else on the device alone; `flavour` is what `--flavour` calls this
     variant of TensorRT. `fused_profile`: a row of its profile is a fused layer of several ONNX nodes. With
-    `full_fp32`, products of float32 have all their bits (newer GPUs multiply it as TF32). `system_clock`: its
+    `full_fp32` it multiplies float32 in full precision, where newer GPUs use TF32. `system_clock`: its
     profiler uses a clock that may be set while it runs. With `signed_int8`, integers of activations are
     signed, which processors multiply more slowly. With `antialias` it has ONNX's Resize with antialiasing,
     and operators on 8-bit integers. With `providers`, a profile's `provider` chooses what it runs on. With

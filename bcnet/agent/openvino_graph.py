@@ -15,7 +15,7 @@ ONE_BIT = "u1"
 
 
 class Layer(NamedTuple):
-    """A layer of the executed network: OpenVINO's name and kind of it, the file's nodes that are fused in it.
+    """A layer of the executed network: OpenVINO's name for it, its kind, the file's nodes fused into it.
 
     `primitive` is the kernel ("jit_avx512_u1"), `precision` what it computes in ("f32"), `follower` the name
     of the first layer that reads its result, "" if none does.
@@ -74,7 +74,7 @@ def row_names(layers: Sequence[Layer]) -> List[str]:
 
 
 def binary_layers(model: Any) -> List[str]:
-    """The file's nodes that a network, as read from its file, declares to be binary.
+    """The nodes that are binary in a network as it was read, before it was compiled.
 
     These are convolutions whose input comes from a FakeQuantize of two levels, and whose weights have one
     magnitude for each output channel. OpenVINO computes them with single bits only where that is exactly 1.
@@ -113,7 +113,7 @@ def equal_thresholds(model: Any) -> List[str]:
 
 
 def binary_layers_not_u1(compiled: Any, names: Sequence[str]) -> List[str]:
-    """Which of these nodes of the file are not computed with single bits in a compiled model, in their order.
+    """Those of the named nodes that a compiled model does not compute with single bits, in their order.
 
     `names` are names of convolutions in the ONNX file. A node that is not found in the executed network
     counts as not computed so. The result is empty where every layer runs as a u1 primitive.
@@ -129,7 +129,7 @@ def _two_levels(operation: Any) -> bool:
 
 
 def _nodes(names: str) -> List[str]:
-    """Names of the file's nodes, each once, in their order, without what marks a part of a node."""
+    """Names of the file's nodes, each once, in their order, without the suffixes of a node's parts."""
     plain = (PART.sub("", name) for name in names.split(","))
     return list(dict.fromkeys(name for name in plain if name))
 

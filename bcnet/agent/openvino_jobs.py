@@ -50,7 +50,7 @@ def time_runs(
 def time_application(
     model: bytes, settings: Dict[str, Any], warmup_ms: float, seconds: float, iterations: int
 ) -> List[float]:
-    """The same on new arrays for each inference, whose outputs are copied, as an application has them."""
+    """The same as an application runs it: with new input arrays for each inference, and copied outputs."""
     request, arrays = _with_inputs(load(model, settings))
 
     def copied() -> Dict[int, Any]:
@@ -154,8 +154,8 @@ def _check_thresholds(network: Any) -> None:
     if wrong:
         raise JobError(
             "network",
-            "FakeQuantize '%s' has equal input_low and input_high, for which OpenVINO computes nothing "
-            "meaningful; set them to the threshold -/+ 1e-6" % wrong[0],
+            "FakeQuantize '%s' has equal input_low and input_high, between which OpenVINO divides by zero; "
+            "set them to the threshold -/+ 1e-6" % wrong[0],
         )
 
 
@@ -178,14 +178,14 @@ def _check_binary(compiled: Any, declared: Sequence[str]) -> None:
     if wrong:
         raise JobError(
             "device",
-            "OpenVINO computes %d of %d binary layers in floats, not in single bits, e.g. '%s', so latencies "
-            "would be those of another network: weights must be exactly -1 and 1, on an x86 processor"
+            "OpenVINO computes %d of %d binary layers in floats, not in single bits, e.g. '%s', which "
+            "would be timed as if it were binary: weights must be exactly -1 and 1, on an x86 processor"
             % (len(wrong), len(declared), wrong[0]),
         )
 
 
 def _with_inputs(compiled: Any) -> Any:
-    """A request that has constant inputs, and these arrays: noise; zeros for integers, which index rows."""
+    """A request with constant inputs, and their arrays: noise, or zeros for integers, which are indices."""
     import numpy as np
 
     request, rng, arrays = compiled.create_infer_request(), np.random.RandomState(0), []
@@ -199,7 +199,7 @@ def _with_inputs(compiled: Any) -> Any:
 
 
 def _run(request: Any, inputs: Any) -> List[Any]:
-    """All outputs in the file's order. Without `inputs`, of those that the request has, without copies."""
+    """All outputs in the file's order. Without `inputs`: for the request's own ones, and without copies."""
     try:
         found = request.infer(inputs, share_outputs=inputs is None)
     except Exception as cause:

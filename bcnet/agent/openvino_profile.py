@@ -68,7 +68,7 @@ def means_ms(ends: Sequence[int], readings: Sequence[Sequence[int]]) -> List[Lis
 
 
 def _sum_us(count: int, mean_us: int) -> float:
-    """The sum of `count` runs whose mean was rounded down; 0 takes less than can be counted."""
+    """The expected sum of `count` runs whose mean was rounded down; a mean of 0 is below what is counted."""
     return count * mean_us + (count - 1) / 2 if mean_us else 0.0
 
 

@@ -116,7 +116,7 @@ def channel_bench_macro(
     others = len(known) - (sample or size.sample)
     if scratch and not 10 <= scratch <= others:
         raise UsageError(
-            f"--from-scratch is 10 settings or more of the {max(0, others):,} that are not in the sample, "
+            f"--from-scratch takes 10 or more of the {max(0, others):,} settings that are not in the sample, "
             f"not {scratch}"
         )
     setup = Setup(size, space, data, method, step, draws, complementary, passes, seed, supernets, batch_size)

@@ -21,7 +21,7 @@ class Config(Section):
 
     preset: PresetName | None = Field(
         None,
-        description="settings of a published system, for all that are not given here: bcnet-paper or "
+        description="settings of a published system, for everything that is not set here: bcnet-paper or "
         "bcnetv2-paper, the spaces, trainings and searches of the authors' code",
         examples=["bcnet-paper"],
     )
@@ -120,8 +120,8 @@ class Config(Section):
         for name, given in (*(("search", own) for own in of_devices), ("slice", self.slice.latency)):
             if given is not None and latency_share(given) > 1 and self.space.expand == 1:
                 raise ValueError(
-                    f"{name}: latency {given} is above the network's own, which nothing needs to be removed "
-                    "for; give less than 100%, or set space.expand above 1 to search wider networks"
+                    f"{name}: latency {given} is above the network's own, so nothing would be removed; give "
+                    "less than 100%, or set space.expand above 1 to search wider networks"
                 )
         wanted = self.search.min_accuracy
         # A metric of the user's own has a scale of its own.

@@ -117,8 +117,8 @@ class DataConfig(Section):
     )
     eval_transforms: str | None = Field(
         None,
-        description="package.module:function(input, target) -> (input, target), for each item not for "
-        "training: of validation, test and calibration",
+        description="package.module:function(input, target) -> (input, target), for each validation, "
+        "test and calibration item",
         examples=["package.module:function"],
     )
     collate: str | None = Field(

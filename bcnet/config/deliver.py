@@ -49,7 +49,7 @@ class SliceConfig(Section):
     teacher_features: tuple[str, ...] = Field(
         (),
         strict=False,
-        description="names of modules whose outputs the winner learns, too",
+        description="names of modules whose outputs the winner also learns from the teacher's",
         examples=[["layer3"]],
     )
     teacher_feature_weight: float = Field(

@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration, and for settings that they leave out those of the preset that they name.
+    """The values of a configuration, completed by those of the preset that it names.
 
     A preset that does not exist is left to the validation.
     """

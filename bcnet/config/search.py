@@ -85,10 +85,10 @@ class SearchConfig(Section):
     precisions: tuple[PrecisionName, ...] = Field(
         (),
         strict=False,
-        description="further precisions to search, besides the device's own: each inside the same budget, by "
-        "a latency table of its own; the network with the lowest validation loss as exported wins; a budget "
-        "in per cent refers to the original in the device's own precision; with several devices, a further "
-        "precision is that of all of them",
+        description="precisions to search besides the device's own, each by its own latency table and inside "
+        "the same budget; the network with the lowest validation loss as exported wins; a budget in per cent "
+        "refers to the original network in the device's own precision; with several devices, each of these "
+        "precisions is searched on all of them",
         examples=[["int8"]],
     )
     pareto: bool = Field(
@@ -119,8 +119,8 @@ class SearchConfig(Section):
     mutation: float = Field(0.15, gt=0, le=1, description="probability that a group's width is drawn again")
     mutate_from: Literal["choices", "prior"] | None = Field(
         None,
-        description="what a mutation draws a width from: choices (each as likely) or prior (the distribution "
-        "of the first generation); if not given, prior for a supernet of train.method = psenet, else choices",
+        description="how a mutation draws a width: from choices (all equally likely) or from prior (the "
+        "distribution of the first generation); if not given, prior for train.method = psenet, else choices",
         examples=["prior"],
     )
     exchange: float = Field(

@@ -56,11 +56,11 @@ class TimingSettings:
 class TimedRuns:
     """Latencies of a network in ms, in one mode.
 
-    `typical_ms` is the median of the rounds, `rounds_ms`, each the median of the inferences that other work
-    did not interrupt, as for all latencies of bcnet. `typical_ms` of another call, a minute later, lies from
-    `low_ms` to `high_ms` in 95 % of all cases. The percentiles are those of all single
-    inferences, `interrupted` is the share that took over 1.25 times the fastest, `noise` the relative
-    difference between the slowest round and the fastest.
+    `typical_ms` is the median of `rounds_ms`; a round's latency is the median of the inferences that other
+    work did not interrupt, as everywhere in bcnet. In 95 % of cases, `typical_ms` of another call a minute
+    later is from `low_ms` to `high_ms`. The percentiles are those of all single inferences, `interrupted` is
+    the share of them that took over 1.25 times the fastest, `noise` the relative difference between the
+    slowest round and the fastest.
     """
 
     typical_ms: float

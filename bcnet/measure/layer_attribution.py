@@ -71,9 +71,9 @@ def attribute(slots: Sequence[LayerSlot], profile: list[tuple[str, np.ndarray]])
 def attribute_fused(
     layers: int, profile: list[tuple[str, np.ndarray]], shares: Sequence[Shares]
 ) -> np.ndarray:
-    """The same from rows of fused layers, of which `shares` has the layers.
+    """The same for rows that are fused layers: `shares` says which layers a row has, and in what parts.
 
-    Rows of no layer are ignored: they are part of the calibration's constant offset. Raises DeviceError if
+    Rows without a layer are ignored: they are in the calibration's constant offset. Raises DeviceError if
     they take most of the time.
     """
     total = np.zeros((layers, len(profile[0][1])))

@@ -170,7 +170,7 @@ def stage_inputs(run: Run, problem: Problem) -> dict[str, str]:
 def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     """Add what is missing to `latency_tables/<device>.json`, in each precision; write the error report.
 
-    With several devices, one after the other; the result is that of the first; a line reports each other one.
+    Several devices are measured one after the other: returns the first one's result, reports the others'.
     """
     stage = run.stage("build-lut")
     first, *further = [_of_device(stage, own, again) for own in problem.devices]

@@ -15,9 +15,9 @@ NEAR = 6  # wider ones beyond the bisection's answer that are tried too
 def uniform_as_fast(devices: Sequence[Problem], widths: Widths) -> Widths:
     """The largest uniform narrowing whose measured latency is at most that of `widths`, measured beside it.
 
-    So it is on each of the devices, whose problems are of one network.
-    Bisection over the ratio finds the neighbourhood; there, every ratio is tried from the largest down, since
-    latency does not rise with every step of the width. Raises BudgetError where even the narrowest is slower.
+    It is as fast on every device; `devices` are the problems of one network. Bisection over the ratio finds
+    the neighbourhood; there, every ratio is tried from the largest down, since latency does not rise with
+    every step of the width. Raises BudgetError where even the narrowest is slower.
     """
     space, multiple = devices[0].space, devices[0].channel_multiple
     options = list(dict.fromkeys(space.uniform(step / STEPS, multiple) for step in range(1, STEPS + 1)))

@@ -181,7 +181,7 @@ def comparison(trial: Trial) -> Cost:
 
 
 def _measurements(trial: Trial, count: float, share: float, what: str = "measurements") -> list[Part]:
-    """Whole networks, so many on each device where they can be measured."""
+    """Measurements of `count` whole networks on each device where they can be measured."""
     return [Part(count, f"{what}{own.on}", own.timing(share)) for own in trial.measured_on]
 
 

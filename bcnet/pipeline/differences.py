@@ -44,9 +44,9 @@ class Differences:
 
     @property
     def typical(self) -> float:
-        """The same of the median image, in the first output.
+        """The same for the median image, in the first output.
 
-        Where a network takes signs, one sum within rounding of a threshold makes a single image differ.
+        In a network that takes signs, a sum that rounding moves across a threshold changes a single image.
         """
         if not self._images:
             return self.relative

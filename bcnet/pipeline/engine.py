@@ -70,9 +70,9 @@ def engine_profile(profile: HwProfile, flavour: str | None) -> HwProfile:
 def engine_profiles(
     profiles: Sequence[HwProfile], flavour: str | None, batches: Sequence[int] = ()
 ) -> list[HwProfile]:
-    """Those of several devices that get an engine, with the runtime that is to read it.
+    """The devices that get an engine, each with the runtime that is to read it.
 
-    Raises DeviceError if none has TensorRT; with `batches`, which are the first one's, if that has not.
+    Raises DeviceError if none has TensorRT or, with `batches`, if the first one has not: those are its own.
     """
     first = profiles[:1]
     having = [own for own in profiles if own.traits.engines or (batches and own in first)]
@@ -150,7 +150,7 @@ def facts_of(
 
 
 def beside_report(built: Built, profile: HwProfile) -> dict[str, Any]:
-    """What verify.json tells of an engine beside the report: the ONNX file on this processor, too."""
+    """What verify.json has for an engine besides its report: that of its ONNX file on this processor."""
     keys = ("backend", "precision", "output_error", "top1_agreement", "accuracy", "size_bytes")
     return {
         "predicted_for": profile.runtime,

@@ -199,7 +199,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
 
 
 def _remove_earlier(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Remove networks of an earlier export, with what is known of their engines, if this one has no such."""
+    """Remove those networks of an earlier export, and the facts of their engines, that this one lacks."""
     for path in sorted(path for pattern in EARLIER for path in folder.glob(pattern)):
         if path.name not in files:
             if path.suffix != ".json":

@@ -72,7 +72,7 @@ def verified_further(
 
 @dataclass(frozen=True)
 class OnDevice:
-    """A further device in its own precision, in that which `won` the search, and the budget there."""
+    """A further device: its problem in its own precision and in the one that `won`, and its budget."""
 
     own: Problem
     won: Problem
@@ -136,7 +136,7 @@ def _verified(
 
 
 def _made_from(run: Run) -> dict[str, str]:
-    """What says of which network an engine is."""
+    """What identifies the network of an engine."""
     return {name: run.stage(name).require({}) for name in ("search", "slice")}
 
 
@@ -207,7 +207,7 @@ def _on(one: FurtherExport) -> str:
 
 
 def _texts(further: Sequence[FurtherExport], key: str) -> list[str]:
-    """What is said of further devices under a key, each with its device."""
+    """The texts of further devices under a key of their results, each with its device's name."""
     return [f"{_on(one)}{text}" for one in further if (text := getattr(one, key))]
 
 

@@ -75,8 +75,8 @@ def searched_devices(
 ) -> tuple[FurtherSearched, ...] | None:
     """Each further device's part of a search's result; None if there is no further device.
 
-    `problem` is that in the precision that won; if this is not the devices' own, `searched` are its bounds,
-    and `bounds` those in the own precision, whose original the budgets refer to.
+    `problem` is in the precision that won, `bounds` are those in the devices' own precision, because budgets
+    refer to the original in that. If another precision won, `searched` are the bounds of its search.
     """
     found, margins = [], {own.device: own.budget.margin for own in device_limits(searched or bounds)}
     held = further_budgets(bounds, problem.space.original(), measured_ms)

@@ -28,7 +28,7 @@ SHARE = 0.05  # of the time of training that probes may take
 class SubnetProbes:
     """Reports the metric of five subnets after epochs, in at most `SHARE` of the time; trains nothing.
 
-    Nothing is done where nobody follows the training. The first epoch is always probed. All processes that
+    Without an observer of the command nothing is done. The first epoch is always probed. All processes that
     train together make the same calls.
     """
 
@@ -73,7 +73,7 @@ class SubnetProbes:
             self._supernet.model.train()
 
     def _share(self) -> list[str]:
-        """The names of this process's subnets: each, the largest first, is for whoever has least to do."""
+        """This process's subnets by name: each, the largest first, goes to the process with least work."""
         todo = [0] * world().size
         own = []
         for macs, name in sorted(

@@ -146,7 +146,7 @@ class Trial:
 
     @property
     def devices(self) -> "tuple[Trial, ...]":
-        """This one, and a trial of the same on each further device."""
+        """This trial, and one of the same configuration on each further device."""
         return (self, *self._further)
 
     @cached_property
@@ -158,7 +158,7 @@ class Trial:
 
     @property
     def measured_on(self) -> "tuple[Trial, ...]":
-        """Those on devices where networks can be measured; without the first one, they are on none."""
+        """The trials on devices where networks can be measured; none, if the first one's cannot."""
         return () if self.away else tuple(own for own in self.devices if not own.away)
 
     @cached_property
@@ -272,7 +272,7 @@ class Trial:
         return self.test_of_file
 
     def timing(self, share: float) -> Callable[[], Unit]:
-        """What tries `whole` with this share."""
+        """A function that tries `whole` for this share of the profile's duration."""
         return partial(self.whole, share)
 
     def whole(self, share: float) -> Unit:

@@ -38,13 +38,13 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
     """The width space of a network.
 
     `example_input` is one image or more, (N, C, H, W); a tuple of several inputs; or a dict of inputs by
-    name. `bins` is the number of width choices per group; choices are multiples of `channel_multiple` if the
-    group's channels are, or of what its layers ask for in an attribute of this name and there are
-    several, and at least `min_width` (a fraction) of the channels. `method` (unilateral, bcnet, bcnetv2,
-    cafenet) determines the choices and extra channels of a group. `freeze` names layers or groups, e.g.
-    `layer1.*`, that keep their width; `tie` names pairs of groups that always have the same width. Raises
-    SpaceError if the network cannot be traced, or nothing in it can be searched, ConfigError for an unknown
-    method.
+    name. `bins` is the number of width choices per group. They are at least `min_width` (a fraction) of the
+    channels, and multiples of `channel_multiple` if the group's channels are; layers with an attribute of
+    this name require multiples of that, too, where these leave more than one choice. `method` (a rule of
+    `bcnet.methods.supernets`) determines the choices and extra channels of a group. `freeze` names layers or
+    groups, e.g. `layer1.*`, that keep their width; `tie` names pairs of groups that always have the same
+    width. Raises SpaceError if the network cannot be traced, or nothing in it can be searched, ConfigError
+    for an unknown method.
     """
     rule = SUPERNETS[method]
     probe = probe_of(model)
@@ -149,7 +149,7 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
 
 
 def _multiple(probe: nn.Module, chain: Chain, channel_multiple: int) -> int:
-    """What the widths of a chain are multiples of; layers that produce it can ask for more themselves."""
+    """What the widths of a chain are multiples of, with what the layers that produce it require."""
     modules = dict(probe.named_modules())
     own = (getattr(modules.get(name), "channel_multiple", 1) for name in chain.layers)
     return math.lcm(channel_multiple, *own)

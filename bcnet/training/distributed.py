@@ -141,7 +141,7 @@ def same_as_first(tensors: Iterable[Tensor]) -> None:
 
 
 def gathered(value: T) -> list[T]:
-    """What every process has passed, by rank, in each of them. Values are sent as pickles."""
+    """The values that all processes passed, by rank, the same list in each. They are sent as pickles."""
     size = world().size
     if size == 1:
         return [value]

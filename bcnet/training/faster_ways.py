@@ -97,7 +97,7 @@ def tried(sliced: SlicedPaths) -> list[Subnet]:
 
 @contextmanager
 def nothing_drawn(model: nn.Module) -> Iterator[None]:
-    """A network in training mode as far as its batch norms go, for the length of a block: no dropout."""
+    """Within the block, only the batch norms of a network are in training mode: there is no dropout."""
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -111,7 +111,7 @@ def nothing_drawn(model: nn.Module) -> Iterator[None]:
 def difference(
     parameters: Mapping[str, nn.Parameter], one: Callable[[], Any], other: Callable[[], Any]
 ) -> float:
-    """How far the gradients of two ways are apart, as a part of the first's norm; may be no number."""
+    """How far the gradients of two ways are apart, relative to the norm of the first one's; may be NaN."""
     found = []
     devices = [torch.cuda.current_device()] if next(iter(parameters.values())).is_cuda else []
     with torch.random.fork_rng(devices):

@@ -51,7 +51,7 @@ def measured_importances(
     `taylor` and `fisher` take so many augmented `batches` and the recipe's training loss, on its device, in
     float32. What a group lacks for a criterion is replaced, in one line to the person who waits: without
     batch norm `bn-scale` is `l1` and `taylor` has its gates at the layers; where no layer that reads the
-    group can be watched `fisher` is `taylor`. Raises TrainingError where gradients are not finite.
+    group can be observed `fisher` is `taylor`. Raises TrainingError where gradients are not finite.
     """
     space = space.without_extra()
     tensors = tensors_of(model)
@@ -59,12 +59,12 @@ def measured_importances(
     bare = without_batch_norm(model, space)
     if bare and {"bn-scale", "taylor"} & set(by):
         where = "the network" if len(bare) == len(space.groups) else listed(bare)
-        say(f"without batch norm in {where}, l1 replaces bn-scale there, and taylor looks at the layers")
+        say(f"without batch norm in {where}, l1 replaces bn-scale, and taylor has its gates at the layers")
     if {"taylor", "fisher"} & set(by):
         gates = gate_importances(model, space, data, recipe, batches)
         if gates.unseen and "fisher" in by:
             unseen = listed(gates.unseen)
-            say(f"importance by fisher: no layer that reads {unseen} can be watched; taylor there")
+            say(f"no layer that reads {unseen} can be observed: taylor replaces fisher there")
         found |= {"taylor": gates.taylor, "fisher": gates.fisher}
     return {own: found[own] for own in by}
 

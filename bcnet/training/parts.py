@@ -47,7 +47,7 @@ Forward = Callable[[Tensor], Tensor]
 def part_of(batch: Item, place: int, count: int) -> Item:
     """The part of a batch that the subnet at `place` of `count` trains on: every `count`-th image.
 
-    Raises TrainingError if the batch is no tensors with a row for each image, or has fewer images.
+    Raises TrainingError if there are fewer images, or inputs and targets are not tensors with a row for each.
     """
     inputs, targets = batch
     rows = entries(inputs)
@@ -126,7 +126,7 @@ class MaskedParts:
         return [loss.detach() for loss in losses]
 
     def _masked(self, subnets: Sequence[Subnet]) -> dict[nn.Module, Forward]:
-        """What modules compute, for these subnets' parts."""
+        """What modules compute in place of their own forward, for these subnets' parts."""
         count = len(subnets)
         members = torch.from_numpy(np.stack([membership(self.space, subnet) for subnet in subnets]))
         outside = ~members.to(self._device)[:, self._entries]
@@ -151,7 +151,7 @@ def _zeroed(forward: Forward, outside: Tensor, spatial: bool, x: Tensor) -> Tens
 
 
 def _ghost(norm: Any, forward: Forward, count: int, x: Tensor) -> Tensor:
-    """A batch norm with the statistics of each of `count` parts, as of so many times the channels."""
+    """A batch norm that normalises each of `count` parts by its own statistics, as if by further channels."""
     if not norm.training:
         return forward(x)
     parts = x.reshape(-1, count * x.shape[1], *x.shape[2:])

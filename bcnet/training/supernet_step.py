@@ -185,7 +185,7 @@ class _StepSubnets:
         return [*self.first, *self.drawn, *self.last]
 
     def means(self, losses: Sequence[Tensor]) -> list[Tensor]:
-        """The mean loss of the sides of each drawn width, of the losses of all subnets."""
+        """The mean loss over the sides of each drawn width, from the losses of all subnets."""
         own = losses[len(self.first) : len(self.first) + len(self.drawn)]
         each = [own[place : place + self.sides] for place in range(0, len(own), self.sides)]
         return [torch.stack(list(sides)).double().mean() for sides in each]

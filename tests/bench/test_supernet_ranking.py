@@ -138,7 +138,7 @@ def forget_last(path: Path, count: int) -> None:
     [
         (
             ["--from-scratch", "3"],
-            "--from-scratch is 10 settings or more of the 16,372 that are not in the sam",
+            "--from-scratch takes 10 or more of the 16,372 settings that are not in the sam",
         ),
         (
             ["--sample", "16384", "--from-scratch", "10"],

@@ -89,7 +89,7 @@ def test_layers_are_declared_binary_by_the_file_itself(
 
 def test_a_binary_layer_that_would_be_computed_in_floats_is_refused() -> None:
     scaled = binary_file(scale=0.25)
-    reason = "^OpenVINO computes 1 of 1 binary layers in floats, not in single bits, e.g. 'binary', so lat"
+    reason = "^OpenVINO computes 1 of 1 binary layers in floats, not in single bits, e.g. 'binary', which"
     for use in (
         lambda: RUNTIME.time_network(scaled, 0, 0.01, 2),
         lambda: RUNTIME.profile_nodes(scaled, 2),

@@ -164,7 +164,7 @@ def test_without_batch_norm_its_scales_are_replaced_by_l1_in_one_line(
     space = discover_space(model, torch.zeros(1, 3, 6, 6), bins=2, channel_multiple=1)
     found = measured_importances(model, space, data, RECIPE, ["bn-scale", "l1"])
     assert torch.equal(found["bn-scale"][0], found["l1"][0])
-    line = "without batch norm in the network, l1 replaces bn-scale there, and taylor looks at the layers"
+    line = "without batch norm in the network, l1 replaces bn-scale, and taylor has its gates at the layers"
     assert capsys.readouterr().err.strip() == line
 
 
@@ -189,7 +189,9 @@ def test_where_no_reader_can_be_watched_fisher_is_taylor_in_its_size(
     model = Functional().eval()
     space = discover_space(model, torch.zeros(1, 3, 6, 6), bins=2, channel_multiple=1)
     found = measured_importances(model, space, data, RECIPE, ["taylor", "fisher"], batches=2)
-    assert "fisher: no layer that reads 'first' can be watched; taylor there" in capsys.readouterr().err
+    assert (
+        "no layer that reads 'first' can be observed: taylor replaces fisher there" in capsys.readouterr().err
+    )
     factor = float(found["fisher"][1].sum() / found["taylor"][1].sum())
     torch.testing.assert_close(found["fisher"][0], factor * found["taylor"][0])
 

@@ -19,9 +19,9 @@ class PrecisionTable(Values):
 
 
 class TableSummary(StageResult):
-    """A measured latency table: rows measured now, rows of this network, networks that showed them.
+    """A measured latency table: the numbers of rows measured now and of this network's, and what they took.
 
-    `precisions` are the tables of further precisions, if the search compares several.
+    Rows are measured in so many whole `networks`. `precisions` are the tables of further precisions, if any.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"precisions"})

@@ -1,4 +1,4 @@
-"""What training found: of supernets, or of the network itself where no supernet is."""
+"""The result of training: supernets, or the network itself in a run without a supernet."""
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ class SupernetSummary(StageResult):
 
 
 class NetworkSummary(StageResult):
-    """The network itself, as it was "given" or "trained", where no supernet is."""
+    """The network itself, in a run without a supernet: "given" with its weights, or "trained" here."""
 
     stage: Literal["train"] = "train"
     folder: str

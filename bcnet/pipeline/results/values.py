@@ -1,4 +1,4 @@
-"""What results are made of: values with a JSON form. In: values, or a file of the run. Out: the other.
+"""The base of all results: values with a JSON form. In: values, or a file of the run. Out: the other one.
 
 The JSON on disk and on stdout is the model's dump. All readers read it through the model, so what files of
 earlier versions lack is known in this package alone: those keys have defaults, and any other file is refused.
@@ -88,7 +88,7 @@ class StageResult(Values):
 
     @classmethod
     def checked(cls, stage: Stage) -> Self:
-        """The same, where it is what the manifest describes."""
+        """The same, compared with the manifest."""
         return cls.parsed(stage.json(cls.FILE), stage.path(cls.FILE), stage.command)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What figures have in common: a metric's scale, a budget's mark, widths as text, roles in turn."""
+"""What figures have in common: a metric's scale, a budget's mark, widths as text, the colours of runs."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ RUNS: tuple[Role, ...] = ("found", "uniform", "front", "original")  # of several
 
 
 def scale_of(metric: str) -> tuple[float, str]:
-    """What values of a metric are shown by: accuracy in percent, and the unit on its axis."""
+    """The factor of a metric's values in a figure, and the unit on its axis: accuracy is in percent."""
     return (100.0, " (%)") if metric == "accuracy" else (1.0, "")
 
 

@@ -122,7 +122,7 @@ def step_charts(report: RunReport) -> Iterator[Chart]:
 
 
 def _unique(names: Sequence[str]) -> Iterator[str]:
-    """The names, later ones of the same text with a number: a category of an axis is found by its text."""
+    """The names, with a number where one is repeated: an axis tells its categories apart by their text."""
     seen: dict[str, int] = {}
     for name in names:
         seen[name] = seen.get(name, 0) + 1
