@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 import torch
+from recorded import how_made
 from train_step import _processor
 
 from bcnet.allocation.limits import Limits
@@ -94,8 +95,7 @@ def main() -> None:
     slowest = max(found["program_s"] for found in results)
     print(f"\ngoal: one network to 0.1 % in {GOAL:g} s; the slowest here took {slowest:.1f} s")
     if options.json:
-        command = f"python benchmarks/allocation.py --seeds {options.seeds} --pool {options.pool}"
-        report = {"command": command, "machine": machine, "load_average": os.getloadavg()[0]}
+        report = {**how_made(), "machine": machine, "load_average": os.getloadavg()[0]}
         write_file(options.json, json_bytes(report | {"results": results}))
 
 

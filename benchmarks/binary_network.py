@@ -9,11 +9,8 @@ counterpart, narrowed uniformly and fine-tuned for as many passes, in fp32 and I
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import shlex
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import how_made
 from torch import nn
 
 from bcnet.cli import main as bcnet
@@ -238,8 +236,7 @@ def main() -> None:
     files["binary, searched"] = delivered, load_profile(given.device)
     files["binary, searched, in floats"] = delivered, load_profile("cpu")
     found = {
-        "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **how_made(),
         "machine": runtime_here("onnxruntime").fingerprint()["processor"],
         "load": os.getloadavg(),
         "training_images": len(data.train),

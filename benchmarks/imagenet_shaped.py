@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from loader import BATCH, BATCHES, SIDE, ours, reference
 from PIL import Image
+from recorded import how_made
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "imagenet-efficientnet-b0.toml"
 CLASSES = 1000
@@ -78,8 +79,7 @@ def main() -> None:
         **{"workers": 0, "mean": (0.5,) * 3, "std": (0.5,) * 3, "flip": True, "shift": 0},
     }
     found = {
-        "command": "python benchmarks/imagenet_shaped.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
+        **how_made(),
         "classes": CLASSES,
         "files": sum(1 for _ in images.rglob("*.JPEG")),
         "reduced": REDUCED,

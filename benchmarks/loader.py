@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from recorded import how_made
 
 from bcnet.config import DataConfig
 from bcnet.data.dataset import load_data
@@ -84,7 +85,7 @@ def main() -> None:
     first, second = training(stored, options.steps), training(stored, options.steps)
     streamed = training({**stored, "storage": "stream"}, options.steps // 4)
     found = {
-        "command": "python benchmarks/loader.py " + " ".join(sys.argv[1:]),
+        **how_made(),
         "images": options.images,
         "image_size": SIZE,
         "decode_and_open_s": first["opened_s"],

@@ -10,7 +10,6 @@ Prints one JSON object; `--json` also writes it to a file.
 """
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import how_made
 
 CONFIG = """
 [model]
@@ -62,8 +62,7 @@ def main() -> None:
             scoring[count].append(scored(options.folder, count, options.candidates))
         beside.append(side_by_side(options.folder, options.processes, options.epochs))
     found = {
-        "command": "python benchmarks/processes.py " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
+        **how_made(),
         "training": compared(training),
         "unconnected trainings side by side": possible(training[1], beside, options.processes),
         "scoring": compared(scoring),

@@ -12,10 +12,7 @@ each configuration.
 
 import argparse
 import copy
-import datetime
 import json
-import shlex
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import how_made
 from torch import nn
 
 from bcnet.config import EXAMPLE, Config
@@ -111,8 +109,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     found = {
         "network": given.config.stem if given.config else "digit-scenes",
-        "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **how_made(),
         "machine": runtime_here("onnxruntime").fingerprint()["processor"],
         "ratio": given.ratio,
         "passes": given.passes,

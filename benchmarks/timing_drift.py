@@ -9,15 +9,14 @@ is the second one in the interval of the first, if that is 1, 2, 3 times as wide
 """
 
 import argparse
-import datetime
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import how_made
 from timing_repeats import network
 
 from bcnet.measure.file_timing import DRIFT, FLOOR, ROUNDS, rounds_differ_by
@@ -86,8 +85,7 @@ def main() -> None:
         result = json.loads(options.recorded.read_text(encoding="utf-8"))
     else:
         result = {
-            "command": "python benchmarks/timing_drift.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            **how_made(),
             "rounds": record(options.minutes, options.image_size),
         }
     ms = np.array([own for _, own in result["rounds"]])

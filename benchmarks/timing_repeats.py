@@ -8,7 +8,6 @@ weights, unless one is given; choose --image-size for about 5 ms.
 """
 
 import argparse
-import datetime
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recorded import how_made
 
 GOAL_AGREE, GOAL_APART = 0.95, 0.03
 AVERAGE = re.compile(r"Average inference time cost(?: total)?: ([\d.e+-]+) ms")
@@ -167,8 +167,7 @@ def main() -> None:
             )
     name = "onnxruntime_perf_test" if program else "a loop over IO binding"
     record = {
-        "command": " ".join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **how_made(),
         "runtime": calls[0]["runtime"],
         "pause_s": arguments.pause,
         **summary(calls, references, name),

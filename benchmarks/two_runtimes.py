@@ -10,7 +10,6 @@ the relative difference between its fastest round and the second fastest.
 """
 
 import argparse
-import datetime
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from recorded import how_made
 
 from bcnet.measure.network_latency import uninterrupted_ms
 from bcnet.onnx_export.int8 import quantized
@@ -99,8 +99,7 @@ def main() -> None:
         os.sched_setaffinity(0, {given.core})
     versions = {name: runtime(name, "fp32").fingerprint() for name in RUNTIMES}
     record: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/two_runtimes.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **how_made(),
         "machine": f"{versions['openvino']['processor']}, one thread, {os.cpu_count()} cores",
         "versions": {name: own["runtime_version"] for name, own in versions.items()},
         "load": [],

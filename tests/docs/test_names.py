@@ -5,7 +5,7 @@ import re
 from bcnet.config import settings
 from tests.docs.pages import ROOT, text_of
 
-FILES = {"onnx", "engine", "pt2", "safetensors", "json", "previous"}  # `model.onnx` is a file
+FILES = {"onnx", "engine", "pt2", "safetensors", "json", "previous", "py"}  # `model.onnx` is a file
 NETWORK = {"backbone", "state_dict"}  # attributes of a module called `model`
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
