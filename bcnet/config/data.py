@@ -68,8 +68,8 @@ class DataConfig(Section):
     cache_gb: float = Field(
         100.0,
         gt=0,
-        description="maximum size of that folder in GB (10^9 bytes); images that were not used for longest "
-        "are removed first",
+        description="maximum size of that folder in GB (10^9 bytes); the least recently used images are "
+        "removed first",
     )
     workers: int | None = Field(
         None,

@@ -59,7 +59,7 @@ class ImageCache:
         return ImagesOnDisk(DecodedFile(own / PIXELS, (3, side, side), digest), rows), outcome
 
     def _make_room(self, own: Path, needed: int, count: int) -> None:
-        """Remove the caches that were not used for longest. Raises DataError if that is not enough."""
+        """Remove the least recently used caches. Raises DataError if that is not enough."""
         say(f"decoding {count:,} images into {own}: {needed / GB:.1f} GB; see data.storage")
         advice = "raise data.cache_gb, set data.image_size or data.train_limit, or data.storage = 'stream'"
         if needed > self.room:
@@ -80,7 +80,7 @@ class ImageCache:
                     shutil.rmtree(path)
             except Locked:
                 continue
-            say(f"removed {path}: its {taken.pop(path) / GB:.1f} GB of images were not used for longest")
+            say(f"removed {path}, the least recently used images ({taken.pop(path) / GB:.1f} GB)")
         free = shutil.disk_usage(self.root).free + _size(own / PIXELS)
         if needed > free:
             raise DataError(

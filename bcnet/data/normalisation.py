@@ -52,8 +52,8 @@ def with_pictures(data: ImageData, train: Items) -> ImageData:
         names = ["data.transforms", "data.eval_transforms"]
         image, final = names if _is_picture(trained) else names[::-1]
         raise DataError(
-            f"{final} makes a final input of a PIL image, {image} leaves an image, which is normalised by "
-            "data.mean: both must do the same, for training items and for all others"
+            f"{final} turns a PIL image into a final input, but {image} returns an image, which data.mean "
+            "would normalise: let both return the same kind"
         )
     if not _is_picture(evaluated):
         return data

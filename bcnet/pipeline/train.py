@@ -101,7 +101,7 @@ def _supernets(run: Run, problem: Problem) -> SupernetSummary:
     stopped = [_done(own, problem, recipe) for own in checkpoints.values() if own.path.exists()]
     done = len(results) * recipe.epochs + sum(epochs for epochs in stopped if epochs)
     if None in stopped:
-        say("a training that was stopped had other settings: it does not go on")
+        say("a stopped training had other settings: it is not continued")
     if not checkpoints:
         say(f"trained already; remove {stage.folder} to train again")
     elif done:

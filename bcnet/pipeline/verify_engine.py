@@ -53,7 +53,7 @@ def facts_beside(engine: Path) -> EngineFacts:
         if not file.is_file():
             raise ArtifactError(f"{file} is missing; run `{REMEDY}`")
         if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-            raise ArtifactError(f"{file} is not the one that {path} tells of; run `{REMEDY}` again")
+            raise ArtifactError(f"{file} is not the file that {path} describes; run `{REMEDY}` again")
     return facts
 
 

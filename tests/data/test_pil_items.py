@@ -180,12 +180,12 @@ def test_the_digest_follows_the_pixels_of_pil_images() -> None:
         (
             "plain",
             {"transforms": "final"},
-            "data.transforms makes a final input of a PIL image, data.eval_transforms leaves an image, which",
+            "data.transforms turns a PIL image into a final input, but data.eval_transforms returns an image",
         ),
         (
             "plain",
             {"eval_transforms": "final"},
-            "data.eval_transforms makes a final input of a PIL image, data.transforms leaves an image, which",
+            "data.eval_transforms turns a PIL image into a final input, but data.transforms returns an image",
         ),
         ("plain", {"eval_transforms": "broken"}, "data.eval_transforms must give (input, target), not Image"),
         (

@@ -110,7 +110,7 @@ def test_a_wrong_setting_loses_nothing_of_a_stopped_training(
     with monkeypatch.context() as patched:
         patched.setattr(stage, "train", lambda *_, **__: main_is_stopped())
         assert main(["train", "--seed", "1"]) == 130
-    assert "a training that was stopped had other settings: it does not go on" in capsys.readouterr().err
+    assert "a stopped training had other settings: it is not continued" in capsys.readouterr().err
     assert contents(TRAINED) == before
 
 
