@@ -23,6 +23,7 @@ from bcnet.commands.export import export, verify
 from bcnet.commands.init import init
 from bcnet.commands.inspect import InspectCommand, inspect
 from bcnet.commands.latency_tables import build_lut, check_lut, lut_app
+from bcnet.commands.layer_precisions import layer_precisions
 from bcnet.commands.load import load
 from bcnet.commands.options import help_without_command
 from bcnet.commands.report import report
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "build-lut": build_lut,
     "check-lut": check_lut,
+    "layer-precisions": layer_precisions,
     "search": search,
     "slice": slice_,
     "export": export,

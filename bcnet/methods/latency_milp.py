@@ -30,7 +30,8 @@ from bcnet.width_search.constraints import Bound, Pairwise
 from bcnet.width_search.device_limit import device_limits
 
 ROUNDS = 6  # of correcting the program's latency by the table's
-MOST = 3  # groups of an array that gets columns of its own
+MOST = 3  # groups of an array that gets columns of its own,
+ENTRIES = 1024  # or of one that has no more entries
 CLOSE = 1e-3  # of the limit: so well the two have to agree
 POOL = 8  # networks that are proposed
 SHORTEST = 0.1  # seconds that are always left for the solver
@@ -73,8 +74,8 @@ def allocate_exactly(
     """The networks of the least summed loss of at most `limit_ms` within the bounds, best first.
 
     `losses` hold (choices,) a group, as `LossTables.losses` and `importance_tables` do. What the table's
-    arrays of up to three groups do not tell (weights that come from memory, layers behind concatenations) is
-    approximated by a sum over groups near the limit, and corrected until the table itself confirms the
+    arrays of few groups or entries do not tell (weights that come from memory, layers behind concatenations)
+    is approximated by a sum over groups near the limit, and corrected until the table itself confirms the
     latency. At the time limit the best networks so far are returned, and their gap is reported. Raises
     BudgetError, with the lowest possible latency, where no network fits, SpaceError where the tables do not
     fit the space.
@@ -110,7 +111,8 @@ class _Latency:
     ) -> None:
         """`latencies_of` gives ms (N,) of choice indices (N, groups), `sums` the table's arrays."""
         self._sizes, self._latencies_of = [len(own) for own in limits.choices], latencies_of
-        self._table = Sum(sums[0], [own for own in sums[1] if len(own[0]) <= MOST], at_most)
+        arrays = [own for own in sums[1] if len(own[0]) <= MOST or own[1].size <= ENTRIES]
+        self._table = Sum(sums[0], arrays, at_most)
         self.sum, self.exact = self._table, True
         self.fit()
 

@@ -5,7 +5,7 @@ or 1, so that a convolution gives integers, which every runtime computes exactly
 real weights and approximate derivatives. `Operations` counts what is binary and what is not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,12 +72,16 @@ def _differentiable(function: Any, plain: Callable[[Tensor], Tensor], x: Tensor)
 
 
 class RSign(nn.Module):
-    """The sign of each entry above a learnt threshold of its channel. Not `binary`: the shift alone."""
+    """The sign of each entry above a learnt threshold of its channel. Not `binary`: the shift alone.
+
+    See `only_binary` for `real`.
+    """
 
     def __init__(self, channels: int, binary: bool = True) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.binary = binary
+        self.real = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.bias
@@ -109,7 +113,7 @@ class BinaryConv2d(nn.Conv2d):
     """A convolution with the signs of its real weights, padded by zeros. Not `binary`: the weights as such.
 
     A batch norm has to follow: see `_WeightSigns`. `channel_multiple` is what the widths of its channels are
-    multiples of in a width space.
+    multiples of in a width space, whether it is binary or not. See `only_binary` for `real`.
     """
 
     channel_multiple = WORD
@@ -119,6 +123,7 @@ class BinaryConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.binary = binary
+        self.real = False
 
     def reset_parameters(self) -> None:
         """Initial weights as usual, but none is zero, which has no sign; of millions, one often is."""
@@ -155,12 +160,48 @@ class BinaryConv2d(nn.Conv2d):
 
 
 def set_binary(model: nn.Module, *, activations: bool, weights: bool) -> None:
-    """Choose what a network's binary layers compute with from now on; its tensors stay as they are."""
+    """Choose what a network's binary layers compute with from now on; its tensors stay as they are.
+
+    Layers that `only_binary` made real stay so.
+    """
     for module in model.modules():
         if isinstance(module, RSign):
-            module.binary = activations
+            module.binary = activations and not module.real
         elif isinstance(module, BinaryConv2d):
-            module.binary = weights
+            module.binary = weights and not module.real
+
+
+def layers_of_one_bit(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
+    """The layers that can be binary, by the name of their convolution, in order: the sign, the convolution.
+
+    A sign belongs to all convolutions that are registered between it and the next one, which read it; they
+    are one layer, with the name of the first.
+    """
+    found: dict[str, tuple[nn.Module, ...]] = {}
+    sign: RSign | None = None
+    layer = ""
+    for name, module in model.named_modules():
+        if isinstance(module, RSign):
+            sign, layer = module, ""
+        elif isinstance(module, BinaryConv2d) and sign is not None:
+            layer = layer or name
+            found[layer] = (*found.get(layer, (sign,)), module)
+    return found
+
+
+def only_binary(model: nn.Module, names: Iterable[str]) -> None:
+    """Make these layers binary, and all others real: `set_binary`, and so training, leaves those real.
+
+    Names are those of `layers_of_one_bit`. Raises ModelError for another one.
+    """
+    layers, names = layers_of_one_bit(model), set(names)
+    if unknown := sorted(names - layers.keys(), key=str):
+        known = ", ".join(layers) or "none"
+        raise ModelError(f"there is no layer '{unknown[0]}' that can be binary; known: {known}")
+    for name, modules in layers.items():
+        for module in modules:
+            assert isinstance(module, RSign | BinaryConv2d)
+            module.binary, module.real = name in names, name not in names
 
 
 @dataclass(frozen=True)

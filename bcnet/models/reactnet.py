@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.errors import ModelError
-from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, set_binary
+from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, only_binary, set_binary
 
-Binary = Literal["both", "activations", "none"]  # what has one bit
+# What has one bit; or the names of the layers that have one bit in activations and weights, all others none.
+Binary = Literal["both", "activations", "none"] | Sequence[str]
 # (output channels, stride) of the 13 blocks of ReActNet-A, after a first convolution of 32 channels.
 REACTNET_A = (
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)),
@@ -104,7 +105,7 @@ def reactnet_small(
     """A binary network for images of 32 pixels: stages of `widths` channels at 16, 8 and 4 pixels.
 
     Each stage has so many blocks (`depths`), whose middles have `expand` times its channels. With `binary` as
-    `none` it is its real counterpart, with the same tensors.
+    `none` it is its real counterpart, with the same tensors; with names of layers, only these are binary.
     """
     if len(widths) != len(depths) or not widths or min(depths) < 1:
         raise ModelError(
@@ -126,9 +127,6 @@ def _first(in_channels: int, channels: int) -> nn.Module:
 def _network(
     first: nn.Module, blocks: Sequence[nn.Module], channels: int, num_classes: int, binary: Binary
 ) -> nn.Module:
-    kinds = ("both", "activations", "none")
-    if binary not in kinds:
-        raise ModelError(f"binary is '{binary}'; known: {', '.join(kinds)}")
     model = nn.Sequential(
         first,
         nn.Sequential(*blocks),
@@ -136,5 +134,11 @@ def _network(
         nn.Flatten(),
         nn.Linear(channels, num_classes),
     )
+    if not isinstance(binary, str):
+        only_binary(model, binary)
+        return model
+    kinds = ("both", "activations", "none")
+    if binary not in kinds:
+        raise ModelError(f"binary is '{binary}'; known: {', '.join(kinds)}, or a list of layers")
     set_binary(model, activations=binary != "none", weights=binary == "both")
     return model

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from bcnet.data.image_data import ImageData
 from bcnet.errors import BcnetError, ModelError, one_line
 from bcnet.hw_profiles import HwProfile
+from bcnet.runtimes.onnx_binary import binary_convolutions
 
 # The layers with integer kernels, and the operators between them that preserve integers.
 QUANTISED = (
@@ -49,7 +50,8 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
     from the largest observed value. Signed activations have zero points of 0, and biases stay floats, as
     TensorRT requires. Unsigned activations are symmetric, too: a tensor that is never negative has its zero
     point at 0, any other at 128. ONNX Runtime's CPU kernels for x86 support only these without falling back
-    to floats (decision 2). Nodes keep their names. Raises ModelError with the library's reason.
+    to floats (decision 2). Binary convolutions stay as they are. Nodes keep their names. Raises ModelError
+    with the library's reason.
     """
     source = ModelProto()  # the library changes what it is given
     source.CopyFrom(proto)
@@ -68,7 +70,7 @@ def quantized(proto: ModelProto, feeds: Iterable[Feed], unsigned: bool) -> Model
                 per_channel=True,
                 activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=_other_limits(source),
+                nodes_to_exclude=[*_other_limits(source), *_of_one_bit(source)],
                 extra_options=options,
             )
             result = onnx.load(path)
@@ -105,6 +107,16 @@ def _other_limits(proto: ModelProto) -> list[str]:
         for node in proto.graph.node
         if node.op_type == "Clip" and (len(node.input) < 2 or node.input[1] not in zeros)
     ]
+
+
+def _of_one_bit(proto: ModelProto) -> list[str]:
+    """Binary convolutions, and the sums whose signs they read: neither is for integers of eight bits."""
+    made_by = {name: node for node in proto.graph.node for name in node.output}
+    found = []
+    for own in binary_convolutions(proto.graph):
+        compared = made_by[own.signs.input[0]].input[0]
+        found += [own.node.name, *([] if compared == own.source else [made_by[compared].name])]
+    return found
 
 
 @contextlib.contextmanager

@@ -2,8 +2,8 @@
 
 In: a network with binary layers (`models/binary.py`), a teacher, training images. Out: the trained network.
 In the first step only activations are binary; the second begins from its weights and makes these binary, too,
-without weight decay. The loss is the divergence of the class probabilities from the teacher's; labels take no
-part.
+without weight decay. Layers that are real in the network stay real. The loss is the divergence of the class
+probabilities from the teacher's; labels take no part.
 """
 
 from dataclasses import replace
@@ -37,7 +37,7 @@ def train_in_two_steps(
     Afterwards it is binary, in eval mode, on the CPU. Raises TrainingError where it has no binary layers, or
     its outputs do not fit the teacher's.
     """
-    if not any(isinstance(module, BinaryConv2d) for module in model.modules()):
+    if not any(isinstance(module, BinaryConv2d) and not module.real for module in model.modules()):
         raise TrainingError(
             f"{type(model).__name__} has no binary layers (bcnet.models.binary) to train in two steps"
         )

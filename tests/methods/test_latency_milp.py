@@ -70,6 +70,19 @@ def test_a_latency_at_the_limit_is_within_it() -> None:
     assert [(own.widths, own.predicted_ms, own.loss) for own in found] == [((1, 2), 2.0, 1.0)]
 
 
+def test_a_small_array_over_four_groups_is_exact() -> None:
+    """As of a layer whose latency depends on two widths and two precisions."""
+    choices = [(1, 2, 3), (10, 20), (100, 200), (1, 2, 4)]
+    rng = np.random.default_rng(0)
+    ms = {(a, b): float(rng.random()) for a in range(500) for b in range(500)}
+    space, model = space_of(choices), model_of(choices, [((0, 1), (2, 3), lambda a, b: ms[a, b])])
+    losses = falling(rng, choices)
+    limits = Limits(space, model, 0.2)
+    (found,) = allocate_exactly(space, losses, model, 0.2, settings=EXACT)
+    assert (found.loss, found.widths) == every(limits, losses)[0]
+    assert found.gap == pytest.approx(0.0, abs=1e-9)
+
+
 def test_layers_behind_many_concatenated_groups_are_approximated_and_confirmed() -> None:
     choices = [tuple(range(8, 72, 8))] * 5
     rng = np.random.default_rng(0)

@@ -5,7 +5,16 @@ import torch
 from torch import Tensor, nn
 
 from bcnet.errors import ModelError
-from bcnet.models.binary import BinaryConv2d, Operations, RPReLU, RSign, set_binary
+from bcnet.models.binary import (
+    BinaryConv2d,
+    Operations,
+    RPReLU,
+    RSign,
+    layers_of_one_bit,
+    only_binary,
+    set_binary,
+)
+from bcnet.models.reactnet import PublishedBlock
 
 
 def published(weight: Tensor, x: Tensor, stride: int) -> Tensor:
@@ -103,3 +112,29 @@ def test_binary_products_and_parameters_are_counted_apart() -> None:
     assert found.packed_bytes == 64 * 32 * 9 // 8 + 4 * found.real_params
     set_binary(model, activations=True, weights=False)
     assert Operations.of(model, torch.zeros(1, 3, 8, 8)).binary_macs == 0
+
+
+def test_a_sign_and_the_convolutions_that_read_it_are_one_layer() -> None:
+    block = PublishedBlock(32, 64, 1)
+    assert layers_of_one_bit(block) == {
+        "conv1": (block.sign1, block.conv1),
+        "convs2.0": (block.sign2, block.convs2[0], block.convs2[1]),
+    }
+
+
+def test_a_layer_that_was_made_real_stays_real() -> None:
+    block = PublishedBlock(32, 64, 1)
+    only_binary(block, ["convs2.0"])
+    for weights in (True, False):
+        set_binary(block, activations=True, weights=weights)
+        assert (block.sign1.binary, block.conv1.binary) == (False, False)
+        assert (block.sign2.binary, *(conv.binary for conv in block.convs2)) == (True, weights, weights)
+    only_binary(block, ["conv1"])
+    assert (block.sign1.binary, block.conv1.binary, block.sign2.binary) == (True, True, False)
+
+
+def test_an_unknown_layer_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(
+        ModelError, match=r"^there is no layer 'conv9' that can be binary; known: conv1, convs2\.0$"
+    ):
+        only_binary(PublishedBlock(32, 64, 1), ["conv1", "conv9"])

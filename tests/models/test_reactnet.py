@@ -17,6 +17,7 @@ from bcnet.models.binary import Operations
 from bcnet.models.reactnet import PublishedBlock, reactnet_small
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.slice import program_bytes
+from bcnet.runtimes.onnx_binary import binary_convolutions
 from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
@@ -145,8 +146,59 @@ def test_the_real_counterpart_has_the_same_tensors_and_no_signs() -> None:
     assert Operations.of(real, IMAGES).binary_params == 0
 
 
+MIXED = ["1.0.conv2", "1.1.conv1"]  # of four layers
+
+
+@pytest.fixture(scope="module")
+def mixed() -> nn.Module:
+    torch.manual_seed(0)
+    return scattered(reactnet_small(widths=(64, 64), depths=(1, 1), binary=MIXED))
+
+
+def test_only_the_named_layers_are_binary(mixed: nn.Module) -> None:
+    modules = dict(mixed.named_modules())
+    names = ["1.0.conv1", "1.0.conv2", "1.1.conv1", "1.1.conv2"]
+    assert [modules[name].binary for name in names] == [False, True, True, False]
+    assert [modules[name.replace("conv", "sign")].binary for name in names] == [False, True, True, False]
+    found = Operations.of(mixed, IMAGES)
+    assert found.binary_params == 2 * 64 * 64 * 9
+    assert found.packed_bytes == found.binary_params // 8 + 4 * found.real_params
+
+
+def test_each_assignment_of_precisions_is_a_network_of_the_same_space(mixed: nn.Module) -> None:
+    spaces = [
+        discover_space(reactnet_small(widths=(64, 64), depths=(1, 1), binary=kind), IMAGES[:1])
+        for kind in ("both", "none")
+    ]
+    own = discover_space(mixed, IMAGES[:1])
+    assert spaces == [own, own]
+    assert all(group.choices == (32, 64) for group in own.groups)
+
+
+def test_a_mixed_network_is_sliced_as_it_computes(mixed: nn.Module) -> None:
+    space = discover_space(mixed, IMAGES[:1])
+    assert_agree(copy.deepcopy(mixed).double(), space, IMAGES.double(), drawn(space), training=False)
+    graph = OnnxSupernet(mixed, space, tuple(IMAGES.shape))
+    assert graph.sliceable
+    layers = [slot.template for slot in graph.slots if slot.template.kernel == (3, 3)]
+    assert [own.op for own in layers] == ["Conv", "Conv", "BinaryConv", "BinaryConv", "Conv"]
+    widths = Widths((32, 64, 32, 64))
+    content = graph.variant(widths)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": IMAGES.numpy()})
+    with torch.no_grad():
+        wanted = Supernet.of(mixed, space).run(Subnet.at(space, widths), IMAGES).numpy()
+    assert np.median(np.abs(found - wanted).max(1)) < 1e-4 * np.abs(wanted).max()
+    binary = binary_convolutions(onnx.load_from_string(content).graph)
+    assert [own.node.input[1] for own in binary] == [f"{name}.weight" for name in MIXED]
+
+
 def test_other_arguments_are_refused_in_one_line() -> None:
     with pytest.raises(ModelError, match=r"reactnet-small: 1 widths and 2 depths; give as many of both"):
         reactnet_small(widths=(32,), depths=(1, 1))
-    with pytest.raises(ModelError, match=r"binary is 'weights'; known: both, activations, none"):
-        reactnet_small(binary="weights")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"binary is 'weights'; known: both, activations, none, or a list"):
+        reactnet_small(binary="weights")
+    with pytest.raises(
+        ModelError, match=r"there is no layer '1\.0' that can be binary; known: 1\.0\.conv1, "
+    ):
+        reactnet_small(binary=["1.0"])

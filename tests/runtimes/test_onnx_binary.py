@@ -1,5 +1,6 @@
 """Binary convolutions in ONNX files: where they are found, and that OpenVINO runs them with 1-bit kernels."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
-from bcnet.models.binary import BinaryConv2d, RPReLU, RSign
+from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, only_binary
+from bcnet.onnx_export.int8 import quantized
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_binary import (
@@ -129,6 +131,46 @@ def test_openvino_runs_every_binary_convolution_in_one_bit_with_pytorchs_result(
     with torch.no_grad():
         wanted = net(IMAGES).numpy()
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("binary", [["conv1"], ["conv2"], []])
+def test_openvino_runs_the_binary_layers_of_a_mixed_network_in_one_bit_and_no_others(
+    net: nn.Module, binary: list[str]
+) -> None:
+    mixed = copy.deepcopy(net)
+    only_binary(mixed, binary)
+    proto = to_onnx(mixed, IMAGES)
+    converted, names = for_openvino(proto)
+    found = [own.node.input[1] for own in binary_convolutions(proto.graph)]
+    assert found == [f"{name}.weight" for name in binary]
+    (outputs,), kernels = run_in_openvino(converted, IMAGES)
+    assert len(names) == sum("u1" in own for own in kernels.values()) == len(binary)
+    with torch.no_grad():
+        wanted = mixed(IMAGES).numpy()
+    assert np.abs(outputs - wanted).max() < 1e-5 * np.abs(wanted).max()
+    arrays = {entry.name: numpy_helper.to_array(entry) for entry in proto.graph.initializer}
+    bits = [arrays.pop(f"{name}.weight") for name in binary]
+    packed = sum(own.size // 8 + 4 * len(own) for own in bits) + sum(own.nbytes for own in arrays.values())
+    assert packed_bytes(proto) == (packed if binary else None)
+
+
+def test_in_an_int8_file_binary_layers_keep_one_bit_and_others_become_integers(
+    net: nn.Module, proto: ModelProto
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    feeds = [{"input": torch.randn(1, 3, 12, 12, generator=generator).numpy()} for _ in range(8)]
+    integers = quantized(proto, feeds, unsigned=True)
+    (first, second), floats = binary_convolutions(integers.graph), binary_convolutions(proto.graph)
+    assert [own.name for own in (first, second)] == [own.name for own in floats]
+    assert np.array_equal(first.thresholds, floats[0].thresholds)
+    (found,), kernels = run_in_openvino(for_openvino(integers)[0], IMAGES)
+    assert sorted(own.rpartition("_")[2] for own in kernels.values()) == ["i8", "i8", "u1", "u1"]
+    with torch.no_grad():
+        wanted = net(IMAGES).numpy()
+    assert np.median(np.abs(found - wanted)) < 0.05 * np.abs(wanted).max()
+    stored = {entry.name: numpy_helper.to_array(entry).dtype for entry in integers.graph.initializer}
+    assert stored["conv1.weight"] == stored["conv2.weight"] == np.float32
+    assert stored["head.weight_quantized"] == np.int8
 
 
 def test_openvino_compares_with_a_threshold_as_pytorch_does() -> None:

@@ -1,5 +1,7 @@
 """Training a binary network in two steps: what is binary in each, and whose outputs are learnt."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,24 @@ def test_the_second_step_begins_from_the_first_with_binary_weights_and_no_decay(
     assert not student.training
 
 
+def test_layers_that_are_real_in_the_network_stay_real_in_both_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(model: nn.Module, *args: object, **named: object) -> list[float]:
+        block = model[1][0]
+        seen.append([own.binary for own in (block.sign1, block.conv1, block.sign2, block.conv2)])
+        return []
+
+    monkeypatch.setattr(two_steps, "fit_network", watched)
+    shape: dict[str, Any] = {"in_channels": 1, "widths": (32,), "depths": (1,)}
+    teacher = reactnet_small(**shape, binary="none")
+    train_in_two_steps(reactnet_small(**shape, binary=["1.0.conv2"]), teacher, load_data(DATA, 0), RECIPE)
+    assert seen == [[False, False, True, False], [False, False, True, True]]
+
+
 def test_a_network_without_binary_layers_is_refused() -> None:
     data = load_data(DATA, 0)
+    with pytest.raises(TrainingError, match="Sequential has no binary layers"):
+        train_in_two_steps(reactnet_small(1, binary=[]), nn.Identity(), data, RECIPE)
     with pytest.raises(TrainingError, match="Sequential has no binary layers"):
         train_in_two_steps(nn.Sequential(nn.Flatten(), nn.Linear(256, 10)), nn.Identity(), data, RECIPE)
