@@ -7,7 +7,7 @@ family.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -53,10 +53,12 @@ def binary_names(names: Sequence[str], bits: Bits) -> tuple[str, ...]:
 
 
 def assigned(problem: Problem, names: Sequence[str], bits: Bits) -> Problem:
-    """The same problem with these bits of the layers; tensors and all else are the same."""
+    """The problem of a real network with these bits of its layers; tensors and all else are the same."""
+    if ONE_BIT not in bits:
+        return problem
     model = copy.deepcopy(problem.model)
     only_binary(model, binary_names(names, bits))
-    return replace(problem, model=model)
+    return problem.of_model(model)
 
 
 def mixed_latency(problem: Problem) -> MixedLatency:

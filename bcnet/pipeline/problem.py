@@ -133,6 +133,10 @@ class Problem:
             self._others[precision] = replace(self, profile=profile, config=config, further=further)
         return self._others[precision]
 
+    def of_model(self, model: nn.Module) -> "Problem":
+        """The same problem with another network of the same space and tensors, exported by itself."""
+        return replace(self, model=model, _graphs={})
+
     @property
     def precisions(self) -> tuple[PrecisionName, ...]:
         """The precisions that the network may have: the device's own, then the further ones of the search."""

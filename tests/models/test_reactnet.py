@@ -152,7 +152,12 @@ MIXED = ["1.0.conv2", "1.1.conv1"]  # of four layers
 @pytest.fixture(scope="module")
 def mixed() -> nn.Module:
     torch.manual_seed(0)
-    return scattered(reactnet_small(widths=(64, 64), depths=(1, 1), binary=MIXED))
+    model = scattered(reactnet_small(widths=(64, 64), depths=(1, 1), binary=MIXED)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if bool((parameter == parameter.flatten()[0]).all()):  # thresholds, slopes
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
 
 
 def test_only_the_named_layers_are_binary(mixed: nn.Module) -> None:

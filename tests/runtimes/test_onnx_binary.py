@@ -164,10 +164,13 @@ def test_in_an_int8_file_binary_layers_keep_one_bit_and_others_become_integers(
     assert [own.name for own in (first, second)] == [own.name for own in floats]
     assert np.array_equal(first.thresholds, floats[0].thresholds)
     (found,), kernels = run_in_openvino(for_openvino(integers)[0], IMAGES)
-    assert sorted(own.rpartition("_")[2] for own in kernels.values()) == ["i8", "i8", "u1", "u1"]
+    assert sorted(own.rpartition("_")[2] for own in kernels.values()) == ["I8", "I8", "u1", "u1"]
     with torch.no_grad():
         wanted = net(IMAGES).numpy()
-    assert np.median(np.abs(found - wanted)) < 0.05 * np.abs(wanted).max()
+    (in_floats,) = runtime_here("onnxruntime").predictor(integers.SerializeToString())(IMAGES.numpy())
+    # Where rounding to integers moves a sum over its threshold, outputs differ.
+    assert np.corrcoef(found.ravel(), in_floats.ravel())[0, 1] > 0.99
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.9
     stored = {entry.name: numpy_helper.to_array(entry).dtype for entry in integers.graph.initializer}
     assert stored["conv1.weight"] == stored["conv2.weight"] == np.float32
     assert stored["head.weight_quantized"] == np.int8
