@@ -23,8 +23,8 @@ from bcnet.commands.export import export, verify
 from bcnet.commands.init import init
 from bcnet.commands.inspect import InspectCommand, inspect
 from bcnet.commands.latency_tables import build_lut, check_lut, lut_app
-from bcnet.commands.layer_precisions import layer_precisions
 from bcnet.commands.load import load
+from bcnet.commands.one_bit import one_bit
 from bcnet.commands.options import help_without_command
 from bcnet.commands.report import report
 from bcnet.commands.run_all import run_all
@@ -46,7 +46,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "build-lut": build_lut,
     "check-lut": check_lut,
-    "layer-precisions": layer_precisions,
+    "one-bit": one_bit,
     "search": search,
     "slice": slice_,
     "export": export,

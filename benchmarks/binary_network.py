@@ -4,7 +4,7 @@
 
 In: images, and a device whose runtime has 1-bit kernels. Out: `reactnet-small`, trained in two steps from its
 real counterpart, then searched, sliced, fine-tuned, exported and verified by `bcnet run`; with `--mixed` the
-same with some real layers, which `bcnet layer-precisions` chooses for the same milliseconds; beside them the
+same with some real layers, which `bcnet one-bit` chooses for the same milliseconds; beside them the
 real counterpart, narrowed uniformly and fine-tuned for as many passes, in fp32 and INT8. Latencies alternate.
 """
 

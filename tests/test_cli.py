@@ -100,7 +100,7 @@ def configure(text: str = CONFIG) -> None:
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    stages = ["train", "build-lut", "check-lut", "layer-precisions", "search", "slice", "export"]
+    stages = ["train", "build-lut", "check-lut", "one-bit", "search", "slice", "export"]
     others = ["verify", "run", "report", "diff", "load", "devices", "doctor", "runs", "lut", "bench"]
     assert list(COMMANDS) == ["init", "inspect", "time", *stages, *others]
 

@@ -89,7 +89,7 @@ def test_the_network_of_the_least_loss_within_the_budget_is_chosen_and_can_be_ma
     pytest.importorskip("openvino")
     write_project(folder, (64,), (1,))
     measure_briefly(monkeypatch)
-    assert main(["layer-precisions", "--json"]) == 0
+    assert main(["one-bit", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert set(keys(found)) - NAMED == set()  # the documented ones
     assert found["rows_measured"] > 0
@@ -156,7 +156,7 @@ def test_what_cannot_be_chosen_is_refused_in_one_line(
 ) -> None:
     write_project(folder, (64,), (1,), runtime)
     configure(widths=[64], depths=[1], binary=binary)
-    assert main(["layer-precisions", *flags]) == 1
+    assert main(["one-bit", *flags]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"bcnet: {reason}")
 
@@ -167,6 +167,6 @@ def test_a_network_without_trained_weights_is_refused(
     write_project(folder, (64,), (1,))
     config = Path("bcnet.toml")
     config.write_text(config.read_text().replace('weights = "real.pt"\n', ""))
-    assert main(["layer-precisions"]) == 1
+    assert main(["one-bit"]) == 1
     reason = "bcnet: precisions are chosen by losses of the trained network: set model.weights to those of"
     assert reason in capfd.readouterr().err

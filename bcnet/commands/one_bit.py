@@ -1,4 +1,4 @@
-"""`bcnet layer-precisions`: which layers of a network that can be binary should be."""
+"""`bcnet one-bit`: which layers of a network that can be binary should be."""
 
 import json
 import sys
@@ -9,14 +9,14 @@ from bcnet.show.precisions import show_precisions
 
 
 @with_settings(*TARGET, "search.latency", "search.latency_ms", "seed")
-def layer_precisions(given: Given, as_json: Json = False) -> None:
-    """Choose which layers are binary, and which stay real. Measures both forms of each layer on the device,
+def one_bit(given: Given, as_json: Json = False) -> None:
+    """Choose which layers have one bit, and which stay real. Measures both forms of each layer on the device,
     and what each loses in the trained real network, and finds the precisions and widths of the least loss
     within the budget. The layers are an argument of the network, which is then trained."""
     from bcnet.run_choice import require_configured
 
     settings = given.config()
-    require_configured("layer-precisions", given.file, None, settings)
+    require_configured("one-bit", given.file, None, settings)
     with redirect_stdout(sys.stderr):
         from bcnet.pipeline.layer_precisions import choose_precisions
         from bcnet.pipeline.open_problem import open_problem
