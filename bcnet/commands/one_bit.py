@@ -13,7 +13,7 @@ def one_bit(given: Given, as_json: Json = False) -> None:
     """Choose which layers have one bit, and which stay real. Measures both forms of each layer on the device,
     and what each loses in the trained real network, and finds the precisions and widths of the least loss
     within the budget. The layers are an argument of the network, which is then trained."""
-    from bcnet.run_choice import require_configured
+    from bcnet.built_in_example import require_configured
 
     settings = given.config()
     require_configured("one-bit", given.file, None, settings)
