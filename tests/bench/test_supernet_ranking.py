@@ -142,7 +142,7 @@ def forget_last(path: Path, count: int) -> None:
         ),
         (
             ["--sample", "16384", "--from-scratch", "10"],
-            "10 settings or more of the 0 that are not in the sam",
+            "takes 10 or more of the 0 settings that are not in the sam",
         ),
         (["--preset", "huge"], "--preset is one of full, small, tiny, not 'huge'"),
         (["--space", "vgg"], "--space is one of mobilenet, resnet, not 'vgg'"),
