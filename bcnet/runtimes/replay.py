@@ -18,7 +18,7 @@ import datetime
 import json
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -187,22 +187,22 @@ def _value(entry: onnx.ValueInfoProto) -> list[Any]:
 
 def _digested(value: Any) -> Any:
     """A job's value with hashes instead of bytes."""
-    if isinstance(value, bytes):
-        return sha256(value).hexdigest()
-    if isinstance(value, Mapping):
-        return {str(name): _digested(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_digested(part) for part in value]
-    return value
+    return _as_json(value, lambda content: sha256(content).hexdigest())
 
 
 def _to_json(value: Any) -> Any:
+    """An answer's value with {"base64": TEXT} instead of bytes."""
+    return _as_json(value, lambda content: {"base64": base64.b64encode(content).decode()})
+
+
+def _as_json(value: Any, of_bytes: Callable[[bytes], Any]) -> Any:
+    """Mappings as objects, sequences as lists, and bytes as `of_bytes` writes them."""
     if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
+        return of_bytes(value)
     if isinstance(value, Mapping):
-        return {str(name): _to_json(part) for name, part in value.items()}
+        return {str(name): _as_json(part, of_bytes) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_json(part) for part in value]
+        return [_as_json(part, of_bytes) for part in value]
     return value
 
 

@@ -58,6 +58,22 @@ class _Captured:
 
 
 @dataclass(frozen=True)
+class _Whole:
+    """A whole network as one graph: each replay reads the same `inputs`, and writes the same `outputs`."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    replay: Work
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """The outputs for these inputs, which are valid until the next replay."""
+        for place, array in zip(self.inputs, arrays, strict=True):
+            place.copy_(torch.from_numpy(array))
+        self.replay()
+        return self.outputs
+
+
+@dataclass(frozen=True)
 class TorchCuda:
     """PyTorch on the first visible GPU of this machine, in this process.
 
@@ -136,35 +152,25 @@ class TorchCuda:
         the same graph, but copies inputs from numpy arrays and outputs to them; the time is the processor's.
         """
         with self._configured():
-            network = load_network(model, torch.device(self.device))
-            inputs = self._constant_inputs(network)
-            outputs: list[Tensor] = []
-
-            def run() -> None:
-                outputs[:] = network(*inputs)
-
-            replay = self._captured(run)
+            network = self._whole(model)
             if application:
-                arrays = [tensor.cpu().numpy() for tensor in inputs]
+                arrays = [tensor.cpu().numpy() for tensor in network.inputs]
 
                 def infer(fresh: list[np.ndarray]) -> None:
-                    for place, array in zip(inputs, fresh, strict=True):
-                        place.copy_(torch.from_numpy(array))
-                    replay()
-                    for output in outputs:
+                    for output in network.run(fresh):
                         output.cpu()
 
                 return np.array(
                     timed(infer, lambda: [a.copy() for a in arrays], warmup_ms, seconds, iterations)
                 )
             end = time.perf_counter() + warmup_ms / 1000
-            self._once_ms([replay])
+            self._once_ms([network.replay])
             while time.perf_counter() < end:
-                self._once_ms([replay])
+                self._once_ms([network.replay])
             samples: list[float] = []
             end = time.perf_counter() + seconds
             while len(samples) < iterations or time.perf_counter() < end:
-                samples += self._once_ms([replay])
+                samples += self._once_ms([network.replay])
             return np.array(samples)
 
     def profile_nodes(self, model: bytes, runs: int) -> list[tuple[str, np.ndarray]]:
@@ -197,27 +203,27 @@ class TorchCuda:
         It takes one array (N, ...) for each input, and returns all outputs (N, ...), in the file's order.
         """
         with self._configured():
-            network = load_network(model, torch.device(self.device))
-            inputs = self._constant_inputs(network)
-            outputs: list[Tensor] = []
-
-            def run() -> None:
-                outputs[:] = network(*inputs)
-
-            replay = self._captured(run)
-        size = inputs[0].shape[0]
+            network = self._whole(model)
+        size = network.inputs[0].shape[0]
 
         def predict(*images: np.ndarray) -> list[np.ndarray]:
             parts = []
             with self._configured():
                 for batch, count in batches_of(images, size):
-                    for place, array in zip(inputs, batch, strict=True):
-                        place.copy_(torch.from_numpy(array))
-                    replay()
+                    outputs = network.run(batch)
                     parts.append([output[:count].cpu().numpy().copy() for output in outputs])
             return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
         return predict
+
+    def _whole(self, model: bytes) -> _Whole:
+        network = load_network(model, torch.device(self.device))
+        inputs, outputs = self._constant_inputs(network), list[Tensor]()
+
+        def run() -> None:
+            outputs[:] = network(*inputs)
+
+        return _Whole(inputs, outputs, self._captured(run))
 
     def _check(self) -> None:
         """Raise DeviceError if PyTorch finds no GPU, or its compute capability is not the profile's."""
