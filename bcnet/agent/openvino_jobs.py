@@ -12,6 +12,8 @@ from .openvino_profile import profiled
 from .timing import timed
 
 LOWER = ("bf16", "f16")
+# Lines of a message that name places in OpenVINO's code, or announce others.
+WHERE = ("Exception from ", "Check '", "FrontEnd API failed", "Model wasn't fully", "-- ", "While validating")
 UNKNOWN = re.compile(r"No conversion rule found for operations: (.*\S)")
 
 _cores: List[Any] = []
@@ -91,9 +93,10 @@ def load(model: bytes, settings: Dict[str, Any]) -> Any:
     """
     device = device_named(settings.get("provider", "cpu"))
     precision = settings.get("precision", "fp32")
-    # At int8, what stays in floats is computed as in the file on a processor, and halved on accelerators.
-    full = precision == "fp32" or (precision == "int8" and device == "CPU")
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if full else "f16"}
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": inference_precision(precision, device),
+    }
     if device == "CPU":
         # As ONNX Runtime's threads: where they run is left to the process's own affinity (taskset), because
         # OpenVINO would pin every process that measures to the same core.
@@ -116,6 +119,14 @@ def load(model: bytes, settings: Dict[str, Any]) -> Any:
     _check_precision(compiled, precision)
     _check_binary(compiled, declared)
     return compiled
+
+
+def inference_precision(precision: str, device: str) -> str:
+    """OpenVINO's name of what floats are computed in. Without it, newer processors compute in bfloat16.
+
+    At int8, what stays in floats is computed as in the file on a processor, and halved on accelerators.
+    """
+    return "f32" if precision == "fp32" or (precision == "int8" and device == "CPU") else "f16"
 
 
 def missing(settings: Dict[str, Any]) -> Any:
@@ -145,7 +156,7 @@ def reason_of(cause: BaseException) -> str:
     if unknown:
         return "it has no operator %s" % unknown.group(1)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    useful = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    useful = [line for line in lines if not line.startswith(WHERE)]
     return (useful or lines or [type(cause).__name__])[0]
 
 

@@ -165,15 +165,23 @@ def led(work: "Callable[[Run, Problem], Returned]", run: "Run", problem: "Proble
 
 
 def _reach(settings: "Config") -> None:
-    """Reach the device's hosts now, and not after all else is loaded. Raises DeviceError."""
+    """Reach the devices now, and not after all else is loaded, or trained. Raises DeviceError.
+
+    A device without a host is this machine, which need not be one that has a table already.
+    """
     from bcnet.hw_profiles.target import further_profiles, target_profile
     from bcnet.measure.network_latency import runtime_of
     from bcnet.progress import working
+    from bcnet.run_choice import TABLES
 
     for profile in (target_profile(settings), *further_profiles(settings)):
-        if profile.host and not profile.recording:
+        if profile.recording:
+            continue
+        if profile.host:
             with working(f"reaching {', '.join(profile.host)}"):
                 runtime_of(profile).fingerprint()
+        elif not (TABLES / f"{profile.name}.json").exists():
+            runtime_of(profile)
 
 
 def reuse_supernet_of_default(run: "Run", opened: "Callable[[], Problem]") -> None:

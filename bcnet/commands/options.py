@@ -102,7 +102,8 @@ class Given:
             except DeviceError as reason:
                 raise UsageError(str(reason)) from None
             config = config if self.budgets else for_targets(config)
-        if "settings" in self.assigned.get("search", {}):
+        typed = {"train", "preset"} & self.assigned.keys() or "settings" in self.assigned.get("search", {})
+        if typed:
             from bcnet.pipeline.configured_methods import check_method
 
             try:

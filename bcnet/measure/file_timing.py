@@ -22,6 +22,7 @@ from bcnet.measure.network_latency import INTERRUPTED, MANY, replayed, runtime_o
 from bcnet.plain import milliseconds
 from bcnet.progress import announce, progress_bar, working
 from bcnet.runtimes import Runtime
+from bcnet.runtimes.onnx_binary import in_one_bit_form
 from bcnet.traits import PrecisionName
 
 ROUNDS, FEWEST = 10, 3
@@ -243,6 +244,11 @@ def _runtime_of(file: NetworkFile, profile: HwProfile) -> Runtime:
         raise NetworkError(
             f"{file.name} is an engine of TensorRT, which '{profile.name}' does not run: give the ONNX file, "
             "or another --device"
+        )
+    if file.graph is not None and in_one_bit_form(file.graph) and not profile.traits.one_bit:
+        raise NetworkError(
+            f"{file.name} is in the form for OpenVINO's 1-bit kernels, which '{profile.name}' does not read: "
+            "give the model.onnx beside it, or --device cpu-openvino"
         )
     return runtime_of(profile)
 

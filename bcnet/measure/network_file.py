@@ -19,6 +19,7 @@ from bcnet.nearest import near_path
 from bcnet.plain import plain, shown
 from bcnet.reading import read_bytes
 from bcnet.runtimes.onnx_batch import with_free_batch
+from bcnet.runtimes.onnx_binary import in_one_bit_form
 from bcnet.runtimes.tensorrt import is_engine
 from bcnet.traits import PrecisionName
 
@@ -87,6 +88,11 @@ def read_network(path: Path, shapes: Shapes) -> NetworkFile:
     proto = _parsed(path, content)
     inputs = inputs_of(proto.graph)
     if shapes.change_batch and _first_size(inputs) not in (0, shapes.batch):
+        if in_one_bit_form(proto.graph):
+            raise UsageError(
+                f"--batch: {path} is in the form for OpenVINO's 1-bit kernels, whose batch stays as it is; "
+                "give the model.onnx beside it, which is brought into this form with any batch"
+            )
         proto = onnx.load_from_string(with_free_batch(proto.SerializeToString()))
         inputs = inputs_of(proto.graph)
     try:

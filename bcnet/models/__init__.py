@@ -1,5 +1,6 @@
 """Reference networks by name, torchvision's, timm's, or a user's own function; trained weights for them."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from bcnet.models.channel_bench_macro import mobilenet, resnet
 from bcnet.models.digits import digit_scenes, digits
 from bcnet.models.reactnet import reactnet_a, reactnet_small
 from bcnet.models.weights import Run, load_weights
+from bcnet.nearest import did_you_mean
+from bcnet.plain import shown
 from bcnet.user_code import import_function
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -60,13 +63,17 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
     given: dict[str, Any] = {"in_channels": in_channels, "num_classes": num_classes}
     if config.name in NETWORKS:
         function = NETWORKS[config.name]
+        _check_names(config, function)
     elif library in LIBRARIES:
         function = partial(LIBRARIES[library].build, argument, pretrained=pretrained)
     elif argument:
         function, given = import_function(config.name, ModelError), {}
     else:
-        there = ", ".join((*NETWORKS, *(f"{name}:NAME" for name in LIBRARIES), "package.module:function"))
-        raise ModelError(f"unknown model '{config.name}'; known: {there}")
+        there = (*NETWORKS, *(f"{name}:NAME" for name in LIBRARIES), "package.module:function")
+        near = did_you_mean(config.name, NETWORKS, "")
+        raise ModelError(
+            f"unknown model '{config.name}'; {near}{' ' if near else ''}known: {', '.join(there)}"
+        )
     try:
         model = function(**{**given, **config.args})
     except ModelError:
@@ -83,6 +90,15 @@ def build_model(config: ModelConfig, in_channels: int, num_classes: int, run: Ru
     elif config.weights is not None and not pretrained:
         load_weights(model, Path(config.weights), run)
     return model
+
+
+def _check_names(config: ModelConfig, function: Callable[..., nn.Module]) -> None:
+    """Raise ModelError for an argument that one of the reference networks does not have."""
+    known = inspect.signature(function).parameters
+    for name in config.args:
+        if name not in known:
+            hint = did_you_mean(name, known, f"known: {', '.join(known)}")
+            raise ModelError(f"model.args: '{config.name}' has no argument {shown(name)}; {hint}")
 
 
 def expression(config: ModelConfig, in_channels: int, num_classes: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bcnet.errors import ModelError
 from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, only_binary, set_binary
+from bcnet.plain import plain
 
 # What has one bit; or the names of the layers that have one bit in activations and weights, all others none.
 Binary = Literal["both", "activations", "none"] | Sequence[str]
@@ -23,6 +24,11 @@ REACTNET_A = (
     *((512, 2), (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1)),
 )
 FIRST = 32
+
+
+def _pool(stride: int) -> nn.Module:
+    """Means at as many positions as a padded convolution of this stride has, of odd sizes, too."""
+    return nn.AvgPool2d(stride, ceil_mode=True)
 
 
 class PublishedBlock(nn.Module):
@@ -38,7 +44,7 @@ class PublishedBlock(nn.Module):
         self.sign1 = RSign(channels)
         self.conv1 = BinaryConv2d(channels, channels, 3, stride)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+        self.shortcut = _pool(2) if stride == 2 else nn.Identity()
         self.act1 = RPReLU(channels)
         self.sign2 = RSign(channels)
         self.convs2 = nn.ModuleList(BinaryConv2d(channels, channels, 1) for _ in range(copies))
@@ -73,7 +79,7 @@ class FreeBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                _pool(stride) if stride > 1 else nn.Identity(),
                 nn.Conv2d(channels, out_channels, 1, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
@@ -107,7 +113,13 @@ def reactnet_small(
     Each stage has so many blocks (`depths`), whose middles have `expand` times its channels. With `binary` as
     `none` it is its real counterpart, with the same tensors; with names of layers, only these are binary.
     """
-    if len(widths) != len(depths) or not widths or min(depths) < 1:
+    for name, own in (("widths", widths), ("depths", depths)):
+        if not isinstance(own, list | tuple) or not own or not all(map(_counts, own)):
+            given = plain(str(own))
+            raise ModelError(f"reactnet-small: {name} are whole numbers above zero, e.g. [2, 2], not {given}")
+    if not _counts(expand):
+        raise ModelError(f"reactnet-small: expand is a whole number above zero, not {plain(str(expand))}")
+    if len(widths) != len(depths):
         raise ModelError(
             f"reactnet-small: {len(widths)} widths and {len(depths)} depths; give as many of both"
         )
@@ -118,6 +130,11 @@ def reactnet_small(
             blocks.append(FreeBlock(channels, expand * width, width, stride))
             channels = width
     return _network(_first(in_channels, widths[0]), blocks, channels, num_classes, binary)
+
+
+def _counts(value: object) -> bool:
+    """Whether a value is a number of channels or blocks."""
+    return type(value) is int and value > 0
 
 
 def _first(in_channels: int, channels: int) -> nn.Module:

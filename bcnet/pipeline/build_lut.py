@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bcnet.errors import ModelError
 from bcnet.events import followed_stage
 from bcnet.hw_profiles import HwProfile
 from bcnet.hw_profiles.target import target_json
@@ -28,6 +29,7 @@ from bcnet.measure.network_design import calibration_subnets, needed_layers, pla
 from bcnet.measure.network_latency import runtime_of, setting_of, why_not_here
 from bcnet.measure.table_build import Plan, TableBuild
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.pipeline.binary_layers import not_in_single_bits, without_kernels
 from bcnet.pipeline.device_table import model_key
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import PrecisionTable, TableSummary
@@ -216,8 +218,16 @@ def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
 
 
 def _built(problem: Problem, again: bool) -> BuildReport:
-    """The table of one precision, with missing rows measured, and what to report about it."""
+    """The table of one precision, with missing rows measured, and what to report about it.
+
+    Raises ModelError for a binary network at a precision that the runtime's 1-bit kernels do not have.
+    """
     path = problem.table.path
+    reason = not_in_single_bits(problem.graph, problem.profile)
+    if reason:
+        raise ModelError(reason)
+    if note := without_kernels(problem.graph, problem.profile):
+        say(note)
     if len(problem.precisions) > 1:
         say(f"latency table at {problem.profile.precision}")
     with problem.table.being_built() as table:

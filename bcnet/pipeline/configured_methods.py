@@ -13,6 +13,7 @@ from bcnet.plain import milliseconds
 from bcnet.registry import METHODS, Method
 from bcnet.runs import digest
 from bcnet.space.width_space import Widths
+from bcnet.training.step_plan import StepPlan
 from bcnet.user_code import UserFunction, code_of
 
 CONTRACT = "docs/contributing/add-a-method.md describes what a method takes and returns"
@@ -20,7 +21,8 @@ ROUNDING = 1e-9  # relative: sums of the same latencies in another order
 
 
 def check_method(config: Config) -> None:
-    """Raise ConfigError, before any work, where the method cannot be loaded or does not take its settings."""
+    """Raise ConfigError, before any work, where a method cannot be loaded or does not take its settings."""
+    StepPlan.of(config.train)
     search = config.search
     if search.method not in METHODS.reserved:
         settings_for(METHODS[search.method], search)

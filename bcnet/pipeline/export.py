@@ -2,9 +2,9 @@
 
 `export/`: model.onnx, verify.json; where an engine was built, model.engine, engine.json; for further devices
 the same with their names (model-NAME.onnx); of a binary network for a runtime with 1-bit kernels
-model-one-bit.onnx; and for a folder of images predict.py, test_files.json. A failed check leaves the earlier
-files in place. Where the device is not available, or its table is an estimate, the file is written and all
-but its latency is checked: not verified.
+model-one-bit.onnx, of a further device model-one-bit-NAME.onnx; and for a folder of images predict.py,
+test_files.json. A failed check leaves the earlier files in place. Where the device is not available, or its
+table is an estimate, the file is written and all but its latency is checked: not verified.
 """
 
 import json
@@ -33,7 +33,7 @@ from bcnet.pipeline.engine import (
     facts_of,
     how_to_verify,
 )
-from bcnet.pipeline.export_further import say_further, verified_further, with_further
+from bcnet.pipeline.export_further import one_bit_files, say_further, verified_further, with_further
 from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.finished import Chosen, as_searched, sliced, sliced_model
 from bcnet.pipeline.kept import announce_replacement, finish_export
@@ -53,12 +53,10 @@ from bcnet.pipeline.verify import (
 from bcnet.progress import announce, say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.runtimes.onnx_batch import BATCH, with_free_batch
-from bcnet.runtimes.onnx_binary import one_bit_file
 from bcnet.space.width_space import Widths
 from bcnet.training.recipe import metric_digest
 
 EARLIER = "*.engine", "engine*.json", "model-*.onnx"  # files that not every export has
-ONE_BIT = "model-one-bit.onnx"
 
 
 def export(model: nn.Module, example: Any, metadata: Mapping[str, str]) -> ModelProto:
@@ -134,9 +132,8 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     not_measured = won.table.not_measured(won.table.latency_model()) or won.table.replayed
     full = b"" if not_measured and not here else problem.delivered_original()
     artifact = Artifact(proto, full, alone=alone)
-    files = {FILE: content}
-    if target.traits.one_bit and (packed := one_bit_file(content)) != content:
-        files[ONE_BIT] = packed
+    one_bit = one_bit_files(content, target)
+    files = {FILE: content, **one_bit}
     if here:
         built = build_and_verify(artifact, expected, target, batches)
         report = built.report
@@ -166,6 +163,7 @@ def run(run: Run, problem: Problem, wanted: EngineWanted | None = None) -> Expor
     of_first = ExportSummary(
         folder=str(stage.folder),
         file=file,
+        one_bit_file=next((str(stage.path(own)) for own in one_bit), None),
         device=target.name,
         metric=config.task.metric,
         estimate=found.estimate,

@@ -1,7 +1,8 @@
 """The files for further devices. In: the small network, its limits there. Out: files, each verified.
 
 A device's file has its profile's batch, precision and opset, and is verified in its runtime; where that is
-TensorRT, an engine is built of it if one is wanted.
+TensorRT, an engine is built of it if one is wanted, and where it has 1-bit kernels, a binary network gets the
+file for these, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,9 @@ from bcnet.pipeline.results import ExportSummary, FurtherExport
 from bcnet.pipeline.verify import Artifact, Expected, verify
 from bcnet.progress import say, working
 from bcnet.runs import Run, Stage, json_bytes
+from bcnet.runtimes.onnx_binary import one_bit_file
+
+ONE_BIT = "model-one-bit.onnx"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class FurtherFiles:
 
     files: Mapping[str, bytes]
     report: FurtherExport
+
+
+def one_bit_files(content: bytes, profile: HwProfile, device: str | None = None) -> dict[str, bytes]:
+    """The form of a file that the runtime's 1-bit kernels need, by its name.
+
+    `device` is a further device's name. Empty where the network or the runtime has nothing binary.
+    """
+    packed = one_bit_file(content) if profile.traits.one_bit else content
+    return {} if packed == content else {named_for(ONE_BIT, device): packed}
 
 
 def verified_further(
@@ -108,7 +121,8 @@ def _verified(
     not_measured = table.not_measured(table.latency_model()) or table.replayed
     full = b"" if not_measured and not wanted else on.own.delivered_original()
     artifact, expected = Artifact(proto, full, alone=alone), on.expected(of_first, target)
-    files = {named_for(FILE, name): artifact.content}
+    one_bit = one_bit_files(artifact.content, target, name)
+    files = {named_for(FILE, name): artifact.content, **one_bit}
     built, report = None, None
     if wanted:
         built = build_and_verify(artifact, expected, target, ())
@@ -121,12 +135,14 @@ def _verified(
             }
     else:
         report = verify(artifact, expected, target, not_measured)
-    file = str(stage.path(named_for(ENGINE, name) if len(files) > 1 else named_for(FILE, name)))
+    engine = named_for(ENGINE, name)
+    file = str(stage.path(engine if engine in files else named_for(FILE, name)))
     return FurtherFiles(
         files,
         FurtherExport(
             device=name,
             file=file,
+            one_bit_file=next((str(stage.path(own)) for own in one_bit), None),
             recorded=profile.recording,
             verify_with=_remedy(stage, file, proto, target, wanted) if report.not_verified else None,
             **dict(with_added(report, on.held)),

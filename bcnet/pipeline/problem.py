@@ -22,6 +22,7 @@ from bcnet.onnx_export.int8 import unsigned_activations
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.onnx_export.precision import at_precision
 from bcnet.onnx_export.preprocess import Preprocessing
+from bcnet.pipeline.binary_layers import not_in_single_bits
 from bcnet.pipeline.device_table import DeviceTable
 from bcnet.pipeline.networks import channel_multiple, fresh_model, given_model, widened_as_configured
 from bcnet.pipeline.raw_images import RawImages, preprocessing_of
@@ -76,8 +77,14 @@ class Problem:
             )
 
     def not_deliverable(self) -> str | None:
-        """Why the narrowest network cannot be exported or run, see `exportable.py`; None where it can."""
-        return not_deliverable(lambda: self.graph, self.model, self.data.example(self.profile.batch))
+        """Why the narrowest network cannot be exported or run, see `exportable.py`; None where it can.
+
+        Nor can a binary one at a precision that a device's 1-bit kernels do not have.
+        """
+        reason = not_deliverable(lambda: self.graph, self.model, self.data.example(self.profile.batch))
+        every = (own.at(name) for own in self.devices for name in own.precisions)
+        refused = (not_in_single_bits(own.graph, own.profile) for own in every if own.profile.traits.one_bit)
+        return reason or next((found for found in refused if found), None)
 
     def at_precision(self, proto: ModelProto) -> ModelProto:
         """An exported network at the profile's opset and precision; INT8 is calibrated (seconds)."""

@@ -3,6 +3,7 @@
 Accuracies are compared image by image where both exports kept their answers to the same test images.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -110,6 +111,14 @@ class _Side:
         return {**{key: value for key, value in own.items() if key != "host"}, **device}
 
 
+def _named(target: Mapping[str, Any]) -> str:
+    """ "cpu (batch 1, threads 1, precision fp32)"; of several devices, their names before that."""
+    devices = target.get("device", "an unknown device")
+    names = " and ".join(devices) if isinstance(devices, list | tuple) else str(devices)
+    setting = ", ".join(f"{key} {value}" for key, value in target.items() if key != "device")
+    return f"{names} ({setting})" if setting else names
+
+
 def difference_of(first: Run, second: Run, allowed: Allowed | None = None) -> RunDifference:
     """Compare the second run with the first. Raises ArtifactError where one of them has no result."""
     allowed, sides = allowed or Allowed(), (_Side.of(first), _Side.of(second))
@@ -121,7 +130,7 @@ def difference_of(first: Run, second: Run, allowed: Allowed | None = None) -> Ru
     notes = [f"{name}: {problem.text}" for name, problem in wrong]
     targets, metrics = [own.target for own in sides], {own.metric for own in reports}
     if targets[0] != targets[1]:
-        both = " and ".join(" ".join(map(str, own.values())) for own in targets)
+        both = " and ".join(_named(own) for own in targets)
         notes.append(f"latencies are not compared: they are of {both}")
     if len(metrics) > 1:
         notes.append(f"the metric is not compared: it is {' and '.join(own.metric for own in reports)}")

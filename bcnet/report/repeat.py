@@ -1,9 +1,14 @@
 """How to repeat a run and use what it delivered. In: what was found. Out: commands, lines to paste."""
 
+import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
-from bcnet.pipeline.results import SearchSummary
+from bcnet.agent.openvino_jobs import inference_precision
+from bcnet.errors import BcnetError
+from bcnet.hw_profiles import load_profile
+from bcnet.pipeline.results import ExportSummary, SearchSummary
 from bcnet.report.found import Found
 from bcnet.width_search.latency_budget import LatencyBudget
 
@@ -64,7 +69,19 @@ def deployment_of(found: Found) -> tuple[str, ...]:
     if found.export is None:
         return ()
     folder = Path(found.export.file).parent
-    lines = [
+    runtime = found.export.backend.partition(" ")[0]
+    lines = PROGRAMS.get(runtime, _in_onnxruntime)(found, found.export, folder)
+    load = f"bcnet.load({found.run.folder.name!r})"
+    lines += ["", f"# in PyTorch, to be trained further: import bcnet; network = {load}"]
+    if (folder / "predict.py").exists():
+        lines += ["", f"# or: python {shlex.quote(str(folder / 'predict.py'))} photo.jpg"]
+    if found.export.file.endswith(".engine"):
+        lines += ["", f"# the engine: trtexec --loadEngine={shlex.quote(found.export.file)}"]
+    return tuple(lines)
+
+
+def _in_onnxruntime(found: Found, export: ExportSummary, folder: Path) -> list[str]:
+    return [
         "import json",
         "import numpy as np",
         "import onnxruntime",
@@ -77,10 +94,32 @@ def deployment_of(found: Found) -> tuple[str, ...]:
         "}  # your images in place of the zeros",
         "outputs = session.run(None, inputs)",
     ]
-    load = f"bcnet.load({found.run.folder.name!r})"
-    lines += ["", f"# in PyTorch, to be trained further: import bcnet; network = {load}"]
-    if (folder / "predict.py").exists():
-        lines += ["", f"# or: python {shlex.quote(str(folder / 'predict.py'))} photo.jpg"]
-    if found.export.file.endswith(".engine"):
-        lines += ["", f"# the engine: trtexec --loadEngine={shlex.quote(found.export.file)}"]
-    return tuple(lines)
+
+
+def _in_openvino(found: Found, export: ExportSummary, folder: Path) -> list[str]:
+    """With the settings that the file was verified with, among them those that are not OpenVINO's own."""
+    target = (found.search.target if found.search else None) or {}
+    provider = "CPU"
+    with suppress(BcnetError):  # the profile may be gone
+        provider = load_profile(export.device).provider.upper()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": inference_precision(export.precision, provider),
+        **({"INFERENCE_NUM_THREADS": str(target.get("threads", 1))} if provider == "CPU" else {}),
+    }
+    file = export.one_bit_file or str(folder / "model.onnx")
+    return [
+        "import numpy as np",
+        "import openvino",
+        "",
+        f"settings = {json.dumps(settings)}",
+        f"network = openvino.Core().compile_model({file!r}, {provider!r}, settings)",
+        "inputs = {",
+        "    own.any_name: np.zeros(own.shape, own.element_type.to_dtype()) for own in network.inputs",
+        "}  # your images in place of the zeros",
+        "outputs = list(network(inputs).values())",
+    ]
+
+
+# By the runtime in which the file was verified; ONNX Runtime runs those of all others.
+PROGRAMS = {"openvino": _in_openvino}

@@ -6,12 +6,15 @@ which comes from the batch norm that was folded into them. OpenVINO runs such a 
 if it is written in its own way: a `FakeQuantize` of two levels, then weights of exactly -1 and 1.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, load_from_string, numpy_helper
+
+from bcnet.errors import NetworkError
 
 OPENVINO = "org.openvinotoolkit"  # its domain of operators
 # Distance of the two limits of a threshold, relative to it and at least to 1. OpenVINO rounds between the
@@ -26,7 +29,8 @@ class BinaryConvolution:
     """A convolution of signs.
 
     `signs` makes its input of -1 and 1 from `source`: 1 above `thresholds` (1, C, 1, 1), or a scalar. `scale`
-    is the absolute value of the weights of each output channel (C,).
+    is the absolute value of the weights of each output channel (C,), 0 where the batch norm that was folded
+    into them ignores the channel.
     """
 
     node: NodeProto
@@ -34,6 +38,7 @@ class BinaryConvolution:
     source: str
     thresholds: np.ndarray
     scale: np.ndarray
+    half: bool  # whether the file is of float16
 
     @property
     def name(self) -> str:
@@ -67,9 +72,10 @@ def binary_convolutions(graph: GraphProto, arrays: Arrays | None = None) -> tupl
             threshold is not None
             and signs is not None
             and bool((size == scale[:, None]).all())
-            and scale.all()
+            and scale.any()
         ):
-            found.append(BinaryConvolution(node, signs, *threshold, scale))
+            half = weight.dtype == np.float16
+            found.append(BinaryConvolution(node, signs, *threshold, scale, half))
     return tuple(found)
 
 
@@ -101,29 +107,34 @@ def _threshold(
 def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     """A file of float32 as OpenVINO's 1-bit kernels need it, and the names of its binary convolutions.
 
-    A file without any is returned as it is. A value within an ulp or two of its
-    threshold may be on the other side of it than in PyTorch.
+    A file without any is returned as it is. A value within an ulp or two of its threshold may be on the other
+    side of it than in PyTorch. Raises NetworkError for a file of float16.
     """
     found = binary_convolutions(proto.graph)
     if not found:
         return proto, ()
+    if found[0].half:
+        raise NetworkError(
+            "a binary network in fp16 has no form for OpenVINO's 1-bit kernels: choose fp32 or int8"
+        )
     arrays, graph = constants(proto.graph), proto.graph
     by_name = {own.name: own for own in found}
     by_signs = {own.signs.output[0]: own for own in found}
+    readers = Counter(name for node in graph.node for name in node.input)
     nodes: list[NodeProto] = []
     made: Arrays = {"one_bit:low": np.array(-1, np.float32), "one_bit:high": np.array(1, np.float32)}
     for node in graph.node:
         if node.output[0] in by_signs:
             nodes.append(_two_levels(by_signs[node.output[0]], made))
         elif node.output[0] in by_name:
-            nodes += _scaled(by_name[node.output[0]], arrays, made)
+            nodes += _scaled(by_name[node.output[0]], arrays, made, readers)
         else:
             nodes.append(node)
     result = ModelProto()
     result.CopyFrom(proto)
     nodes = _read(nodes, (entry.name for entry in graph.output))
     used = {name for node in nodes for name in node.input}
-    entries = [entry for entry in graph.initializer if entry.name in used]
+    entries = [entry for entry in graph.initializer if entry.name in used and entry.name not in made]
     entries += [numpy_helper.from_array(array, name) for name, array in made.items()]
     del result.graph.node[:], result.graph.initializer[:]
     result.graph.node.extend(nodes)
@@ -133,6 +144,11 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     return result, tuple(by_name)
 
 
+def in_one_bit_form(graph: GraphProto) -> bool:
+    """Whether a graph is one of those that `for_openvino` makes."""
+    return any(node.domain == OPENVINO for node in graph.node)
+
+
 @lru_cache(maxsize=2)
 def one_bit_file(content: bytes) -> bytes:
     """`for_openvino` for the bytes of a file, which stay the same where there is nothing to change.
@@ -140,9 +156,10 @@ def one_bit_file(content: bytes) -> bytes:
     So does what is no ONNX file: the runtime says what is wrong with it.
     """
     try:
-        proto, names = for_openvino(load_from_string(content))
+        proto = load_from_string(content)
     except Exception:  # protobuf's own, of several classes
         return content
+    proto, names = for_openvino(proto)
     return bytes(proto.SerializeToString()) if names else content
 
 
@@ -157,17 +174,22 @@ def _two_levels(own: BinaryConvolution, made: Arrays) -> NodeProto:
     return helper.make_node("FakeQuantize", inputs, [output], name=output, domain=OPENVINO, levels=2)
 
 
-def _scaled(own: BinaryConvolution, arrays: Arrays, made: Arrays) -> list[NodeProto]:
-    """The convolution with the signs of its weights, then the scale of each channel, and its bias."""
+def _scaled(
+    own: BinaryConvolution, arrays: Arrays, made: Arrays, readers: Mapping[str, int]
+) -> list[NodeProto]:
+    """The convolution with the signs of its weights, then the scale of each channel, and its bias.
+
+    The signs have the name of the weight, which says to which module they belong, unless others read it, too.
+    """
     node, name = own.node, own.name
     weight, *bias = node.input[1:]
-    sums, signs = f"{name}:sums", f"{name}:signs"
+    sums, signs = f"{name}:sums", weight if readers[weight] == 1 else f"{name}:signs"
     convolution = NodeProto()
     convolution.CopyFrom(node)
     del convolution.input[:], convolution.output[:]
     convolution.input.extend([node.input[0], signs])
     convolution.output.append(sums)
-    made[signs] = np.sign(arrays[weight]).astype(np.float32)
+    made[signs] = np.where(arrays[weight] < 0, -1, 1).astype(np.float32)  # any sign, at a scale of 0
     zeros = np.zeros(len(own.scale), np.float32)
     # As a batch norm, and not as a product: OpenVINO would multiply the weights by that.
     parts = {
@@ -178,7 +200,7 @@ def _scaled(own: BinaryConvolution, arrays: Arrays, made: Arrays) -> list[NodePr
     }
     names = [f"{name}:{part}" for part in parts]
     made.update(zip(names, parts.values(), strict=True))
-    norm = helper.make_node("BatchNormalization", [sums, *names], [name], name=name, epsilon=0.0)
+    norm = helper.make_node("BatchNormalization", [sums, *names], [name], name=f"{name}:scaled", epsilon=0.0)
     return [convolution, norm]
 
 

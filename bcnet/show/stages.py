@@ -274,14 +274,23 @@ def _export(summary: "ExportSummary") -> list[str]:
             ("size", f"{summary.size_bytes / 1e6:.2f} MB{_packed(summary)}"),
             ("file", summary.file),
             *(("", own.file) for own in summary.further or ()),
+            *(("1-bit file", own.one_bit_file) for own in _every(summary) if own.one_bit_file),
             ("next", summary.verify_with or ""),
         ]
     )
 
 
+def _every(summary: "ExportSummary") -> "tuple[ExportSummary | FurtherExport, ...]":
+    """The findings on each device, those on the first one in front."""
+    return summary, *(summary.further or ())
+
+
 def _packed(summary: "ExportSummary") -> str:
     """What the constants take with binary weights in one bit each; empty for a network without any."""
-    return "" if summary.packed_bytes is None else f" ({summary.packed_bytes / 1e6:.2f} MB in packed bits)"
+    if summary.packed_bytes is None:
+        return ""
+    computed = "" if summary.one_bit_file else ", but this runtime has no 1-bit kernels"
+    return f" ({summary.packed_bytes / 1e6:.2f} MB in packed bits{computed})"
 
 
 def _takes(summary: "ExportSummary") -> str:

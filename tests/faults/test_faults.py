@@ -43,6 +43,25 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    ["train.method=cafenet", "train.method=psenet", "preset=bcnet-paper", "preset=bcnetv2-paper"],
+)
+def test_a_run_of_each_other_method_killed_again_and_again_ends_as_one_that_was_not(
+    commands: Commands, tmp_path: Path, setting: str
+) -> None:
+    given = "run", "--set", setting, "--set", "train.parallel=3"
+    undisturbed, folder = new_folder(tmp_path / "undisturbed"), new_folder(tmp_path / "folder")
+    assert commands(undisturbed, *given)["code"] == 0
+    rng, kills = random.Random(SEED), 0
+    while commands(folder, *given, kill=rng.randint(1, 300))["code"] == KILLED:
+        kills += 1
+        assert kills < 100
+    assert kills
+    assert essence(folder) == essence(undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_kill_before_any_file_operation_of_a_stage_changes_nothing(
     commands: Commands, whole: Path, tmp_path: Path, stage: str

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,12 +12,14 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from bcnet.config import ModelConfig
 from bcnet.errors import ModelError
-from bcnet.models import NETWORKS
-from bcnet.models.binary import Operations
+from bcnet.models import NETWORKS, build_model
+from bcnet.models.binary import Operations, set_binary
 from bcnet.models.reactnet import PublishedBlock, reactnet_small
-from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.pipeline.slice import program_bytes
+from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_binary import binary_convolutions
 from bcnet.space.discover import discover_space
 from bcnet.space.subnet import Subnet
@@ -196,6 +199,56 @@ def test_a_mixed_network_is_sliced_as_it_computes(mixed: nn.Module) -> None:
     assert np.median(np.abs(found - wanted).max(1)) < 1e-4 * np.abs(wanted).max()
     binary = binary_convolutions(onnx.load_from_string(content).graph)
     assert [own.node.input[1] for own in binary] == [f"{name}.weight" for name in MIXED]
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({"widths": []}, r"widths are whole numbers above zero, e\.g\. \[2, 2\], not \[\]$"),
+        ({"widths": 64}, r"widths are whole numbers above zero, .*, not 64$"),
+        ({"widths": [64.0], "depths": [1]}, r"widths are .*, not \[64\.0\]$"),
+        ({"widths": [64], "depths": [0]}, r"depths are whole numbers above zero, .*, not \[0\]$"),
+        ({"expand": -1}, r"expand is a whole number above zero, not -1$"),
+    ],
+)
+def test_sizes_that_are_no_whole_numbers_above_zero_are_refused(args: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=f"^reactnet-small: {reason}"):
+        reactnet_small(**args)
+
+
+def test_an_argument_that_a_reference_network_does_not_have_is_refused_with_the_nearest_name() -> None:
+    config = ModelConfig(name="reactnet-small", args={"width": [64]})
+    with pytest.raises(
+        ModelError, match=r"^model\.args: 'reactnet-small' has no argument 'width'; did you mea"
+    ):
+        build_model(config, 3, 10)
+    with pytest.raises(
+        ModelError, match=r"^unknown model 'reactnet-b'; did you mean 'reactnet-a'\? known: di"
+    ):
+        build_model(ModelConfig(name="reactnet-b"), 3, 10)
+
+
+@pytest.mark.parametrize("side", [13, 14])
+def test_shortcuts_have_as_many_positions_as_convolutions_at_any_size(side: int) -> None:
+    images = torch.randn(2, 3, side, side)
+    for model in (reactnet_small(widths=(32, 64, 32), depths=(1, 1, 1)), small_published()):
+        # Without signs: in an untrained network many sums are exactly at a threshold.
+        set_binary(model.eval(), activations=False, weights=False)
+        content = to_onnx(model, images).SerializeToString()
+        with torch.no_grad():
+            wanted = model(images).numpy()
+        for runtime in ("onnxruntime", "openvino"):
+            pytest.importorskip(runtime)
+            (found,) = runtime_here(runtime).predictor(content)(images.numpy())
+            assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def small_published() -> nn.Module:
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32)),
+        *(PublishedBlock(32, 64, 2), PublishedBlock(64, 128, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+    )
 
 
 def test_other_arguments_are_refused_in_one_line() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import Refused
 
 from bcnet.cli import main
 from bcnet.config import load_config
@@ -41,6 +42,15 @@ def test_each_step_trains_the_next_widths_of_the_permutations_and_the_search_goe
     capsys.readouterr()
     assert main(["train", *SET, "--set", "train.draws=2"]) == 0  # which has no effect
     assert "trained already" in capsys.readouterr().err
+
+
+def test_steps_that_cannot_share_a_batch_are_refused_before_anything_is_read(
+    project: Path, refused: Refused
+) -> None:
+    line = refused(2, "train", "--set", "train.method=psenet", "--set", "train.parallel=32")
+    assert "a batch of 32 images cannot be shared by 32 subnets" in line
+    Path("bcnet.toml").write_text('[train]\nmethod = "psenet"\nstep = "distilled"\n', encoding="utf-8")
+    assert "use plain or sandwich" in refused(1, "train")
 
 
 @pytest.mark.parametrize(

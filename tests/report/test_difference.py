@@ -120,7 +120,7 @@ def test_what_is_worse_than_allowed_fails_and_what_cannot_be_decided_is_inconclu
     assert "worse: the loss" in printed(capfd, "a", "worse", "--max-loss", "0.2", code=3)
     assert printed(capfd, "worse", "a", "--max-loss", "0.2")
     out = printed(capfd, "a", "jetson", "--max-slowdown", "5%", code=4)
-    assert "latencies are not compared: they are of cpu 1 1 fp32 and jetson 1 1 fp32" in out
+    assert "latencies are not compared: they are of cpu (batch 1, threads 1, precision fp32)" in out
     assert "the slowdown is not known" in out
     out = printed(capfd, "a", "unknown")
     assert "the metric has no interval: answers to single test images are not kept in both runs" in out

@@ -221,6 +221,23 @@ def test_the_lines_to_paste_run_the_delivered_file(run: Run) -> None:
     assert names["outputs"][0].shape == (1, 10)
 
 
+def test_the_lines_to_paste_for_openvino_run_the_file_with_the_settings_of_its_device(run: Run) -> None:
+    pytest.importorskip("openvino")
+    rewrite(run, "export", "verify.json", backend="openvino 2026.4.1", device="cpu-openvino")
+    names: dict[str, Any] = {}
+    exec("\n".join(report(run).deployment), names)
+    assert names["outputs"][0].shape == (1, 10)
+    wanted = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": "1",
+    }
+    assert names["settings"] == wanted
+    one_bit = str(RUN / "export/model-one-bit.onnx")
+    rewrite(run, "export", "verify.json", one_bit_file=one_bit)
+    assert any(one_bit in line for line in report(run).deployment)
+
+
 def test_the_command_to_repeat_names_device_budget_and_seed(run: Run) -> None:
     assert report(run).commands[0] == (
         "bcnet run --device cpu --batch 1 --threads 1 --precision fp32 --latency 75% --seed 0"

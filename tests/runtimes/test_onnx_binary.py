@@ -1,17 +1,24 @@
 """Binary convolutions in ONNX files: where they are found, and that OpenVINO runs them with 1-bit kernels."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Refused
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
+from bcnet.errors import NetworkError
+from bcnet.hw_profiles import load_profile
 from bcnet.models.binary import BinaryConv2d, RPReLU, RSign, only_binary
+from bcnet.onnx_export.fp16 import to_fp16
 from bcnet.onnx_export.int8 import quantized
-from bcnet.onnx_export.onnx_supernet import to_onnx
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
+from bcnet.pipeline.binary_layers import not_in_single_bits, without_kernels
+from bcnet.pipeline.export_further import one_bit_files
 from bcnet.runtimes import runtime_here
 from bcnet.runtimes.onnx_binary import (
     binary_convolutions,
@@ -20,6 +27,7 @@ from bcnet.runtimes.onnx_binary import (
     one_bit_file,
     packed_bytes,
 )
+from bcnet.space.discover import discover_space
 
 IMAGES = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -81,10 +89,65 @@ def test_a_convolution_of_other_weights_is_not_binary(proto: ModelProto) -> None
     assert [own.node.input[1] for own in binary_convolutions(other.graph)] == ["conv2.weight"]
 
 
+def test_a_layer_stays_binary_where_its_batch_norm_ignores_a_channel(net: nn.Module) -> None:
+    """Such a channel has weights of zero in the file, and all others would be computed in floats with it."""
+    model = copy.deepcopy(net)
+    with torch.no_grad():
+        model.get_parameter("norm1.weight")[3:5] = 0
+        wanted = model(IMAGES).numpy()
+    proto = to_onnx(model, IMAGES)
+    assert [own.scale.min() > 0 for own in binary_convolutions(proto.graph)] == [False, True]
+    (found,), kernels = run_in_openvino(for_openvino(proto)[0], IMAGES)
+    assert sorted("u1" in own for own in kernels.values()) == [False, False, True, True]
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
 def test_a_file_without_binary_convolutions_is_left_as_it_is() -> None:
     proto = to_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), IMAGES)
     assert for_openvino(proto) == (proto, ())
     assert packed_bytes(proto) is None
+
+
+def test_nodes_of_the_openvino_form_have_names_of_their_own_and_the_weights_keep_theirs(
+    proto: ModelProto,
+) -> None:
+    """ONNX Runtime refuses two nodes of one name, and names of weights say to which modules layers belong."""
+    graph = for_openvino(proto)[0].graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    arrays = constants(graph)
+    for weight in ("conv1.weight", "conv2.weight"):
+        assert set(arrays[weight].flatten().tolist()) == {-1, 1}
+
+
+def test_a_binary_network_in_fp16_is_refused_in_one_line(proto: ModelProto) -> None:
+    with pytest.raises(NetworkError, match=r"fp16 has no form for OpenVINO's 1-bit kernels: choose --precis"):
+        one_bit_file(to_fp16(proto).SerializeToString())
+
+
+def test_the_openvino_form_is_timed_by_openvino_alone_and_with_its_own_batch(
+    proto: ModelProto, folder: Path, refused: Refused
+) -> None:
+    Path("small.onnx").write_bytes(one_bit_file(proto.SerializeToString()))
+    line = refused(1, "time", "small.onnx", "--device", "cpu")
+    assert "small.onnx is in the form for OpenVINO's 1-bit kernels, which 'cpu' does not read: give" in line
+    line = refused(2, "time", "small.onnx", "--device", "cpu-openvino", "--batch", "4")
+    assert "whose batch stays as it is; give the model.onnx beside it" in line
+
+
+def test_a_binary_network_gets_no_table_at_a_precision_without_1_bit_kernels(net: nn.Module) -> None:
+    graph = OnnxSupernet(net, discover_space(net, IMAGES, bins=2), IMAGES)
+    here = load_profile("cpu-openvino")
+    half, integers = (here.model_copy(update={"precision": name}) for name in ("fp16", "int8"))
+    assert [not_in_single_bits(graph, own) for own in (here, integers, load_profile("cpu"))] == [None] * 3
+    assert not_in_single_bits(graph, half) == (
+        "cpu-openvino runs the network's 2 binary layers with single bits at fp32 and int8, not at fp16: choose "
+        "one of these precisions"
+    )
+    assert without_kernels(graph, here) is None
+    said = without_kernels(graph, load_profile("cpu"))
+    assert said is not None
+    assert said.startswith("onnxruntime has no 1-bit kernels, and computes the network's 2 binary layers in")
 
 
 def test_binary_weights_count_one_bit_each(proto: ModelProto) -> None:
@@ -102,6 +165,16 @@ def test_thresholds_of_the_openvino_form_lie_between_two_limits(net: nn.Module, 
         assert (low < high).all()
         assert np.allclose((low + high) / 2, -layer.bias.detach().numpy(), rtol=0, atol=1e-7)
         assert (high - low).max() < 3e-6
+
+
+def test_each_device_with_1_bit_kernels_gets_a_file_of_its_own(proto: ModelProto) -> None:
+    content = proto.SerializeToString()
+    here, other = load_profile("cpu-openvino"), load_profile("cpu")
+    assert one_bit_files(content, other) == {}
+    assert one_bit_files(content, here) == {"model-one-bit.onnx": one_bit_file(content)}
+    assert list(one_bit_files(content, here, "box")) == ["model-one-bit-box.onnx"]
+    real = to_onnx(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), IMAGES).SerializeToString()
+    assert one_bit_files(real, here) == {}
 
 
 def run_in_openvino(proto: ModelProto, x: Tensor) -> tuple[list[np.ndarray], dict[str, str]]:

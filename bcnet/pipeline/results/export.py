@@ -106,12 +106,13 @@ class _Exported(StageResult):
 
 
 class FurtherExport(VerifyReport):
-    """The verification of a further device's file on that device; engines as in `ExportSummary`."""
+    """The verification of a further device's file on that device; other files as in `ExportSummary`."""
 
-    ABSENT: ClassVar[frozenset[str]] = VerifyReport.ABSENT | {"predicted_for", "onnx_file"}
+    ABSENT: ClassVar[frozenset[str]] = VerifyReport.ABSENT | {"predicted_for", "onnx_file", "one_bit_file"}
 
     device: str
     file: str
+    one_bit_file: str | None = None
     recorded: str | None = None
     verify_with: str | None = None
     predicted_for: str | None = None
@@ -124,12 +125,14 @@ class ExportSummary(VerifyReport, _Exported):
     With `further` devices, `passed`, `verified`, `failures` and `not_verified` cover all devices, everything
     else is about the first one. `verify_with` says what to do if it is not verified here. Where an engine was
     built, `predicted_for` is the runtime of the prediction, and `onnx_file` what was found of the ONNX file
-    on this processor.
+    on this processor. `one_bit_file` is the form of a binary network's file that the device's runtime needs
+    for its 1-bit kernels.
     """
 
-    ABSENT: ClassVar[frozenset[str]] = VerifyReport.ABSENT | {"predicted_for", "onnx_file", "further"}
+    ABSENT: ClassVar[frozenset[str]] = FurtherExport.ABSENT | {"further"}
 
     original: AgainstOriginal = AgainstOriginal()
+    one_bit_file: str | None = None
     verify_with: str | None
     predicted_for: str | None = None
     onnx_file: Mapping[str, Any] | None = None

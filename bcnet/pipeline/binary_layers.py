@@ -1,0 +1,36 @@
+"""What becomes of a network's binary layers on a device. In: its graph, a profile. Out: a line for the user.
+
+Some runtimes have kernels for single bits, and these do not take a file in fp16: see `runtimes/onnx_binary.py`.
+"""
+
+from bcnet.hw_profiles import HwProfile
+from bcnet.latency_tables.rows import BINARY
+from bcnet.onnx_export.onnx_supernet import OnnxSupernet
+
+
+def not_in_single_bits(graph: OnnxSupernet, profile: HwProfile) -> str | None:
+    """Why a runtime with 1-bit kernels would not use them for this network at the profile's precision.
+
+    None where it does, or has none.
+    """
+    form = profile.number_format
+    if not profile.traits.one_bit or form.full or form.calibrated or not (count := _binary(graph)):
+        return None
+    return (
+        f"{profile.name} runs the network's {count} binary layers with single bits at fp32 and int8, not at "
+        f"{form.name}: choose one of these precisions"
+    )
+
+
+def without_kernels(graph: OnnxSupernet, profile: HwProfile) -> str | None:
+    """That a runtime has no 1-bit kernels for this network; None where it has, or needs none."""
+    if profile.traits.one_bit or not (count := _binary(graph)):
+        return None
+    return (
+        f"{profile.runtime} has no 1-bit kernels, and computes the network's {count} binary layers in floats; "
+        "OpenVINO has such kernels for x86 (--device cpu-openvino)"
+    )
+
+
+def _binary(graph: OnnxSupernet) -> int:
+    return sum(slot.template.op == BINARY for slot in graph.slots)
