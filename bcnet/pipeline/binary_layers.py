@@ -1,6 +1,6 @@
 """What becomes of a network's binary layers on a device. In: its graph, a profile. Out: a line for the user.
 
-Some runtimes have kernels for single bits, and these do not take a file in fp16: see `runtimes/onnx_binary.py`.
+Some runtimes have kernels for single bits, and these take no file in fp16: see `runtimes/onnx_binary.py`.
 """
 
 from bcnet.hw_profiles import HwProfile
@@ -27,8 +27,8 @@ def without_kernels(graph: OnnxSupernet, profile: HwProfile) -> str | None:
     if profile.traits.one_bit or not (count := _binary(graph)):
         return None
     return (
-        f"{profile.runtime} has no 1-bit kernels, and computes the network's {count} binary layers in floats; "
-        "OpenVINO has such kernels for x86 (--device cpu-openvino)"
+        f"{profile.runtime} has no 1-bit kernels, and computes the network's {count} binary layers in "
+        "floats; OpenVINO has such kernels for x86 (--device cpu-openvino)"
     )
 
 

@@ -121,7 +121,9 @@ def test_nodes_of_the_openvino_form_have_names_of_their_own_and_the_weights_keep
 
 
 def test_a_binary_network_in_fp16_is_refused_in_one_line(proto: ModelProto) -> None:
-    with pytest.raises(NetworkError, match=r"fp16 has no form for OpenVINO's 1-bit kernels: choose --precis"):
+    with pytest.raises(
+        NetworkError, match=r"fp16 has no form for OpenVINO's 1-bit kernels: choose fp32 or int8"
+    ):
         one_bit_file(to_fp16(proto).SerializeToString())
 
 
@@ -141,8 +143,8 @@ def test_a_binary_network_gets_no_table_at_a_precision_without_1_bit_kernels(net
     half, integers = (here.model_copy(update={"precision": name}) for name in ("fp16", "int8"))
     assert [not_in_single_bits(graph, own) for own in (here, integers, load_profile("cpu"))] == [None] * 3
     assert not_in_single_bits(graph, half) == (
-        "cpu-openvino runs the network's 2 binary layers with single bits at fp32 and int8, not at fp16: choose "
-        "one of these precisions"
+        "cpu-openvino runs the network's 2 binary layers with single bits at fp32 and int8, not at fp16: "
+        "choose one of these precisions"
     )
     assert without_kernels(graph, here) is None
     said = without_kernels(graph, load_profile("cpu"))
