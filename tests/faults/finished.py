@@ -14,9 +14,11 @@ from steady_run import SEED, essence
 from torch import Tensor
 
 from bcnet.cli import main
+from bcnet.config import load_config
 from bcnet.errors import BcnetError
 from bcnet.pipeline import build_lut, compare, export, search, slice, train
 from bcnet.pipeline.finished import searched, sliced, sliced_model, trained_supernets, training_records
+from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetwork, pruned_by_search
@@ -97,6 +99,31 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str | 
     last = err.splitlines()[-1] if err else ""
     assert code == 0 or (code in (1, 2) and last.startswith("bcnet: ")), (code, err)
     return (out if code == 0 else None), last
+
+
+def refused_or_alike(
+    count: int, time_limit: Callable[[float], None], capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """Damage so many files of the run in the working folder, one at a time; the results without damage.
+
+    A command then prints what it did before, or refuses; what can be read is what it was.
+    """
+    rng, run = random.Random(SEED), Run.named("default")
+    problem = open_problem(load_config(None))
+    wanted = results(run, problem)
+    assert len(wanted) == 8
+    printed, _ = outcome(capsys, "run")
+    assert printed
+    files = sorted(p for top in ("runs", "latency_tables") for p in Path(top).rglob("*") if p.is_file())
+    for _ in range(count):
+        with damaged(rng.choice(files), rng, files) as how:
+            time_limit(120)
+            assert outcome(capsys, "run")[0] in (None, printed), how
+            found = results(run, problem)
+            assert all(found[name] == wanted[name] for name in found), how
+            time_limit(0)
+    assert results(run, problem) == wanted
+    return wanted
 
 
 def continue_alike(

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from damage import damaged
-from finished import continue_alike, go_to, outcome, pruned_values, results, values
+from finished import continue_alike, go_to, pruned_values, refused_or_alike, values
 from steady_run import SEED, Commands, essence, rounds
 from trained_run import TrainedRun
 
 from bcnet.config import load_config
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.pruned import PrunedNetwork
-from bcnet.runs import Run
 from bcnet.sealed import SealedLines, read_about
 from bcnet.training.checkpoints import CheckpointFile
 
@@ -44,23 +43,8 @@ def test_no_damage_to_a_run_from_a_trained_network_is_taken_for_a_result(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     go_to(shutil.copytree(trained_run(method, "run").folder, tmp_path / "damaged"), monkeypatch)
-    rng, run = random.Random(SEED), Run.named("default")
-    problem = open_problem(load_config(None))
-    wanted = results(run, problem)
-    assert len(wanted) == 8
+    wanted = refused_or_alike(rounds(20), time_limit, capsys)
     assert bool(wanted["pruned"]) is (method == "group-fisher")
-    printed, _ = outcome(capsys, "run")
-    assert printed
-    files = sorted(p for top in ("runs", "latency_tables") for p in Path(top).rglob("*") if p.is_file())
-    for _ in range(rounds(20)):
-        path = rng.choice(files)
-        with damaged(path, rng, files) as how:
-            time_limit(120)
-            assert outcome(capsys, "run")[0] in (None, printed), how
-            found = results(run, problem)
-            assert all(found[name] == wanted[name] for name in found), how
-            time_limit(0)
-    assert results(run, problem) == wanted
 
 
 def reader(path: Path, run: TrainedRun) -> Callable[[], list[Any]]:
