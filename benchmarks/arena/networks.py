@@ -4,6 +4,7 @@ EfficientNet-Lite0 with its ImageNet weights.
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_small
 
 
 class Residual(nn.Module):
@@ -60,6 +61,13 @@ def mobile() -> nn.Module:
     """A MobileNetV2-like network for 32x32 pixels."""
     blocks = [Inverted(24, 24, 1), Inverted(24, 48, 2), Inverted(48, 48, 1), Inverted(48, 96, 2)]
     return _classifier(24, [*blocks, Inverted(96, 96, 1)], 96)
+
+
+def mobile_v3() -> nn.Module:
+    """MobileNetV3-Small (hard-swish, squeeze-excitation) for 32x32 pixels: its first stride is 1."""
+    model = mobilenet_v3_small(num_classes=10)
+    model.features[0][0].stride = (1, 1)
+    return model
 
 
 def _classifier(first: int, blocks: list[nn.Module], last: int) -> nn.Module:
