@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bcnet.errors import SpaceError
+from bcnet.errors import ModelError, SpaceError
 from bcnet.latency_tables.calibration import fit_calibration
 from bcnet.latency_tables.failed import runs
-from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, Bits, covering_bits, mixed_slots
+from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL, Bits, covering_bits, mixed_slots
 from bcnet.latency_tables.model import LatencyModel, specs_of
 from bcnet.latency_tables.rows import Calibration
 from bcnet.measure.network_design import calibration_subnets
@@ -24,6 +24,7 @@ from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
 from bcnet.pipeline.problem import Problem
 from bcnet.progress import say
+from bcnet.runtimes.onnx_binary import binary_convolutions
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,13 @@ def mixed_latency(problem: Problem) -> MixedLatency:
     calibration for all is fitted to what these predict for their whole subnets.
     """
     names, seed = tuple(layers_of_one_bit(problem.model)), problem.config.seed
-    reads = layers_read(problem.graph, problem.model)
+    binary = assigned(problem, names, (ONE_BIT,) * len(names))
+    reads = layers_read(binary.graph, binary.model)
     together = [tuple(own) for own in reads]
-    networks = {bits: assigned(problem, names, bits) for bits in covering_bits(together, len(names))}
+    networks = {
+        bits: assigned(problem, names, bits) if REAL in bits else binary
+        for bits in covering_bits(together, len(names))
+    }
     measured = 0
     with problem.table.being_built() as table:
         for number, (bits, own) in enumerate(networks.items(), 1):
@@ -91,22 +96,29 @@ def mixed_latency(problem: Problem) -> MixedLatency:
 
 
 def layers_read(graph: OnnxSupernet, model: nn.Module) -> list[dict[int, bool]]:
-    """For each fused layer the layers of `layers_of_one_bit`, by number, whose tensors it holds.
+    """For each fused layer of the all-binary network the numbers of the layers that it is a part of.
 
-    True for the weights of its own convolution, False for the threshold of a layer that reads its result.
+    Numbers are those in `layers_of_one_bit`. True if it is the convolution, False if the signs that the
+    convolution reads are fused into it. Signs are found by the nodes that make them: in a real network their
+    thresholds may equal other shifts, with which they are then one constant.
     """
     names = {module: name for name, module in model.named_modules()}
-    found = {
-        f"{names[module]}.{tensor}": (number, isinstance(module, nn.Conv2d))
+    number_of = {
+        f"{names[module]}.weight": number
         for number, modules in enumerate(layers_of_one_bit(model).values())
         for module in modules
-        for tensor, _ in module.named_parameters()
+        if isinstance(module, nn.Conv2d)
     }
-    inputs = {node.output[0]: node.input for node in graph.proto.graph.node}
-    return [
-        dict(found[tensor] for node in slot.nodes for tensor in inputs.get(node, ()) if tensor in found)
-        for slot in graph.slots
-    ]
+    slot_of = {node: place for place, slot in enumerate(graph.slots) for node in slot.nodes}
+    reads: list[dict[int, bool]] = [{} for _ in graph.slots]
+    found = binary_convolutions(graph.proto.graph, graph.arrays)
+    if sorted(own.node.input[1] for own in found) != sorted(number_of):
+        raise ModelError("not every layer that can be binary is a binary convolution in the exported file")
+    for own in found:
+        number = number_of[own.node.input[1]]
+        reads[slot_of[own.signs.output[0]]].setdefault(number, False)
+        reads[slot_of[own.name]][number] = True
+    return reads
 
 
 def _at_once(

@@ -13,7 +13,8 @@ from bcnet.cli import main
 from bcnet.models.reactnet import reactnet_small
 from bcnet.runtimes.onnx_binary import binary_convolutions, packed_bytes
 
-ARGS = "args = {widths = [64], depths = [2]}"
+ARGS = "args = {{widths = [64], depths = [2], binary = {}}}"
+MIXED = ["1.0.conv2", "1.1.conv1"]  # of four layers
 pytestmark = pytest.mark.slow
 
 
@@ -32,16 +33,20 @@ def run(
     return sliced, exported
 
 
-@pytest.mark.parametrize(("given", "runtime"), [(False, "onnxruntime"), (True, "openvino")])
+@pytest.mark.parametrize(
+    ("given", "runtime", "binary"),
+    [(False, "onnxruntime", "both"), (True, "openvino", "both"), (True, "openvino", MIXED)],
+)
 def test_a_smaller_binary_network_is_delivered_and_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool, runtime: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, given: bool, runtime: str, binary: str | list[str]
 ) -> None:
     pytest.importorskip(runtime)
     weights = ""
     if given:
-        torch.save(reactnet_small(1, 10, widths=(64,), depths=(2,)).state_dict(), "binary.pt")
+        network = reactnet_small(1, 10, widths=(64,), depths=(2,), binary=binary)
+        torch.save(network.state_dict(), "binary.pt")
         weights = 'weights = "binary.pt"\n'
-    config = f'[model]\nname = "reactnet-small"\n{ARGS}\n{weights}{CONFIG}'
+    config = f'[model]\nname = "reactnet-small"\n{ARGS.format(json.dumps(binary))}\n{weights}{CONFIG}'
     config = config.replace("[train]\n", '[train]\namp = false\noptimizer = "adamw"\nlearning_rate = 0.002\n')
     sliced, exported = run(folder, monkeypatch, config, runtime)
     assert all(width % 32 == 0 for width in sliced["widths"])
@@ -52,5 +57,6 @@ def test_a_smaller_binary_network_is_delivered_and_verified(
     assert exported.get("one_bit_file") == (one_bit if runtime == "openvino" else None)
     assert Path(one_bit).exists() == (runtime == "openvino")
     proto = onnx.load("runs/default/export/model.onnx")
-    assert len(binary_convolutions(proto.graph)) == 4
-    assert exported["packed_bytes"] == packed_bytes(proto) < exported["size_bytes"] / 4
+    count = 4 if binary == "both" else 2
+    assert len(binary_convolutions(proto.graph)) == count
+    assert exported["packed_bytes"] == packed_bytes(proto) < exported["size_bytes"] / (4 if count == 4 else 1)
