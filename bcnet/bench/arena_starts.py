@@ -33,7 +33,8 @@ from bcnet.pipeline.original import trained_state
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.search_inputs import measuring
-from bcnet.pipeline.search_trained import Proposals, best_measured, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured
+from bcnet.pipeline.search_trials import tried
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import say

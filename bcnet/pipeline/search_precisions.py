@@ -15,7 +15,7 @@ from bcnet.errors import BudgetError
 from bcnet.pipeline.inherit import ranked_sources, trained_for
 from bcnet.pipeline.original import trained_network
 from bcnet.pipeline.quantisation import delivered_score
-from bcnet.pipeline.search_trained import Trials
+from bcnet.pipeline.search_trials import Trials
 from bcnet.pipeline.search_ways import Asked, Found, Scores, find, scores_for
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning

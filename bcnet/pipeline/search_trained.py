@@ -7,8 +7,7 @@ measured beside the original, and what the table predicted wrongly moves the nex
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,17 +20,13 @@ from bcnet.pipeline.alternating import MeasureOf
 from bcnet.pipeline.beside_original import BesideOriginal, LimitsMs, Timed
 from bcnet.pipeline.configured_methods import ROUNDING, called, check_within, listed, settings_for
 from bcnet.pipeline.measured import Measured, measured_until_used, too_slow
-from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.pruned import PrunedNetworks
-from bcnet.pipeline.trained_scores import Key, TrainedScores
-from bcnet.pipeline.tuning import Tuning
+from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.plain import loss_text, milliseconds
 from bcnet.progress import say, working
 from bcnet.registry import Method
-from bcnet.runs import Run
 from bcnet.space.width_space import Widths
-from bcnet.training.shared_work import Shared, each
-from bcnet.traits import PrecisionName
+from bcnet.training.shared_work import each
 from bcnet.width_search.budget import Budget
 from bcnet.width_search.constraints import Bound
 from bcnet.width_search.device_limit import device_names, with_limits
@@ -40,7 +35,6 @@ from bcnet.width_search.scorer import Score, best_first, loss_name, loss_of
 
 T = TypeVar("T")
 ORIGINAL = "original"
-TUNED = "fine-tuned"  # begins the names of scores after fine-tuning
 UNIFORM = "uniform"  # the method that any other has to beat
 # For a front: methods that take seconds, and the number of latencies that they are asked for.
 OF_FRONT, LATENCIES = (UNIFORM, "latency-greedy", "latency-milp"), 8
@@ -192,97 +186,6 @@ def with_every_method(ranked: Sequence[T], count: int, method_of: Callable[[T], 
     return found
 
 
-@dataclass(frozen=True)
-class Trials:
-    """Scores of small networks that inherit weights, as they begin and after a brief fine-tuning.
-
-    Processes share them out, one network to each at a time.
-    """
-
-    tuning: Tuning
-    networks: Sequence[Widths] = ()  # that are tried: for messages
-
-    def begin(self, networks: Sequence[Widths], scores: TrainedScores) -> dict[Widths, Score]:
-        """The scores before; those that `scores` keeps are not computed again."""
-        keys = [("inherited", 0, widths) for widths in networks]
-        return dict(zip(networks, scores.kept(keys, self._shared(Trials.beginning)), strict=True))
-
-    def end(self, networks: Sequence[Widths], epochs: int, scores: TrainedScores) -> dict[Widths, Score]:
-        """The scores after so many epochs."""
-        by, own = self.tuning.problem.profile.number_format, replace(self, networks=networks)
-        name = TUNED if by.full else f"{TUNED} at {by.name}"
-        keys = [(name, epochs, widths) for widths in networks]
-        return dict(zip(networks, scores.kept(keys, own._shared(Trials.tuned)), strict=True))
-
-    def beginning(self, key: Key) -> Score:
-        """The score of a network as it begins."""
-        return self.tuning.begins(key[2]).score
-
-    def tuned(self, key: Key) -> Score:
-        """A network's score after fine-tuning, in the precision that the key names."""
-        name, epochs, widths = key
-        what, precision = "trying a candidate", name.removeprefix(TUNED).removeprefix(" at ")
-        if widths in self.networks:
-            what = f"trying candidate {self.networks.index(widths) + 1} of {len(self.networks)}"
-        tuning = self.tuning.at(cast(PrecisionName, precision or "fp32"))
-        return tuning.scored(tuning(widths, what, epochs).network)
-
-    def _shared(self, method: Callable[["Trials", Key], Score]) -> Callable[[Key], Score]:
-        """Networks with weights of their own are not shared out: only this process has those."""
-        return partial(method, self) if self.tuning.pruned else Shared(trials_of_run, method, self)
-
-
-def trials_of_run(run: Run, problem: Problem) -> Trials:
-    """Those of a run's search, which keeps its importances."""
-    return Trials(Tuning.of(run, problem, pruned={}))
-
-
-def finalists(proposals: Proposals, measured: Measured, count: int, tuning: Tuning) -> list[Timed]:
-    """The candidates that are fine-tuned briefly: `count` that begin best, and the best uniform one.
-
-    What each begins with, its channels removed in rounds, too, is scored for the best ones of every method.
-    """
-
-    def method_of(own: Timed) -> str:
-        return proposals.origin[own.candidate.widths]
-
-    likely = with_every_method(measured.inside, count, method_of)
-    begins = Trials(tuning).begin([own.candidate.widths for own in likely], proposals.scores)
-    ranked = sorted(likely, key=lambda own: best_first(begins[own.candidate.widths]))
-    uniform = [own for own in ranked[count:] if method_of(own) == UNIFORM]
-    return [*ranked[:count], *uniform[:1]]
-
-
-def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
-    """The finalist of the lowest validation loss after `search.trial_epochs` of fine-tuning."""
-    scores, search = proposals.scores, proposals.scores.problem.config.search
-    epochs = search.trial_epochs
-    if len(measured.inside) < 2:
-        return measured.inside[0]
-    entries = finalists(proposals, measured, search.trials, tuning)
-    if len(entries) < 2:
-        return entries[0]
-    found = Trials(tuning).end([own.candidate.widths for own in entries], epochs, scores)
-    ordered = sorted(entries, key=lambda own: best_first(found[own.candidate.widths]))
-    shown = ", ".join(
-        f"{_described(proposals, own)} {loss_text(loss_of(found[own.candidate.widths]))}" for own in ordered
-    )
-    say(f"validation loss after {epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning: {shown}")
-    return ordered[0]
-
-
-def _named(proposals: Proposals, own: Timed) -> str:
-    return proposals.origin[own.candidate.widths]
-
-
-def _described(proposals: Proposals, own: Timed) -> str:
-    """What distinguishes a candidate from others of its method: its predicted latency and its size."""
-    space, latency = proposals.scores.space, proposals.latency
-    share = own.candidate.predicted_ms / float(latency(space.original()))
-    size = f"{space.params(own.candidate.widths):,} parameters"
-    return f"{_named(proposals, own)} ({share:.1%} of the latency, {size})"
-
-
 def report_losses(proposals: Proposals) -> None:
     """Say what each method's best network scored before any fine-tuning."""
     best: dict[str, float] = {}
@@ -297,5 +200,5 @@ def report_losses(proposals: Proposals) -> None:
 
 def report_winner(proposals: Proposals, winner: Timed) -> None:
     """Say what won."""
-    method, used = _named(proposals, winner), f"{winner.used:.1%} of the latency limit"
+    method, used = proposals.origin[winner.candidate.widths], f"{winner.used:.1%} of the latency limit"
     say(f"{method} wins: {winner.candidate.widths}, {used}")

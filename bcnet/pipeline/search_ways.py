@@ -39,8 +39,8 @@ from bcnet.pipeline.search_trained import (
     propose_front,
     report_losses,
     report_winner,
-    tried,
 )
+from bcnet.pipeline.search_trials import tried
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.pipeline.tuning import Tuning
 from bcnet.progress import announce

@@ -28,7 +28,8 @@ from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import ORIGINAL_FILE, original_network, trained_state
 from bcnet.pipeline.results import CompareSummary
 from bcnet.pipeline.route import allocations, on_trained_network
-from bcnet.pipeline.search_trained import Proposals, best_measured, finalists, propose_front, tried
+from bcnet.pipeline.search_trained import Proposals, best_measured, propose_front
+from bcnet.pipeline.search_trials import finalists, tried
 from bcnet.pipeline.teacher import distillation, objective_for
 from bcnet.pipeline.trained_scores import TrainedScores, spread
 from bcnet.pipeline.tuning import Tuning
