@@ -133,6 +133,7 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
     result = ModelProto()
     result.CopyFrom(proto)
     nodes = _read(nodes, (entry.name for entry in graph.output))
+    nodes = [node for node in nodes if node.output[0] not in made]  # a weight may be a Constant node
     used = {name for node in nodes for name in node.input}
     entries = [entry for entry in graph.initializer if entry.name in used and entry.name not in made]
     entries += [numpy_helper.from_array(array, name) for name, array in made.items()]
@@ -145,8 +146,12 @@ def for_openvino(proto: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:
 
 
 def in_one_bit_form(graph: GraphProto) -> bool:
-    """Whether a graph is one of those that `for_openvino` makes."""
-    return any(node.domain == OPENVINO for node in graph.node)
+    """Whether a graph is one of those that `for_openvino` makes.
+
+    Files of other tools have FakeQuantize nodes of that domain, too, but not of two levels.
+    """
+    signs = (node for node in graph.node if node.domain == OPENVINO and node.op_type == "FakeQuantize")
+    return any(own.name == "levels" and own.i == 2 for node in signs for own in node.attribute)
 
 
 @lru_cache(maxsize=2)

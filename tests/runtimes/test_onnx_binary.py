@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Refused
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from bcnet.errors import NetworkError
@@ -24,6 +24,7 @@ from bcnet.runtimes.onnx_binary import (
     binary_convolutions,
     constants,
     for_openvino,
+    in_one_bit_form,
     one_bit_file,
     packed_bytes,
 )
@@ -118,6 +119,31 @@ def test_nodes_of_the_openvino_form_have_names_of_their_own_and_the_weights_keep
     arrays = constants(graph)
     for weight in ("conv1.weight", "conv2.weight"):
         assert set(arrays[weight].flatten().tolist()) == {-1, 1}
+
+
+def test_weights_of_constant_nodes_are_replaced_in_the_openvino_form(proto: ModelProto) -> None:
+    """Other exporters write them so; a name that a node and an initialiser have is invalid."""
+    other = ModelProto()
+    other.CopyFrom(proto)
+    weight = next(entry for entry in other.graph.initializer if entry.name == "conv1.weight")
+    node = helper.make_node("Constant", [], [weight.name], name=weight.name, value=weight)
+    other.graph.node.insert(0, node)
+    other.graph.initializer.remove(weight)
+    made, names = for_openvino(other)
+    assert len(names) == 2
+    assert weight.name in {entry.name for entry in made.graph.initializer}
+    assert all(own.op_type != "Constant" or own.output[0] != weight.name for own in made.graph.node)
+
+
+def test_only_signs_make_a_file_one_in_the_openvino_form(proto: ModelProto) -> None:
+    """An INT8 file of NNCF has FakeQuantize nodes of many levels in the same domain."""
+    made, _ = for_openvino(proto)
+    assert in_one_bit_form(made.graph)
+    assert not in_one_bit_form(proto.graph)
+    for node in made.graph.node:
+        for own in node.attribute:
+            own.i = 256 if own.name == "levels" else own.i
+    assert not in_one_bit_form(made.graph)
 
 
 def test_a_binary_network_in_fp16_is_refused_in_one_line(proto: ModelProto) -> None:
