@@ -27,7 +27,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import Values
 from bcnet.pipeline.trained_scores import TrainedScores
 from bcnet.plain import loss_text
-from bcnet.progress import progress_bar
+from bcnet.progress import progress_bar, say
 from bcnet.space.extract import tensors_of
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.traits import PrecisionName
@@ -82,10 +82,14 @@ def choose_precisions(problem: Problem) -> LayerPrecisions:
     """Measure what the device's table lacks, and choose; the limit is that of [search].
 
     A share refers to the real network of full widths. Without a limit, it is the latency of the network of
-    full widths whose layers are all binary. Raises DeviceError where the device has no 1-bit kernels,
-    ModelError where the network has no such layers, is not real, or not trained, BudgetError.
+    full widths whose layers are all binary. Bounds on parameters, multiply-accumulates and size are left to
+    the search. Raises DeviceError where there are several devices, or the device has no 1-bit kernels,
+    ModelError where the network has no layers that can be binary, is not real, or not trained, BudgetError
+    where no network fits.
     """
     _check(problem)
+    if problem.config.search.bounded:
+        say("bounds other than the latency do not limit this choice; `bcnet search` applies them")
     mixed = mixed_latency(problem)
     losses = choice_losses(problem, mixed.names)
     space = with_bits(problem.space, mixed.names)
@@ -96,6 +100,11 @@ def choose_precisions(problem: Problem) -> LayerPrecisions:
 
 def _check(problem: Problem) -> None:
     profile, layers = problem.profile, layers_of_one_bit(problem.model)
+    if problem.further:
+        raise DeviceError(
+            f"precisions are chosen on one device, and there are several: {', '.join(problem.targets)}; name "
+            f"one of them, e.g. --device {profile.name}"
+        )
     if not profile.traits.one_bit:
         raise DeviceError(
             f"{profile.runtime} on '{profile.name}' has no 1-bit kernels, so no layer gains by one bit; "

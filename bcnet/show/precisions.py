@@ -27,9 +27,9 @@ def show_precisions(found: "LayerPrecisions") -> None:
     count = f"{len(found.binary)} of {len(found.layers)} layers have one bit"
     put(
         f"network   {'-'.join(map(str, found.widths))}, {count}: {milliseconds(found.predicted_ms)} ms "
-        f"predicted, of {milliseconds(found.limit_ms)}",
+        f"predicted, within {milliseconds(found.limit_ms)} ms",
         f"full      {milliseconds(found.full_real_ms)} ms with all layers in {found.precision}, "
-        f"{milliseconds(found.full_one_bit_ms)} with all of one bit",
+        f"{milliseconds(found.full_one_bit_ms)} ms with one bit in all of them",
         f"table     off by {found.table_error:.1%} on whole networks, noise {found.noise:.1%}; one fit for "
         f"all precisions differs by {found.fit_error:.1%} from that of each network",
         f"set       [model] args: binary = {json.dumps(list(found.binary))}",

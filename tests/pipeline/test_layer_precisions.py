@@ -176,3 +176,15 @@ def test_a_network_without_trained_weights_is_refused(
     assert main(["one-bit"]) == 1
     reason = "bcnet: precisions are chosen by losses of the trained network: set model.weights to those of"
     assert reason in capfd.readouterr().err
+
+
+def test_one_of_several_devices_has_to_be_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_project(folder, (64,), (1,))
+    profiles = Path("hw_profiles")
+    (profiles / "desk.toml").write_text((profiles / "cpu.toml").read_text())
+    config = Path("bcnet.toml")
+    text = config.read_text().replace("[search]\n", '[search]\nlatency = "75%"\n')
+    config.write_text(f'device = ["cpu", "desk"]\n{text}')
+    assert main(["one-bit"]) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.endswith("on one device, and there are several: cpu, desk; name one of them, e.g. --device cpu")
