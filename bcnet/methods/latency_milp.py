@@ -30,8 +30,9 @@ from bcnet.width_search.constraints import Bound, Pairwise
 from bcnet.width_search.device_limit import device_limits
 
 ROUNDS = 6  # of correcting the program's latency by the table's
-MOST = 3  # groups of an array that gets columns of its own,
-ENTRIES = 1024  # or of one that has no more entries
+# An array of the table gets columns of its own if it has at most so many groups, or at most so many entries.
+MOST = 3
+ENTRIES = 1024
 CLOSE = 1e-3  # of the limit: so well the two have to agree
 POOL = 8  # networks that are proposed
 SHORTEST = 0.1  # seconds that are always left for the solver
