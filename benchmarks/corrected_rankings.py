@@ -5,8 +5,8 @@
 In: the table of Channel-Bench-Macro, and reports of supernets that scored its networks. Accuracies of the
 table, with noise added, take the place of `short_trainings.py`'s: a ridge regression of them on the
 supernet's denoised score and the widths predicts the scored networks, and is averaged with that score. Prints
-mean taus over draws of noise and supernets, without and with it. `short_trainings.py` and `stretched_scores.py`
-use its functions.
+mean taus over draws of noise and supernets, without and with it. `short_trainings.py` and
+`stretched_scores.py` use its functions.
 """
 
 import argparse

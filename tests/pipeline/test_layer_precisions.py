@@ -187,4 +187,4 @@ def test_one_of_several_devices_has_to_be_named(folder: Path, capfd: pytest.Capt
     config.write_text(f'device = ["cpu", "desk"]\n{text}')
     assert main(["one-bit"]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.endswith("on one device, and there are several: cpu, desk; name one of them, e.g. --device cpu")
+    assert last.endswith("and there are several: cpu, desk; name one of them, e.g. --device cpu")
