@@ -6,7 +6,7 @@ family.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 from bcnet.errors import ModelError, SpaceError
 from bcnet.latency_tables.calibration import fit_calibration
 from bcnet.latency_tables.failed import runs
-from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL, Bits, covering_bits, mixed_slots
+from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL, Bits, MixedSlot, covering_bits, mixed_slots
 from bcnet.latency_tables.model import LatencyModel, specs_of
 from bcnet.latency_tables.rows import Calibration
 from bcnet.measure.network_design import calibration_subnets
@@ -76,6 +76,8 @@ def mixed_latency(problem: Problem) -> MixedLatency:
         bits: assigned(problem, names, bits) if REAL in bits else binary
         for bits in covering_bits(together, len(names))
     }
+    choices = (*problem.choices, *[BITS] * len(names))
+    slots = _slots(problem, networks, together, choices)
     measured = 0
     with problem.table.being_built() as table:
         for number, (bits, own) in enumerate(networks.items(), 1):
@@ -86,7 +88,8 @@ def mixed_latency(problem: Problem) -> MixedLatency:
             report = build_lut(own.graph, problem.profile, table, seed=seed, path=problem.table.path)
             measured += report.measured
     models = {bits: own.table.latency_model() for bits, own in networks.items()}
-    latency = _at_once(problem, models, together)
+    some = next(iter(models.values()))  # the table has the rows of all
+    latency = LatencyModel(some.table, some.setting, slots, choices, None)
     latency, fit_error = _calibrated(problem, latency, models)
     parts = []
     for layer in range(len(names)):
@@ -121,17 +124,22 @@ def layers_read(graph: OnnxSupernet, model: nn.Module) -> list[dict[int, bool]]:
     return reads
 
 
-def _at_once(
-    problem: Problem, models: dict[Bits, LatencyModel], reads: Sequence[tuple[int, ...]]
-) -> LatencyModel:
-    """The rows of all networks as one model, not calibrated."""
-    slots = mixed_slots({bits: own.slots for bits, own in models.items()}, reads, len(problem.choices))
-    layers = len(next(iter(models)))
-    choices = (*problem.choices, *[BITS] * layers)
+def _slots(
+    problem: Problem,
+    networks: Mapping[Bits, Problem],
+    reads: Sequence[tuple[int, ...]],
+    choices: Sequence[tuple[int, ...]],
+) -> tuple[MixedSlot, ...]:
+    """The fused layers of all networks at once, checked before anything is measured.
+
+    Raises SpaceError where a layer has too many choices, TableError where networks have other layers.
+    """
+    slots = mixed_slots(
+        {bits: own.graph.slots for bits, own in networks.items()}, reads, len(problem.choices)
+    )
     if any(specs_of(slot, choices) is None for slot in slots):
         raise SpaceError("a layer has too many choices of widths and bits together; set a lower space.bins")
-    some = next(reversed(models.values()))  # whose table has the rows of all
-    return LatencyModel(some.table, some.setting, slots, choices, None)
+    return slots
 
 
 def _calibrated(

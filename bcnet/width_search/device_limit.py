@@ -93,7 +93,7 @@ def device_limits(bounds: Iterable[Bound]) -> tuple[DeviceLimit, ...]:
 
 
 def device_names(latency_of: LatencyOf, bounds: Iterable[Bound]) -> tuple[str, ...]:
-    """The names of all devices, where the bounds have further ones: first that of `latency_of`. Else ()."""
+    """The names of all devices, that of `latency_of` first; () where the bounds have no further device."""
     further = tuple(own.device for own in device_limits(bounds))
     first = latency_of.table.device if isinstance(latency_of, LatencyModel) else "the first device"
     return (first, *further) if further else ()
