@@ -428,7 +428,7 @@ CONFIGURATIONS = [
     ('[data]\nname = "cli_networks:nothing"', "module 'cli_networks' has no function 'nothing'"),
     (
         '[model]\nname = "digit"',
-        "unknown model 'digit'; known: digits, digit-scenes, cbm-mobilenet, cbm-resnet",
+        "unknown model 'digit'; did you mean 'digits'? known: digits, digit-scenes, cbm-mobilenet",
     ),
     ('[model]\nname = "torchvision:resnet19"', "torchvision has no model 'resnet19'; similar names: resnet1"),
     ('[model]\nname = "torchvision:resnet18"', "torchvision's models take 3 channels, the images have 1"),

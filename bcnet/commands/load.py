@@ -21,7 +21,8 @@ def load(
         str | None,
         typer.Argument(
             metavar="RUN",
-            help="Name of the run, whose files are in runs/RUN/ (default: as for other commands).",
+            help="Name of the run, whose files are in runs/RUN/ (default: the one whose table was built "
+            "last).",
             autocompletion=run_names,
         ),
     ] = None,

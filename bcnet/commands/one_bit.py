@@ -8,11 +8,12 @@ from bcnet.commands.options import TARGET, Given, Json, with_settings
 from bcnet.show.precisions import show_precisions
 
 
-@with_settings(*TARGET, "search.latency", "search.latency_ms", "seed")
+@with_settings(*TARGET, "search.latency", "search.latency_ms", "seed", without=("60% if no budget",))
 def one_bit(given: Given, as_json: Json = False) -> None:
     """Choose which layers have one bit, and which stay real. Measures both forms of each layer on the device,
     and what each loses in the trained real network, and finds the precisions and widths of the least loss
-    within the budget. The layers are an argument of the network, which is then trained."""
+    within the budget; without one, within the latency of the network with all of these layers binary. The
+    layers are an argument of the network, which is then trained."""
     from bcnet.built_in_example import require_configured
 
     settings = given.config()

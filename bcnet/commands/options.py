@@ -24,20 +24,25 @@ Returned = TypeVar("Returned")
 
 BUDGET = tuple(f"search.{key}" for key in BUDGETS)
 TARGET = ("device", "batch", "threads", "precision", "host")
-METAVARS = {"host": "USER@NAME", "space.freeze": "PATTERN"}
+METAVARS = {"device": "NAME", "host": "USER@NAME", "space.freeze": "PATTERN"}
+KINDS = {int: "N", float: "NUMBER", str: "NAME", list[str]: "NAME"}
+SEVERAL_DEVICES = ("with a list of several", "with several devices")
+OF_RUN = "that of the run's last table, else cpu"
 BY_DEVICE = {f"search.{key}": str if key == "latency" else float for key in LATENCY_BUDGETS}
 
 RunName = Annotated[
     str | None,
     typer.Option(
         "--run",
+        metavar="NAME",
         help="Name of the run, whose files are in runs/NAME/ (default: `default`, or the device's name if "
         "`default` belongs to another device).",
         autocompletion=run_names,
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Configuration file (default: bcnet.toml if it is there).")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file (default: bcnet.toml if it is there)."),
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -127,18 +132,22 @@ class Given:
 
 
 def with_settings(
-    *keys: str, several: bool = False
+    *keys: str, several: bool = False, without: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
     """Give a command the options of these settings, --config and --set, all in its parameter `given`.
 
-    A command that works in a run also has --verbose. With `several`, --device may be repeated.
+    A command that works in a run also has --verbose. With `several`, --device may be repeated; the help of
+    other commands leaves out what is said of several devices. Clauses that begin with a text of `without`
+    do not hold for the command, and are left out, too.
     """
 
     def decorated(command: Callable[..., Returned]) -> Callable[..., Returned]:
         signature = inspect.signature(command)
-        options = {_name(key): _option(key) for key in keys}
+        in_run = "run" in signature.parameters
+        left_out = without if several else (*without, *SEVERAL_DEVICES)
+        options = {_name(key): _option(key, left_out, in_run) for key in keys}
         common: dict[str, Any] = {"config": ConfigFile, "assignments": Assignments}
-        if "run" in signature.parameters:
+        if in_run:
             common["verbose"] = Verbose
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
@@ -217,22 +226,22 @@ def _parameters(options: Mapping[str, Any]) -> list[inspect.Parameter]:
     ]
 
 
-def _option(key: str) -> Any:
+def _option(key: str, left_out: tuple[str, ...], in_run: bool) -> Any:
     """The option of a setting: its type, help, default and example are those of its field."""
     field = settings()[key]
     kind, choices = _kind(field)
     option = typer.Option(
         f"--{_name(key).replace('_', '-')}",
-        metavar=METAVARS.get(key) or _metavar(key),
-        help=_help(field),
+        metavar=METAVARS.get(key) or _metavar(key, kind),
+        help=_help(field, left_out, in_run),
         autocompletion=device_names if key == "device" else one_of(choices) if choices else None,
     )
     return Annotated[kind if kind is bool else kind | None, option]
 
 
-def _metavar(key: str) -> str | None:
+def _metavar(key: str, kind: Any) -> str | None:
     if key not in BY_DEVICE:
-        return None
+        return KINDS.get(kind)
     return f"[DEVICE=]{'PERCENT' if BY_DEVICE[key] is str else 'NUMBER'}"
 
 
@@ -255,8 +264,11 @@ def sentence(text: str | None) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _help(field: FieldInfo) -> str:
-    text = field.description or ""
+def _help(field: FieldInfo, left_out: tuple[str, ...], in_run: bool) -> str:
+    clauses = (field.description or "").split("; ")
+    text = "; ".join(clause for clause in clauses if not clause.startswith(left_out))
+    if not in_run:
+        text = text.replace(OF_RUN, "that of bcnet.toml, else cpu")
     default = field.get_default(call_default_factory=True)
     if field.examples:
         example = field.examples[0]

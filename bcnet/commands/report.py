@@ -24,8 +24,9 @@ def report(
         list[str] | None,
         typer.Option(
             "--run",
-            help="Name of the run, whose files are in runs/NAME/; several stand side by side (default: as "
-            "for other commands).",
+            metavar="NAME",
+            help="Name of the run, whose files are in runs/NAME/; several stand side by side (default: the "
+            "one whose table was built last).",
             autocompletion=run_names,
         ),
     ] = None,

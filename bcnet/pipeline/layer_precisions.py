@@ -105,6 +105,10 @@ def _check(problem: Problem) -> None:
             f"precisions are chosen on one device, and there are several: {', '.join(problem.targets)}; name "
             f"one of them, e.g. --device {profile.name}"
         )
+    if not layers:
+        raise ModelError(
+            f"model '{problem.config.model.name}' has no layers that can be binary (bcnet.models.binary)"
+        )
     if not profile.traits.one_bit:
         raise DeviceError(
             f"{profile.runtime} on '{profile.name}' has no 1-bit kernels, so no layer gains by one bit; "
@@ -113,10 +117,6 @@ def _check(problem: Problem) -> None:
     if not (profile.number_format.full or profile.number_format.calibrated):
         raise DeviceError(
             f"1-bit kernels are for files in fp32 or int8, not {profile.precision}; set --precision fp32"
-        )
-    if not layers:
-        raise ModelError(
-            f"model '{problem.config.model.name}' has no layers that can be binary (bcnet.models.binary)"
         )
     if _any_binary(layers):
         raise ModelError(

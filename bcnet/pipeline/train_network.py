@@ -123,11 +123,12 @@ def say_reached(problem: Problem, network: str, reached: float) -> None:
     say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
     interval = accuracy_interval(problem, reached)
     if interval is not None and data.classes and interval[0] <= 1 / len(data.classes):
+        remedy = "" if is_given(problem) else ", or train longer (train.epochs)"
         say(
             f"this is no better than guessing among {len(data.classes)} classes (95 % interval "
             f"{interval[0]:.1%} to {interval[1]:.1%}): check the weights, the order of the classes, "
-            f"{f'{size}, ' if size else ''}and data.mean and data.std, or train longer (train.epochs); no "
-            "smaller network can be better"
+            f"{f'{size}, ' if size else ''}and data.mean and data.std{remedy}; no smaller network can "
+            "be better"
         )
 
 

@@ -33,10 +33,10 @@ def config(*typed: str) -> Config:
     return found
 
 
-def options(*keys: str) -> dict[str, Any]:
+def options(*keys: str, several: bool = False) -> dict[str, Any]:
     """The options of these settings, as typer has them."""
 
-    @with_settings(*keys)
+    @with_settings(*keys, several=several)
     def command(given: Given) -> None: ...
 
     app = typer.Typer(rich_markup_mode=None)
@@ -45,7 +45,7 @@ def options(*keys: str) -> dict[str, Any]:
 
 
 def test_an_option_has_the_description_the_default_or_the_example_of_its_field() -> None:
-    found = options("train.epochs", "search.latency_ms", "search.pareto", "host")
+    found = options("train.epochs", "search.latency_ms", "search.pareto", "host", several=True)
     assert found["epochs"].help == "Passes over the training images (default: 5)."
     assert found["latency_ms"].help == (
         "Latency budget in milliseconds; with several devices, this and other latency budgets are one for "
@@ -54,6 +54,19 @@ def test_an_option_has_the_description_the_default_or_the_example_of_its_field()
     assert found["host"].help.endswith("; may be repeated (e.g. user@jetson).")
     description = settings()["search.pareto"].description
     assert found["pareto"].help == f"{description[0].upper()}{description[1:]}."
+
+
+def test_the_help_of_a_command_for_one_device_outside_of_runs_tells_of_neither() -> None:
+    found = options("device", "batch", "search.latency_ms")
+    assert found["device"].help == (
+        "Target device, one of `bcnet devices`; if not given, that of bcnet.toml, else cpu (e.g. jetson)."
+    )
+    assert (
+        found["batch"].help
+        == "Images per inference on the device; the device profile's if not given (e.g. 1)."
+    )
+    assert found["latency_ms"].help == "Latency budget in milliseconds (e.g. 5.0)."
+    assert [option.metavar for option in found.values()][:3] == ["NAME", "N", "[DEVICE=]NUMBER"]
 
 
 def test_where_devices_are_typed_budgets_of_the_file_for_others_are_left_out() -> None:

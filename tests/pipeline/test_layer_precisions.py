@@ -167,6 +167,14 @@ def test_what_cannot_be_chosen_is_refused_in_one_line(
     assert last.startswith(f"bcnet: {reason}")
 
 
+def test_a_network_without_binary_layers_is_refused_before_another_device_is_advised(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("bcnet.toml").write_text(CONFIG, encoding="utf-8")
+    assert main(["one-bit"]) == 1
+    assert "bcnet: model 'digits' has no layers that can be binary" in capfd.readouterr().err
+
+
 def test_a_network_without_trained_weights_is_refused(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

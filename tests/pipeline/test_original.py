@@ -37,6 +37,7 @@ def test_weights_that_fit_are_given_and_a_warning_says_that_they_only_guess(
     err = capfd.readouterr().err
     assert "the network's weights are given: they are evaluated and kept, nothing has to be trained" in err
     assert GUESSING in err
+    assert "and data.mean and data.std; no smaller network can be better" in err  # no training would help
     assert state_of_original(open_problem(load_config(None))) == "given"
 
 
