@@ -235,7 +235,7 @@ def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(refuse
     assert f"{DESK_ENGINE} is not verified: device 'desk' is not available" in line
     assert "run this on the device itself, or here with --host user@device" in line
     DESK_ENGINE.write_bytes(DESK_ENGINE.read_bytes() + b"x")
-    assert "is not the one that" in refused(1, "verify", "--engine", str(DESK_ENGINE))
+    assert "is not the file that" in refused(1, "verify", "--engine", str(DESK_ENGINE))
     assert "nowhere/model.engine does not exist; " in refused(2, "verify", "--engine", "nowhere/model.engine")
     Path("nowhere").mkdir()
     Path("nowhere/model.engine").touch()
