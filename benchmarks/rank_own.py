@@ -12,6 +12,7 @@ from the network or the supernet that it was at.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bcnet.progress import say
 from bcnet.registry import SUPERNETS
 from bcnet.runs import Run, digest, json_bytes, write_file
 from bcnet.space.supernet import cut
-from bcnet.space.width_space import Widths
+from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.step_plan import StepPlan
@@ -38,15 +39,16 @@ from bcnet.width_search.surrogate import denoised_scores, places_of, with_losses
 RESULT = Path("rank_own.json")
 
 
-def networks(config: Config, count: int) -> list[Widths]:
-    """Random widths, none twice."""
-    space, rng = open_problem(config).space, np.random.default_rng(0)
+def networks(space: WidthSpace, count: int, seed: int = 0, without: Sequence[Widths] = ()) -> list[Widths]:
+    """Random widths, none twice, and none of some others."""
+    rng = np.random.default_rng(seed)
     drawn: dict[Widths, None] = {}
     for _ in range(100 * count):
-        drawn[space.random(rng)] = None
+        if (widths := space.random(rng)) not in without:
+            drawn[widths] = None
         if len(drawn) == count:
             return list(drawn)
-    raise SystemExit(f"there are hardly more than {len(drawn)} networks in this space: lower --networks")
+    raise SystemExit(f"there are hardly more than {len(drawn)} networks in this space: lower their number")
 
 
 def from_scratch(config: Config, wanted: list[Widths], epochs: int, found: dict[str, Any]) -> None:
@@ -132,7 +134,7 @@ def main() -> None:
     found = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else new
     if found["asked"] != asked:
         raise SystemExit(f"{RESULT} is of other settings, {found['asked']}: work in another folder")
-    wanted, choices = networks(config, options.networks), open_problem(config).choices
+    wanted, choices = networks(open_problem(config).space, options.networks), open_problem(config).choices
     for seed in range(options.seeds):
         for method in options.methods:
             name = f"{method}-{seed}"

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from corrected_rankings import Correction, Known, extremes, figures, scored
+from rank_own import networks
 from recorded import how_made
 
 from bcnet.bench.channel_bench_macro import BenchTable
@@ -42,16 +43,6 @@ from bcnet.width_search.scorer import Scorer, predictions_of, score_of
 from bcnet.width_search.surrogate import places_of
 
 RESULT = Path("short_trainings.json")
-
-
-def drawn(problem: Problem, count: int, without: Sequence[Widths]) -> list[Widths]:
-    """Random networks, none twice, none of the known ones."""
-    rng, found = np.random.default_rng(1), dict[Widths, None]()
-    while len(found) < count:
-        own = problem.space.random(rng)
-        if own not in without:
-            found[own] = None
-    return list(found)
 
 
 def trained_shortly(problem: Problem, scorer: Scorer, widths: Widths, recipe: Recipe) -> list[float]:
@@ -117,7 +108,7 @@ def main() -> None:
     recipe = replace(Recipe.of(config, options.epochs, options.rate), warmup_epochs=0.0)
     some = extremes(problem.choices, options.count)
     if options.design == "random":
-        some = drawn(problem, options.count, without=known.widths)
+        some = networks(problem.space, options.count, seed=1, without=known.widths)
     for number, widths in enumerate(some, 1):
         if str(widths) not in found["short"]:
             found["loads"].append(os.getloadavg()[0])

@@ -19,7 +19,6 @@ from bcnet.allocation.loss_tables import UNUSABLE
 from bcnet.config import latency_share
 from bcnet.errors import DeviceError, ModelError
 from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL
-from bcnet.latency_tables.model import LatencyModel
 from bcnet.methods.latency_milp import Allocation, allocate_exactly
 from bcnet.models.binary import BinaryConv2d, RSign, layers_of_one_bit
 from bcnet.pipeline.mixed_latency import MixedLatency, assigned, binary_names, mixed_latency
@@ -93,7 +92,7 @@ def choose_precisions(problem: Problem) -> LayerPrecisions:
     mixed = mixed_latency(problem)
     losses = choice_losses(problem, mixed.names)
     space = with_bits(problem.space, mixed.names)
-    limit_ms = _limit_ms(problem, mixed.model, space)
+    limit_ms = _limit_ms(problem, mixed)
     (best,) = allocate_exactly(space, losses, mixed.model, limit_ms)
     return _result(problem, mixed, losses, limit_ms, best)
 
@@ -164,19 +163,19 @@ def choice_losses(problem: Problem, names: Sequence[str]) -> tuple[np.ndarray, .
     return (*scores.tables, *(np.array([max(rise, 0.0), 0.0]) for rise in rises))
 
 
-def _limit_ms(problem: Problem, latency: LatencyModel, space: WidthSpace) -> float:
-    search, (real, one_bit) = problem.config.search, _full(problem, space)
+def _limit_ms(problem: Problem, mixed: MixedLatency) -> float:
+    search, (real, one_bit) = problem.config.search, _full(problem, mixed)
     given_ms = search.given_ms(problem.profile.batch)
     if given_ms is not None:
         return given_ms
     if search.share is not None:
-        return latency_share(search.share) * float(latency(real))
-    return float(latency(one_bit))
+        return latency_share(search.share) * float(mixed.model(real))
+    return float(mixed.model(one_bit))
 
 
-def _full(problem: Problem, space: WidthSpace) -> tuple[Widths, Widths]:
+def _full(problem: Problem, mixed: MixedLatency) -> tuple[Widths, Widths]:
     """The network of full widths with all layers real, and with all binary."""
-    widths, layers = problem.space.original(), len(space.groups) - len(problem.space.groups)
+    widths, layers = problem.space.original(), len(mixed.names)
     return Widths((*widths, *[REAL] * layers)), Widths((*widths, *[ONE_BIT] * layers))
 
 
@@ -187,7 +186,7 @@ def _result(
     assert fit is not None
     groups = tuple(group.name for group in problem.space.groups)
     widths, bits = best.widths[: len(groups)], best.widths[len(groups) :]
-    real, one_bit = _full(problem, with_bits(problem.space, mixed.names))
+    real, one_bit = _full(problem, mixed)
 
     def layer(number: int) -> LayerPrecision:
         ms = {

@@ -7,24 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.small_networks import CONFIG
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks/rank_own.py"
-CONFIG = """
-[model]
-name = "cbm-resnet"
-args = {widths = [4, 4, 4, 4, 4, 4, 4]}
-[data]
-image_size = 16
-train_limit = 80
-test_limit = 40
-[space]
-bins = 4
-channel_multiple = 1
-min_width = 0.25
-[train]
-batch_size = 20
-[search]
-recalibration_images = 20
-"""
 
 
 def ranked(monkeypatch: pytest.MonkeyPatch, networks: int = 10) -> None:

@@ -9,27 +9,10 @@ import numpy as np
 import pytest
 
 from bcnet.space.width_space import Widths
+from tests.bench import small_networks
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/short_trainings.py"
-CONFIG = """
-[model]
-name = "cbm-resnet"
-args = {widths = [4, 4, 4, 4, 4, 4, 4]}
-[data]
-image_size = 16
-train_limit = 80
-test_limit = 40
-[space]
-bins = 4
-channel_multiple = 1
-min_width = 0.25
-[train]
-method = "unilateral"
-epochs = 1
-batch_size = 20
-[search]
-recalibration_images = 20
-"""
+CONFIG = small_networks.CONFIG.replace("[train]", '[train]\nmethod = "unilateral"\nepochs = 1')
 
 
 def corrected(monkeypatch: pytest.MonkeyPatch, count: int = 6) -> None:
@@ -66,10 +49,10 @@ def test_subnets_are_trained_shortly_and_kept(
     before = found["short"].pop(first)
     Path("short_trainings.json").write_text(json.dumps(found), encoding="utf-8")
     corrected(monkeypatch)
-    told = capsys.readouterr()
-    assert [line for line in told.err.splitlines() if " of 6, " in line] == [
+    printed = capsys.readouterr()
+    assert [line for line in printed.err.splitlines() if " of 6, " in line] == [
         f"1 of 6, {first}: {before[0]:.3f}"
     ]
-    assert json.loads(told.out) == shown  # the same weights, images and steps
+    assert json.loads(printed.out) == shown  # the same weights, images and steps
     with pytest.raises(SystemExit, match="is of other settings"):
         corrected(monkeypatch, count=8)

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 from conftest import PROFILE, Refused, contents
+from peaks import PEAKS
 
 from bcnet.agent.tensorrt_module import variant_of
 from bcnet.cli import main
@@ -32,16 +33,6 @@ EXPORT = Path("runs/default/export")
 ENGINE, FACTS, VERIFIED = EXPORT / "model.engine", EXPORT / "engine.json", EXPORT / "verify.json"
 AHEAD = Path("runs/desk/export")  # of the run that `desk` has
 DESK_ENGINE, DESK_FACTS = AHEAD / "model.engine", AHEAD / "engine.json"
-# Slow enough for widths to matter in so small a network.
-PEAKS = """
-[roofline]
-fp32_tflops = 0.236
-fp16_tflops = 0.472
-int8_tops = 0.9
-bandwidth_gb_s = 25.6
-launch_us = 3.4
-source = "figures of this test"
-"""
 DESK = f"""
 description = "a desktop's GPU that is not here"
 runtime = "tensorrt-rtx"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import contents
+from peaks import PEAKS
 from sshd import PYTHON, SSHD, Sshd
 
 from bcnet.cli import main
@@ -32,14 +33,7 @@ seconds = 0.01
 iterations = 2
 host_python = "{python}"
 host_folder = "{folder}"
-[roofline]
-fp32_tflops = 0.236
-fp16_tflops = 0.472
-int8_tops = 0.9
-bandwidth_gb_s = 25.6
-launch_us = 3.4
-source = "figures of this test"
-"""
+{peaks}"""
 
 
 @pytest.fixture
@@ -52,7 +46,7 @@ def boards(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     server.start()
     monkeypatch.setenv("PATH", server.path)
     for name, batch in (("near", 20), ("far", 30)):
-        text = PROFILE.format(batch=batch, python=PYTHON, folder=tmp_path / name)
+        text = PROFILE.format(batch=batch, python=PYTHON, folder=tmp_path / name, peaks=PEAKS)
         host = 'host = "other"\n' if name == "far" else ""
         Path(f"hw_profiles/{name}.toml").write_text(host + text, encoding="utf-8")
     yield tmp_path
