@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+ATTEMPTS = 100  # of making a folder that others remove: each fails only if they act within microseconds
 
 
 class Locked(Exception):
@@ -124,7 +125,7 @@ def _opened(file: Path) -> int:
         try:
             handle = os.open(file, flags | os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # another process has removed the folder, which was empty
-            file.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(file.parent)
             continue
         except PermissionError:
             if not file.exists():
@@ -170,5 +171,14 @@ def _note(folder: Path) -> None:
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and its missing parents; returns those that were missing, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     return missing
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, even while other holders remove them because they are empty."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(FileExistsError, FileNotFoundError):  # removed between two steps of this call
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+    folder.mkdir(parents=True, exist_ok=True)

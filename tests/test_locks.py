@@ -1,5 +1,6 @@
 """Lock files lie beside what they protect, so locks hold between processes that share only the folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -113,6 +114,23 @@ def test_files_that_are_removed_and_made_again_never_let_two_in(tmp_path: Path) 
         thread.join()
     assert most == [1]
     assert not lock_file(path).exists()
+
+
+def test_a_folder_that_another_holder_removes_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, calls = os.mkdir, []
+
+    def made_and_removed_by_another(path: Path, mode: int = 0o777) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", made_and_removed_by_another)
+    with locked(tmp_path / "a" / "cpu.json"):
+        assert (tmp_path / "a").is_dir()
+    assert len(calls) == 2
 
 
 def test_a_link_and_the_file_that_it_points_at_have_one_lock(tmp_path: Path) -> None:
