@@ -33,6 +33,7 @@ from bcnet.commands.search import search
 from bcnet.commands.slice import slice_
 from bcnet.commands.time import time_file
 from bcnet.commands.train import train
+from bcnet.commands.usage import PlainCommand
 from bcnet.errors import BcnetError, UsageError, one_line, raised_by_user
 from bcnet.plain import LONGEST, plain
 from bcnet.processes import refuse_several, these
@@ -70,7 +71,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name, cls=InspectCommand if _command is inspect else None)(_command)
+    app.command(_name, cls=InspectCommand if _command is inspect else PlainCommand)(_command)
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from conftest import CONFIG, PROFILE, LargestFile, Refused
 from PIL import Image
 
 from bcnet.cli import app, main
+from bcnet.commands.inspect import InspectCommand
+from bcnet.commands.usage import PlainCommand
 from bcnet.config import EXAMPLE, Config, load_config
 from bcnet.show.tables import show_table
 from bcnet.signals import as_interrupts
@@ -118,6 +120,49 @@ def test_every_command_has_help_for_itself_and_all_its_options(
         is_argument = option.param_type_name == "argument"
         assert (option.metavar or option.opts[0] if is_argument else option.opts[0]) in out
         assert len(option.help) > 10, f"{command} {option.opts[0]} has no help"
+
+
+def every_command(commands: Mapping[str, Any] = COMMANDS) -> Iterator[tuple[str, Any]]:
+    """Each command by what is typed, also those of groups."""
+    for name, command in commands.items():
+        yield name, command
+        inner = every_command(getattr(command, "commands", {}))
+        yield from ((f"{name} {own}", command) for own, command in inner)
+
+
+EVERY_COMMAND = dict(every_command())
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_help_says_in_plain_words_what_each_option_takes(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert "<" not in capfd.readouterr().out
+    taking = [own for own in EVERY_COMMAND[command].params if not getattr(own, "is_flag", False)]
+    assert [own.name for own in taking if not (own.metavar or "").isupper()] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run"),
+    [
+        (["report", "night"], "night"),
+        (["search", "--latency-ms", "5", "night shift"], "'night shift'"),
+        (["inspect", "night", "--json"], "night"),
+        (["bench", "arena", "night"], "night"),
+    ],
+)
+def test_a_runs_name_without_its_option_is_answered_with_the_option(
+    refused: Refused, arguments: list[str], run: str
+) -> None:
+    message = refused(2, *arguments)
+    assert f"; if that is the name of a run, type --run {run} (see bcnet {arguments[0]}" in message
+
+
+def test_other_stray_arguments_are_refused_by_every_command(refused: Refused) -> None:
+    assert refused(2, "init", "a", "b") == "bcnet: unexpected argument 'a' (see bcnet init --help)"
+    commands = [own for own in EVERY_COMMAND.values() if not hasattr(own, "commands")]
+    assert {type(own) for own in commands} == {PlainCommand, InspectCommand}
 
 
 def test_the_list_of_commands_says_in_whole_sentences_what_each_does(

@@ -22,6 +22,7 @@ from bcnet.commands.options import (
     with_settings,
 )
 from bcnet.commands.start import InProcesses, start_processes
+from bcnet.commands.usage import PlainCommand
 from bcnet.config import TrainConfig
 from bcnet.errors import UsageError
 from bcnet.nearest import near_path
@@ -35,28 +36,41 @@ bench_app = typer.Typer(
 bench_app.callback(invoke_without_command=True)(help_without_command)
 
 
-@bench_app.command("channel-bench-macro")
+@bench_app.command("channel-bench-macro", cls=PlainCommand)
 def channel_bench_macro(
     context: typer.Context,
     table: Annotated[
         Path,
-        typer.Option(help="The authors' table, e.g. Results_MobileNet.json.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="The authors' table, e.g. Results_MobileNet.json.", show_default=False
+        ),
     ],
-    data: Annotated[str, typer.Option(help="CIFAR-10: cifar10, or imagefolder:PATH.")] = "cifar10",
-    space: Annotated[str, typer.Option(help="The table's space: mobilenet or resnet.")] = "mobilenet",
-    method: Annotated[str, typer.Option(help=sentence(TRAIN["method"].description))] = "bcnet",
-    step: Annotated[str, typer.Option(help=sentence(TRAIN["step"].description))] = "plain",
-    draws: Annotated[int, typer.Option(min=1, max=64, help=sentence(TRAIN["draws"].description))] = 1,
+    data: Annotated[
+        str, typer.Option(metavar="NAME", help="CIFAR-10: cifar10, or imagefolder:PATH.")
+    ] = "cifar10",
+    space: Annotated[
+        str, typer.Option(metavar="NAME", help="The table's space: mobilenet or resnet.")
+    ] = "mobilenet",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help=sentence(TRAIN["method"].description))
+    ] = "bcnet",
+    step: Annotated[str, typer.Option(metavar="NAME", help=sentence(TRAIN["step"].description))] = "plain",
+    draws: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help=sentence(TRAIN["draws"].description))
+    ] = 1,
     supernets: Annotated[
         int,
-        typer.Option(min=1, max=16, help="Supernets that share the passes; their mean score is used."),
+        typer.Option(
+            metavar="N", min=1, max=16, help="Supernets that share the passes; their mean score is used."
+        ),
     ] = 1,
     complementary: Annotated[bool, typer.Option(help=sentence(TRAIN["complementary"].description))] = False,
     preset: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help="Size: full (all images, the benchmark's widths), small (40 minutes on two cores: 22,400 "
-            "images, widths divided by 4), or tiny (seconds: only tests that everything runs)."
+            "images, widths divided by 4), or tiny (seconds: only tests that everything runs).",
         ),
     ] = "full",
     shared: Annotated[
@@ -65,23 +79,30 @@ def channel_bench_macro(
     ] = False,
     passes: Annotated[
         int | None,
-        typer.Option(min=1, help="Passes over the training images, each path counted (default: preset's)."),
+        typer.Option(
+            metavar="N", min=1, help="Passes over the training images, each path counted (default: preset's)."
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, max=65_536, help="Training images per step (default: preset's).")
+        int | None,
+        typer.Option(metavar="N", min=2, max=65_536, help="Training images per step (default: preset's)."),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(min=10, help="Settings to score, of all sizes (default: preset's).")
+        int | None,
+        typer.Option(metavar="N", min=10, help="Settings to score, of all sizes (default: preset's)."),
     ] = None,
     scratch: Annotated[
         int,
         typer.Option(
             "--from-scratch",
+            metavar="N",
             help="Number of other settings to train from scratch, at least 10, to compare with regressions "
             "on their accuracies.",
         ),
     ] = 0,
-    scratch_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of these settings.")] = 1,
+    scratch_epochs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Epochs of each of these settings.")
+    ] = 1,
     cuda_graph: Annotated[
         bool | None,
         typer.Option(
@@ -89,7 +110,9 @@ def channel_bench_macro(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of initial weights, training and split.")] = 0,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Seed of initial weights, training and split.")
+    ] = 0,
     run: RunName = "channel-bench-macro",
     config: ConfigFile = None,
     processes: InProcesses = None,
@@ -130,21 +153,24 @@ def channel_bench_macro(
         print(summary_json(report) if as_json else f"{as_text(report)}\n{target.folder}/bench/report.json")
 
 
-@bench_app.command("arena")
+@bench_app.command("arena", cls=PlainCommand)
 @with_settings("device")
 def arena(
     given: Given,
     context: typer.Context,
     budgets: Annotated[
         str,
-        typer.Option(help="Percentages of the original's measured latency (e.g. 75%,50%,30%)."),
+        typer.Option(
+            metavar="PERCENT[,...]", help="Percentages of the original's measured latency (e.g. 75%,50%,30%)."
+        ),
     ] = "50%",
-    seeds: Annotated[str, typer.Option(help="Seeds of fine-tuning (e.g. 0,1,2).")] = "0",
+    seeds: Annotated[str, typer.Option(metavar="N[,...]", help="Seeds of fine-tuning (e.g. 0,1,2).")] = "0",
     row: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="NAME",
             help="A row: auto, a method of search.method, 'uniform, l1', 'uniform (from scratch)' or a "
-            "competitor; ', no distillation' may follow. May be repeated; default: all."
+            "competitor; ', no distillation' may follow. May be repeated; default: all.",
         ),
     ] = None,
     without_distillation: Annotated[
@@ -152,7 +178,7 @@ def arena(
     ] = False,
     passes: Annotated[
         int | None,
-        typer.Option(min=0, help="Epochs of fine-tuning (default: slice.epochs)."),
+        typer.Option(metavar="N", min=0, help="Epochs of fine-tuning (default: slice.epochs)."),
     ] = None,
     measure: Annotated[
         bool,

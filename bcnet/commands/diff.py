@@ -32,11 +32,15 @@ def diff(
     ],
     max_slowdown: Annotated[
         str | None,
-        typer.Option(help="Fail if RUN_B is slower than RUN_A by more, from 4% to 100% (default: no limit)."),
+        typer.Option(
+            metavar="PERCENT",
+            help="Fail if RUN_B is slower than RUN_A by more, from 4% to 100% (default: no limit).",
+        ),
     ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             min=0,
             help="Fail if RUN_B is less accurate than RUN_A by more, in percentage points, or in the unit of "
             "another metric (default: no limit).",

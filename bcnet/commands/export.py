@@ -27,14 +27,15 @@ def export(
     flavour: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="With --trt: TensorRT variant, tensorrt or rtx (TensorRT for RTX); default: the device "
-            "profile's."
+            "profile's.",
         ),
     ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
-            metavar="INTEGER[,...]",
+            metavar="N[,...]",
             help="Images per inference (default: the device profile's); with --trt also several sizes in "
             "ascending order (e.g. 1,8,32) for one engine, which is timed at the first.",
         ),
@@ -83,7 +84,9 @@ def verify(
     given: Given,
     engine: Annotated[
         Path,
-        typer.Option(help="The engine (e.g. runs/NAME/export/model.engine); engine.json is beside it."),
+        typer.Option(
+            metavar="FILE", help="The engine (e.g. runs/NAME/export/model.engine); engine.json is beside it."
+        ),
     ],
     run: RunName = None,
     as_json: Json = False,
@@ -96,6 +99,11 @@ def verify(
     if not engine.exists():
         hint = near_path(engine, "give the path of an engine, e.g. runs/NAME/export/model.engine")
         raise UsageError(f"--engine: {engine} does not exist; {hint}")
+    if engine.suffix == ".onnx":
+        raise UsageError(
+            f"--engine: {engine} is an ONNX file and no engine; `bcnet export` verifies the ONNX files of a "
+            "run when it writes them"
+        )
     facts = stage.facts_beside(engine)
     given = given.with_flags("", device=facts.device, batch=facts.batches[0], precision=facts.precision)
     command = Command("verify", given, run or run_holding(engine), as_json)

@@ -11,7 +11,7 @@ from bcnet.commands.options import Json
 
 def init(
     config: Annotated[
-        Path | None, typer.Option("--config", help="File to write (default: bcnet.toml).")
+        Path | None, typer.Option("--config", metavar="FILE", help="File to write (default: bcnet.toml).")
     ] = None,
     as_json: Json = False,
 ) -> None:

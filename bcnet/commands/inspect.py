@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand
 
 from bcnet.commands.completion import run_names
 from bcnet.commands.in_run import existing_run
 from bcnet.commands.options import Given, Json, with_settings
+from bcnet.commands.usage import PlainCommand
 from bcnet.errors import ArtifactError, UsageError
 from bcnet.show import show_space
 from bcnet.show.latency import show_latency, show_reasons
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     second: str
 
 
-class InspectCommand(TyperCommand):
+class InspectCommand(PlainCommand):
     """`--tie A B`, repeatable: click's options can be both, but an annotation only says one of it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,11 +58,13 @@ class Inspected:
 def inspect(
     given: Given,
     model: Annotated[
-        str | None, typer.Option(help="Inspect this model (e.g. torchvision:resnet18) without any data.")
+        str | None,
+        typer.Option(metavar="NAME", help="Inspect this model (e.g. torchvision:resnet18) without any data."),
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
+            metavar="PIXELS",
             min=8,
             max=4096,
             help="Image side for --model, in pixels. Default: that of the data in bcnet.toml, or 224.",
@@ -79,6 +81,7 @@ def inspect(
         str | None,
         typer.Option(
             "--run",
+            metavar="NAME",
             help="Show instead, for the network that this run found, what each group's next narrower and "
             "next wider choice would change.",
             autocompletion=run_names,

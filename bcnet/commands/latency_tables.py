@@ -20,8 +20,9 @@ from bcnet.commands.options import (
     percentage,
     with_settings,
 )
+from bcnet.commands.usage import PlainCommand
 from bcnet.errors import BcnetError, TableError, UsageError
-from bcnet.plain import plain
+from bcnet.plain import counted, plain
 from bcnet.show import show_check
 
 if TYPE_CHECKING:
@@ -75,18 +76,26 @@ def build_lut(
 def check_lut(
     given: Given,
     table: Annotated[
-        Path | None, typer.Option(help="Table to check (default: latency_tables/DEVICE.json).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Table to check (default: latency_tables/DEVICE.json)."),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="Compare with this older table; nothing is measured.")
+        Path | None, typer.Option(metavar="FILE", help="Compare with this older table; nothing is measured.")
     ] = None,
-    max_slowdown: Annotated[str, typer.Option(help="Allowed slowdown, from 4% to 100%.")] = "5%",
+    max_slowdown: Annotated[
+        str, typer.Option(metavar="PERCENT", help="Allowed slowdown, from 4% to 100%.")
+    ] = "5%",
     rows: Annotated[
-        int, typer.Option(min=1, help="Rows to sample; further rows of the same networks are compared, too.")
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Rows to sample; further rows of the same networks are compared, too."
+        ),
     ] = 40,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long to measure, in seconds.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, max=3600, help="How long to measure.")
+    ] = 30.0,
     junit: Annotated[
-        Path | None, typer.Option(help="Also write the result to this file, as JUnit XML.")
+        Path | None, typer.Option(metavar="FILE", help="Also write the result to this file, as JUnit XML.")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -149,12 +158,13 @@ def check_lut(
 lut_app.callback(invoke_without_command=True)(help_without_command)
 
 
-@lut_app.command("accept-edit")
+@lut_app.command("accept-edit", cls=PlainCommand)
 @with_settings("device")
 def accept_edit(
     given: Given,
     table: Annotated[
-        Path | None, typer.Option(help="Table that was edited (default: latency_tables/DEVICE.json).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Table that was edited (default: latency_tables/DEVICE.json)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -176,6 +186,7 @@ def accept_edit(
         print(plain(f"accepted: {edit}"))
     if len(summary["edits"]) > EDITS_SHOWN:
         more, rows = len(summary["edits"]) - EDITS_SHOWN, summary["rows_edited"]
-        print(f"accepted: {more} more; {rows} edited rows in all, in {summary['sessions_edited']} session(s)")
+        sessions = counted(summary["sessions_edited"], "session")
+        print(f"accepted: {more} more; {counted(rows, 'edited row')} in all, in {sessions}")
     if summary["next"]:
         print(plain(f"{table} is sealed again; run `{summary['next']}` to fit its calibrations again"))

@@ -24,7 +24,17 @@ Returned = TypeVar("Returned")
 
 BUDGET = tuple(f"search.{key}" for key in BUDGETS)
 TARGET = ("device", "batch", "threads", "precision", "host")
-METAVARS = {"device": "NAME", "host": "USER@NAME", "space.freeze": "PATTERN"}
+METAVARS = {
+    "host": "USER@NAME",
+    "space.freeze": "PATTERN",
+    "search.max_size_mb": "MEGABYTES",
+    "search.latency_ms": "[DEVICE=]MS",
+    "search.p90_ms": "[DEVICE=]MS",
+    "search.fps": "[DEVICE=]NUMBER",
+    "search.latency": "[DEVICE=]PERCENT",
+    "slice.latency_ms": "MS",
+    "slice.latency": "PERCENT",
+}
 KINDS = {int: "N", float: "NUMBER", str: "NAME", list[str]: "NAME"}
 SEVERAL_DEVICES = ("with a list of several", "with several devices")
 OF_RUN = "that of the run's last table, else cpu"
@@ -232,17 +242,11 @@ def _option(key: str, left_out: tuple[str, ...], in_run: bool) -> Any:
     kind, choices = _kind(field)
     option = typer.Option(
         f"--{_name(key).replace('_', '-')}",
-        metavar=METAVARS.get(key) or _metavar(key, kind),
+        metavar=METAVARS.get(key) or KINDS.get(kind),
         help=_help(field, left_out, in_run),
         autocompletion=device_names if key == "device" else one_of(choices) if choices else None,
     )
     return Annotated[kind if kind is bool else kind | None, option]
-
-
-def _metavar(key: str, kind: Any) -> str | None:
-    if key not in BY_DEVICE:
-        return KINDS.get(kind)
-    return f"[DEVICE=]{'PERCENT' if BY_DEVICE[key] is str else 'NUMBER'}"
 
 
 def _kind(field: FieldInfo) -> tuple[Any, tuple[str, ...]]:

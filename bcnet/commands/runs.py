@@ -8,6 +8,7 @@ import typer
 
 from bcnet.commands.completion import run_names
 from bcnet.commands.options import Json
+from bcnet.commands.usage import PlainCommand
 from bcnet.errors import UsageError
 from bcnet.show import show_table
 from bcnet.show.tables import put
@@ -37,7 +38,7 @@ def list_runs(context: typer.Context, as_json: Json = False) -> None:
         print("there are no runs in this folder yet; `bcnet run` makes one")
 
 
-@runs_app.command("remove")
+@runs_app.command("remove", cls=PlainCommand)
 def remove_run(
     name: Annotated[
         str,

@@ -13,6 +13,7 @@ import typer
 
 from bcnet.commands.options import Given
 from bcnet.errors import TrainingError, UsageError
+from bcnet.plain import counted
 from bcnet.processes import cores, these
 
 InProcesses = Annotated[
@@ -44,7 +45,7 @@ def start_processes(context: typer.Context, given: Given, count: int | None) -> 
     gpus = torch.cuda.device_count()
     if gpus and count > gpus:
         raise UsageError(
-            f"--processes {count}: this machine has {gpus} {'GPU' if gpus == 1 else 'GPUs'}, one for each "
+            f"--processes {count}: this machine has {counted(gpus, 'GPU')}, one for each "
             "process; CUDA_VISIBLE_DEVICES= uses the processor's cores"
         )
     raise typer.Exit(_run(count, context.find_root().obj))

@@ -26,7 +26,7 @@ def time_file(
     ],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Also time this file, alternating, and compare the two."),
+        typer.Option(metavar="FILE", help="Also time this file, alternating, and compare the two."),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -38,14 +38,16 @@ def time_file(
         ),
     ] = None,
     layers: Annotated[
-        int, typer.Option(min=0, help="Layers to print, the longest first; with 0 none are timed.")
+        int,
+        typer.Option(metavar="N", min=0, help="Layers to print, the longest first; with 0 none are timed."),
     ] = 10,
     rounds: Annotated[
-        int, typer.Option(min=3, max=1000, help="How often each file is loaded and timed again.")
+        int, typer.Option(metavar="N", min=3, max=1000, help="How often each file is loaded and timed again.")
     ] = 10,
     seconds: Annotated[
         float | None,
         typer.Option(
+            metavar="SECONDS",
             min=0.01,
             max=3600,
             help="How long each file is timed, in all rounds together (default: a round takes the `seconds` "

@@ -229,8 +229,11 @@ def test_without_its_device_an_engine_is_not_verified_and_nothing_changes(refuse
     assert "is not the file that" in refused(1, "verify", "--engine", str(DESK_ENGINE))
     assert "nowhere/model.engine does not exist; " in refused(2, "verify", "--engine", "nowhere/model.engine")
     Path("nowhere").mkdir()
-    Path("nowhere/model.engine").touch()
+    for name in ("model.engine", "model.onnx"):
+        Path(f"nowhere/{name}").touch()
     assert "engine.json is missing" in refused(1, "verify", "--engine", "nowhere/model.engine")
+    line = refused(2, "verify", "--engine", "nowhere/model.onnx")
+    assert "nowhere/model.onnx is an ONNX file and no engine; `bcnet export` verifies the ONNX files" in line
 
 
 @pytest.mark.usefixtures("desk_engine")
