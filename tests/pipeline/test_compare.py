@@ -14,16 +14,8 @@ from bcnet.cli import main
 from bcnet.config import load_config
 from bcnet.models.digits import digits
 from bcnet.onnx_export.onnx_supernet import to_onnx
-from bcnet.pipeline.compare import (
-    FULL,
-    ORIGINAL,
-    SCRATCH,
-    SEARCHED,
-    UNIFORM,
-    Given,
-    better_from_scratch,
-    compare,
-)
+from bcnet.pipeline.compare import better_from_scratch, compare
+from bcnet.pipeline.compare_networks import FULL, ORIGINAL, SCRATCH, SEARCHED, UNIFORM, Given
 from bcnet.pipeline.export import original_accuracy
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import original_network
