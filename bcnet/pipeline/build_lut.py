@@ -31,9 +31,11 @@ from bcnet.measure.table_build import Plan, TableBuild
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.binary_layers import not_in_single_bits, without_kernels
 from bcnet.pipeline.device_table import model_key
+from bcnet.pipeline.measured_again import FILE as AGAIN
+from bcnet.pipeline.measured_again import MeasuredAgain, forget_forms
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import PrecisionTable, TableSummary
-from bcnet.plain import plain
+from bcnet.plain import counted, duration, plain
 from bcnet.progress import say
 from bcnet.runs import Run, Stage, json_bytes
 from bcnet.space.width_space import Widths
@@ -135,8 +137,8 @@ def say_exports(graph: OnnxSupernet, networks: Collection[Widths]) -> None:
     """Report how long exports will take where each network needs its own, before the first one begins."""
     if not graph.sliceable:
         seconds = len(networks) * graph.export_seconds
-        time_taken = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-        say(f"exporting {len(networks)} networks takes about {time_taken}, besides the time to measure them")
+        exported = f"exporting {counted(len(networks), 'network')} takes about {duration(seconds)}"
+        say(f"{exported}, besides the time to measure them")
 
 
 def _cache_use(networks_mb: Sequence[float], cache_mb: float) -> float | None:
@@ -175,19 +177,20 @@ def run(run: Run, problem: Problem, again: bool = False) -> TableSummary:
     Several devices are measured one after the other: returns the first one's result, reports the others'.
     """
     stage = run.stage("build-lut")
-    first, *further = [_of_device(stage, own, again) for own in problem.devices]
+    measured = MeasuredAgain.of(stage) if again else None
+    first, *further = [_of_device(stage, own, measured) for own in problem.devices]
     files = {first.FILE: json_bytes(first.to_json())}
     files |= {f"report-{own.device}.json": json_bytes(own.to_json()) for own in further}
-    stage.finish(stage_inputs(run, problem), files)
+    stage.finish(stage_inputs(run, problem), files, [stage.path(AGAIN)])
     for own in further:
         say(
-            f"{own.device}: {own.rows_measured} layers measured in {own.seconds:.0f} s; this network uses "
-            f"{own.rows_used}; error {own.calibration.mean_error or 0:.1%}; file {own.table}"
+            f"{own.device}: {counted(own.rows_measured, 'layer')} measured in {own.seconds:.0f} s; this "
+            f"network uses {own.rows_used}; error {own.calibration.mean_error or 0:.1%}; file {own.table}"
         )
     return first
 
 
-def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
+def _of_device(stage: Stage, problem: Problem, again: MeasuredAgain | None) -> TableSummary:
     """One device's table, completed in each precision."""
     report, *others = [_built(problem.at(name), again) for name in problem.precisions]
     return TableSummary(
@@ -217,8 +220,10 @@ def _of_device(stage: Stage, problem: Problem, again: bool) -> TableSummary:
     )
 
 
-def _built(problem: Problem, again: bool) -> BuildReport:
+def _built(problem: Problem, again: MeasuredAgain | None) -> BuildReport:
     """The table of one precision, with missing rows measured, and what to report about it.
+
+    With `again`, all rows are measured, unless that was done before the command was stopped.
 
     Raises ModelError for a binary network at a precision that the runtime's 1-bit kernels do not have.
     """
@@ -230,15 +235,21 @@ def _built(problem: Problem, again: bool) -> BuildReport:
         say(note)
     if len(problem.precisions) > 1:
         say(f"latency table at {problem.profile.precision}")
+    due = again is not None and again.due(problem)
     with problem.table.being_built() as table:
+        if due:
+            forget_forms(problem, table)
         seed = problem.config.seed
-        report = build_lut(problem.graph, problem.profile, table, seed=seed, path=path, again=again)
+        report = build_lut(problem.graph, problem.profile, table, seed=seed, path=path, again=due)
+    if again is not None and due:
+        again.add(problem)
     if report.measured == 0:
-        say(f"{path} has all {report.rows} layers of this network; nothing measured")
+        say(f"{path} lacks none of this network's layers ({report.rows}); nothing measured")
     if report.failed:
+        failed, first = counted(len(report.failed), "layer"), report.failed[0]
         say(
-            f"{len(report.failed)} layers cannot be run by {problem.profile.runtime}; networks with them are "
-            f"never chosen: {report.failed[0].layer}: {report.failed[0].error}"
+            f"{problem.profile.runtime} cannot run {failed}; networks with such layers are never chosen: "
+            f"{first.layer}: {first.error}"
         )
     calibration = report.calibration
     if problem.table.replayed:

@@ -9,19 +9,19 @@ loses less for what it saves, and a layer whose real form is not slower stays re
 file.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import nn
 
 from bcnet.allocation.loss_tables import UNUSABLE
 from bcnet.config import latency_share
 from bcnet.errors import DeviceError, ModelError
 from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL
 from bcnet.methods.latency_milp import Allocation, allocate_exactly
-from bcnet.models.binary import BinaryConv2d, RSign, layers_of_one_bit
-from bcnet.pipeline.mixed_latency import MixedLatency, assigned, binary_names, mixed_latency
+from bcnet.models.binary import layers_of_one_bit
+from bcnet.pipeline.layer_forms import any_binary, assigned, binary_names
+from bcnet.pipeline.mixed_latency import MixedLatency, mixed_latency
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import Values
 from bcnet.pipeline.trained_scores import TrainedScores
@@ -92,9 +92,10 @@ def choose_precisions(problem: Problem) -> LayerPrecisions:
     mixed = mixed_latency(problem)
     losses = choice_losses(problem, mixed.names)
     space = with_bits(problem.space, mixed.names)
-    limit_ms = _limit_ms(problem, mixed)
+    full = Full.of(problem, mixed)
+    limit_ms = _limit_ms(problem, full)
     (best,) = allocate_exactly(space, losses, mixed.model, limit_ms)
-    return _result(problem, mixed, losses, limit_ms, best)
+    return _result(problem, mixed, losses, (limit_ms, full), best)
 
 
 def _check(problem: Problem) -> None:
@@ -117,7 +118,7 @@ def _check(problem: Problem) -> None:
         raise DeviceError(
             f"1-bit kernels are for files in fp32 or int8, not {profile.precision}; set --precision fp32"
         )
-    if _any_binary(layers):
+    if any_binary(layers):
         raise ModelError(
             "precisions are chosen on the real network, from which the binary one is then trained: set "
             "binary = 'none' in [model] args, and model.weights to those of the real network"
@@ -127,11 +128,6 @@ def _check(problem: Problem) -> None:
             "precisions are chosen by losses of the trained network: set model.weights to those of the real "
             "network, and leave space.expand at 1"
         )
-
-
-def _any_binary(layers: Mapping[str, Sequence[nn.Module]]) -> bool:
-    modules = [module for own in layers.values() for module in own]
-    return any(module.binary for module in modules if isinstance(module, RSign | BinaryConv2d))
 
 
 def with_bits(space: WidthSpace, names: Sequence[str]) -> WidthSpace:
@@ -163,30 +159,38 @@ def choice_losses(problem: Problem, names: Sequence[str]) -> tuple[np.ndarray, .
     return (*scores.tables, *(np.array([max(rise, 0.0), 0.0]) for rise in rises))
 
 
-def _limit_ms(problem: Problem, mixed: MixedLatency) -> float:
-    search, (real, one_bit) = problem.config.search, _full(problem, mixed)
+@dataclass(frozen=True)
+class Full:
+    """The latencies of the network of full widths, in ms: with all layers real, and with all binary."""
+
+    real_ms: float
+    one_bit_ms: float
+
+    @classmethod
+    def of(cls, problem: Problem, mixed: MixedLatency) -> "Full":
+        widths, layers = problem.space.original(), len(mixed.names)
+        return cls(*(float(mixed.model((*widths, *[bits] * layers))) for bits in (REAL, ONE_BIT)))
+
+
+def _limit_ms(problem: Problem, full: Full) -> float:
+    search = problem.config.search
     given_ms = search.given_ms(problem.profile.batch)
     if given_ms is not None:
         return given_ms
-    if search.share is not None:
-        return latency_share(search.share) * float(mixed.model(real))
-    return float(mixed.model(one_bit))
-
-
-def _full(problem: Problem, mixed: MixedLatency) -> tuple[Widths, Widths]:
-    """The network of full widths with all layers real, and with all binary."""
-    widths, layers = problem.space.original(), len(mixed.names)
-    return Widths((*widths, *[REAL] * layers)), Widths((*widths, *[ONE_BIT] * layers))
+    return full.one_bit_ms if search.share is None else latency_share(search.share) * full.real_ms
 
 
 def _result(
-    problem: Problem, mixed: MixedLatency, losses: Sequence[np.ndarray], limit_ms: float, best: Allocation
+    problem: Problem,
+    mixed: MixedLatency,
+    losses: Sequence[np.ndarray],
+    limits: tuple[float, Full],
+    best: Allocation,
 ) -> LayerPrecisions:
-    latency, fit = mixed.model, mixed.model.calibration
+    latency, fit, (limit_ms, full) = mixed.model, mixed.model.calibration, limits
     assert fit is not None
     groups = tuple(group.name for group in problem.space.groups)
     widths, bits = best.widths[: len(groups)], best.widths[len(groups) :]
-    real, one_bit = _full(problem, mixed)
 
     def layer(number: int) -> LayerPrecision:
         ms = {
@@ -209,8 +213,8 @@ def _result(
         table=str(problem.table.path),
         limit_ms=round(limit_ms, 5),
         predicted_ms=round(best.predicted_ms, 5),
-        full_real_ms=round(float(latency(real)), 5),
-        full_one_bit_ms=round(float(latency(one_bit)), 5),
+        full_real_ms=round(full.real_ms, 5),
+        full_one_bit_ms=round(full.one_bit_ms, 5),
         binary=binary_names(mixed.names, bits),
         groups=groups,
         widths=tuple(widths),

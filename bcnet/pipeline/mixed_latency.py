@@ -5,26 +5,23 @@ bits. Both forms of each layer are rows of the device's table, measured in place
 family.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
-from bcnet.errors import ModelError, SpaceError
+from bcnet.errors import SpaceError
 from bcnet.latency_tables.calibration import fit_calibration
 from bcnet.latency_tables.failed import runs
-from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL, Bits, MixedSlot, covering_bits, mixed_slots
+from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, Bits, MixedSlot, mixed_slots
 from bcnet.latency_tables.model import LatencyModel, specs_of
 from bcnet.latency_tables.rows import Calibration
 from bcnet.measure.network_design import calibration_subnets
-from bcnet.models.binary import layers_of_one_bit, only_binary
-from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.build_lut import build_lut
+from bcnet.pipeline.layer_forms import Forms
 from bcnet.pipeline.problem import Problem
+from bcnet.plain import counted
 from bcnet.progress import say
-from bcnet.runtimes.onnx_binary import binary_convolutions
 
 
 @dataclass(frozen=True)
@@ -48,42 +45,22 @@ class MixedLatency:
         return sum(each[part] for part in self.parts[layer])
 
 
-def binary_names(names: Sequence[str], bits: Bits) -> tuple[str, ...]:
-    """The layers of one bit."""
-    return tuple(name for name, own in zip(names, bits, strict=True) if own == ONE_BIT)
-
-
-def assigned(problem: Problem, names: Sequence[str], bits: Bits) -> Problem:
-    """The problem of a real network with these bits of its layers; tensors and all else are the same."""
-    if ONE_BIT not in bits:
-        return problem
-    model = copy.deepcopy(problem.model)
-    only_binary(model, binary_names(names, bits))
-    return problem.of_model(model)
-
-
 def mixed_latency(problem: Problem) -> MixedLatency:
     """Measure the rows that the device's table lacks, and bind it to all widths and bits.
 
     The rows of all forms are in a few networks, each with a calibration of its own (see `covering_bits`). One
     calibration for all is fitted to what these predict for their whole subnets.
     """
-    names, seed = tuple(layers_of_one_bit(problem.model)), problem.config.seed
-    binary = assigned(problem, names, (ONE_BIT,) * len(names))
-    reads = layers_read(binary.graph, binary.model)
-    together = [tuple(own) for own in reads]
-    networks = {
-        bits: assigned(problem, names, bits) if REAL in bits else binary
-        for bits in covering_bits(together, len(names))
-    }
+    forms, seed = Forms.of(problem), problem.config.seed
+    names, reads, networks = forms.names, forms.reads, forms.networks
     choices = (*problem.choices, *[BITS] * len(names))
-    slots = _slots(problem, networks, together, choices)
+    slots = _slots(problem, networks, [tuple(own) for own in reads], choices)
     measured = 0
     with problem.table.being_built() as table:
         for number, (bits, own) in enumerate(networks.items(), 1):
             say(
-                f"latency table, network {number} of {len(networks)}: {bits.count(ONE_BIT)} of {len(names)} "
-                "layers have one bit"
+                f"latency table, network {number} of {len(networks)}: one bit in {bits.count(ONE_BIT)} of "
+                f"{counted(len(names), 'layer')}"
             )
             report = build_lut(own.graph, problem.profile, table, seed=seed, path=problem.table.path)
             measured += report.measured
@@ -96,32 +73,6 @@ def mixed_latency(problem: Problem) -> MixedLatency:
         places = [(not read[layer], place) for place, read in enumerate(reads) if layer in read]
         parts.append(tuple(place for _, place in sorted(places)))
     return MixedLatency(latency, names, tuple(parts), measured, fit_error)
-
-
-def layers_read(graph: OnnxSupernet, model: nn.Module) -> list[dict[int, bool]]:
-    """For each fused layer of the all-binary network the numbers of the layers that it is a part of.
-
-    Numbers are those in `layers_of_one_bit`. True if it is the convolution, False if the signs that the
-    convolution reads are fused into it. Signs are found by the nodes that make them: in a real network their
-    thresholds may equal other shifts, with which they are then one constant.
-    """
-    names = {module: name for name, module in model.named_modules()}
-    number_of = {
-        f"{names[module]}.weight": number
-        for number, modules in enumerate(layers_of_one_bit(model).values())
-        for module in modules
-        if isinstance(module, nn.Conv2d)
-    }
-    slot_of = {node: place for place, slot in enumerate(graph.slots) for node in slot.nodes}
-    reads: list[dict[int, bool]] = [{} for _ in graph.slots]
-    found = binary_convolutions(graph.proto.graph, graph.arrays)
-    if sorted(own.node.input[1] for own in found) != sorted(number_of):
-        raise ModelError("not every layer that can be binary is a binary convolution in the exported file")
-    for own in found:
-        number = number_of[own.node.input[1]]
-        reads[slot_of[own.signs.output[0]]].setdefault(number, False)
-        reads[slot_of[own.name]][number] = True
-    return reads
 
 
 def _slots(

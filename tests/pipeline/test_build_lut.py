@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Refused
+from conftest import PROFILE, Refused
 
 from bcnet import LatencyTable
 from bcnet.cli import main
+from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import Session
+from bcnet.pipeline import build_lut as stage
 
 TABLE = Path("latency_tables/cpu.json")
 
@@ -23,7 +26,7 @@ def test_one_table_holds_several_settings_and_never_mixes_them(
     shutil.copytree("runs/default/train", "runs/four/train")
     line = refused(1, "search", "--batch", "4", "--run", "four")
     assert "batch 4" in line
-    assert "has: onnxruntime, fp32, batch 1, 1 thread(s), power mode default" in line
+    assert "has: onnxruntime, fp32, batch 1, 1 thread, power mode default" in line
     assert "bcnet build-lut --device cpu" in line
     four = ["--batch", "4", "--run", "four", "--json"]
     assert main(["build-lut", *four]) == 0
@@ -86,6 +89,34 @@ def test_settings_that_cannot_be_meant_are_wrong_usage(
 
 def test_an_estimate_measures_nothing_again(folder: Path, refused: Refused) -> None:
     assert "--estimate measures nothing: give one of them" in refused(2, "build-lut", "--estimate", "--again")
+
+
+def test_what_was_measured_again_before_a_stop_is_not_measured_a_second_time(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("hw_profiles/twin.toml").write_text(PROFILE, encoding="utf-8")
+    replace(LatencyTable.load(TABLE), device="twin").save(Path("latency_tables/twin.json"))
+    asked: list[tuple[str, bool]] = []
+    real = stage.build_lut
+
+    def build(graph: Any, profile: HwProfile, *given: Any, again: bool, **others: Any) -> stage.BuildReport:
+        asked.append((profile.name, again))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return real(graph, profile, *given, **others)  # measures nothing: all rows are there
+
+    monkeypatch.setattr(stage, "build_lut", build)
+    both = ("build-lut", "--device", "cpu", "--device", "twin")
+    assert main([*both, "--again"]) == 130
+    assert main([*both, "--again"]) == 0
+    assert asked == [("cpu", True), ("twin", True), ("cpu", False), ("twin", True)]
+    file = Path("runs/default/build-lut/again.jsonl")
+    assert f"cpu.json was measured again before the command was stopped; to repeat that, delete {file}\n" in (
+        capfd.readouterr().err
+    )
+    assert not file.exists()
+    assert main([*both, "--again"]) == 0
+    assert asked[4:] == [("cpu", True), ("twin", True)]
 
 
 def test_rows_are_measured_again_when_that_is_asked_for_and_once_more_where_they_are_noisy(

@@ -18,8 +18,9 @@ from bcnet.latency_tables.model import LayerSlot
 from bcnet.latency_tables.rows import BINARY
 from bcnet.latency_tables.table import LatencyTable
 from bcnet.models.reactnet import reactnet_small
+from bcnet.pipeline.layer_forms import assigned, layers_read
 from bcnet.pipeline.layer_precisions import choice_losses, with_bits
-from bcnet.pipeline.mixed_latency import assigned, layers_read, mixed_latency
+from bcnet.pipeline.mixed_latency import mixed_latency
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
 from bcnet.space.width_space import Widths
@@ -118,6 +119,15 @@ def test_the_network_of_the_least_loss_within_the_budget_is_chosen_and_can_be_ma
     assert found["predicted_ms"] <= found["limit_ms"]
     assert [own["binary"] for own in found["layers"]] == [own == 1 for own in bits]
     assert [own["in_channels"] for own in found["layers"]] == [chosen[0], chosen[1]]
+
+    # Measured again are both forms: of the real network now, all others by the next choice.
+    assert main(["build-lut", "--again", "--json"]) == 0
+    out, err = capfd.readouterr()
+    left = LatencyTable.load(Path(found["table"])).rows
+    assert json.loads(out)["rows_measured"] == len(left) < len(rows)
+    assert {spec.op for spec, _ in left} == {spec.op for spec, _ in rows} - {BINARY}
+    assert f"{len(rows) - len(left)} rows of the forms with binary layers removed: `bcnet one-bit`" in err
+    assert mixed_latency(problem).rows_measured == len(rows) - len(left)
 
     # The network is an ordinary one: nothing is missing for it but whole networks.
     configure(widths=[64], depths=[1], binary=json.dumps(found["binary"]))

@@ -8,10 +8,10 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bcnet.agent import openvino_jobs
+from bcnet.agent.openvino_graph import binary_layers, binary_layers_not_u1, equal_thresholds
 from bcnet.errors import DeviceError, NetworkError
 from bcnet.runtimes.device import LocalDevice
 from bcnet.runtimes.openvino import OpenVino
-from bcnet.runtimes.openvino_binary import binary_layers, binary_layers_not_u1, equal_thresholds
 
 pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
 
