@@ -60,13 +60,24 @@ class StepPlan:
                 f"with {config.method} each path has a part of its own: use plain or sandwich"
             )
         plan = replace(plan, parallel=True, draws=config.parallel)
-        parts = plan.paths(len(rule.sides))
-        if FEWEST * parts > config.batch_size:
-            raise ConfigError(
-                f"a batch of {config.batch_size} images cannot be shared by {parts} subnets, each of which "
-                f"needs at least {FEWEST}: lower train.parallel or raise train.batch_size"
-            )
+        plan.check_batch(config.batch_size, len(rule.sides))
         return plan
+
+    def check_batch(self, size: int, sides: int, images: int | None = None, processes: int = 1) -> None:
+        """Raises ConfigError where the paths of a step cannot share a batch of this size.
+
+        There may be fewer `images` to train on, and each of several processes has a part of the batch.
+        """
+        parts, all_images = self.paths(sides), size if images is None else min(size, images)
+        if not self.parallel or all_images // processes >= FEWEST * parts:
+            return
+        batch = f"a batch of {all_images} images" if all_images == size else f"{all_images} training images"
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        remedy = " or raise train.batch_size" if all_images == size else ""
+        raise ConfigError(
+            f"{batch} cannot be shared by {parts} subnets{each}, each of which needs at least {FEWEST}: "
+            f"lower train.parallel{remedy}"
+        )
 
     def paths(self, sides: int, draws: int | None = None) -> int:
         """Paths of a step that draws so many widths, the plan's own number if not given."""

@@ -60,3 +60,33 @@ def test_each_subnet_needs_two_images_of_a_batch() -> None:
     StepPlan.of(TrainConfig(method="psenet", parallel=8, batch_size=16))
     with pytest.raises(ConfigError, match="a batch of 15 images cannot be shared by 8 subnets, each of"):
         StepPlan.of(TrainConfig(method="psenet", parallel=8, batch_size=15))
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "refused"),
+    [
+        (1000, 1, None),
+        (16, 1, None),
+        (15, 1, r"^15 training images cannot be shared by 8 subnets, each of .*: lower train\.parallel$"),
+        (1000, 4, None),
+        (
+            1000,
+            8,
+            "^a batch of 64 images cannot be shared by 8 subnets in each of 8 processes, each of",
+        ),
+        (40, 4, "^40 training images cannot be shared by 8 subnets in each of 4 processes, each of which"),
+    ],
+)
+def test_a_batch_is_what_a_process_reads_of_the_images_there_are(
+    images: int, processes: int, refused: str | None
+) -> None:
+    plan = StepPlan.of(TrainConfig(method="psenet", parallel=8, batch_size=64))
+    if refused is None:
+        plan.check_batch(64, 1, images, processes)
+        return
+    with pytest.raises(ConfigError, match=refused):
+        plan.check_batch(64, 1, images, processes)
+
+
+def test_paths_that_follow_each_other_need_no_images_of_their_own() -> None:
+    STEPS["sandwich"].check_batch(2, 2, images=2)
