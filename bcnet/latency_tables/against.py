@@ -4,6 +4,7 @@ For CI, where one job builds both tables on the same machine.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from bcnet.latency_tables.observations import TICK_MS, Observation
 from bcnet.latency_tables.regression_check import verdict_on
 from bcnet.latency_tables.rows import Row
 from bcnet.latency_tables.table import LatencyTable
+from bcnet.plain import counted
 
 LISTED = 3  # maximum number of rows that a finding names
 
@@ -62,6 +64,8 @@ def compare_tables(
         max_slowdown=max_slowdown,
         other_machine=other_machine(processors(base, then), processors(head, now)),
     )
+    if head == base:  # however noisy the rows were: nothing has changed
+        verdict = replace(verdict, status="ok", reason="both are the same table", seconds_needed=None)
     missing, added = base.rows.keys() - head.rows.keys(), head.rows.keys() - base.rows.keys()
     findings = []
     if missing:
@@ -83,7 +87,7 @@ def compare_tables(
         notes=(
             *edited_by_hand(base, then, names[1]),
             *edited_by_hand(head, now, names[0]),
-            *([f"{len(added)} rows are new"] if added else ()),
+            *([counted(len(added), "new row")] if added else ()),
             *_versions(head, base, now, then),
         ),
     )

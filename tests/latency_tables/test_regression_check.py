@@ -212,7 +212,20 @@ def test_rows_that_the_head_lacks_fail_the_check_and_new_ones_are_noted() -> Non
         "the runtime fails on 1 of them, such as Conv 1x1 8->16 + Relu at 16x16: not implemented"
     )
     grown = compare_tables(table_of(LAYERS), table_of(LAYERS[:-3]))
-    assert (grown.exit_code, grown.notes) == (0, ("3 rows are new",))
+    assert (grown.exit_code, grown.notes) == (0, ("3 new rows",))
+
+
+def test_a_noisy_table_equals_itself() -> None:
+    noisy, other = table_of(LAYERS), table_of(LAYERS)
+    for table in (noisy, other):
+        for key, row in table.rows.items():
+            table.rows[key] = replace(row, stat=replace(row.stat, spread=0.9))
+    found = compare_tables(noisy, other)
+    assert (found.status, found.exit_code) == ("ok", 0)
+    assert found.headline.startswith(f"ok: both are the same table (all {len(LAYERS)} rows +0.0%")
+    key, row = next(iter(other.rows.items()))
+    other.rows[key] = replace(row, stat=replace(row.stat, median_ms=1.01 * row.stat.median_ms))
+    assert compare_tables(noisy, other).status == "inconclusive"
 
 
 def test_tables_that_cannot_be_compared_are_refused() -> None:
@@ -243,7 +256,7 @@ def test_layers_of_several_settings_are_kinds_of_their_own() -> None:
         head.rows[layer, two] = Row(layer, two, slow, 0)
     slower = [change.name for change in compare_tables(head, base).verdict.slower]
     assert slower
-    assert all("2 thread(s)" in name for name in slower)
+    assert all("2 threads" in name for name in slower)
 
 
 STAGES = sorted(

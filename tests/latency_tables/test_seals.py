@@ -177,7 +177,7 @@ def test_of_many_edits_the_first_are_named_and_all_are_counted(
     rows = len(seals(path))
     *named, counted, _ = capsys.readouterr().out.splitlines()
     assert [line.startswith("accepted: the row of ") for line in named] == [True] * 3
-    assert counted == f"accepted: {rows - 3} more; {rows} edited rows in all, in 1 session(s)"
+    assert counted == f"accepted: {rows - 3} more; {rows} edited rows in all, in 1 session"
 
 
 def test_an_edit_that_cannot_be_meant_is_not_accepted(path: Path, refused: Any) -> None:
