@@ -38,6 +38,15 @@ from bcnet.user_code import code_of
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A graph with what it was exported from: ids of objects that are gone would be those of others."""
+
+    model: nn.Module
+    space: WidthSpace
+    graph: OnnxSupernet
+
+
+@dataclass(frozen=True)
 class Problem:
     """What any method is handed: a configuration with all that it names, loaded. See `open_problem`."""
 
@@ -50,7 +59,7 @@ class Problem:
     fresh_heads: tuple[str, ...] = ()  # those that `model.weights` has with another number of outputs
     further: "tuple[Problem, ...]" = ()  # the same for further devices, each with its profile and its budget
     targets: tuple[str, ...] = ()  # names of all devices, if there are several
-    _graphs: dict[tuple[Any, ...], OnnxSupernet] = field(default_factory=dict, compare=False, repr=False)
+    _graphs: dict[tuple[Any, ...], Exported] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def graph(self) -> OnnxSupernet:
@@ -61,8 +70,8 @@ class Problem:
         own, unsigned = self.profile, unsigned_activations(self.profile)
         key = id(self.model), id(self.space), own.batch, own.precision, unsigned, own.opset
         if key not in self._graphs:
-            self._graphs[key] = self._exported(unsigned)
-        return self._graphs[key]
+            self._graphs[key] = Exported(self.model, self.space, self._exported(unsigned))
+        return self._graphs[key].graph
 
     def _exported(self, unsigned: bool) -> OnnxSupernet:
         failed = "the network's ONNX graph cannot be made"

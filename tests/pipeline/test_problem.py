@@ -3,17 +3,20 @@
 import importlib
 import linecache
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from bcnet.config import Config, DataConfig, ModelConfig, SpaceConfig, load_config
 from bcnet.errors import ModelError, SpaceError
 from bcnet.models import build_model
 from bcnet.models.weights import fresh_heads
 from bcnet.pipeline.open_problem import open_problem
+from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.route import on_trained_network
 from bcnet.space.supernet import cut
 from bcnet.training.recipe import fine_tuning_digest, metric_digest, training_digest
@@ -207,6 +210,15 @@ def test_an_expanded_supernet_holds_the_given_network_among_its_choices() -> Non
         fresh = cut(problem.fresh_model(), space, space.original())(x)
         assert torch.equal(whole, fresh)
     assert problem.inputs()["model"] != given.inputs()["model"]
+
+
+def test_a_graph_is_never_that_of_a_network_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Problem, "_exported", lambda problem, _: repr(problem.model))
+    problem = open_problem(Config())
+    graphs = [problem.graph]
+    for width in range(1, 20):  # each would be where the one before it was
+        graphs.append(replace(problem, model=nn.Linear(width, 1)).graph)
+    assert len(set(map(str, graphs))) == 20
 
 
 def test_groups_are_frozen_and_tied_as_configured() -> None:
