@@ -21,7 +21,7 @@ def preprocessing_ms(problem: Problem) -> float:
         "with pre-processing": problem.delivered_original(),
         "without": problem.graph.variant(problem.space.original()),
     }
-    with working("measuring what pre-processing adds to the original network"):
+    with working(f"measuring what pre-processing adds to the original network{problem.on_device}"):
         found = measured_alternately(
             lambda name: measure_network(files[name], problem.profile, quiet=True), dict.fromkeys(files)
         )

@@ -117,7 +117,7 @@ def run(run: Run, problem: Problem) -> SearchSummary:
     further = "nor on any further device" if asked.not_measured and problem.further else ""
     further = further or not_measured_on(problem)
     if asked.not_measured or further or any(replayed):
-        added = "the budget does not include pre-processing, which was not measured"
+        added = f"the budget{problem.on_device} does not include pre-processing, which was not measured"
         unknown = added if asked.not_measured and problem.preprocessing else ""
         notes = result.note, asked.not_measured, further, *replayed, unknown
         result = replace(result, note="; ".join(note for note in notes if note))
@@ -228,16 +228,18 @@ def _say_share(budget: Budget, share: float) -> None:
     limit = share / budget.within_margin
     less = f": {share:.1%} less a margin of {1 - limit / share:.1%}" if limit < share else ""
     alone = f", with {milliseconds(budget.added_ms)} ms of pre-processing in both" if budget.added_ms else ""
-    say(f"searching up to {limit:.1%} of the original's measured latency{less}{alone}")
+    latency = f"the original's measured latency{budget.on_device}"
+    say(f"searching up to {limit:.1%} of {latency}{less}{alone}")
 
 
 def _device_said(own: DeviceLimit, *, measured: bool) -> str:
     """The budget on a further device, as text."""
-    budget = own.budget.stated()
+    budget, added_ms = own.budget.delivered.stated(), own.budget.added_ms
     assert budget is not None
     if not measured or own.measure_of is None:
         return f"on {own.device}: {budget.explained}, by its table alone"
-    return f"on {own.device}: {budget.explained}, less a margin of {own.budget.margin:.1%}"
+    added = f"{milliseconds(added_ms)} ms of it for pre-processing, " if added_ms else ""
+    return f"on {own.device}: {budget.explained}, {added}less a margin of {own.budget.margin:.1%}"
 
 
 def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
@@ -247,7 +249,7 @@ def _limit_said(budget: Budget, lowest_ms: float, noise: float) -> float | None:
         return None
     limit = budget.searched_ms(lowest_ms)
     say(
-        f"searching below {milliseconds(limit)} ms: {stated}, "
+        f"searching below {milliseconds(limit)} ms{budget.on_device}: {stated}, "
         + (f"{milliseconds(budget.added_ms)} ms of it for pre-processing, " if budget.added_ms else "")
         + f"margin {budget.margin:.1%}"
         + (f" (capped: the table's noise is {noise:.0%})" if noise > budget.margin == NOISY else "")

@@ -80,7 +80,8 @@ def latency_budget(problem: Problem) -> Budget:
         target_ms = budget_ms(problem, latency, own_ms, config.share or DEFAULT_SHARE)
     fps = config.fps if isinstance(config.fps, float) else None
     margin = margin_of(problem, latency, share)
-    return Budget(target_ms, share, margin, p90=config.p90_ms is not None, fps=fps)
+    p90, where = config.p90_ms is not None, problem.on_device
+    return Budget(target_ms, share, margin, p90=p90, fps=fps, on_device=where)
 
 
 def margin_of(problem: Problem, latency: LatencyModel, share: float | None) -> float:
@@ -97,7 +98,8 @@ def budget_of(problem: Problem, target_ms: float | None, share: float | None) ->
     """A budget in ms, or as a share of the original's latency, with the configured margin and bounds."""
     margin = margin_of(problem, problem.table.latency_model(), share)
     wider = problem.space.original() != problem.space.largest()
-    return Budget(target_ms, share, margin, bounds_of(problem), wider)
+    where = problem.on_device
+    return Budget(target_ms, share, margin, bounds_of(problem), wider, on_device=where)
 
 
 def with_margins(problem: Problem, bounds: Sequence[Bound]) -> tuple[Bound, ...]:

@@ -20,7 +20,8 @@ class Budget:
     `wider` is whether networks may be wider than the original (`space.expand`), `p90` whether the 90th
     percentile of the measured latency is held to the budget, and not the median; `fps` the images per second
     that it was given as. `added_ms` is the time that the delivered file takes in addition to the network (its
-    pre-processing): all latencies here are without it.
+    pre-processing): all latencies here are without it. `on_device` is " on NAME" for messages where there are
+    several devices.
     """
 
     target_ms: float | None = None
@@ -31,6 +32,7 @@ class Budget:
     p90: bool = False
     added_ms: float = 0.0
     fps: float | None = None
+    on_device: str = ""
 
     @classmethod
     def of(cls, stated: LatencyBudget | None) -> "Budget":
@@ -59,8 +61,9 @@ class Budget:
         if self.added_ms and left_ms <= 0:
             whole, added = milliseconds(left_ms + self.added_ms), milliseconds(self.added_ms)
             raise BudgetError(
-                f"the budget of {whole} ms leaves nothing for the network: the pre-processing in the file "
-                f"takes {added} ms; raise the budget, or set export.preprocess = false"
+                f"the budget of {whole} ms{self.on_device} leaves nothing for the network: the "
+                f"pre-processing in the file takes {added} ms; raise the budget, or set export.preprocess = "
+                "false"
             )
 
     @property

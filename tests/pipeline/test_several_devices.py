@@ -15,7 +15,7 @@ from bcnet.errors import ArtifactError, ConfigError
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline import cost
-from bcnet.pipeline.compare import FULL, SCRATCH, SEARCHED, UNIFORM
+from bcnet.pipeline.compare_networks import FULL, SCRATCH, SEARCHED, UNIFORM
 from bcnet.pipeline.further_devices import devices_of, held_by_search
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.repeated import NOISY
@@ -77,6 +77,7 @@ def test_a_network_is_searched_sliced_and_verified_for_two_batch_sizes_of_one_pr
     found, err = printed(capfd, "search", *BUDGETS)  # for the devices of the run's table
     (own,) = found["further"]
     (there,) = found["best"]["further"]
+    assert "% of the original's measured latency on cpu" in err
     assert "on pairs: budget " in err
     assert (own["device"], own["budget"]["share"], found["budget"]["share"]) == ("pairs", 0.9, 0.85)
     assert found["best"]["measured"]["median_ms"] <= found["budget"]["ms"]

@@ -40,3 +40,8 @@ def test_a_budget_that_pre_processing_uses_up_is_refused() -> None:
 def test_without_a_latency_budget_nothing_is_taken_off() -> None:
     assert Budget().with_added(2.0) == Budget(added_ms=2.0)
     assert Budget(5.0).with_added(0.0) == Budget(5.0)
+
+
+def test_a_budget_of_one_of_several_devices_names_it() -> None:
+    with pytest.raises(BudgetError, match=r"^the budget of 2\.000 ms on desk leaves nothing for the network"):
+        Budget(2.0, on_device=" on desk").with_added(2.5)
