@@ -6,6 +6,8 @@ Without a terminal, as in a log, a plain line says what is going on where nothin
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,6 +37,27 @@ class Silence:
 
 
 silence = Silence()
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several steps that take about as long: how many follow it, and when it began."""
+
+    later: int
+    start: float
+
+
+_part: ContextVar[Part | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def part_of(number: int, count: int) -> Iterator[None]:
+    """The block is step `number`, from 0, of `count` that take about as long: bars in it tell that of all."""
+    before = _part.set(Part(count - 1 - number, silence.clock()))
+    try:
+        yield
+    finally:
+        _part.reset(before)
 
 
 def say(message: str) -> None:
@@ -78,15 +101,18 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[str], None]
 
 def _plain_progress(description: str, total: int) -> Callable[[str], None]:
     """The same in lines, for logs."""
-    start, done = silence.clock(), 0
+    start, done, part = silence.clock(), 0, _part.get()
 
     def advance(note: str = "") -> None:
         nonlocal done
         done += 1
         if silence.long and done < total:
             left = (silence.clock() - start) / done * (total - done)
-            parts = [f"{done} of {total}", note, f"about {duration(left)} left"]
-            say(f"{description}: {', '.join(part for part in parts if part)}")
+            shown = [f"{done} of {total}", note, f"about {duration(left)} left"]
+            if part is not None and part.later > 0:
+                of_each = silence.clock() - part.start + left
+                shown.append(f"{duration(left + part.later * of_each)} for all")
+            say(f"{description}: {', '.join(text for text in shown if text)}")
 
     return advance
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bcnet import progress
-from bcnet.progress import Silence, progress_bar, say, working
+from bcnet.progress import Silence, part_of, progress_bar, say, working
 
 
 class Clock:
@@ -39,6 +39,26 @@ def test_minutes_that_are_left_are_rounded(clock: Clock, capsys: pytest.CaptureF
         clock.now += 31
         advance("")
     assert capsys.readouterr().err == "measuring: 1 of 10, about 5 min left\n"
+
+
+def test_bars_of_steps_that_follow_each_other_also_say_what_all_of_them_take(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        with part_of(number, 3):
+            clock.now += 10  # before the bar
+            with progress_bar(f"candidate {number + 1} of 3", 4) as advance:
+                for _ in range(4):
+                    clock.now += 20
+                    advance("")
+    assert capsys.readouterr().err.splitlines() == [
+        "candidate 1 of 3: 1 of 4, about 60 s left, 4 min for all",
+        "candidate 1 of 3: 3 of 4, about 20 s left, 3 min for all",
+        "candidate 2 of 3: 1 of 4, about 60 s left, 2 min for all",
+        "candidate 2 of 3: 3 of 4, about 20 s left, 110 s for all",
+        "candidate 3 of 3: 1 of 4, about 60 s left",
+        "candidate 3 of 3: 3 of 4, about 20 s left",
+    ]
 
 
 def test_short_steps_that_follow_each_other_are_not_silent_either(

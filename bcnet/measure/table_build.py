@@ -22,7 +22,8 @@ from bcnet.measure.network_design import networks_with
 from bcnet.measure.network_latency import measure_network, runtime_of
 from bcnet.measure.pool import at_once
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
-from bcnet.progress import announce, progress_bar, say
+from bcnet.plain import counted
+from bcnet.progress import announce, part_of, progress_bar, say
 from bcnet.space.width_space import Widths
 
 NOISY = 0.025  # a row with a larger spread is measured again
@@ -100,7 +101,7 @@ class TableBuild:
             self._full_ms = self._first_that_runs([self.graph.space.largest(), *self.plan.networks])
             self._runs = runs_of_a_profile(self._full_ms)
         if done:
-            say(f"continuing a build that was stopped: {done} measurements of networks are kept")
+            say(f"continuing a build that was stopped: {counted(done, 'measurement')} of networks kept")
 
     def _first_that_runs(self, networks: Sequence[Widths]) -> float:
         """The latency in ms of the first network that the runtime can run; the largest one, as a rule.
@@ -122,7 +123,8 @@ class TableBuild:
         for number in range(first, first + PASSES + EXTRA_PASSES):
             rng = np.random.default_rng((self.seed, number))  # its own: a build that continues does the same
             subnets = self.plan.subnets if number < first + PASSES else ()
-            self._pass(number, again, subnets, rng)
+            with part_of(number - first, PASSES):
+                self._pass(number, again, subnets, rng)
             if number == 0 and self._errors:
                 again += self._tried_alone()
             again = [widths for widths in again if widths not in self._errors]

@@ -14,11 +14,11 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.search_trained import UNIFORM, Proposals, with_every_method
 from bcnet.pipeline.trained_scores import Key, TrainedScores
 from bcnet.pipeline.tuning import Tuning
-from bcnet.plain import loss_text
+from bcnet.plain import counted, loss_text
 from bcnet.progress import say
 from bcnet.runs import Run
 from bcnet.space.width_space import Widths
-from bcnet.training.shared_work import Shared
+from bcnet.training.shared_work import Shared, part_of_shared
 from bcnet.traits import PrecisionName
 from bcnet.width_search.scorer import Score, best_first, loss_of
 
@@ -55,10 +55,13 @@ class Trials:
         """A network's score after fine-tuning, in the precision that the key names."""
         name, epochs, widths = key
         what, precision = "trying a candidate", name.removeprefix(TUNED).removeprefix(" at ")
+        number, count = 0, 1
         if widths in self.networks:
-            what = f"trying candidate {self.networks.index(widths) + 1} of {len(self.networks)}"
+            number, count = self.networks.index(widths), len(self.networks)
+            what = f"trying candidate {number + 1} of {count}"
         tuning = self.tuning.at(cast(PrecisionName, precision or "fp32"))
-        return tuning.scored(tuning(widths, what, epochs).network)
+        with part_of_shared(number, count):
+            return tuning.scored(tuning(widths, what, epochs).network)
 
     def _shared(self, method: Callable[["Trials", Key], Score]) -> Callable[[Key], Score]:
         """Networks with weights of their own are not shared out: only this process has those."""
@@ -100,7 +103,7 @@ def tried(proposals: Proposals, measured: Measured, tuning: Tuning) -> Timed:
     shown = ", ".join(
         f"{_described(proposals, own)} {loss_text(loss_of(found[own.candidate.widths]))}" for own in ordered
     )
-    say(f"validation loss after {epochs} {'epoch' if epochs == 1 else 'epochs'} of fine-tuning: {shown}")
+    say(f"validation loss after {counted(epochs, 'epoch')} of fine-tuning: {shown}")
     return ordered[0]
 
 

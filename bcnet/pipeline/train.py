@@ -43,7 +43,7 @@ from bcnet.space.supernet import Supernet, cut
 from bcnet.training.distributed import connected, world
 from bcnet.training.loop import steps_an_epoch
 from bcnet.training.recipe import Objective, Recipe, training_digest
-from bcnet.training.shared_work import Shared, each, in_all
+from bcnet.training.shared_work import Shared, each, in_all, part_of_shared
 from bcnet.training.step_plan import StepPlan
 from bcnet.width_search.scorer import Validation, evaluate_network
 
@@ -111,6 +111,8 @@ def _supernets(run: Run, problem: Problem) -> SupernetSummary:
             evaluate_network(problem.model, problem.data, problem.data.val, problem.task)
     objective = None
     if checkpoints:
+        sides, images = len(problem.space.rule.sides), len(problem.data.train)
+        StepPlan.of(config.train).check_batch(recipe.batch_size, sides, images, world().size)
         _check_delivery(problem)
         warn_of_verified(run, "train")
         what = "training the supernet" if count == 1 else f"training {count} supernets"
@@ -225,15 +227,16 @@ class Trainings:
         count, checkpoints = config.supernets, _checkpoints(self.stage, number, self.inputs)
         own = replace(self.recipe, seed=seed_of(number, self.recipe.seed))
         state = first_state(problem, problem.given_model(own.seed) if number else problem.model, own)
-        result = train(
-            problem.supernet(state),
-            problem.data,
-            own,
-            plan=StepPlan.of(config),
-            objective=self.objective,
-            checkpoints=checkpoints,
-            description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
-        )
+        with part_of_shared(number, count):
+            result = train(
+                problem.supernet(state),
+                problem.data,
+                own,
+                plan=StepPlan.of(config),
+                objective=self.objective,
+                checkpoints=checkpoints,
+                description="training the supernet" if count == 1 else f"supernet {number + 1} of {count}",
+            )
         return Finished(result.supernet.state, result.curve, checkpoints.steps())
 
     def to_its_end(self, number: int) -> None:

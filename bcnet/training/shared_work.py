@@ -11,15 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from itertools import count
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from bcnet.errors import FOREIGN, BcnetError, ProcessEnded, TrainingError, one_line, raised_by_user
+from bcnet.progress import part_of
 from bcnet.runs import Run
-from bcnet.training.distributed import ENDED, Board, connected, sharing_batches, wait_for_all
+from bcnet.training.distributed import ENDED, Board, connected, sharing_batches, wait_for_all, world
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,6 +49,12 @@ class OverLists(Protocol[T_contra, R_co]):
 def each(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """`map`, or `function.each`, where it has that."""
     return function.each(items) if isinstance(function, OverLists) else map(function, items)
+
+
+def part_of_shared(number: int, steps: int) -> AbstractContextManager[None]:
+    """`part_of` for steps that connected processes share out, unless they do each together."""
+    at_once = connected().size // world().size
+    return part_of(number // at_once, -(-steps // at_once))
 
 
 @dataclass(frozen=True)

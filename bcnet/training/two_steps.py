@@ -13,6 +13,7 @@ from torch import nn
 from bcnet.data.image_data import ImageData
 from bcnet.errors import TrainingError
 from bcnet.models.binary import BinaryConv2d, set_binary
+from bcnet.progress import part_of
 from bcnet.training.distill import Distillation
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
@@ -50,5 +51,6 @@ def train_in_two_steps(
         own = replace(recipe, weight_decay=0.0) if weights else recipe
         objective = distillation.objective(model, own, data.example(2))
         what = f"step {number} of 2, {'binary' if weights else 'real'} weights"
-        curves.append(fit_network(model, data, own, what, objective=objective))
+        with part_of(number - 1, 2):
+            curves.append(fit_network(model, data, own, what, objective=objective))
     return curves[0], curves[1]
