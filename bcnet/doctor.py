@@ -6,6 +6,7 @@ from typing import Any
 from bcnet.errors import DeviceError
 from bcnet.hw_profiles import HwProfile
 from bcnet.measure.network_latency import runtime_of, why_not_here
+from bcnet.plain import counted
 from bcnet.runtimes.device import Device, LocalDevice
 from bcnet.runtimes.ssh import SshDevice
 from bcnet.runtimes.ssh_line import check_host
@@ -87,7 +88,8 @@ def _kind(profile: HwProfile, facts: dict[str, Any]) -> Step:
     wrong = profile.machine not in (None, facts["machine"])
     over = "" if profile.host else ", or reach it over ssh: --host user@name"
     fix = f"the profile says {profile.machine}: choose another --device{over}" if wrong else ""
-    return Step("machine", not wrong, f"{facts['machine']}, {facts['cores']} cores, {facts['system']}", fix)
+    cores = counted(facts["cores"], "core")
+    return Step("machine", not wrong, f"{facts['machine']}, {cores}, {facts['system']}", fix)
 
 
 def _runtime(profile: HwProfile, device: Device, facts: dict[str, Any]) -> Step:

@@ -1,7 +1,7 @@
 """Make text from outside safe for one line of a terminal or a report. In: any text. Out: printable, bounded.
 
 Text from a device, a file or a library may contain escape codes or line breaks, or be arbitrarily long. Also
-the common formats of latencies, losses and durations.
+the common formats of latencies, losses, durations and counts.
 """
 
 import re
@@ -49,6 +49,11 @@ def duration(seconds: float) -> str:
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def counted(count: int, noun: str, several: str = "") -> str:
+    """ "1 network", "2 networks"; `several` is a plural that is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -12,7 +12,7 @@ from bcnet.errors import ArtifactError, BcnetError, UsageError
 from bcnet.hw_profiles.target import Target
 from bcnet.locks import Locked, lock_file, locked
 from bcnet.pipeline.results import ExportSummary, SearchSummary, SliceSummary, TableSummary
-from bcnet.plain import milliseconds
+from bcnet.plain import counted, milliseconds
 from bcnet.run_choice import checked_name
 from bcnet.run_target import bound_to
 from bcnet.runs import MANIFEST, RUNS, Run
@@ -190,7 +190,7 @@ class Removal:
 
     def __str__(self) -> str:
         export = "with its verified export" if self.verified else "without a verified export"
-        return f"{self.run.folder}: {self.files} files, {self.size_bytes / 1e6:.1f} MB, {export}"
+        return f"{self.run.folder}: {counted(self.files, 'file')}, {self.size_bytes / 1e6:.1f} MB, {export}"
 
 
 def removal(name: str) -> Removal:

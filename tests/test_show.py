@@ -4,7 +4,7 @@ import pytest
 from result_examples import EXPORT, SEARCH, compared, comparison
 
 from bcnet.pipeline.results import AccuracyDifference, EstimateSummary
-from bcnet.plain import loss_text
+from bcnet.plain import counted, loss_text
 from bcnet.show import show_summary, show_table
 from bcnet.show.tables import columns, short_count
 from bcnet.width_search.latency_budget import LatencyBudget
@@ -158,6 +158,20 @@ def test_losses_have_four_significant_digits_so_that_they_can_be_compared(loss: 
 )
 def test_counts_have_three_digits(count: float, text: str) -> None:
     assert short_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "nouns", "text"),
+    [
+        (0, ("network",), "0 networks"),
+        (1, ("network",), "1 network"),
+        (1, ("pass", "passes"), "1 pass"),
+        (2, ("pass", "passes"), "2 passes"),
+        (12345, ("image",), "12,345 images"),
+    ],
+)
+def test_nouns_agree_with_their_counts(count: int, nouns: tuple[str, ...], text: str) -> None:
+    assert counted(count, *nouns) == text
 
 
 def test_columns_are_as_wide_as_their_longest_cell() -> None:

@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from bcnet.errors import SpaceError
-from bcnet.plain import loss_text
+from bcnet.plain import counted, loss_text
 from bcnet.progress import progress_bar
 from bcnet.space.width_space import WidthGroup, Widths, WidthSpace
 from bcnet.training.shared_work import each
@@ -109,7 +109,8 @@ def importance_tables(space: WidthSpace, importance: Sequence[Tensor | np.ndarra
     channels keep their order loses the last ones. Raises SpaceError where it does not fit the space.
     """
     if len(importance) != len(space.groups):
-        raise SpaceError(f"importances of {len(importance)} groups given, the space has {len(space.groups)}")
+        given = counted(len(importance), "group")
+        raise SpaceError(f"importances of {given} given, the space has {len(space.groups)}")
     return tuple(_dropped(group, _array(own)) for group, own in zip(space.groups, importance, strict=True))
 
 
@@ -134,7 +135,8 @@ def _dropped(group: WidthGroup, importance: np.ndarray) -> np.ndarray:
 def check_tables(space: WidthSpace, losses: Sequence[np.ndarray]) -> None:
     """Raises SpaceError where there is not a finite loss for every group and choice."""
     if len(losses) != len(space.groups):
-        raise SpaceError(f"tables of {len(losses)} groups given, the space has {len(space.groups)}")
+        given = counted(len(losses), "group")
+        raise SpaceError(f"tables of {given} given, the space has {len(space.groups)}")
     for group, own in zip(space.groups, losses, strict=True):
         if np.shape(own) != (len(group.choices),) or not np.isfinite(own).all():
             raise SpaceError(

@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from bcnet.bench.arena_rows import ORIGINAL
 from bcnet.pipeline.repeated import disagreement
-from bcnet.plain import LONGEST, plain
+from bcnet.plain import LONGEST, counted, plain
 
 Cell = Mapping[str, Any]
 OVER = 0.03  # by which the final measurement of the best row may exceed its budget
@@ -153,8 +153,8 @@ def as_text(report: Mapping[str, Any]) -> str:
     """The report as tables of at most 100 columns, one for each budget."""
     passes, seeds = report["passes"], ", ".join(map(str, report["seeds"]))
     lines = textwrap.wrap(
-        f"{report['model']} on {report['data']}, {report['device']}: fine-tuned for {passes} "
-        f"{'pass' if passes == 1 else 'passes'} each, seeds {seeds}",
+        f"{report['model']} on {report['data']}, {report['device']}: fine-tuned for "
+        f"{counted(passes, 'pass', 'passes')} each, seeds {seeds}",
         COLUMNS,
     )
     for budget in report["budgets"]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from bcnet.bench.outside import COMPETITORS
 from bcnet.errors import UsageError
 from bcnet.methods.group_fisher import NormalisedBy
+from bcnet.plain import counted
 from bcnet.registry import AUTO, METHODS, Method, auto_methods, own_methods
 from bcnet.space.importance import CRITERIA, Criterion
 
@@ -67,8 +68,7 @@ class Row:
 
 
 def _of_supernet(passes: int) -> Row:
-    name = f"supernet, {passes} {'pass' if passes == 1 else 'passes'}"
-    return Row(name, AUTO, supernet_passes=passes)
+    return Row(f"supernet, {counted(passes, 'pass', 'passes')}", AUTO, supernet_passes=passes)
 
 
 ROWS: dict[str, Row] = {

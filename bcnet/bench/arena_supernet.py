@@ -14,6 +14,7 @@ from bcnet.pipeline.teacher import supernet_objective
 from bcnet.pipeline.train_network import first_rate
 from bcnet.pipeline.train_supernet import train
 from bcnet.pipeline.training_file import CheckpointFiles, Finished, finished_files, load_finished
+from bcnet.plain import counted
 from bcnet.runs import write_files
 from bcnet.space.supernet import Supernet
 from bcnet.training.recipe import Recipe
@@ -35,7 +36,7 @@ def trained_supernet(problem: Problem, passes: int, folder: Path, inputs: str) -
             plan=STEPS["alternating"],
             objective=supernet_objective(problem, recipe),
             checkpoints=checkpoints,
-            description=f"training a supernet for {passes} passes",
+            description=f"training a supernet for {counted(passes, 'pass', 'passes')}",
         )
         found = Finished(result.supernet.state, result.curve, checkpoints.steps())
         files = finished_files(name, found, own)

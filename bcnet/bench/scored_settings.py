@@ -12,6 +12,7 @@ from bcnet.bench.kept import Kept, finite
 from bcnet.pipeline.finished import trained_supernets
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.search_inputs import scoring
+from bcnet.plain import counted
 from bcnet.progress import announce, progress_bar, say
 from bcnet.runs import Run
 from bcnet.space.width_space import Widths
@@ -66,7 +67,7 @@ def scores_of(
     maxima = share.own.scorer.space.largest()
     waiting = [i for i in index if table.key(i) not in kept.values]
     if kept.values and waiting:
-        say(f"continuing with {len(index) - len(waiting)} settings scored")
+        say(f"continuing with {counted(len(index) - len(waiting), 'setting')} scored")
     start = time.perf_counter()
     with progress_bar("scoring settings", len(waiting)) as advance:
         found = share.each(Widths(table.widths(i, maxima)) for i in waiting)

@@ -20,6 +20,7 @@ from bcnet.data.pixels import DecodedFile, ImagesOnDisk
 from bcnet.data.stored import Part
 from bcnet.errors import DataError
 from bcnet.locks import Locked, locked, locked_after_waiting
+from bcnet.plain import counted
 from bcnet.progress import progress_bar, say
 from bcnet.sealed import SealedLines
 
@@ -60,7 +61,7 @@ class ImageCache:
 
     def _make_room(self, own: Path, needed: int, count: int) -> None:
         """Remove the least recently used caches. Raises DataError if that is not enough."""
-        say(f"decoding {count:,} images into {own}: {needed / GB:.1f} GB; see data.storage")
+        say(f"decoding {counted(count, 'image')} into {own}: {needed / GB:.1f} GB; see data.storage")
         advice = "raise data.cache_gb, set data.image_size or data.train_limit, or data.storage = 'stream'"
         if needed > self.room:
             raise DataError(

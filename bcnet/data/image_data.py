@@ -25,6 +25,7 @@ from bcnet.data.presets import Preset, preset
 from bcnet.data.splits import Item, Items, Split, pair
 from bcnet.data.stored import Found
 from bcnet.errors import DataError, one_line
+from bcnet.plain import counted
 from bcnet.seeds import seeded
 from bcnet.space.inputs import to_device
 from bcnet.user_code import UserFunction, code_of
@@ -71,7 +72,7 @@ class ImageData:
         parts = ((self.train, "training"), (self.val, "validation"), (self.test, "test"))
         what = "images" if isinstance(self.train, Split) else "items"
         counts = ", ".join(f"{len(part):,} {name}" for part, name in parts)
-        classes = f"; {len(self.classes):,} classes" if self.classes else ""
+        classes = f"; {counted(len(self.classes), 'class', 'classes')}" if self.classes else ""
         return f"{counts} {what}{classes}" + (f"; {self.stored}" if self.stored else "")
 
     @property

@@ -20,6 +20,7 @@ from bcnet.data.pixels import ImagesOnDisk
 from bcnet.data.splits import Split
 from bcnet.data.stored import LISTED, Found, Listed, Part, Unreadable, listed_briefly
 from bcnet.errors import DataError
+from bcnet.plain import counted
 from bcnet.progress import say
 
 LINES = 1000  # the most files that are listed, one a line, before a message
@@ -150,8 +151,7 @@ def _unreadable_message(files: Sequence[Unreadable]) -> str:
 
 def _thin_message(found: Found) -> str:
     place, (width, height) = min(found.thin)
-    count = len(found.thin)
-    one = "1 image is" if count == 1 else f"{count:,} images are"
+    one = counted(len(found.thin), "image is", "images are")
     return (
         f"{one} so narrow or so small that scaling to {found.side} x {found.side} pixels leaves little to "
         f"recognise, as {place} ({width} x {height} pixels): remove them, or crop them by hand"

@@ -7,6 +7,7 @@ from typing import Any
 from bcnet.config import Config
 from bcnet.errors import ConfigError
 from bcnet.hw_profiles import HwProfile, load_profile
+from bcnet.plain import counted
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Target:
     precision: str
 
     def __str__(self) -> str:
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        threads = counted(self.threads, "thread")
         return f"{self.device} ({self.precision}, batch {self.batch}, {threads})"
 
     def to_json(self, host: Sequence[str] = (), further: Sequence[str] = ()) -> dict[str, Any]:

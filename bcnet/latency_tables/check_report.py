@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bcnet.latency_tables.regression_check import Change, Verdict
-from bcnet.plain import LONGEST, milliseconds, plain
+from bcnet.plain import LONGEST, counted, milliseconds, plain
 
 WORST = 10  # maximum number of single layers that are listed; all are counted
 
@@ -152,5 +152,5 @@ def sentence(change: Change) -> str:
     return (
         f"{change.name}: {abs(change.change):.1%} {word} ({change.low:+.1%} to {change.high:+.1%}; "
         f"{milliseconds(change.then_ms)} ms then, {milliseconds(change.now_ms)} ms now, "
-        f"{change.rows} row(s))"
+        f"{counted(change.rows, 'row')})"
     )

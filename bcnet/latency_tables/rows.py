@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field
 
 from bcnet.latency_tables.failed import runs
+from bcnet.plain import counted
 from bcnet.space.grouped import narrowed_evenly
 from bcnet.traits import PRECISIONS
 
@@ -110,7 +111,7 @@ class Setting:
 
     def __str__(self) -> str:
         return (
-            f"{self.runtime}, {self.precision}, batch {self.batch}, {self.threads} thread(s), "
+            f"{self.runtime}, {self.precision}, batch {self.batch}, {counted(self.threads, 'thread')}, "
             f"power mode {self.power_mode}"
         )
 

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from bcnet.errors import ModelError, explaining
 from bcnet.models.checkpoint import read_checkpoints
 from bcnet.models.heads import layer_after
+from bcnet.plain import counted
 from bcnet.progress import say
 
 # What wrappers put before names: torch.compile, DataParallel and DDP, Lightning, averaged models.
@@ -55,7 +56,7 @@ def report_weights(model: nn.Module, source: str, count: int, heads: list[str]) 
     """Report where weights come from, and which heads get none from there: see `fresh_heads`."""
     setattr(model, FRESH, tuple(heads))
     rest = f"; start from their initial weights: {listed(heads)}" if heads else ""
-    say(f"weights: {count} tensors from {source}{rest}")
+    say(f"weights: {counted(count, 'tensor')} from {source}{rest}")
 
 
 def fresh_heads(model: nn.Module) -> tuple[str, ...]:

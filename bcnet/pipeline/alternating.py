@@ -13,6 +13,7 @@ from bcnet.latency_tables.noise import QUIETER
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.pipeline.repeated import Repeated
 from bcnet.pipeline.search_state import lines_of_search
+from bcnet.plain import counted
 from bcnet.progress import say
 from bcnet.space.width_space import Widths
 
@@ -49,7 +50,7 @@ class KeptLatencies:
         for networks, stats in self._lines.values:
             self._known[tuple(map(Widths, networks))].append([LatencyStat(**own) for own in stats])
         if self._lines.values:
-            say(f"continuing with {len(self._lines.values)} rounds of latencies of whole networks")
+            say(f"continuing with {counted(len(self._lines.values), 'round')} of latencies of whole networks")
         if self._lines.dropped:
             say(f"{path}: {self._lines.dropped}; what was measured from there on is measured again")
 

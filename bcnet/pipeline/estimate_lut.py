@@ -31,6 +31,7 @@ from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.device_table import TABLES, model_key
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import EstimateSummary
+from bcnet.plain import counted
 from bcnet.progress import say
 from bcnet.runs import Run, Stage, json_bytes
 from bcnet.traits import PRECISIONS
@@ -102,7 +103,8 @@ def fitted_roofline() -> Fitted:
         rows = measured_rows(table)
         if len(rows) >= FEWEST:
             dates = sorted({session.date for session in table.sessions if not session.estimate})
-            source = f"{len(rows)} rows of {PROCESSOR}, measured {' to '.join({dates[0]: 0, dates[-1]: 0})}"
+            measured = " to ".join({dates[0]: 0, dates[-1]: 0})
+            source = f"{counted(len(rows), 'row')} of {PROCESSOR}, measured {measured}"
             roofline = fit(rows)
             return Fitted(roofline, source, error_of(roofline, rows))
     return Fitted(DEFAULT, DEFAULT_SOURCE, None)
@@ -129,7 +131,10 @@ def _estimated(stage: Stage, problem: Problem) -> EstimateSummary:
             other = problem.at(name)
             estimate_lut(other.graph, other.profile, table, fitted)
         table.save(path)
-    say(f"{path}: {rows} layers are an estimate from the roofline of '{profile.name}', nothing was measured")
+    say(
+        f"{path}: {counted(rows, 'layer')} estimated from the roofline of '{profile.name}', nothing was "
+        "measured"
+    )
     error = fitted.error
     if error is None:
         say(f"shares of the peaks: {fitted.source}; build-lut --device cpu measures a table to fit them on")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bcnet.errors import ArtifactError
 from bcnet.pipeline.results import ScoredNetwork, parsed
+from bcnet.plain import counted
 from bcnet.progress import say
 from bcnet.runs import Stage
 from bcnet.sealed import SealedLines
@@ -42,7 +43,7 @@ class SearchState:
         elif not self.candidates and self.files[1].exists():
             say(f"{self.files[1]} is from an earlier version of bcnet: the search starts again")
         if self.candidates:
-            say(f"continuing a search with {len(self.candidates)} candidates scored")
+            say(f"continuing a search with {counted(len(self.candidates), 'candidate')} scored")
 
     def keep(self, candidates: Sequence[Candidate]) -> None:
         """Add the new candidates; `candidates` are all candidates of the search so far."""

@@ -22,7 +22,7 @@ from bcnet.pipeline.configured_methods import ROUNDING, called, check_within, li
 from bcnet.pipeline.measured import Measured, measured_until_used, too_slow
 from bcnet.pipeline.pruned import PrunedNetworks
 from bcnet.pipeline.trained_scores import TrainedScores
-from bcnet.plain import loss_text, milliseconds
+from bcnet.plain import counted, loss_text, milliseconds
 from bcnet.progress import say, working
 from bcnet.registry import Method
 from bcnet.space.width_space import Widths
@@ -67,7 +67,7 @@ class Proposals:
                 infeasible = infeasible or reason
         if not proposed:
             raise infeasible or BudgetError(f"no network of {milliseconds(limit_ms)} ms was found")
-        with working(f"scoring {len(proposed)} networks of up to {milliseconds(limit_ms)} ms"):
+        with working(f"scoring {counted(len(proposed), 'network')} of up to {milliseconds(limit_ms)} ms"):
             for widths, method in proposed.items():
                 self.origin.setdefault(widths, method.name)
             new = [widths for widths in proposed if widths not in self.found]

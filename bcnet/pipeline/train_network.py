@@ -18,6 +18,7 @@ from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import NetworkSummary
 from bcnet.pipeline.teacher import objective_for
 from bcnet.pipeline.training_precision import announced
+from bcnet.plain import counted
 from bcnet.progress import say, working
 from bcnet.runs import Run
 from bcnet.sealed import seal_tensors
@@ -120,7 +121,7 @@ def say_reached(problem: Problem, network: str, reached: float) -> None:
     unset = [] if problem.config.data.image_size or not size else [size]
     unset += [] if data.stated or not data.mean else ["data.mean and data.std"]
     wrong = f"; if it should be higher, set {', and '.join(unset)}" if unset else ""
-    say(f"{network}: {metric} {value} on {len(data.test):,} test images{wrong}")
+    say(f"{network}: {metric} {value} on {counted(len(data.test), 'test image')}{wrong}")
     interval = accuracy_interval(problem, reached)
     if interval is not None and data.classes and interval[0] <= 1 / len(data.classes):
         remedy = "" if is_given(problem) else ", or train longer (train.epochs)"

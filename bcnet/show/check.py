@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.plain import milliseconds
+from bcnet.plain import counted, milliseconds
 from bcnet.show.tables import put, show_table
 
 if TYPE_CHECKING:
@@ -45,10 +45,11 @@ def show_check(report: "CheckReport") -> None:
     if len(slower) > WORST or len(faster) > WORST:
         put(f"single layers in total: {len(slower)} slower, {len(faster)} faster")
     probe = ", ".join(f"{part.name} {part.change:+.1%}" for part in verdict.probe)
-    measured = f"{report.networks} networks, {report.rounds} rounds, " if report.networks else ""
+    sizes = f"{counted(report.networks, 'network')}, {counted(report.rounds, 'round')}, "
+    measured = sizes if report.networks else ""
     put(
-        f"reference microbenchmark: {probe}; {measured}{report.rows} rows compared, {report.unchecked} not "
-        "compared; "
+        f"reference microbenchmark: {probe}; {measured}{counted(report.rows, 'row')} compared, "
+        f"{report.unchecked} not compared; "
         f"detects a slowdown of all rows from {verdict.detectable:.0%}"
     )
     for note in report.notes:

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from bcnet.plain import milliseconds
+from bcnet.plain import counted, milliseconds
 from bcnet.show.tables import columns, original_as, put, short_count, value_of
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def show_comparison(summary: "CompareSummary") -> None:
         put(*columns(["network", *(f"ms on {device}" for device in devices)], shown), "")
     budget = f"{summary.budget}, " if summary.budget else ""
     put(f"on {summary.device}: {budget}predicted {milliseconds(summary.predicted_ms)} ms")
-    put(f"{metric} on {summary.test_images} test images, through ONNX Runtime")
+    put(f"{metric} on {counted(summary.test_images, 'test image')}, through ONNX Runtime")
     given = f" (original: {original_as(summary.original)})" if entries[0].passes is None else ""
-    passes = f"{summary.passes} pass{'' if summary.passes == 1 else 'es'}"
+    passes = counted(summary.passes, "pass", "passes")
     kept = "up to " if any(entry.discarded_passes for entry in entries) else ""
     each = "" if kept else " each"
     put(f"trained for {kept}{passes} over the training images{each}{given}")
     rounds = len(entries[0].rounds_ms)
     for first, second in summary.not_separable:
-        put(f"~ latency not separable in {rounds} rounds: {first} / {second}")
+        put(f"~ latency not separable in {counted(rounds, 'round')}: {first} / {second}")
     if summary.difference is not None:
         put(*difference_lines(summary.difference))
     for note in summary.notes:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.plain import milliseconds
+from bcnet.plain import counted, milliseconds
 from bcnet.show.tables import markdown, put, short_count, show_table, value_of
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def show_difference(found: "RunDifference", *, as_markdown: bool) -> None:
     """Print the figures of both runs, the groups of other widths, and the notes."""
     title = f"{found.second} against {found.first}" + (f", on {found.device}" if found.device else "")
-    count = f"{len(found.groups)} of {found.of_groups} groups have another width"
+    count = f"another width in {len(found.groups)} of {counted(found.of_groups, 'group')}"
     figures = ("", found.first, found.second, "change", "interval"), _figures(found)
     widths = [[own.name, _width(own.first), _width(own.second)] for own in found.groups]
     groups = ("group", found.first, found.second), widths

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from bcnet.plain import loss_text, milliseconds
+from bcnet.plain import counted, loss_text, milliseconds
 from bcnet.show.tables import put, show_table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def show_precisions(found: "LayerPrecisions") -> None:
         for own in found.layers
     ]
     show_table(["layer", "channels", "1 bit (ms)", f"{found.precision} (ms)", "1 bit loses", "chosen"], rows)
-    count = f"{len(found.binary)} of {len(found.layers)} layers have one bit"
+    count = f"one bit in {len(found.binary)} of {counted(len(found.layers), 'layer')}"
     put(
         f"network   {'-'.join(map(str, found.widths))}, {count}: {milliseconds(found.predicted_ms)} ms "
         f"predicted, within {milliseconds(found.limit_ms)} ms",

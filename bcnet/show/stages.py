@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from bcnet.plain import loss_text, milliseconds
+from bcnet.plain import counted, loss_text, milliseconds
 from bcnet.show.comparison import show_comparison
 from bcnet.show.tables import measured_as, original_as, put, text_of, value_of
 
@@ -69,7 +69,7 @@ def _next(folder: str, command: str) -> str:
 
 
 def _epochs(count: int) -> str:
-    return f"{count} epoch" if count == 1 else f"{count} epochs"
+    return counted(count, "epoch")
 
 
 def _size(summary: "SearchSummary | SliceSummary") -> str:
@@ -92,7 +92,7 @@ def _network(summary: "NetworkSummary") -> list[str]:
         [
             ("trained", done),
             (summary.metric[:9], reached),
-            ("searched", f"{summary.groups} groups of channels"),
+            ("searched", counted(summary.groups, "group of channels", "groups of channels")),
             ("files", f"{summary.folder}/"),
             ("next", _next(summary.folder, "bcnet build-lut")),
         ]
@@ -107,7 +107,7 @@ def _supernet(summary: "SupernetSummary") -> list[str]:
         [
             (
                 "trained",
-                f"{what}: {summary.groups} groups ({summary.method}), {_epochs(epochs)}{seconds}",
+                f"{what}: {counted(summary.groups, 'group')} ({summary.method}), {_epochs(epochs)}{seconds}",
             ),
             ("loss", f"{loss_text(summary.final_loss)}, mean over the paths of the last epoch"),
             ("files", f"{summary.folder}/"),
@@ -118,8 +118,8 @@ def _supernet(summary: "SupernetSummary") -> list[str]:
 
 def _table(summary: "TableSummary") -> list[str]:
     fit, measured, failed = summary.calibration, summary.rows_measured, summary.rows_failed
-    done = f"{measured} layers on {summary.device} in {summary.seconds:.0f} s"
-    error = f"{fit.mean_error or 0:.1%} on average, on {fit.held_out} whole networks"
+    done = f"{counted(measured, 'layer')} on {summary.device} in {summary.seconds:.0f} s"
+    error = f"{fit.mean_error or 0:.1%} on average, on {counted(fit.held_out, 'whole network')}"
     return _lines(
         [
             ("measured", f"{done}; this network uses {summary.rows_used}"),
@@ -127,11 +127,11 @@ def _table(summary: "TableSummary") -> list[str]:
             *(
                 (
                     f"at {own.precision}",
-                    f"{own.calibration.mean_error or 0:.1%} error, {own.rows_used} layers",
+                    f"{own.calibration.mean_error or 0:.1%} error, {counted(own.rows_used, 'layer')}",
                 )
                 for own in summary.precisions or ()
             ),
-            ("failed", f"{failed} layers that the runtime cannot run" if failed else ""),
+            ("failed", f"{counted(failed, 'layer')} that the runtime cannot run" if failed else ""),
             ("replayed", f"from {summary.recorded}" if summary.recorded else ""),
             *_after_table(summary),
         ]
@@ -139,7 +139,8 @@ def _table(summary: "TableSummary") -> list[str]:
 
 
 def _estimate(summary: "EstimateSummary") -> list[str]:
-    done = f"{summary.rows_used} layers from the roofline of {summary.device}: nothing was measured"
+    layers = counted(summary.rows_used, "layer")
+    done = f"{layers} from the roofline of {summary.device}: nothing was measured"
     full, narrowest = milliseconds(summary.full_ms), milliseconds(summary.narrowest_ms)
     latency = f"full network about {full} ms, narrowest about {narrowest} ms"
     return _lines([("estimated", done), ("latency", latency), *_after_table(summary)])
@@ -161,6 +162,7 @@ def _search(summary: "SearchSummary") -> list[str]:
     how = f", channels by {summary.criterion}" if summary.criterion else ""
     if summary.pruning_passes:
         how = f", channels removed over {_epochs(summary.pruning_passes)}"
+    on_front = counted(summary.pareto, "is", "are")
     asked = f" (required: at least {value_of(metric, wanted)})" if wanted is not None else ""
     return _lines(
         [
@@ -171,7 +173,7 @@ def _search(summary: "SearchSummary") -> list[str]:
             ("latency", latency),
             *_further_of_search(summary),
             ("size", _size(summary)),
-            ("searched", f"{summary.candidates} networks; {summary.pareto} are on the front"),
+            ("searched", f"{counted(summary.candidates, 'network')}; {on_front} on the front"),
             ("note", summary.note),
             ("files", f"{summary.folder}/: result.json, history.json, pareto.json"),
             ("next", _next(summary.folder, "bcnet slice")),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bcnet.plain import cell, milliseconds
+from bcnet.plain import cell, counted, milliseconds
 from bcnet.show.tables import columns, put
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def show_timing(report: "TimingReport", most_layers: int) -> None:
     """Print latencies and percentiles, at most so many layers, how the two files compare, and warnings."""
     first, *others = report.files
     about = ", ".join(report.runtime[key] for key in SETTING if key in report.runtime)
-    threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
+    threads = counted(report.threads, "thread")
     put(f"{first.file} on {report.device} ({about}), {threads}")
     if first.inputs:
         inputs = [f"{own.name} {_sides(own.shape)} {own.dtype}" for own in first.inputs]
@@ -39,7 +39,7 @@ def show_timing(report: "TimingReport", most_layers: int) -> None:
     if report.recorded:
         put(f"note: {report.recorded}")
     rounds = len(first.device_time.rounds_ms)
-    put(f"ms: what an inference takes while nothing else runs, median of {rounds} rounds;")
+    put(f"ms: what an inference takes while nothing else runs, median of {counted(rounds, 'round')};")
     put("    another call is expected inside the interval in 95 % of all cases")
     if report.not_quiet:
         put(f"warning: {report.not_quiet}")
@@ -59,7 +59,7 @@ def _layers(file: "TimedFile", most: int) -> list[str]:
     lines = columns(["layer", "kind", "ms", "share"], rows)
     explained = (file.layers_ms or 0.0) / max(file.device_time.typical_ms, 1e-9)
     left = len(file.layers) - most
-    more = f"{left} more layers; " if left > 0 else ""
+    more = f"{counted(left, 'more layer')}; " if left > 0 else ""
     return [*lines, f"{more}the sum of all {len(file.layers)} is {explained:.0%} of the network's time"]
 
 

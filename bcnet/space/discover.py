@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from bcnet.errors import SpaceError
+from bcnet.plain import counted
 from bcnet.registry import SUPERNETS
 from bcnet.space.channel_groups import Chain, Seen
 from bcnet.space.interchangeable import unlike
@@ -67,8 +68,8 @@ def discover_space(  # noqa: PLR0913 - the keywords are keys of bcnet.toml
         elif len(own) < 2:
             whole = f" in whole groups of {chain.unit}" if chain.unit > 1 else ""
             reasons[chain.name] = (
-                f"{chain.channels} channels leave no choice with {bins} bins, at multiples of "
-                f"{channel_multiple}{whole} and at least {min_width:g} of the full width"
+                f"{counted(chain.channels, 'channel leaves', 'channels leave')} no choice with {bins} bins, "
+                f"at multiples of {channel_multiple}{whole} and at least {min_width:g} of the full width"
             )
         else:
             kept.append(chain)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bcnet.errors import SpaceError
+from bcnet.plain import counted
 from bcnet.space.channel_rules import Side
 from bcnet.space.width_space import Dimension, WidthGroup, Widths, WidthSpace
 
@@ -49,7 +50,8 @@ class Subnet:
         Raises SpaceError where they are not distinct channels of their group, in whole units.
         """
         if len(channels) != len(space.groups):
-            raise SpaceError(f"channels of {len(channels)} groups given, the space has {len(space.groups)}")
+            given = counted(len(channels), "group")
+            raise SpaceError(f"channels of {given} given, the space has {len(space.groups)}")
         return cls(tuple(_channel_set(*pair) for pair in zip(space.groups, channels, strict=True)))
 
     @property

@@ -87,7 +87,7 @@ def test_channels_of_a_unit_go_together_and_ordered_ones_from_the_end() -> None:
 @pytest.mark.parametrize(
     ("importance", "message"),
     [
-        ([np.ones(3)], "importances of 1 groups given, the space has 2"),
+        ([np.ones(3)], "importances of 1 group given, the space has 2"),
         ([np.ones(3), np.ones(3)], r"the importance of group 'g1' has the shape \(3,\), not \(4,\)"),
         ([np.ones(3), np.full(4, np.nan)], "an importance of group 'g1' is negative or not finite"),
     ],

@@ -200,7 +200,7 @@ def test_at_the_time_limit_the_best_so_far_is_returned_with_its_gap(
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ([np.array([1.0, 0.0])], "tables of 1 groups given, the space has 2"),
+        ([np.array([1.0, 0.0])], "tables of 1 group given, the space has 2"),
         ([np.array([1.0, 0.0]), np.zeros(3)], "the table of group 'g1' needs 2 finite losses, one a choice"),
         ([np.array([np.nan, 0.0]), np.zeros(2)], "the table of group 'g0' needs 2 finite losses"),
     ],

@@ -48,7 +48,7 @@ def test_only_whole_generations_before_a_change_are_continued(
     assert SearchState(stage, INPUTS, SPACE).candidates == tuple(FOUND[:1])
     said = capsys.readouterr().err
     assert "state.jsonl: line 3 was changed; what was scored from there on is" in said
-    assert "continuing a search with 1 candidates scored" in said
+    assert "continuing a search with 1 candidate scored" in said
 
 
 def test_a_search_with_other_settings_or_of_an_earlier_version_starts_again(

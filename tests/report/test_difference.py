@@ -96,7 +96,7 @@ def test_markdown_has_a_row_a_figure_and_the_widths_folded(capfd: pytest.Capture
         "| accuracy | 90.00% | 89.90% | -0.10 points | -0.30 to +0.10 points, not separable |"
     )
     assert lines[5].startswith("| latency (ms) | 5.000 | 5.100 | +2.0% | -2.1% to +6.1%, not separable |")
-    assert "<details><summary>1 of 3 groups have another width</summary>" in lines
+    assert "<details><summary>another width in 1 of 3 groups</summary>" in lines
     assert "| b | 32 | 24 |" in lines
     rows = [line for line in lines if line.startswith("|")]
     assert {line.count("|") - line.count(r"\|") for line in rows} == {4, 6}

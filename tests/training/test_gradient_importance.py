@@ -280,7 +280,7 @@ def test_the_most_important_channels_are_kept_in_their_order_in_whole_units(spac
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ([[0, 1, 2, 3, 4, 5]], "channels of 1 groups given, the space has 2"),
+        ([[0, 1, 2, 3, 4, 5]], "channels of 1 group given, the space has 2"),
         ([[0, 1, 2, 3, 6, 7], [0, 1, 2, 3]], r"of group 'stem' are not all within 0\.\.5"),
         ([[0, 0, 1, 2, 3, 4], [0, 1, 2, 3]], "of group 'stem' must be distinct indices"),
         ([[2, 3, 0, 1, 5, 4], [0, 1, 2, 3]], "of group 'stem' must have all of its channels, in whole units"),

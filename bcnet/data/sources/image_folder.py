@@ -14,6 +14,7 @@ from bcnet.config import DataConfig
 from bcnet.data.stored import PARTS, Found, Listed, Part, file_list_digest, with_test_set
 from bcnet.errors import DataError
 from bcnet.nearest import near_path
+from bcnet.plain import counted
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 NO_IMAGES = ("thumbs.db", "desktop.ini")  # written by file managers, beside hidden files
@@ -94,7 +95,8 @@ def _listing(
     there = _folders(folder)
     outside = sum(_is_loose_image(entry) for entry in _entries(folder))
     if outside:
-        found.notes.append(f"left out: {outside:,} images in {folder} itself, outside the folders of classes")
+        images = counted(outside, "image")
+        found.notes.append(f"left out: {images} in {folder} itself, outside the folders of classes")
     names = tuple(own.name for own in there)
     if not names:
         raise DataError(f"no images in {folder}: it has no folders; it needs one folder of images per class")

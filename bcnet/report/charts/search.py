@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Literal
 
-from bcnet.plain import milliseconds
+from bcnet.plain import counted, milliseconds
 from bcnet.report.chart import Cell, Chart, Marker, Role, Series, Table
 from bcnet.report.charts.axes import RUNS, listed, marked, scale_of
 from bcnet.report.content import Candidate, RunReport
@@ -44,8 +44,8 @@ def search_charts(report: RunReport) -> Iterator[Chart]:
     yield Chart(
         "search",
         "What the search scored",
-        f"Validation images, before fine-tuning: {most}{len(report.candidates)} networks. The table has the "
-        f"front and what was measured.{expected}",
+        f"Validation images, before fine-tuning: {most}{counted(len(report.candidates), 'network')}. "
+        f"The table has the front and what was measured.{expected}",
         "latency (ms)",
         f"{report.metric}{unit}",
         tuple(drawn),
