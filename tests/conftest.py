@@ -84,7 +84,7 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     from bcnet.agent import probe
     from bcnet.measure import network_latency, table_build
     from bcnet.pipeline import alternating, repeated
-    from bcnet.training import gradient_importance, iterative, loop
+    from bcnet.training import durations, gradient_importance, iterative
 
     any_noise = 10.0  # as a share
     patch.setattr(network_latency, "AGREE", any_noise)
@@ -95,7 +95,7 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(iterative, "ROUNDS", 2)
     patch.setattr(iterative, "BATCHES", 1)
     patch.setattr(gradient_importance.measured_importances, "__defaults__", (4,))  # batches
-    patch.setattr(loop, "TRIAL_S", 0.0)
+    patch.setattr(durations, "TRIAL_S", 0.0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

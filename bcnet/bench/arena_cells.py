@@ -32,7 +32,7 @@ from bcnet.runs import Run, bytes_digest, digest, write_file
 from bcnet.sealed import read_about
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
 from bcnet.training.recipe import Recipe, fine_tuning_digest, metric_digest
 
 FOLDER = "bench/arena"  # inside the run's folder

@@ -26,8 +26,9 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet
 from bcnet.space.width_space import WidthGroup, WidthSpace
 from bcnet.training.gradient_importance import Fisher, Taylor, coupled_importance
-from bcnet.training.loop import Trainee, check_trained, fit, plain_step, steps_an_epoch, trainable_parameters
+from bcnet.training.loop import Trainee, fit, plain_step, steps_an_epoch, trainable_parameters
 from bcnet.training.recipe import Objective, Recipe
+from bcnet.training.step_errors import check_trained
 from bcnet.width_search.constraints import Cost, multiply_accumulates
 
 NormalisedBy = Literal["latency", "macs", "memory"]

@@ -34,7 +34,7 @@ from bcnet.sealed import seal_tensors, unseal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.subnet import State
 from bcnet.space.width_space import Widths
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
 from bcnet.training.recipe import Recipe
 from bcnet.width_search.inherit import Original
 from bcnet.width_search.scorer import Score

@@ -24,7 +24,8 @@ from bcnet.plain import loss_text
 from bcnet.progress import announce, say, working
 from bcnet.training.checkpoints import CheckpointFile
 from bcnet.training.distributed import same_as_first
-from bcnet.training.loop import fit_network, seconds_to_fit, steps_an_epoch
+from bcnet.training.durations import seconds_to_fit
+from bcnet.training.loop import fit_network, steps_an_epoch
 from bcnet.training.quantised_network import Calibration, QuantisedNetwork
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.width_search.scorer import Score, best_first, evaluate_network, loss_of, score_of

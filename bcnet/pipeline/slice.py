@@ -47,7 +47,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile, Epoch, EpochLog
-from bcnet.training.loop import fit_network, seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Objective, Recipe, fine_tuning_digest, metric_digest
 from bcnet.training.shared_work import in_all
 from bcnet.width_search.scorer import Validation, evaluate_network

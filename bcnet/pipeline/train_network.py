@@ -25,7 +25,8 @@ from bcnet.sealed import seal_tensors
 from bcnet.space.extract import tensors_of, with_state
 from bcnet.space.supernet import cut
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import fit_network, seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
+from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe, training_digest
 from bcnet.width_search.scorer import evaluate_network
 

@@ -20,9 +20,10 @@ from bcnet.training.assigned_steps import BestAssignments
 from bcnet.training.checkpoints import Snapshot
 from bcnet.training.cuda_graph import fastest_paths
 from bcnet.training.distributed import world
-from bcnet.training.loop import Trainee, check_trained, first_batch, fit, steps_an_epoch
+from bcnet.training.loop import Trainee, first_batch, fit, steps_an_epoch
 from bcnet.training.parts import SlicedParts, fastest_parts
 from bcnet.training.recipe import Objective, Recipe
+from bcnet.training.step_errors import check_trained
 from bcnet.training.step_plan import STEPS, StepPlan
 from bcnet.training.supernet_step import DrawnSteps, Parts, Paths, SlicedPaths, trainable
 

@@ -35,8 +35,9 @@ from bcnet.space.supernet import cut
 from bcnet.space.widen import supernet_state
 from bcnet.space.width_space import Widths
 from bcnet.training.assigned_steps import BestAssignments
+from bcnet.training.durations import seconds_a_step, seconds_to_fit
 from bcnet.training.gradient_importance import gate_importances
-from bcnet.training.loop import Trainee, seconds_a_step, seconds_to_fit
+from bcnet.training.loop import Trainee
 from bcnet.training.parts import SlicedParts
 from bcnet.training.recipe import Objective, Recipe
 from bcnet.training.step_plan import StepPlan

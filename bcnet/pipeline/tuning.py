@@ -30,7 +30,7 @@ from bcnet.space.extract import with_state
 from bcnet.space.importance import Importances
 from bcnet.space.width_space import Widths
 from bcnet.training.checkpoints import CheckpointFile
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
 from bcnet.training.recipe import Recipe
 from bcnet.traits import PrecisionName
 from bcnet.width_search.scorer import Score, Validation

@@ -32,8 +32,9 @@ from bcnet.space.importance import (
 )
 from bcnet.space.inputs import entries
 from bcnet.space.width_space import Dimension, WidthGroup, WidthSpace
-from bcnet.training.loop import explained, training_batches
+from bcnet.training.loop import training_batches
 from bcnet.training.recipe import Recipe
+from bcnet.training.step_errors import explained
 
 BATCHES = 24
 

@@ -5,13 +5,10 @@ Randomness depends only on the seed, the epoch and the step, so a loop that cont
 the same result as an uninterrupted one.
 """
 
-import copy
 import ctypes
-import math
 import platform
-import re
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,27 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.utils._pytree import tree_leaves
 
 from bcnet.data.image_data import ImageData
 from bcnet.data.splits import Item
 from bcnet.data.training_batches import TrainingBatches
-from bcnet.errors import FOREIGN, BcnetError, TrainingError, explaining, one_line, text_of
-from bcnet.events import emit, unobserved
-from bcnet.models.finite import not_finite
+from bcnet.events import emit
 from bcnet.plain import loss_text
 from bcnet.progress import progress_bar, say
-from bcnet.seeds import seed_all, seeded
+from bcnet.seeds import seed_all
 from bcnet.training.averaged_weights import AveragedWeights
 from bcnet.training.checkpoints import CheckpointFile, Pace, Snapshot
 from bcnet.training.distributed import average, same_as_first, world
 from bcnet.training.recipe import Objective, Recipe
+from bcnet.training.step_errors import Step, check_trained, explained, finite_loss
 
-# (inputs, targets, number of the step) -> losses, one or several, that a GPU may not have computed yet; adds
-# the batch's gradients to the parameters' `.grad`. In several processes, the means over all replace them.
-Step = Callable[[Any, Any, int], Tensor]
-FEWEST, MOST = 4, 100  # steps of which the time is taken
-TRIAL_S = 0.2  # for these
 SCALE, SCALED = "scaler:state", ("scale", "_growth_tracker")  # of a snapshot, and of a GradScaler's state
 
 # (state, mean loss) after an epoch; within one, the mean loss is None.
@@ -133,7 +123,7 @@ def fit(
     ):
 
         def read(loss: Tensor, number: int, batch: Any) -> float:
-            value = _finite(loss, number, batch)
+            value = finite_loss(loss, number, batch)
             advance(f"loss {loss_text(value)}")
             return value
 
@@ -186,71 +176,6 @@ def fit(
     if averages is not None:
         averages.replace_weights()
     return curve
-
-
-def check_trained(tensors: Mapping[str, Tensor], when: str, trained: Collection[str] | None = None) -> None:
-    """Raises TrainingError if a tensor is not finite (see `not_finite`)."""
-    broken = not_finite(tensors, trained)
-    if broken is not None:
-        raise TrainingError(
-            f"training diverged {when}: '{broken}' has values that are not finite; lower the "
-            "learning rate, or raise train.warmup_epochs"
-        )
-
-
-# PyTorch's messages about tensors of incompatible sizes.
-_SIZES = re.compile(r"\b(shapes?|sizes?|dimensions?) |more than 1 value per channel", re.IGNORECASE)
-
-
-def explained(step: Step, inputs: Any, targets: Any, number: int) -> Tensor:
-    """The step's loss. Raises TrainingError if the step raises anything."""
-    try:
-        return step(inputs, targets, number)
-    except BcnetError:
-        raise
-    except FOREIGN as cause:
-        if "backward through the graph a second time" in text_of(cause):
-            raise TrainingError(
-                f"training step {number} failed: its loss was already used for a backward pass; a train_step "
-                "returns its loss and leaves the backward pass to bcnet"
-            ) from cause
-        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        remedy = ""
-        if "bfloat16" in str(cause).lower():
-            remedy = "; set train.amp = false: it does not support bfloat16"
-        elif "'Half'" in str(cause):
-            remedy = "; set train.amp = false: it does not support float16"
-        elif isinstance(cause, torch.OutOfMemoryError | MemoryError) or "can't allocate" in str(cause):
-            remedy = "; lower train.batch_size"
-        elif _SIZES.search(str(cause)):
-            remedy = "; try another train.batch_size"
-        raise TrainingError(
-            f"training step {number} on a batch of shape {', '.join(shapes[:3])} failed "
-            f"({one_line(cause)}){remedy}"
-        ) from cause
-
-
-def _finished(loss: Tensor, number: int) -> float:
-    """The loss as a number, after waiting for the GPU. Raises TrainingError if the step failed."""
-    with explaining(TrainingError, f"training step {number} failed"):
-        return float(loss.mean())
-
-
-def _finite(loss: Tensor, number: int, batch: Any) -> float:
-    """The loss as a number. Raises TrainingError, with the likely cause, if it is not finite."""
-    value = _finished(loss, number)
-    if not math.isfinite(value):
-        values = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-        if any(leaf.is_floating_point() and not bool(leaf.isfinite().all()) for leaf in values):
-            raise TrainingError(
-                f"the loss of step {number} is {value}: the batch has values that are not finite; check "
-                "the data, and data.transforms and data.collate if they are set"
-            )
-        raise TrainingError(
-            f"training diverged: the loss of step {number} is {value}; lower the learning rate, "
-            "or raise train.warmup_epochs"
-        )
-    return value
 
 
 def fit_network(
@@ -340,47 +265,6 @@ def plain_step(
         return loss.detach()
 
     return step
-
-
-def seconds_to_fit(
-    model: nn.Module, data: ImageData, recipe: Recipe, objective: Objective | None = None
-) -> float:
-    """An estimate of the duration of `fit_network` in seconds, from a few steps on a copy."""
-    copied = copy.deepcopy(model).to(recipe.device)
-    copied.train()
-    parameters = trainable_parameters(copied, objective)
-    scaler = recipe.scaler()
-    step = plain_step(copied, recipe, objective, scaler)
-    trainee = Trainee(parameters, step, lambda: dict(copied.named_buffers()), scaler)
-    return seconds_a_step(trainee, data, recipe) * steps_an_epoch(data, recipe) * recipe.epochs
-
-
-def seconds_a_step(trainee: Trainee, data: ImageData, recipe: Recipe) -> float:
-    """The time of one step of `fit` in seconds, at a rate of zero. Raises TrainingError if one fails.
-
-    After a few steps, which are slower, the mean of as many as take `TRIAL_S`.
-    """
-    with seeded(recipe.seed), unobserved():
-        first = torch.tensor([_mean_seconds(trainee, data, recipe, FEWEST)])
-        average([first])  # several processes go on alike
-        count = min(int(TRIAL_S / float(first)), MOST)
-        return float(first) if count < FEWEST else _mean_seconds(trainee, data, recipe, count)
-
-
-def _mean_seconds(trainee: Trainee, data: ImageData, recipe: Recipe, count: int) -> float:
-    """That of `count` steps without the first and the last one."""
-    starts = []
-
-    def step(inputs: Any, targets: Any, number: int) -> Tensor:
-        starts.append(time.perf_counter())
-        return trainee.step(inputs, targets, number)
-
-    part = data.train.take(torch.arange(min(len(data.train), count * recipe.batch_size)))
-    few = replace(data, train=part)
-    epochs = -(-count // steps_an_epoch(few, recipe))
-    short = replace(recipe, epochs=epochs, learning_rate=0.0)
-    fit(replace(trainee, step=step), few, short, "timing training steps")
-    return (starts[-1] - starts[1]) / (len(starts) - 2)
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:

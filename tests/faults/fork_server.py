@@ -225,12 +225,12 @@ def serve() -> None:
     from bcnet.config import load_config
     from bcnet.pipeline import compare, search, slice, train  # noqa: F401
     from bcnet.pipeline.open_problem import open_problem
-    from bcnet.training import gradient_importance, iterative, loop
+    from bcnet.training import durations, gradient_importance, iterative
 
     steady_device()
     iterative.ROUNDS, iterative.BATCHES = 2, 1  # how good the winners are is not tested here
     gradient_importance.measured_importances.__defaults__ = (4,)  # batches
-    probe.REPEATS, loop.TRIAL_S = 1, 0.0  # the times that are stated are not tested, either
+    probe.REPEATS, durations.TRIAL_S = 1, 0.0  # the times that are stated are not tested, either
     with tempfile.TemporaryDirectory() as folder, remembered(Path(folder)):
         with contextlib.redirect_stdout(sys.stderr), contextlib.chdir(sys.argv[1]):
             # PyTorch imports and sets up exports once here, and exports the network of all folders, not in

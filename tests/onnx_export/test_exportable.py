@@ -13,7 +13,7 @@ from bcnet.errors import ModelError, TrainingError
 from bcnet.onnx_export.exportable import not_deliverable
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet, to_onnx
 from bcnet.space.discover import discover_space
-from bcnet.training.loop import seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
 from bcnet.training.recipe import Recipe
 
 IMAGES = torch.zeros(1, 1, 12, 12)

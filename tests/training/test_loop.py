@@ -31,7 +31,8 @@ from bcnet.space.subnet import Subnet
 from bcnet.space.supernet import Supernet, cut, forward_path
 from bcnet.space.width_space import Widths, WidthSpace
 from bcnet.training import checkpoints
-from bcnet.training.loop import Trainee, fit, fit_network, seconds_to_fit
+from bcnet.training.durations import seconds_to_fit
+from bcnet.training.loop import Trainee, fit, fit_network
 from bcnet.training.recipe import Recipe
 from bcnet.training.step_plan import STEPS, StepPlan
 from bcnet.training.supernet_step import SlicedPaths, supernet_step
