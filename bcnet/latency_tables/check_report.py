@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from bcnet.latency_tables.regression_check import Change, Verdict
+from bcnet.latency_tables.regression_check import Verdict
+from bcnet.latency_tables.row_changes import Change
 from bcnet.plain import LONGEST, counted, milliseconds, plain
 
 WORST = 10  # maximum number of single layers that are listed; all are counted

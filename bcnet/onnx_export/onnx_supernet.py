@@ -25,8 +25,9 @@ from bcnet.errors import FOREIGN, ModelError, SpaceError, one_line
 from bcnet.latency_tables.model import Terms
 from bcnet.onnx_export.deployed import with_deployed_layers
 from bcnet.onnx_export.int8 import Feed
-from bcnet.onnx_export.onnx_constants import Constants, FixedGraph, Graph
+from bcnet.onnx_export.onnx_constants import Constants
 from bcnet.onnx_export.onnx_layers import Layers, group_sizes
+from bcnet.onnx_export.onnx_matched import FixedGraph, Graph
 from bcnet.onnx_export.onnx_slicing import Sizes, SlicedGraph, Slices
 from bcnet.onnx_export.opset import NEWEST, at_opset
 from bcnet.onnx_export.precision import converted

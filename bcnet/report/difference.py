@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from bcnet.errors import ArtifactError
-from bcnet.latency_tables.regression_check import DRIFT
+from bcnet.latency_tables.row_changes import DRIFT
 from bcnet.pipeline.accuracy import paired_difference
 from bcnet.pipeline.answers import FILE, correct_of
 from bcnet.pipeline.results import Answers, Values

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def show_check(report: "CheckReport") -> None:
     """Print the verdict on a latency table in one line, then the evidence and the worst changes."""
     from bcnet.latency_tables.check_report import WORST
-    from bcnet.latency_tables.regression_check import ALPHA
+    from bcnet.latency_tables.row_changes import ALPHA
 
     verdict = report.verdict
     put(f"{report.table}: {report.headline}")
