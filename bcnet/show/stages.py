@@ -10,24 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from bcnet.plain import counted, loss_text, milliseconds
 from bcnet.show.comparison import show_comparison
-from bcnet.show.tables import measured_as, original_as, put, text_of, value_of
+from bcnet.show.exported import export_lines
+from bcnet.show.tables import labelled, measured_as, on_device, put, text_of, value_of
 
 if TYPE_CHECKING:
     from bcnet.pipeline.results import (
-        AgainstOriginal,
         EstimateSummary,
-        ExportSummary,
-        FurtherExport,
-        FurtherSliced,
         NetworkSummary,
-        OnDevice,
         SearchSummary,
         SliceSummary,
         StageResult,
         SupernetSummary,
         TableSummary,
     )
-    from bcnet.width_search.latency_budget import LatencyBudget
 
 
 def show_summary(summary: "StageResult") -> None:
@@ -48,7 +43,7 @@ def show_summary(summary: "StageResult") -> None:
         case results.SliceSummary():
             put(*_slice(summary))
         case results.ExportSummary():
-            put(*_export(summary))
+            put(*export_lines(summary))
         case results.CompareSummary():
             show_comparison(summary)
 
@@ -56,10 +51,6 @@ def show_summary(summary: "StageResult") -> None:
 def show_fields(values: Mapping[str, Any]) -> None:
     """Print one field per line."""
     put(*_fields(values))
-
-
-def _lines(parts: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"{name:<10} {text}" for name, text in parts if text]
 
 
 def _next(folder: str, command: str) -> str:
@@ -88,7 +79,7 @@ def _network(summary: "NetworkSummary") -> list[str]:
     else:
         done = f"the network itself, {_epochs(summary.epochs)} in {summary.seconds:.0f} s"
     reached = f"{value_of(summary.metric, summary.test_accuracy)} on the test images"
-    return _lines(
+    return labelled(
         [
             ("trained", done),
             (summary.metric[:9], reached),
@@ -103,7 +94,7 @@ def _supernet(summary: "SupernetSummary") -> list[str]:
     count, epochs = summary.supernets, summary.epochs
     what = "supernet" if count == 1 else f"{count} supernets"
     seconds = f" in {summary.seconds:.0f} s" if summary.seconds else ""
-    return _lines(
+    return labelled(
         [
             (
                 "trained",
@@ -120,7 +111,7 @@ def _table(summary: "TableSummary") -> list[str]:
     fit, measured, failed = summary.calibration, summary.rows_measured, summary.rows_failed
     done = f"{counted(measured, 'layer')} on {summary.device} in {summary.seconds:.0f} s"
     error = f"{fit.mean_error or 0:.1%} on average, on {counted(fit.held_out, 'whole network')}"
-    return _lines(
+    return labelled(
         [
             ("measured", f"{done}; this network uses {summary.rows_used}"),
             ("error", f"{error}; noise {fit.noise or 0:.1%}"),
@@ -143,7 +134,7 @@ def _estimate(summary: "EstimateSummary") -> list[str]:
     done = f"{layers} from the roofline of {summary.device}: nothing was measured"
     full, narrowest = milliseconds(summary.full_ms), milliseconds(summary.narrowest_ms)
     latency = f"full network about {full} ms, narrowest about {narrowest} ms"
-    return _lines([("estimated", done), ("latency", latency), *_after_table(summary)])
+    return labelled([("estimated", done), ("latency", latency), *_after_table(summary)])
 
 
 def _after_table(summary: "TableSummary | EstimateSummary") -> list[tuple[str, str]]:
@@ -164,7 +155,7 @@ def _search(summary: "SearchSummary") -> list[str]:
         how = f", channels removed over {_epochs(summary.pruning_passes)}"
     on_front = counted(summary.pareto, "is", "are")
     asked = f" (required: at least {value_of(metric, wanted)})" if wanted is not None else ""
-    return _lines(
+    return labelled(
         [
             ("winner", _widths(best.widths)),
             ("precision", precisions_compared(summary)),
@@ -202,16 +193,7 @@ def _further_of_search(summary: "SearchSummary") -> Iterator[tuple[str, str]]:
     """A line for each further device."""
     found = {own.device: own for own in summary.best.further or ()}
     for own in summary.further or ():
-        yield "", _on_device(own.device, own.budget, found[own.device])
-
-
-def _on_device(
-    device: str, budget: "LatencyBudget | None", found: "OnDevice | FurtherSliced | FurtherExport"
-) -> str:
-    """A network's latencies on a further device, and the budget there."""
-    measured = getattr(found, "measured", None)
-    text = f"{measured_as(measured, budget)} measured, " if measured else ""
-    return f"on {device}: {text}{milliseconds(found.predicted_ms)} ms predicted; {budget}"
+        yield "", on_device(own.device, own.budget, found[own.device])
 
 
 def _slice(summary: "SliceSummary") -> list[str]:
@@ -233,96 +215,18 @@ def _slice(summary: "SliceSummary") -> list[str]:
             trained += f", then for {_epochs(summary.integer_epochs)} through integers"
         reached = f"{after} on the test images, {before} before fine-tuning"
     held = f", {summary.budget}" if summary.budget is not None else ""
-    return _lines(
+    return labelled(
         [
             ("sliced", _widths(summary.widths)),
             ("trained", trained),
             (metric[:9], reached),
             ("latency", f"{milliseconds(summary.predicted_ms)} ms predicted{held}"),
-            *(("", _on_device(own.device, own.budget, own)) for own in summary.further or ()),
+            *(("", on_device(own.device, own.budget, own)) for own in summary.further or ()),
             ("size", _size(summary)),
             ("files", f"{summary.folder}/: model.safetensors, model.pt2, widths.json"),
             ("next", _next(summary.folder, "bcnet export")),
         ]
     )
-
-
-def _export(summary: "ExportSummary") -> list[str]:
-    metric, original = summary.metric, summary.original
-    accuracy = f"{value_of(metric, summary.accuracy)}, {value_of(metric, summary.accuracy_torch)} in PyTorch"
-    measured, budget = summary.measured, summary.budget
-    latency = f"{milliseconds(summary.predicted_ms)} ms predicted"
-    if measured:
-        latency = f"{measured_as(measured, budget)}, {latency}"
-    if budget is not None:
-        latency += f", {budget}"
-    if summary.noise is not None:
-        latency += f"; noise {summary.noise:.0%}"
-    speed = ""
-    if original.speedup and original.median_ms:
-        full = milliseconds(original.median_ms)
-        speed = f"{original.speedup:.2f} times that of the full network ({full} ms)"
-    where = f"{summary.device}, {summary.backend}, {summary.precision}"
-    return _lines(
-        [
-            ("verified" if summary.verified else "unverified", where),
-            (metric[:9], accuracy),
-            ("original", _against(metric, original)),
-            ("latency", latency),
-            *(("", _on_device(own.device, own.budget, own)) for own in summary.further or ()),
-            ("speed", speed),
-            ("takes", _takes(summary)),
-            ("outputs", f"differ from PyTorch by {_error(summary.output_error)} of the largest output"),
-            ("size", f"{summary.size_bytes / 1e6:.2f} MB{_packed(summary)}"),
-            ("file", summary.file),
-            *(("", own.file) for own in summary.further or ()),
-            *(("1-bit file", own.one_bit_file) for own in _every(summary) if own.one_bit_file),
-            ("next", summary.verify_with or ""),
-        ]
-    )
-
-
-def _every(summary: "ExportSummary") -> "tuple[ExportSummary | FurtherExport, ...]":
-    """The findings on each device, those on the first one in front."""
-    return summary, *(summary.further or ())
-
-
-def _packed(summary: "ExportSummary") -> str:
-    """What the constants take with binary weights in one bit each; empty for a network without any."""
-    if summary.packed_bytes is None:
-        return ""
-    computed = "" if summary.one_bit_file else ", but this runtime has no 1-bit kernels"
-    return f" ({summary.packed_bytes / 1e6:.2f} MB in packed bits{computed})"
-
-
-def _takes(summary: "ExportSummary") -> str:
-    """The inputs of a file with its own pre-processing, and how it compares with Pillow's."""
-    own = summary.preprocess
-    if own is None:
-        return ""
-    height, width = own.input_size
-    alone = f"; {milliseconds(own.without.median_ms)} ms without pre-processing" if own.without else ""
-    if own.resized_by is None:
-        return f"uint8 images of {height} x {width} pixels, (N, H, W, C){alone}"
-    agreement = "?" if own.agreement is None else f"{own.agreement:.2%}"
-    return (
-        f"uint8 images of {height} x {width} pixels, (N, H, W, C), scaled by {own.resized_by}: pixels differ "
-        f"from Pillow's by at most {own.pixel_error or 0:.2g} of 255, {agreement} of predictions are the same"
-        f"{alone}"
-    )
-
-
-def _against(metric: str, original: "AgainstOriginal") -> str:
-    lost = original.accuracy_lost
-    if lost is None:
-        return ""
-    much = f"{100 * abs(lost):.2f} points" if metric == "accuracy" else f"{abs(lost):.4f}"
-    change = f"{much} {'lost' if lost >= 0 else 'gained'}"
-    return f"{value_of(metric, original.accuracy)} {original_as(original.state)}: {change}"
-
-
-def _error(value: float | None) -> str:
-    return "?" if value is None else f"{value:.1e}"
 
 
 def _fields(values: Mapping[str, Any], indent: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from bcnet.plain import cell, milliseconds, plain
 
 if TYPE_CHECKING:
     from bcnet.latency_tables.rows import LatencyStat
+    from bcnet.pipeline.results import FurtherExport, FurtherSliced, OnDevice
     from bcnet.width_search.latency_budget import LatencyBudget
 
 LONGEST = 10_000  # characters of a cell or a line: names in a network, a table or a device are foreign text
@@ -18,6 +19,11 @@ def put(*lines: str) -> None:
     """Print lines; unprintable characters in them are escaped."""
     for line in lines:
         print(plain(line, LONGEST))
+
+
+def labelled(parts: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each label and text; those without text are left out."""
+    return [f"{name:<10} {text}" for name, text in parts if text]
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -64,6 +70,15 @@ def short_count(count: float) -> str:
 def measured_as(measured: "LatencyStat", budget: "LatencyBudget | None") -> str:
     """The statistic of a measured latency that is held to the budget, in ms."""
     return budget.counted(measured) if budget else f"{milliseconds(measured.median_ms)} ms"
+
+
+def on_device(
+    device: str, budget: "LatencyBudget | None", found: "OnDevice | FurtherSliced | FurtherExport"
+) -> str:
+    """A network's latencies on a further device, and the budget there."""
+    measured = getattr(found, "measured", None)
+    text = f"{measured_as(measured, budget)} measured, " if measured else ""
+    return f"on {device}: {text}{milliseconds(found.predicted_ms)} ms predicted; {budget}"
 
 
 def original_as(state: str | None) -> str:
