@@ -49,10 +49,10 @@ def test_steps_that_cannot_share_a_batch_are_refused_before_anything_is_read(
 ) -> None:
     line = refused(2, "train", "--set", "train.method=psenet", "--set", "train.parallel=32")
     assert "a batch of 32 images cannot be shared by 32 subnets" in line
-    wide = "--set train.method=psenet --set train.parallel=40 --set train.batch_size=128 --run new"
+    wide = "--set train.method=psenet --set train.parallel=50 --set train.batch_size=128 --run new"
     few = refused(1, "train", *wide.split())
     assert few.endswith(
-        "training images cannot be shared by 40 subnets, each of which needs at least 2: lower train.parallel"
+        "training images cannot be shared by 50 subnets, each of which needs at least 2: lower train.parallel"
     )
     Path("bcnet.toml").write_text('[train]\nmethod = "psenet"\nstep = "distilled"\n', encoding="utf-8")
     assert "use plain or sandwich" in refused(1, "train")
