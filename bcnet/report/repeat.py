@@ -8,9 +8,12 @@ from pathlib import Path
 from bcnet.agent.openvino_jobs import inference_precision
 from bcnet.errors import BcnetError
 from bcnet.hw_profiles import load_profile
-from bcnet.pipeline.results import ExportSummary, SearchSummary
+from bcnet.pipeline.engine import FILE, named_for
+from bcnet.pipeline.results import ExportSummary, FurtherExport, SearchSummary
 from bcnet.report.found import Found
 from bcnet.width_search.latency_budget import LatencyBudget
+
+Exported = ExportSummary | FurtherExport
 
 
 def environment_of(found: Found) -> dict[str, str]:
@@ -65,12 +68,15 @@ def _budget_options(search: SearchSummary, budget: LatencyBudget, found: Found) 
 
 
 def deployment_of(found: Found) -> tuple[str, ...]:
-    """Lines to paste: they run the delivered file, with zeros in place of images."""
+    """Lines to paste: they run the delivered file of each device, with zeros in place of images."""
     if found.export is None:
         return ()
     folder = Path(found.export.file).parent
-    runtime = found.export.backend.partition(" ")[0]
-    lines = PROGRAMS.get(runtime, _in_onnxruntime)(found, found.export, folder)
+    target = (found.search.target if found.search else None) or {}
+    lines = _running(found.export, str(folder / FILE), target.get("threads", 1))
+    for own in found.export.further or ():
+        lines += ["", f"# on {own.device}"]
+        lines += _running(own, str(folder / named_for(FILE, own.device)), _threads(own.device))
     load = f"bcnet.load({found.run.folder.name!r})"
     lines += ["", f"# in PyTorch, to be trained further: import bcnet; network = {load}"]
     if (folder / "predict.py").exists():
@@ -80,13 +86,25 @@ def deployment_of(found: Found) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _in_onnxruntime(found: Found, export: ExportSummary, folder: Path) -> list[str]:
+def _running(export: Exported, file: str, threads: int) -> list[str]:
+    """Lines that run the `file` of a device."""
+    runtime = export.backend.partition(" ")[0]
+    return PROGRAMS.get(runtime, _in_onnxruntime)(export, file, threads)
+
+
+def _threads(device: str) -> int:
+    with suppress(BcnetError):  # the profile may be gone
+        return load_profile(device).threads
+    return 1
+
+
+def _in_onnxruntime(export: Exported, file: str, threads: int) -> list[str]:
     return [
         "import json",
         "import numpy as np",
         "import onnxruntime",
         "",
-        f"session = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})",
+        f"session = onnxruntime.InferenceSession({file!r})",
         'about = json.loads(session.get_modelmeta().custom_metadata_map["bcnet.preprocessing"])',
         "inputs = {",
         '    own["name"]: np.zeros([n if isinstance(n, int) else 1 for n in own["shape"]], own["dtype"])',
@@ -96,18 +114,17 @@ def _in_onnxruntime(found: Found, export: ExportSummary, folder: Path) -> list[s
     ]
 
 
-def _in_openvino(found: Found, export: ExportSummary, folder: Path) -> list[str]:
+def _in_openvino(export: Exported, file: str, threads: int) -> list[str]:
     """With the settings that the file was verified with, among them those that are not OpenVINO's own."""
-    target = (found.search.target if found.search else None) or {}
     provider = "CPU"
     with suppress(BcnetError):  # the profile may be gone
         provider = load_profile(export.device).provider.upper()
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": inference_precision(export.precision, provider),
-        **({"INFERENCE_NUM_THREADS": str(target.get("threads", 1))} if provider == "CPU" else {}),
+        **({"INFERENCE_NUM_THREADS": str(threads)} if provider == "CPU" else {}),
     }
-    file = export.one_bit_file or str(folder / "model.onnx")
+    file = export.one_bit_file or file
     return [
         "import numpy as np",
         "import openvino",

@@ -11,6 +11,7 @@ import pytest
 from bcnet.config import load_config
 from bcnet.latency_tables.rows import Calibration
 from bcnet.pipeline.expected_latency import expected_latency
+from bcnet.pipeline.results import FurtherExport
 from bcnet.report.content import RunReport, run_report
 from bcnet.report.layers import Prices
 from bcnet.runs import Run, json_bytes
@@ -236,6 +237,22 @@ def test_the_lines_to_paste_for_openvino_run_the_file_with_the_settings_of_its_d
     one_bit = str(RUN / "export/model-one-bit.onnx")
     rewrite(run, "export", "verify.json", one_bit_file=one_bit)
     assert any(one_bit in line for line in report(run).deployment)
+
+
+def test_the_lines_to_paste_run_the_files_of_all_devices(run: Run) -> None:
+    pytest.importorskip("openvino")
+    verified = json.loads((RUN / "export/verify.json").read_text())
+    there = {key: verified[key] for key in FurtherExport.model_fields if key in verified}
+    there |= {"device": "cpu-openvino", "backend": "openvino 2026.4.1"}
+    rewrite(run, "export", "verify.json", further=[there])
+    (RUN / "export/model-cpu-openvino.onnx").write_bytes((RUN / "export/model.onnx").read_bytes())
+    lines = report(run).deployment
+    second = lines.index("# on cpu-openvino")
+    assert any("export/model.onnx" in line for line in lines[:second])
+    assert any("export/model-cpu-openvino.onnx" in line for line in lines[second:])
+    names: dict[str, Any] = {}
+    exec("\n".join(lines[second:]), names)
+    assert names["outputs"][0].shape == (1, 10)
 
 
 def test_the_command_to_repeat_names_device_budget_and_seed(run: Run) -> None:
