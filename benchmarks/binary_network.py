@@ -3,9 +3,8 @@
     python benchmarks/binary_network.py --data imagefolder:cifar10 --record FILE
 
 In: images, and a device whose runtime has 1-bit kernels. Out: `reactnet-small`, trained in two steps from its
-real counterpart, then searched, sliced, fine-tuned, exported and verified by `bcnet run`; with `--mixed` the
-same with some real layers, which `bcnet one-bit` chooses for the same milliseconds; beside them the
-real counterpart, narrowed uniformly and fine-tuned for as many passes, in fp32 and INT8. Latencies alternate.
+real counterpart, then searched, sliced, fine-tuned, exported and verified by `bcnet run`; beside it the real
+counterpart, narrowed uniformly and fine-tuned for as many passes, in fp32 and INT8. Latencies alternate.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import contextlib
 import json
 import os
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,11 @@ from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.file_outputs import file_metric
 from bcnet.pipeline.fine_tuning import FineTuning
 from bcnet.pipeline.inherit import ranked_sources, trained_for
-from bcnet.pipeline.layer_precisions import choose_precisions
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.original import given_network
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.teacher import objective_for
 from bcnet.runtimes import runtime_here
-from bcnet.show.precisions import show_precisions
 from bcnet.space.extract import with_state
 from bcnet.training.loop import fit_network
 from bcnet.training.recipe import Recipe
@@ -48,13 +45,12 @@ from bcnet.training.two_steps import PUBLISHED, train_in_two_steps
 from bcnet.width_search.scorer import Validation, evaluate_network
 
 ROUNDS = 5  # of alternating measurements
-MODEL = "runs/default/export/model.onnx"
 CONFIG = """device = "{device}"
 {precision}
 [model]
 name = "reactnet-small"
 weights = "{weights}"
-args = {{widths = {widths}, depths = {depths}, binary = {binary}}}
+args = {{widths = {widths}, depths = {depths}, binary = "{binary}"}}
 [data]
 name = "{data}"
 train_limit = {images}
@@ -69,7 +65,7 @@ amp = false
 optimizer = "{optimizer}"
 weight_decay = {decay}
 [search]
-{latency}
+latency = "{latency}"
 recalibration_images = 512
 [slice]
 epochs = {passes}
@@ -77,94 +73,54 @@ learning_rate = {rate}
 """
 
 
-def configured(given: argparse.Namespace, kind: str, precision: str | None = None, **more: Any) -> str:
-    """The bcnet.toml of the binary network, of its real counterpart, or of the mixed one.
-
-    `more` are settings in place of the usual ones.
-    """
-    signs = kind != "real"
-    settings: dict[str, Any] = {
-        "device": given.device if signs or precision is None else "cpu",
-        "precision": f'precision = "{precision}"' if precision else "",
-        "weights": (given.folder / f"{kind}.pt").absolute(),
-        "widths": given.widths,
-        "depths": given.depths,
-        "binary": '"both"' if signs else '"none"',
-        "data": given.data,
-        "images": given.images,
-        "test": given.test,
-        "multiple": 32 if signs else 8,
-        "optimizer": "adamw" if signs else "sgd",
-        "decay": 0.0 if signs else 5e-4,
-        "latency": f'latency = "{given.latency}"',
-        "passes": given.passes,
-        "rate": 1e-3 if signs else 0.02,
-    }
-    return CONFIG.format(**(settings | more))
+def configured(given: argparse.Namespace, binary: bool, precision: str | None = None) -> str:
+    """The bcnet.toml of the binary network, or of its real counterpart."""
+    return CONFIG.format(
+        device=given.device if binary or precision is None else "cpu",
+        precision=f'precision = "{precision}"' if precision else "",
+        weights=(given.folder / ("binary.pt" if binary else "real.pt")).absolute(),
+        widths=given.widths,
+        depths=given.depths,
+        binary="both" if binary else "none",
+        data=given.data,
+        images=given.images,
+        test=given.test,
+        multiple=32 if binary else 8,
+        optimizer="adamw" if binary else "sgd",
+        decay=0.0 if binary else 5e-4,
+        latency=given.latency,
+        passes=given.passes,
+        rate=1e-3 if binary else 0.02,
+    )
 
 
 def trained(given: argparse.Namespace, data: ImageData) -> dict[str, float]:
     """Train both networks, unless their files are there. Their accuracies on the test images."""
+    shape = {"in_channels": data.input_shape[0], "num_classes": 10}
+    shape |= {"widths": tuple(given.widths), "depths": tuple(given.depths)}
     torch.manual_seed(0)
-    real, binary = network_of(given, data, "none"), network_of(given, data, "both")
+    real, binary = reactnet_small(**shape, binary="none"), reactnet_small(**shape)
     recipe = Recipe(epochs=given.epochs, learning_rate=0.1, batch_size=64, label_smoothing=0.05)
-    return {
-        "real": scored(
-            given, data, "real", real, lambda: fit_network(real, data, recipe, "the real network")
-        ),
-        "binary": scored(given, data, "binary", binary, lambda: in_two_steps(given, data, binary, real)),
+
+    def binary_training() -> None:
+        binary.load_state_dict(real.state_dict())
+        train_in_two_steps(binary, real, data, replace(PUBLISHED, epochs=given.epochs, batch_size=64))
+
+    trainings: dict[str, tuple[nn.Module, Callable[[], object]]] = {
+        "real": (real, lambda: fit_network(real, data, recipe, "the real network")),
+        "binary": (binary, binary_training),
     }
-
-
-def network_of(given: argparse.Namespace, data: ImageData, binary: str | Sequence[str]) -> nn.Module:
-    """The network in one of its precisions, with initial weights."""
-    shape = {"widths": tuple(given.widths), "depths": tuple(given.depths)}
-    return reactnet_small(data.input_shape[0], 10, **shape, binary=binary)
-
-
-def in_two_steps(given: argparse.Namespace, data: ImageData, network: nn.Module, real: nn.Module) -> None:
-    """Train a network with binary layers from its trained real counterpart."""
-    network.load_state_dict(real.state_dict())
-    train_in_two_steps(network, real, data, replace(PUBLISHED, epochs=given.epochs, batch_size=64))
-
-
-def scored(
-    given: argparse.Namespace, data: ImageData, name: str, network: nn.Module, train: Callable[[], object]
-) -> float:
-    """The network's accuracy on the test images; trained now, unless its file is there."""
-    file = given.folder / f"{name}.pt"
-    if file.exists():
-        network.load_state_dict(torch.load(file))
-    else:
-        train()
-        torch.save(network.state_dict(), file)
-    accuracy = evaluate_network(network.eval(), data, data.test).accuracy
-    print(f"{name}: {accuracy:.2%}", flush=True)
-    return accuracy
-
-
-def mixed(given: argparse.Namespace, data: ImageData, limit_ms: float) -> dict[str, Any]:
-    """The layers that have one bit within the limit, and what `bcnet run` delivers of that network."""
-    folder, within = given.folder / "mixed", f"latency_ms = {limit_ms}"
-    folder.mkdir(exist_ok=True)
-    with contextlib.chdir(folder):
-        settings = configured(given, "real", latency=within, multiple=32)
-        found = choose_precisions(open_problem(Config.model_validate(tomllib.loads(settings))))
-    show_precisions(found)
-    real = network_of(given, data, "none")
-    real.load_state_dict(torch.load(given.folder / "real.pt"))
-    network, name = network_of(given, data, found.binary), "-".join(("mixed", *found.binary))
-
-    def train() -> None:
-        if found.binary:
-            in_two_steps(given, data, network, real)
+    found = {}
+    for name, (network, train) in trainings.items():
+        file = given.folder / f"{name}.pt"
+        if file.exists():
+            network.load_state_dict(torch.load(file))
         else:
-            network.load_state_dict(real.state_dict())
-
-    accuracy = scored(given, data, name, network, train)
-    args = json.dumps(list(found.binary))
-    delivered = searched(folder, configured(given, name, latency=within, binary=args))
-    return {"precisions": found.to_json(), "accuracy_of_full_widths": accuracy} | delivered
+            train()
+            torch.save(network.state_dict(), file)
+        found[name] = evaluate_network(network.eval(), data, data.test).accuracy
+        print(f"{name}: {found[name]:.2%}", flush=True)
+    return found
 
 
 def narrowed(problem: Problem, ratio: float) -> nn.Module:
@@ -182,10 +138,10 @@ def narrowed(problem: Problem, ratio: float) -> nn.Module:
     return tune(small, f"the real network at {ratio:.0%}").network
 
 
-def searched(folder: Path, config: str) -> dict[str, Any]:
-    """What `bcnet run` delivers of a network with binary layers: its verification, and what it is made of."""
-    (folder / "bcnet.toml").write_text(config)
-    with contextlib.chdir(folder):
+def searched(given: argparse.Namespace) -> dict[str, Any]:
+    """What `bcnet run` delivers of the binary network: its verification, and what it is made of."""
+    (given.folder / "bcnet.toml").write_text(configured(given, binary=True))
+    with contextlib.chdir(given.folder):
         code = bcnet(["run", "--no-compare"])
         export = json.loads(Path("runs/default/export/verify.json").read_text())
         small = json.loads(Path("runs/default/slice/result.json").read_text())
@@ -214,7 +170,7 @@ def timed(files: dict[str, tuple[bytes, HwProfile]]) -> dict[str, float]:
 def real_rows(given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, tuple[bytes, HwProfile]]]:
     """Real networks at several widths: accuracies in fp32 and INT8, sizes, and the files to time."""
     rows, files = [], {}
-    problem = open_problem(Config.model_validate(tomllib.loads(configured(given, "real"))))
+    problem = open_problem(Config.model_validate(tomllib.loads(configured(given, binary=False))))
     integers = problem.at("int8")
     at_int8 = load_profile("cpu").model_copy(update={"precision": "int8"})
     example = problem.data.example(1)
@@ -265,25 +221,20 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 2, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.125, 0.25, 0.375, 0.5])
-    parser.add_argument("--mixed", action="store_true", help="also choose which layers are binary")
     parser.add_argument("--record", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    given.folder = given.folder.absolute()
     given.folder.mkdir(parents=True, exist_ok=True)
-    given.data = _absolute(given.data)
-    settings = tomllib.loads(configured(given, "real"))
+    given.data = absolute(given.data)
+    settings = tomllib.loads(configured(given, binary=False))
     del settings["model"]["weights"]
     data = open_problem(Config.model_validate(settings)).data
     accuracies = trained(given, data)
-    of_binary = searched(given.folder, configured(given, "binary"))
-    of_mixed = mixed(given, data, of_binary["budget"]["ms"]) if given.mixed else None
+    of_binary = searched(given)
     rows, files = real_rows(given)
-    delivered = (given.folder / MODEL).read_bytes()
+    delivered = (given.folder / "runs/default/export/model.onnx").read_bytes()
     files["binary, searched"] = delivered, load_profile(given.device)
     files["binary, searched, in floats"] = delivered, load_profile("cpu")
-    if of_mixed:
-        files["mixed, searched"] = (given.folder / "mixed" / MODEL).read_bytes(), load_profile(given.device)
     found = {
         **how_made(),
         "machine": runtime_here("onnxruntime").fingerprint()["processor"],
@@ -292,7 +243,6 @@ def main() -> None:
         "test_images": len(data.test),
         "accuracy": accuracies,
         "binary": of_binary,
-        **({"mixed": of_mixed} if of_mixed else {}),
         "real": rows,
         "latency_ms": timed(files),
     }
@@ -301,7 +251,7 @@ def main() -> None:
         given.record.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _absolute(data: str) -> str:
+def absolute(data: str) -> str:
     """The data's name, with a folder that does not depend on where it is read from."""
     kind, _, path = data.partition(":")
     return f"{kind}:{Path(path).absolute()}" if kind == "imagefolder" else data
