@@ -13,6 +13,7 @@ from onnx import ModelProto
 from torch import nn
 
 from bcnet.errors import ModelError
+from bcnet.models.binary import has_binary
 from bcnet.onnx_export.int8 import Feed, calibration_feeds, unsigned_activations
 from bcnet.onnx_export.onnx_supernet import to_onnx
 from bcnet.pipeline.file_outputs import file_outputs
@@ -36,9 +37,12 @@ RATE = 0.1  # factor on the fine-tuning rate: weights move only a little further
 
 
 def is_aware(problem: Problem) -> bool:
-    """Whether networks are trained through the integers of their files."""
+    """Whether networks are trained through the integers of their files.
+
+    Those with binary layers are not: signs in a file have no derivative that could train what is before them.
+    """
     wanted = problem.config.slice.quantization_aware is not False
-    return wanted and problem.profile.number_format.calibrated
+    return wanted and problem.profile.number_format.calibrated and not has_binary(problem.model)
 
 
 def aware_passes(problem: Problem, epochs: int) -> int:

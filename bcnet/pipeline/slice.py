@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from bcnet.data.image_data import ImageData
 from bcnet.errors import FOREIGN, ModelError, one_line
+from bcnet.models.binary import has_binary
 from bcnet.pipeline.deployment import KEY, preprocessing
 from bcnet.pipeline.fine_tuning import AS_ASKED, FineTuning, Outcome, at_lower_rate
 from bcnet.pipeline.finished import PROGRAM, WEIGHTS, Chosen, as_searched, searched
@@ -38,7 +39,7 @@ from bcnet.pipeline.route import fine_tuning_rate
 from bcnet.pipeline.search_inputs import assigned_channels
 from bcnet.pipeline.teacher import objective_for, teacher_digest
 from bcnet.pipeline.training_precision import announced
-from bcnet.progress import working
+from bcnet.progress import say, working
 from bcnet.runs import Run, alone_in, digest, json_bytes
 from bcnet.space.channel_rules import Side
 from bcnet.space.extract import with_state
@@ -237,6 +238,9 @@ def _through_integers(
     """The fine-tuned network; at INT8, after further training through the integers of its file."""
     passes = aware_passes(problem, problem.config.slice.epochs)
     if not passes:
+        wanted = problem.config.slice.quantization_aware and problem.profile.number_format.calibrated
+        if wanted and has_binary(problem.model):
+            say("fine-tuning through integers: left out, since signs have no derivative in the exported file")
         return Quantised(result.model)
     aware = QuantisationAware(problem, trained_network(run, problem))
     return aware(result.model, "fine-tuning through integers", passes, through_integers(checkpoint))

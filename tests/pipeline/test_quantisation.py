@@ -10,6 +10,7 @@ from torch import nn
 
 from bcnet.config import Config
 from bcnet.errors import ModelError
+from bcnet.models.reactnet import reactnet_small
 from bcnet.pipeline import quantisation
 from bcnet.pipeline.open_problem import open_problem
 from bcnet.pipeline.problem import Problem
@@ -115,6 +116,12 @@ def test_a_quarter_of_the_passes_are_added_at_int8_alone(integers: Problem) -> N
         update={"slice": integers.config.slice.model_copy(update={"quantization_aware": False})}
     )
     assert aware_passes(replace(integers, config=config), 8) == 0
+
+
+def test_a_network_with_binary_layers_is_not_trained_through_integers(integers: Problem) -> None:
+    binary, real = (reactnet_small(1, 10, widths=(32,), depths=(1,), binary=own) for own in ("both", "none"))
+    assert aware_passes(integers.of_model(binary), 8) == 0
+    assert aware_passes(integers.of_model(real), 8) == 2
 
 
 def test_the_checkpoint_of_training_through_integers_is_beside_that_of_fine_tuning() -> None:

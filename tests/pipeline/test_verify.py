@@ -1,5 +1,6 @@
 """What is exported is evaluated by what its file really does."""
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +18,12 @@ from bcnet.errors import CheckFailed
 from bcnet.hw_profiles import HwProfile
 from bcnet.latency_tables.rows import LatencyStat
 from bcnet.models.digits import digits
+from bcnet.models.reactnet import reactnet_small
+from bcnet.onnx_export.precision import at_precision
 from bcnet.pipeline.export import export
 from bcnet.pipeline.results import AgainstOriginal, VerifyReport
 from bcnet.pipeline.verify import Artifact, Expected, against_original, check_file, verify
+from bcnet.runtimes.onnx_binary import packed_bytes
 from bcnet.space.discover import discover_space
 from bcnet.space.supernet import cut
 from bcnet.space.width_space import Widths, WidthSpace
@@ -179,6 +183,32 @@ def test_outputs_that_are_not_the_networks_fail(factor: float, message: str) -> 
     assert len(found.failures) == 1
     assert message in found.failures[0]
     assert not found.passed
+
+
+@pytest.mark.parametrize(
+    ("precision", "reasons"),
+    [("fp32", ["outputs differ from PyTorch by ", "100.00% of the answers are not those"]), ("int8", [])],
+)
+def test_answers_of_a_binary_network_have_to_be_pytorchs_unless_it_is_rounded_to_integers(
+    precision: str, reasons: list[str]
+) -> None:
+    """The file names each class as the one before it; the network is not trained, so accuracy stays low."""
+    data, quick = exported().data, QUICK.model_copy(update={"precision": precision})
+    torch.manual_seed(0)
+    model = reactnet_small(1, 10, widths=(32,), depths=(1,)).eval()
+    space = discover_space(model, data.example(1), bins=2)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other[-1].parameters():  # type: ignore[union-attr]
+            parameter.copy_(parameter.roll(-1, 0))
+    proto = at_precision(export(other, data.example(1), {}), data, quick, 0)
+    limits = ExportConfig(accuracy_tolerance=0.5, int8_accuracy_tolerance=0.5)
+    expected = Expected(model, space, space.largest(), data, limits, 1.0)
+    found = verify(Artifact(proto, proto.SerializeToString()), expected, quick)
+    assert found.top1_agreement < 0.5
+    assert found.packed_bytes == packed_bytes(proto)
+    assert len(found.failures) == len(reasons)
+    assert all(reason in own for own, reason in zip(found.failures, reasons, strict=True))
 
 
 def test_a_file_that_is_no_onnx_network_is_refused() -> None:

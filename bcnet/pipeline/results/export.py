@@ -57,15 +57,15 @@ class VerifyReport(Budgeted):
     """One backend's findings.
 
     `output_error` is the largest difference to PyTorch, relative to the largest output (at int8 it is
-    reported, and accuracy decides; with binary layers the median image is held to the tolerance, because a
-    sum within rounding of a threshold may have either sign); `packed_bytes` is the size of the constants with
-    binary weights in one bit each, where there are any; `failures` describe what did not pass. `measured` is
-    the fastest of several measurements that alternate with those of `full`; `noise` is the relative
-    difference between the slowest of one network and its fastest, `notes` what to know about it. `executed`
-    is whether the file, or the engine that was built from it, ran on its device: else `not_verified` says why
-    not, `measured` and `full` are None, and all else was checked with ONNX Runtime on this processor.
-    `passed` is whether every check that could be made passed, `verified` whether the latency on the device is
-    among them. With `preprocess`, all of this is about files that pre-process their images.
+    reported, and accuracy decides; in floats with binary layers the median image is held to the tolerance,
+    because a sum within rounding of a threshold may have either sign); `packed_bytes` is the size of the
+    constants with binary weights in one bit each, where there are any; `failures` describe what did not pass.
+    `measured` is the fastest of several measurements that alternate with those of `full`; `noise` is the
+    relative difference between the slowest of one network and its fastest, `notes` what to know about it.
+    `executed` is whether the file, or the engine that was built from it, ran on its device: else
+    `not_verified` says why not, `measured` and `full` are None, and all else was checked with ONNX Runtime on
+    this processor. `passed` is whether every check that could be made passed, `verified` whether the latency
+    on the device is among them. With `preprocess`, all of this is about files that pre-process their images.
     """
 
     ABSENT: ClassVar[frozenset[str]] = frozenset({"preprocess", "packed_bytes"})
