@@ -11,6 +11,8 @@ from typing import Any, List, NamedTuple, Sequence, Set, Tuple
 OUTSIDE = frozenset(("Parameter", "Result", "Input", "Output", "Const", "Constant"))
 # What OpenVINO appends to a node's name where it splits the node into several.
 PART = re.compile(r"(/WithoutBiases)+$")
+# Names that OpenVINO gives to nodes that the file does not have, e.g. of a dequantisation.
+GENERATED = re.compile(r"[A-Z][A-Za-z]*(_\d+)+$")
 ONE_BIT = "u1"
 
 
@@ -56,7 +58,8 @@ def executed(compiled: Any) -> List[Layer]:
 def row_names(layers: Sequence[Layer]) -> List[str]:
     """A name for each layer: its nodes, as "conv + relu"; of a change of layout, "Reorder (conv)".
 
-    The latter has no nodes of its own, and is named after the layer that needs the other layout.
+    The latter has no nodes of its own, and is named after the layer that needs the other layout: by its first
+    node that is one of the file.
     """
     by_name = {layer.name: layer for layer in layers}
     names = []
@@ -69,7 +72,8 @@ def row_names(layers: Sequence[Layer]) -> List[str]:
         while not needs.nodes and needs.follower in by_name and needs.name not in seen:
             seen.add(needs.name)
             needs = by_name[needs.follower]
-        names.append("%s (%s)" % (layer.kind, needs.nodes[0] if needs.nodes else layer.name))
+        named = [node for node in needs.nodes if not GENERATED.match(node)] or needs.nodes or [layer.name]
+        names.append("%s (%s)" % (layer.kind, named[0]))
     return names
 
 

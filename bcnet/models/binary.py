@@ -171,6 +171,11 @@ def set_binary(model: nn.Module, *, activations: bool, weights: bool) -> None:
             module.binary = weights and not module.real
 
 
+def has_binary(model: nn.Module) -> bool:
+    """Whether anything in a network is binary now: activations or weights of any layer."""
+    return any(isinstance(own, RSign | BinaryConv2d) and own.binary for own in model.modules())
+
+
 def layers_of_one_bit(model: nn.Module) -> dict[str, tuple[nn.Module, ...]]:
     """The layers that can be binary, by the name of their convolution, in order: the sign, the convolution.
 

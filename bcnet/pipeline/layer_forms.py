@@ -13,7 +13,7 @@ from bcnet.errors import ModelError
 from bcnet.latency_tables.mixed_slots import ONE_BIT, REAL, Bits, covering_bits
 from bcnet.latency_tables.rows import LayerSpec
 from bcnet.measure.network_design import needed_layers
-from bcnet.models.binary import BinaryConv2d, RSign, layers_of_one_bit, only_binary
+from bcnet.models.binary import has_binary, layers_of_one_bit, only_binary
 from bcnet.onnx_export.onnx_supernet import OnnxSupernet
 from bcnet.pipeline.problem import Problem
 from bcnet.runtimes.onnx_binary import binary_convolutions
@@ -47,16 +47,10 @@ def forms_of_layers(problem: Problem) -> set[LayerSpec]:
     """The rows of all forms on the problem's device; none where no layer's bits can be chosen there."""
     form, layers = problem.profile.number_format, layers_of_one_bit(problem.model)
     kernels = problem.profile.traits.one_bit and (form.full or form.calibrated)
-    if not kernels or not layers or any_binary(layers):
+    if not kernels or not layers or has_binary(problem.model):
         return set()
     networks = Forms.of(problem).networks.values()
     return {spec for own in networks for spec in needed_layers(own.graph)}
-
-
-def any_binary(layers: Mapping[str, Sequence[nn.Module]]) -> bool:
-    """Whether one of these layers (of `layers_of_one_bit`) is binary already."""
-    modules = [module for own in layers.values() for module in own]
-    return any(module.binary for module in modules if isinstance(module, RSign | BinaryConv2d))
 
 
 def binary_names(names: Sequence[str], bits: Bits) -> tuple[str, ...]:

@@ -19,8 +19,8 @@ from bcnet.config import latency_share
 from bcnet.errors import DeviceError, ModelError
 from bcnet.latency_tables.mixed_slots import BITS, ONE_BIT, REAL
 from bcnet.methods.latency_milp import Allocation, allocate_exactly
-from bcnet.models.binary import layers_of_one_bit
-from bcnet.pipeline.layer_forms import any_binary, assigned, binary_names
+from bcnet.models.binary import has_binary, layers_of_one_bit
+from bcnet.pipeline.layer_forms import assigned, binary_names
 from bcnet.pipeline.mixed_latency import MixedLatency, mixed_latency
 from bcnet.pipeline.problem import Problem
 from bcnet.pipeline.results import Values
@@ -99,13 +99,13 @@ def choose_precisions(problem: Problem) -> LayerPrecisions:
 
 
 def _check(problem: Problem) -> None:
-    profile, layers = problem.profile, layers_of_one_bit(problem.model)
+    profile = problem.profile
     if problem.further:
         raise DeviceError(
             f"precisions are chosen on one device, and there are several: {', '.join(problem.targets)}; name "
             f"one of them, e.g. --device {profile.name}"
         )
-    if not layers:
+    if not layers_of_one_bit(problem.model):
         raise ModelError(
             f"model '{problem.config.model.name}' has no layers that can be binary (bcnet.models.binary)"
         )
@@ -118,7 +118,7 @@ def _check(problem: Problem) -> None:
         raise DeviceError(
             f"1-bit kernels are for files in fp32 or int8, not {profile.precision}; set --precision fp32"
         )
-    if any_binary(layers):
+    if has_binary(problem.model):
         raise ModelError(
             "precisions are chosen on the real network, from which the binary one is then trained: set "
             "binary = 'none' in [model] args, and model.weights to those of the real network"

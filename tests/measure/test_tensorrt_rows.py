@@ -211,6 +211,12 @@ def test_a_profile_that_names_hardly_any_of_the_network_is_refused() -> None:
         attribute_fused(len(SLOTS), rows, shares)
 
 
+def test_a_profile_is_not_refused_for_a_run_in_which_a_short_row_was_interrupted() -> None:
+    rows = [("head", np.array([0.4, 0.4])), ("Reorder (unknown)", np.array([0.001, 9.0]))]
+    shares = RowReader(SLOTS, READERS, WORK).shares([name for name, _ in rows])
+    assert attribute_fused(len(SLOTS), rows, shares).sum() == pytest.approx(0.8)
+
+
 class Joined(nn.Module):
     """A stem, two branches that are joined, a sum, a head."""
 

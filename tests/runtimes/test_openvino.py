@@ -141,6 +141,16 @@ def test_a_change_of_memory_layout_is_named_after_the_layer_that_needs_it() -> N
     last = Layer("conv_to_out", "Reorder", [], "", "f32", "out")
     names = row_names([first, second, conv, last])
     assert names == ["Reorder (conv)", "Reorder (conv)", "conv + relu", "Reorder (conv_to_out)"]
+    nodes = [
+        "Convert_12",
+        "Subtract_13_0",
+        "relu_QuantizeLinear",
+        "prelu",
+    ]  # two are not of the file
+    rounded = Layer("Subtract_13_0", "Subgraph", nodes, "", "u8", "out")
+    assert row_names([Layer("a", "Reorder", [], "", "u8", rounded.name), rounded])[0] == (
+        "Reorder (relu_QuantizeLinear)"
+    )
     assert layer_names(None, names[:1]) == [LayerName("Reorder (conv)", "memory layout")]
 
 
